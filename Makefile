@@ -1,0 +1,44 @@
+# make chat            talk about a picture with the embedded model (PROMPT="..." asks once, ARGS="..." adds flags)
+# make demo            the same in a browser
+# make test            all tests
+# make check           linter and types
+# make bench           benchmarks
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export PROMPT
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: chat demo test check bench
+
+chat: $(VENV)/installed
+	@$(RUN) -m llava.serve.cli $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
+
+demo: $(VENV)/installed
+	@$(RUN) -m llava.serve.gradio_web_server $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/installed-dev
+	$(RUN) -m scripts.bench.quadtree $(ARGS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV), a few minutes the first time" >&2
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
