@@ -1,0 +1,24 @@
+"""QLIP: a content-aware quadtree in place of CLIP's uniform grid, without retraining (arXiv 2505.23004)."""
+
+from qlip.config import QLIPConfig
+from qlip.draw import draw_leaves
+from qlip.encoder import QLIPOutput, QLIPVisionModel
+from qlip.image_processing import QLIPImageProcessor
+from qlip.mlp import CoordinateMLP
+from qlip.patches import extract_patches
+from qlip.positions import interpolate_positions, raster_positions
+from qlip.quadtree import Leaves, partition
+
+__all__ = [
+    "CoordinateMLP",
+    "Leaves",
+    "QLIPConfig",
+    "QLIPImageProcessor",
+    "QLIPOutput",
+    "QLIPVisionModel",
+    "draw_leaves",
+    "extract_patches",
+    "interpolate_positions",
+    "partition",
+    "raster_positions",
+]

@@ -1,0 +1,7 @@
+"""`python -m qlip`."""
+
+import sys
+
+from qlip.cli import main
+
+sys.exit(main())

@@ -1,0 +1,168 @@
+"""A picture -> a normalised tensor whose sides are whole cells, at native resolution or a chosen size.
+
+Stands in for transformers' CLIPImageProcessor: same attributes, `preprocess` and files. Nothing is cropped and the
+aspect ratio is kept to within half a cell. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from qlip.config import QLIPConfig, check_count
+from qlip.quadtree import count_roots, native_max_leaf
+
+
+class QLIPImageProcessor(ImageProcessingMixin):
+    """Prepares images for `QLIPVisionModel`.
+
+    Args:
+        patch_size: P, pixels per side of a cell.
+        native_size: side, in pixels, of the square images that the tower was trained on.
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: per channel.
+        qlip: the settings, or their dict; `image_size`, `max_cells` and `max_tokens` decide the size of images.
+    """
+
+    model_input_names = ["pixel_values"]
+    keeps_aspect_ratio = True
+
+    def __init__(
+        self,
+        patch_size: int = 14,
+        native_size: int = 336,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+        qlip: QLIPConfig | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("patch_size", patch_size)
+        check_count("native_size", native_size)
+        if native_size % patch_size:
+            raise ValueError(f"native_size is {native_size}; it must be a multiple of patch_size {patch_size}")
+        self.patch_size = patch_size
+        self.size = {"shortest_edge": native_size}
+        self.crop_size = {"height": native_size, "width": native_size}
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.qlip = qlip if isinstance(qlip, QLIPConfig) else QLIPConfig.from_dict(qlip or {})
+
+    @classmethod
+    def from_clip(cls, processor: Any, patch_size: int, qlip: QLIPConfig) -> QLIPImageProcessor:
+        """Takes over the native size, mean and standard deviation of a CLIP or SigLIP image processor."""
+        size = processor.crop_size or processor.size
+        native_size = size.get("height") or size["shortest_edge"]
+        return cls(patch_size, native_size, processor.image_mean, processor.image_std, qlip)
+
+    @property
+    def native_grid(self) -> int:
+        """n: cells per side of the native image."""
+        return self.crop_size["height"] // self.patch_size
+
+    def preprocess(
+        self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray], return_tensors: str | None = None
+    ) -> BatchFeature:
+        """Turns pictures into `pixel_values`.
+
+        Args:
+            images: a Pillow image of any mode, a uint8 array (H, W) or (H, W, C), or a sequence of these.
+            return_tensors: "pt" or "np". One array (B, 3, H, W) where all sizes agree, else a list. None: a list.
+
+        Raises:
+            TypeError: an image is neither a Pillow image nor a uint8 array.
+            ValueError: an unknown `return_tensors`.
+        """
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors is {return_tensors!r}; allowed are 'pt', 'np' and None")
+        batch = images if isinstance(images, Sequence) else [images]
+        tensors = [self._to_tensor(image) for image in batch]
+        alike = len({tensor.shape for tensor in tensors}) == 1
+        if return_tensors == "pt":
+            return BatchFeature({"pixel_values": torch.stack(tensors) if alike else tensors})
+        arrays = [tensor.numpy() for tensor in tensors]
+        return BatchFeature({"pixel_values": np.stack(arrays) if alike and return_tensors else arrays})
+
+    __call__ = preprocess
+
+    def choose_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, cols) that a picture of `height` x `width` pixels is resized to.
+
+        The nearest whole cells at the wanted size, made smaller where they exceed `max_cells`, or where even the
+        coarsest tree would exceed `max_tokens`.
+        """
+        scale = 1.0 if self.qlip.image_size is None else self.qlip.image_size / min(height, width)
+        cells = height * width * (scale / self.patch_size) ** 2
+        scale *= min(1.0, math.sqrt(self.qlip.max_cells / cells))
+        while True:
+            rows, cols = (max(1, round(side * scale / self.patch_size)) for side in (height, width))
+            if rows * cols <= self.qlip.max_cells and self._affordable((rows, cols)):
+                return rows, cols
+            scale *= 0.98
+
+    def _affordable(self, grid: tuple[int, int]) -> bool:
+        if self.qlip.max_tokens is None:
+            return True
+        return count_roots(grid, self.qlip.layout, self.max_leaf(grid)) <= self.qlip.max_tokens
+
+    def max_leaf(self, grid: tuple[int, int]) -> int | None:
+        """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound."""
+        return native_max_leaf(grid, self.native_grid) if self.qlip.coarsest == "native" else None
+
+    def _to_tensor(self, image: Image.Image | np.ndarray) -> Tensor:
+        """float32 (3, H, W), normalised; H and W whole cells."""
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"the image is a {kind}; it must be a Pillow image or a uint8 array")
+        image = to_rgb(image)
+        rows, cols = self.choose_grid(image.height, image.width)
+        size = (cols * self.patch_size, rows * self.patch_size)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return ((pixels - mean) / std).contiguous()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes as preprocessor_config.json."""
+        return {
+            "image_processor_type": type(self).__name__,
+            "patch_size": self.patch_size,
+            "size": self.size,
+            "crop_size": self.crop_size,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "qlip": self.qlip.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The inverse of `to_dict`; `kwargs` are transformers' own (`return_unused_kwargs`)."""
+        values = image_processor_dict
+        native_size = values["crop_size"]["height"]
+        processor = cls(values["patch_size"], native_size, values["image_mean"], values["image_std"], values["qlip"])
+        return (processor, kwargs) if kwargs.pop("return_unused_kwargs", False) else processor
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The upright RGB form of a picture of any Pillow mode.
+
+    EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bit.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image.convert("I")), 0, 65535) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,138 @@
+"""Where leaves stand: position embeddings at any place (paper section 3.2), and places on the native raster.
+
+Pure functions of leaves and a table. Knows nothing of towers or language models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qlip.config import Interpolation, LeafPosition, check_choice
+from qlip.mlp import CoordinateMLP
+from qlip.quadtree import Leaves
+
+BICUBIC_A = -0.75  # the kernel of torch's and most libraries' bicubic interpolation
+
+
+def interpolate_positions(
+    table: Tensor,
+    leaves: Leaves,
+    mode: Interpolation = "bicubic",
+    mlp: CoordinateMLP | None = None,
+    leaf_position: LeafPosition = "centre",
+    mlp_residual: bool = True,
+) -> Tensor:
+    """Position embeddings of leaves, read from a pretrained n x n table laid corner to corner over the image's grid.
+
+    Args:
+        table: float (n * n, D), the pretrained patch positions without [CLS], row by row.
+        leaves: N leaves.
+        mode: "bilinear", "bicubic" (corners aligned, borders clamped) or "mlp", the trained prior.
+        mlp: the prior, for mode "mlp".
+        leaf_position: position of the leaf's centre, or the mean over its cells.
+        mlp_residual: with "mlp", add (table - prior on the native grid), interpolated bicubically, so that the native
+            grid is exact whatever the fit. False is the paper's form.
+
+    Returns:
+        float32 (N, D) on the table's device. On the native uniform grid exactly the table; with the prior and its
+        residual up to rounding.
+
+    Raises:
+        ValueError: the table is not square, or a name is unknown, or the prior is missing.
+    """
+    check_choice("mode", mode, Interpolation)
+    check_choice("leaf_position", leaf_position, LeafPosition)
+    side = native_side(table)
+    table = table.float()
+    if mode != "mlp":
+        return _table_weights(leaves, side, mode, leaf_position).to(table.device) @ table
+    if mlp is None:
+        raise ValueError("mode 'mlp' needs the prior: mlp is None")
+    positions = _prior_positions(mlp, leaves, leaf_position, table.device)
+    if mlp_residual:
+        residual = table - _prior_positions(mlp, Leaves.uniform((side, side)), "centre", table.device)
+        positions = positions + _table_weights(leaves, side, "bicubic", leaf_position).to(table.device) @ residual
+    return positions
+
+
+def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:
+    """The place of each leaf's centre on the native raster, for the position ids of a language model.
+
+    The rows of an n x n raster laid over the image are counted whole, places within a row with a fraction: n * i + j,
+    i = min(floor((row + size/2) / rows * n), n - 1), j = clamp((col + size/2) / cols * n - 1/2, 0, n - 1).
+
+    Args:
+        leaves: N leaves.
+        native_grid: n, cells per side of the grid that the tower was trained on.
+
+    Returns:
+        float32 (N,), from 0 to n * n - 1; on the native uniform grid exactly 0, 1, 2, ...
+    """
+    row, col, size = leaves.boxes.unbind(1)
+    rows, cols = leaves.grid
+    i = ((2 * row + size) * native_grid // (2 * rows)).clamp(max=native_grid - 1)
+    j = ((2 * col + size) * native_grid).double() / (2 * cols) - 0.5
+    return (native_grid * i + j.clamp(0, native_grid - 1)).float()
+
+
+def native_side(table: Tensor) -> int:
+    """n of a table (n * n, D)."""
+    side = round(table.shape[0] ** 0.5)
+    if table.ndim != 2 or side * side != table.shape[0]:
+        raise ValueError(f"the position table has shape {tuple(table.shape)}; it must be (n * n, D), without [CLS]")
+    return side
+
+
+def _table_weights(leaves: Leaves, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
+    """float32 (N, n * n): the share of every table entry in every leaf's position; each row sums to 1."""
+    by_row = _axis_weights(leaves, 0, side, mode, leaf_position)
+    by_col = _axis_weights(leaves, 1, side, mode, leaf_position)
+    return (by_row[:, :, None] * by_col[:, None, :]).flatten(1).float()
+
+
+def _axis_weights(leaves: Leaves, axis: int, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
+    """float64 (N, n): the same along one axis. A one-hot row, exactly, where a leaf stands on a point of the table."""
+    length, starts, sizes = leaves.grid[axis], leaves.boxes[:, axis], leaves.sizes
+    if leaf_position == "centre":
+        return _point_weights(starts + (sizes.double() - 1) / 2, length, side, mode)
+    cells = torch.arange(length)
+    inside = (cells >= starts[:, None]) & (cells < (starts + sizes)[:, None])
+    return (inside / sizes[:, None].double()) @ _point_weights(cells.double(), length, side, mode)
+
+
+def _point_weights(places: Tensor, length: int, side: int, mode: Interpolation) -> Tensor:
+    """float64 (N, n) for places in cells, 0 to length - 1, laid on points 0 to n - 1."""
+    points = places * (side - 1) / (length - 1) if length > 1 else torch.full_like(places, (side - 1) / 2)
+    left = points.floor()
+    distance = points - left
+    if mode == "bilinear":
+        offsets, weights = [0, 1], [1 - distance, distance]
+    else:
+        offsets = [-1, 0, 1, 2]
+        weights = [_cubic_far(1 + distance), _cubic_near(distance), _cubic_near(1 - distance), _cubic_far(2 - distance)]
+    index = torch.stack([(left.long() + offset).clamp(0, side - 1) for offset in offsets], dim=1)
+    return places.new_zeros(len(places), side).scatter_add_(1, index, torch.stack(weights, dim=1))
+
+
+def _cubic_near(x: Tensor) -> Tensor:
+    """Keys' cubic kernel for distances up to 1."""
+    return ((BICUBIC_A + 2) * x - (BICUBIC_A + 3)) * x * x + 1
+
+
+def _cubic_far(x: Tensor) -> Tensor:
+    """Keys' cubic kernel for distances from 1 to 2."""
+    return ((BICUBIC_A * x - 5 * BICUBIC_A) * x + 8 * BICUBIC_A) * x - 4 * BICUBIC_A
+
+
+def _prior_positions(mlp: CoordinateMLP, leaves: Leaves, leaf_position: LeafPosition, device: torch.device) -> Tensor:
+    """float32 (N, D): the prior at the leaves' normalised coordinates u = -1 + 2 c / (extent - 1), 0 for extent 1."""
+    spots = leaves if leaf_position == "centre" else Leaves.uniform(leaves.grid)
+    extent = torch.tensor(leaves.grid) - 1
+    coordinates = torch.where(extent > 0, 2 * spots.centres / extent.clamp(min=1) - 1, 0.0)
+    positions = mlp(coordinates.to(device)).float()
+    if leaf_position == "centre":
+        return positions
+    tokens = leaves.token_map().flatten().to(device)
+    sums = torch.zeros(len(leaves), positions.shape[1], device=device).index_add_(0, tokens, positions)
+    return sums / (leaves.sizes**2).to(device)[:, None]

@@ -1,0 +1,231 @@
+"""The content-aware quadtree: image -> leaves (paper section 3.1).
+
+Knows scores and the split rule; nothing of patches, positions or models. All words as in docs/METHOD.md: a cell is one
+P x P square of pixels, a block 2^k x 2^k cells, a leaf a block that is not split, one visual token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qlip.config import Criterion, Layout, check_choice, check_count, check_threshold
+from qlip.criteria import score_pyramid
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """The leaves of one image's quadtree, in raster order of their top-left cells. Always on the CPU."""
+
+    boxes: Tensor
+    """int64 (N, 3): row, col, size in cells."""
+
+    grid: tuple[int, int]
+    """(rows, cols) of the image in cells."""
+
+    def __post_init__(self) -> None:
+        if self.boxes.dtype != torch.int64 or self.boxes.ndim != 2 or self.boxes.shape[1] != 3:
+            raise ValueError(f"boxes are {self.boxes.dtype} {tuple(self.boxes.shape)}; they must be int64 (N, 3)")
+
+    @classmethod
+    def uniform(cls, grid: tuple[int, int]) -> Leaves:
+        """The uniform grid: one leaf per cell."""
+        cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2)
+        return cls(F.pad(cells, (0, 1), value=1), grid)
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    @property
+    def sizes(self) -> Tensor:
+        """int64 (N,): side of each leaf in cells."""
+        return self.boxes[:, 2]
+
+    @property
+    def centres(self) -> Tensor:
+        """float32 (N, 2): (row, col) of each leaf's centre in cell-index units; a single cell's is its own index."""
+        return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
+
+    def token_map(self) -> Tensor:
+        """int64 (rows, cols): the index of the leaf that covers each cell."""
+        areas = self.sizes**2
+        leaf = torch.repeat_interleave(torch.arange(len(self)), areas)
+        place = torch.arange(len(leaf)) - (areas.cumsum(0) - areas)[leaf]  # running count inside the leaf
+        row = self.boxes[leaf, 0] + place // self.sizes[leaf]
+        col = self.boxes[leaf, 1] + place % self.sizes[leaf]
+        tokens = torch.empty(self.grid, dtype=torch.int64)
+        tokens[row, col] = leaf
+        return tokens
+
+
+class Roots(NamedTuple):
+    """Where the coarsest blocks lie."""
+
+    level: int  # blocks of 2^level cells
+    top: int  # first row and column of the region that blocks tile, in cells
+    left: int
+    rows: int  # extent of that region, in cells
+    cols: int
+
+
+def find_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> Roots:
+    """Side B = 2^(floor(log2(min(rows, cols))) - 1), at least 1 and at most `max_leaf`; tiled as `layout` says."""
+    check_choice("layout", layout, Layout)
+    rows, cols = grid
+    level = max(min(rows, cols).bit_length() - 2, 0)
+    if max_leaf is not None:
+        check_count("max_leaf", max_leaf)
+        if max_leaf & (max_leaf - 1):
+            raise ValueError(f"max_leaf is {max_leaf}; it must be a power of two")
+        level = min(level, max_leaf.bit_length() - 1)
+    if layout == "aligned":
+        return Roots(level, 0, 0, rows, cols)
+    side = 2**level
+    return Roots(level, rows % side // 2, cols % side // 2, rows - rows % side, cols - cols % side)
+
+
+def count_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> int:
+    """The number of leaves of the coarsest tree: the least that any budget must allow."""
+    roots = find_roots(grid, layout, max_leaf)
+    whole = [(roots.rows >> k) * (roots.cols >> k) for k in range(roots.level + 1)]  # blocks inside the region
+    inside = whole[-1] + sum(whole[k] - 4 * whole[k + 1] for k in range(roots.level))
+    return inside + grid[0] * grid[1] - roots.rows * roots.cols
+
+
+def native_max_leaf(grid: tuple[int, int], native_grid: int) -> int:
+    """Side, in cells, of the largest leaf that covers at most one cell of an n x n grid laid over the image."""
+    return 1 << max((min(grid) // native_grid).bit_length() - 1, 0)
+
+
+@torch.no_grad()
+def partition(
+    image: Tensor,
+    patch_size: int = 14,
+    *,
+    alpha: float = 0.0,
+    criterion: Criterion = "gradient",
+    max_tokens: int | None = None,
+    layout: Layout = "aligned",
+    max_leaf: int | None = None,
+    structure_size: int = 7,
+    generator: torch.Generator | None = None,
+) -> Leaves:
+    """Cuts an image by the quadtree of its detail (paper section 3.1). Waits for a GPU once, at the end.
+
+    Args:
+        image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
+        patch_size: P, pixels per side of a cell, at least 2.
+        alpha: a block larger than a cell splits iff its score >= alpha and its parent split.
+        criterion: what scores a block, see `qlip.criteria`.
+        max_tokens: budget; blocks split in order of falling score (ties: larger first, then raster) while it lasts.
+        layout: "aligned" tiles the roots from the top-left corner and splits what sticks out of the grid;
+            "centered" centres whole roots, every cell outside them is a leaf.
+        max_leaf: bound on the side of a leaf in cells, a power of two.
+        structure_size: window of criterion "structure" in sampled pixels, odd.
+        generator: source of criterion "random"; by default one with seed 0.
+
+    Raises:
+        TypeError: the image is not floating point.
+        ValueError: a size, threshold or name is out of range, or the coarsest tree has more leaves than `max_tokens`.
+    """
+    grid = grid_of(image, patch_size)
+    check_threshold(alpha)
+    roots = find_roots(grid, layout, max_leaf)
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
+        if (least := count_roots(grid, layout, max_leaf)) > max_tokens:
+            raise ValueError(
+                f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
+                f" {least} leaves; allow more tokens or make the image smaller"
+            )
+    region = image[
+        :,
+        roots.top * patch_size : (roots.top + roots.rows) * patch_size,
+        roots.left * patch_size : (roots.left + roots.cols) * patch_size,
+    ]
+    scores = score_pyramid(
+        region,
+        patch_size,
+        roots.level,
+        criterion,
+        structure_size=structure_size,
+        image_pixels=image.shape[1] * image.shape[2],
+        generator=generator,
+    )
+    splits_left = None if max_tokens is None else (max_tokens - least) // 3
+    splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
+    return read_leaves(splits, roots, grid)
+
+
+def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:
+    """Which blocks split: bool, shaped like `scores`, for levels 1 and up.
+
+    Blocks that stick out of `extent` (rows, cols) always split. Of the others, at most `most`, best first.
+    """
+    forced = [_sticks_out(scores[k], k, extent) for k in range(len(scores))]
+    effective: list[Tensor] = []  # from the top level down
+    for k in range(len(scores) - 1, 0, -1):
+        score = scores[k]
+        if effective:
+            score = torch.minimum(score, _upsample(effective[-1], 2, score.shape))
+        effective.append(score.masked_fill(forced[k], torch.inf))
+    wanted = [score >= alpha for score in effective]
+    if most is not None and effective:
+        # Listed by level from the top, each in raster order: a stable sort then breaks ties as promised, and a parent,
+        # whose effective score is no smaller than its child's, always comes first.
+        forced_flat = torch.cat([forced[k].flatten() for k in range(len(scores) - 1, 0, -1)])
+        ranking = torch.cat([score.flatten() for score in effective]).masked_fill(forced_flat, -torch.inf)
+        best = ranking.sort(descending=True, stable=True).indices[:most]
+        chosen = forced_flat.index_fill(0, best, True).split([score.numel() for score in effective])
+        wanted = [want & pick.view_as(want) for want, pick in zip(wanted, chosen, strict=True)]
+    return wanted[::-1]
+
+
+def read_leaves(splits: list[Tensor], roots: Roots, grid: tuple[int, int]) -> Leaves:
+    """Turns nested split decisions (levels 1 and up) into leaves."""
+    extent = (roots.rows, roots.cols)
+    level = torch.zeros(extent, dtype=torch.int64, device=splits[0].device if splits else None)
+    for k, split in enumerate(splits, start=1):
+        level += ~_upsample(split, 2**k, extent)  # splits are nested: a cell's leaf level counts the unsplit blocks
+    sizes = torch.ones(grid, dtype=torch.int64)
+    sizes[roots.top : roots.top + roots.rows, roots.left : roots.left + roots.cols] = 2 ** level.cpu()
+    row = torch.arange(grid[0])[:, None] - roots.top
+    col = torch.arange(grid[1])[None, :] - roots.left
+    corners = ((row % sizes == 0) & (col % sizes == 0)).nonzero()
+    return Leaves(torch.cat([corners, sizes[corners[:, :1], corners[:, 1:]]], dim=1), grid)
+
+
+def grid_of(image: Tensor, patch_size: int) -> tuple[int, int]:
+    """(rows, cols) of an image (C, H, W) in cells.
+
+    Raises:
+        TypeError: the image is not floating point.
+        ValueError: it has no three dimensions, is empty, or its sides are no multiples of the patch size.
+    """
+    check_count("patch_size", patch_size)
+    if not image.is_floating_point():
+        raise TypeError(f"the image is {image.dtype}; it must be floating point, normalised")
+    if image.ndim != 3:
+        raise ValueError(f"the image has shape {tuple(image.shape)}; it must be (channels, height, width)")
+    height, width = image.shape[1:]
+    if patch_size < 2 or not image.numel() or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"the image is {height} x {width} pixels, the patch size {patch_size}: height and width must be"
+            " positive multiples of the patch size, and that at least 2"
+        )
+    return height // patch_size, width // patch_size
+
+
+def _sticks_out(score: Tensor, level: int, extent: tuple[int, int]) -> Tensor:
+    """bool, shaped like `score`: the block does not lie wholly inside `extent`."""
+    ends = [torch.arange(1, n + 1, device=score.device) << level for n in score.shape]
+    return (ends[0] > extent[0])[:, None] | (ends[1] > extent[1])[None, :]
+
+
+def _upsample(grid: Tensor, factor: int, shape: tuple[int, ...]) -> Tensor:
+    """Repeats every entry factor x factor times and trims to `shape`."""
+    return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[: shape[0], : shape[1]]
