@@ -1,0 +1,19 @@
+"""LLaVA's shared constants: special tokens, their indices and the serving intervals.
+
+It holds values only; who inserts or interprets a token is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+CONTROLLER_HEART_BEAT_EXPIRATION = 30  # seconds
+WORKER_HEART_BEAT_INTERVAL = 15  # seconds
+
+LOGDIR = "."
+
+IGNORE_INDEX = -100
+IMAGE_TOKEN_INDEX = -200
+DEFAULT_IMAGE_TOKEN = "<image>"
+DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
+DEFAULT_IM_START_TOKEN = "<im_start>"
+DEFAULT_IM_END_TOKEN = "<im_end>"
+IMAGE_PLACEHOLDER = "<image-placeholder>"

@@ -1,0 +1,247 @@
+"""LLaVA's two halves joined: encode images, project them, splice them into a prompt, generate.
+
+Mixins over any of transformers' causal language models. Knows nothing of checkpoints or of how a tower works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.config import LlavaConfig
+from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.splice import (
+    PaddedBatch,
+    causal_mask_with_bias,
+    check_image_count,
+    collate,
+    splice_row,
+    truncate,
+)
+
+Images = Tensor | Sequence[Tensor]
+
+TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
+"""LLaVA's prefix of the tower's weights -> that of today's transformers."""
+
+
+class LlavaMetaModel(nn.Module):
+    """Adds a vision tower and a projector to a language model's trunk."""
+
+    config: LlavaConfig
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        if config.mm_vision_tower is not None or config.mm_vision_config is not None:
+            self.vision_tower = build_vision_tower(config)
+            width = config.mm_hidden_size or self.vision_tower.hidden_size
+            self.mm_projector = build_vision_projector(config.mm_projector_type, width, config.hidden_size)
+
+    def get_vision_tower(self) -> VisionTower | None:
+        """The tower; None for a model without eyes."""
+        return getattr(self, "vision_tower", None)
+
+
+class LlavaMetaForCausalLM(GenerationMixin):
+    """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
+
+    def get_vision_tower(self) -> VisionTower | None:
+        """The tower; None for a model without eyes."""
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: Images) -> list[ImageTokens]:
+        """Tokens of each image, projected to the language model's width in one pass.
+
+        Raises:
+            ValueError: the model has no vision tower, or it is not loaded.
+        """
+        tower = self.get_vision_tower()
+        if tower is None or not tower.is_loaded:
+            raise ValueError("images were given, but the model has no vision tower loaded")
+        tokens = tower(images)
+        projector = self.get_model().mm_projector
+        features = torch.cat([image.features for image in tokens])
+        projected = projector(features).split([len(image.features) for image in tokens])
+        return [image.with_features(feature) for image, feature in zip(tokens, projected, strict=True)]
+
+    def splice_images(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        images: Images | None,
+        padding_side: str,
+    ) -> PaddedBatch:
+        """Embeds a batch of prompts with their images in place, padded anew on `padding_side`.
+
+        Args:
+            input_ids: int64 (B, L), IMAGE_TOKEN_INDEX where an image stands.
+            attention_mask: (B, L), nonzero on real tokens; by default all are.
+            labels: int64 (B, L) or None. With labels, text behind the last image is cut down to
+                `tokenizer_model_max_length`.
+            images: one per placeholder, in order over the whole batch.
+
+        Raises:
+            ValueError: numbers of placeholders and images differ, or an image would be cut.
+        """
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
+        check_image_count(rows, 0 if images is None else len(images))
+        tokens = iter(self.encode_images(images) if images is not None and len(images) else [])
+        embed = self.get_model().embed_tokens
+        limit = None if labels is None else self.config.tokenizer_model_max_length
+        placed = []
+        for index, ids in enumerate(rows):
+            embeds = embed(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
+            own = [next(tokens) for _ in range(int((ids == IMAGE_TOKEN_INDEX).sum()))]
+            row = splice_row(ids, embeds, own, None if labels is None else labels[index][real[index].bool()])
+            placed.append(row if limit is None else truncate(row, limit))
+        return collate(placed, padding_side)
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        labels: Tensor | None,
+        images: Images | None,
+        image_sizes: Any = None,
+    ) -> tuple[None, Tensor, Tensor, Cache | None, Tensor, Tensor | None]:
+        """LLaVA's name and order for `splice_images`; `position_ids` and `image_sizes` are not read.
+
+        Returns:
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
+        """
+        batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
+        new_labels = None if labels is None else batch.labels
+        return None, batch.position_ids, batch.attention_mask, past_key_values, batch.inputs_embeds, new_labels
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Images | None = None,
+        image_sizes: Any = None,
+        key_bias: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The language model's forward pass; with `input_ids` and `images` the images are spliced in first.
+
+        Args:
+            images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), or a sequence
+                of (C, H, W). Logits then count the images' tokens.
+            image_sizes: accepted for LLaVA's callers; not read.
+            key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
+        """
+        if input_ids is not None and inputs_embeds is None and self._holds_images(input_ids, images, past_key_values):
+            batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
+            input_ids, inputs_embeds = None, batch.inputs_embeds
+            attention_mask, position_ids = batch.attention_mask, batch.position_ids
+            labels = None if labels is None else batch.labels
+            key_bias = self._key_bias(batch)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        new = inputs_embeds if inputs_embeds is not None else input_ids
+        if new is None:
+            raise ValueError("neither input_ids nor inputs_embeds were given")
+        if attention_mask is None and (key_bias is not None or _fractional(position_ids)):
+            # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
+            attention_mask = torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
+        if key_bias is not None and attention_mask is not None:
+            attention_mask = causal_mask_with_bias(attention_mask, key_bias, new.shape[1], self.dtype)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: None = None,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answers a batch of prompts about their images; each row as it would be alone.
+
+        Args:
+            inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image stands; `input_ids` is the same.
+            images: one per placeholder, in order over the whole batch.
+            image_sizes: accepted for LLaVA's callers; not read.
+            attention_mask: (B, L), nonzero on real tokens.
+            position_ids: must be None; positions follow from the images.
+            **kwargs: transformers' generation arguments.
+
+        Returns:
+            What transformers' `generate` returns, the new tokens only.
+
+        Raises:
+            ValueError: no prompt, embeddings instead of a prompt, or images that do not match the placeholders.
+        """
+        prompt = inputs if inputs is not None else input_ids
+        if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
+            raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
+        batch = self.splice_images(prompt, attention_mask, None, images, padding_side="left")
+        return super().generate(
+            inputs_embeds=batch.inputs_embeds,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            key_bias=self._key_bias(batch),
+            **kwargs,
+        )
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Writes a checkpoint with LLaVA's own parameter names, the tower included."""
+        tower = self.get_vision_tower()
+        if tower is not None and tower.is_loaded:
+            self.config.mm_vision_config = tower.config.to_dict()
+        self._weight_conversions = [WeightRenaming(*names) for names in TOWER_NAMES.items()]
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
+        """float32 (B, T): s * log(size^2) on the keys of leaves; None where s is 0 or all sizes are 1."""
+        tower = self.get_vision_tower()
+        strength = 0.0 if tower is None else tower.llm_size_bias
+        if strength == 0 or (batch.sizes == 1).all():
+            return None
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"llm_size_bias is {strength}, which attention {self.config._attn_implementation!r} can't apply;"
+                " load the model with attn_implementation 'sdpa' or 'eager'"
+            )
+        return 2 * strength * batch.sizes.log()
+
+    @staticmethod
+    def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:
+        """Whether this is the first pass over a prompt with images; a decoding step is not looked into."""
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return False
+        return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
+
+
+def _fractional(position_ids: Tensor | None) -> bool:
+    return position_ids is not None and position_ids.is_floating_point()

@@ -1,0 +1,166 @@
+"""What every vision tower offers the language model. Knows nothing of quadtrees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from llava.model.config import LlavaConfig
+from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor, vision_config
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """One image on its way into the language model."""
+
+    features: Tensor
+    """(N, D)."""
+
+    positions: Tensor | None
+    """float (N,): places relative to the image's start; None counts 0, 1, 2, ..."""
+
+    span: int
+    """Positions that the image takes; what follows stands that far behind its start."""
+
+    sizes: Tensor | None
+    """float (N,): side, in cells, of what a token stands for; None where it does not matter."""
+
+    def with_features(self, features: Tensor) -> ImageTokens:
+        """The same image with other features, say the projected ones."""
+        return replace(self, features=features)
+
+    @staticmethod
+    def join(parts: Sequence[ImageTokens]) -> ImageTokens:
+        """Several parts of an image (tiles) one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        positions, sizes, start = [], [], 0
+        for part in parts:
+            places = torch.arange(len(part.features)).float() if part.positions is None else part.positions
+            positions.append(places + start)
+            sizes.append(torch.ones(len(part.features)) if part.sizes is None else part.sizes)
+            start += part.span
+        counted = all(part.positions is None for part in parts)
+        sized = any(part.sizes is not None for part in parts)
+        return ImageTokens(
+            torch.cat([part.features for part in parts]),
+            None if counted else torch.cat(positions),
+            start,
+            torch.cat(sizes) if sized else None,
+        )
+
+
+class VisionTower(nn.Module, ABC):
+    """A pretrained vision transformer, read at one hidden layer.
+
+    Built empty where its weights come with the checkpoint (`mm_vision_config` is set); otherwise `load_model` fetches
+    them from `mm_vision_tower`.
+    """
+
+    vision_tower: Any
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.vision_tower_name = config.mm_vision_tower
+        self.select_layer = config.mm_vision_select_layer
+        self.select_feature = config.mm_vision_select_feature
+        self.image_processor: Any = None
+        self.is_loaded = False
+        if config.mm_vision_config is not None:
+            self._adopt(AutoModel.from_config(vision_config(config.mm_vision_config), attn_implementation="sdpa"))
+
+    @abstractmethod
+    def _wrap(self, model: PreTrainedModel) -> nn.Module:
+        """The module that stands as `vision_tower` in the checkpoint."""
+
+    @abstractmethod
+    def _prepare(self, processor: Any) -> Any:
+        """This tower's image processor, made from the pretrained model's own."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+        """Tokens of images (C, H, W) in the tower's dtype and on its device."""
+
+    def load_model(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None, **hub: Any
+    ) -> None:
+        """Fetches the pretrained tower, unless it is there. `hub`: `cache_dir`, `revision`, `token`, ..."""
+        if self.is_loaded:
+            return
+        if self.vision_tower_name is None:
+            raise ValueError("mm_vision_tower is not set: there is no tower to load")
+        name = self.vision_tower_name
+        config = vision_config(AutoConfig.from_pretrained(name, **hub))
+        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **hub)
+        self._adopt(model.to(device))
+        self.set_image_processor(load_image_processor(name, config, **hub))
+
+    def set_image_processor(self, processor: Any) -> None:
+        """Takes the pretrained model's image processor."""
+        self.image_processor = self._prepare(processor)
+
+    def load_prior(self, folder: Path) -> None:
+        """Reads what the tower needs beside its weights, from the checkpoint's folder; nothing, for most."""
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> list[ImageTokens]:
+        """One `ImageTokens` per image.
+
+        Args:
+            images: (B, C, H, W), or one entry per image: (C, H, W), or (T, C, H, W) for an image of T tiles.
+        """
+        entries = [image if image.ndim == 4 else image[None] for image in images]
+        tiles = [tile.to(self.device, self.dtype) for entry in entries for tile in entry]
+        tokens = iter(self.encode(tiles))
+        return [ImageTokens.join([next(tokens) for _ in entry]) for entry in entries]
+
+    def _adopt(self, model: PreTrainedModel) -> None:
+        self.vision_tower = self._wrap(model).requires_grad_(False)
+        self.set_image_processor(default_image_processor(model.config))
+        self.is_loaded = True
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The pretrained vision model's configuration."""
+        return self.vision_tower.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features; images are converted to it."""
+        return next(self.vision_tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs; images are moved to it."""
+        return next(self.vision_tower.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the features."""
+        return self.config.hidden_size
+
+    @property
+    def llm_size_bias(self) -> float:
+        """s: the language model adds s * log(size^2) to the attention logits of a token's key. 0 is off."""
+        return 0.0
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """n: cells per side of the native grid."""
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """n * n."""
+        return self.num_patches_per_side**2
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        """Zeros (1, D)."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)

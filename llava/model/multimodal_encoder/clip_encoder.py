@@ -1,0 +1,32 @@
+"""The CLIP (or SigLIP) tower: a uniform grid of square images of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+
+
+class CLIPVisionTower(VisionTower):
+    """Reads transformers' vision model as it is."""
+
+    def _wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model
+
+    def _prepare(self, processor: Any) -> Any:
+        return processor
+
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+        side = self.config.image_size
+        if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
+            raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; it was given {wrong[0]}")
+        output = self.vision_tower(torch.stack(list(images)), output_hidden_states=True)
+        features = output.hidden_states[self.select_layer]
+        if self.select_feature == "patch" and features.shape[1] == self.num_patches + 1:
+            features = features[:, 1:]
+        return [ImageTokens(feature, None, len(feature), None) for feature in features]

@@ -1,0 +1,91 @@
+"""Pretrained vision models: reading their configuration, from a file or from bare weights. Builds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+)
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+}
+
+# Pillow's resampling, whether or not torchvision is installed: the same pixels on every machine.
+PROCESSORS: dict[str, Any] = {
+    "clip_vision_model": CLIPImageProcessorPil,
+    "siglip_vision_model": SiglipImageProcessorPil,
+}
+
+CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the weights do not tell
+
+
+def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
+    """The vision part of a CLIP or SigLIP configuration, given as an object or a dict, whole or vision part.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    values = dict(config if isinstance(config, Mapping) else config.to_dict())
+    if "vision_config" in values:
+        kind = values.get("model_type")
+        values = {"model_type": f"{kind}_vision_model", **dict(values["vision_config"])}
+    model_type = values.pop("model_type", None)
+    if model_type not in CONFIGS:
+        raise ValueError(f"the vision tower is of type {model_type!r}; allowed are {', '.join(CONFIGS)}")
+    return CONFIGS[model_type](**values)
+
+
+def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
+    """The configuration of a CLIP vision model whose weights lie in a LLaVA checkpoint without their config.
+
+    Args:
+        shapes: shape of every tensor, by CLIP's names ("embeddings.patch_embedding.weight", ...).
+
+    Raises:
+        ValueError: the tensors are not those of a CLIP vision model.
+    """
+    try:
+        width, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+        positions = shapes["embeddings.position_embedding.weight"][0]
+        inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+        has_cls = "embeddings.class_embedding" in shapes
+    except KeyError as missing:
+        raise ValueError(f"the checkpoint's vision tower is no CLIP vision model: it has no {missing}") from None
+    side = round((positions - 1) ** 0.5)
+    if not has_cls or side**2 != positions - 1 or width % CLIP_HEAD_WIDTH:
+        raise ValueError(
+            f"the checkpoint's vision tower has {positions} positions of width {width}, with{'' if has_cls else 'out'}"
+            " [CLS]: no CLIP that can be told from its weights; set mm_vision_config in config.json"
+        )
+    layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=len(layers),
+        num_attention_heads=width // CLIP_HEAD_WIDTH,
+        num_channels=channels,
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        hidden_act="quick_gelu",
+    )
+
+
+def default_image_processor(config: PreTrainedConfig) -> Any:
+    """The image processor that a vision model of this configuration was trained with."""
+    square = {"height": config.image_size, "width": config.image_size}
+    if config.model_type == "siglip_vision_model":
+        return SiglipImageProcessorPil(size=square)
+    return CLIPImageProcessorPil(size={"shortest_edge": config.image_size}, crop_size=square)
+
+
+def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any:
+    """The image processor in a folder or hub repository that goes with a vision model of this configuration."""
+    return PROCESSORS[config.model_type].from_pretrained(name, **hub)

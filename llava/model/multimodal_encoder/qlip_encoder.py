@@ -1,0 +1,96 @@
+"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that imports qlip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llava.model.config import LlavaConfig
+from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
+
+
+def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
+    """The settings that the flag `qlip` stands for; None where it asks for the CLIP tower.
+
+    Raises:
+        TypeError: it is neither a bool, an object of settings, nor None.
+        ValueError: a setting is unknown or out of range.
+    """
+    if flag is None or flag is False:
+        return None
+    if flag is True:
+        return QLIPConfig()
+    if isinstance(flag, QLIPConfig):
+        return flag
+    if isinstance(flag, Mapping):
+        return QLIPConfig.from_dict(flag)
+    raise TypeError(f"qlip is {flag!r}; allowed are true, false, null, an object of QLIP settings and QLIPConfig")
+
+
+class QLIPVisionTower(VisionTower):
+    """Reads the same weights as the CLIP tower through `QLIPVisionModel`."""
+
+    def __init__(self, config: LlavaConfig, settings: QLIPConfig) -> None:
+        if config.mm_vision_select_feature != "patch":
+            raise ValueError(
+                f"mm_vision_select_feature is {config.mm_vision_select_feature!r}; the QLIP tower gives 'patch' only"
+            )
+        self._settings = settings
+        super().__init__(config)
+
+    def _wrap(self, model: PreTrainedModel) -> QLIPVisionModel:
+        return QLIPVisionModel(model, self._settings, self.select_layer)
+
+    def _prepare(self, processor: Any) -> QLIPImageProcessor:
+        if isinstance(processor, QLIPImageProcessor):
+            return QLIPImageProcessor(
+                processor.patch_size,
+                processor.crop_size["height"],
+                processor.image_mean,
+                processor.image_std,
+                self._settings,
+            )
+        return QLIPImageProcessor.from_clip(processor, self.config.patch_size, self._settings)
+
+    @property
+    def settings(self) -> QLIPConfig:
+        """How images are cut and placed."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: QLIPConfig) -> None:
+        """Takes effect with the next image; weights stay as they are."""
+        self._settings = settings
+        if self.is_loaded:
+            self.vision_tower.qlip = settings
+            self.set_image_processor(self.image_processor)
+
+    @property
+    def llm_size_bias(self) -> float:
+        return self._settings.llm_size_bias
+
+    def load_prior(self, folder: Path) -> None:
+        """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
+        if self._settings.mlp is not None:
+            self.settings = replace(self._settings, mlp=str(folder / self._settings.mlp))
+            self.vision_tower.load_prior()
+
+    def partition(self, image: Tensor) -> Leaves:
+        """What the tower sees of one image (C, H, W)."""
+        return self.vision_tower.partition(image.to(self.device))
+
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+        output = self.vision_tower(images)
+        tokens = []
+        for features, leaves in zip(output.features, output.leaves, strict=True):
+            positions = self.vision_tower.language_positions(leaves)
+            sizes = self.vision_tower.language_sizes(leaves)
+            span = len(features) if positions is None else self.num_patches
+            tokens.append(ImageTokens(features, positions, span, sizes))
+        return tokens

@@ -1,0 +1,32 @@
+"""The projector from the tower's features to the language model's embeddings."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+def build_vision_projector(projector_type: str, vision_width: int, text_width: int) -> nn.Module:
+    """Makes a projector of LLaVA's types, with LLaVA's parameter names.
+
+    Args:
+        projector_type: "linear"; "mlp<N>x_gelu", N linear layers with GELU in between; "identity".
+        vision_width: width of the tower's features.
+        text_width: width of the language model's embeddings.
+
+    Raises:
+        ValueError: an unknown type, or "identity" between different widths.
+    """
+    if projector_type == "linear":
+        return nn.Linear(vision_width, text_width)
+    if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", projector_type):
+        layers: list[nn.Module] = [nn.Linear(vision_width, text_width)]
+        for _ in range(int(match[1]) - 1):
+            layers += [nn.GELU(), nn.Linear(text_width, text_width)]
+        return nn.Sequential(*layers)
+    if projector_type == "identity":
+        if vision_width != text_width:
+            raise ValueError(f"mm_projector_type 'identity' needs equal widths; they are {vision_width}, {text_width}")
+        return nn.Identity()
+    raise ValueError(f"mm_projector_type is {projector_type!r}; allowed are 'linear', 'mlp<N>x_gelu' and 'identity'")
