@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
@@ -185,6 +184,8 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any]) ->
         return model
     if (extra := checkpoint.folder / NON_LORA_FILE).is_file():
         add_weights(model, extra)
+    from peft import PeftModel  # here, since it takes seconds to import and few checkpoints need it
+
     return PeftModel.from_pretrained(model, checkpoint.folder).merge_and_unload()
 
 
@@ -241,6 +242,7 @@ def finish_tower(model: LlavaLlamaForCausalLM, folder: Path, hub: dict[str, Any]
     elif (folder / "preprocessor_config.json").is_file():
         tower.set_image_processor(PROCESSORS[tower.config.model_type].from_pretrained(folder))
     tower.load_prior(folder)
+    tower.requires_grad_(False)
 
 
 def _copy(target: Tensor, source: Tensor, name: str, file: Path) -> None:

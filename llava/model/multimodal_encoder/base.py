@@ -88,6 +88,10 @@ class VisionTower(nn.Module, ABC):
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         """Tokens of images (C, H, W) in the tower's dtype and on its device."""
 
+    @abstractmethod
+    def count_tokens(self, image: Tensor) -> int:
+        """Tokens that an image (C, H, W) takes in the language model; known before the tower runs."""
+
     def load_model(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None, **hub: Any
     ) -> None:
@@ -121,7 +125,7 @@ class VisionTower(nn.Module, ABC):
         return [ImageTokens.join([next(tokens) for _ in entry]) for entry in entries]
 
     def _adopt(self, model: PreTrainedModel) -> None:
-        self.vision_tower = self._wrap(model).requires_grad_(False)
+        self.vision_tower = self._wrap(model)
         self.set_image_processor(default_image_processor(model.config))
         self.is_loaded = True
 

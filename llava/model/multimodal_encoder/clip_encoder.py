@@ -21,12 +21,15 @@ class CLIPVisionTower(VisionTower):
     def _prepare(self, processor: Any) -> Any:
         return processor
 
+    def count_tokens(self, image: Tensor) -> int:
+        keeps_cls = self.select_feature == "cls_patch" and self.config.model_type == "clip_vision_model"
+        return self.num_patches + int(keeps_cls)
+
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         side = self.config.image_size
         if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
             raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; it was given {wrong[0]}")
         output = self.vision_tower(torch.stack(list(images)), output_hidden_states=True)
         features = output.hidden_states[self.select_layer]
-        if self.select_feature == "patch" and features.shape[1] == self.num_patches + 1:
-            features = features[:, 1:]
+        features = features[:, -self.count_tokens(images[0]) :]  # [CLS] stands first
         return [ImageTokens(feature, None, len(feature), None) for feature in features]

@@ -85,6 +85,9 @@ class QLIPVisionTower(VisionTower):
         """What the tower sees of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
+    def count_tokens(self, image: Tensor) -> int:
+        return len(self.partition(image)) + (self.num_patches if self._settings.thumbnail else 0)
+
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         output = self.vision_tower(images)
         tokens = []

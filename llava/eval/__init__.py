@@ -1,0 +1,1 @@
+"""Scripts that question a model about given pictures and score the answers."""

@@ -1,0 +1,82 @@
+"""Asks a model one question about pictures: `python -m llava.eval.run_llava --image-file FILE --query TEXT`.
+
+`eval_model` takes LLaVA's documented arguments object as well as a parsed command line. It prints the answer and keeps
+no score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from llava.serve.cli import OneLineParser, add_model_flags, load_engine
+from llava.serve.engine import Sampling
+from llava.serve.images import load_image
+from llava.utils import demo_picture_path
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; a wrong one ends the process with exit code 2."""
+    parser = OneLineParser(prog="run_llava", description="Ask a model one question about pictures.")
+    add_model_flags(parser)
+    parser.add_argument("--image-file", help="pictures, separated by --sep (default: the demo picture)")
+    parser.add_argument("--query", help="the question")
+    parser.add_argument("--sep", default=",", help="what separates the pictures' names")
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    args = parser.parse_args(argv)
+    if not args.query:
+        parser.error("--query is required")
+    if args.model_path and not args.image_file:
+        parser.error("--image-file is required with --model-path")
+    return args
+
+
+def eval_model(args: Any) -> None:
+    """Answers one question and prints the answer.
+
+    Args:
+        args: An object with `query` and any of the command line's other flags as attributes: `model_path`,
+            `model_base`, `conv_mode`, `image_file` (names joined by `sep`), `temperature`, `max_new_tokens` and so on.
+            `model_name` is accepted and decides nothing.
+
+    Raises:
+        ValueError: for a picture that cannot be loaded, wrong settings, or a prompt too long for the model.
+    """
+    settings = _with_defaults(args)
+    sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
+    images = [load_image(source) for source in sources]
+    sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
+    engine = load_engine(settings)
+    conversation = engine.new_conversation()
+    user, assistant = conversation.roles
+    conversation.append_message(user, engine.first_question(settings.query, len(images)))
+    conversation.append_message(assistant, None)
+    print("".join(engine.reply(conversation, images, sampling)).strip())
+
+
+def _with_defaults(args: Any) -> argparse.Namespace:
+    """The arguments object of LLaVA's documentation holds a part of the flags; the others take their defaults."""
+    settings = parse_args([f"--query={args.query}"])
+    for name in vars(settings):
+        if hasattr(args, name):
+            setattr(settings, name, getattr(args, name))
+    return settings
+
+
+def main() -> int:
+    """Runs the command line and returns the exit code."""
+    args = parse_args()
+    try:
+        eval_model(args)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"run_llava: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Terminal chat about pictures: `llava`, or `python -m llava.serve.cli`.
+
+Turns flags into a loaded engine and runs a conversation on it, typed or given by `--prompt`. Answers go to stdout,
+everything else goes to stderr. How answers come about is the engine's matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import Image
+
+import qlip
+from llava.conversation import Conversation, conv_templates
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, Sampling
+from llava.serve.images import load_image
+from llava.utils import default_device, demo_model_path, demo_picture_path
+
+DEMO_NOTICE = """\
+This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
+  llava --model-path liuhaotian/llava-v1.5-7b --image-file PICTURE"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which model to load, where, and how it sees."""
+    parser.add_argument("--model-path", help="checkpoint folder or hub id (default: the embedded demo model)")
+    parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best this machine has)")
+    parser.add_argument("--conv-mode", choices=conv_templates, metavar="NAME", help="prompt format")
+    quantised = parser.add_mutually_exclusive_group()
+    quantised.add_argument("--load-8bit", action="store_true", help="load the language model in 8 bits")
+    quantised.add_argument("--load-4bit", action="store_true", help="load the language model in 4 bits")
+    parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, help="see by quadtree")
+    parser.add_argument("--alpha", type=float, help="split threshold of the quadtree; implies --qlip")
+    parser.add_argument("--max-tokens", type=int, help="most visual tokens per picture; implies --qlip")
+    parser.add_argument("--image-size", type=int, help="shorter side of a picture in pixels; implies --qlip")
+
+
+def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
+    """Returns the `qlip` argument of `load_pretrained_model`: None for what the checkpoint says.
+
+    Raises:
+        ValueError: if quadtree flags come with `--no-qlip`.
+    """
+    given = {name: getattr(args, name) for name in ("alpha", "max_tokens", "image_size")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.qlip is False:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"--no-qlip contradicts {flags}")
+    return given or args.qlip
+
+
+def load_engine(args: argparse.Namespace) -> ChatEngine:
+    """Loads the model that the flags of `add_model_flags` name."""
+    model_path = str(args.model_path or demo_model_path())
+    tokenizer, model, image_processor, context_len = load_pretrained_model(
+        model_path,
+        args.model_base,
+        get_model_name_from_path(model_path),
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+        device=args.device or default_device(),
+        qlip=qlip_option(args),
+    )
+    return ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; a wrong one ends the process with exit code 2."""
+    parser = OneLineParser(prog="llava", description="Chat about pictures in the terminal.")
+    add_model_flags(parser)
+    parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
+    parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, in tokens (default: 512)")
+    parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="write what the model sees to this file")
+    parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
+    args = parser.parse_args(argv)
+    if args.model_path and not args.image_file:
+        parser.error("--image-file is required with --model-path")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    args = parse_args(argv)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if args.debug:
+            raise
+        print(f"llava: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads pictures and model, then answers the given prompts or chats."""
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 0.0 if args.prompt else Sampling.temperature
+    sampling = Sampling(temperature=temperature, max_new_tokens=args.max_new_tokens)
+    qlip_option(args)  # a contradiction should show before the model loads
+    images = [load_image(source) for source in args.image_file or [demo_picture_path()]]
+    if not args.model_path:
+        print(DEMO_NOTICE, file=sys.stderr)
+    engine = load_engine(args)
+    if args.show_quadtree:
+        write_quadtrees(engine, images, args.show_quadtree)
+    if args.prompt:
+        answer_prompts(engine, images, args.prompt, sampling, args.debug)
+    else:
+        chat(engine, images, sampling, args.debug)
+    return 0
+
+
+def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Path) -> None:
+    """Writes each picture with its leaves drawn in; from the second on, the file's name gets a number.
+
+    Raises:
+        ValueError: if the model sees without a quadtree.
+    """
+    tower = engine.model.get_vision_tower()
+    if not hasattr(tower, "partition"):
+        raise ValueError("--show-quadtree needs a model that sees by quadtree; add --qlip")
+    for i, (image, pixels) in enumerate(zip(images, engine.prepare_images(images), strict=True), start=1):
+        target = path if i == 1 else path.with_stem(f"{path.stem}-{i}")
+        leaves = tower.partition(pixels)
+        qlip.draw_leaves(image, leaves).save(target)
+        print(f"{target}: {len(leaves)} visual tokens", file=sys.stderr)
+
+
+def answer_prompts(
+    engine: ChatEngine, images: Sequence[Image.Image], prompts: Sequence[str], sampling: Sampling, debug: bool
+) -> None:
+    """Prints one line per prompt, each the answer of a fresh conversation."""
+    for prompt in prompts:
+        conversation = engine.new_conversation()
+        user, assistant = conversation.roles
+        conversation.append_message(user, engine.first_question(prompt, len(images)))
+        conversation.append_message(assistant, None)
+        show_prompt(conversation, debug)
+        answer = "".join(engine.reply(conversation, images, sampling))
+        print(" ".join(answer.split()), flush=True)
+
+
+def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, debug: bool) -> None:
+    """Reads questions until an empty line or the end of input, and streams the answers."""
+    conversation = engine.new_conversation()
+    user, assistant = conversation.roles
+    while text := read_line(f"{user}: "):
+        first = len(conversation.messages) == conversation.offset
+        conversation.append_message(user, engine.first_question(text, len(images)) if first else text)
+        conversation.append_message(assistant, None)
+        show_prompt(conversation, debug)
+        try:
+            conversation.messages[-1][1] = stream_answer(engine, conversation, images, sampling)
+        except ValueError as error:  # too long for the context: the question is dropped, the chat goes on
+            print(f"llava: error: {error}", file=sys.stderr)
+            del conversation.messages[-2:]
+
+
+def read_line(prompt: str) -> str:
+    """Returns the typed line, stripped; an empty one at the end of input."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
+
+
+def stream_answer(
+    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling
+) -> str:
+    """Prints the answer as it comes and returns it; Ctrl-C ends it early."""
+    pieces: list[str] = []
+    print(f"{conversation.roles[1]}: ", end="", flush=True)
+    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling)) as stream:
+        for piece in stream:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+    print()
+    return "".join(pieces).strip() or "..."  # without any text the next prompt would run two turns together
+
+
+def show_prompt(conversation: Conversation, debug: bool) -> None:
+    """Prints the prompt as the model gets it."""
+    if debug:
+        print(f"prompt: {conversation.get_prompt()!r}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Opens pictures from paths, URLs, base64 text and bytes: the one place where LLaVA reads image data.
+
+Everything that comes in is taken for hostile: sizes are checked before pixels are decoded, URLs reach public addresses
+only, and errors never repeat what a library said. What a model does with the picture is not known here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+import socket
+import struct
+import time
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from qlip.image_processing import to_rgb
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# What Pillow's decoders raise on broken files.
+_BROKEN = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(ValueError):
+    """A picture could not be had, or is refused; the message is fit for a user's eyes."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost."""
+
+    max_bytes: int = 20 * 2**20
+    """Largest file, in bytes."""
+    max_pixels: int = 64_000_000
+    """Largest width x height."""
+    max_side: int = 16_384
+    """Longest side, in pixels."""
+    min_side: int = 4
+    """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
+    max_aspect: float = 64.0
+    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
+    timeout: float = 10.0
+    """Seconds a download may take, and each of its steps."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def load_image(
+    source: str | Path | bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    allow_paths: bool = True,
+    allow_urls: bool = True,
+    allow_loopback: bool = False,
+) -> Image.Image:
+    """Opens a picture.
+
+    Args:
+        source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
+        limits: What the picture may cost.
+        allow_paths: Whether to read local files.
+        allow_urls: Whether to download.
+        allow_loopback: Whether URLs may name this very machine.
+
+    Returns:
+        The first frame, upright, RGB; transparency is laid on white.
+
+    Raises:
+        ImageError: if the source is not allowed, cannot be read, is no picture, or is beyond the limits.
+    """
+    if isinstance(source, bytes):
+        return _decode(source, limits)
+    if isinstance(source, str):
+        scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
+        if scheme:
+            return _decode(_read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback), limits)
+    if not allow_paths:
+        raise ImageError("local image files are not allowed here; send a data: URL or an http(s) URL")
+    return _decode(_read_file(Path(source), limits), limits)
+
+
+def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Opens the base64 text of an image file; returns and raises as `load_image`."""
+    return _decode(_read_base64(text, limits), limits)
+
+
+def _decode(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Image file to upright RGB picture, its declared size checked before any pixel is decoded."""
+    if len(data) > limits.max_bytes:
+        raise _too_large(limits)
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, limits)
+            image.load()
+            return to_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
+    except _BROKEN as error:
+        # Pillow's words may hold memory addresses, so only the kind of the failure is told.
+        kinds = ", ".join(FORMATS)
+        raise ImageError(
+            f"not a readable image ({type(error).__name__}); it is broken, or not one of {kinds}"
+        ) from None
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    long, short = max(size), min(size)
+    if short < limits.min_side:
+        raise ImageError(f"the image is {width}x{height} pixels; each side needs at least {limits.min_side}")
+    if long > limits.max_side:
+        raise ImageError(f"the image is {width}x{height} pixels; each side may have at most {limits.max_side}")
+    if width * height > limits.max_pixels:
+        raise ImageError(f"the image is {width}x{height} pixels; at most {limits.max_pixels:,} pixels are allowed")
+    if long > limits.max_aspect * short:
+        ratio = f"{limits.max_aspect:g}"
+        raise ImageError(f"the image is {width}x{height} pixels; one side may be at most {ratio} times the other")
+
+
+def _too_large(limits: ImageLimits) -> ImageError:
+    return ImageError(f"the image file is larger than {limits.max_bytes:,} bytes")
+
+
+def _read_file(path: Path, limits: ImageLimits) -> bytes:
+    if not path.exists():
+        raise ImageError(f"no such image file: {path}")
+    if not path.is_file():
+        raise ImageError(f"not a file: {path}")
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read_base64(text: str | bytes, limits: ImageLimits) -> bytes:
+    if len(text) > limits.max_bytes * 4 // 3 + 4:
+        raise _too_large(limits)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("the image's base64 text is broken") from None
+
+
+def _read_url(url: str, scheme: str, limits: ImageLimits, allow_urls: bool, allow_loopback: bool) -> bytes:
+    if scheme == "data":
+        header, comma, body = url.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise ImageError("a data: URL must read data:image/...;base64,...")
+        return _read_base64(body, limits)
+    if scheme not in ("http", "https"):
+        raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
+    if not allow_urls:
+        raise ImageError("image URLs are not allowed here; send the picture itself as a data: URL")
+    try:
+        return _download(url, limits, allow_loopback)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ImageError(f"cannot download the image ({type(error).__name__})") from None
+
+
+def _download(url: str, limits: ImageLimits, allow_loopback: bool) -> bytes:
+    """Fetches a URL from the very address that was checked: names are resolved once, redirects are not followed."""
+    parsed = httpx.URL(url)
+    if parsed.userinfo or not parsed.host:
+        raise ImageError("an image URL needs a host and may not hold a password")
+    host = parsed.raw_host.decode("ascii")
+    address = _public_address(host, parsed.port or {"http": 80, "https": 443}[parsed.scheme], allow_loopback)
+    pinned = parsed.copy_with(host=address)
+    deadline = time.monotonic() + limits.timeout
+    # The plain bytes are asked for, since a compressed reply could unfold without bound; proxies would resolve anew.
+    headers = {"Host": parsed.netloc.decode("ascii"), "Accept": "image/*", "Accept-Encoding": "identity"}
+    with (
+        httpx.Client(timeout=limits.timeout, follow_redirects=False, trust_env=False) as client,
+        client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host}) as reply,
+    ):
+        if reply.status_code != 200:
+            raise ImageError(f"cannot download the image: the server answered {reply.status_code}")
+        data = bytearray()
+        for chunk in reply.iter_raw():
+            data += chunk
+            if len(data) > limits.max_bytes:
+                raise _too_large(limits)
+            if time.monotonic() > deadline:
+                raise ImageError(f"the download took longer than {limits.timeout:g} seconds")
+        return bytes(data)
+
+
+def _public_address(host: str, port: int, allow_loopback: bool) -> str:
+    """Resolves a host once; every address it has must be public, lest the choice among them be the attacker's."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ImageError(f"cannot find the host {host!r}") from None
+    addresses = [str(entry[4][0]) for entry in found]
+    if not all(_is_allowed(address, allow_loopback) for address in addresses):
+        raise ImageError(f"the host {host!r} is not a public address")
+    return addresses[0]
+
+
+def _is_allowed(address: str, allow_loopback: bool) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Addresses that carry an IPv4 address inside may lead into a private network by a translator.
+        if ip.ipv4_mapped:
+            return _is_allowed(str(ip.ipv4_mapped), allow_loopback)
+        if ip.sixtofour or ip.teredo or ip in ipaddress.ip_network("64:ff9b::/96"):
+            return False
+    if ip.is_loopback:
+        return allow_loopback
+    return ip.is_global and not ip.is_multicast

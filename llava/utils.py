@@ -1,0 +1,81 @@
+"""Small services shared by LLaVA's front ends: the embedded demo, the device, logging.
+
+It finds the demo's files but never imports the package that holds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from llava.constants import LOGDIR
+
+
+def _playground() -> Path:
+    spec = find_spec("playground")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("the embedded demo is missing: no package named 'playground' is installed")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def demo_model_path() -> Path:
+    """Returns the folder of the embedded demo model.
+
+    Raises:
+        FileNotFoundError: if it is not installed.
+    """
+    folder = _playground() / "llava-demo"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"the embedded demo model is missing: no config.json in {folder}")
+    return folder
+
+
+def demo_picture_path() -> Path:
+    """Returns the first of the demo's pictures, by name.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    folder = _playground() / "pictures"
+    picture = min(folder.glob("*.png"), default=None)
+    if picture is None:
+        raise FileNotFoundError(f"the demo picture is missing: no *.png in {folder}")
+    return picture
+
+
+def default_device() -> str:
+    """Returns the best device of this machine: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def disable_torch_init() -> None:
+    """Does nothing: transformers creates layers without initialising them. Kept because LLaVA's clients call it."""
+
+
+def build_logger(logger_name: str, logger_filename: str | None = None) -> logging.Logger:
+    """Returns a logger that writes to the console and, given a name, to that file in `LOGDIR`."""
+    logger = logging.getLogger(logger_name)
+    if logger.handlers:
+        return logger
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if logger_filename is not None:
+        Path(LOGDIR).mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(Path(LOGDIR) / logger_filename, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return logger
+
+
+def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:
+    """Returns a semaphore's free places and state as text for a log."""
+    if semaphore is None:
+        return "None"
+    return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"

@@ -1,0 +1,1 @@
+"""Command-line programs around the packages: benchmarks, converters, recipes."""

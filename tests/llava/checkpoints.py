@@ -1,0 +1,120 @@
+"""Small random LLaVA checkpoints on disk, in every format that users have.
+
+The weights are those of transformers' own LlavaForConditionalGeneration, renamed here by hand, so that it serves as an
+independent oracle for whatever is loaded from them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+VOCABULARY = 384
+IMAGE_TOKEN = VOCABULARY - 1
+VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 1,
+    "image_size": 112,
+    "patch_size": 14,
+    "projection_dim": 64,
+}
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+}
+SENTENCES = [
+    "A chat between a curious user and an artificial intelligence assistant.",
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "USER: what is in the picture? ASSISTANT: a red circle and a blue square",
+]
+
+
+def transformers_model(seed: int = 0) -> LlavaForConditionalGeneration:
+    """The oracle: random weights large enough that different inputs give clearly different logits."""
+    config = LlavaConfig(
+        vision_config=VISION,
+        text_config={"model_type": "llama", **TEXT},
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=64,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.12)
+    return model
+
+
+def llava_state(model: LlavaForConditionalGeneration, tower_prefix: str = "vision_model.") -> dict[str, Tensor]:
+    """The oracle's weights under LLaVA's names."""
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("model.language_model.", "model.")
+        name = name.replace("model.vision_tower.", f"model.vision_tower.vision_tower.{tower_prefix}")
+        name = name.replace("model.multi_modal_projector.linear_1.", "model.mm_projector.0.")
+        name = name.replace("model.multi_modal_projector.linear_2.", "model.mm_projector.2.")
+        renamed[name] = tensor.clone()
+    return renamed
+
+
+def llava_config(**changes: Any) -> dict[str, Any]:
+    """A config.json as LLaVA v1.5 writes it."""
+    return {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        **TEXT,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": VISION["hidden_size"],
+        "image_aspect_ratio": "pad",
+        "tokenizer_model_max_length": 2048,
+        "freeze_mm_mlp_adapter": False,
+        "torch_dtype": "float32",
+        **changes,
+    }
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A SentencePiece tokenizer.model alone, as LLaVA's checkpoints have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=VOCABULARY - 24,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>", "legacy": False}))
+
+
+def make_llava_checkpoint(folder: Path, qlip: Any = None, **config: Any) -> Path:
+    """A folder as LLaVA saves one: safetensors, tower weights inside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(llava_state(transformers_model()), folder / "model.safetensors", {"format": "pt"})
+    flag = {} if qlip is None else {"qlip": qlip}
+    (folder / "config.json").write_text(json.dumps(llava_config(**flag, **config)))
+    write_tokenizer(folder)
+    return folder

@@ -1,0 +1,82 @@
+"""The terminal chat from end to end, on checkpoints on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.serve import cli
+from tests.llava.checkpoints import make_llava_checkpoint
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_llava_checkpoint(tmp_path_factory.mktemp("llava")))
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command with a stdin that nobody closes, which a one-shot run must not wait for."""
+    command = [sys.executable, "-m", "llava.serve.cli", *flags]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        process.wait(timeout=300)
+        return subprocess.CompletedProcess(command, process.returncode, process.stdout.read(), process.stderr.read())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_answers_each_prompt_on_a_line_and_alike_every_time(
+    checkpoint: str, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model-path", checkpoint, "--image-file", picture, "--device", "cpu", "--max-new-tokens", "5"]
+    flags += ["--prompt", "What?", "--prompt", "What?"]
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert cli.main(flags) == 0
+    assert capsys.readouterr().out == done.stdout
+
+
+def test_a_checkpoint_can_be_made_to_see_by_quadtree_and_drawn(
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "seen.png"
+    flags = ["--model-path", checkpoint, "--image-file", picture, "--device", "cpu", "--max-new-tokens", "2"]
+    assert cli.main([*flags, "--prompt", "What?", "--max-tokens", "20", "--show-quadtree", str(seen)]) == 0
+    assert Image.open(seen).getbbox() is not None
+    tokens = int(capsys.readouterr().err.partition(f"{seen}: ")[2].split()[0])
+    assert 1 <= tokens <= 20
+
+
+def test_a_missing_checkpoint_is_one_clear_line(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model-path", str(tmp_path / "nothing"), "--image-file", picture, "--prompt", "Hi"]
+    assert cli.main(flags) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("llava: error: ")
+    assert "nothing" in captured.err
+
+
+def test_without_flags_the_command_talks_about_the_demo_picture_and_says_what_it_is() -> None:
+    done = run("--prompt", "What is in the picture?")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "a tiny model that only knows coloured shapes" in done.stderr
+    assert "llava --model-path liuhaotian/llava-v1.5-7b --image-file" in done.stderr

@@ -1,0 +1,152 @@
+"""URLs give pictures from public addresses, checked once; redirects, endless replies and private hosts are refused."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from llava.serve import images
+from llava.serve.images import ImageError, ImageLimits, load_image
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.effect_noise((20, 12), 60).convert("RGB")
+
+
+class Site(BaseHTTPRequestHandler):
+    """Serves a picture, a redirect to it, an endless body and an error."""
+
+    picture = b""
+    seen: list[dict[str, str]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append({"path": self.path, "host": self.headers["Host"]})
+        if self.path == "/redirect":
+            self.send_response(302)
+            self.send_header("Location", "/picture.png")
+            self.end_headers()
+        elif self.path == "/missing":
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            repeats = 1000 if self.path == "/endless" else 1
+            try:
+                for _ in range(repeats):
+                    self.wfile.write(self.picture)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def site(picture: Image.Image) -> Iterator[str]:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    Site.picture, Site.seen = buffer.getvalue(), []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def localhost(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Resolves every name to 127.0.0.1 and records the look-ups."""
+    lookups: list[str] = []
+
+    def resolve(host: str, port: int, *args: object, **options: object) -> list[tuple[object, ...]]:
+        lookups.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(images.socket, "getaddrinfo", resolve)
+    return lookups
+
+
+def test_a_url_gives_its_picture_from_the_address_that_was_checked(
+    site: str, localhost: list[str], picture: Image.Image
+) -> None:
+    loaded = load_image(f"{site}/picture.png", allow_loopback=True)
+    assert loaded.tobytes() == picture.tobytes()
+    assert localhost[0] == "localhost"
+    assert set(localhost[1:]) <= {"127.0.0.1"}  # the connection never asks for the name again
+    assert Site.seen == [{"path": "/picture.png", "host": site.removeprefix("http://")}]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/redirect", "answered 302"), ("/missing", "answered 404"), ("/endless", "larger than 2,000 bytes")],
+)
+def test_redirects_errors_and_endless_replies_are_refused(
+    site: str, localhost: list[str], path: str, words: str
+) -> None:
+    with pytest.raises(ImageError, match=words):
+        load_image(site + path, ImageLimits(max_bytes=2_000), allow_loopback=True)
+    assert [request["path"] for request in Site.seen] == [path]
+
+
+def test_this_machine_is_out_of_reach_unless_allowed(site: str, localhost: list[str]) -> None:
+    with pytest.raises(ImageError, match="'localhost' is not a public address"):
+        load_image(f"{site}/picture.png")
+    assert Site.seen == []
+
+
+def test_a_closed_port_is_a_clear_error(localhost: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening
+        with pytest.raises(ImageError, match=r"cannot download the image \(ConnectError\)"):
+            load_image(f"http://localhost:{taken.getsockname()[1]}/", allow_loopback=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fd00::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+    ],
+)
+def test_a_host_with_any_address_that_is_not_public_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    found = [(0, 0, 0, "", ("93.184.216.34", 80)), (0, 0, 0, "", (address, 80))]
+    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **options: found)
+    with pytest.raises(ImageError, match="not a public address"):
+        load_image("http://example.org/a.png")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://2130706433/", "http://0x7f.1/", "http://[::1]/"])
+def test_spellings_of_this_machines_address_are_seen_through(url: str) -> None:
+    with pytest.raises(ImageError, match="not a public address"):
+        load_image(url)
+
+
+def test_an_unknown_host_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(images.socket, "getaddrinfo", fail)
+    with pytest.raises(ImageError, match="cannot find the host 'example.org'"):
+        load_image("http://example.org/a.png")

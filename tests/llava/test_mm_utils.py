@@ -1,0 +1,213 @@
+"""Pictures, prompts and stop keywords become tensors as LLaVA's checkpoints expect them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from llava import mm_utils
+from llava.constants import IMAGE_TOKEN_INDEX
+from tests.llava.fakes import BytesTokenizer
+
+
+class NoBosTokenizer(BytesTokenizer):
+    bos_token_id = None
+
+
+@pytest.fixture
+def processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
+def gradient(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    values = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3) % 251
+    return Image.fromarray(values.astype(np.uint8)).convert(mode)
+
+
+def clip(processor: CLIPImageProcessor, *images: Image.Image) -> torch.Tensor:
+    return processor(list(images), return_tensors="pt")["pixel_values"]
+
+
+# Image tokens in prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("ab", ["ab"]),
+        ("a<image>b", ["a", "b"]),
+        ("<image>\nHi", ["", "\nHi"]),
+        ("<image><image>", ["", "", ""]),
+        ("a<image>b<image>c", ["a", "b", "c"]),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [BytesTokenizer(), NoBosTokenizer()])
+def test_each_image_token_stands_between_the_texts_around_it(
+    prompt: str, pieces: list[str], tokenizer: BytesTokenizer
+) -> None:
+    expected = [] if tokenizer.bos_token_id is None else [1]
+    for i, piece in enumerate(pieces):
+        expected += ([IMAGE_TOKEN_INDEX] if i else []) + tokenizer.bytes(piece)
+    assert mm_utils.tokenizer_image_token(prompt, tokenizer) == expected
+    tensor = mm_utils.tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
+    assert tensor.dtype == torch.int64
+    assert tensor.tolist() == expected
+
+
+def test_another_index_may_stand_for_pictures() -> None:
+    assert mm_utils.tokenizer_image_token("<image>", BytesTokenizer(), image_token_index=7) == [1, 7]
+
+
+def test_only_torch_tensors_are_offered() -> None:
+    with pytest.raises(ValueError, match="must be None or 'pt', got 'np'"):
+        mm_utils.tokenizer_image_token("a", BytesTokenizer(), return_tensors="np")
+
+
+# Image preparation
+
+
+def test_pad_equals_clips_processor_on_a_square_of_its_mean_colour(processor: CLIPImageProcessor) -> None:
+    wide = gradient(40, 20)
+    square = Image.new("RGB", (40, 40), tuple(int(255 * mean) for mean in processor.image_mean))
+    square.paste(wide, (0, 10))
+    pixels = mm_utils.process_images([wide], processor, Namespace(image_aspect_ratio="pad"))
+    assert torch.equal(pixels, clip(processor, square))
+
+
+@pytest.mark.parametrize(
+    "config", [Namespace(), Namespace(image_aspect_ratio=None), Namespace(image_aspect_ratio="square")]
+)
+def test_without_a_padding_rule_clips_processor_decides(processor: CLIPImageProcessor, config: Namespace) -> None:
+    images = [gradient(40, 20), gradient(30, 50)]
+    assert torch.equal(mm_utils.process_images(images, processor, config), clip(processor, *images))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pad_takes_pictures_of_any_mode(processor: CLIPImageProcessor, mode: str) -> None:
+    image = gradient(40, 20, mode)
+    config = Namespace(image_aspect_ratio="pad")
+    expected = mm_utils.process_images([image.convert("RGB")], processor, config)
+    assert torch.equal(mm_utils.process_images([image], processor, config), expected)
+
+
+class NativeProcessor:
+    """Keeps every picture's size, as a quadtree tower wants it."""
+
+    keeps_aspect_ratio = True
+
+    def preprocess(self, image: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+        assert return_tensors == "pt"
+        return {"pixel_values": torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()}
+
+
+def test_a_processor_that_keeps_the_shape_gets_unpadded_pictures() -> None:
+    config = Namespace(image_aspect_ratio="pad")
+    alone = mm_utils.process_images([gradient(40, 20)], NativeProcessor(), config)
+    assert isinstance(alone, torch.Tensor)
+    assert alone.shape == (1, 3, 20, 40)
+    mixed = mm_utils.process_images([gradient(40, 20), gradient(20, 20)], NativeProcessor(), config)
+    assert [tuple(pixels.shape) for pixels in mixed] == [(3, 20, 40), (3, 20, 20)]
+
+
+@pytest.mark.parametrize("pinpoints", [[(28, 56), (56, 28), (56, 56)], "[(28, 56), (56, 28), (56, 56)]"])
+def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProcessor, pinpoints: object) -> None:
+    image = gradient(56, 28)
+    config = Namespace(image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
+    expected = clip(processor, image.resize((28, 28)), image.crop((0, 0, 28, 28)), image.crop((28, 0, 56, 28)))
+    assert torch.equal(mm_utils.process_images([image], processor, config), expected[None])
+    assert mm_utils.get_anyres_image_grid_shape(image.size, pinpoints, 28) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "best"),
+    [((600, 600), (672, 672)), ((1000, 100), (1008, 336)), ((100, 1000), (336, 1008)), ((500, 1000), (336, 672))],
+)
+def test_the_best_resolution_keeps_most_and_wastes_least(size: tuple[int, int], best: tuple[int, int]) -> None:
+    offered = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
+    assert mm_utils.select_best_resolution(size, offered) == best
+
+
+@pytest.mark.parametrize(("size", "box"), [((20, 10), (0, 10, 40, 30)), ((10, 20), (10, 0, 30, 40))])
+def test_fitting_centres_the_picture_on_black(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    fitted = mm_utils.resize_and_pad_image(Image.new("RGB", size, "white"), (40, 40))
+    assert fitted.size == (40, 40)
+    assert fitted.getbbox() == box
+
+
+def test_padding_to_a_square_centres_and_leaves_squares_alone() -> None:
+    red = Image.new("RGB", (10, 4), "red")
+    square = mm_utils.expand2square(red, (0, 0, 0))
+    assert square.size == (10, 10)
+    assert square.getbbox() == (0, 3, 10, 7)
+    assert mm_utils.expand2square(square, (0, 0, 0)) is square
+
+
+def test_tiles_come_in_raster_order() -> None:
+    image = gradient(6, 4)
+    tiles = mm_utils.divide_to_patches(image, 2)
+    boxes = [(x, y, x + 2, y + 2) for y in (0, 2) for x in (0, 2, 4)]
+    assert [tile.tobytes() for tile in tiles] == [image.crop(box).tobytes() for box in boxes]
+
+
+def test_base64_text_opens_as_the_picture_it_encodes() -> None:
+    image = gradient(12, 8)
+    opened = mm_utils.load_image_from_base64(mm_utils.encode_image_to_base64(image, "PNG"))
+    assert opened.mode == "RGB"
+    assert opened.tobytes() == image.tobytes()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
+        ("/models/llava-v1.5-7b/", "llava-v1.5-7b"),
+        ("/models/my-llava/checkpoint-500", "my-llava_checkpoint-500"),
+        ("checkpoint-500", "checkpoint-500"),
+    ],
+)
+def test_a_models_name_is_its_last_folder(path: str, name: str) -> None:
+    assert mm_utils.get_model_name_from_path(path) == name
+
+
+# Stop keywords
+
+
+PROMPT = "say ### now"  # holds the keyword itself
+ROWS = ["Hello###", "Hello, ", "Hello #", "Hello\n###"]
+STOPPED = [True, False, False, True]
+
+
+@pytest.mark.parametrize("with_prompt", [True, False])
+def test_each_row_stops_at_a_keyword_of_its_own_new_text(with_prompt: bool) -> None:
+    tokenizer = BytesTokenizer()
+    prompt = torch.tensor([tokenizer(PROMPT).input_ids] * len(ROWS))
+    criterion = mm_utils.KeywordsStoppingCriteria(["###"], tokenizer, prompt)
+    longest = max(map(len, ROWS))
+    new = torch.tensor([tokenizer.bytes(row.rjust(longest)) for row in ROWS])
+    output = torch.cat([prompt, new], dim=1) if with_prompt else new
+    stopped = criterion(output, None)
+    assert stopped.dtype == torch.bool
+    assert stopped.tolist() == STOPPED
+
+
+@pytest.mark.parametrize("output", [[], [1, *BytesTokenizer.bytes(PROMPT)]])
+def test_nothing_new_stops_nothing(output: list[int]) -> None:
+    tokenizer = BytesTokenizer()
+    criterion = mm_utils.KeywordsStoppingCriteria(["###"], tokenizer, torch.tensor([tokenizer(PROMPT).input_ids]))
+    assert criterion(torch.tensor([output], dtype=torch.long), None).tolist() == [False]
+
+
+def test_a_keyword_split_over_tokens_within_a_long_answer_is_found_as_it_ends() -> None:
+    tokenizer = BytesTokenizer()
+    criterion = mm_utils.KeywordsStoppingCriteria(["END", "###"], tokenizer, torch.tensor([[1]]))
+    ids = tokenizer.bytes("a long answer that comes to its END")
+    met = [bool(criterion(torch.tensor([ids[:n]]), None)) for n in range(1, len(ids) + 1)]
+    assert met == [False] * (len(ids) - 1) + [True]

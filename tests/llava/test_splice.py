@@ -1,0 +1,96 @@
+"""splice.py: where every token of a prompt with images stands, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.splice import causal_mask_with_bias, check_image_count, collate, splice_row, truncate
+
+WIDTH = 4
+IMAGE = IMAGE_TOKEN_INDEX
+
+
+def text(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids, and embeddings that carry the id."""
+    return torch.tensor(ids), torch.tensor(ids, dtype=torch.float32)[:, None].expand(-1, WIDTH)
+
+
+def image(count: int, value: float, positions: list[float] | None = None, span: int | None = None) -> ImageTokens:
+    places = None if positions is None else torch.tensor(positions)
+    return ImageTokens(torch.full((count, WIDTH), value), places, count if span is None else span, None)
+
+
+def test_text_and_images_keep_their_order():
+    ids, embeds = text([1, IMAGE, 7, 8, IMAGE])
+    row = splice_row(ids, embeds, [image(2, 100.0), image(3, 200.0)])
+    assert row.embeds[:, 0].tolist() == [1, 100, 100, 7, 8, 200, 200, 200]
+    assert row.positions.tolist() == list(range(8))
+    assert not row.positions.is_floating_point()
+    assert row.is_image.tolist() == [False, True, True, False, False, True, True, True]
+
+
+def test_text_goes_on_a_span_behind_the_images_start():
+    ids, embeds = text([1, 2, IMAGE, 7, IMAGE, 8])
+    first = image(3, 100.0, [0.0, 4.5, 15.0], span=16)
+    row = splice_row(ids, embeds, [first, image(1, 200.0, [7.5], span=16)])
+    assert row.positions.tolist() == [0, 1, 2, 6.5, 17, 18, 19 + 7.5, 35]
+
+
+def test_labels_are_ignored_on_images():
+    ids, embeds = text([1, IMAGE, 7])
+    row = splice_row(ids, embeds, [image(2, 1.0)], labels=torch.tensor([IGNORE_INDEX, 55, 7]))
+    assert row.labels.tolist() == [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 7]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_stands_on_the_asked_side_and_nothing_else_moves(side):
+    rows = [splice_row(*text([1, IMAGE, 7]), [image(2, 9.0, [0.5, 3.0], 4)]), splice_row(*text([5, 6]), [])]
+    batch = collate(rows, side)
+    short = slice(2, None) if side == "left" else slice(0, 2)
+    assert batch.inputs_embeds.shape == (2, 4, WIDTH)
+    assert batch.attention_mask.sum(1).tolist() == [4, 2]
+    assert batch.attention_mask[1, short].tolist() == [1, 1]
+    assert batch.position_ids[0].tolist() == [0, 1.5, 4, 5]
+    assert batch.position_ids[1, short].tolist() == [0, 1]
+    assert (batch.labels == IGNORE_INDEX).all()
+    assert batch.inputs_embeds[1, short, 0].tolist() == [5, 6]
+
+
+def test_truncation_cuts_text_behind_the_last_image():
+    row = splice_row(*text([1, IMAGE, 7, 8, 9]), [image(3, 1.0)])
+    assert truncate(row, 5).embeds[:, 0].tolist() == [1, 1, 1, 1, 7]
+    assert truncate(row, 100) is row
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_truncation_never_cuts_an_image(limit):
+    row = splice_row(*text([1, IMAGE, 7]), [image(3, 1.0)])
+    with pytest.raises(ValueError, match=f"5 tokens, 3 of them visual, and the limit is {limit}"):
+        truncate(row, limit)
+
+
+@pytest.mark.parametrize(("prompt", "images"), [([1, IMAGE], 0), ([1], 1), ([IMAGE, IMAGE], 3)])
+def test_numbers_of_placeholders_and_images_must_agree(prompt, images):
+    with pytest.raises(ValueError, match=f"holds {prompt.count(IMAGE)} <image>, but {images} images"):
+        check_image_count([torch.tensor(prompt)], images)
+
+
+def test_tiles_of_one_image_follow_each_other():
+    joined = ImageTokens.join([image(2, 1.0, [0.5, 1.0], 4), image(2, 2.0, [0.0, 3.0], 4)])
+    assert joined.span == 8
+    assert joined.positions.tolist() == [0.5, 1.0, 4.0, 7.0]
+    assert ImageTokens.join([image(2, 1.0), image(3, 2.0)]).positions is None
+
+
+def test_mask_with_bias_equals_softmax_over_weighted_keys():
+    attention_mask = torch.tensor([[0, 1, 1, 1, 1]])
+    bias = torch.tensor([[0.0, 0.0, 2.0]])  # the last two keys are new and have none
+    mask = causal_mask_with_bias(attention_mask, bias, 2, torch.float32)
+    assert mask.shape == (1, 1, 2, 5)
+    weights = mask.softmax(-1)[0, 0]
+    e2 = torch.tensor(2.0).exp()
+    expected = torch.stack([torch.stack([0 * e2, 1 + 0 * e2, e2, 1 + 0 * e2, 0 * e2]), torch.tensor([0, 1, e2, 1, 1])])
+    torch.testing.assert_close(weights, expected / expected.sum(1, keepdim=True))

@@ -1,0 +1,79 @@
+"""The embedded demo is found where it is installed, and logs and devices are what they are called."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava import utils
+
+
+@pytest.fixture
+def playground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `playground` in an empty folder."""
+    spec = ModuleSpec("playground", None, is_package=True)
+    spec.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(utils, "find_spec", {"playground": spec}.__getitem__)
+    return tmp_path
+
+
+def test_the_demo_model_is_the_folder_with_its_config(playground: Path) -> None:
+    (playground / "llava-demo").mkdir()
+    (playground / "llava-demo" / "config.json").touch()
+    assert utils.demo_model_path() == playground / "llava-demo"
+
+
+def test_the_demo_picture_is_the_first_by_name(playground: Path) -> None:
+    (playground / "pictures").mkdir()
+    for name in ("b.png", "a.png", "a.jpg"):
+        (playground / "pictures" / name).touch()
+    assert utils.demo_picture_path() == playground / "pictures" / "a.png"
+
+
+def test_a_missing_demo_is_a_clear_error(playground: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="demo model is missing: no config.json in"):
+        utils.demo_model_path()
+    with pytest.raises(FileNotFoundError, match="demo picture is missing"):
+        utils.demo_picture_path()
+
+
+def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no package named 'playground'"):
+        utils.demo_model_path()
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_default_device_is_the_best_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert utils.default_device() == device
+
+
+def test_a_logger_writes_each_line_once_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils, "LOGDIR", str(tmp_path / "logs"))
+    logger = utils.build_logger("llava.test", "test.log")
+    assert utils.build_logger("llava.test", "test.log") is logger
+    logger.info("hello")
+    lines = (tmp_path / "logs" / "test.log").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("| INFO | llava.test | hello")
+    for handler in list(logger.handlers):
+        handler.close()
+        logger.removeHandler(handler)
+
+
+def test_a_semaphore_prints_its_free_places() -> None:
+    assert utils.pretty_print_semaphore(None) == "None"
+    assert utils.pretty_print_semaphore(asyncio.Semaphore(3)) == "Semaphore(value=3, locked=False)"
+
+
+def test_layers_keep_their_initial_values_when_clients_ask_to_disable_them() -> None:
+    utils.disable_torch_init()
+    assert torch.nn.Linear(8, 8).weight.abs().sum() > 0

@@ -1,0 +1,22 @@
+"""What several tests of the quadtree share: the names of its options, uneven images, leaves as plain tuples."""
+
+from __future__ import annotations
+
+import torch
+
+import qlip
+
+CRITERIA = ("gradient", "structure", "variance", "diagonal", "random")
+LAYOUTS = ("aligned", "centered")
+
+
+def patchwork(grid: tuple[int, int], patch_size: int = 4, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    """Noise whose strength changes from cell to cell over orders of magnitude, so that trees are uneven."""
+    generator = torch.Generator().manual_seed(seed)
+    strength = torch.exp(2 * torch.randn(grid, generator=generator))
+    strength = strength.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
+    return strength * torch.randn(channels, *strength.shape, generator=generator)
+
+
+def as_tuples(leaves: qlip.Leaves) -> list[tuple[int, ...]]:
+    return [tuple(box) for box in leaves.boxes.tolist()]

@@ -1,0 +1,200 @@
+"""QLIPVisionModel: what it shares with the model it wraps, and what must not depend on the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
+
+SHAPE = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 112,
+    "patch_size": 14,
+}
+UNIFORM = QLIPConfig(alpha=0.0, max_tokens=None)
+TREE = QLIPConfig(alpha=0.9, max_tokens=60)
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def wrapped(request):
+    if request.param == "clip":
+        model = CLIPVisionModel(CLIPVisionConfig(**SHAPE))
+    else:
+        model = SiglipVisionModel(SiglipVisionConfig(**SHAPE))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Smooth blobs, so that trees are neither uniform nor coarsest."""
+    noise = torch.randn(1, 3, height // 14, width // 14, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, (height, width), mode="bicubic")[0]
+
+
+FOUR_SIZES = [picture(112, 112, 1), picture(224, 336, 2), picture(448, 14, 3), picture(140, 462, 4)]
+
+
+@pytest.mark.parametrize("select_layer", [-1, -2, 0, 3])
+def test_uniform_grid_of_the_native_size_equals_the_wrapped_model(wrapped, select_layer):
+    images = torch.stack([picture(112, 112, seed) for seed in range(3)])
+    with torch.no_grad():
+        expected = wrapped(images, output_hidden_states=True)
+        model = QLIPVisionModel(wrapped, UNIFORM, select_layer)
+        output = model(images, pool=True)
+    hidden = expected.hidden_states[select_layer][:, int(model.has_cls) :]
+    torch.testing.assert_close(torch.stack(output.features), hidden, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+def test_parameter_names_are_those_of_the_wrapped_model(wrapped):
+    names = set(wrapped.state_dict())
+    prior = CoordinateMLP(SHAPE["hidden_size"], hidden=8)
+    model = QLIPVisionModel(wrapped, UNIFORM)
+    model.set_prior(prior)
+    assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"size_bias": 1.0},
+        {"thumbnail": True, "coarsest": "native", "max_tokens": None},
+        {"criterion": "random", "layout": "centered", "max_tokens": 200},
+        {"interpolation": "bilinear", "leaf_position": "mean"},
+    ],
+    ids=str,
+)
+def test_an_image_has_the_same_features_in_any_batch(wrapped, changes):
+    model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, **changes))
+    with torch.no_grad():
+        together = model(FOUR_SIZES, pool=True)
+        for index, image in enumerate(FOUR_SIZES):
+            alone = model([image], pool=True)
+            torch.testing.assert_close(together.features[index], alone.features[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(together.pooled[index], alone.pooled[0], atol=1e-5, rtol=1e-5)
+            assert torch.equal(together.leaves[index].boxes, alone.leaves[0].boxes)
+
+
+def test_layers_above_the_selected_one_do_not_run(wrapped):
+    model = QLIPVisionModel(wrapped, UNIFORM, select_layer=-2)
+    model.encoder.layers[-1].register_forward_pre_hook(lambda *_: pytest.fail("the last layer ran"))
+    model([picture(112, 112)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_features_come_in_the_models_dtype(wrapped, dtype):
+    with torch.no_grad():
+        expected = QLIPVisionModel(wrapped, TREE)(FOUR_SIZES).features
+        output = QLIPVisionModel(wrapped.to(dtype), TREE)([image.to(dtype) for image in FOUR_SIZES])
+    tolerance = {torch.float32: 1e-6, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
+    for features, reference in zip(output.features, expected, strict=True):
+        assert features.dtype == dtype
+        if len(features) == len(reference):  # rounded pixels may move a block across the threshold
+            assert (features.float() - reference).abs().mean() < tolerance
+
+
+def test_size_bias_equals_repeating_each_leafs_key_as_often_as_it_has_cells(wrapped):
+    """Proportional attention: s = 1 weighs a key as that many equal keys would."""
+    config = dataclasses.replace(TREE, size_bias=1.0)
+    model = QLIPVisionModel(wrapped, config, select_layer=1)
+    image = FOUR_SIZES[1]
+    layer = model.encoder.layers[0]
+    with torch.no_grad():
+        output = model([image])
+        bare = QLIPVisionModel(wrapped, dataclasses.replace(config, size_bias=0.0), select_layer=0)([image])
+        leaves = output.leaves[0]
+        assert leaves.sizes.max() > 1
+        tokens = bare.features[0]
+        cls = []
+        if model.has_cls:
+            first = model.embeddings.class_embedding + model.embeddings.position_embedding.weight[0]
+            cls = [model.pre_layrnorm(first)[None]]
+        repeated = torch.cat([*cls, tokens.repeat_interleave(leaves.sizes**2, 0)])[None]
+        first_copy = len(cls) + (leaves.sizes**2).cumsum(0) - leaves.sizes**2
+        expected = layer(repeated, None)[0, first_copy]
+    torch.testing.assert_close(output.features[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_thumbnail_is_the_wrapped_models_view_of_the_downsized_image(wrapped):
+    image = FOUR_SIZES[1]
+    model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, thumbnail=True))
+    small = F.interpolate(image[None], (112, 112), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        output = model([image])
+        expected = wrapped(small, output_hidden_states=True).hidden_states[-2][0, int(model.has_cls) :]
+        leaves_only = QLIPVisionModel(wrapped, TREE)([image]).features[0]
+    torch.testing.assert_close(output.features[0][:64], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.features[0][64:], leaves_only, atol=1e-5, rtol=1e-5)
+    places = model.language_positions(output.leaves[0])
+    assert len(places) == len(output.features[0])
+    assert torch.equal(places[:64], torch.arange(64.0))
+
+
+def test_language_positions_and_sizes_follow_the_settings(wrapped):
+    tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[1])
+    sequential = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_positions="sequential"))
+    assert sequential.language_positions(tree) is None
+    assert sequential.language_sizes(tree) is None
+    biased = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_size_bias=0.5))
+    assert torch.equal(biased.language_sizes(tree), tree.sizes.float())
+    assert biased.language_positions(tree).max() <= 63
+
+
+def test_coarsest_native_caps_leaves_at_a_native_cell(wrapped):
+    flat = torch.zeros(3, 448, 448)
+    assert QLIPVisionModel(wrapped, QLIPConfig(coarsest="any")).partition(flat).sizes.max() == 16
+    assert QLIPVisionModel(wrapped, QLIPConfig(coarsest="native")).partition(flat).sizes.max() == 4
+
+
+def test_the_prior_gives_the_positions_and_keeps_the_native_grid(wrapped, tmp_path):
+    prior = CoordinateMLP(SHAPE["hidden_size"], hidden=16)
+    prior.save(tmp_path / "prior.safetensors")
+    config = QLIPConfig(alpha=0.0, max_tokens=None, interpolation="mlp", mlp=str(tmp_path / "prior.safetensors"))
+    model = QLIPVisionModel(wrapped, config)
+    model.load_prior()
+    plain = QLIPVisionModel(wrapped, UNIFORM)
+    with torch.no_grad():
+        native, larger = picture(112, 112), picture(224, 224)
+        torch.testing.assert_close(model([native]).features[0], plain([native]).features[0], atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(model([larger]).features[0], plain([larger]).features[0], atol=1e-3)
+
+
+def test_a_saved_model_loads_with_from_pretrained(wrapped, tmp_path):
+    wrapped.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = QLIPVisionModel(wrapped, TREE)(FOUR_SIZES)
+        loaded = QLIPVisionModel.from_pretrained(str(tmp_path), TREE)(FOUR_SIZES)
+    for ours, theirs in zip(loaded.features, expected.features, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_errors_name_the_value(wrapped):
+    with pytest.raises(TypeError, match="Linear is no CLIPVisionModel"):
+        QLIPVisionModel(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="select_layer is 9"):
+        QLIPVisionModel(wrapped, select_layer=9)
+    with pytest.raises(ValueError, match="embeddings of 7, the model has 48"):
+        QLIPVisionModel(wrapped).set_prior(CoordinateMLP(7, hidden=4))
+    with pytest.raises(ValueError, match="100 x 112"):
+        QLIPVisionModel(wrapped)([torch.zeros(3, 100, 112)])
+    with pytest.raises(ValueError, match="max_tokens is 1,"):
+        QLIPVisionModel(wrapped, QLIPConfig(max_tokens=1))([torch.zeros(3, 112, 112)])
+
+
+def test_leaves_are_on_the_cpu_and_cover_the_image(wrapped):
+    tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[3])
+    assert isinstance(tree, Leaves)
+    assert int((tree.sizes**2).sum()) == math.prod(tree.grid)

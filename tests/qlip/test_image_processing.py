@@ -1,0 +1,127 @@
+"""QLIPImageProcessor: any picture becomes whole cells, upright, uncropped, and CLIP's numbers where it is CLIP's size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from qlip import QLIPConfig, QLIPImageProcessor
+from qlip.image_processing import to_rgb
+from qlip.quadtree import count_roots
+
+
+def gradient_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width, dtype=np.uint8)
+    pixels[..., 1] = np.linspace(0, 255, height, dtype=np.uint8)[:, None]
+    return Image.fromarray(pixels).convert(mode)
+
+
+def test_a_native_picture_gives_the_pixels_of_clips_processor():
+    picture = gradient_picture(336, 336)
+    clip = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    expected = clip.preprocess(picture, return_tensors="pt")["pixel_values"]
+    ours = QLIPImageProcessor().preprocess(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "I", "F", "I;16"])
+def test_every_pillow_mode_is_read(mode):
+    picture = gradient_picture(28, 42)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    elif mode == "I":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.int32) * 257)
+    elif mode == "PA":
+        picture = picture.convert("LA").convert("PA")
+    else:
+        picture = picture.convert(mode)
+    assert picture.mode == mode
+    pixels = QLIPImageProcessor().preprocess(picture, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 42, 28)
+    assert torch.isfinite(pixels).all()
+    assert pixels.std() > 0.3
+
+
+def test_sixteen_bit_grey_keeps_its_brightness():
+    grey = Image.fromarray(np.full((14, 14), 128 * 257, np.uint16))
+    assert to_rgb(grey).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_transparency_is_laid_over_white():
+    picture = Image.new("RGBA", (14, 14), (0, 0, 0, 0))
+    assert to_rgb(picture).getpixel((5, 5)) == (255, 255, 255)
+    palette = Image.new("P", (14, 14), 0)
+    palette.info["transparency"] = 0
+    assert to_rgb(palette).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied():
+    picture = gradient_picture(28, 14)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path_free = Image.frombytes("RGB", picture.size, picture.tobytes())
+    path_free.info["exif"] = exif.tobytes()
+    path_free._exif = exif
+    pixels = QLIPImageProcessor().preprocess(path_free, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[2:] == (28, 14)
+
+
+@given(
+    height=st.integers(1, 4000),
+    width=st.integers(1, 4000),
+    image_size=st.none() | st.integers(1, 900),
+    max_cells=st.integers(1, 20000),
+    max_tokens=st.none() | st.integers(1, 2000),
+    coarsest=st.sampled_from(["any", "native"]),
+    layout=st.sampled_from(["aligned", "centered"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_size_becomes_an_affordable_grid(height, width, image_size, max_cells, max_tokens, coarsest, layout):
+    config = QLIPConfig(
+        image_size=image_size, max_cells=max_cells, max_tokens=max_tokens, coarsest=coarsest, layout=layout
+    )
+    processor = QLIPImageProcessor(qlip=config)
+    rows, cols = processor.choose_grid(height, width)
+    assert rows >= 1 and cols >= 1
+    assert rows * cols <= max_cells
+    if max_tokens is not None:
+        assert count_roots((rows, cols), layout, processor.max_leaf((rows, cols))) <= max_tokens
+
+
+@pytest.mark.parametrize(("size", "grid"), [(None, (34, 46)), (336, (24, 32)), (14, (1, 1))])
+def test_the_shorter_side_is_resized_and_the_aspect_kept(size, grid):
+    processor = QLIPImageProcessor(qlip=QLIPConfig(image_size=size))
+    assert processor.choose_grid(480, 640) == grid
+
+
+def test_different_sizes_come_as_a_list_and_equal_ones_as_a_tensor():
+    processor = QLIPImageProcessor()
+    one, two = gradient_picture(28, 28), gradient_picture(56, 28)
+    assert isinstance(processor.preprocess([one, two], return_tensors="pt")["pixel_values"], list)
+    assert processor.preprocess([one, one], return_tensors="pt")["pixel_values"].shape == (2, 3, 28, 28)
+    assert processor(np.asarray(one), return_tensors="np")["pixel_values"].shape == (1, 3, 28, 28)
+
+
+def test_settings_survive_save_and_load(tmp_path):
+    processor = QLIPImageProcessor(16, 224, (0.5,) * 3, (0.25,) * 3, QLIPConfig(alpha=float("inf"), image_size=448))
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    loaded = QLIPImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.crop_size == {"height": 224, "width": 224}
+    assert loaded.size == {"shortest_edge": 224}
+
+
+def test_errors_name_the_value():
+    with pytest.raises(TypeError, match="float64 array"):
+        QLIPImageProcessor().preprocess(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="return_tensors is 'tf'"):
+        QLIPImageProcessor().preprocess(gradient_picture(14, 14), return_tensors="tf")
+    with pytest.raises(ValueError, match="native_size is 100"):
+        QLIPImageProcessor(14, 100)
