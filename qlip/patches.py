@@ -32,7 +32,8 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
         row, col = leaves.boxes[chosen, 0], leaves.boxes[chosen, 1]
         blocks = _gather_blocks(image, row, col, size, patch_size)
         if size > 1:
-            blocks = F.interpolate(blocks, (patch_size, patch_size), mode="bilinear", antialias=True)
+            size_out = (patch_size, patch_size)  # in float32, since the CPU resamples no half precision
+            blocks = F.interpolate(blocks.float(), size_out, mode="bilinear", antialias=True).to(image.dtype)
         patches[chosen.to(image.device)] = blocks
     return patches
 

@@ -44,16 +44,17 @@ def interpolate_positions(
     check_choice("mode", mode, Interpolation)
     check_choice("leaf_position", leaf_position, LeafPosition)
     side = native_side(table)
-    table = table.float()
-    if mode != "mlp":
-        return _table_weights(leaves, side, mode, leaf_position).to(table.device) @ table
-    if mlp is None:
-        raise ValueError("mode 'mlp' needs the prior: mlp is None")
-    positions = _prior_positions(mlp, leaves, leaf_position, table.device)
-    if mlp_residual:
-        residual = table - _prior_positions(mlp, Leaves.uniform((side, side)), "centre", table.device)
-        positions = positions + _table_weights(leaves, side, "bicubic", leaf_position).to(table.device) @ residual
-    return positions
+    with torch.autocast(table.device.type, enabled=False):  # coordinates need float32
+        table = table.float()
+        if mode != "mlp":
+            return _table_weights(leaves, side, mode, leaf_position).to(table.device) @ table
+        if mlp is None:
+            raise ValueError("mode 'mlp' needs the prior: mlp is None")
+        positions = _prior_positions(mlp, leaves, leaf_position, table.device)
+        if mlp_residual:
+            residual = table - _prior_positions(mlp, Leaves.uniform((side, side)), "centre", table.device)
+            positions = positions + _table_weights(leaves, side, "bicubic", leaf_position).to(table.device) @ residual
+        return positions
 
 
 def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:

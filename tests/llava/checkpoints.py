@@ -57,7 +57,7 @@ def transformers_model(seed: int = 0) -> LlavaForConditionalGeneration:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.12)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model
 
 

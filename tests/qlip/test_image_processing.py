@@ -30,7 +30,9 @@ def test_a_native_picture_gives_the_pixels_of_clips_processor():
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "I", "F", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "I", "F", "I;16"]
+)
 def test_every_pillow_mode_is_read(mode):
     picture = gradient_picture(28, 42)
     if mode == "I;16":

@@ -1,0 +1,138 @@
+"""Generation with quadtree tokens: batches, caches and positions give what each prompt alone, uncached, gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
+from llava.model.builder import load_pretrained_model
+from tests.llava.checkpoints import make_llava_checkpoint
+
+TREE = {"alpha": 0.7, "max_tokens": 90}
+SETTINGS = {
+    "raster": TREE,
+    "sequential": {**TREE, "llm_positions": "sequential"},
+    "biased": {**TREE, "llm_size_bias": 1.0, "size_bias": 0.5},
+    "thumbnail": {**TREE, "thumbnail": True, "llm_size_bias": 0.5},
+    "floor": {**TREE, "max_tokens": None, "coarsest": "native"},
+}
+ROWS = [[1, 20, IMAGE, 30], [1, IMAGE, 40, 41, 42, IMAGE, 43], [1, 50, 51, 52, 53, 54], [1, 60, IMAGE, 61, 62]]
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+
+
+def picture(height: int, width: int, seed: int) -> torch.Tensor:
+    noise = torch.randn(1, 3, height // 14, width // 14, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, (height, width), mode="bicubic")[0]
+
+
+IMAGES = [picture(112, 112, 0), picture(224, 140, 1), picture(112, 336, 2), picture(280, 280, 3)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_llava_checkpoint(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module", params=SETTINGS.values(), ids=SETTINGS.keys())
+def model(request, folder):
+    return load_pretrained_model(str(folder), device="cpu", qlip=request.param)[1]
+
+
+def images_of(rows: list[list[int]]) -> list[list[torch.Tensor]]:
+    """IMAGES handed out in order to the placeholders of each row."""
+    left = iter(IMAGES)
+    return [[next(left) for i in row if i == IMAGE] for row in rows]
+
+
+def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = [torch.tensor(row) for row in rows]
+    real = [torch.ones_like(row) for row in ids]
+    return tuple(torch.nn.utils.rnn.pad_sequence(x, True, 0, side) for x in (ids, real))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_a_batch_answers_as_its_rows_alone(model, side):
+    """Whatever side the caller padded on."""
+    ids, mask = pad(ROWS, side)
+    together = model.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY)
+    assert together.shape == (4, 6)
+    for row, images, answer in zip(ROWS, images_of(ROWS), together, strict=True):
+        alone = model.generate(torch.tensor([row]), images=images or None, **GREEDY)
+        assert torch.equal(alone[0], answer)
+
+
+@torch.no_grad()
+def test_logits_of_a_batch_are_those_of_its_rows_alone(model):
+    ids, mask = pad(ROWS, "right")
+    model.config.tokenizer_padding_side = "right"
+    together = model(ids, attention_mask=mask, images=IMAGES).logits
+    for row, images, logits in zip(ROWS, images_of(ROWS), together, strict=True):
+        alone = model(torch.tensor([row]), images=images or None).logits[0]
+        torch.testing.assert_close(logits[: len(alone)], alone, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model):
+    """Positions go on behind the image's span, and the key bias stays, through the cache."""
+    prompt, images = ROWS[1], IMAGES[:2]
+    answer = model.generate(torch.tensor([prompt]), images=images, **GREEDY)[0].tolist()
+    for length in range(len(answer)):
+        full = model(torch.tensor([prompt + answer[:length]]), images=images).logits[0, -1]
+        assert int(full.argmax()) == answer[length]
+
+
+@torch.no_grad()
+def test_beam_search_with_one_beam_more_is_at_least_as_likely(model):
+    prompt, images = torch.tensor([ROWS[0]]), IMAGES[:1]
+    options = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    beam = model.generate(prompt, images=images, num_beams=3, length_penalty=0.0, **options)
+    greedy = model.generate(prompt, images=images, **options)
+    scores = [s.log_softmax(-1)[0, token] for s, token in zip(greedy.scores, greedy.sequences[0], strict=True)]
+    assert beam.sequences_scores[0] >= sum(scores) - 1e-4
+
+
+@torch.no_grad()
+def test_raster_positions_keep_text_where_the_native_grid_puts_it(folder):
+    """However many leaves an image has, the text behind it stands 64 positions after its start."""
+    model = load_pretrained_model(str(folder), device="cpu", qlip=TREE)[1]
+    for image in IMAGES:
+        batch = model.splice_images(torch.tensor([[1, 20, IMAGE, 30]]), None, None, [image], "left")
+        assert batch.position_ids[0, -1] == 2 + 64
+        assert batch.position_ids[0, 2:-1].max() <= 2 + 63
+
+
+@torch.no_grad()
+def test_positions_and_biases_reach_the_language_model(folder):
+    prompt = torch.tensor([ROWS[0]])
+    logits = [
+        load_pretrained_model(str(folder), device="cpu", qlip=SETTINGS[name])[1](prompt, images=IMAGES[1:2]).logits
+        for name in ("raster", "sequential", "biased")
+    ]
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-3)
+
+
+def test_errors_name_what_is_wrong(model):
+    with pytest.raises(ValueError, match="holds 1 <image>, but 2 images were given"):
+        model.generate(torch.tensor([ROWS[0]]), images=IMAGES[:2], **GREEDY)
+    with pytest.raises(ValueError, match="holds 1 <image>, but 0 images were given"):
+        model(torch.tensor([ROWS[0]]))
+    with pytest.raises(ValueError, match="generate takes input_ids and images"):
+        model.generate(inputs_embeds=torch.zeros(1, 1, 64), **GREEDY)
+    with pytest.raises(ValueError, match="cut through an image"):
+        model.config.tokenizer_model_max_length = 3
+        try:
+            model(torch.tensor([ROWS[0]]), images=IMAGES[:1], labels=torch.tensor([ROWS[0]]))
+        finally:
+            model.config.tokenizer_model_max_length = 2048
+
+
+def test_size_bias_needs_an_attention_that_can_apply_it(folder):
+    model = load_pretrained_model(str(folder), device="cpu", qlip=SETTINGS["biased"], attn_implementation="eager")[1]
+    model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="llm_size_bias is 1.0, which attention 'flash_attention_2'"):
+        model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)

@@ -1,0 +1,361 @@
+"""load_pretrained_model: every format that users have, and nothing decided by a name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPVisionModel, LlamaForCausalLM
+
+import qlip
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
+from tests.llava.checkpoints import (
+    IMAGE_TOKEN,
+    llava_config,
+    llava_state,
+    make_llava_checkpoint,
+    transformers_model,
+    write_tokenizer,
+)
+
+PROMPT = torch.tensor([[1, 20, IMAGE_TOKEN_INDEX, 30, 31]])
+PICTURE = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return transformers_model()
+
+
+@pytest.fixture(scope="module")
+def expected(oracle):
+    ids = torch.tensor([[1, 20] + [IMAGE_TOKEN] * 64 + [30, 31]])
+    with torch.no_grad():
+        return oracle(ids, pixel_values=PICTURE, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_llava_checkpoint(tmp_path_factory.mktemp("llava"))
+
+
+def logits(model: LlavaLlamaForCausalLM) -> torch.Tensor:
+    with torch.no_grad():
+        return model(PROMPT, images=PICTURE).logits
+
+
+def write_config(folder: Path, **changes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(llava_config(**changes)))
+    write_tokenizer(folder)
+
+
+def split(state: dict) -> tuple[dict, dict]:
+    names = list(state)
+    return {n: state[n] for n in names[::2]}, {n: state[n] for n in names[1::2]}
+
+
+def as_safetensors(folder, oracle):
+    save_file(llava_state(oracle), folder / "model.safetensors", {"format": "pt"})
+
+
+def as_safetensors_shards(folder, oracle):
+    shards = split(llava_state(oracle))
+    names = {f"model-0000{i}-of-00002.safetensors": shard for i, shard in enumerate(shards, 1)}
+    for name, shard in names.items():
+        save_file(shard, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, shard in names.items() for key in shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def as_bin(folder, oracle):
+    torch.save(llava_state(oracle), folder / "pytorch_model.bin")
+
+
+def as_bin_shards(folder, oracle):
+    shards = split(llava_state(oracle))
+    names = {f"pytorch_model-0000{i}-of-00002.bin": shard for i, shard in enumerate(shards, 1)}
+    for name, shard in names.items():
+        torch.save(shard, folder / name)
+    index = {"metadata": {}, "weight_map": {key: name for name, shard in names.items() for key in shard}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def with_todays_tower_names(folder, oracle):
+    save_file(llava_state(oracle, tower_prefix=""), folder / "model.safetensors", {"format": "pt"})
+
+
+WEIGHTS = [as_safetensors, as_safetensors_shards, as_bin, as_bin_shards, with_todays_tower_names]
+
+
+@pytest.mark.parametrize("write", WEIGHTS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama"])
+def test_llava_checkpoints_load_from_every_kind_of_file(tmp_path, oracle, expected, write, model_type):
+    """The tower named in the config is a hub id; its weights lie in the checkpoint, so the hub is never asked."""
+    write_config(tmp_path, model_type=model_type)
+    write(tmp_path, oracle)
+    tokenizer, model, processor, context = load_pretrained_model(str(tmp_path), device="cpu")
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+    assert isinstance(model.get_vision_tower(), CLIPVisionTower)
+    assert processor.crop_size["height"] == 112
+    assert context == 2048
+    assert tokenizer("what is in the picture?").input_ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("place", ["relative", "absolute"])
+def test_the_tower_may_lie_in_a_folder_of_its_own(tmp_path, oracle, expected, place):
+    tower = tmp_path / "checkpoint" / "tower"
+    vision = CLIPVisionModel(oracle.config.vision_config)
+    vision.load_state_dict(oracle.model.vision_tower.state_dict())
+    vision.save_pretrained(tower)
+    CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(tower)
+    write_config(tmp_path / "checkpoint", mm_vision_tower="tower" if place == "relative" else str(tower))
+    state = {name: tensor for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
+    save_file(state, tmp_path / "checkpoint" / "model.safetensors", {"format": "pt"})
+    for flag in (None, {"alpha": 0.0, "max_tokens": None}):
+        model = load_pretrained_model(str(tmp_path / "checkpoint"), device="cpu", qlip=flag)[1]
+        torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("old_names", [False, True], ids=["today's names", "names of 2023"])
+def test_transformers_checkpoints_load(tmp_path, oracle, expected, old_names):
+    oracle.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    if old_names:
+        renamed = {}
+        for name, tensor in load_file(tmp_path / "model.safetensors").items():
+            name = name.removeprefix("model.")
+            if name.startswith("lm_head"):
+                name = f"language_model.{name}"
+            elif name.startswith("language_model.") and not name.startswith("language_model.model."):
+                name = name.replace("language_model.", "language_model.model.", 1)
+            elif name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
+                name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+            renamed[name] = tensor
+        save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_pretrained_model(str(tmp_path), device="cpu")[1]
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, oracle):
+    """The bare language model."""
+    folder = tmp_path_factory.mktemp("vicuna")
+    llama = LlamaForCausalLM(oracle.config.text_config)
+    llama.model.load_state_dict(oracle.model.language_model.state_dict())
+    llama.lm_head.load_state_dict(oracle.lm_head.state_dict())
+    llama.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def tower_folder(tmp_path, oracle):
+    vision = CLIPVisionModel(oracle.config.vision_config)
+    vision.load_state_dict(oracle.model.vision_tower.state_dict())
+    vision.save_pretrained(tmp_path / "tower")
+    CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(
+        tmp_path / "tower"
+    )
+    return tmp_path / "tower"
+
+
+def projector_of(oracle) -> dict:
+    return {name: tensor for name, tensor in llava_state(oracle).items() if "mm_projector" in name}
+
+
+def test_a_projector_loads_onto_its_language_model(tmp_path, oracle, expected, base, tower_folder):
+    write_config(tmp_path / "projector", mm_vision_tower=str(tower_folder))
+    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
+    model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+def test_a_lora_is_merged_into_its_language_model(tmp_path, oracle, base, tower_folder):
+    full = make_llava_checkpoint(tmp_path / "full")
+    tuned = get_peft_model(
+        load_pretrained_model(str(full), device="cpu")[1],
+        LoraConfig(r=4, target_modules=r"model\.layers\.\d+\.self_attn\.(q|v)_proj", lora_alpha=8),
+    )
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    with torch.no_grad():
+        wanted = tuned(PROMPT, images=PICTURE).logits
+    lora = tmp_path / "lora"
+    tuned.save_pretrained(lora)
+    write_config(lora, mm_vision_tower=str(tower_folder))
+    extra = {f"base_model.model.{name}": tensor for name, tensor in projector_of(oracle).items()}
+    torch.save(extra, lora / "non_lora_trainables.bin")
+    model = load_pretrained_model(str(lora), str(base), device="cpu")[1]
+    torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=0)
+
+
+def test_the_folders_name_decides_nothing(tmp_path, folder, expected):
+    """Names that LLaVA's own loader would take for a LoRA, an MPT, a Mistral."""
+    for name in ("model-lora", "mpt-7b", "mistral", "vicuna"):
+        shutil.copytree(folder, tmp_path / name)
+        model = load_pretrained_model(str(tmp_path / name), None, "llava-lora-mpt", device="cpu")[1]
+        torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("in_config", "argument", "alpha", "criterion"),
+    [
+        (None, None, None, None),
+        (False, None, None, None),
+        (True, None, 0.1, "gradient"),
+        ({"alpha": 0.4}, None, 0.4, "gradient"),
+        ({"alpha": 0.4}, False, None, None),
+        ({"alpha": 0.4}, True, 0.4, "gradient"),
+        (None, True, 0.1, "gradient"),
+        (None, {"alpha": 0.7}, 0.7, "gradient"),
+        ({"alpha": 0.4, "criterion": "variance"}, {"alpha": 0.7}, 0.7, "variance"),
+        ({"criterion": "variance"}, qlip.QLIPConfig(alpha=0.9), 0.9, "gradient"),
+    ],
+)
+def test_the_flag_selects_the_tower(tmp_path, in_config, argument, alpha, criterion):
+    folder = make_llava_checkpoint(tmp_path / "model", qlip=in_config)
+    _, model, processor, _ = load_pretrained_model(str(folder), device="cpu", qlip=argument)
+    tower = model.get_vision_tower()
+    if alpha is None:
+        assert isinstance(tower, CLIPVisionTower)
+    else:
+        assert isinstance(tower, QLIPVisionTower)
+        assert isinstance(processor, qlip.QLIPImageProcessor)
+        assert (tower.settings.alpha, tower.settings.criterion) == (alpha, criterion)
+
+
+def test_the_prior_is_found_beside_the_checkpoint(tmp_path):
+    flag = {"interpolation": "mlp", "mlp": "prior.safetensors"}
+    folder = make_llava_checkpoint(tmp_path / "model", qlip=flag)
+    qlip.CoordinateMLP(64, hidden=8).save(folder / "prior.safetensors")
+    tower = load_pretrained_model(str(folder), device="cpu")[1].get_vision_tower()
+    assert tower.vision_tower.prior is not None
+
+
+def test_a_saved_model_is_a_llava_checkpoint_again(tmp_path, folder, expected, oracle):
+    tokenizer, model, *_ = load_pretrained_model(str(folder), device="cpu", qlip={"alpha": 0.0, "max_tokens": None})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(llava_state(oracle))
+    again = load_pretrained_model(str(tmp_path), device="cpu")[1]
+    assert isinstance(again.get_vision_tower(), QLIPVisionTower)
+    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"torch_dtype": torch.bfloat16}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": torch.float32}, torch.float32),
+        ({"device_map": "cpu"}, torch.float32),
+        ({"device": "cpu", "device_map": "auto"}, torch.float32),
+    ],
+    ids=str,
+)
+def test_device_and_dtype_are_obeyed_by_every_part(folder, options, dtype):
+    options = {"device": "cpu", **options} if "device_map" not in options else options
+    model = load_pretrained_model(str(folder), **options)[1]
+    parts = [model.get_vision_tower(), model.model.mm_projector, model.model.layers, model.lm_head]
+    for part in parts:
+        assert {p.dtype for p in part.parameters()} == {dtype}
+        assert {p.device.type for p in part.parameters()} == {"cpu"}
+    assert model.generate(PROMPT, images=PICTURE.to(dtype), do_sample=False, max_new_tokens=3).shape == (1, 3)
+
+
+@pytest.mark.parametrize("flag", ["load_8bit", "load_4bit"])
+@pytest.mark.parametrize("tree", [False, True], ids=["clip", "qlip"])
+def test_quantisation_spares_tower_and_projector(folder, expected, flag, tree):
+    settings = {"alpha": 0.0, "max_tokens": None} if tree else None
+    model = load_pretrained_model(str(folder), device="cpu", qlip=settings, **{flag: True})[1]
+    kind = {"load_8bit": "Linear8bitLt", "load_4bit": "Linear4bit"}[flag]
+    quantised = {name for name, module in model.named_modules() if type(module).__name__ == kind}
+    assert len(quantised) == 2 * 7
+    assert all(name.startswith("model.layers.") for name in quantised)
+    close = torch.nn.functional.cosine_similarity(logits(model).float().flatten(), expected.flatten(), dim=0)
+    assert close > {"load_8bit": 0.99, "load_4bit": 0.8}[flag]
+    model.generate(PROMPT, images=PICTURE, do_sample=False, max_new_tokens=3)
+
+
+def test_the_signature_is_llavas_and_unknown_arguments_are_a_type_error(folder):
+    first = list(inspect.signature(load_pretrained_model).parameters)[:8]
+    assert first == [
+        "model_path",
+        "model_base",
+        "model_name",
+        "load_8bit",
+        "load_4bit",
+        "device_map",
+        "device",
+        "use_flash_attn",
+    ]
+    with pytest.raises(TypeError, match="multimodal"):
+        load_pretrained_model(str(folder), None, "llava", device_map="auto", multimodal=True)
+
+
+def test_errors_say_what_is_wrong(tmp_path, folder, oracle):
+    with pytest.raises(FileNotFoundError, match="'nowhere/at-all' is neither a folder nor a model id"):
+        load_pretrained_model("nowhere/at-all", local_files_only=True)
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_pretrained_model(str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="both set"):
+        load_pretrained_model(str(folder), load_8bit=True, load_4bit=True)
+    with pytest.raises(ValueError, match="device is 'cuda:7', but this machine has"):
+        load_pretrained_model(str(folder), device="cuda:7")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        load_pretrained_model(str(folder), device="cpu", torch_dtype="int8")
+    with pytest.raises(ValueError, match="unknown QLIP setting aplha"):
+        load_pretrained_model(str(folder), device="cpu", qlip={"aplha": 1})
+    with pytest.raises(TypeError, match="qlip is 3"):
+        load_pretrained_model(str(folder), device="cpu", qlip=3)
+
+    write_config(tmp_path / "gpt", model_type="gpt2")
+    with pytest.raises(ValueError, match="is of type 'gpt2'"):
+        load_pretrained_model(str(tmp_path / "gpt"), device="cpu")
+
+    write_config(tmp_path / "projector")
+    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
+    with pytest.raises(ValueError, match="is a projector checkpoint: .* give model_base"):
+        load_pretrained_model(str(tmp_path / "projector"), device="cpu")
+
+    write_config(tmp_path / "partial")
+    state = llava_state(oracle)
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights .*layers\.1\.mlp\.up_proj\.weight"):
+        load_pretrained_model(str(tmp_path / "partial"), device="cpu")
+
+
+def test_pickled_code_in_a_bin_is_never_run(tmp_path, oracle):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    write_config(tmp_path)
+    torch.save({**llava_state(oracle), "evil": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        load_pretrained_model(str(tmp_path), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_config_fields_are_validated():
+    with pytest.raises(ValueError, match="mm_vision_select_feature is 'all'; allowed are 'patch', 'cls_patch'"):
+        LlavaConfig(mm_vision_select_feature="all")
+    with pytest.raises(ValueError, match="mm_projector_type is 'resampler'"):
+        LlavaLlamaForCausalLM(
+            LlavaConfig(mm_projector_type="resampler", mm_vision_config={"model_type": "clip_vision_model"})
+        )

@@ -1,0 +1,170 @@
+"""Imports point one way: from the programs down to the models, from the models down to the method.
+
+Read from the source by AST, so an import inside a function counts as much as one at the top of a file.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("qlip", "llava", "playground", "scripts")
+
+# From the ground up. A module imports layers below its own, and modules of its own package, never a layer above. In
+# qlip each file has its layer; modules of one layer do not know each other. "name.*" stands for all below a package;
+# the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("qlip.config",),
+    ("qlip.criteria", "qlip.mlp"),
+    ("qlip.quadtree",),
+    ("qlip.patches", "qlip.positions", "qlip.draw", "qlip.image_processing"),
+    ("qlip.encoder",),
+    ("qlip.attach", "qlip.fit", "qlip.bias"),
+    ("qlip",),
+    ("qlip.cli",),
+    ("qlip.__main__",),
+    ("llava.serve.images",),
+    ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils"),
+    ("llava.model.*",),
+    ("llava.serve.*", "llava.eval.*", "llava.train.*"),
+    ("llava",),
+    ("playground.*",),
+    ("scripts.*",),
+)
+SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
+
+QLIP_USERS = ("llava.model.multimodal_encoder.qlip_encoder", "llava.serve", "llava.eval", "llava.train")
+SERVING = ("gradio", "fastapi", "uvicorn", "httpx", "ray")
+
+
+def covers(pattern: str, module: str) -> bool:
+    name = pattern.removesuffix(".*")
+    return module == name or (pattern.endswith(".*") and module.startswith(name + "."))
+
+
+def layer(module: str) -> int | None:
+    """Height of a module's layer; None where the table does not know it."""
+    return next((i for i, names in enumerate(LAYERS) if any(covers(name, module) for name in names)), None)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, for all packages; a package's own name stands for its __init__.py."""
+    files = (file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports(module: str, source: str, known: set[str], is_package: bool = False) -> set[str]:
+    """Dotted names that `source` imports; `from package import module` counts as the module where it is one."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = module.split(".")
+                above = here[: len(here) - node.level + is_package]
+                base = ".".join([*above, base] if base else above)
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found.update(name if name in known else base for name in names)
+    return found
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def complaint(module: str, target: str) -> str | None:
+    """Why `module` must not import `target`; None where it may."""
+    package, target_package = module.split(".")[0], target.split(".")[0]
+    if package == "qlip" and target_package in SERVING:
+        return f"{module} imports {target}: the method knows no server"
+    if target_package not in PACKAGES:
+        return None
+    if target_package == "qlip" and package == "llava" and not any(is_in(module, user) for user in QLIP_USERS):
+        return f"{module} imports {target}: in llava only {', '.join(QLIP_USERS)} know qlip"
+    height, target_height = layer(module), layer(target)
+    if height is None or target_height is None:
+        return f"{module if height is None else target} has no layer; give it one in LAYERS"
+    siblings = height == target_height and package == target_package and package in SIBLINGS_ALLOWED
+    if target_height > height or (target_height == height and not siblings):
+        return f"{module} imports {target}: an arrow that runs back"
+    return None
+
+
+def complaints(module: str, source: str, known: set[str], is_package: bool = False) -> list[str]:
+    targets = sorted(imports(module, source, known, is_package))
+    return [text for target in targets if (text := complaint(module, target)) is not None]
+
+
+def test_no_import_runs_back():
+    files = modules()
+    assert files
+    found = []
+    for module, file in files.items():
+        found += complaints(module, file.read_text(encoding="utf-8"), set(files), file.name == "__init__.py")
+    assert found == []
+
+
+def test_every_module_of_qlip_has_its_layer():
+    assert [module for module in modules() if module.startswith("qlip") and layer(module) is None] == []
+
+
+KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.builder", "llava.constants"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("qlip.quadtree", "from qlip.encoder import QLIPVisionModel"),
+        ("qlip.quadtree", "import qlip.positions"),
+        ("qlip.quadtree", "import qlip"),
+        ("qlip.quadtree", "from . import encoder"),
+        ("qlip.quadtree", "from .encoder import QLIPVisionModel"),
+        ("qlip.quadtree", "def late():\n    from qlip import encoder"),
+        ("qlip.patches", "from qlip.positions import raster_positions"),
+        ("qlip.config", "from qlip.criteria import score_pyramid"),
+        ("qlip.encoder", "from llava.constants import IGNORE_INDEX"),
+        ("qlip.cli", "import gradio as gr"),
+        ("qlip.fit", "from fastapi import FastAPI"),
+        ("qlip.novelty", "import qlip.config"),
+        ("llava.model.builder", "from llava.serve.engine import Engine"),
+        ("llava.model.builder", "from ..serve import engine"),
+        ("llava.model.builder", "from qlip import QLIPConfig"),
+        ("llava.model.llava_arch", "import qlip.config"),
+        ("llava.mm_utils", "from llava.model import builder"),
+        ("llava.serve.images", "from llava.serve.engine import Engine"),
+        ("llava.utils", "import qlip"),
+        ("llava.serve.engine", "from playground.scenes import draw"),
+        ("llava.train.train", "import scripts.bench.quadtree"),
+        ("playground.train", "from scripts import bench"),
+    ],
+)
+def test_an_arrow_that_runs_back_is_caught(module, source):
+    assert len(complaints(module, source, KNOWN)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("qlip.encoder", "import torch\nfrom qlip.config import QLIPConfig\nfrom .patches import extract_patches"),
+        ("llava.model.multimodal_encoder.qlip_encoder", "from qlip import QLIPVisionModel\nfrom .base import Tower"),
+        ("llava.model.builder", "from llava.constants import IGNORE_INDEX\nfrom . import llava_arch"),
+        ("llava.serve.cli", "import qlip\nfrom llava.serve.engine import Engine\nimport gradio"),
+        ("llava.eval.run_llava", "from llava.serve import engine\nfrom llava.model.builder import load"),
+        ("playground.train", "from llava.train import train\nimport qlip"),
+        ("scripts.bench.quadtree", "import qlip\nfrom llava.model import builder\nfrom scripts.bench import naive"),
+    ],
+)
+def test_an_arrow_that_points_down_passes(module, source):
+    assert complaints(module, source, KNOWN) == []
+
+
+def test_a_relative_import_in_a_package_file_starts_from_the_package():
+    assert imports("qlip", "from . import encoder\nfrom .config import QLIPConfig", KNOWN, is_package=True) == {
+        "qlip.encoder",
+        "qlip.config",
+    }
