@@ -9,6 +9,8 @@ of 2^k x 2^k cells tiled from the top-left corner. Blocks that stick out of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,9 +48,9 @@ def score_pyramid(
     if levels == 0:
         return [cells]
     if criterion == "gradient":
-        scores = edge_scores(gradient_summary(image, patch_size), levels)
+        scores = edge_scores(in_bands(gradient_summary, image, patch_size), levels)
     elif criterion == "diagonal":
-        scores = edge_scores(diagonal_summary(image, patch_size), levels)
+        scores = edge_scores(in_bands(diagonal_summary, image, patch_size), levels)
     elif criterion == "variance":
         scores = variance_scores(image, patch_size, levels, image_pixels or image.shape[1] * image.shape[2])
     elif criterion == "structure":
@@ -61,6 +63,21 @@ def score_pyramid(
 # Where a pixel's difference reaches across its cell's edge, it counts only in blocks that hold both cells. A cell is
 # therefore summarised by eight maxima, stacked in this order. "Joined" takes the neighbour beyond the edge as present.
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
+
+
+BAND = 16  # rows of cells; a band's temporaries stay in a CPU's cache
+
+
+def in_bands(summarise: Callable[[Tensor, int], Tensor], image: Tensor, patch_size: int) -> Tensor:
+    """The edge summary (8, rows, cols) of an image (C, H, W), on a CPU band by band: several times faster when large.
+
+    A band is summarised together with the row of cells below it, into which its last differences reach.
+    """
+    rows = image.shape[1] // patch_size
+    if image.device.type != "cpu" or rows <= BAND:
+        return summarise(image, patch_size)
+    bands = [image[:, top * patch_size : (top + BAND + 1) * patch_size] for top in range(0, rows, BAND)]
+    return torch.cat([summarise(band, patch_size)[:, :BAND] for band in bands], dim=1)
 
 
 def gradient_summary(image: Tensor, patch_size: int) -> Tensor:

@@ -26,15 +26,16 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
     grid = grid_of(image, patch_size)
     if grid != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
-    patches = image.new_empty(len(leaves), image.shape[0], patch_size, patch_size)
-    for size in leaves.sizes.unique().tolist():
-        chosen = (leaves.sizes == size).nonzero()[:, 0]
-        row, col = leaves.boxes[chosen, 0], leaves.boxes[chosen, 1]
-        blocks = _gather_blocks(image, row, col, size, patch_size)
-        if size > 1:
-            size_out = (patch_size, patch_size)  # in float32, since the CPU resamples no half precision
-            blocks = F.interpolate(blocks.float(), size_out, mode="bilinear", antialias=True).to(image.dtype)
-        patches[chosen.to(image.device)] = blocks
+    cells = image.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))  # (C, rows, P, cols, P)
+    cells = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows * cols, C, P, P), the one copy of all pixels
+    row, col, sizes = leaves.boxes.unbind(1)
+    patches = cells.index_select(0, (row * grid[1] + col).to(image.device))  # right for leaves of one cell
+    for size in sizes[sizes > 1].unique().tolist():
+        chosen = (sizes == size).nonzero()[:, 0]
+        blocks = _gather_blocks(cells, leaves.boxes[chosen], grid[1])
+        out = (patch_size, patch_size)
+        resampled = F.interpolate(blocks.float(), out, mode="bilinear", antialias=True)  # a CPU knows no half here
+        patches[chosen.to(image.device)] = resampled.to(image.dtype)
     return patches
 
 
@@ -49,13 +50,12 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 
-def _gather_blocks(image: Tensor, row: Tensor, col: Tensor, size: int, patch_size: int) -> Tensor:
-    """The pixels (n, C, size P, size P) of n square blocks given by their top-left cells."""
-    cells = image.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))  # (C, rows, P, cols, P)
-    cells = cells.permute(1, 3, 0, 2, 4)  # (rows, cols, C, P, P)
+def _gather_blocks(cells: Tensor, boxes: Tensor, cols: int) -> Tensor:
+    """The pixels (n, C, size P, size P) of n leaves of one size, from the cells (rows * cols, C, P, P) of an image."""
+    size = int(boxes[0, 2])
     inside = torch.arange(size)
-    rows = (row[:, None] + inside).to(image.device)[:, :, None]  # (n, size, 1)
-    cols = (col[:, None] + inside).to(image.device)[:, None, :]  # (n, 1, size)
-    blocks = cells[rows, cols]  # (n, size, size, C, P, P)
-    side = size * patch_size
-    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(len(row), -1, side, side)
+    rows = boxes[:, 0, None, None] + inside[:, None]  # (n, size, 1)
+    places = rows * cols + boxes[:, 1, None, None] + inside  # (n, size, size)
+    blocks = cells.index_select(0, places.flatten().to(cells.device)).unflatten(0, places.shape)
+    blocks = blocks.permute(0, 3, 1, 4, 2, 5)  # (n, C, size, P, size, P)
+    return blocks.flatten(4, 5).flatten(2, 3)
