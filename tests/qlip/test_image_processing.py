@@ -1,4 +1,4 @@
-"""QLIPImageProcessor: any picture becomes whole cells, upright, uncropped, and CLIP's numbers where it is CLIP's size."""
+"""QLIPImageProcessor: any picture becomes whole cells, upright and uncropped; at CLIP's size it gives CLIP's numbers."""
 
 from __future__ import annotations
 
