@@ -9,13 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
 from qlip.draw import draw_leaves
 from qlip.image_processing import QLIPImageProcessor, to_rgb
-from qlip.quadtree import Leaves, partition
+from qlip.quadtree import Leaves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,18 +69,7 @@ def show(options: argparse.Namespace) -> int:
     except UnidentifiedImageError:
         raise ValueError(f"{options.image} is no picture that can be read") from None
     pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-    grid = (pixels.shape[1] // options.patch_size, pixels.shape[2] // options.patch_size)
-    leaves = partition(
-        pixels,
-        options.patch_size,
-        alpha=config.alpha,
-        criterion=config.criterion,
-        max_tokens=config.max_tokens,
-        layout=config.layout,
-        max_leaf=processor.max_leaf(grid),
-        structure_size=config.structure_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    leaves = processor.partition(pixels)
     print(report(leaves, options.patch_size))
     out = options.out or options.image.with_suffix(".leaves.png")
     draw_leaves(picture, leaves).save(out)

@@ -85,14 +85,18 @@ class QLIPConfig:
         check_choice("coarsest", self.coarsest, Coarsest)
         check_choice("llm_positions", self.llm_positions, LLMPositions)
         check_threshold(self.alpha)
+        for name in ("mlp_residual", "thumbnail"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         for name in ("max_tokens", "image_size"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value)
         check_count("max_cells", self.max_cells)
         check_window(self.structure_size)
         for name in ("size_bias", "llm_size_bias"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}; it must be a finite number")
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
@@ -120,8 +124,8 @@ class QLIPConfig:
 
 def check_threshold(alpha: float) -> None:
     """Raises ValueError unless `alpha` is a number >= 0 (infinity included)."""
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha}; it must be >= 0 (0 is the uniform grid, infinity the coarsest tree)")
+    if not isinstance(alpha, (int, float)) or not alpha >= 0:
+        raise ValueError(f"alpha is {alpha!r}; it must be >= 0 (0 is the uniform grid, infinity the coarsest tree)")
 
 
 def check_count(name: str, value: int) -> None:

@@ -19,7 +19,7 @@ from qlip.config import QLIPConfig
 from qlip.mlp import CoordinateMLP
 from qlip.patches import extract_patches, pad_ragged
 from qlip.positions import interpolate_positions, raster_positions
-from qlip.quadtree import Leaves, grid_of, native_max_leaf, partition
+from qlip.quadtree import Leaves, partition_as
 
 VISION_MODELS: dict[str, type[PreTrainedModel]] = {
     "clip": CLIPVisionModel,
@@ -118,19 +118,7 @@ class QLIPVisionModel(nn.Module):
 
     def partition(self, image: Tensor) -> Leaves:
         """The leaves of one image (C, H, W), by the settings; scored in float32."""
-        config = self.qlip
-        grid = grid_of(image, self.config.patch_size)
-        return partition(
-            image.float(),
-            self.config.patch_size,
-            alpha=config.alpha,
-            criterion=config.criterion,
-            max_tokens=config.max_tokens,
-            layout=config.layout,
-            max_leaf=native_max_leaf(grid, self.native_grid) if config.coarsest == "native" else None,
-            structure_size=config.structure_size,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+        return partition_as(self.qlip, image, self.config.patch_size, self.native_grid)
 
     def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
@@ -180,7 +168,7 @@ class QLIPVisionModel(nn.Module):
 
     def _thumbnails(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Features (n * n, D) of each image downsized to the native size, as the wrapped model gives them."""
-        side = (self.config.image_size, self.config.image_size)
+        side = (self.native_grid * self.config.patch_size,) * 2
         uniform = Leaves.uniform((self.native_grid, self.native_grid))
         small = [F.interpolate(image.float()[None], side, mode="bicubic", antialias=True)[0] for image in images]
         patches = [extract_patches(image, uniform, self.config.patch_size) for image in small]

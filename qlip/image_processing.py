@@ -18,7 +18,7 @@ from transformers.image_processing_base import BatchFeature, ImageProcessingMixi
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qlip.config import QLIPConfig, check_count
-from qlip.quadtree import count_roots, native_max_leaf
+from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
 
 
 class QLIPImageProcessor(ImageProcessingMixin):
@@ -46,8 +46,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
         super().__init__()
         check_count("patch_size", patch_size)
         check_count("native_size", native_size)
-        if native_size % patch_size:
-            raise ValueError(f"native_size is {native_size}; it must be a multiple of patch_size {patch_size}")
+        if native_size < patch_size:
+            raise ValueError(f"native_size is {native_size}; it must be at least patch_size {patch_size}")
+        native_size -= native_size % patch_size  # a ViT drops the pixels beyond its last whole patch
         self.patch_size = patch_size
         self.size = {"shortest_edge": native_size}
         self.crop_size = {"height": native_size, "width": native_size}
@@ -110,16 +111,17 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def _affordable(self, grid: tuple[int, int]) -> bool:
         if self.qlip.max_tokens is None:
             return True
-        return count_roots(grid, self.qlip.layout, self.max_leaf(grid)) <= self.qlip.max_tokens
+        max_leaf = allowed_leaf(self.qlip, grid, self.native_grid)
+        return count_roots(grid, self.qlip.layout, max_leaf) <= self.qlip.max_tokens
 
-    def max_leaf(self, grid: tuple[int, int]) -> int | None:
-        """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound."""
-        return native_max_leaf(grid, self.native_grid) if self.qlip.coarsest == "native" else None
+    def partition(self, pixels: Tensor) -> Leaves:
+        """The leaves of one prepared picture (3, H, W): what a tower with these settings sees, without the tower."""
+        return partition_as(self.qlip, pixels, self.patch_size, self.native_grid)
 
     def _to_tensor(self, image: Image.Image | np.ndarray) -> Tensor:
         """float32 (3, H, W), normalised; H and W whole cells."""
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            image = Image.fromarray(image)
+            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         if not isinstance(image, Image.Image):
             kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
             raise TypeError(f"the image is a {kind}; it must be a Pillow image or a uint8 array")
@@ -156,12 +158,15 @@ class QLIPImageProcessor(ImageProcessingMixin):
 def to_rgb(image: Image.Image) -> Image.Image:
     """The upright RGB form of a picture of any Pillow mode.
 
-    EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bit.
+    EXIF orientation is applied, transparency laid over white. Grey of more than 8 bits is scaled down: integers above
+    255 are taken as 16-bit, floats up to 1 as shares of white.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image.convert("I")), 0, 65535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.float64)
+        top = grey.max(initial=0.0)
+        scale = 255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0
+        image = Image.fromarray(np.clip(grey * scale, 0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

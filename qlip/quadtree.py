@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Criterion, Layout, check_choice, check_count, check_threshold
+from qlip.config import Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
 from qlip.criteria import score_pyramid
 
 
@@ -133,6 +133,7 @@ def partition(
         ValueError: a size, threshold or name is out of range, or the coarsest tree has more leaves than `max_tokens`.
     """
     grid = grid_of(image, patch_size)
+    image = image.float()  # sums over a block overflow half precision
     check_threshold(alpha)
     roots = find_roots(grid, layout, max_leaf)
     if max_tokens is not None:
@@ -159,6 +160,26 @@ def partition(
     splits_left = None if max_tokens is None else (max_tokens - least) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
     return read_leaves(splits, roots, grid)
+
+
+def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_grid: int) -> Leaves:
+    """Cuts an image (C, H, W) as the settings say, for a tower trained on `native_grid` cells a side."""
+    return partition(
+        image,
+        patch_size,
+        alpha=settings.alpha,
+        criterion=settings.criterion,
+        max_tokens=settings.max_tokens,
+        layout=settings.layout,
+        max_leaf=allowed_leaf(settings, grid_of(image, patch_size), native_grid),
+        structure_size=settings.structure_size,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+
+
+def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
+    """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound."""
+    return native_max_leaf(grid, native_grid) if settings.coarsest == "native" else None
 
 
 def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:

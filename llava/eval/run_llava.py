@@ -50,12 +50,7 @@ def eval_model(args: Any) -> None:
     sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
     images = [load_image(source) for source in sources]
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
-    engine = load_engine(settings)
-    conversation = engine.new_conversation()
-    user, assistant = conversation.roles
-    conversation.append_message(user, engine.first_question(settings.query, len(images)))
-    conversation.append_message(assistant, None)
-    print("".join(engine.reply(conversation, images, sampling)).strip())
+    print(load_engine(settings).ask(settings.query, images, sampling))
 
 
 def _with_defaults(args: Any) -> argparse.Namespace:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
@@ -38,7 +37,7 @@ def load_pretrained_model(
     model_name: str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
-    device_map: str | dict[str, Any] = "auto",
+    device_map: str | dict[str, Any] | None = "auto",
     device: str = "cuda",
     use_flash_attn: bool = False,
     *,
@@ -80,8 +79,10 @@ def load_pretrained_model(
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    placement = choose_placement(device, device_map)
-    weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, load_8bit)
+    placement = choose_placement(device, "auto" if device_map is None else device_map)
+    # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
+    stays = device == "cpu" or not torch.cuda.is_available()
+    weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
     options: dict[str, Any] = {"dtype": weights_dtype, "device_map": placement}
     if use_flash_attn or attn_implementation:
         options["attn_implementation"] = attn_implementation or "flash_attention_2"
@@ -92,6 +93,7 @@ def load_pretrained_model(
     override_flag(checkpoint.config, qlip)
     if checkpoint.kind == "full":
         model = load_weights(checkpoint.folder, checkpoint, options)
+        load_tower(model, hub)
         tokenizer_folder = checkpoint.folder
     else:
         if model_base is None:
@@ -99,10 +101,10 @@ def load_pretrained_model(
                 f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
             )
         tokenizer_folder = local_folder(model_base, **hub)
-        model = load_on_base(tokenizer_folder, checkpoint, options)
+        model = load_on_base(tokenizer_folder, checkpoint, options, hub)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=False)
     add_image_tokens(tokenizer, model)
-    finish_tower(model, checkpoint.folder, hub)
+    finish_tower(model, checkpoint.folder)
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor
     return tokenizer, model.eval(), processor, model.config.context_length
@@ -125,17 +127,14 @@ def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str,
     return device_map
 
 
-def choose_dtype(
-    dtype: torch.dtype | str | None, placement: dict[str, Any] | str, load_8bit: bool = False
-) -> torch.dtype | str:
-    """The caller's choice, else float16, or float32 where some part runs on a CPU (8-bit products are in float16).
+def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | str, widen: bool) -> torch.dtype | str:
+    """The caller's choice, else float16; float32 on the CPU if `widen`.
 
     Raises:
         ValueError: no floating-point dtype.
     """
     if dtype is None:
-        on_cpu = not isinstance(placement, str) and any(str(place) == "cpu" for place in placement.values())
-        return torch.float32 if on_cpu and not load_8bit else torch.float16
+        return torch.float32 if widen and placement == {"": "cpu"} else torch.float16
     if dtype == "auto":
         return dtype
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -149,7 +148,7 @@ def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig
     if four_bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=torch.float16 if dtype == "auto" else dtype,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
             llm_int8_skip_modules=UNQUANTISED,
@@ -172,13 +171,16 @@ def load_weights(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) 
     return model
 
 
-def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
+def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
     """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds."""
-    vocabulary = checkpoint.config.vocab_size
-    checkpoint.config.vocab_size = inspect(base).config.vocab_size
-    model = load_weights(base, checkpoint, options)
-    if vocabulary > checkpoint.config.vocab_size:
+    below = inspect(base)
+    config = checkpoint.config
+    vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
+    config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
+    model = load_weights(base, Checkpoint(base, checkpoint.kind, config, below.names), options)
+    if vocabulary > config.vocab_size:
         model.resize_token_embeddings(vocabulary)
+    load_tower(model, hub)
     if checkpoint.kind == "projector":
         add_weights(model, checkpoint.folder / PROJECTOR_FILE)
         return model
@@ -198,14 +200,15 @@ def add_weights(model: LlavaLlamaForCausalLM, file: Path) -> None:
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     own = model.state_dict()
     named = {our_name(name): tensor for name, tensor in state.items()}
-    if unknown := sorted(name for name in named if name not in own and "vision_tower" not in name):
+    if unknown := sorted(set(named) - set(own)):
         raise ValueError(f"{file} holds {unknown[0]!r}, which the model has no place for")
     if absent := sorted(name for name in own if "mm_projector" in name and name not in named):
         raise ValueError(f"{file} lacks the projector's {absent[0]!r}")
     with torch.no_grad():
         for name, tensor in named.items():
-            if name in own:
-                _copy(own[name], tensor, name, file)
+            if own[name].shape != tensor.shape:
+                raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
+            own[name].copy_(tensor)
 
 
 def our_name(name: str) -> str:
@@ -232,20 +235,19 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCau
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def finish_tower(model: LlavaLlamaForCausalLM, folder: Path, hub: dict[str, Any]) -> None:
-    """Loads a tower that is not part of the checkpoint, its image processor and its prior."""
+def load_tower(model: LlavaLlamaForCausalLM, hub: dict[str, Any]) -> None:
+    """Loads a tower that is not part of the checkpoint."""
+    tower = model.get_vision_tower()
+    if tower is not None and not tower.is_loaded:
+        tower.load_model(dtype=model.dtype, device=model.device, **hub)
+
+
+def finish_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
+    """Gives the tower the checkpoint's image processor and prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:
         return
-    if not tower.is_loaded:
-        tower.load_model(dtype=model.dtype, device=model.device, **hub)
-    elif (folder / "preprocessor_config.json").is_file():
+    if (folder / "preprocessor_config.json").is_file():
         tower.set_image_processor(PROCESSORS[tower.config.model_type].from_pretrained(folder))
     tower.load_prior(folder)
     tower.requires_grad_(False)
-
-
-def _copy(target: Tensor, source: Tensor, name: str, file: Path) -> None:
-    if target.shape != source.shape:
-        raise ValueError(f"{file}: {name} is {tuple(source.shape)}, the model's is {tuple(target.shape)}")
-    target.copy_(source)

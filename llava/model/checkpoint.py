@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import safe_open
 
 from llava.model.config import LlavaConfig
@@ -56,6 +61,7 @@ def local_folder(path: str, **hub: Any) -> Path:
 
     Raises:
         FileNotFoundError: it is neither.
+        PermissionError: the hub wants to know who asks.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -64,6 +70,8 @@ def local_folder(path: str, **hub: Any) -> Path:
         folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(path, allow_patterns=[*small, "pytorch_model*.bin"], **hub))
+    except GatedRepoError as error:
+        raise PermissionError(f"{path!r} is gated: accept its terms on the hub, then log in or give token") from error
     except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{path!r} is neither a folder nor a model id that the hub, or the local cache, knows"
@@ -112,6 +120,11 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
 def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
     """The configuration of a checkpoint of transformers' LlavaForConditionalGeneration (llava-hf/llava-1.5-*)."""
     text = dict(values["text_config"])
+    if values.get("model_type", "llava") != "llava":
+        raise ValueError(
+            f"the checkpoint is of type {values['model_type']!r}; of transformers' formats only 'llava' fits"
+        )
+    dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
     if text.pop("model_type", "llama") != "llama":
         raise ValueError(f"the language model is of type {values['text_config']['model_type']!r}; allowed is 'llama'")
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
@@ -124,7 +137,7 @@ def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
         image_aspect_ratio="pad",
-        dtype=values.get("dtype") or values.get("torch_dtype"),
+        dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
         qlip=values.get("qlip"),
     )
 

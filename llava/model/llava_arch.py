@@ -6,6 +6,7 @@ Mixins over any of transformers' causal language models. Knows nothing of checkp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,8 +45,13 @@ class LlavaMetaModel(nn.Module):
         super().__init__(config)
         if config.mm_vision_tower is not None or config.mm_vision_config is not None:
             self.vision_tower = build_vision_tower(config)
+            if config.mm_hidden_size is None and not self.vision_tower.is_loaded:
+                raise ValueError("mm_hidden_size is not set, and the tower that would tell it is not in the checkpoint")
             width = config.mm_hidden_size or self.vision_tower.hidden_size
             self.mm_projector = build_vision_projector(config.mm_projector_type, width, config.hidden_size)
+            # First in order: a device map fills the devices in order, and a tower or projector must not be offloaded.
+            for name in [name for name in self._modules if name not in ("vision_tower", "mm_projector")]:
+                self._modules[name] = self._modules.pop(name)
 
     def get_vision_tower(self) -> VisionTower | None:
         """The tower; None for a model without eyes."""
@@ -155,6 +161,8 @@ class LlavaMetaForCausalLM(GenerationMixin):
             attention_mask, position_ids = batch.attention_mask, batch.position_ids
             labels = None if labels is None else batch.labels
             key_bias = self._key_bias(batch)
+        elif images is not None:
+            raise ValueError("images were given with input_ids that go on from a cache, or with inputs_embeds")
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
@@ -214,11 +222,17 @@ class LlavaMetaForCausalLM(GenerationMixin):
             **kwargs,
         )
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """transformers' own, with LLaVA's parameter names understood. Most callers want `load_pretrained_model`."""
+        return super().from_pretrained(*args, key_mapping=TOWER_NAMES if key_mapping is None else key_mapping, **kwargs)
+
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes a checkpoint with LLaVA's own parameter names, the tower included."""
         tower = self.get_vision_tower()
         if tower is not None and tower.is_loaded:
             self.config.mm_vision_config = tower.config.to_dict()
+            tower.save_prior(Path(save_directory))
         self._weight_conversions = [WeightRenaming(*names) for names in TOWER_NAMES.items()]
         super().save_pretrained(save_directory, **kwargs)
 

@@ -150,12 +150,8 @@ def answer_prompts(
 ) -> None:
     """Prints one line per prompt, each the answer of a fresh conversation."""
     for prompt in prompts:
-        conversation = engine.new_conversation()
-        user, assistant = conversation.roles
-        conversation.append_message(user, engine.first_question(prompt, len(images)))
-        conversation.append_message(assistant, None)
-        show_prompt(conversation, debug)
-        answer = "".join(engine.reply(conversation, images, sampling))
+        show_prompt(engine.question(prompt, len(images)), debug)
+        answer = engine.ask(prompt, images, sampling)
         print(" ".join(answer.split()), flush=True)
 
 

@@ -93,13 +93,26 @@ class ChatEngine:
             return text.replace(IMAGE_PLACEHOLDER, token)
         return f"{token}\n" * num_images + text
 
+    def question(self, text: str, num_images: int) -> Conversation:
+        """Returns a fresh conversation in which a question about pictures waits for its answer."""
+        conversation = self.new_conversation()
+        user, assistant = conversation.roles
+        conversation.append_message(user, self.first_question(text, num_images))
+        conversation.append_message(assistant, None)
+        return conversation
+
+    def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
+        """Returns the whole answer to one question about pictures; greedy by default."""
+        sampling = sampling or Sampling(temperature=0.0)
+        return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
+
     def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | list[Tensor]:
-        """Returns what the vision tower takes: float (images, C, H, W) or a list, on its device and in its dtype."""
+        """Returns what the vision tower takes: float32 (images, C, H, W) or a list, on its device."""
         tower = self.model.get_vision_tower()
         tensors = process_images(images, self.image_processor, self.model.config)
         if isinstance(tensors, list):
-            return [tensor.to(tower.device, tower.dtype) for tensor in tensors]
-        return tensors.to(tower.device, tower.dtype)
+            return [tensor.to(tower.device) for tensor in tensors]
+        return tensors.to(tower.device)
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer that a conversation waits for; its format's separator ends the answer too."""
@@ -175,9 +188,10 @@ class ChatEngine:
             )
 
     def _visual_tokens(self, pixels: Tensor) -> int:
-        """How many tokens one prepared picture becomes: float (C, H, W), or (tiles, C, H, W)."""
+        """How much of the context one prepared picture takes, in tokens or in positions: (C, H, W), or (tiles, ...)."""
         tower = self.model.get_vision_tower()
-        return sum(tower.count_tokens(tile) for tile in (pixels if pixels.ndim == 4 else [pixels]))
+        tiles = pixels if pixels.ndim == 4 else [pixels]
+        return sum(max(tower.count_tokens(tile), tower.count_positions(tile)) for tile in tiles)
 
 
 class _StopWhenSet(StoppingCriteria):

@@ -54,6 +54,8 @@ class Tower:
     def count_tokens(self, pixels: Tensor) -> int:
         return self.num_patches
 
+    count_positions = count_tokens
+
 
 class QuadtreeTower(Tower):
     """A tower that sees by quadtree: 5 leaves, whatever the picture."""
@@ -67,6 +69,8 @@ class QuadtreeTower(Tower):
 
     def count_tokens(self, pixels: Tensor) -> int:
         return len(self.partition(pixels)) + self.num_patches * self.settings.thumbnail
+
+    count_positions = count_tokens
 
 
 class ScriptedModel:

@@ -120,6 +120,8 @@ def test_errors_name_what_is_wrong(model):
         model.generate(torch.tensor([ROWS[0]]), images=IMAGES[:2], **GREEDY)
     with pytest.raises(ValueError, match="holds 1 <image>, but 0 images were given"):
         model(torch.tensor([ROWS[0]]))
+    with pytest.raises(TypeError, match=r"an image is torch\.uint8"):
+        model.generate(torch.tensor([ROWS[0]]), images=[IMAGES[0].to(torch.uint8)], **GREEDY)
     with pytest.raises(ValueError, match="generate takes input_ids and images"):
         model.generate(inputs_embeds=torch.zeros(1, 1, 64), **GREEDY)
     with pytest.raises(ValueError, match="cut through an image"):

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessorPil, CLIPVisionModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+)
 
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -147,6 +154,14 @@ def test_transformers_checkpoints_load(tmp_path, oracle, expected, old_names):
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
 
 
+def test_a_transformers_checkpoint_saved_again_in_half_precision_loads(tmp_path, oracle):
+    oracle.save_pretrained(tmp_path / "full")
+    half = LlavaForConditionalGeneration.from_pretrained(tmp_path / "full", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    write_tokenizer(tmp_path / "half")
+    assert load_pretrained_model(str(tmp_path / "half"), device="cpu", dtype="auto")[1].dtype == torch.float16
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, oracle):
     """The bare language model."""
@@ -176,6 +191,20 @@ def projector_of(oracle) -> dict:
 
 def test_a_projector_loads_onto_its_language_model(tmp_path, oracle, expected, base, tower_folder):
     write_config(tmp_path / "projector", mm_vision_tower=str(tower_folder))
+    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
+    model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["llava", "transformers"])
+def test_a_projector_loads_onto_a_whole_llava_and_takes_its_tower(tmp_path, oracle, expected, format):
+    if format == "llava":
+        base = make_llava_checkpoint(tmp_path / "base")
+    else:
+        base = tmp_path / "base"
+        oracle.save_pretrained(base)
+        write_tokenizer(base)
+    write_config(tmp_path / "projector")
     torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
     model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
@@ -243,6 +272,47 @@ def test_the_prior_is_found_beside_the_checkpoint(tmp_path):
     qlip.CoordinateMLP(64, hidden=8).save(folder / "prior.safetensors")
     tower = load_pretrained_model(str(folder), device="cpu")[1].get_vision_tower()
     assert tower.vision_tower.prior is not None
+
+
+def test_a_prior_travels_with_a_saved_model(tmp_path):
+    folder = make_llava_checkpoint(tmp_path / "model", qlip={"interpolation": "mlp", "mlp": "p.safetensors"})
+    qlip.CoordinateMLP(64, hidden=8).save(folder / "p.safetensors")
+    tokenizer, model, *_ = load_pretrained_model(str(folder), device="cpu")
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_pretrained_model(str(tmp_path / "saved"), device="cpu")[1]
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_new_settings_reach_the_processor_in_hand_and_the_saved_config(tmp_path):
+    folder = make_llava_checkpoint(tmp_path / "model", qlip=True)
+    _, model, processor, _ = load_pretrained_model(str(folder), device="cpu")
+    model.get_vision_tower().settings = qlip.QLIPConfig(alpha=0.6, image_size=112)
+    assert processor.choose_grid(500, 500) == (8, 8)
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["qlip"]["alpha"] == 0.6
+
+
+@pytest.mark.parametrize("flag", [None, {"alpha": 0.0, "max_tokens": None}], ids=["clip", "qlip"])
+def test_transformers_own_ways_of_loading_find_the_tower(tmp_path, expected, flag, folder):
+    """from_pretrained, the Auto class, and load_state_dict as a resumed training calls it."""
+    load_pretrained_model(str(folder), device="cpu", qlip=flag)[1].save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(LlavaLlamaForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4, rtol=0)
+    blank = LlavaLlamaForCausalLM(LlavaConfig.from_pretrained(tmp_path)).eval()
+    blank.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    torch.testing.assert_close(logits(blank), expected, atol=1e-4, rtol=0)
+
+
+def test_a_device_map_places_tower_and_projector_before_the_layers(folder):
+    """On a device too small for everything, layers are what goes elsewhere."""
+    model = load_pretrained_model(str(folder), device="cpu")[1]
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    placed = infer_auto_device_map(
+        model, max_memory={0: int(weights * 0.7), "cpu": 10 * weights}, no_split_module_classes=model._no_split_modules
+    )
+    assert placed["model.vision_tower"] == placed["model.mm_projector"] == 0
+    assert "cpu" in placed.values()
 
 
 def test_a_saved_model_is_a_llava_checkpoint_again(tmp_path, folder, expected, oracle):
@@ -322,6 +392,20 @@ def test_errors_say_what_is_wrong(tmp_path, folder, oracle):
         load_pretrained_model(str(folder), device="cpu", qlip={"aplha": 1})
     with pytest.raises(TypeError, match="qlip is 3"):
         load_pretrained_model(str(folder), device="cpu", qlip=3)
+
+    oracle.save_pretrained(tmp_path / "next")
+    config = json.loads((tmp_path / "next" / "config.json").read_text())
+    (tmp_path / "next" / "config.json").write_text(json.dumps({**config, "model_type": "llava_next"}))
+    with pytest.raises(ValueError, match="of type 'llava_next'"):
+        load_pretrained_model(str(tmp_path / "next"), device="cpu")
+
+    with pytest.raises(ValueError, match="mm_vision_select_layer is -30"):
+        load_pretrained_model(str(make_llava_checkpoint(tmp_path / "deep", mm_vision_select_layer=-30)), device="cpu")
+
+    write_config(tmp_path / "extra")
+    torch.save({**projector_of(oracle), "model.unheard_of": torch.zeros(1)}, tmp_path / "extra" / "mm_projector.bin")
+    with pytest.raises(ValueError, match=r"holds 'model\.unheard_of'"):
+        load_pretrained_model(str(tmp_path / "extra"), str(folder), device="cpu")
 
     write_config(tmp_path / "gpt", model_type="gpt2")
     with pytest.raises(ValueError, match="is of type 'gpt2'"):

@@ -1,4 +1,4 @@
-"""QLIPImageProcessor: any picture becomes whole cells, upright and uncropped; at CLIP's size it gives CLIP's numbers."""
+"""QLIPImageProcessor: any picture becomes whole cells, upright and uncropped; at CLIP's size, CLIP's numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from qlip import QLIPConfig, QLIPImageProcessor
 from qlip.image_processing import to_rgb
-from qlip.quadtree import count_roots
+from qlip.quadtree import allowed_leaf, count_roots
 
 
 def gradient_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -55,6 +55,11 @@ def test_sixteen_bit_grey_keeps_its_brightness():
     assert to_rgb(grey).getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(("values", "grey"), [([0.0, 0.5, 1.0], 128), ([0.0, 128.0, 255.0], 128)])
+def test_float_pictures_keep_their_brightness(values, grey):
+    assert to_rgb(Image.fromarray(np.float32([values]))).getpixel((1, 0)) == (grey,) * 3
+
+
 def test_transparency_is_laid_over_white():
     picture = Image.new("RGBA", (14, 14), (0, 0, 0, 0))
     assert to_rgb(picture).getpixel((5, 5)) == (255, 255, 255)
@@ -93,7 +98,9 @@ def test_any_size_becomes_an_affordable_grid(height, width, image_size, max_cell
     assert rows >= 1 and cols >= 1
     assert rows * cols <= max_cells
     if max_tokens is not None:
-        assert count_roots((rows, cols), layout, processor.max_leaf((rows, cols))) <= max_tokens
+        assert (
+            count_roots((rows, cols), layout, allowed_leaf(config, (rows, cols), processor.native_grid)) <= max_tokens
+        )
 
 
 @pytest.mark.parametrize(("size", "grid"), [(None, (34, 46)), (336, (24, 32)), (14, (1, 1))])
@@ -125,5 +132,5 @@ def test_errors_name_the_value():
         QLIPImageProcessor().preprocess(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="return_tensors is 'tf'"):
         QLIPImageProcessor().preprocess(gradient_picture(14, 14), return_tensors="tf")
-    with pytest.raises(ValueError, match="native_size is 100"):
-        QLIPImageProcessor(14, 100)
+    with pytest.raises(ValueError, match="native_size is 10;"):
+        QLIPImageProcessor(14, 10)

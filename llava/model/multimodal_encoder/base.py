@@ -68,11 +68,13 @@ class VisionTower(nn.Module, ABC):
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
+        self.llava_config = config
         self.vision_tower_name = config.mm_vision_tower
         self.select_layer = config.mm_vision_select_layer
         self.select_feature = config.mm_vision_select_feature
         self.image_processor: Any = None
         self.is_loaded = False
+        self.register_load_state_dict_pre_hook(_rename_llavas_keys)
         if config.mm_vision_config is not None:
             self._adopt(AutoModel.from_config(vision_config(config.mm_vision_config), attn_implementation="sdpa"))
 
@@ -86,7 +88,7 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        """Tokens of images (C, H, W) in the tower's dtype and on its device."""
+        """Tokens of images (C, H, W) on the tower's device."""
 
     @abstractmethod
     def count_tokens(self, image: Tensor) -> int:
@@ -113,6 +115,9 @@ class VisionTower(nn.Module, ABC):
     def load_prior(self, folder: Path) -> None:
         """Reads what the tower needs beside its weights, from the checkpoint's folder; nothing, for most."""
 
+    def save_prior(self, folder: Path) -> None:
+        """Writes what `load_prior` reads."""
+
     def forward(self, images: Tensor | Sequence[Tensor]) -> list[ImageTokens]:
         """One `ImageTokens` per image.
 
@@ -120,11 +125,22 @@ class VisionTower(nn.Module, ABC):
             images: (B, C, H, W), or one entry per image: (C, H, W), or (T, C, H, W) for an image of T tiles.
         """
         entries = [image if image.ndim == 4 else image[None] for image in images]
-        tiles = [tile.to(self.device, self.dtype) for entry in entries for tile in entry]
+        tiles = [tile.to(self.device) for entry in entries for tile in entry]
+        if wrong := [tile.dtype for tile in tiles if not tile.is_floating_point()]:
+            raise TypeError(f"an image is {wrong[0]}; it must be floating point, as the image processor gives it")
         tokens = iter(self.encode(tiles))
         return [ImageTokens.join([next(tokens) for _ in entry]) for entry in entries]
 
+    def count_positions(self, image: Tensor) -> int:
+        """Positions that an image (C, H, W) takes in the language model."""
+        return self.count_tokens(image)
+
     def _adopt(self, model: PreTrainedModel) -> None:
+        depth = model.config.num_hidden_layers
+        if not isinstance(self.select_layer, int) or not -depth - 1 <= self.select_layer <= depth:
+            raise ValueError(
+                f"mm_vision_select_layer is {self.select_layer!r}; {depth} layers have -{depth + 1} to {depth}"
+            )
         self.vision_tower = self._wrap(model)
         self.set_image_processor(default_image_processor(model.config))
         self.is_loaded = True
@@ -168,3 +184,10 @@ class VisionTower(nn.Module, ABC):
     def dummy_feature(self) -> Tensor:
         """Zeros (1, D)."""
         return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+
+def _rename_llavas_keys(tower: VisionTower, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Lets `load_state_dict` read the names that `save_pretrained` writes, as a resumed training does."""
+    old, new = f"{prefix}vision_tower.vision_model.", f"{prefix}vision_tower."
+    for name in [name for name in state_dict if name.startswith(old)]:
+        state_dict[new + name.removeprefix(old)] = state_dict.pop(name)

@@ -29,7 +29,7 @@ class CLIPVisionTower(VisionTower):
         side = self.config.image_size
         if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
             raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; it was given {wrong[0]}")
-        output = self.vision_tower(torch.stack(list(images)), output_hidden_states=True)
+        output = self.vision_tower(torch.stack([image.to(self.dtype) for image in images]), output_hidden_states=True)
         features = output.hidden_states[self.select_layer]
         features = features[:, -self.count_tokens(images[0]) :]  # [CLS] stands first
         return [ImageTokens(feature, None, len(feature), None) for feature in features]

@@ -14,6 +14,8 @@ from llava.model.config import LlavaConfig
 from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 
+PRIOR_FILE = "prior.safetensors"
+
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
     """The settings that the flag `qlip` stands for; None where it asks for the CLIP tower.
@@ -65,11 +67,13 @@ class QLIPVisionTower(VisionTower):
 
     @settings.setter
     def settings(self, settings: QLIPConfig) -> None:
-        """Takes effect with the next image; weights stay as they are."""
+        """Takes effect with the next image, in the image processor that callers hold too; weights stay as they are."""
         self._settings = settings
+        self.llava_config.qlip = settings.to_dict()
         if self.is_loaded:
-            self.vision_tower.qlip = settings
-            self.set_image_processor(self.image_processor)
+            self.vision_tower.qlip = self.image_processor.qlip = settings
+            if self.vision_tower.prior is None:
+                self.vision_tower.load_prior()
 
     @property
     def llm_size_bias(self) -> float:
@@ -79,7 +83,13 @@ class QLIPVisionTower(VisionTower):
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
         if self._settings.mlp is not None:
             self.settings = replace(self._settings, mlp=str(folder / self._settings.mlp))
-            self.vision_tower.load_prior()
+
+    def save_prior(self, folder: Path) -> None:
+        """Writes the prior into the folder and names it in the checkpoint's configuration."""
+        if self.vision_tower.prior is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.vision_tower.prior.save(folder / PRIOR_FILE)
+            self.llava_config.qlip = replace(self._settings, mlp=PRIOR_FILE).to_dict()
 
     def partition(self, image: Tensor) -> Leaves:
         """What the tower sees of one image (C, H, W)."""
@@ -87,6 +97,9 @@ class QLIPVisionTower(VisionTower):
 
     def count_tokens(self, image: Tensor) -> int:
         return len(self.partition(image)) + (self.num_patches if self._settings.thumbnail else 0)
+
+    def count_positions(self, image: Tensor) -> int:
+        return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         output = self.vision_tower(images)
