@@ -36,9 +36,9 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), a few minutes the first time" >&2
-	$(PIP) --editable .
+	@$(PIP) --editable . >&2
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev]" >&2
 	@touch $@

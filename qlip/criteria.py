@@ -65,7 +65,7 @@ def score_pyramid(
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
 
 
-BAND = 16  # rows of cells; a band's temporaries stay in a CPU's cache
+BAND = 8  # rows of cells; a band's temporaries stay in a CPU's cache
 
 
 def in_bands(summarise: Callable[[Tensor, int], Tensor], image: Tensor, patch_size: int) -> Tensor:
@@ -86,9 +86,12 @@ def gradient_summary(image: Tensor, patch_size: int) -> Tensor:
     At a block's last row (column) the missing vertical (horizontal) difference counts as zero.
     """
     last = patch_size - 1
-    down, across = torch.zeros_like(image), torch.zeros_like(image)
-    down[:, :-1] = (image[:, 1:] - image[:, :-1]).abs_()
-    across[:, :, :-1] = (image[:, :, 1:] - image[:, :, :-1]).abs_()
+    down, across = torch.empty_like(image), torch.empty_like(image)
+    torch.sub(image[:, 1:], image[:, :-1], out=down[:, :-1])
+    torch.sub(image[:, :, 1:], image[:, :, :-1], out=across[:, :, :-1])
+    down[:, -1], across[:, :, -1] = 0, 0
+    down.abs_()
+    across.abs_()
     down_only = down[:, :, last::patch_size].amax(0).unflatten(0, (-1, patch_size))  # (rows, P, cols): last columns
     across_only = across[:, last::patch_size].amax(0).unflatten(1, (-1, patch_size))  # (rows, cols, P): last rows
     both = _in_cells(down.add_(across).amax(0), patch_size)

@@ -32,8 +32,8 @@ UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 
 
 def load_pretrained_model(
-    model_path: str,
-    model_base: str | None = None,
+    model_path: str | Path,
+    model_base: str | Path | None = None,
     model_name: str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
@@ -89,7 +89,7 @@ def load_pretrained_model(
     if load_8bit or load_4bit:
         options["quantization_config"] = quantization(load_4bit, weights_dtype)
 
-    checkpoint = inspect(local_folder(model_path, revision=revision, **hub))
+    checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
     override_flag(checkpoint.config, qlip)
     if checkpoint.kind == "full":
         model = load_weights(checkpoint.folder, checkpoint, options)
@@ -100,7 +100,7 @@ def load_pretrained_model(
             raise ValueError(
                 f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
             )
-        tokenizer_folder = local_folder(model_base, **hub)
+        tokenizer_folder = local_folder(str(model_base), **hub)
         model = load_on_base(tokenizer_folder, checkpoint, options, hub)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=False)
     add_image_tokens(tokenizer, model)

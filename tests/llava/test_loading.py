@@ -28,6 +28,8 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from tests.llava.checkpoints import (
     IMAGE_TOKEN,
+    TEXT,
+    VISION,
     llava_config,
     llava_state,
     make_llava_checkpoint,
@@ -440,6 +442,4 @@ def test_config_fields_are_validated():
     with pytest.raises(ValueError, match="mm_vision_select_feature is 'all'; allowed are 'patch', 'cls_patch'"):
         LlavaConfig(mm_vision_select_feature="all")
     with pytest.raises(ValueError, match="mm_projector_type is 'resampler'"):
-        LlavaLlamaForCausalLM(
-            LlavaConfig(mm_projector_type="resampler", mm_vision_config={"model_type": "clip_vision_model"})
-        )
+        LlavaLlamaForCausalLM(LlavaConfig(**TEXT, mm_projector_type="resampler", mm_vision_config=VISION))

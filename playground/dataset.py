@@ -1,0 +1,119 @@
+"""The training scenes: drawn once into memory-mapped arrays, read back as batches.
+
+It knows arrays and objects; neither tokens nor models.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from playground.drawing import COLOURS, SHAPES, SceneObject
+from playground.scenes import CELL, SceneSpec, cell_labels, label_of, scene
+
+logger = logging.getLogger(__name__)
+
+MOST_OBJECTS = 5
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes stacked: images uint8 (B, H, W, 3), cell labels uint8 (B, rows, cols), objects per scene."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    objects: list[list[SceneObject]]
+
+
+class SceneCache:
+    """`count` scenes of one spec and seed, kept in `folder` as .npy files and drawn there at first use."""
+
+    def __init__(self, folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
+        self.spec = spec
+        self.count = count
+        key = {"spec": asdict(spec), "seed": seed, "count": count}
+        done = folder / "scenes.json"
+        if not done.exists() or json.loads(done.read_text()) != json.loads(json.dumps(key)):
+            done.unlink(missing_ok=True)
+            _draw(folder, spec, seed, count)
+            done.write_text(json.dumps(key))
+        self._images, self._labels, self._objects = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "objects")
+        )
+
+    def batch(self, size: int, rng: np.random.Generator) -> SceneBatch:
+        """Draws `size` scenes at random; each is mirrored with probability one half."""
+        rows = rng.integers(self.count, size=size)
+        mirrored = rng.random(size) < 0.5
+        images, labels = self._images[rows], self._labels[rows]
+        images[mirrored] = images[mirrored, :, ::-1]
+        labels[mirrored] = labels[mirrored, :, ::-1]
+        objects = [
+            [_mirror(item, self.spec.size) if flip else item for item in _decode(table)]
+            for table, flip in zip(self._objects[rows], mirrored, strict=True)
+        ]
+        return SceneBatch(images, labels, objects)
+
+
+def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = spec.size // CELL
+    shapes = {
+        "images": ((count, spec.size, spec.size, 3), np.uint8),
+        "labels": ((count, grid, grid), np.uint8),
+        "objects": ((count, MOST_OBJECTS, 4), np.float32),
+    }
+    arrays = [
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=dtype)
+        for name, (shape, dtype) in shapes.items()
+    ]
+    logger.info("drawing %d scenes", count)
+    starts = range(0, count, CHUNK)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        chunks = pool.map(partial(_draw_chunk, spec, seed, count), starts)
+        for start, chunk in zip(starts, tqdm(chunks, "scenes", len(starts), mininterval=5), strict=True):
+            for array, part in zip(arrays, chunk, strict=True):
+                array[start : start + CHUNK] = part
+    for array in arrays:
+        array.flush()
+
+
+def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scenes = [scene(spec, seed, index) for index in range(start, min(start + CHUNK, count))]
+    return (
+        np.stack([made.image for made in scenes]),
+        np.stack([cell_labels(made.objects, spec.size) for made in scenes]),
+        np.stack([_encode(made.objects) for made in scenes]),
+    )
+
+
+def _encode(objects: Sequence[SceneObject]) -> np.ndarray:
+    """Objects as float32 rows (label, row, col, size); unused rows have label -1."""
+    table = np.full((MOST_OBJECTS, 4), -1, np.float32)
+    for row, item in zip(table, objects, strict=False):
+        row[:] = label_of(item), *item.centre, item.size
+    return table
+
+
+def _decode(table: np.ndarray) -> list[SceneObject]:
+    colours = list(COLOURS)
+    return [
+        SceneObject(colours[int(label) // len(SHAPES)], SHAPES[int(label) % len(SHAPES)], (row, col), size)
+        for label, row, col, size in table.tolist()
+        if label >= 0
+    ]
+
+
+def _mirror(item: SceneObject, size: int) -> SceneObject:
+    row, col = item.centre
+    return replace(item, centre=(row, size - col))

@@ -1,0 +1,167 @@
+"""Measures a checkpoint on held-out scenes: `python -m playground.evaluate`.
+
+Accuracy by kind of question and kind of scene, and visual tokens, for four ways of seeing: CLIP's (downsized), QLIP as
+shipped, the uniform grid at native size, and random cells as many as QLIP's. It drives the model as any client does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from playground.questions import KINDS, Question, scene_questions
+from playground.scenes import PRESETS, Scene, SceneSpec, scene
+from playground.vocabulary import prompt
+from qlip import QLIPConfig
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("clip", "qlip", "uniform", "random")
+SHOWN_PRESETS = ("base", "detail-smooth", "detail-textured", "large")
+V_STAR = ("colour", "shape", "relation")
+CHECKPOINT = Path(__file__).parent / "llava-demo"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Scenes with one question of each kind."""
+
+    scenes: list[Scene]
+    questions: list[list[Question]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a way of seeing achieved on an examination."""
+
+    accuracy: dict[str, float]
+    """Share of right answers by kind."""
+    tokens: float
+    """Mean number of visual tokens of a scene."""
+
+    @property
+    def v_star(self) -> float:
+        """Mean over colour, shape and relation."""
+        return float(np.mean([self.accuracy[kind] for kind in V_STAR]))
+
+
+def examination(spec: SceneSpec, seed: int, count: int) -> Examination:
+    """Draws `count` scenes of series `seed` and asks one question of each kind about each."""
+    scenes = [scene(spec, seed, index) for index in range(count)]
+    questions = [
+        scene_questions(made.objects, spec.size, np.random.default_rng((seed, index, 2)), KINDS)
+        for index, made in enumerate(scenes)
+    ]
+    return Examination(scenes, questions)
+
+
+class Examinee:
+    """A checkpoint seeing in one way."""
+
+    def __init__(self, model_path: str, qlip: QLIPConfig | bool, device: str = "cuda") -> None:
+        self.tokenizer, self.model, self.processor, _ = load_pretrained_model(
+            model_path, None, Path(model_path).name, device=device, qlip=qlip
+        )
+
+    def take(self, exam: Examination, batch: int = 32) -> Score:
+        """Answers every question greedily; kinds apart, so that short answers do not wait for long ones."""
+        pixels = [self._pixels(made) for made in exam.scenes]
+        accuracy = {}
+        for number, kind in enumerate(KINDS):
+            asked = [row[number] for row in exam.questions]
+            answers: list[str] = []
+            for start in range(0, len(asked), batch):
+                part = slice(start, start + batch)
+                answers += self._answer([item.text for item in asked[part]], pixels[part])
+            right = [said == item.answer for said, item in zip(answers, asked, strict=True)]
+            accuracy[kind] = float(np.mean(right))
+        return Score(accuracy, float(np.mean(self._count_tokens(pixels))))
+
+    def _pixels(self, made: Scene) -> torch.Tensor:
+        return process_images([Image.fromarray(made.image)], self.processor, self.model.config)[0]
+
+    @torch.inference_mode()
+    def _count_tokens(self, pixels: Sequence[torch.Tensor]) -> list[int]:
+        return [len(self.model.encode_images([image])[0].features) for image in pixels]
+
+    @torch.inference_mode()
+    def _answer(self, texts: Sequence[str], pixels: Sequence[torch.Tensor]) -> list[str]:
+        """One answer a text, each about its own image, stripped and in lower case."""
+        rows = [
+            tokenizer_image_token(DEFAULT_IMAGE_TOKEN.join(prompt(text)), self.tokenizer, return_tensors="pt")
+            for text in texts
+        ]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        said = self.model.generate(
+            ids.to(self.model.device),
+            images=list(pixels),
+            attention_mask=mask.to(self.model.device),
+            do_sample=False,
+            max_new_tokens=40,
+        )
+        return [text.strip().lower() for text in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def compare(
+    model_path: str, exam: Examination, methods: Sequence[str], shipped: QLIPConfig, device: str
+) -> dict[str, Score]:
+    """Lets the checkpoint take an examination with each of `methods`."""
+    scores: dict[str, Score] = {}
+    for method in sorted(methods, key=METHODS.index):
+        if method == "random" and "qlip" not in scores:
+            raise ValueError("random sees as many cells as qlip: evaluate both")
+        settings: QLIPConfig | bool = False
+        if method == "qlip":
+            settings = shipped
+        elif method == "uniform":
+            settings = QLIPConfig(alpha=0.0, max_tokens=None)
+        elif method == "random":
+            leaves = scores["qlip"].tokens - (64 if shipped.thumbnail else 0)
+            settings = replace(shipped, criterion="random", alpha=0.0, max_tokens=round(leaves))
+        scores[method] = Examinee(model_path, settings, device).take(exam)
+    return scores
+
+
+def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
+    """The checkpoint's QLIP settings, with `changes` laid over them."""
+    own = json.loads((Path(model_path) / "config.json").read_text()).get("qlip")
+    return QLIPConfig.from_dict((own if isinstance(own, dict) else {}) | changes)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `python -m playground.evaluate`."""
+    parser = argparse.ArgumentParser(description="Measure the demo model on held-out scenes.")
+    parser.add_argument("--model-path", default=str(CHECKPOINT), help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=9000, help="series of scenes; training used 1")
+    parser.add_argument("--n", type=int, default=100, help="scenes of each preset, with one question of each kind")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=SHOWN_PRESETS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--qlip", type=json.loads, default={}, help="settings laid over the checkpoint's, as JSON")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(arguments)
+    shipped = shipped_settings(options.model_path, options.qlip)
+    print(f"{'scenes':16}{'seen by':9}{'tokens':>7}{'V*':>7}" + "".join(f"{kind:>11}" for kind in KINDS))
+    for preset in options.presets:
+        exam = examination(PRESETS[preset], options.seed, options.n)
+        scores = compare(options.model_path, exam, options.methods, shipped, options.device)
+        for method, score in scores.items():
+            shares = "".join(f"{100 * score.accuracy[kind]:11.1f}" for kind in KINDS)
+            print(f"{preset:16}{method:9}{score.tokens:7.1f}{100 * score.v_star:7.1f}{shares}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The demo model: a small CLIP tower, LLaVA's projector and a small Llama, and how they are saved in LLaVA's format.
+
+Everything is built from transformers' own modules. It knows nothing of scenes or training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+WIDTH = 128
+CONTEXT = 2048
+SELECTED_LAYER = -2
+SHIPPED_SETTINGS = {
+    "criterion": "structure",
+    "structure_size": 5,
+    "alpha": 0.55,
+    "coarsest": "native",
+    "max_tokens": 108,
+}
+"""How the checkpoint sees by default: chosen on scenes of series 7000, before any of series 9000 was looked at."""
+QLIP_SETTINGS = {"criterion": "structure", "structure_size": 5, "alpha": 0.8, "coarsest": "native", "max_tokens": 104}
+"""The settings that the checkpoint ships with; chosen on validation scenes (series 7000 and 7001)."""
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
+
+
+class DemoModel(nn.Module):
+    """The three parts of a LLaVA."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.tower = CLIPVisionModel(vision_config())
+        self.projector = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.decoder = LlamaForCausalLM(decoder_config(vocab_size))
+        _initialise(self)
+
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes normalised images (B, 3, H, W).
+
+        Returns:
+            Patch features (B, N, D) of the layer that LLaVA reads, and the pooled [CLS] (B, D).
+        """
+        seen = self.tower(pixels, output_hidden_states=True)
+        return seen.hidden_states[SELECTED_LAYER][:, 1:], seen.pooler_output
+
+
+def vision_config() -> CLIPVisionConfig:
+    """Five layers, of which LLaVA reads the fourth."""
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=112,
+        patch_size=14,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+    )
+
+
+def decoder_config(vocab_size: int) -> LlamaConfig:
+    """Three layers; token ids as Llama's."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=WIDTH,
+        intermediate_size=344,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """Smooth codes of the places on a `side x side` grid: float (side * side, width), raster order."""
+    frequencies = math.pi * torch.exp(torch.linspace(math.log(0.25), math.log(2.5), width // 4))
+    angles = torch.linspace(-1, 1, side)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, cols = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat([rows, cols], dim=-1).reshape(side * side, width)
+
+
+@torch.no_grad()
+def _initialise(model: DemoModel) -> None:
+    """Scales weights by fan-in (a small model starves on the library's 0.02) and gives the tower a sense of place."""
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.zero_()
+        elif name.endswith("embed_tokens.weight"):
+            weight.normal_(std=0.3)
+        elif name.endswith("class_embedding"):
+            weight.normal_(std=0.1)
+        elif name.endswith("position_embedding.weight"):
+            weight[0].zero_()
+            weight[1:] = 0.3 * sincos_2d(math.isqrt(len(weight) - 1), weight.shape[1])
+        elif weight.ndim > 1:
+            into_residual = any(part in name for part in ("o_proj", "out_proj", "down_proj", "fc2"))
+            weight.normal_(std=(0.5 if into_residual else 0.8) / math.sqrt(weight[0].numel()))
+
+
+def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
+    """The weights in float16 under the keys of LLaVA v1.5 checkpoints."""
+    parts = {
+        "": model.decoder,
+        "model.mm_projector.": model.projector,
+        "model.vision_tower.vision_tower.vision_model.": model.tower,
+    }
+    return {
+        prefix + name: weight.detach().to("cpu", torch.float16).contiguous()
+        for prefix, part in parts.items()
+        for name, weight in part.state_dict().items()
+    }
+
+
+def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip: dict = SHIPPED_SETTINGS) -> None:
+    """Writes a LLaVA v1.5 checkpoint that needs nothing outside its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(llava_state_dict(model), folder / "model.safetensors", metadata={"format": "pt"})
+    config = _fields(model.decoder.config) | {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "torch_dtype": "float16",
+        "mm_vision_tower": ".",
+        "mm_vision_config": _fields(model.tower.config),
+        "mm_hidden_size": WIDTH,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": SELECTED_LAYER,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad",
+        "tokenizer_model_max_length": CONTEXT,
+        "conv_mode": "vicuna_v1",
+        "qlip": qlip,
+    }
+    _write_json(folder / "config.json", config)
+    tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "generation_config.json", tokens)
+    _write_json(folder / "preprocessor_config.json", preprocessor_config(model.tower.config.image_size))
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def preprocessor_config(size: int) -> dict:
+    """CLIP's image processing for square images of `size` pixels, as transformers saves it."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": OPENAI_CLIP_MEAN,
+        "image_std": OPENAI_CLIP_STD,
+        "do_convert_rgb": True,
+    }
+
+
+def _fields(config: PreTrainedConfig) -> dict:
+    """What describes the architecture: the fields of the config's own class, without those common to all."""
+    common = PreTrainedConfig().to_dict()
+    tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
+    own = {name: value for name, value in config.to_dict().items() if name not in common or name == "model_type"}
+    return {name: value for name, value in (own | tokens).items() if value is not None}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
