@@ -19,14 +19,6 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 WIDTH = 128
 CONTEXT = 2048
 SELECTED_LAYER = -2
-SHIPPED_SETTINGS = {
-    "criterion": "structure",
-    "structure_size": 5,
-    "alpha": 0.55,
-    "coarsest": "native",
-    "max_tokens": 108,
-}
-"""How the checkpoint sees by default: chosen on scenes of series 7000, before any of series 9000 was looked at."""
 QLIP_SETTINGS = {"criterion": "structure", "structure_size": 5, "alpha": 0.8, "coarsest": "native", "max_tokens": 104}
 """The settings that the checkpoint ships with; chosen on validation scenes (series 7000 and 7001)."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
@@ -126,7 +118,7 @@ def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
     }
 
 
-def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip: dict = SHIPPED_SETTINGS) -> None:
+def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip: dict = QLIP_SETTINGS) -> None:
     """Writes a LLaVA v1.5 checkpoint that needs nothing outside its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(llava_state_dict(model), folder / "model.safetensors", metadata={"format": "pt"})

@@ -65,7 +65,7 @@ def score_pyramid(
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
 
 
-BAND = 8  # rows of cells; a band's temporaries stay in a CPU's cache
+BAND = 16  # rows of cells; a band's temporaries stay in a CPU's cache
 
 
 def in_bands(summarise: Callable[[Tensor, int], Tensor], image: Tensor, patch_size: int) -> Tensor:
