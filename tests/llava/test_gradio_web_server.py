@@ -168,7 +168,6 @@ def test_a_question_is_answered_step_by_step_as_the_engine_answers(
     asked, answer = ("user", "What is this?"), alone(demo, pictures[0], "What is this?", length=80)
     assert steps[0] == [asked]
     assert steps[-1] == [asked, ("assistant", answer)]
-    assert len(steps) > 3
     assert all(answer.startswith(text) for (_, text) in (step[1] for step in steps[1:]))
 
 
