@@ -145,6 +145,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
         images: Images | None = None,
         image_sizes: Any = None,
         key_bias: Tensor | None = None,
+        next_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The language model's forward pass; with `input_ids` and `images` the images are spliced in first.
@@ -154,6 +155,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
                 of (C, H, W). Logits then count the images' tokens.
             image_sizes: accepted for LLaVA's callers; not read.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
+            next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
         """
         if input_ids is not None and inputs_embeds is None and self._holds_images(input_ids, images, past_key_values):
             batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
@@ -219,8 +221,19 @@ class LlavaMetaForCausalLM(GenerationMixin):
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             key_bias=self._key_bias(batch),
+            next_positions=batch.next_positions,
             **kwargs,
         )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Lets the first new token stand behind the prompt's last image, not behind that image's last leaf."""
+        start = model_kwargs.pop("next_positions", None)
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if start is not None:
+            model_kwargs["position_ids"][:, -1] = start
+        return model_kwargs
 
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:

@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.base import ImageTokens
 
+PER_TOKEN = ("embeds", "positions", "labels", "sizes", "is_image")
+
 
 @dataclass(frozen=True)
 class PlacedRow:
@@ -26,6 +28,7 @@ class PlacedRow:
     labels: Tensor  # int64 (T,), IGNORE_INDEX on images
     sizes: Tensor  # float32 (T,), 1 on text
     is_image: Tensor  # bool (T,)
+    end: int = 0  # position of what follows the prompt
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class PaddedBatch:
     position_ids: Tensor  # (B, T), int64 or float32; 0 on padding
     labels: Tensor  # int64 (B, T), IGNORE_INDEX on padding and images
     sizes: Tensor  # float32 (B, T), 1 on text and padding
+    next_positions: Tensor  # int64 (B,), where each prompt goes on
 
 
 def check_image_count(rows: Sequence[Tensor], images: int) -> None:
@@ -70,12 +74,8 @@ def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], label
         if image is not None:
             parts.append(_place(image, start, embeds))
             start += image.span
-    return PlacedRow(
-        *(
-            torch.cat([getattr(p, name) for p in parts])
-            for name in ("embeds", "positions", "labels", "sizes", "is_image")
-        )
-    )
+    embeds, positions, labels, sizes, is_image = (torch.cat([getattr(p, name) for p in parts]) for name in PER_TOKEN)
+    return PlacedRow(embeds, positions, labels, sizes, is_image, end=start)
 
 
 def truncate(row: PlacedRow, limit: int) -> PlacedRow:
@@ -92,7 +92,8 @@ def truncate(row: PlacedRow, limit: int) -> PlacedRow:
             f"the sequence has {length} tokens, {int(row.is_image.sum())} of them visual, and the limit is {limit}:"
             " it would cut through an image; shorten the text, lower max_tokens or raise the limit"
         )
-    return PlacedRow(*(getattr(row, name)[:limit] for name in row.__dataclass_fields__))
+    embeds, positions, labels, sizes, is_image = (getattr(row, name)[:limit] for name in PER_TOKEN)
+    return PlacedRow(embeds, positions, labels, sizes, is_image, end=row.end - (length - limit))
 
 
 def collate(rows: Sequence[PlacedRow], padding_side: str = "right") -> PaddedBatch:
@@ -110,6 +111,7 @@ def collate(rows: Sequence[PlacedRow], padding_side: str = "right") -> PaddedBat
         position_ids=pad_sequence(positions, True, 0, padding_side),
         labels=pad("labels", IGNORE_INDEX),
         sizes=pad("sizes", 1.0),
+        next_positions=torch.tensor([row.end for row in rows], device=rows[0].embeds.device),
     )
 
 

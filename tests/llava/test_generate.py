@@ -74,10 +74,11 @@ def test_logits_of_a_batch_are_those_of_its_rows_alone(model):
         torch.testing.assert_close(logits[: len(alone)], alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("prompt", [ROWS[1], [1, IMAGE, 40, IMAGE]], ids=["ends in text", "ends in an image"])
 @torch.no_grad()
-def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model):
+def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model, prompt):
     """Positions go on behind the image's span, and the key bias stays, through the cache."""
-    prompt, images = ROWS[1], IMAGES[:2]
+    images = IMAGES[:2]
     answer = model.generate(torch.tensor([prompt]), images=images, **GREEDY)[0].tolist()
     for length in range(len(answer)):
         full = model(torch.tensor([prompt + answer[:length]]), images=images).logits[0, -1]
@@ -101,6 +102,7 @@ def test_raster_positions_keep_text_where_the_native_grid_puts_it(folder):
     for image in IMAGES:
         batch = model.splice_images(torch.tensor([[1, 20, IMAGE, 30]]), None, None, [image], "left")
         assert batch.position_ids[0, -1] == 2 + 64
+        assert batch.next_positions.tolist() == [2 + 64 + 1]
         assert batch.position_ids[0, 2:-1].max() <= 2 + 63
 
 
