@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerB
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
-    LLAVA_NAMES,
     NON_LORA_FILE,
     PROJECTOR_FILE,
     Checkpoint,
@@ -23,8 +22,9 @@ from llava.model.checkpoint import (
     local_folder,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.builder import override_flag
-from llava.model.multimodal_encoder.pretrained import PROCESSORS
+from llava.model.multimodal_encoder.pretrained import load_image_processor
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def load_pretrained_model(
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
     override_flag(checkpoint.config, qlip)
     if checkpoint.kind == "full":
-        model = load_weights(checkpoint.folder, checkpoint, options)
-        load_tower(model, hub)
+        model = load_weights(checkpoint, options, hub)
         tokenizer_folder = checkpoint.folder
     else:
         if model_base is None:
@@ -156,18 +155,26 @@ def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
 
 
-def load_weights(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
-    """Reads the weights in `folder` into a model of the checkpoint's configuration.
+def load_weights(checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> LlavaLlamaForCausalLM:
+    """Reads a checkpoint's weights into a model of its configuration, and the tower from elsewhere if it is there.
 
     Raises:
         ValueError: weights are missing that nothing else provides.
     """
     model, report = LlavaLlamaForCausalLM.from_pretrained(
-        folder, config=checkpoint.config, key_mapping=checkpoint.names, output_loading_info=True, **options
+        checkpoint.folder,
+        config=checkpoint.config,
+        key_mapping=checkpoint.names,
+        output_loading_info=True,
+        **options,
     )
     missing = [name for name in report["missing_keys"] if checkpoint.kind == "full" or "mm_projector" not in name]
     if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} weights of the model, for example {sorted(missing)[0]!r}")
+        raise ValueError(
+            f"{checkpoint.folder} lacks {len(missing)} weights of the model, for example {sorted(missing)[0]!r}"
+        )
+    if (tower := model.get_vision_tower()) is not None:
+        tower.load_model(dtype=model.dtype, device=model.device, **hub)
     return model
 
 
@@ -177,10 +184,9 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hu
     config = checkpoint.config
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
     config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
-    model = load_weights(base, Checkpoint(base, checkpoint.kind, config, below.names), options)
+    model = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
     if vocabulary > config.vocab_size:
         model.resize_token_embeddings(vocabulary)
-    load_tower(model, hub)
     if checkpoint.kind == "projector":
         add_weights(model, checkpoint.folder / PROJECTOR_FILE)
         return model
@@ -214,7 +220,7 @@ def add_weights(model: LlavaLlamaForCausalLM, file: Path) -> None:
 def our_name(name: str) -> str:
     """Strips the prefixes that peft and LLaVA's training leave on a parameter's name."""
     name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", name)
-    for pattern, replacement in LLAVA_NAMES.items():
+    for pattern, replacement in TOWER_NAMES.items():
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -235,19 +241,12 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCau
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def load_tower(model: LlavaLlamaForCausalLM, hub: dict[str, Any]) -> None:
-    """Loads a tower that is not part of the checkpoint."""
-    tower = model.get_vision_tower()
-    if tower is not None and not tower.is_loaded:
-        tower.load_model(dtype=model.dtype, device=model.device, **hub)
-
-
 def finish_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
     """Gives the tower the checkpoint's image processor and prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:
         return
     if (folder / "preprocessor_config.json").is_file():
-        tower.set_image_processor(PROCESSORS[tower.config.model_type].from_pretrained(folder))
+        tower.set_image_processor(load_image_processor(str(folder), tower.config))
     tower.load_prior(folder)
     tower.requires_grad_(False)

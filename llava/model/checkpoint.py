@@ -32,9 +32,6 @@ NON_LORA_FILE = "non_lora_trainables.bin"
 LORA_FILE = "adapter_config.json"
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
-LLAVA_NAMES = {f"^{re.escape('model.')}{pattern}": f"model.{name}" for pattern, name in TOWER_NAMES.items()}
-"""LLaVA's parameter names -> ours."""
-
 TRANSFORMERS_NAMES = {
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
     r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
@@ -94,12 +91,12 @@ def inspect(folder: Path) -> Checkpoint:
         return Checkpoint(folder, "full", config_from_transformers(values), TRANSFORMERS_NAMES)
     config = config_from_llava(values, folder)
     if (folder / LORA_FILE).is_file():
-        return Checkpoint(folder, "lora", config, LLAVA_NAMES)
+        return Checkpoint(folder, "lora", config, TOWER_NAMES)
     if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
-        return Checkpoint(folder, "projector", config, LLAVA_NAMES)
+        return Checkpoint(folder, "projector", config, TOWER_NAMES)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
         config.mm_vision_config = tower_config_inside(folder, config.mm_vision_tower)
-    return Checkpoint(folder, "full", config, LLAVA_NAMES)
+    return Checkpoint(folder, "full", config, TOWER_NAMES)
 
 
 def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:

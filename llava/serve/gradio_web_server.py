@@ -160,7 +160,6 @@ class Demo:
         with self.lock:
             if self.tower is not None:
                 self.tower.settings = replace(self.tower.settings, alpha=alpha, max_tokens=budget)
-                self.engine.image_processor = self.tower.image_processor
             with closing(self.engine.reply(conversation, [picture], sampling)) as pieces:
                 yield from pieces
 

@@ -50,14 +50,6 @@ class QLIPVisionTower(VisionTower):
         return QLIPVisionModel(model, self._settings, self.select_layer)
 
     def _prepare(self, processor: Any) -> QLIPImageProcessor:
-        if isinstance(processor, QLIPImageProcessor):
-            return QLIPImageProcessor(
-                processor.patch_size,
-                processor.crop_size["height"],
-                processor.image_mean,
-                processor.image_std,
-                self._settings,
-            )
         return QLIPImageProcessor.from_clip(processor, self.config.patch_size, self._settings)
 
     @property
