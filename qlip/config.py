@@ -13,6 +13,7 @@ Interpolation = Literal["bilinear", "bicubic", "mlp"]
 LeafPosition = Literal["centre", "mean"]
 Coarsest = Literal["any", "native"]
 LLMPositions = Literal["raster", "sequential"]
+LLMWeight = Literal["each", "native"]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -71,6 +72,10 @@ class QLIPConfig:
     llm_size_bias: float = 0.0
     """The same in the language model."""
 
+    llm_weight: LLMWeight = "each"
+    """How much an image weighs in the language model's attention: "each" token counts one, so more tokens drown the
+    text; "native" shifts their logits by one number so that together they weigh the native n * n tokens."""
+
     seed: int = 0
     """Seed of criterion "random"."""
 
@@ -84,6 +89,7 @@ class QLIPConfig:
         check_choice("leaf_position", self.leaf_position, LeafPosition)
         check_choice("coarsest", self.coarsest, Coarsest)
         check_choice("llm_positions", self.llm_positions, LLMPositions)
+        check_choice("llm_weight", self.llm_weight, LLMWeight)
         check_threshold(self.alpha)
         for name in ("mlp_residual", "thumbnail"):
             if not isinstance(getattr(self, name), bool):

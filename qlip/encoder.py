@@ -157,14 +157,22 @@ class QLIPVisionModel(nn.Module):
         return places
 
     def language_sizes(self, leaves: Leaves) -> Tensor | None:
-        """float32 (M,): side, in cells, of what each token stands for; None where no size bias is set."""
-        if self.qlip.llm_size_bias == 0:
+        """float32 (M,): side of the square of cells that each token weighs in the language model's attention.
+
+        Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one
+        number for all where `llm_weight` is "native". None where every token weighs one.
+        """
+        config = self.qlip
+        if config.llm_size_bias == 0 and config.llm_weight == "each":
             return None
         sizes = leaves.sizes.float()
-        if self.qlip.thumbnail:
+        if config.thumbnail:
             covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / self.native_grid
             sizes = torch.cat([torch.full((self.native_grid**2,), covered), sizes])
-        return sizes
+        sizes = sizes**config.llm_size_bias
+        if config.llm_weight == "native":
+            sizes = sizes * (self.native_grid / sizes.square().sum().sqrt())
+        return None if (sizes == 1).all() else sizes
 
     def _thumbnails(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Features (n * n, D) of each image downsized to the native size, as the wrapped model gives them."""

@@ -30,7 +30,8 @@ from llava.model.splice import (
     truncate,
 )
 
-Images = Tensor | Sequence[Tensor]
+Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
+"""Pixels of each image, or what `encode_images` made of them: encode once, ask often."""
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -68,12 +69,20 @@ class LlavaMetaForCausalLM(GenerationMixin):
     def encode_images(self, images: Images) -> list[ImageTokens]:
         """Tokens of each image, projected to the language model's width in one pass.
 
+        Args:
+            images: pixels; images that are encoded already come back as they are.
+
         Raises:
             ValueError: the model has no vision tower, or it is not loaded.
         """
+        encoded = [image for image in images if isinstance(image, ImageTokens)]
+        if len(encoded) == len(images):
+            return encoded
         tower = self.get_vision_tower()
         if tower is None or not tower.is_loaded:
             raise ValueError("images were given, but the model has no vision tower loaded")
+        if encoded:
+            raise TypeError("some images are encoded and some are pixels; give one kind")
         tokens = tower(images)
         projector = self.get_model().mm_projector
         features = torch.cat([image.features for image in tokens])
@@ -151,8 +160,8 @@ class LlavaMetaForCausalLM(GenerationMixin):
         """The language model's forward pass; with `input_ids` and `images` the images are spliced in first.
 
         Args:
-            images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), or a sequence
-                of (C, H, W). Logits then count the images' tokens.
+            images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
+                (C, H, W), or what `encode_images` gave. Logits then count the images' tokens.
             image_sizes: accepted for LLaVA's callers; not read.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
@@ -250,17 +259,16 @@ class LlavaMetaForCausalLM(GenerationMixin):
         super().save_pretrained(save_directory, **kwargs)
 
     def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
-        """float32 (B, T): s * log(size^2) on the keys of leaves; None where s is 0 or all sizes are 1."""
-        tower = self.get_vision_tower()
-        strength = 0.0 if tower is None else tower.llm_size_bias
-        if strength == 0 or (batch.sizes == 1).all():
+        """float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
+        if (batch.sizes == 1).all():
             return None
         if self.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
-                f"llm_size_bias is {strength}, which attention {self.config._attn_implementation!r} can't apply;"
-                " load the model with attn_implementation 'sdpa' or 'eager'"
+                "llm_size_bias and llm_weight bias the attention, which"
+                f" {self.config._attn_implementation!r} can't do; load the model with attn_implementation 'sdpa' or"
+                " 'eager'"
             )
-        return 2 * strength * batch.sizes.log()
+        return 2 * batch.sizes.log()
 
     @staticmethod
     def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:

@@ -128,7 +128,9 @@ def causal_mask_with_bias(attention_mask: Tensor, key_bias: Tensor, queries: int
         (B, 1, Q, K): the bias where a query may look, the lowest number elsewhere.
     """
     if attention_mask.ndim != 2:
-        raise ValueError("llm_size_bias needs a 2-D attention mask; it does not go with static or compiled caches")
+        raise ValueError(
+            "llm_size_bias and llm_weight need a 2-D attention mask; they do not go with static or compiled caches"
+        )
     batch, keys = attention_mask.shape
     bias = torch.zeros(batch, keys, device=attention_mask.device)
     bias[:, : key_bias.shape[1]] = key_bias

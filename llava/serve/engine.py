@@ -116,9 +116,7 @@ class ChatEngine:
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer that a conversation waits for; its format's separator ends the answer too."""
-        two = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-        separator = conversation.sep2 if two else conversation.sep
-        stop = (*sampling.stop, separator) if separator else sampling.stop
+        stop = (*sampling.stop, *separators(conversation))
         return self.generate(conversation.get_prompt(), images, replace(sampling, stop=stop))
 
     def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
@@ -192,6 +190,13 @@ class ChatEngine:
         tower = self.model.get_vision_tower()
         tiles = pixels if pixels.ndim == 4 else [pixels]
         return sum(max(tower.count_tokens(tile), tower.count_positions(tile)) for tile in tiles)
+
+
+def separators(conversation: Conversation) -> tuple[str, ...]:
+    """The text that ends an answer in a conversation's format; none, for some formats."""
+    two = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
+    separator = conversation.sep2 if two else conversation.sep
+    return (separator,) if separator else ()
 
 
 class _StopWhenSet(StoppingCriteria):

@@ -15,6 +15,7 @@ SETTINGS = {
     "raster": TREE,
     "sequential": {**TREE, "llm_positions": "sequential"},
     "biased": {**TREE, "llm_size_bias": 1.0, "size_bias": 0.5},
+    "native weight": {**TREE, "llm_weight": "native"},
     "thumbnail": {**TREE, "thumbnail": True, "llm_size_bias": 0.5},
     "floor": {**TREE, "max_tokens": None, "coarsest": "native"},
 }
@@ -138,5 +139,5 @@ def test_size_bias_needs_an_attention_that_can_apply_it(folder):
     model = load_pretrained_model(str(folder), device="cpu", qlip=SETTINGS["biased"], attn_implementation="eager")[1]
     model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="llm_size_bias is 1.0, which attention 'flash_attention_2'"):
+    with pytest.raises(ValueError, match="llm_size_bias.*bias the attention, which 'flash_attention_2'"):
         model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)

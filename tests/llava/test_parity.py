@@ -9,7 +9,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint, transformers_model
 
-NATIVE_TREE = {"alpha": 0.0, "max_tokens": None, "size_bias": 0.7, "llm_size_bias": 0.7}
+NATIVE_TREE = {"alpha": 0.0, "max_tokens": None, "size_bias": 0.7, "llm_size_bias": 0.7, "llm_weight": "native"}
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ DEFAULTS = {
     "llm_positions": "raster",
     "size_bias": 0.0,
     "llm_size_bias": 0.0,
+    "llm_weight": "each",
     "seed": 0,
     "max_cells": 16384,
 }
@@ -85,6 +86,7 @@ def test_an_unknown_key_is_named_with_the_allowed_ones():
         ({"leaf_position": "corner"}, "leaf_position.*corner.*centre.*mean"),
         ({"coarsest": "none"}, "coarsest.*none.*any.*native"),
         ({"llm_positions": "spiral"}, "llm_positions.*spiral.*raster.*sequential"),
+        ({"llm_weight": "heavy"}, "llm_weight.*heavy.*each.*native"),
         ({"interpolation": "mlp"}, "mlp"),
     ],
     ids=str,

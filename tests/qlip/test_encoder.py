@@ -149,8 +149,19 @@ def test_language_positions_and_sizes_follow_the_settings(wrapped):
     assert sequential.language_positions(tree) is None
     assert sequential.language_sizes(tree) is None
     biased = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_size_bias=0.5))
-    assert torch.equal(biased.language_sizes(tree), tree.sizes.float())
+    assert torch.equal(biased.language_sizes(tree), tree.sizes.float().sqrt())  # log(size^2) half: log(size)
     assert biased.language_positions(tree).max() <= 63
+
+
+@pytest.mark.parametrize("changes", [{}, {"llm_size_bias": 0.5}, {"thumbnail": True}], ids=str)
+def test_with_native_weight_all_tokens_of_an_image_weigh_as_many_as_it_has_native_cells(wrapped, changes):
+    model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_weight="native", **changes))
+    tree = model.partition(FOUR_SIZES[1])
+    sizes = model.language_sizes(tree)
+    assert sizes.square().sum().item() == pytest.approx(64)
+    if not changes:
+        assert (sizes == sizes[0]).all()
+        assert model.language_sizes(Leaves.uniform((8, 8))) is None
 
 
 def test_coarsest_native_caps_leaves_at_a_native_cell(wrapped):

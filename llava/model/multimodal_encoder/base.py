@@ -30,7 +30,7 @@ class ImageTokens:
     """Positions that the image takes; what follows stands that far behind its start."""
 
     sizes: Tensor | None
-    """float (N,): side, in cells, of what a token stands for; None where it does not matter."""
+    """float (N,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
 
     def with_features(self, features: Tensor) -> ImageTokens:
         """The same image with other features, say the projected ones."""
@@ -164,11 +164,6 @@ class VisionTower(nn.Module, ABC):
     def hidden_size(self) -> int:
         """Width of the features."""
         return self.config.hidden_size
-
-    @property
-    def llm_size_bias(self) -> float:
-        """s: the language model adds s * log(size^2) to the attention logits of a token's key. 0 is off."""
-        return 0.0
 
     @property
     def num_patches_per_side(self) -> int:

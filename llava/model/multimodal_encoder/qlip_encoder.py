@@ -67,10 +67,6 @@ class QLIPVisionTower(VisionTower):
             if self.vision_tower.prior is None:
                 self.vision_tower.load_prior()
 
-    @property
-    def llm_size_bias(self) -> float:
-        return self._settings.llm_size_bias
-
     def load_prior(self, folder: Path) -> None:
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
         if self._settings.mlp is not None:
