@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.sweep_cells import own_settings
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from playground.questions import KINDS, Question, scene_questions
@@ -138,8 +139,7 @@ def compare(
 
 def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
     """The checkpoint's QLIP settings, with `changes` laid over them."""
-    own = json.loads((Path(model_path) / "config.json").read_text()).get("qlip")
-    return QLIPConfig.from_dict((own if isinstance(own, dict) else {}) | changes)
+    return QLIPConfig.from_dict(own_settings(model_path).to_dict() | changes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

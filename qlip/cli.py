@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from PIL import Image, UnidentifiedImageError
 
@@ -16,19 +17,27 @@ from qlip.draw import draw_leaves
 from qlip.image_processing import QLIPImageProcessor, to_rgb
 from qlip.quadtree import Leaves
 
+COMMANDS = "qlip.commands"
+"""Entry-point group of other packages' commands: functions that take the subparsers and add one, with its `run`."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
-        return show(options)
+        return options.run(options)
     except (OSError, ValueError) as error:
         print(f"qlip: {error}", file=sys.stderr)
         return 2
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; defaults are those of `QLIPConfig`."""
+def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """The command line; defaults are those of `QLIPConfig`.
+
+    Args:
+        asked: the first argument. Another package is loaded only where it names that package's command, or no command.
+    """
     parser = argparse.ArgumentParser(prog="qlip", description="Content-aware quadtrees for vision transformers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("show", help="print and draw the quadtree of a picture")
@@ -49,7 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--native-size", type=int, default=336, help="image size the tower was trained on (%(default)s)"
     )
+    command.set_defaults(run=show)
+    add_others(commands, asked)
     return parser
+
+
+def add_others(commands: Any, asked: str | None) -> None:
+    """Adds the commands of other packages: the one that is asked for, or all, say for the help."""
+    others = {entry.name: entry for entry in entry_points(group=COMMANDS)}
+    known = asked in commands.choices or asked in others
+    for name, entry in others.items():
+        if name == asked or not known:
+            entry.load()(commands)
 
 
 def token_budget(text: str) -> int | None:

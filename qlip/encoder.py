@@ -116,9 +116,28 @@ class QLIPVisionModel(nn.Module):
         """Whether a [CLS] token with a position of its own stands first."""
         return hasattr(self.embeddings, "class_embedding")
 
+    @property
+    def position_table(self) -> Tensor:
+        """(n * n, D): the pretrained position embeddings of the native grid, row by row, without [CLS]'s."""
+        return self.embeddings.position_embedding.weight[int(self.has_cls) :]
+
+    @property
+    def cls_position(self) -> Tensor:
+        """(1, D): [CLS]'s own position embedding; (0, D) where the tower has no [CLS]."""
+        return self.embeddings.position_embedding.weight[: int(self.has_cls)]
+
     def partition(self, image: Tensor) -> Leaves:
         """The leaves of one image (C, H, W), by the settings; scored in float32."""
         return partition_as(self.qlip, image, self.config.patch_size, self.native_grid)
+
+    def positions(self, leaves: Leaves) -> Tensor:
+        """float32 ([CLS] +) N, D: position embeddings of an image's tokens, by the settings; [CLS] keeps its own."""
+        table, config = self.position_table, self.qlip
+        prior = None if self.prior is None else self.prior.to(table.device)
+        placed = interpolate_positions(
+            table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual
+        )
+        return torch.cat([self.cls_position.float(), placed])
 
     def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
@@ -134,15 +153,31 @@ class QLIPVisionModel(nn.Module):
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
         """
         leaves = [self.partition(image) for image in images]
-        sizes = [tree.sizes for tree in leaves]
-        tokens = self._embed(
-            [
-                extract_patches(image.float(), tree, self.config.patch_size)
-                for image, tree in zip(images, leaves, strict=True)
-            ],
-            [self._positions(tree) for tree in leaves],
-        )
-        features, pooled = self._encode(tokens, sizes, pool)
+        return self.encode(images, leaves, [self.positions(tree) for tree in leaves], pool)
+
+    def encode(
+        self, images: Tensor | Sequence[Tensor], leaves: list[Leaves], positions: list[Tensor], pool: bool = False
+    ) -> QLIPOutput:
+        """`forward` with the leaves and the position embeddings given, say those of another prior, or zeros.
+
+        Args:
+            images: see `forward`.
+            leaves: one tree per image.
+            positions: float ([CLS] +) N_i, D each: what is added to the tokens; `positions` gives the usual ones.
+                Gradients flow into them.
+            pool: see `forward`.
+
+        Raises:
+            ValueError: positions of another number than the tokens, or leaves of another grid than the image.
+        """
+        for tree, added in zip(leaves, positions, strict=True):
+            if len(added) != len(tree) + self.has_cls:
+                raise ValueError(f"{len(added)} positions for {len(tree) + self.has_cls} tokens")
+        patches = [
+            extract_patches(image.float(), tree, self.config.patch_size)
+            for image, tree in zip(images, leaves, strict=True)
+        ]
+        features, pooled = self._encode(self._embed(patches, positions), [tree.sizes for tree in leaves], pool)
         if self.qlip.thumbnail:
             features = [torch.cat(pair) for pair in zip(self._thumbnails(images), features, strict=True)]
         return QLIPOutput(features, leaves, pooled)
@@ -180,31 +215,21 @@ class QLIPVisionModel(nn.Module):
         uniform = Leaves.uniform((self.native_grid, self.native_grid))
         small = [F.interpolate(image.float()[None], side, mode="bicubic", antialias=True)[0] for image in images]
         patches = [extract_patches(image, uniform, self.config.patch_size) for image in small]
-        return self._encode(
-            self._embed(patches, [self._positions(uniform)] * len(small)), [uniform.sizes] * len(small)
-        )[0]
-
-    def _positions(self, leaves: Leaves) -> Tensor:
-        """float32 (N, D): position embeddings of leaves, [CLS] left out."""
-        table = self.embeddings.position_embedding.weight[int(self.has_cls) :]
-        config = self.qlip
-        prior = None if self.prior is None else self.prior.to(table.device)
-        return interpolate_positions(
-            table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual
-        )
+        sequences = self._embed(patches, [self.positions(uniform)] * len(small))
+        return self._encode(sequences, [uniform.sizes] * len(small))[0]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
-        """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions (N_i, D)."""
+        """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""
         embeddings = self.embeddings
         projection = embeddings.patch_embedding
         dtype = projection.weight.dtype
         flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
-        tokens = F.linear(flat, projection.weight.flatten(1), projection.bias) + torch.cat(positions).to(dtype)
+        tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
         sequences = list(tokens.split([len(patch) for patch in patches]))
         if self.has_cls:
-            cls = (embeddings.class_embedding + embeddings.position_embedding.weight[0])[None].to(dtype)
+            cls = embeddings.class_embedding[None].to(dtype)
             sequences = [torch.cat([cls, sequence]) for sequence in sequences]
-        return sequences
+        return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
 
     def _encode(
         self, sequences: list[Tensor], sizes: list[Tensor], pool: bool = False

@@ -60,11 +60,12 @@ class QLIPVisionTower(VisionTower):
     @settings.setter
     def settings(self, settings: QLIPConfig) -> None:
         """Takes effect with the next image, in the image processor that callers hold too; weights stay as they are."""
+        another_prior = settings.mlp != self._settings.mlp
         self._settings = settings
         self.llava_config.qlip = settings.to_dict()
         if self.is_loaded:
             self.vision_tower.qlip = self.image_processor.qlip = settings
-            if self.vision_tower.prior is None:
+            if another_prior or self.vision_tower.prior is None:
                 self.vision_tower.load_prior()
 
     def load_prior(self, folder: Path) -> None:

@@ -1,0 +1,172 @@
+"""Many questions about many pictures: each picture is encoded once, its questions go through the model in batches.
+
+Reads LLaVA's question files and judges short answers. Greedy, and an answer does not depend on its batch. It knows
+neither settings nor tables of results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from llava.mm_utils import tokenizer_image_token
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.serve.engine import ChatEngine, separators, until_stop
+
+
+@dataclass(frozen=True)
+class VisualQuestion:
+    """One line of a question file."""
+
+    question_id: int | str
+    image: str
+    """File name within the image folder."""
+    text: str
+    answer: str | None = None
+    """The right answer, where it is known."""
+    category: str = "all"
+
+
+class PromptTooLong(ValueError):
+    """A question, its picture and the longest answer exceed the model's context."""
+
+
+def read_questions(question_file: Path, answers_file: Path | None = None) -> list[VisualQuestion]:
+    """Reads questions, one JSON object a line: `question_id, image, text` and, if known, `category` and `answer`.
+
+    Args:
+        question_file: the questions.
+        answers_file: right answers as `question_id, text` (or `answer`), for question files without them.
+
+    Raises:
+        ValueError: a line is no such object, a question has no answer in the file, or there are no questions.
+    """
+    answers: dict[object, str] = {}
+    for number, row in _rows(answers_file) if answers_file else ():
+        if "question_id" not in row or not ("text" in row or "answer" in row):
+            raise ValueError(f"{answers_file}:{number}: an answer needs question_id and text")
+        answers[row["question_id"]] = str(row.get("text", row.get("answer")))
+    questions = []
+    for number, row in _rows(question_file):
+        if missing := [key for key in ("question_id", "image", "text") if key not in row]:
+            raise ValueError(f"{question_file}:{number}: the question has no {', '.join(missing)}")
+        name = row["question_id"]
+        if answers_file and name not in answers:
+            raise ValueError(f"{answers_file} has no answer to question {name!r}")
+        answer = answers.get(name, row.get("answer", row.get("label")))
+        category = str(row.get("category", "all"))
+        questions.append(
+            VisualQuestion(name, row["image"], row["text"], None if answer is None else str(answer), category)
+        )
+    if not questions:
+        raise ValueError(f"{question_file} holds no questions")
+    return questions
+
+
+def _rows(path: Path) -> list[tuple[int, dict]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: a {type(row).__name__}; it must be an object")
+        rows.append((number, row))
+    return rows
+
+
+def same_answer(said: str, right: str) -> bool:
+    """Whether two short answers are equal but for case, outer blanks and a full stop."""
+    return _bare(said) == _bare(right)
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".").strip().lower()
+
+
+class Answerer:
+    """Answers questions about encoded pictures with an engine's model, greedily."""
+
+    def __init__(self, engine: ChatEngine, max_new_tokens: int = 64, batch_tokens: int = 16384) -> None:
+        """
+        Args:
+            engine: A loaded model with its prompt format.
+            max_new_tokens: Longest answer.
+            batch_tokens: Most tokens of a batch's prompts, padding included; a longer prompt goes alone.
+        """
+        self.engine = engine
+        self.max_new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
+
+    def answer(self, pictures: Sequence[ImageTokens], questions: Sequence[tuple[int, str]]) -> list[str]:
+        """Answers (index into `pictures`, text) pairs, in their order.
+
+        Args:
+            pictures: As the model's `encode_images` gives them.
+            questions: Each about one picture.
+
+        Raises:
+            PromptTooLong: a prompt and the longest answer exceed the context; before anything is computed.
+        """
+        prompts = [self._prompt_ids(text) for _, text in questions]
+        owners = [pictures[owner] for owner, _ in questions]
+        for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
+            self._check_context(len(ids) - 1, max(len(picture.features), picture.span), text)
+        lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]
+        answers = [""] * len(questions)
+        for batch in self._batches(lengths):
+            said = self._generate([prompts[i] for i in batch], [owners[i] for i in batch])
+            for index, text in zip(batch, said, strict=True):
+                answers[index] = text
+        return answers
+
+    def _prompt_ids(self, text: str) -> torch.Tensor:
+        prompt = self.engine.question(text, 1).get_prompt()
+        return torch.tensor(tokenizer_image_token(prompt, self.engine.tokenizer))
+
+    def _check_context(self, text_tokens: int, visual_tokens: int, text: str) -> None:
+        if text_tokens + visual_tokens + self.max_new_tokens > self.engine.context_len:
+            raise PromptTooLong(
+                f"{text_tokens} text tokens, {visual_tokens} visual tokens and an answer of up to "
+                f"{self.max_new_tokens} tokens exceed the model's context of {self.engine.context_len}; "
+                f"the question is {text!r}"
+            )
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices in batches of similar length, none wider than `batch_tokens` allows."""
+        batches: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= self.batch_tokens:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[torch.Tensor], pictures: Sequence[ImageTokens]) -> list[str]:
+        tokenizer, model = self.engine.tokenizer, self.engine.model
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ids = pad_sequence(list(prompts), batch_first=True, padding_value=padding)
+        mask = pad_sequence([torch.ones_like(row) for row in prompts], batch_first=True)
+        said = model.generate(
+            ids.to(model.device),
+            images=list(pictures),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            num_beams=1,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=padding,
+        )
+        stops = separators(self.engine.new_conversation())
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return ["".join(until_stop([text], stops)).strip() for text in texts]

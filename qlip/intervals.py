@@ -1,0 +1,51 @@
+"""Means with their 95 % intervals, by the bootstrap over groups. Knows nothing of what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and where it lies with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    """Number of values."""
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of some values with a percentile bootstrap interval.
+
+    Args:
+        values: V finite numbers, at least one.
+        groups: what each value belongs to (say, the image that a question is about). Whole groups are drawn, since
+            values of one group are not independent; None takes every value for itself.
+        resamples: number of bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no values, one that is not finite, or another number of groups.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+        raise ValueError(f"an interval needs a list of finite numbers, got {values!r}")
+    if groups is not None and len(groups) != len(numbers):
+        raise ValueError(f"{len(numbers)} values, but {len(groups)} groups")
+    keys: dict[Hashable, int] = {}
+    owner = np.array([keys.setdefault(key, len(keys)) for key in (groups or range(len(numbers)))])
+    sums = np.bincount(owner, numbers)
+    counts = np.bincount(owner)
+    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
+    low, high = np.quantile(draws @ sums / (draws @ counts), (0.025, 0.975))
+    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))

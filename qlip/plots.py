@@ -1,0 +1,124 @@
+"""Curves and heat maps of measurements, small and readable in black and white. Needs matplotlib; knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("x", "--"), ("P", "-."), ("*", ":"))
+GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points, with intervals if `low` and `high` are given; a single point is drawn large."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def plot_curves(
+    path: str | Path,
+    curves: Sequence[Curve],
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+    log_x: bool = False,
+) -> None:
+    """Draws curves that differ by marker, dash and colour into an SVG or PNG file.
+
+    Args:
+        path: file to write; the suffix decides the format.
+        curves: at most eight.
+        xlabel: name of the axis with its unit; likewise `ylabel`.
+        ylabel: see `xlabel`.
+        title: line above the figure.
+        log_x: logarithmic x axis, labelled with plain numbers at the points.
+
+    Raises:
+        ValueError: more curves than can be told apart.
+    """
+    if len(curves) > len(STYLES):
+        raise ValueError(f"{len(curves)} curves in one figure; at most {len(STYLES)} can be told apart")
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for curve, (marker, dash), colour in zip(curves, STYLES, GREYS, strict=False):
+        single = len(curve.x) == 1
+        axes.plot(
+            curve.x, curve.y, marker=marker, linestyle="none" if single else dash, color=colour,
+            markersize=9 if single else 4, linewidth=1.2, label=curve.label, zorder=3 if single else 2,
+        )  # fmt: skip
+        if curve.low is not None and curve.high is not None:
+            if single:
+                axes.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2)
+            else:
+                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
+    if log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def plot_heat_map(
+    path: str | Path,
+    values: Sequence[Sequence[float]] | np.ndarray,
+    rows: Sequence[object],
+    cols: Sequence[object],
+    row_label: str,
+    col_label: str,
+    value_label: str,
+    title: str | None = None,
+) -> None:
+    """Draws a table as shades of grey with the numbers written in; NaN stays blank.
+
+    Args:
+        path: file to write; the suffix decides the format.
+        values: (R, C) numbers.
+        rows: names of the R rows.
+        cols: names of the C columns.
+        row_label: what the rows are, with the unit; likewise `col_label` and `value_label`.
+        col_label: see `row_label`.
+        value_label: see `row_label`.
+        title: line above the figure.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.shape != (len(rows), len(cols)):
+        raise ValueError(f"values are {table.shape}, but there are {len(rows)} rows and {len(cols)} columns")
+    figure = Figure(figsize=(1.8 + 0.65 * len(cols), 1.3 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    picture = axes.imshow(table, cmap="Greys", aspect="auto")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2 if np.isfinite(table).any() else 0.0
+    for row, col in np.argwhere(np.isfinite(table)):
+        ink = "white" if table[row, col] > middle else "black"
+        axes.text(col, row, f"{table[row, col]:.1f}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set(xlabel=col_label, ylabel=row_label, title=title)
+    axes.set_xticks(range(len(cols)), [str(col) for col in cols])
+    axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+    figure.colorbar(picture, ax=axes, label=value_label)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        FigureCanvasSVG(figure)
+        figure.savefig(path, metadata={"Date": None})
+    elif path.suffix == ".png":
+        FigureCanvasAgg(figure)
+        figure.savefig(path, dpi=150)
+    else:
+        raise ValueError(f"a figure is written as .svg or .png, got {path.name!r}")

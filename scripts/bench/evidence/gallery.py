@@ -1,0 +1,120 @@
+"""Three scenes that QLIP wins and three that it loses, as pictures: `python -m scripts.bench.evidence.gallery`.
+
+Writes docs/GALLERY.md and its overlays. The scenes are the first of the test split, set after set, on which one way of
+seeing lists all objects rightly and the other does not; nobody picks them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from llava.eval.answering import Answerer, same_answer
+from llava.utils import default_device, demo_model_path
+from playground.questions import listing
+from playground.scenes import scene
+from qlip import draw_leaves
+from scripts.bench.evidence.experiments import CLIP, SHIPPED
+from scripts.bench.evidence.sets import SCENE_SETS, SPLITS, add_noise
+from scripts.bench.evidence.ways import Subject, Way
+
+QUESTION = "What is in the picture?"
+SETS = ("12-24 px", "large", "noise 20", "24-48 px", "6-12 px", "48-96 px")
+EACH = 3
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A scene with both answers."""
+
+    name: str
+    picture: Image.Image
+    truth: str
+    clip: str
+    qlip: str
+    tokens: tuple[int, int]
+    """CLIP's and QLIP's."""
+
+
+def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answered]:
+    """The first scenes of a set, with what both ways of seeing say."""
+    wanted, seed = SCENE_SETS[name], SPLITS["test"]
+    for index in range(count):
+        made = scene(wanted.spec, seed, index)
+        picture = Image.fromarray(add_noise(made.image, wanted.noise, (seed, index, 3)))
+        said = [_answer(subject, way, picture) for way in (CLIP, SHIPPED)]
+        texts, tokens = zip(*said, strict=True)
+        yield Answered(f"{name}, scene {index}", picture, listing(made.objects), *texts, tokens)
+
+
+def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:
+    seen = subject.see(way, [picture])
+    said = Answerer(subject.engine_of(way), max_new_tokens=40).answer(seen, [(0, QUESTION)])
+    return said[0], len(seen[0].features)
+
+
+def find(subject: Subject, scenes: int) -> tuple[list[Answered], list[Answered]]:
+    """Scenes that QLIP wins, and scenes that it loses: one a set while there are any."""
+    won: list[Answered] = []
+    lost: list[Answered] = []
+    for name in SETS:
+        found = list(answered_scenes(subject, name, scenes))
+        for side, good, bad in ((won, "qlip", "clip"), (lost, "clip", "qlip")):
+            fitting = [s for s in found if same_answer(getattr(s, good), s.truth)]
+            fitting = [s for s in fitting if not same_answer(getattr(s, bad), s.truth)]
+            side += fitting[: min(1, EACH - len(side))]
+    return won, lost
+
+
+def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answered], document: Path) -> None:
+    """Writes the page and one overlay a scene beside it."""
+    folder = document.parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = subject.engine.model.get_vision_tower()
+    lines = [
+        "# What the two towers see",
+        "",
+        f'The embedded model, asked "{QUESTION}". The first scenes of the test split, set after set, on which one',
+        "tower names all objects and the other does not; `python -m scripts.bench.evidence.gallery` writes this page.",
+    ]
+    number = 0
+    for title, scenes in (("Won by QLIP", won), ("Lost by QLIP", lost)):
+        lines += ["", f"## {title}"]
+        for item in scenes:
+            number += 1
+            pixels = subject.engine.prepare_images([item.picture])[0]
+            file = folder / f"scene-{number}.png"
+            overlay = draw_leaves(item.picture, tower.partition(pixels))
+            overlay.quantize(64).save(file, optimize=True)
+            lines += [
+                "",
+                f"![{item.name} px, cut into {item.tokens[1]} leaves]({file.relative_to(document.parent)})",
+                "",
+                f"| {item.name} | tokens | answer |",
+                "|---|---|---|",
+                f"| there is | | {item.truth} |",
+                f"| CLIP | {item.tokens[0]} | {item.clip} |",
+                f"| QLIP | {item.tokens[1]} | {item.qlip} |",
+            ]
+    document.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Write docs/GALLERY.md.")
+    parser.add_argument("--model-path", default=demo_model_path())
+    parser.add_argument("--scenes", type=int, default=60, help="scenes of each set to look through")
+    parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
+    parser.add_argument("--device", default=None)
+    options = parser.parse_args(arguments)
+    subject = Subject(options.model_path, {}, options.device or default_device(), 4096)
+    won, lost = find(subject, options.scenes)
+    write_page(subject, won, lost, options.document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Other ways from a picture to few visual tokens, without training: prune by [CLS] attention, merge by similarity.
+
+Pure functions on the layers of a CLIP tower that is read through `QLIPVisionModel`. Both see the uniform grid at the
+picture's own size, so that they, like the quadtree, can use fine detail; both give places of what they keep, so that
+they can have the same positions in the language model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlip import Leaves, QLIPVisionModel, extract_patches, interpolate_positions
+from qlip.quadtree import grid_of
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of one picture's uniform grid, in raster order."""
+
+    features: Tensor
+    """(K, D), the selected hidden layer."""
+    centres: Tensor
+    """float (K, 2): mean (row, col), in cells, of what each token stands for."""
+    grid: tuple[int, int]
+    """(rows, cols) of the uniform grid."""
+
+
+def prune_by_cls(vision: QLIPVisionModel, image: Tensor, keep: int, contextual: float = 10 / 64) -> Kept:
+    """Keeps the patches that [CLS] attends to most in the selected layer, and merges the rest into a few.
+
+    As VisionZip (arXiv 2412.04467) does: a share of `contextual` tokens is spread evenly over what [CLS] leaves, and
+    takes up, as a mean, the others whose keys are most alike. With `contextual` 0 the rest is dropped.
+
+    Args:
+        vision: the tower.
+        image: float (C, H, W), normalised.
+        keep: K, number of tokens to keep.
+        contextual: share of K that is merged.
+    """
+    hidden, grid = _embed_uniform(vision, image)
+    layers = vision.encoder.layers[: vision.select_layer]
+    for layer in layers:
+        hidden, weights, keys = _run_layer(layer, hidden, None)
+    keep = min(keep, len(hidden) - 1)
+    merged = round(keep * contextual)
+    order = weights[:, 0, 1:].mean(0).argsort(descending=True)
+    dominant, rest = order[: keep - merged], order[keep - merged :].sort().values
+    patches, likeness = hidden[1:], F.normalize(keys[1:], dim=-1)
+    places = Leaves.uniform(grid).centres
+    chosen, features = [dominant], [patches[dominant]]
+    if merged:
+        at = torch.linspace(0, len(rest) - 1, merged).round().long()
+        targets = rest[at]
+        nearest = (likeness[rest] @ likeness[targets].T).argmax(1)
+        nearest[at] = torch.arange(merged)
+        sums = torch.zeros(merged, patches.shape[1]).index_add_(0, nearest, patches[rest])
+        features.append(sums / nearest.bincount(minlength=merged)[:, None])
+        chosen.append(targets)
+    raster = torch.cat(chosen).argsort()
+    return Kept(torch.cat(features)[raster], places[torch.cat(chosen)[raster]], grid)
+
+
+def merge_similar(vision: QLIPVisionModel, image: Tensor, keep: int) -> Kept:
+    """Merges similar tokens in every layer up to the selected one, by the same ratio each, until `keep` are left.
+
+    As ToMe (arXiv 2210.09461) does: between attention and MLP tokens are dealt into two sets, the pairs with the most
+    similar keys are merged by their mean, weighted by size, and attention is proportional to size. [CLS] stays.
+
+    Args:
+        vision: the tower.
+        image: float (C, H, W), normalised.
+        keep: K; at most half of the tokens can go in each layer.
+    """
+    hidden, grid = _embed_uniform(vision, image)
+    layers = vision.encoder.layers[: vision.select_layer]
+    start = len(hidden) - 1
+    size = torch.ones(len(hidden), 1)
+    centres = F.pad(Leaves.uniform(grid).centres, (0, 0, 1, 0))  # a row for [CLS]
+    for number, layer in enumerate(layers, start=1):
+        attended, _, keys = _run_attention(layer, hidden, size)
+        left = max(keep, round(start * (keep / start) ** (number / len(layers))))
+        hidden, size, centres = _merge(attended, size, centres, keys, len(attended) - 1 - left)
+        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+    raster = (centres[1:, 0].floor() * grid[1] + centres[1:, 1]).argsort()
+    return Kept(hidden[1:][raster], centres[1:][raster], grid)
+
+
+def raster_places(kept: Kept, native_grid: int) -> Tensor:
+    """float32 (K,): places on the native raster, by the rule of `qlip.raster_positions`."""
+    rows, cols = kept.grid
+    i = ((kept.centres[:, 0] + 0.5) / rows * native_grid).floor().clamp(max=native_grid - 1)
+    j = (kept.centres[:, 1] + 0.5) / cols * native_grid - 0.5
+    return native_grid * i + j.clamp(0, native_grid - 1)
+
+
+def _merge(hidden: Tensor, size: Tensor, centres: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges `count` tokens of the even places into their most similar ones of the odd places; [CLS], at 0, stays."""
+    likeness = F.normalize(keys, dim=-1)
+    even, odd = torch.arange(0, len(hidden), 2), torch.arange(1, len(hidden), 2)
+    scores = likeness[even] @ likeness[odd].T
+    scores[0] = -torch.inf
+    best, partner = scores.max(1)
+    count = min(count, len(even) - 1)
+    source = best.argsort(descending=True)[:count]
+    target = odd[partner[source]]
+
+    def merged(values: Tensor) -> Tensor:
+        weighted = values * size
+        return weighted.index_add(0, target, weighted[even[source]])
+
+    new_size = size.index_add(0, target, size[even[source]])
+    stays = torch.ones(len(hidden), dtype=torch.bool)
+    stays[even[source]] = False
+    return (merged(hidden) / new_size)[stays], new_size[stays], (merged(centres) / new_size)[stays]
+
+
+def _embed_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The input sequence (1 + N, D) of the uniform grid, [CLS] first, and the grid."""
+    patch, embeddings = vision.config.patch_size, vision.embeddings
+    grid = grid_of(image, patch)
+    leaves = Leaves.uniform(grid)
+    table = embeddings.position_embedding.weight
+    flat = extract_patches(image, leaves, patch).flatten(1)
+    tokens = F.linear(flat, embeddings.patch_embedding.weight.flatten(1)) + interpolate_positions(table[1:], leaves)
+    cls = (embeddings.class_embedding + table[0])[None]
+    return vision.pre_layrnorm(torch.cat([cls, tokens])), grid
+
+
+def _run_layer(layer: nn.Module, hidden: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer over (T, D): its output, attention (heads, T, T) and keys (T, D)."""
+    attended, weights, keys = _run_attention(layer, hidden, size)
+    return attended + layer.mlp(layer.layer_norm2(attended)), weights, keys
+
+
+def _run_attention(layer: nn.Module, hidden: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's attention block with its residual, the weights (heads, T, T) and the keys (T, D)."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+    keys = attention.k_proj(normed)
+    query, key, value = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        for x in (attention.q_proj(normed), keys, attention.v_proj(normed))
+    )  # (heads, T, D / heads)
+    logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+    if size is not None:
+        logits = logits + size.squeeze(-1).log()
+    weights = logits.softmax(-1)
+    mixed = (weights @ value).transpose(0, 1).flatten(1)
+    return hidden + attention.out_proj(mixed), weights, keys

@@ -1,0 +1,94 @@
+"""The pictures and questions that the evidence rests on: generated scenes by split, or a folder in LLaVA's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from llava.eval.answering import VisualQuestion, read_questions
+from playground.questions import scene_questions
+from playground.scenes import PRESETS, SceneSpec, scene
+
+SPLITS = {"validation": 7500, "test": 9500}
+"""Series of scenes. Choices are made on the first alone; the second is looked at once, when they are made."""
+SCENES = 120
+KINDS = ("colour", "shape", "relation", "count", "existence")
+"""One question of each about every scene; listing, a long answer that repeats the others, is left out."""
+SIZES = ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))
+"""Object sizes in pixels, in pictures of 448 px."""
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """How a set's scenes are drawn."""
+
+    spec: SceneSpec
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise laid over the whole picture, in levels of 255."""
+
+
+DETAIL = PRESETS["detail"]
+SCENE_SETS = {
+    "base": SceneSet(PRESETS["base"]),
+    "large": SceneSet(PRESETS["large"]),
+    **{f"{low}-{high} px": SceneSet(replace(DETAIL, object_size=(low, high))) for low, high in SIZES},
+    "noise 20": SceneSet(DETAIL, 20.0),
+    "noise 40": SceneSet(DETAIL, 40.0),
+}
+DETAIL_SET = "12-24 px"
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Pictures, and the questions about each."""
+
+    name: str
+    pictures: Sequence[Image.Image]
+    questions: Sequence[Sequence[VisualQuestion]]
+
+
+def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
+    """Draws the scenes of one of `SCENE_SETS` and asks one question of each kind about each.
+
+    Raises:
+        ValueError: the set or the split is unknown.
+    """
+    if name not in SCENE_SETS or split not in SPLITS:
+        raise ValueError(
+            f"no set {name!r} in split {split!r}; sets are {', '.join(SCENE_SETS)}, splits {', '.join(SPLITS)}"
+        )
+    wanted, seed = SCENE_SETS[name], SPLITS[split]
+    pictures, questions = [], []
+    for index in range(scenes):
+        made = scene(wanted.spec, seed, index)
+        asked = scene_questions(made.objects, wanted.spec.size, np.random.default_rng((seed, index, 2)), KINDS)
+        pictures.append(Image.fromarray(add_noise(made.image, wanted.noise, (seed, index, 3))))
+        questions.append(
+            [VisualQuestion(f"{index}-{item.kind}", str(index), item.text, item.answer, item.kind) for item in asked]
+        )
+    return QuestionSet(name, pictures, questions)
+
+
+def read_set(folder: Path) -> QuestionSet:
+    """Reads `questions.jsonl`, `answers.jsonl` and `images/`, as `python -m playground.scenes` writes them."""
+    rows = read_questions(folder / "questions.jsonl", folder / "answers.jsonl")
+    by_image: dict[str, list[VisualQuestion]] = {}
+    for row in rows:
+        by_image.setdefault(row.image, []).append(row)
+    pictures = []
+    for name in by_image:
+        with Image.open(folder / "images" / name) as picture:
+            pictures.append(picture.convert("RGB"))
+    return QuestionSet(folder.name, pictures, list(by_image.values()))
+
+
+def add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
+    """Lays Gaussian noise of standard deviation `strength` over an image, uint8 (H, W, 3)."""
+    if not strength:
+        return image
+    noise = np.random.default_rng(seed).normal(0, strength, image.shape)
+    return np.clip(image + noise, 0, 255).round().astype(np.uint8)

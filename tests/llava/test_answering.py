@@ -1,0 +1,169 @@
+"""Question files are read as LLaVA writes them, and an answer from a batch is the one that a chat gives alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval.answering import Answerer, PromptTooLong, VisualQuestion, read_questions, same_answer
+from llava.mm_utils import tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.serve.engine import ChatEngine, Sampling
+from llava.utils import demo_model_path
+from playground.scenes import PRESETS, scene
+
+QUESTION = {"question_id": 7, "image": "a.png", "text": "What?"}
+TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("extra", "answer", "category"),
+    [
+        ({}, None, "all"),
+        ({"answer": "red"}, "red", "all"),
+        ({"label": "yes", "category": "existence"}, "yes", "existence"),
+        ({"answer": 3}, "3", "all"),
+    ],
+)
+def test_a_question_may_bring_its_answer_and_category(
+    tmp_path: Path, extra: dict[str, Any], answer: str | None, category: str
+) -> None:
+    file = write(tmp_path / "q.jsonl", QUESTION | extra)
+    assert read_questions(file) == [VisualQuestion(7, "a.png", "What?", answer, category)]
+
+
+def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_own(tmp_path: Path) -> None:
+    questions = write(tmp_path / "q.jsonl", QUESTION | {"answer": "no"}, QUESTION | {"question_id": "b"})
+    answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": 7, "text": "A"})
+    assert [question.answer for question in read_questions(questions, answers)] == ["A", "B"]
+
+
+def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Path) -> None:
+    text = "before\u2028after\x85end"
+    file = tmp_path / "q.jsonl"
+    line = json.dumps(QUESTION | {"text": text}, ensure_ascii=False)
+    file.write_bytes(f"\n{line}\r\n \n{line}".encode())
+    assert [question.text for question in read_questions(file)] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "words"),
+    [
+        ([QUESTION, '{"question_id":'], None, r"q\.jsonl:2: no JSON"),
+        ([[1]], None, r"q\.jsonl:1: a list; it must be an object"),
+        ([{"question_id": 1, "text": "?"}], None, r"q\.jsonl:1: the question has no image"),
+        ([{"image": "a.png"}], None, "has no question_id, text"),
+        ([""], None, "holds no questions"),
+        ([QUESTION], [{"question_id": 8, "text": "A"}], r"a\.jsonl has no answer to question 7"),
+        ([QUESTION], [{"question_id": 7}], r"a\.jsonl:1: an answer needs question_id and text"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, questions: list[Any], answers: list[Any] | None, words: str) -> None:
+    question_file = write(tmp_path / "q.jsonl", *questions)
+    answers_file = None if answers is None else write(tmp_path / "a.jsonl", *answers)
+    with pytest.raises(ValueError, match=words):
+        read_questions(question_file, answers_file)
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "equal"),
+    [
+        ("Red", "red", True),
+        (" red. ", "red", True),
+        ("a red circle", "A red circle.", True),
+        ("red", "dark red", False),
+        ("yes, it is", "yes", False),
+        ("3.5", "35", False),
+        ("", "red", False),
+    ],
+)
+def test_answers_are_equal_but_for_case_blanks_and_a_full_stop(said: str, right: str, equal: bool) -> None:
+    assert same_answer(said, right) is equal
+    assert same_answer(right, said) is equal
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Scenes of two sizes, so that a batch is ragged."""
+    return [
+        Image.fromarray(scene(PRESETS[preset], 5, i).image) for i, preset in enumerate(("detail", "base", "detail"))
+    ]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
+def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
+    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+
+
+def encode(engine: ChatEngine, pictures: list[Image.Image]) -> list[ImageTokens]:
+    with torch.inference_mode():
+        return engine.model.encode_images(list(engine.prepare_images(pictures)))
+
+
+@pytest.fixture(scope="module")
+def alone(engine: ChatEngine, pictures: list[Image.Image]) -> dict[tuple[int, str], str]:
+    """The oracle: each question asked in a chat of its own."""
+    return {(i, text): engine.ask(text, [picture]) for i, picture in enumerate(pictures) for text in TEXTS}
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_an_answer_is_that_of_a_chat_whatever_its_batch(
+    engine: ChatEngine, pictures: list[Image.Image], alone: dict[tuple[int, str], str], batch_tokens: int
+) -> None:
+    asked = random.Random(batch_tokens).sample(list(alone), len(alone))
+    said = Answerer(engine, batch_tokens=batch_tokens).answer(encode(engine, pictures), asked)
+    assert said == [alone[question] for question in asked]
+    assert len(set(said)) > 3  # the pictures are told apart
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 1000])
+def test_no_batch_is_wider_than_allowed_and_none_smaller_than_needed(
+    engine: ChatEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def generate(ids: torch.Tensor, *, images: list[ImageTokens], attention_mask: torch.Tensor, **_: Any) -> Any:
+        lengths = attention_mask.sum(1) - 1 + torch.tensor([len(image.features) for image in images])
+        shapes.append((len(ids), int(lengths.max())))
+        return torch.full((len(ids), 1), engine.tokenizer.eos_token_id)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    asked = [(owner, text) for owner in range(len(pictures)) for text in TEXTS]
+    said = Answerer(engine, batch_tokens=batch_tokens).answer(encode(engine, pictures), asked)
+    assert said == [""] * len(asked)
+    assert sum(rows for rows, _ in shapes) == len(asked)
+    assert all(rows == 1 or rows * width <= batch_tokens for rows, width in shapes)
+    assert all((rows + 1) * width > batch_tokens for rows, width in shapes[:-1])
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_before_anything_is_computed(
+    engine: ChatEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    (picture,) = encode(engine, pictures[:1])
+    visual = max(len(picture.features), picture.span)
+    text = len(tokenizer_image_token(engine.question("What?", 1).get_prompt(), engine.tokenizer)) - 1
+    monkeypatch.setattr(engine, "context_len", text + visual + 16 + spare)
+    greedy, answerer = Sampling(temperature=0.0, max_new_tokens=16), Answerer(engine, max_new_tokens=16)
+    if spare == 0:
+        assert answerer.answer([picture], [(0, "What?")]) == [engine.ask("What?", pictures[:1], greedy)]
+        return
+    monkeypatch.setattr(engine.model, "generate", lambda *_, **__: pytest.fail("nothing may be generated"))
+    words = f"{text} text tokens, {visual} visual tokens and an answer of up to 16 tokens exceed the model's context"
+    with pytest.raises(PromptTooLong, match=words):
+        answerer.answer([picture], [(0, "What?")])
+    with pytest.raises(ValueError, match=words):
+        engine.ask("What?", pictures[:1], greedy)
