@@ -19,8 +19,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 WIDTH = 128
 CONTEXT = 2048
 SELECTED_LAYER = -2
-QLIP_SETTINGS = {"criterion": "structure", "structure_size": 5, "alpha": 0.8, "coarsest": "native", "max_tokens": 104}
-"""The settings that the checkpoint ships with; chosen on validation scenes (series 7000 and 7001)."""
+QLIP_SETTINGS = {"max_tokens": 128}
+"""The settings that the checkpoint ships with: the defaults, with a budget of twice its own native grid."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
 

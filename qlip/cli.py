@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+import transformers
+from accelerate import PartialState
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
 from qlip.draw import draw_leaves
+from qlip.encoder import QLIPVisionModel
+from qlip.fit import fit_prior
+from qlip.fit_config import FitConfig, Precision
 from qlip.image_processing import QLIPImageProcessor, to_rgb
+from qlip.mlp import CoordinateMLP
+from qlip.pictures import Shape, find_pictures, read_picture
 from qlip.quadtree import Leaves
 
 COMMANDS = "qlip.commands"
@@ -59,6 +70,8 @@ def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
         "--native-size", type=int, default=336, help="image size the tower was trained on (%(default)s)"
     )
     command.set_defaults(run=show)
+    add_bias(commands)
+    add_fit(commands)
     add_others(commands, asked)
     return parser
 
@@ -107,3 +120,147 @@ def report(leaves: Leaves, patch_size: int) -> str:
     share = len(leaves) / (rows * cols)
     lines.append(f"tokens   {len(leaves):6d}, against {rows * cols} of the uniform grid ({share:.1%})")
     return "\n".join(lines)
+
+
+def add_bias(commands: Any) -> None:
+    """Adds `qlip bias` to the subparsers."""
+    command = commands.add_parser("bias", help="measure mesoscopic and interpolation bias of a tower")
+    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
+    command.add_argument("--images", type=Path, required=True, help="folder of pictures, searched recursively")
+    command.add_argument("--out", type=Path, required=True, help="write settings and means here, as JSON")
+    command.add_argument("--plot", type=Path, help="write a figure here, .svg or .png")
+    command.add_argument("--limit", type=int, help="measure this many pictures, evenly spread over the folder")
+    command.add_argument(
+        "--sizes", type=int, nargs="+", help="shorter sides in pixels; by default the paper's 224 + 28 k of 336"
+    )
+    command.add_argument("--shapes", nargs="+", choices=get_args(Shape), default=get_args(Shape))
+    command.add_argument(
+        "--modes", nargs="+", help="bilinear, bicubic, mlp, mlp-pure; by default the first two, and all with --mlp"
+    )
+    command.add_argument("--mlp", type=Path, help="weights of the MLP prior")
+    quadtree = command.add_argument_group("measure a quadtree as well", argument_default=argparse.SUPPRESS)
+    quadtree.add_argument("--alpha", type=float, help="its split threshold")
+    quadtree.add_argument("--max-tokens", type=token_budget, help="its budget, or none")
+    quadtree.add_argument("--criterion", choices=get_args(Criterion), help="what scores a block")
+    command.add_argument("--device", help="cpu, cuda, cuda:1 (default: the best this machine has)")
+    command.set_defaults(run=bias)
+
+
+def bias(options: argparse.Namespace) -> int:
+    """Measures both biases of a tower over a folder, and writes the means and a figure."""
+    from qlip.bias import BiasConfig, choose_sizes, measure, spread, write_figure
+    from qlip.plots import check_suffix  # both bring matplotlib, which no other command needs
+
+    if options.plot is not None:
+        check_suffix(options.plot)
+    modes: list[Any] = options.modes or ["bilinear", "bicubic"] + (["mlp", "mlp-pure"] if options.mlp else [])
+    given = {name: getattr(options, name) for name in ("alpha", "max_tokens", "criterion") if name in options}
+    config = BiasConfig(
+        sizes=None if options.sizes is None else tuple(options.sizes),
+        shapes=tuple(options.shapes),
+        modes=tuple(modes),
+        quadtree=QLIPConfig(**given) if given else None,
+    )
+    paths = spread(find_pictures(options.images), options.limit)
+    model, processor = load_tower(options.tower, options.mlp, options.device)
+    sizes = choose_sizes(model, config)
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # now, not when all is measured
+    pictures = (picture for path in tqdm(paths, "pictures") if (picture := read_picture(path)) is not None)
+    rows = measure(model, processor, pictures, config)
+    settings = {
+        "tower": options.tower,
+        "native_size": model.native_grid * model.config.patch_size,
+        "patch_size": model.config.patch_size,
+        "images": str(options.images),
+        "pictures": rows[0].count,
+        "skipped": len(paths) - rows[0].count,
+        "sizes": sizes,
+        "shapes": config.shapes,
+        "modes": config.modes,
+        "mlp": None if options.mlp is None else str(options.mlp),
+        "quadtree": None if config.quadtree is None else config.quadtree.to_dict(),
+        "device": str(model.position_table.device),
+        "dtype": str(model.position_table.dtype).removeprefix("torch."),
+    }
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    results = {"settings": settings, "versions": versions, "rows": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"means    {options.out}")
+    if options.plot is not None:
+        write_figure(rows, options.plot, settings["native_size"])
+        print(f"figure   {options.plot}")
+    return 0
+
+
+def load_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVisionModel, QLIPImageProcessor]:
+    """A frozen tower in float32 with its prior, on a device, and the processor of its pictures.
+
+    Raises:
+        ValueError: there is no such tower or device, or the tower is neither CLIP nor SigLIP.
+    """
+    try:
+        place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    try:
+        pixels = transformers.AutoImageProcessor.from_pretrained(path)
+        model = QLIPVisionModel.from_pretrained(path, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(f"no tower could be had from {path!r}: {str(error).splitlines()[0]}") from None
+    if mlp is not None:
+        model.set_prior(CoordinateMLP.load(mlp))
+    model.to(place).requires_grad_(False)
+    return model, QLIPImageProcessor.from_clip(pixels, model.config.patch_size, QLIPConfig())
+
+
+def add_fit(commands: Any) -> None:
+    """Adds `qlip fit` to the subparsers; a flag that is not given takes the default of `FitConfig`."""
+    default = {field.name: field.default for field in fields(FitConfig)}
+    command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
+    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
+    command.add_argument("--out", type=Path, required=True, help="write the prior here, .safetensors")
+    command.add_argument("--init", type=Path, help="weights to start from, .safetensors or the authors' .pt")
+    command.add_argument("--seed", type=int, help=f"({default['seed']})")
+    images = command.add_argument_group("train on pictures as well", argument_default=argparse.SUPPRESS)
+    images.add_argument("--images", type=Path, help="folder of pictures, searched recursively")
+    images.add_argument(
+        "--random-start", dest="exact_start", action="store_false", help="start at random, as the paper"
+    )
+    images.add_argument("--epochs", type=int, help=f"passes over the pictures ({default['epochs']})")
+    images.add_argument("--steps", type=int, help="batches to train for, instead of epochs")
+    images.add_argument("--batch", type=int, help=f"pictures per step, over all processes ({default['batch']})")
+    images.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
+    images.add_argument("--theta", type=float, help=f"weight of the grid term ({default['theta']})")
+    images.add_argument(
+        "--alpha", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"range of split thresholds {default['alpha']}"
+    )
+    images.add_argument("--largest-size", type=int, help="longest shorter side in pixels (5/3 of the native size)")
+    images.add_argument("--max-tokens", type=int, help="most tokens of a picture (those of a square of that size)")
+    images.add_argument("--shape", choices=get_args(Shape), help=f"whole pictures, or squares ({default['shape']})")
+    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default what accelerate is set to")
+    images.add_argument("--workers", type=int, help=f"processes that read pictures ({default['workers']})")
+    images.add_argument("--save-every", type=int, help=f"steps between checkpoints ({default['save_every']})")
+    images.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
+    images.add_argument("--log-dir", type=Path, help="write a TensorBoard log here")
+    command.set_defaults(run=fit)
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
+    values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
+    if "alpha" in values:
+        values["alpha"] = tuple(values["alpha"])
+    result = fit_prior(FitConfig(**values))
+    state = PartialState()
+    if state.is_main_process:
+        print(f"grid         off by {result.max_error:.2e} at most, {result.mean_error:.2e} on average")
+        if result.consistency is not None:
+            before, after, bicubic = result.consistency
+            print(f"consistency  {before:.4f} before, {after:.4f} after; bicubic interpolation {bicubic:.4f}")
+        print(f"prior        {options.out}")
+    state.destroy_process_group()
+    return 0

@@ -25,7 +25,7 @@ def mean_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of some values with a percentile bootstrap interval.
+    """The mean of some values with a percentile bootstrap interval; of a single group it has no width.
 
     Args:
         values: V finite numbers, at least one.
@@ -38,12 +38,14 @@ def mean_interval(
         ValueError: no values, one that is not finite, or another number of groups.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
-        raise ValueError(f"an interval needs a list of finite numbers, got {values!r}")
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"an interval needs a list of numbers, got an array of shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"an interval needs finite numbers, got {numbers[~np.isfinite(numbers)][0]}")
     if groups is not None and len(groups) != len(numbers):
         raise ValueError(f"{len(numbers)} values, but {len(groups)} groups")
     keys: dict[Hashable, int] = {}
-    owner = np.array([keys.setdefault(key, len(keys)) for key in (groups or range(len(numbers)))])
+    owner = np.array([keys.setdefault(key, len(keys)) for key in (range(len(numbers)) if groups is None else groups)])
     sums = np.bincount(owner, numbers)
     counts = np.bincount(owner)
     draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)

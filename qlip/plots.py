@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -27,6 +29,27 @@ class Curve:
     high: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Curves over one pair of axes."""
+
+    curves: Sequence[Curve]
+    """At most eight; they differ by marker, dash and colour."""
+    xlabel: str
+    """Name of the axis with its unit; likewise `ylabel`."""
+    ylabel: str
+    title: str | None = None
+    """Line above the panel."""
+    log_x: bool = False
+    """Logarithmic x axis, labelled with plain numbers."""
+    mark: float | None = None
+    """Where on the x axis a vertical line stands."""
+
+    def __post_init__(self) -> None:
+        if len(self.curves) > len(STYLES):
+            raise ValueError(f"{len(self.curves)} curves in one panel; at most {len(STYLES)} can be told apart")
+
+
 def plot_curves(
     path: str | Path,
     curves: Sequence[Curve],
@@ -35,24 +58,42 @@ def plot_curves(
     title: str | None = None,
     log_x: bool = False,
 ) -> None:
-    """Draws curves that differ by marker, dash and colour into an SVG or PNG file.
+    """Draws curves into an SVG or PNG file; the parameters are those of `Panel`."""
+    plot_panels(path, [[Panel(curves, xlabel, ylabel, title, log_x)]])
+
+
+def plot_panels(path: str | Path, panels: Sequence[Sequence[Panel]]) -> None:
+    """Draws a table of panels into an SVG or PNG file.
+
+    Panels of one row share the y axis, those of one column the x axis; labels stand at the outer ones, and a legend
+    where it is not that of the panel to the left.
 
     Args:
         path: file to write; the suffix decides the format.
-        curves: at most eight.
-        xlabel: name of the axis with its unit; likewise `ylabel`.
-        ylabel: see `xlabel`.
-        title: line above the figure.
-        log_x: logarithmic x axis, labelled with plain numbers at the points.
+        panels: rows of panels, all of one length.
 
     Raises:
-        ValueError: more curves than can be told apart.
+        ValueError: no panels, rows of several lengths, or an unknown suffix.
     """
-    if len(curves) > len(STYLES):
-        raise ValueError(f"{len(curves)} curves in one figure; at most {len(STYLES)} can be told apart")
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    for curve, (marker, dash), colour in zip(curves, STYLES, GREYS, strict=False):
+    if len(widths := {len(row) for row in panels}) != 1 or widths == {0}:
+        raise ValueError(f"rows of {[len(row) for row in panels]} panels; they must have one length, at least 1")
+    height, width = len(panels), widths.pop()
+    figure = Figure(figsize=(1.2 + 4.0 * width, 0.6 + 2.8 * height), layout="constrained")
+    grid = figure.subplots(height, width, sharex="col", sharey="row", squeeze=False)
+    for row, line in zip(panels, grid, strict=True):
+        drawn: list[str] = []
+        for panel, axes in zip(row, line, strict=True):
+            labels = [curve.label for curve in panel.curves]
+            _draw_panel(axes, panel, legend=labels != drawn)
+            axes.label_outer()
+            drawn = labels
+    _save(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
+    if panel.mark is not None:
+        axes.axvline(panel.mark, color="#999999", linewidth=0.8, linestyle=":", zorder=1)
+    for curve, (marker, dash), colour in zip(panel.curves, STYLES, GREYS, strict=False):
         single = len(curve.x) == 1
         axes.plot(
             curve.x, curve.y, marker=marker, linestyle="none" if single else dash, color=colour,
@@ -63,13 +104,13 @@ def plot_curves(
                 axes.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2)
             else:
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
-    if log_x:
+    if panel.log_x:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
     axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    if legend:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def plot_heat_map(
@@ -111,14 +152,21 @@ def plot_heat_map(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def check_suffix(path: str | Path) -> Path:
+    """The path of a figure. Raises ValueError unless it ends in .svg or .png."""
     path = Path(path)
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"a figure is written as .svg or .png, got {path.name!r}")
+    return path
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
         FigureCanvasSVG(figure)
-        figure.savefig(path, metadata={"Date": None})
-    elif path.suffix == ".png":
+        with rc_context({"svg.hashsalt": "qlip"}):  # the same figure, the same bytes
+            figure.savefig(path, metadata={"Date": None})
+    else:
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=150)
-    else:
-        raise ValueError(f"a figure is written as .svg or .png, got {path.name!r}")

@@ -266,7 +266,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
             raise ValueError(
                 "llm_size_bias and llm_weight bias the attention, which"
                 f" {self.config._attn_implementation!r} can't do; load the model with attn_implementation 'sdpa' or"
-                " 'eager'"
+                " 'eager', or set them to 0 and 'each'"
             )
         return 2 * batch.sizes.log()
 

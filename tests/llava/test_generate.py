@@ -10,8 +10,9 @@ from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import make_llava_checkpoint
 
-TREE = {"alpha": 0.7, "max_tokens": 90}
+TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.7, "max_tokens": 90, "llm_size_bias": 0.0}
 SETTINGS = {
+    "defaults": {},
     "raster": TREE,
     "sequential": {**TREE, "llm_positions": "sequential"},
     "biased": {**TREE, "llm_size_bias": 1.0, "size_bias": 0.5},
@@ -141,3 +142,17 @@ def test_size_bias_needs_an_attention_that_can_apply_it(folder):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="llm_size_bias.*bias the attention, which 'flash_attention_2'"):
         model.generate(torch.tensor([ROWS[0]]), images=IMAGES[1:2], **GREEDY)
+
+
+@torch.no_grad()
+def test_images_encoded_once_are_asked_as_pixels_are(model):
+    ids, mask = pad(ROWS, "left")
+    encoded = model.encode_images(IMAGES)
+    said = model.generate(ids, images=encoded, attention_mask=mask, **GREEDY)
+    assert torch.equal(said, model.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY))
+    assert model.encode_images(encoded) == encoded
+
+
+def test_encoded_images_and_pixels_do_not_mix(model):
+    with pytest.raises(TypeError, match="some images are encoded and some are pixels"):
+        model.generate(torch.tensor([ROWS[1]]), images=[*model.encode_images(IMAGES[:1]), IMAGES[1]], **GREEDY)

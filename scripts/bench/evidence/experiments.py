@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-from scripts.bench.evidence.sets import DETAIL_SET, SCENE_SETS, SIZES
+from scripts.bench.evidence.sets import DETAIL_SET, SIZES
 from scripts.bench.evidence.ways import Way
 
 CLIP = Way("CLIP", None)
@@ -15,7 +15,9 @@ SHIPPED = Way("QLIP as shipped")
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
 UNIFORM = {"alpha": 0.0, "max_tokens": None}
-PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False}
+DETAIL_BIAS = -0.25
+"""A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
+PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False, "llm_size_bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -26,26 +28,24 @@ class Experiment:
     sets: Sequence[str]
 
 
-def _positions() -> list[Way]:
-    ways = [
-        Way("bicubic", {"interpolation": "bicubic"}),
-        Way("bilinear", {"interpolation": "bilinear"}),
-        Way("MLP, grid term", {"mlp_residual": False}, prior="grid"),
-        Way("MLP, grid term, + residual", {"mlp_residual": True}, prior="grid"),
-        Way("MLP, [CLS] term", {"mlp_residual": False}, prior="consistency"),
-        Way("MLP, [CLS] term, + residual", {"mlp_residual": True}, prior="consistency"),
-        Way("scrambled reshape", {}, scrambled=True),
+def _positions(settings: Mapping[str, object]) -> list[Way]:
+    return [
+        Way("bicubic", {"interpolation": "bicubic", **settings}),
+        Way("bilinear", {"interpolation": "bilinear", **settings}),
+        Way("MLP, grid term", {"mlp_residual": False, **settings}, prior="grid"),
+        Way("MLP, grid term, + residual", {"mlp_residual": True, **settings}, prior="grid"),
+        Way("MLP, [CLS] term", {"mlp_residual": False, **settings}, prior="consistency"),
+        Way("MLP, [CLS] term, + residual", {"mlp_residual": True, **settings}, prior="consistency"),
+        Way("scrambled reshape", settings, scrambled=True),
     ]
-    uniform = {**UNIFORM, "image_size": 224}
-    enlarged = [Way(f"16 x 16 grid, {w.name}", {**w.settings, **uniform}, w.rival, w.prior, w.scrambled) for w in ways]
-    return ways + enlarged
 
 
 def _language_positions() -> list[Way]:
     """From a quarter to sixteen times the native number of tokens; below it leaves may be larger than native cells."""
     ways = []
     for tokens in (16, 32, 64, 96, 128, 256, 512, 1024):
-        budget = {"alpha": 0.0, "max_tokens": tokens, "coarsest": "any" if tokens < 64 else "native"}
+        coarsest = "any" if tokens < 64 else "native"
+        budget = {"alpha": 0.0, "max_tokens": tokens, "coarsest": coarsest, "llm_size_bias": 0.0}
         for name, change in (
             ("sequential", {"llm_positions": "sequential"}),
             ("raster", {"llm_positions": "raster"}),
@@ -56,7 +56,7 @@ def _language_positions() -> list[Way]:
 
 
 def _criteria() -> list[Way]:
-    named = [("gradient", {}), ("variance", {}), ("diagonal", {}), ("random", {})]
+    named: list[tuple[str, dict[str, int]]] = [("gradient", {}), ("variance", {}), ("diagonal", {}), ("random", {})]
     named += [("structure", {"structure_size": size}) for size in (5, 7, 9, 11)]
     ways = []
     for (criterion, extra), coarsest in product(named, ("any", "native")):
@@ -113,47 +113,50 @@ def _losses() -> list[Way]:
 
 def _counting() -> list[Way]:
     ways = [CLIP, SHIPPED]
-    for tokens in (72, 80, 88, 128):
+    for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
+        ways.append(Way(f"llm_size_bias {bias}", {"llm_size_bias": bias}))
+    for change in ({"size_bias": -0.25}, {"llm_weight": "native"}, {"llm_positions": "sequential"}):
+        ((name, value),) = change.items()
+        ways.append(Way(f"{name} {value}", change))
+    for tokens in (80, 128):
         ways.append(Way(f"budget {tokens}", {"max_tokens": tokens}))
-    for size in (3, 5, 7, 9):
+    for size in (3, 5, 9):
         ways.append(Way(f"window {size}", {"structure_size": size}))
-    for alpha in (0.3, 1.2):
-        ways.append(Way(f"alpha {alpha}", {"alpha": alpha}))
     return ways
 
 
 def _defaults() -> list[Way]:
     """Candidates for settings that need no sweep, CLIP and the paper's rule among them."""
-    ways = [CLIP]
-    for alpha, tokens in product((0.5, 1.0), (96, 128)):
-        ways.append(
-            Way(f"paper's rule, alpha {alpha}, budget {tokens}", {**PAPER, "alpha": alpha, "max_tokens": tokens})
-        )
-    floor = {"coarsest": "native"}
-    for alpha, tokens in product((0.5, 1.0), (96, 128)):
-        settings = {"criterion": "gradient", "alpha": alpha, "max_tokens": tokens, **floor}
-        ways.append(Way(f"gradient, alpha {alpha}, budget {tokens}", settings))
-    for size, alpha, tokens in product((3, 5, 7), (0.4, 0.8, 1.2), (96, 128)):
-        settings = {"criterion": "structure", "structure_size": size, "alpha": alpha, "max_tokens": tokens, **floor}
-        ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}", settings))
-    for criterion in ("gradient", "structure"):
-        settings = {"criterion": criterion, "alpha": 0.3, "max_tokens": 32, "coarsest": "any", "thumbnail": True}
-        ways.append(Way(f"thumbnail and {criterion}, budget 32", settings))
-    for size in (224, 336, 448):
-        ways.append(Way(f"image size {size}", {"image_size": size}))
+    thumbnail = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "alpha": 0.8, "llm_size_bias": 0.0}
+    ways = [CLIP, Way("thumbnail, structure 5, alpha 0.8, budget 32", thumbnail)]
+    for tokens in (96, 128):
+        budget = {"alpha": 1.0, "max_tokens": tokens}
+        ways.append(Way(f"paper's rule, alpha 1, budget {tokens}", {**PAPER, **budget}))
+    for tokens, bias in product((96, 128), (0.0, DETAIL_BIAS)):
+        common = {"coarsest": "native", "max_tokens": tokens, "llm_size_bias": bias}
+        tail = f"budget {tokens}" + (f", llm_size_bias {bias}" if bias else "")
+        ways.append(Way(f"gradient, alpha 1, {tail}", {"criterion": "gradient", "alpha": 1.0, **common}))
+        for size, alpha in product((5, 7), (0.8, 1.2)):
+            settings = {"criterion": "structure", "structure_size": size, "alpha": alpha, **common}
+            ways.append(Way(f"structure {size}, alpha {alpha}, {tail}", settings))
+        if tokens == 96:
+            small = {"criterion": "structure", "structure_size": 7, "alpha": 0.8, "image_size": 224, **common}
+            ways.append(Way(f"structure 7, alpha 0.8, image size 224, {tail}", small))
     return ways
 
 
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
+BY_SIZE = ("base", *(f"{low}-{high} px" for low, high in SIZES), "noise 20")
 EXPERIMENTS = MappingProxyType(
     {
-        "positions": Experiment(_positions(), ("base", *DETAIL_AND_LARGE)),
+        "positions": Experiment(_positions({}), DETAIL_AND_LARGE),
+        "enlarged": Experiment(_positions({**UNIFORM, "image_size": 224}), ("base",)),
         "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
         "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
         "rivals": Experiment(_rivals(), DETAIL_AND_LARGE),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
-        "losses": Experiment(_losses(), tuple(SCENE_SETS)),
+        "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
-        "defaults": Experiment(_defaults(), ("base", *(f"{low}-{high} px" for low, high in SIZES), "noise 20")),
+        "defaults": Experiment(_defaults(), BY_SIZE),
     }
 )

@@ -169,18 +169,19 @@ def _draw(path: Path, curves: Mapping[str, Sequence[tuple[float, Estimate]]], xl
     plot_curves(path, drawn, xlabel, ylabel, log_x=True)
 
 
-def tables(answers: Answers) -> dict[str, str]:
-    """Every generated part of the document by the name of its mark."""
+def tables(answers: Answers, validation: Answers) -> dict[str, str]:
+    """Every generated part of the document by the name of its mark; the candidates' is made of the validation split."""
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
         if name not in ("defaults", "losses")
         for chosen in experiment.sets
     }
+    sizes = [f"{low}-{high} px" for low, high in SIZES]
     losses, defaults = EXPERIMENTS["losses"], EXPERIMENTS["defaults"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
-        parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
-    parts["defaults"] = shortfalls(answers, defaults.ways, defaults.sets)
+        parts[f"losses: {name}"] = size_table(answers, losses.ways, ("base", *sizes, "noise 20", "noise 40"), kinds)
+    parts["defaults"] = shortfalls(validation, defaults.ways, defaults.sets)
     parts["frozen"] = shortfalls(answers, [CLIP, SHIPPED], defaults.sets)
     return parts
 
@@ -209,8 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     options = parser.parse_args(arguments)
-    answers = Answers(options.journals, options.split, own_settings(options.model_path))
-    parts = tables(answers)
+    own = own_settings(options.model_path)
+    answers = Answers(options.journals, options.split, own)
+    parts = tables(answers, Answers(options.journals, "validation", own))
     if options.print:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")

@@ -124,11 +124,10 @@ def _embed_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, tupl
     patch, embeddings = vision.config.patch_size, vision.embeddings
     grid = grid_of(image, patch)
     leaves = Leaves.uniform(grid)
-    table = embeddings.position_embedding.weight
     flat = extract_patches(image, leaves, patch).flatten(1)
-    tokens = F.linear(flat, embeddings.patch_embedding.weight.flatten(1)) + interpolate_positions(table[1:], leaves)
-    cls = (embeddings.class_embedding + table[0])[None]
-    return vision.pre_layrnorm(torch.cat([cls, tokens])), grid
+    tokens = F.linear(flat, embeddings.patch_embedding.weight.flatten(1))
+    positions = torch.cat([vision.cls_position, interpolate_positions(vision.position_table, leaves)])
+    return vision.pre_layrnorm(torch.cat([embeddings.class_embedding[None], tokens]) + positions), grid
 
 
 def _run_layer(layer: nn.Module, hidden: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

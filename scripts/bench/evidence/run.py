@@ -19,24 +19,25 @@ import torch
 
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.sets import SCENES, SPLITS, QuestionSet, draw_set, read_set
+from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
 from scripts.bench.evidence.ways import Subject, Way
 
 logger = logging.getLogger(__name__)
 
 
-def cells(names: Sequence[str], folders: Sequence[Path]) -> list[tuple[Way, str | Path]]:
+def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) -> list[tuple[Way, str | Path]]:
     """Every way and set of some experiments, by sets, so that each is drawn once; pairs may repeat.
 
     Args:
         names: of the experiments.
+        sets: names of the generated sets to take; all, if none is named.
         folders: question sets to use in place of the generated ones.
     """
     pairs = [
         (way, chosen)
         for name in names
         for way in EXPERIMENTS[name].ways
-        for chosen in folders or EXPERIMENTS[name].sets
+        for chosen in folders or [wanted for wanted in EXPERIMENTS[name].sets if not sets or wanted in sets]
     ]
     return sorted(pairs, key=lambda pair: str(pair[1]))
 
@@ -76,10 +77,11 @@ def run(
     split: str,
     scenes: int,
     journal: Journal,
+    sets: Sequence[str] = (),
     folders: Sequence[Path] = (),
 ) -> None:
     """Examines every subject in every cell that the journal does not hold yet."""
-    todo = [(model, way, chosen) for way, chosen in cells(names, folders) for model in subjects]
+    todo = [(model, way, chosen) for way, chosen in cells(names, sets, folders) for model in subjects]
     drawn: QuestionSet | None = None
     for number, (model, way, chosen) in enumerate(todo, start=1):
         label = chosen if isinstance(chosen, str) else chosen.name
@@ -122,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Run the experiments of docs/RESULTS.md.")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--sets", nargs="+", choices=SCENE_SETS, default=[], help="only these of the experiments' sets")
     parser.add_argument(
         "--questions", type=Path, nargs="+", default=[], metavar="DIR", help="sets in LLaVA's format, not scenes"
     )
@@ -144,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    run(subjects, options.experiments, options.split, options.scenes, Journal(options.journal), options.questions)
+    journal = Journal(options.journal)
+    run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
 
 
 if __name__ == "__main__":

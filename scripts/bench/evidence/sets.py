@@ -15,7 +15,7 @@ from playground.scenes import PRESETS, SceneSpec, scene
 
 SPLITS = {"validation": 7500, "test": 9500}
 """Series of scenes. Choices are made on the first alone; the second is looked at once, when they are made."""
-SCENES = 120
+SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
 """One question of each about every scene; listing, a long answer that repeats the others, is left out."""
 SIZES = ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))

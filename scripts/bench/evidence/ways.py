@@ -136,8 +136,11 @@ class Subject:
 @contextmanager
 def scrambled_positions(vision: QLIPVisionModel) -> Iterator[None]:
     """A context in which a tower's positions come from `interpolate_scrambled`."""
-    table = vision.embeddings.position_embedding.weight[1:].float()
-    with patch.object(vision, "_positions", lambda leaves: interpolate_scrambled(table, leaves)):
+
+    def positions(leaves: Leaves) -> Tensor:
+        return torch.cat([vision.cls_position, interpolate_scrambled(vision.position_table.float(), leaves)])
+
+    with patch.object(vision, "positions", positions):
         yield
 
 

@@ -1,0 +1,162 @@
+"""A folder of pictures -> batches at random sizes, each a function of (seed, epoch, number) alone.
+
+A run can therefore start at any step, and any number of processes sees the same batches. Knows nothing of towers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from qlip.config import check_choice, check_count
+from qlip.image_processing import QLIPImageProcessor, to_rgb
+
+logger = logging.getLogger(__name__)
+
+Shape = Literal["native", "cropped"]
+
+
+class Batch(NamedTuple):
+    """Pictures twice: as a tower was trained to see them, and larger."""
+
+    references: Tensor
+    """float32 (B, 3, S, S): the whole view squeezed to the native size."""
+
+    images: list[Tensor]
+    """float32 (3, H, W) each: the same views at the batch's size, in their own aspect ratio."""
+
+    alpha: float
+    """The batch's split threshold."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(self.references.to(device), [image.to(device) for image in self.images], self.alpha)
+
+
+class PictureBatches(Dataset[Batch]):
+    """Batch number i of an endless run: epoch i // per_epoch, in an order of its own.
+
+    A batch is always full: the last of an epoch goes on with the epoch's first pictures, and in the place of a picture
+    that cannot be read comes the next one.
+
+    Args:
+        paths: the pictures.
+        processor: gives patch size, native size, normalisation and bounds on the grid.
+        batch: pictures in a batch, over all processes; a multiple of their number.
+        largest_size: pixels. A batch's shorter side is drawn from whole cells between the native size and this.
+        alpha: lowest and highest split threshold that a batch's is drawn from.
+        shape: "native" shows the whole picture, "cropped" its central square.
+        seed: of order, sizes and thresholds.
+        share: (rank, number of processes); batches hold this process's pictures only.
+
+    Raises:
+        ValueError: no paths, a size below the native one, or a batch that cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        processor: QLIPImageProcessor,
+        *,
+        batch: int,
+        largest_size: int,
+        alpha: tuple[float, float],
+        shape: Shape = "native",
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        check_choice("shape", shape, Shape)
+        check_count("batch", batch)
+        native_size = processor.crop_size["height"]
+        if not paths:
+            raise ValueError("there are no pictures to make batches of")
+        if largest_size < native_size:
+            raise ValueError(f"largest_size is {largest_size}; it must be at least the native size {native_size}")
+        if batch % share[1]:
+            raise ValueError(f"batch is {batch}; {share[1]} processes share it, so it must be a multiple of that")
+        self.paths, self.processor, self.batch = list(paths), processor, batch
+        self.largest_cells = largest_size // processor.patch_size
+        self.alpha, self.shape, self.seed, self.share = alpha, shape, seed, share
+        self.unreadable: set[Path] = set()
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in which every picture comes up."""
+        return -(-len(self.paths) // self.batch)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, number = divmod(step, self.per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
+        draws = np.random.default_rng([self.seed, epoch, number])
+        cells = int(draws.integers(self.processor.native_grid, self.largest_cells, endpoint=True))
+        alpha = float(draws.uniform(*self.alpha))
+        rank, processes = self.share
+        first = number * self.batch
+        views = [self._view(order, place) for place in range(first + rank, first + self.batch, processes)]
+        native_size = self.processor.crop_size["height"]
+        squares = [view.resize((native_size, native_size), Image.Resampling.BICUBIC) for view in views]
+        references = torch.stack([self._prepare(square, None) for square in squares])
+        return Batch(references, [self._prepare(view, cells * self.processor.patch_size) for view in views], alpha)
+
+    def _view(self, order: np.ndarray, place: int) -> Image.Image:
+        """The picture at a place in the order, or the next that can be read."""
+        for offset in range(len(order)):
+            path = self.paths[order[(place + offset) % len(order)]]
+            if path in self.unreadable:
+                continue
+            picture = read_picture(path)
+            if picture is not None:
+                return crop_square(picture) if self.shape == "cropped" else picture
+            self.unreadable.add(path)
+        raise ValueError(f"none of the {len(order)} pictures can be read; the first is {self.paths[0]}")
+
+    def _prepare(self, view: Image.Image, size: int | None) -> Tensor:
+        """float32 (3, H, W), normalised, with its shorter side near `size` pixels; None keeps the size."""
+        source = self.processor
+        settings = replace(source.qlip, image_size=size)
+        processor = QLIPImageProcessor(
+            source.patch_size, source.crop_size["height"], source.image_mean, source.image_std, settings
+        )
+        return processor.preprocess(view, return_tensors="pt")["pixel_values"][0]
+
+
+def find_pictures(folder: str | Path) -> list[Path]:
+    """Files anywhere below a folder with a suffix that Pillow opens, sorted.
+
+    Raises:
+        ValueError: there is no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    kinds = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if kinds.get(path.suffix.lower()) in Image.OPEN)
+    if not paths:
+        raise ValueError(f"there are no pictures in {folder}")
+    return paths
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """An upright RGB picture; None, with a warning that names the file, where it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return to_rgb(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        logger.warning("%s is skipped: %s", path, error)
+        return None
+
+
+def crop_square(picture: Image.Image) -> Image.Image:
+    """The central square of a picture."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))

@@ -1,0 +1,246 @@
+"""`qlip fit`: what the prior is trained to, what stays as it was, and what an interrupted run loses (nothing)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import CLIPImageProcessor, ViTConfig
+
+import qlip.fit
+from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
+from qlip.cli import main
+from qlip.fit import fit_prior, hold_out, learning_rate_factor, make_batches, train
+from qlip.fit_config import FitConfig
+from qlip.pictures import find_pictures
+from qlip.prior_loss import PriorLoss
+from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, make_tower, weights
+
+
+@pytest.fixture(autouse=True)
+def accelerate_on_cpu(monkeypatch):
+    """accelerate keeps one state per process; every test gets a fresh one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with two towers, a small prior and five pictures."""
+    folder = tmp_path_factory.mktemp("fit")
+    for kind in CLASSES:
+        make_tower(kind).save_pretrained(folder / kind)
+        CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / kind)
+    torch.manual_seed(1)
+    CoordinateMLP(WIDTH, hidden=48, depth=2).save(folder / "small.safetensors")
+    (folder / "images" / "class").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for i, size in enumerate([(60, 60), (80, 60), (60, 90), (100, 70), (70, 70)]):
+        coarse = Image.fromarray(noise.integers(0, 255, (5, 5, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / "images" / "class" / f"{i}.png")
+    return folder
+
+
+def config(files, tmp_path, **changes) -> FitConfig:
+    settings = {"init": files / "small.safetensors", "batch": 2, "steps": 6, "lr": 1e-3, "save_every": 2, **changes}
+    kind = settings.pop("kind", "clip")
+    return FitConfig(str(files / kind), tmp_path / "out.safetensors", files / "images", **settings)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_without_pictures_the_prior_in_its_pure_form_is_the_table(files, tmp_path, kind):
+    fitted = fit_prior(replace(config(files, tmp_path, kind=kind), images=None, init=None))
+    settings = QLIPConfig(interpolation="mlp", mlp=str(tmp_path / "out.safetensors"), mlp_residual=False)
+    tower = QLIPVisionModel.from_pretrained(str(files / kind), settings)
+    skip = len(tower.cls_position)
+    positions = tower.positions(Leaves.uniform((4, 4)))[skip:]
+    torch.testing.assert_close(positions, tower.position_table, atol=1e-5, rtol=0)
+    assert fitted.max_error == pytest.approx((positions - tower.position_table).abs().max().item(), abs=1e-6)
+    assert fitted.consistency is None
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(files, tmp_path, kind):
+    settings, accelerator = config(files, tmp_path, kind=kind, steps=25, lr=3e-3), Accelerator()
+    tower = QLIPVisionModel.from_pretrained(settings.tower)
+    before = copy.deepcopy(tower.state_dict())
+    loss = PriorLoss(CoordinateMLP.load(settings.init), tower)
+    batches = make_batches(settings, find_pictures(settings.images), tower, accelerator)
+    consistency = train(loss, batches, batches, settings, accelerator)
+    assert consistency.after < 0.95 * consistency.before
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+    assert not tower.training and not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def test_bounds_follow_from_the_towers_native_size(files, tmp_path):
+    tower = QLIPVisionModel.from_pretrained(str(files / "clip"))
+    batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, Accelerator())
+    assert batches.largest_cells == 6 and tower.qlip.max_tokens == 36  # 5/3 of 4 cells, rounded down; its square
+    assert len(tower.partition(torch.randn(3, 6 * PATCH, 20 * PATCH))) <= 36
+
+
+@pytest.mark.parametrize(("count", "apart"), [(1, 1), (5, 1), (60, 6), (5600, 56)])
+def test_some_pictures_are_kept_from_training(monkeypatch, count, apart):
+    monkeypatch.setattr(qlip.fit, "read_picture", lambda path: None if path.stem == "00010" else path)
+    paths = [Path(f"{i:05}.png") for i in range(count)]
+    training, held_out = hold_out(paths)
+    assert len(held_out) == apart - (count == 60) and (count == 1 or not set(training) & set(held_out))
+    assert set(training) | set(held_out) == set(paths) - ({paths[10]} if count == 60 else set())
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch):
+    whole = fit_prior(config(files, tmp_path))
+
+    def killed(step, total):
+        if step == 5:
+            raise KeyboardInterrupt
+        return learning_rate_factor(step, total)
+
+    settings = replace(config(files, tmp_path), out=tmp_path / "killed.safetensors")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(qlip.fit, "learning_rate_factor", killed)
+        fit_prior(settings)
+    assert settings.checkpoint.exists() and not settings.out.exists()
+    with pytest.raises(ValueError, match=r"killed\.checkpoint\.pt is of an unfinished run"):
+        fit_prior(settings)
+    with pytest.raises(ValueError, match=r"is of another run: lr was 0\.001, is 0\.01"):
+        fit_prior(replace(settings, resume=True, lr=0.01))
+    resumed = fit_prior(replace(settings, resume=True, workers=1))
+    assert torch.equal(weights(resumed.prior), weights(whole.prior))
+    assert resumed.consistency == whole.consistency
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "out.safetensors"]
+
+
+def test_two_processes_end_with_the_weights_of_one(files, tmp_path):
+    """They share each batch, so only rounding may differ; the script below is what `accelerate launch` runs twice."""
+    settings = config(files, tmp_path, batch=4, steps=4)
+    alone = weights(fit_prior(settings).prior)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from accelerate import PartialState\n"
+        "from qlip.fit import fit_prior\n"
+        "from qlip.fit_config import FitConfig\n"
+        "tower, out, images, init = sys.argv[1:]\n"
+        "fitted = fit_prior(FitConfig(tower, out, images, init, batch=4, steps=4, lr=1e-3))\n"
+        "torch.save(fitted.prior.state_dict(), f'{out}.{PartialState().process_index}')\n"
+    )
+    # With ACCELERATE_USE_CPU, "multi_gpu" means two processes on the CPU; accelerate's --cpu would start one alone.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    paths = [settings.tower, settings.out, settings.images, settings.init]
+    command = [sys.executable, *launch, str(script), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    states = [torch.load(f"{settings.out}.{rank}", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    torch.testing.assert_close(weights(CoordinateMLP.load(settings.out)), alone, atol=1e-4, rtol=0)
+
+
+def test_in_mixed_precision_the_prior_stays_in_float32(files, tmp_path):
+    fitted = fit_prior(config(files, tmp_path, mixed_precision="bf16"))
+    assert weights(fitted.prior).dtype == torch.float32
+    assert fitted.consistency.bicubic > 0 and all(map(math.isfinite, fitted.consistency))
+
+
+def test_weights_to_start_from_may_be_the_authors_pt(files, tmp_path):
+    start = CoordinateMLP.load(files / "small.safetensors")
+    torch.save({f"net.{name}": value for name, value in start.layers.state_dict().items()}, tmp_path / "authors.pt")
+    fitted = fit_prior(config(files, tmp_path, init=tmp_path / "authors.pt", lr=0.0))
+    assert torch.equal(weights(fitted.prior), weights(start))
+    assert fitted.consistency.before == fitted.consistency.after
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_random_weights_start_exact_on_the_grid_unless_told_not_to(files, tmp_path, exact):
+    fitted = fit_prior(config(files, tmp_path, init=None, exact_start=exact, steps=1, lr=0.0))
+    assert (fitted.max_error < 1e-5) == exact
+
+
+def test_the_learning_rate_rises_over_one_percent_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 1000) for step in range(1000)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(factors) == 1 and factors[505] == pytest.approx(0.5, abs=0.001) and 0 < factors[-1] < 1e-4
+    assert learning_rate_factor(0, 1) == 1
+
+
+def test_both_terms_are_logged_for_tensorboard(files, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit_prior(config(files, tmp_path, log_dir=tmp_path / "log"))
+    log = events.EventAccumulator(str(tmp_path / "log")).Reload()
+    for name in ("loss/consistency", "loss/grid"):
+        assert [event.step for event in log.Scalars(name)] == list(range(6))
+
+
+def test_a_log_without_tensorboard_names_what_to_install(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"llava-qlip\[train\]"):
+        fit_prior(config(files, tmp_path, log_dir=tmp_path / "log"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"theta": -1.0}, "theta is -1"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"alpha": (0.2, 0.1)}, r"alpha is \(0\.2, 0\.1\)"),
+        ({"alpha": (-1.0, 0.1)}, "alpha is -1"),
+        ({"out": "prior.pt"}, r"out is prior\.pt; its name must end in \.safetensors"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"shape": "round"}, "shape is 'round'"),
+        ({"mixed_precision": "int8"}, "mixed_precision is 'int8'"),
+        ({"images": "/nowhere"}, "there is no folder /nowhere"),
+        ({"largest_size": 42}, "largest_size is 42"),
+        ({"lr": 1e30}, "the loss is .* try a lower lr"),
+    ],
+)
+def test_bad_settings_are_refused(files, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit_prior(replace(config(files, tmp_path), **changes))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("absent", "no tower could be had from .*absent"), ("vit", "is of type 'vit'; allowed are clip")],
+)
+def test_a_tower_that_is_not_there_or_of_another_kind_is_refused(files, tmp_path, kind, message):
+    ViTConfig(**SHAPE).save_pretrained(files / "vit")
+    with pytest.raises(ValueError, match=message):
+        fit_prior(config(files, tmp_path, kind=kind))
+
+
+def test_a_prior_of_another_width_is_refused(files, tmp_path):
+    CoordinateMLP(8, hidden=8, depth=1).save(tmp_path / "narrow.safetensors")
+    with pytest.raises(ValueError, match="gives embeddings of 8, the tower has 32"):
+        fit_prior(config(files, tmp_path, init=tmp_path / "narrow.safetensors"))
+
+
+def test_the_command_trains_writes_and_reports(files, tmp_path, capsys):
+    paths = {"tower": files / "clip", "images": files / "images", "init": files / "small.safetensors"}
+    flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    out = tmp_path / "new" / "prior.safetensors"
+    more = ["--batch", "2", "--steps", "2", "--lr", "1e-3", "--alpha", "0.05", "0.1", "--seed", "7"]
+    assert main(["fit", *flags, "--out", str(out), *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["grid", "consistency", "prior"]
+    settings = config(files, tmp_path, steps=2, alpha=(0.05, 0.1), seed=7)
+    assert torch.equal(weights(CoordinateMLP.load(out)), weights(fit_prior(settings).prior))
+
+
+def test_the_command_refuses_in_one_line(files, tmp_path, capsys):
+    out = str(tmp_path / "prior.safetensors")
+    assert main(["fit", "--tower", str(files / "clip"), "--out", out, "--theta", "-2"]) == 2
+    assert "theta is -2.0" in (error := capsys.readouterr().err) and error.count("\n") == 1
