@@ -1,4 +1,4 @@
-"""`python -m qlip`: what QLIP makes of a picture. Needs no model."""
+"""`python -m qlip`: show a quadtree, which needs no model; measure a tower's biases; train a prior for one."""
 
 from __future__ import annotations
 

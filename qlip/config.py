@@ -67,7 +67,7 @@ class QLIPConfig:
 
     coarsest: Coarsest = "native"
     """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is seen coarser than CLIP
-    sees it: counting and large objects are kept; "any": the paper's roots, which need fewer tokens."""
+    sees it, as far as the budget allows: keeps counting and large objects; "any": the paper's roots, fewer tokens."""
 
     structure_size: int = 5
     """Window of criterion "structure", in sampled pixels; odd, >= 3. Narrower structure makes a block split."""

@@ -178,8 +178,18 @@ def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_gr
 
 
 def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
-    """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound."""
-    return native_max_leaf(grid, native_grid) if settings.coarsest == "native" else None
+    """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound.
+
+    A budget below the number of native cells lifts the bound as far as it must: coarser leaves rather than a smaller
+    picture.
+    """
+    if settings.coarsest == "any":
+        return None
+    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, settings.layout).level
+    if settings.max_tokens is not None:
+        while side < largest and count_roots(grid, settings.layout, side) > settings.max_tokens:
+            side *= 2
+    return side
 
 
 def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:

@@ -51,7 +51,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return Demo(load(tmp_path_factory.mktemp("qlip"), qlip=True))
+    return Demo(load(tmp_path_factory.mktemp("qlip"), qlip={"criterion": "gradient", "coarsest": "any"}))
 
 
 @pytest.fixture(scope="module")

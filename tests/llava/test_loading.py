@@ -246,14 +246,14 @@ def test_the_folders_name_decides_nothing(tmp_path, folder, expected):
     [
         (None, None, None, None),
         (False, None, None, None),
-        (True, None, 0.1, "gradient"),
-        ({"alpha": 0.4}, None, 0.4, "gradient"),
+        (True, None, 0.8, "structure"),
+        ({"alpha": 0.4}, None, 0.4, "structure"),
         ({"alpha": 0.4}, False, None, None),
-        ({"alpha": 0.4}, True, 0.4, "gradient"),
-        (None, True, 0.1, "gradient"),
-        (None, {"alpha": 0.7}, 0.7, "gradient"),
+        ({"alpha": 0.4}, True, 0.4, "structure"),
+        (None, True, 0.8, "structure"),
+        (None, {"alpha": 0.7}, 0.7, "structure"),
         ({"alpha": 0.4, "criterion": "variance"}, {"alpha": 0.7}, 0.7, "variance"),
-        ({"criterion": "variance"}, qlip.QLIPConfig(alpha=0.9), 0.9, "gradient"),
+        ({"criterion": "variance"}, qlip.QLIPConfig(alpha=0.9), 0.9, "structure"),
     ],
 )
 def test_the_flag_selects_the_tower(tmp_path, in_config, argument, alpha, criterion):

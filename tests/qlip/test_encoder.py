@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
+from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 
 SHAPE = {
     "hidden_size": 48,
@@ -168,6 +169,16 @@ def test_coarsest_native_caps_leaves_at_a_native_cell(wrapped):
     flat = torch.zeros(3, 448, 448)
     assert QLIPVisionModel(wrapped, QLIPConfig(coarsest="any")).partition(flat).sizes.max() == 16
     assert QLIPVisionModel(wrapped, QLIPConfig(coarsest="native")).partition(flat).sizes.max() == 4
+
+
+@pytest.mark.parametrize(("budget", "largest"), [(None, 4), (64, 4), (63, 8), (16, 8), (15, 16), (4, 16)])
+def test_a_budget_below_the_native_cells_gives_coarser_leaves_of_the_same_picture(wrapped, budget, largest):
+    """32 x 32 cells: 64 leaves of a native cell each, 16 of twice its side, 4 roots."""
+    processor = QLIPImageProcessor(14, 112, qlip=QLIPConfig(coarsest="native", max_tokens=budget))
+    (pixels,) = processor.preprocess(Image.new("RGB", (448, 448), "teal"), return_tensors="pt")["pixel_values"]
+    tree = QLIPVisionModel(wrapped, processor.qlip).partition(pixels)
+    assert tree.grid == (32, 32)
+    assert tree.sizes.max() == largest
 
 
 def test_the_prior_gives_the_positions_and_keeps_the_native_grid(wrapped, tmp_path):
