@@ -89,10 +89,10 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
             pixels = subject.engine.prepare_images([item.picture])[0]
             file = folder / f"scene-{number}.png"
             overlay = draw_leaves(item.picture, tower.partition(pixels))
-            overlay.quantize(64).save(file, optimize=True)
+            overlay.quantize(128, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)  # keeps rare colours
             lines += [
                 "",
-                f"![{item.name} px, cut into {item.tokens[1]} leaves]({file.relative_to(document.parent)})",
+                f"![{item.name}, cut into {item.tokens[1]} leaves]({file.relative_to(document.parent)})",
                 "",
                 f"| {item.name} | tokens | answer |",
                 "|---|---|---|",
