@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("x", "--"), ("P", "-."), ("*", ":"))
 GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
@@ -106,6 +106,9 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
     if panel.log_x:
         axes.set_xscale("log", base=2)
+        low, high = axes.get_xlim()
+        if high < 4 * low:  # powers of two alone would leave the axis bare
+            axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.25, 1.5, 1.75)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
     axes.grid(True, color="#dddddd", linewidth=0.6)
