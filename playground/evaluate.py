@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.answering import Answerer
 from llava.eval.sweep_cells import own_settings
-from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.serve.engine import ChatEngine
 from playground.questions import KINDS, Question, scene_questions
 from playground.scenes import PRESETS, Scene, SceneSpec, scene
-from playground.vocabulary import prompt
 from qlip import QLIPConfig
 
 logger = logging.getLogger(__name__)
@@ -73,48 +72,27 @@ class Examinee:
     """A checkpoint seeing in one way."""
 
     def __init__(self, model_path: str, qlip: QLIPConfig | bool, device: str = "cuda") -> None:
-        self.tokenizer, self.model, self.processor, _ = load_pretrained_model(
-            model_path, None, Path(model_path).name, device=device, qlip=qlip
-        )
+        name = Path(model_path).name
+        self.engine = ChatEngine(*load_pretrained_model(model_path, None, name, device=device, qlip=qlip))
 
-    def take(self, exam: Examination, batch: int = 32) -> Score:
+    def take(self, exam: Examination) -> Score:
         """Answers every question greedily; kinds apart, so that short answers do not wait for long ones."""
-        pixels = [self._pixels(made) for made in exam.scenes]
+        seen = [self._see(made) for made in exam.scenes]
         accuracy = {}
         for number, kind in enumerate(KINDS):
             asked = [row[number] for row in exam.questions]
-            answers: list[str] = []
-            for start in range(0, len(asked), batch):
-                part = slice(start, start + batch)
-                answers += self._answer([item.text for item in asked[part]], pixels[part])
-            right = [said == item.answer for said, item in zip(answers, asked, strict=True)]
-            accuracy[kind] = float(np.mean(right))
-        return Score(accuracy, float(np.mean(self._count_tokens(pixels))))
-
-    def _pixels(self, made: Scene) -> torch.Tensor:
-        return process_images([Image.fromarray(made.image)], self.processor, self.model.config)[0]
+            answers = self._answer([item.text for item in asked], seen)
+            accuracy[kind] = float(np.mean([said == item.answer for said, item in zip(answers, asked, strict=True)]))
+        return Score(accuracy, float(np.mean([len(tokens.features) for tokens in seen])))
 
     @torch.inference_mode()
-    def _count_tokens(self, pixels: Sequence[torch.Tensor]) -> list[int]:
-        return [len(self.model.encode_images([image])[0].features) for image in pixels]
+    def _see(self, made: Scene) -> ImageTokens:
+        pixels = self.engine.prepare_images([Image.fromarray(made.image)])
+        return self.engine.model.encode_images(pixels)[0]
 
-    @torch.inference_mode()
-    def _answer(self, texts: Sequence[str], pixels: Sequence[torch.Tensor]) -> list[str]:
-        """One answer a text, each about its own image, stripped and in lower case."""
-        rows = [
-            tokenizer_image_token(DEFAULT_IMAGE_TOKEN.join(prompt(text)), self.tokenizer, return_tensors="pt")
-            for text in texts
-        ]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        said = self.model.generate(
-            ids.to(self.model.device),
-            images=list(pixels),
-            attention_mask=mask.to(self.model.device),
-            do_sample=False,
-            max_new_tokens=40,
-        )
-        return [text.strip().lower() for text in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+    def _answer(self, texts: Sequence[str], seen: Sequence[ImageTokens]) -> list[str]:
+        """One answer a text, each about its own image, in lower case."""
+        return [said.lower() for said in Answerer(self.engine, max_new_tokens=40).answer(seen, list(enumerate(texts)))]
 
 
 def compare(

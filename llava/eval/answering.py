@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine, separators, until_stop
+from llava.serve.engine import ChatEngine, PromptTooLong, separators, until_stop
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,6 @@ class VisualQuestion:
     answer: str | None = None
     """The right answer, where it is known."""
     category: str = "all"
-
-
-class PromptTooLong(ValueError):
-    """A question, its picture and the longest answer exceed the model's context."""
 
 
 def read_questions(question_file: Path, answers_file: Path | None = None) -> list[VisualQuestion]:
@@ -119,7 +115,10 @@ class Answerer:
         prompts = [self._prompt_ids(text) for _, text in questions]
         owners = [pictures[owner] for owner, _ in questions]
         for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
-            self._check_context(len(ids) - 1, max(len(picture.features), picture.span), text)
+            try:
+                self.engine.check_length(len(ids) - 1, max(len(picture.features), picture.span), self.max_new_tokens)
+            except PromptTooLong as error:
+                raise PromptTooLong(f"{error}; the question is {text!r}") from None
         lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]
         answers = [""] * len(questions)
         for batch in self._batches(lengths):
@@ -131,14 +130,6 @@ class Answerer:
     def _prompt_ids(self, text: str) -> torch.Tensor:
         prompt = self.engine.question(text, 1).get_prompt()
         return torch.tensor(tokenizer_image_token(prompt, self.engine.tokenizer))
-
-    def _check_context(self, text_tokens: int, visual_tokens: int, text: str) -> None:
-        if text_tokens + visual_tokens + self.max_new_tokens > self.engine.context_len:
-            raise PromptTooLong(
-                f"{text_tokens} text tokens, {visual_tokens} visual tokens and an answer of up to "
-                f"{self.max_new_tokens} tokens exceed the model's context of {self.engine.context_len}; "
-                f"the question is {text!r}"
-            )
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices in batches of similar length, none wider than `batch_tokens` allows."""
@@ -152,8 +143,7 @@ class Answerer:
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[torch.Tensor], pictures: Sequence[ImageTokens]) -> list[str]:
-        tokenizer, model = self.engine.tokenizer, self.engine.model
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        tokenizer, model, padding = self.engine.tokenizer, self.engine.model, self.engine.padding_id
         ids = pad_sequence(list(prompts), batch_first=True, padding_value=padding)
         mask = pad_sequence([torch.ones_like(row) for row in prompts], batch_first=True)
         said = model.generate(

@@ -23,11 +23,12 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from llava.eval.answering import Answerer, PromptTooLong, VisualQuestion, read_questions, same_answer
-from llava.eval.sweep_cells import Cell, append_result, as_settings, make_cells, make_task, read_axes, read_results
+from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
+from llava.eval.journal import append_line
+from llava.eval.sweep_cells import Cell, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep_plots import Record, describe, percent, table, write_figures
 from llava.serve.cli import OneLineParser, add_model_flags, load_engine
-from llava.serve.engine import ChatEngine
+from llava.serve.engine import ChatEngine, PromptTooLong
 from llava.serve.images import ImageError, load_image
 from qlip.intervals import mean_interval
 
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{line}: skipped: {outcome}", file=sys.stderr)
             continue
         record = {"task": asdict(task), "clip": cell is None, "settings": as_settings(cell), **outcome}
-        append_result(results, record)
+        append_line(results, record)
         records.append(record)
         seconds += outcome["seconds"]
         left = timedelta(seconds=round(seconds / (number - skipped) * (len(todo) - number)))

@@ -6,7 +6,6 @@ Knows settings and files, neither pictures nor loaded models.
 from __future__ import annotations
 
 import json
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from llava.eval.journal import whole_lines
 from llava.eval.sweep_plots import Record
 from llava.model.checkpoint import inspect, local_folder
 from llava.model.multimodal_encoder.builder import override_flag
@@ -165,19 +165,13 @@ def as_settings(cell: Cell) -> dict[str, Any] | None:
 
 
 def read_results(path: Path) -> list[Record]:
-    """The finished cells. A line without its end, left by a killed process, is cut off the file.
+    """The finished cells; a line without its end is cut off the file.
 
     Raises:
         ValueError: a line is no cell.
     """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
     records = []
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             record = json.loads(line)
             own = record["settings"]
@@ -186,11 +180,3 @@ def read_results(path: Path) -> list[Record]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}:{number} is no cell of a sweep ({error}); take it out to go on") from None
     return records
-
-
-def append_result(path: Path, record: Record) -> None:
-    """Adds a line and waits until it is on the disk."""
-    with path.open("ab") as file:
-        file.write(json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -55,6 +55,10 @@ class Sampling:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+class PromptTooLong(ValueError):
+    """A prompt, its pictures and the longest answer exceed the model's context."""
+
+
 class ChatEngine:
     """Answers prompts about pictures with one loaded model."""
 
@@ -79,6 +83,12 @@ class ChatEngine:
         self.conv_mode = conv_mode or model.config.conv_mode or "vicuna_v1"
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
+
+    @property
+    def padding_id(self) -> int:
+        """The token that fills up a batch: the tokenizer's own, or its end token."""
+        end, padding = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        return end if padding is None else padding
 
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the model's prompt format."""
@@ -128,7 +138,7 @@ class ChatEngine:
             sampling: How to choose tokens.
 
         Raises:
-            ValueError: if prompt, pictures and the longest answer exceed the context, before anything is computed.
+            PromptTooLong: if prompt, pictures and the longest answer exceed the context, before anything is computed.
         """
         input_ids = torch.tensor([tokenizer_image_token(prompt, self.tokenizer)])
         pixels = self.prepare_images(images) if images else None
@@ -162,7 +172,6 @@ class ChatEngine:
 
     def _run(self, inputs: dict[str, Any], sampling: Sampling, **hooks: Any) -> Tensor:
         sample = sampling.temperature > 0
-        end = self.tokenizer.eos_token_id
         with torch.inference_mode():
             return self.model.generate(
                 **inputs,
@@ -172,16 +181,20 @@ class ChatEngine:
                 top_p=sampling.top_p if sample else None,
                 num_beams=sampling.num_beams,
                 max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+                pad_token_id=self.padding_id,
                 use_cache=True,
             )
 
     def _check_context(self, input_ids: Tensor, pixels: Tensor | list[Tensor] | None, sampling: Sampling) -> None:
         text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
         visual = 0 if pixels is None else sum(self._visual_tokens(image) for image in pixels)
-        if text + visual + sampling.max_new_tokens > self.context_len:
-            raise ValueError(
-                f"{text} text tokens, {visual} visual tokens and an answer of up to {sampling.max_new_tokens} "
+        self.check_length(text, visual, sampling.max_new_tokens)
+
+    def check_length(self, text: int, visual: int, answer: int) -> None:
+        """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""
+        if text + visual + answer > self.context_len:
+            raise PromptTooLong(
+                f"{text} text tokens, {visual} visual tokens and an answer of up to {answer} "
                 f"tokens exceed the model's context of {self.context_len}"
             )
 

@@ -118,9 +118,8 @@ def _counting() -> list[Way]:
     for change in ({"size_bias": -0.25}, {"llm_weight": "native"}, {"llm_positions": "sequential"}):
         ((name, value),) = change.items()
         ways.append(Way(f"{name} {value}", change))
-    for tokens in (80, 128):
-        ways.append(Way(f"budget {tokens}", {"max_tokens": tokens}))
-    for size in (3, 5, 9):
+    ways.append(Way("budget 80", {"max_tokens": 80}))
+    for size in (3, 9):
         ways.append(Way(f"window {size}", {"structure_size": size}))
     return ways
 
@@ -146,7 +145,7 @@ def _defaults() -> list[Way]:
 
 
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
-BY_SIZE = ("base", *(f"{low}-{high} px" for low, high in SIZES), "noise 20")
+BY_SIZE = ("base", *SIZES, "noise 20")
 EXPERIMENTS = MappingProxyType(
     {
         "positions": Experiment(_positions({}), DETAIL_AND_LARGE),

@@ -16,10 +16,9 @@ from PIL import Image
 from llava.eval.answering import Answerer, same_answer
 from llava.utils import default_device, demo_model_path
 from playground.questions import listing
-from playground.scenes import scene
 from qlip import draw_leaves
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.sets import SCENE_SETS, SPLITS, add_noise
+from scripts.bench.evidence.sets import draw_scene
 from scripts.bench.evidence.ways import Subject, Way
 
 QUESTION = "What is in the picture?"
@@ -42,13 +41,11 @@ class Answered:
 
 def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answered]:
     """The first scenes of a set, with what both ways of seeing say."""
-    wanted, seed = SCENE_SETS[name], SPLITS["test"]
     for index in range(count):
-        made = scene(wanted.spec, seed, index)
-        picture = Image.fromarray(add_noise(made.image, wanted.noise, (seed, index, 3)))
+        picture, objects = draw_scene(name, "test", index)
         said = [_answer(subject, way, picture) for way in (CLIP, SHIPPED)]
         texts, tokens = zip(*said, strict=True)
-        yield Answered(f"{name}, scene {index}", picture, listing(made.objects), *texts, tokens)
+        yield Answered(f"{name}, scene {index}", picture, listing(objects), *texts, tokens)
 
 
 def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:

@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 
+from llava.eval.journal import append_line, whole_lines
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
 from scripts.bench.evidence.ways import Subject, Way
 
 logger = logging.getLogger(__name__)
+
+JOURNAL = Path("evidence/answers.jsonl")
+"""Where answers are kept unless the command line says otherwise."""
 
 
 def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) -> list[tuple[Way, str | Path]]:
@@ -48,11 +52,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a run was killed within a line
-            path.write_text(whole, encoding="utf-8")
-        self.done = {_key(json.loads(line)) for line in whole.splitlines()}
+        self.done = {_key(json.loads(line)) for line in whole_lines(path)}
 
     def has(self, row: dict[str, Any]) -> bool:
         """Whether the row's cell is done."""
@@ -60,10 +60,7 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a line so that it survives a crash."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, row)
         self.done.add(_key(row))
 
 
@@ -82,6 +79,8 @@ def run(
 ) -> None:
     """Examines every subject in every cell that the journal does not hold yet."""
     todo = [(model, way, chosen) for way, chosen in cells(names, sets, folders) for model in subjects]
+    for model, way, _ in todo:
+        subjects[model].settings(way)  # a prior that is not given should show before the work begins
     drawn: QuestionSet | None = None
     for number, (model, way, chosen) in enumerate(todo, start=1):
         label = chosen if isinstance(chosen, str) else chosen.name
@@ -134,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
     parser.add_argument("--scenes", type=int, default=SCENES, help="scenes a set, five questions each (%(default)s)")
-    parser.add_argument("--journal", type=Path, default=Path("evidence/answers.jsonl"), help="file of the answers")
+    parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
     parser.add_argument("--device", default=None)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch of questions")
@@ -148,7 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
     journal = Journal(options.journal)
-    run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
+    try:
+        run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

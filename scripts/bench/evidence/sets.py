@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from llava.eval.answering import VisualQuestion, read_questions
+from playground.drawing import SceneObject
 from playground.questions import scene_questions
 from playground.scenes import PRESETS, SceneSpec, scene
 
@@ -18,8 +19,8 @@ SPLITS = {"validation": 7500, "test": 9500}
 SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
 """One question of each about every scene; listing, a long answer that repeats the others, is left out."""
-SIZES = ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))
-"""Object sizes in pixels, in pictures of 448 px."""
+SIZES = {f"{low}-{high} px": (low, high) for low, high in ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))}
+"""Sets by the least and greatest size of their objects in pixels, in pictures of 448 px."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ DETAIL = PRESETS["detail"]
 SCENE_SETS = {
     "base": SceneSet(PRESETS["base"]),
     "large": SceneSet(PRESETS["large"]),
-    **{f"{low}-{high} px": SceneSet(replace(DETAIL, object_size=(low, high))) for low, high in SIZES},
+    **{name: SceneSet(replace(DETAIL, object_size=sizes)) for name, sizes in SIZES.items()},
     "noise 20": SceneSet(DETAIL, 20.0),
     "noise 40": SceneSet(DETAIL, 40.0),
 }
@@ -61,16 +62,23 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
         raise ValueError(
             f"no set {name!r} in split {split!r}; sets are {', '.join(SCENE_SETS)}, splits {', '.join(SPLITS)}"
         )
-    wanted, seed = SCENE_SETS[name], SPLITS[split]
+    size, seed = SCENE_SETS[name].spec.size, SPLITS[split]
     pictures, questions = [], []
     for index in range(scenes):
-        made = scene(wanted.spec, seed, index)
-        asked = scene_questions(made.objects, wanted.spec.size, np.random.default_rng((seed, index, 2)), KINDS)
-        pictures.append(Image.fromarray(add_noise(made.image, wanted.noise, (seed, index, 3))))
+        picture, objects = draw_scene(name, split, index)
+        asked = scene_questions(objects, size, np.random.default_rng((seed, index, 2)), KINDS)
+        pictures.append(picture)
         questions.append(
             [VisualQuestion(f"{index}-{item.kind}", str(index), item.text, item.answer, item.kind) for item in asked]
         )
     return QuestionSet(name, pictures, questions)
+
+
+def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, tuple[SceneObject, ...]]:
+    """One picture of a set, and the objects in it."""
+    wanted, seed = SCENE_SETS[name], SPLITS[split]
+    made = scene(wanted.spec, seed, index)
+    return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made.objects
 
 
 def read_set(folder: Path) -> QuestionSet:
@@ -86,7 +94,7 @@ def read_set(folder: Path) -> QuestionSet:
     return QuestionSet(folder.name, pictures, list(by_image.values()))
 
 
-def add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
+def _add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
     """Lays Gaussian noise of standard deviation `strength` over an image, uint8 (H, W, 3)."""
     if not strength:
         return image
