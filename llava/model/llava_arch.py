@@ -66,11 +66,12 @@ class LlavaMetaForCausalLM(GenerationMixin):
         """The tower; None for a model without eyes."""
         return self.get_model().get_vision_tower()
 
-    def encode_images(self, images: Images) -> list[ImageTokens]:
+    def encode_images(self, images: Images, tower: VisionTower | None = None) -> list[ImageTokens]:
         """Tokens of each image, projected to the language model's width in one pass.
 
         Args:
             images: pixels; images that are encoded already come back as they are.
+            tower: another than the model's own, say the same under other settings.
 
         Raises:
             ValueError: the model has no vision tower, or it is not loaded.
@@ -78,7 +79,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
         encoded = [image for image in images if isinstance(image, ImageTokens)]
         if len(encoded) == len(images):
             return encoded
-        tower = self.get_vision_tower()
+        tower = self.get_vision_tower() if tower is None else tower
         if tower is None or not tower.is_loaded:
             raise ValueError("images were given, but the model has no vision tower loaded")
         if encoded:

@@ -94,6 +94,16 @@ class ScriptedModel:
         ids = [call["input_ids"][0].tolist() for call in self.calls]
         return ["".join("<image>" if i < 0 else chr(i - 3) for i in row if i < 0 or i >= 3) for row in ids]
 
+    @property
+    def temperatures(self) -> list[list[float]]:
+        """The temperatures of each call's sampled rows; none for greedy ones."""
+        samplers = [call["logits_processor"][0] for call in self.calls]
+        return [[round(value, 6) for value in sampler.temperature.tolist()] for sampler in samplers]
+
+    def encode_images(self, images: Sequence[Tensor], tower: None = None) -> list[Tensor]:
+        """The pixels as they are."""
+        return list(images)
+
     def generate(
         self, input_ids: Tensor, *, streamer: Any = None, stopping_criteria: Any = (), **options: Any
     ) -> Tensor:
