@@ -130,6 +130,11 @@ class ChatEngine:
         """Requests that are being answered."""
         return self._running
 
+    @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closed
+
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the model's prompt format."""
         return conv_templates[self.conv_mode].copy()
