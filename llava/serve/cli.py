@@ -68,7 +68,11 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
 
 
 def load_engine(
-    args: argparse.Namespace, *, switchable: bool = False, limits: EngineLimits | None = None
+    args: argparse.Namespace,
+    *,
+    switchable: bool = False,
+    limits: EngineLimits | None = None,
+    use_flash_attn: bool = False,
 ) -> ChatEngine:
     """Loads the model that the flags of `add_model_flags` name.
 
@@ -77,6 +81,7 @@ def load_engine(
         switchable: Load a tower that can see both ways, so that each request may choose; what the flags or the
             checkpoint say is then the default.
         limits: What the engine takes on at a time.
+        use_flash_attn: FlashAttention 2 in the language model.
     """
     model_path = str(args.model_path or demo_model_path())
     option = qlip_option(args)
@@ -93,6 +98,7 @@ def load_engine(
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
         device=args.device or default_device(),
+        use_flash_attn=use_flash_attn,
         qlip=option,
     )
     return ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)

@@ -7,19 +7,23 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import Collection, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from starlette.responses import JSONResponse
 
-from llava.serve.errors import Failure
+from llava.serve.errors import Failure, RequestError
 from llava.serve.images import DEFAULT_LIMITS, ImageLimits
 
 logger = logging.getLogger(__name__)
 
 API_KEY_VARIABLE = "LLAVA_API_KEY"
+Hook = Callable[[], Awaitable[None]]
+
 GRACE = 60  # seconds that running streams have to finish when a server is told to stop
 
 
@@ -44,6 +48,14 @@ class RequestLimits:
         for name in ("max_body", "body_timeout", "max_images", "max_prompt"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def check(self, images: int, characters: int) -> None:
+        """Raises RequestError if a request has too many pictures or too much text."""
+        if images > self.max_images:
+            raise RequestError(400, "too_many_images", f"{images} images; at most {self.max_images} are allowed")
+        if characters > self.max_prompt:
+            allowed = f"at most {self.max_prompt:,} are allowed"
+            raise RequestError(400, "prompt_too_long", f"the text has {characters:,} characters; {allowed}")
 
 
 def error_response(failure: Failure, param: str | None = None) -> JSONResponse:
@@ -128,6 +140,11 @@ def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return token.strip() if scheme.lower() == b"bearer" else b""
 
 
+def bearer_header(token: str | None) -> dict[str, str]:
+    """Returns the header that carries a token; none without one."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def is_one_of(token: bytes, keys: Sequence[bytes]) -> bool:
     """Whether a token is among the keys; takes as long wherever they differ."""
     return any([hmac.compare_digest(token, key) for key in keys])
@@ -179,6 +196,46 @@ def api_keys(args: argparse.Namespace) -> list[str]:
     return args.api_key or os.environ.get(API_KEY_VARIABLE, "").split()
 
 
-def serve(app: Any, host: str, port: int) -> None:
-    """Runs an ASGI application until SIGINT or SIGTERM, and then until its running streams have ended."""
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+class Server(uvicorn.Server):
+    """Says when it begins to listen and when it is told to stop; the latter before it waits for running streams."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
+        """
+        Args:
+            config: uvicorn's.
+            on_start: Awaited once the server listens.
+            on_stop: Awaited once it is told to stop, while it still listens.
+        """
+        super().__init__(config)
+        self.on_start, self.on_stop = on_start, on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        if self.started:
+            logger.info("listening on %s:%d", self.config.host, self.config.port)
+            if self.on_start is not None:
+                await self.on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets running streams end."""
+        if self.on_stop is not None:
+            await self.on_stop()
+        await super().shutdown(sockets)
+
+
+def serve(app: Any, host: str, port: int, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
+    """Runs an ASGI application until SIGINT or SIGTERM, and then until its running streams have ended.
+
+    Args:
+        app: The application.
+        host: Where to listen.
+        port: Where to listen.
+        on_start: See `Server`.
+        on_stop: See `Server`.
+    """
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE
+    )
+    with suppress(KeyboardInterrupt):
+        Server(config, on_start, on_stop).run()
