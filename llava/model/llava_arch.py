@@ -66,12 +66,11 @@ class LlavaMetaForCausalLM(GenerationMixin):
         """The tower; None for a model without eyes."""
         return self.get_model().get_vision_tower()
 
-    def encode_images(self, images: Images, tower: VisionTower | None = None) -> list[ImageTokens]:
+    def encode_images(self, images: Images) -> list[ImageTokens]:
         """Tokens of each image, projected to the language model's width in one pass.
 
         Args:
             images: pixels; images that are encoded already come back as they are.
-            tower: another than the model's own, say the same under other settings.
 
         Raises:
             ValueError: the model has no vision tower, or it is not loaded.
@@ -79,12 +78,15 @@ class LlavaMetaForCausalLM(GenerationMixin):
         encoded = [image for image in images if isinstance(image, ImageTokens)]
         if len(encoded) == len(images):
             return encoded
-        tower = self.get_vision_tower() if tower is None else tower
+        tower = self.get_vision_tower()
         if tower is None or not tower.is_loaded:
             raise ValueError("images were given, but the model has no vision tower loaded")
         if encoded:
             raise TypeError("some images are encoded and some are pixels; give one kind")
-        tokens = tower(images)
+        return self.project(tower(images))
+
+    def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
+        """Brings the tower's tokens of some images to the language model's width, in one pass."""
         projector = self.get_model().mm_projector
         features = torch.cat([image.features for image in tokens])
         projected = projector(features).split([len(image.features) for image in tokens])

@@ -118,7 +118,12 @@ class Sight:
         Args:
             image: The picture.
             settings: As `settings` gives them.
+
+        Raises:
+            ValueError: the model has no vision tower.
         """
+        if self.tower is None:
+            raise ValueError("this model has no vision tower: ask it without pictures")
         tower = self.quadtree_tower
         if tower is not None and settings is not None:
             return self._quadtree_view(image, tower, settings)
@@ -141,14 +146,22 @@ class Sight:
         Returns:
             One entry per view, in order.
         """
-        encoded: dict[int, ImageTokens] = {}
-        tower = self.quadtree_tower
+        tokens: dict[int, ImageTokens] = {}
         for settings in dict.fromkeys(view.settings for view in views):
             group = [i for i, view in enumerate(views) if view.settings == settings]
-            pixels = [views[i].pixels for i in group]
-            under = None if tower is None or settings is None else tower.under(settings)
-            encoded.update(zip(group, self.model.encode_images(pixels, under), strict=True))
-        return [encoded[i] for i in range(len(views))]
+            tokens.update(zip(group, self._run_tower([views[i] for i in group], settings), strict=True))
+        return self.model.project([tokens[i] for i in range(len(views))]) if views else []
+
+    def _run_tower(self, views: Sequence[View], settings: QLIPConfig | None) -> list[ImageTokens]:
+        """The tower's tokens of pictures of the same settings; quadtrees that are known are not cut again."""
+        pixels = [view.pixels for view in views]
+        tower = self.quadtree_tower
+        if tower is None or settings is None:
+            return self.tower(pixels)
+        leaves = [view.leaves for view in views if view.leaves is not None]
+        if len(leaves) < len(views):
+            return tower.under(settings)(pixels)
+        return tower.under(settings).encode([picture.to(tower.device) for picture in pixels], leaves)
 
     def _quadtree_view(self, image: Image.Image, tower: QLIPVisionTower, settings: QLIPConfig) -> View:
         under = tower.under(settings)

@@ -51,6 +51,9 @@ class Tower:
     dtype = torch.float64
     num_patches = 16
 
+    def __call__(self, pixels: list[Tensor]) -> list[Tensor]:
+        return pixels
+
     def count_tokens(self, pixels: Tensor) -> int:
         return self.num_patches
 
@@ -100,9 +103,9 @@ class ScriptedModel:
         samplers = [call["logits_processor"][0] for call in self.calls]
         return [[round(value, 6) for value in sampler.temperature.tolist()] for sampler in samplers]
 
-    def encode_images(self, images: Sequence[Tensor], tower: None = None) -> list[Tensor]:
+    def project(self, tokens: list[Tensor]) -> list[Tensor]:
         """The pixels as they are."""
-        return list(images)
+        return tokens
 
     def generate(
         self, input_ids: Tensor, *, streamer: Any = None, stopping_criteria: Any = (), **options: Any

@@ -186,6 +186,7 @@ def test_model_flags_reach_the_loader(loader: Loader, picture: str) -> None:
         "load_8bit": False,
         "load_4bit": True,
         "device": "cuda:1",
+        "use_flash_attn": False,
         "qlip": None,
     }
     assert loader.model.prompts[0].startswith(conv_templates["llava_v1"].system)

@@ -107,8 +107,9 @@ class QLIPVisionTower(VisionTower):
     def count_positions(self, image: Tensor) -> int:
         return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
-    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        output = self.vision_tower(images)
+    def encode(self, images: Sequence[Tensor], leaves: Sequence[Leaves] | None = None) -> list[ImageTokens]:
+        """Tokens of images (C, H, W) on the tower's device; of their own quadtrees, or of those given."""
+        output = self.vision_tower(images, leaves=leaves)
         tokens = []
         for features, leaves in zip(output.features, output.leaves, strict=True):
             positions = self.vision_tower.language_positions(leaves)
