@@ -190,30 +190,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
         engine = load_engine(args, switchable=True, limits=EngineLimits(args.max_batch, max_waiting=args.max_waiting))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        return complain(error)
-    print(f"{', '.join(names)} at http://{args.host}:{args.port}/v1", file=sys.stderr)
-    return run(engine, settings, args.host, args.port)
+        print(f"llava.serve.openai_api: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    run(engine, settings, args.host, args.port)
+    return 0
 
 
-def run(engine: ChatEngine, settings: APISettings, host: str, port: int) -> int:
-    """Serves until it is told to stop, then lets running answers end; returns the exit code."""
+def run(engine: ChatEngine, settings: APISettings, host: str, port: int) -> None:
+    """Serves an engine until it is told to stop, lets its answers end, and closes it."""
+
+    async def announce() -> None:
+        print(f"{', '.join(settings.model_names)} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
 
     async def refuse_more() -> None:
         asyncio.get_running_loop().run_in_executor(None, engine.close)
 
     try:
-        serve(openai_app(engine, settings), host, port, on_stop=refuse_more)
-    except OSError as error:
-        return complain(error)
+        serve(openai_app(engine, settings), host, port, on_start=announce, on_stop=refuse_more)
     finally:
         engine.close()
-    return 0
-
-
-def complain(error: Exception) -> int:
-    """Says in one line why the server does not run."""
-    print(f"llava.serve.openai_api: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Gate:
         """
         self.opened, self.reached, self.batches = threading.Event(), threading.Event(), list[int]()
         self.engine, self.opens_at, self.submitted = engine, opens_at, 0
-        self.counting = threading.Lock()
+        self.counting = threading.Condition()
 
     def held(self, batch: Sequence[Answer]) -> None:
         self.batches.append(len(batch))
@@ -111,9 +111,15 @@ class Gate:
         answer = ChatEngine.submit(self.engine, *args, **options)
         with self.counting:
             self.submitted += 1
+            self.counting.notify_all()
             if self.submitted == self.opens_at:
                 self.opened.set()
         return answer
+
+    def await_submitted(self, count: int) -> bool:
+        """Waits until so many requests have been submitted; false once the deadline is past."""
+        with self.counting:
+            return self.counting.wait_for(lambda: self.submitted >= count, DEADLINE)
 
     def __enter__(self) -> Gate:
         self.engine._generate, self.engine.submit = self.held, self.submit  # type: ignore[method-assign]
@@ -124,10 +130,15 @@ class Gate:
         del self.engine._generate, self.engine.submit  # those of its class are seen again
 
 
-def await_count(engine: ChatEngine, reached: Callable[[], bool]) -> bool:
-    """Waits, at most until the deadline, for a change of the engine's counts."""
+def reaches(engine: ChatEngine, state: Callable[[], bool]) -> bool:
+    """Waits until an engine's counts are as asked; false once the deadline is past."""
     with engine._lock:
-        return engine._lock.wait_for(reached, DEADLINE)
+        return engine._lock.wait_for(state, DEADLINE)
+
+
+def becomes_idle(engine: ChatEngine) -> bool:
+    """Waits until nothing waits or runs; false once the deadline is past."""
+    return reaches(engine, lambda: engine.waiting == engine.running == 0)
 
 
 class Talker:
