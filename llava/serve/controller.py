@@ -15,12 +15,13 @@ from typing import get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from llava.serve import wire
 from llava.serve.cli import OneLineParser
 from llava.serve.dispatcher import Dispatcher
-from llava.serve.errors import RequestError, explain
+from llava.serve.errors import Failure, RequestError, explain
 from llava.serve.http import (
     BodyLimit,
     RequestLimits,
@@ -77,6 +78,10 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def complain(request: Request, error: RequestValidationError) -> Response:
         return error_response(wire.invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def tell(request: Request, error: HTTPException) -> Response:
+        return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
 
     return app
 

@@ -58,6 +58,8 @@ class Dispatcher:
             transport: Leads to the workers, where it is not the network.
         """
         self.registry, self.token, self.timeouts = registry, token, timeouts or Timeouts()
+        self.expecting = 0
+        """Requests that wait for a worker to turn up."""
         self._arrival = asyncio.Condition()
         self._started = time.monotonic()
         self.client = httpx.AsyncClient(
@@ -116,11 +118,14 @@ class Dispatcher:
         if name is not None or excluded or left <= 0:
             return name
         async with self._arrival:
-            known = self._arrival.wait_for(lambda: model in self.registry.models())
+            arrival = self._arrival.wait_for(lambda: model in self.registry.models())
+            self.expecting += 1
             try:
-                await asyncio.wait_for(known, left)
+                await asyncio.wait_for(arrival, left)
             except asyncio.TimeoutError:
                 return None
+            finally:
+                self.expecting -= 1
         return self.registry.choose(model)
 
     async def generate(self, body: bytes) -> Response:

@@ -18,7 +18,7 @@ from llava.serve.http import bearer_token, error_response, is_one_of
 WORKER_TOKEN_VARIABLE = "LLAVA_WORKER_TOKEN"
 MAX_ADDRESS = 300  # characters
 
-_ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z]([0-9A-Za-z._-]*[0-9A-Za-z])?)(:(\d{1,5}))?")
+_ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z]([0-9A-Za-z._-]*[0-9A-Za-z])?)(:([0-9]{1,5}))?")
 
 
 def is_loopback(host: str) -> bool:
@@ -38,11 +38,11 @@ def host_of(address: str) -> str:
     match = _ADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS else None
     if match is None or not 0 < int(match[4] or 80) < 2**16:
         raise ValueError("an address must read http://HOST:PORT or https://HOST:PORT, without path or password")
-    host = match[1].strip("[]")
+    host, bracketed = match[1].strip("[]"), match[1].startswith("[")
     try:
-        ip = ipaddress.ip_address(host)
+        ip = ipaddress.IPv6Address(host) if bracketed else ipaddress.ip_address(host)
     except ValueError:
-        if match[1] != host:
+        if bracketed:
             raise ValueError("the address in brackets is not one of IPv6") from None
         return host
     if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
@@ -87,7 +87,7 @@ class WorkersOnly:
         # A page in a local browser comes from here too, but asks for the name that its own server gave this machine.
         named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         peer, _ = scope["client"] or ("", 0)
-        return self.on_loopback and is_loopback(peer) and is_loopback(re.sub(r":\d+$", "", named))
+        return self.on_loopback and is_loopback(peer) and is_loopback(re.sub(r":[0-9]+$", "", named))
 
 
 def add_token_flag(parser: argparse.ArgumentParser) -> None:
