@@ -115,8 +115,8 @@ class Answer:
             event.clear()
             with self._changed:
                 pieces, ended = self._take()
-            for piece in pieces:
-                yield piece
+            if pieces:
+                yield "".join(pieces)  # a reader that lags behind gets more at a time, and so catches up
             if ended:
                 break
             await event.wait()
