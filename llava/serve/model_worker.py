@@ -62,7 +62,7 @@ class ModelWorker:
             engine: The engine.
             model_names: What clients call its model.
             limits: What a request may hold.
-            stream_interval: Pieces of text, of a token each, between frames.
+            stream_interval: Fewest tokens from one frame to the next.
             silence: Seconds without news after which the last frame is repeated.
         """
         self.engine, self.model_names, self.limits = engine, list(model_names), limits or RequestLimits()
@@ -96,12 +96,12 @@ class ModelWorker:
 
     async def _frames(self, text: str, answer: Answer) -> AsyncIterator[bytes]:
         """The answer's frames; the last one tells why it ended and what it cost."""
-        pieces = 0
+        sent = 0
         try:
             async for piece in with_pauses(aiter(answer), self.silence):
                 text += piece
-                pieces += bool(piece)
-                if not piece or pieces % self.stream_interval == 0:
+                if not piece or answer.row.generated - sent >= self.stream_interval:
+                    sent = answer.row.generated
                     yield wire.frame(text)
         except GenerationError as error:
             yield wire.error_frame(explain(error))
@@ -173,7 +173,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     waiting = EngineLimits.max_waiting
     parser.add_argument("--max-waiting", type=int, default=waiting, help=f"most that wait (default: {waiting})")
-    parser.add_argument("--stream-interval", type=int, default=1, help="tokens between frames (default: 1)")
+    parser.add_argument("--stream-interval", type=int, default=1, help="fewest tokens between frames (default: 1)")
     parser.add_argument("--use-flash-attn", action="store_true", help="use FlashAttention 2")
     parser.add_argument("--multi-modal", action="store_true", help=argparse.SUPPRESS)  # old scripts still give it
     args = parser.parse_args(argv)
@@ -190,15 +190,16 @@ def complaint(args: argparse.Namespace) -> str | None:
         return f"--stream-interval must be at least 1, got {args.stream_interval}"
     if args.no_register:
         return None
-    for flag in ("worker_address", "controller_address"):
+    for name in ("worker_address", "controller_address"):
+        flag, address = "--" + name.replace("_", "-"), getattr(args, name)
         try:
-            host = host_of(getattr(args, flag))
+            host = host_of(address)
         except ValueError as error:
-            return f"--{flag.replace('_', '-')} {getattr(args, flag)}: {error}"
+            return f"{flag} {address}: {error}"
+        if not args.worker_token and not is_loopback(host):
+            return f"{flag} {address} is another machine's, so that --worker-token is needed"
     if args.worker_token:
         return None
-    if not is_loopback(host):
-        return f"the controller at {host} needs --worker-token to let this worker register"
     if api_keys(args):
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
     return None
