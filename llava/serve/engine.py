@@ -231,8 +231,26 @@ class ChatEngine:
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
-        """`submit`, which leaves the event loop free while pictures are prepared."""
-        return await asyncio.to_thread(self.submit, prompt, images, sampling, qlip, shorten)
+        """`submit`, which leaves the event loop free while pictures are prepared.
+
+        Cancelled in the meantime, it leaves no request behind that nobody waits for.
+        """
+        made: list[Answer] = []
+        left = threading.Event()
+
+        def make() -> None:
+            made.append(self.submit(prompt, images, sampling, qlip, shorten))
+            if left.is_set():
+                made[0].cancel()
+
+        try:
+            await asyncio.to_thread(make)
+        except asyncio.CancelledError:
+            left.set()
+            for answer in made:
+                answer.cancel()
+            raise
+        return made[0]
 
     def close(self) -> None:
         """Takes no more requests, and waits until those taken on are answered."""

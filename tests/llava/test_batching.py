@@ -330,3 +330,33 @@ def test_a_reader_whose_loop_is_gone_does_not_stop_the_model(
     asyncio.run(look_once())
     gate.opened.set()
     assert "".join(submit(engine, pictures[0])) == "".join(first) != ""
+
+
+def test_a_coroutine_cancelled_while_its_pictures_are_prepared_leaves_no_request(
+    new_engine: Callable[..., ChatEngine], pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    gate, first = hold(engine, pictures[0], monkeypatch)
+    preparing, go_on = threading.Event(), threading.Event()
+    prepare = engine._prepare
+
+    def slowly(*request: Any) -> Answer:
+        preparing.set()
+        assert go_on.wait(DEADLINE)
+        return prepare(*request)
+
+    monkeypatch.setattr(engine, "_prepare", slowly)
+
+    async def leave() -> None:
+        waiting = asyncio.create_task(engine.asubmit(engine.question("What?", 1), [pictures[1]], GREEDY))
+        assert await asyncio.to_thread(preparing.wait, DEADLINE)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go_on.set()
+
+    asyncio.run(leave())  # ends when its threads have
+    assert engine.waiting == 0
+    gate.opened.set()
+    assert "".join(first)
+    assert gate.batches == [1]
