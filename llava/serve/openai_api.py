@@ -186,14 +186,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop, and returns the exit code."""
     args = parse_args(argv)
     try:
-        names = args.served_model_name or [get_model_name_from_path(str(args.model_path or demo_model_path()))]
-        settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
-        engine = load_engine(args, switchable=True, limits=EngineLimits(args.max_batch, max_waiting=args.max_waiting))
+        engine, settings = load(args)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"llava.serve.openai_api: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     run(engine, settings, args.host, args.port)
     return 0
+
+
+def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
+    """Returns the engine and the settings that the flags of `parse_args` name."""
+    names = args.served_model_name or [get_model_name_from_path(str(args.model_path or demo_model_path()))]
+    settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
+    limits = EngineLimits(args.max_batch, max_waiting=args.max_waiting)
+    return load_engine(args, switchable=True, limits=limits), settings
 
 
 def run(engine: ChatEngine, settings: APISettings, host: str, port: int) -> None:
