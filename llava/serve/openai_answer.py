@@ -41,11 +41,15 @@ class Reply:
     asked: ChatRequest
     metrics: Metrics
     failed: bool = False
+    finished: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def finish(self) -> None:
-        """Counts the answer, and cancels it if it goes on: its client does not read it any more."""
+        """Counts the answer, once, and cancels it if it goes on: its client does not read it any more."""
+        if self.finished:
+            return
+        self.finished = True
         reason = self.answer.finish_reason or ("failed" if self.failed else "cancelled")
         self.answer.cancel()
         self.metrics.answered(self.answer, reason)
@@ -88,8 +92,10 @@ class Reply:
                 logger.exception("an answer broke off")
             self.failed = True
             self.metrics.failed(failure)
+            self.finish()
             yield event(json.dumps(failure.body()))
             return
+        self.finish()
         if (reason := self._reason()) is None:
             return
         yield self._chunk(Delta(), reason)

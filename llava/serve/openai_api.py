@@ -26,7 +26,7 @@ from llava.serve.metrics import CountResponses, Metrics
 from llava.serve.openai_answer import EventStream
 from llava.serve.openai_chat import APISettings, Chat
 from llava.serve.openai_errors import add_error_handlers, refusing
-from llava.serve.openai_replies import ChatCompletion, ErrorReply, Health, Model, ModelList
+from llava.serve.openai_replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai_schema import ChatRequest
 from llava.utils import demo_model_path
 
@@ -36,12 +36,42 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; `code` says why."},
     "5XX": {"model": ErrorReply, "description": "The server failed, or is shutting down."},
 }
+SCHEMAS = "#/components/schemas/{model}"
+EVENT = {
+    "anyOf": [
+        {"const": "[DONE]"},
+        *(
+            {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": SCHEMAS.format(model=model.__name__)},
+            }
+            for model in (ChatCompletionChunk, ErrorReply)
+        ),
+    ]
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, as events of `ChatCompletionChunk` that end with `[DONE]`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {
+                "itemSchema": {"type": "object", "properties": {"data": EVENT}, "required": ["data"]},
+            }
+        },
     }
 }
+
+
+class DescribedAPI(FastAPI):
+    """An application whose OpenAPI document describes the events of a stream too."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the document."""
+        if not self.openapi_schema:
+            chunk = ChatCompletionChunk.model_json_schema(ref_template=SCHEMAS)
+            parts = chunk.pop("$defs") | {ChatCompletionChunk.__name__: chunk}
+            super().openapi()["components"]["schemas"].update(parts)
+        return super().openapi()
 
 
 def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
@@ -52,7 +82,7 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
         settings: Names, limits and keys.
     """
     metrics = Metrics(engine)
-    app = FastAPI(
+    app = DescribedAPI(
         title="LLaVA with QLIP",
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
