@@ -97,9 +97,9 @@ class Registration:
 
 
 def explained(error: Exception) -> str:
-    """Returns why a controller did not do as asked, in its own words where it is one of ours."""
+    """Returns why a server did not do as asked, in its own words where it is one of ours."""
     if not isinstance(error, httpx.HTTPStatusError):
-        return type(error).__name__
+        return str(error) or type(error).__name__
     try:
         return str(error.response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):

@@ -19,6 +19,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.serve.cli import OneLineParser
 from llava.serve.http import api_keys, bearer_header
+from llava.serve.registration import explained
 from llava.serve.wire import ErrorCode, FrameSplitter
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(piece, end="", flush=True)
             print()
     except (httpx.HTTPError, httpx.InvalidURL, LookupError, OSError, RuntimeError, ValueError) as error:
-        print(f"test_message: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"test_message: error: {explained(error)}", file=sys.stderr)
         return 1
     return 0
 
