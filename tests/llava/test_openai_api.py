@@ -20,6 +20,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from PIL import Image
+from pydantic import ValidationError
 
 from llava.serve import openai_api
 from llava.serve.engine import ChatEngine, EngineLimits
@@ -28,6 +29,7 @@ from llava.serve.http import RequestLimits
 from llava.serve.images import ImageLimits
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings
+from llava.serve.openai_schema import ChatRequest
 from tests.llava.openai_serving import (
     CHAT,
     DEADLINE,
@@ -400,11 +402,40 @@ def test_a_request_beyond_the_limits_is_refused(
     error_of(client.post(CHAT, json=request_body), status, code)
 
 
-def test_a_long_value_is_not_sent_back(client: httpx.Client) -> None:
-    for request in (body() | {"model": "m" * 9000}, body(temperature="t" * 9000), body(top_k="k" * 9000)):
-        response = client.post(CHAT, json=request)
-        assert response.status_code in (400, 404)
-        assert len(response.text) < 1000
+LONG = {
+    "model": {"model": "m" * 9000},
+    "value": {"temperature": "t" * 9000},
+    "field": {"k" * 9000: 1},
+    "type": {"messages": [{"role": "user", "content": [{"type": "t" * 9000}]}]},
+    "scheme": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "a" * 1900 + "://b"}]}]},
+    "fields": {f"field{i}": i for i in range(20_000)},
+    "messages": {"messages": [0] * 100_000},
+    "parts": {"messages": [{"role": "user", "content": [0] * 100_000}]},
+    "empty messages": {"messages": [{"role": "user", "content": ""}] * 5000},
+    "stops": {"stop": [0] * 100_000},
+}
+
+
+@pytest.mark.parametrize("fields", LONG.values(), ids=LONG)
+def test_what_is_long_does_not_make_the_error_long(client: httpx.Client, fields: dict[str, Any]) -> None:
+    response = client.post(CHAT, json=body() | fields)
+    assert response.status_code in (400, 404)
+    assert len(response.text) < 2000
+
+
+def test_a_body_of_countless_values_is_not_even_parsed() -> None:
+    with api() as (_, client), patch.object(openai_api, "from_json", side_effect=AssertionError):
+        for value in (b"[],", b"{},", b"0,"):
+            content = b'{"messages": [' + value * 1_000_001 + b"0]}"
+            response = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+            assert "more than 1,000,000 values" in error_of(response, 400, "invalid_request")["message"]
+
+
+def test_of_many_errors_only_the_first_is_looked_for() -> None:
+    for request in LONG.values():
+        with pytest.raises(ValidationError) as caught:
+            ChatRequest.model_validate(body() | {"n": 2} | request)
+        assert caught.value.error_count() <= 2
 
 
 def test_every_route_but_health_needs_a_key() -> None:
