@@ -70,7 +70,8 @@ def create_app(
     add_clients_routes(app, dispatcher)
 
     @app.exception_handler(RequestError)
-    async def refuse(request: Request, error: RequestError) -> Response:
+    @app.exception_handler(Exception)
+    async def refuse(request: Request, error: Exception) -> Response:
         return error_response(explain(error))
 
     @app.exception_handler(RequestValidationError)

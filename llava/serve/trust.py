@@ -90,7 +90,15 @@ class WorkersOnly:
         return self.on_loopback and is_loopback(peer) and is_loopback(re.sub(r":[0-9]+$", "", named))
 
 
+def _token(text: str) -> str:
+    """Checks that a secret can travel in a header; says nothing of what it is."""
+    if text and not re.fullmatch("[!-~]+", text):
+        raise argparse.ArgumentTypeError("a secret may hold ASCII letters, digits and signs only, without blanks")
+    return text
+
+
 def add_token_flag(parser: argparse.ArgumentParser) -> None:
     """Adds the flag of the secret that workers and controller share."""
     help = f"secret shared by workers and controller; or ${WORKER_TOKEN_VARIABLE}; needed between machines"
-    parser.add_argument("--worker-token", metavar="SECRET", default=os.environ.get(WORKER_TOKEN_VARIABLE), help=help)
+    default = os.environ.get(WORKER_TOKEN_VARIABLE)
+    parser.add_argument("--worker-token", metavar="SECRET", type=_token, default=default, help=help)
