@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +33,7 @@ from qlip import QLIPConfig, QLIPImageProcessor
 
 PATCH_SIZE, NATIVE_SIZE = 14, 336
 MAX_TOKENS = 4096
-MAX_FRAME = 16 * 2**20  # bytes
+MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
 CONNECT, SILENCE = (
     10.0,
     300.0,
@@ -46,7 +46,7 @@ KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", Er
 class ControllerBackend:
     """Whichever models a controller's workers serve."""
 
-    defaults = QLIPConfig()
+    defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
     native_tokens = (NATIVE_SIZE // PATCH_SIZE) ** 2
     max_tokens = MAX_TOKENS
@@ -96,9 +96,11 @@ class ControllerBackend:
         if self.reload or not self._models:
             async with self._client() as client:
                 if self.reload:
-                    (await client.post("/refresh_all_workers")).raise_for_status()
-                reply = (await client.post("/list_models")).raise_for_status().json()
-            names = reply.get("models") if isinstance(reply, Mapping) else None
+                    await check(await client.post("/refresh_all_workers"))
+                reply = await client.post("/list_models")
+                await check(reply)
+                said = reply.json()
+            names = said.get("models") if isinstance(said, Mapping) else None
             self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
         return list(self._models)
 
@@ -108,14 +110,14 @@ class ControllerBackend:
             config = SimpleNamespace(image_aspect_ratio="pad")
             pixels = process_images([picture], self.clip_processor, config)[0]
             return View(pixels, CLIP_VIEW, None, self.native_tokens, self.native_tokens, self.native_tokens)
-        settings = replace(self.defaults, **options.changes())
+        settings = QLIPConfig(**options.changes())
         processor = QLIPImageProcessor(PATCH_SIZE, NATIVE_SIZE, qlip=settings)
         pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
         leaves = processor.partition(pixels)
         rows, cols = leaves.grid
         return View(pixels, settings, leaves, len(leaves), max(len(leaves), self.native_tokens), rows * cols)
 
-    async def ask(self, query: Query) -> AsyncIterator[Piece]:
+    async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.
 
         Raises:
@@ -140,7 +142,7 @@ class ControllerBackend:
             self._client() as client,
             client.stream("POST", "/worker_generate_stream", json=request) as reply,
         ):
-            reply.raise_for_status()
+            await check(reply)
             async for frame in frames(reply.aiter_bytes()):
                 message = read(frame)
                 yield Piece(message["text"][shown:], visual_tokens_in(message))
@@ -155,8 +157,6 @@ class ControllerBackend:
                 base_url=self.url, timeout=timeout, headers=self.headers, trust_env=False
             ) as client:
                 yield client
-        except httpx.HTTPStatusError as error:
-            raise await refusal(error.response) from None
         except httpx.TimeoutException:
             raise RequestError(504, "unreachable", "the controller did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
@@ -212,13 +212,16 @@ def not_llavas() -> RequestError:
     return RequestError(502, "bad_answer", "the worker's answer is not LLaVA's protocol")
 
 
-async def refusal(reply: httpx.Response) -> RequestError:
-    """Returns the error that a refused request stands for, with the server's own reason where it gives one."""
+async def check(reply: httpx.Response) -> None:
+    """Raises RequestError for a request that was refused, with the server's own reason where it gives one."""
+    if reply.is_success:
+        return
     body = (await reply.aread()).rstrip(wire.END)
     try:
-        return failure_of(json.loads(body), "refused")
+        failure = failure_of(json.loads(body), "refused")
     except (ValueError, LookupError, TypeError):
-        return RequestError(502, "refused", f"the controller answered {reply.status_code}")
+        failure = RequestError(502, "refused", f"the controller answered {reply.status_code}")
+    raise failure
 
 
 def failure_of(message: Any, kind: str, limit: int = 300) -> RequestError:
