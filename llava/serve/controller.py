@@ -32,7 +32,15 @@ from llava.serve.http import (
     serve,
 )
 from llava.serve.registry import Dispatch, Registry
-from llava.serve.trust import WORKER_TOKEN_VARIABLE, WorkersOnly, add_token_flag, host_of, is_loopback, refusal
+from llava.serve.trust import (
+    WORKER_TOKEN_VARIABLE,
+    WorkersOnly,
+    add_token_flag,
+    host_of,
+    is_loopback,
+    refusal,
+    warn_of_open_port,
+)
 
 PORT = 21001
 WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
@@ -157,8 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"controller: error: {error}", file=sys.stderr)
         return 2
-    dispatcher = Dispatcher(Registry(args.dispatch_method), args.worker_token)
-    app = create_app(dispatcher, args.worker_token, is_loopback(args.host), api_keys(args), limits)
+    dispatcher, keys = Dispatcher(Registry(args.dispatch_method), args.worker_token), api_keys(args)
+    app = create_app(dispatcher, args.worker_token, is_loopback(args.host), keys, limits)
+    warn_of_open_port(args.host, keys)
     serve(app, args.host, args.port)
     return 0
 

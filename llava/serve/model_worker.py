@@ -39,7 +39,7 @@ from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
 from llava.serve.registration import Registration
-from llava.serve.trust import add_token_flag, host_of, is_loopback
+from llava.serve.trust import add_token_flag, host_of, is_loopback, warn_of_open_port
 from llava.utils import demo_model_path
 
 PORT = 21002
@@ -228,9 +228,7 @@ def complaint(args: argparse.Namespace) -> str | None:
             return f"{flag} {address}: {error}"
         if not args.worker_token and not is_loopback(host):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
-    if args.worker_token:
-        return None
-    if api_keys(args):
+    if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
     return None
 
@@ -249,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.model_name or get_model_name_from_path(str(args.model_path or demo_model_path()))
     worker = ModelWorker(engine, [name], limits, args.stream_interval)
     app = create_app(worker, api_keys(args), args.worker_token)
+    warn_of_open_port(args.host, api_keys(args))
     try:
         if args.no_register:
             serve(app, args.host, args.port)
