@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -107,9 +108,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     sampling, limits = read_sampling(args), read_limits(args)
     qlip_option(args)  # a contradiction should show before the model loads
     questions = read(args)
-    state = PartialState(timeout=timedelta(days=30)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-    if state and args.device is None and state.device.type != "cpu":
-        args.device = str(state.device)
+    state = join_processes(args)
     engine = load_engine(args)
     settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
     answers = AnswerFile(args.answers_file, state.process_index if state else None)
@@ -129,6 +128,19 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
         if not state.is_main_process:
             return 0
     return report(name, answers)
+
+
+def join_processes(args: argparse.Namespace) -> PartialState | None:
+    """This process among those that a launcher started, on a GPU of its own if there are any; None if it is alone.
+
+    They only wait for each other, over the CPU: a GPU's own way would keep it busy meanwhile.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    state = PartialState(cpu=True, timeout=timedelta(days=30))
+    if args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{state.local_process_index % torch.cuda.device_count()}"
+    return state
 
 
 def answer_all(

@@ -28,7 +28,7 @@ class BatchLimits:
 
 
 def form_batches(lengths: Sequence[int], limits: BatchLimits) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first: as few batches as the limits allow.
+    """Indices in batches of similar length, the longest first; a batch ends where the next prompt would not fit.
 
     Args:
         lengths: tokens of each prompt, at least 1.
