@@ -35,16 +35,15 @@ class AnswerFile:
         self.errors = path.with_name(f"{path.stem}.errors{path.suffix or '.jsonl'}")
         self.part = part
 
-    def start(self, questions: Sequence[Question], settings: Mapping[str, Any], resume: bool) -> None:
+    def start(self, questions: Sequence[Question], resume: bool) -> None:
         """Merges what a killed run left and forgets its errors, so that those questions are asked again.
 
         Args:
             questions: all of the question file.
-            settings: of this run.
             resume: False begins anew.
 
         Raises:
-            ValueError: the file answers other questions, or was made with other settings.
+            ValueError: the file answers other questions.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -55,17 +54,22 @@ class AnswerFile:
             file.unlink(missing_ok=True)
         for file in (self.path, *self._parts(self.path)):
             for number, row in enumerate(_read(file), start=1):
-                _check(f"{file}:{number}", row, questions, settings)
+                _check_question(f"{file}:{number}", row, questions)
         self._merge(self.path)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises ValueError unless all answers so far were made with these settings."""
+        for number, row in enumerate(_read(self.path), start=1):
+            check_settings(f"{self.path}:{number}", row, settings)
 
     def done(self) -> set[int]:
         """Indices of the questions that are answered."""
         return {row["metadata"]["index"] for row in _read(self.path)}
 
-    def append(self, rows: Sequence[Row], errors: Sequence[Row]) -> None:
-        """Adds answers and errors, and waits until they are on the disk."""
-        for path, new in ((self.path, rows), (self.errors, errors)):
-            if new:
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds answers, and errors (rows without a text) to their own file, and waits until they are on the disk."""
+        for path, has_text in ((self.path, True), (self.errors, False)):
+            if new := [row for row in rows if ("text" in row) is has_text]:
                 append_lines(self._own(path), new)
 
     def finish(self) -> tuple[int, int]:
@@ -124,8 +128,8 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _check(where: str, row: Row, questions: Sequence[Question], settings: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a row answers its question under these settings."""
+def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None:
+    """Raises ValueError unless a row answers its question."""
     index = row["metadata"]["index"]
     asked = questions[index] if 0 <= index < len(questions) else None
     if asked is None or (row.get("question_id"), row.get("prompt")) != (asked.question_id, asked.prompt):
@@ -134,6 +138,10 @@ def _check(where: str, row: Row, questions: Sequence[Question], settings: Mappin
             f"{where} answers question {row.get('question_id')!r}, but number {index} of the question file is {found}"
             f" or has another text; {ADVICE}"
         )
+
+
+def check_settings(where: str, row: Row, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a row was made with these settings; `where` names it."""
     own = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
     if differences := difference(own, settings):
         raise ValueError(

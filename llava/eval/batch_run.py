@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
+from llava.eval.prefetch import Preparer, prepare_ahead
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
-from llava.eval.runner import Outcome, Runner
+from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_empty_tower
 from llava.serve.cli import OneLineParser, add_model_flags, load_engine, qlip_option
 from llava.serve.engine import Sampling
 from llava.utils import demo_model_path
@@ -106,28 +108,38 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
         ValueError: impossible flags, a bad question file, or answers of another run.
     """
     sampling, limits = read_sampling(args), read_limits(args)
-    qlip_option(args)  # a contradiction should show before the model loads
     questions = read(args)
+    preparer = Preparer.of(load_empty_tower(args.model_path or demo_model_path(), qlip_option(args)))
     state = join_processes(args)
-    engine = load_engine(args)
-    settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
+    first = state is None or state.is_main_process
     answers = AnswerFile(args.answers_file, state.process_index if state else None)
-    if state is None or state.is_main_process:
-        answers.start(questions, settings, args.resume)
+    if first:
+        answers.start(questions, args.resume)
     if state:
         state.wait_for_everyone()
-    done = answers.done()
-    todo = [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
+    todo = open_questions(args, questions, answers)
     if state:
         todo = [todo[i] for i in chunk(todo, state.num_processes, state.process_index)]
-    workers = choose_workers(args.workers, todo, state.num_processes if state else 1)
-    runner = Runner(engine, sampling, args.seed, limits, workers)
-    answer_all(runner, todo, answers, row_maker(args.model_path, settings), state is None or state.is_main_process)
+    pictures = pictures_of(todo, limits)
+    workers = choose_workers(args.workers, len(pictures), state.num_processes if state else 1)
+    ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
+    engine = load_engine(args)
+    settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
+    answers.check(settings)
+    progress, make_row = Progress(len(todo), show=first), row_maker(args.model_path, settings)
+    for outcomes in Runner(engine, sampling, args.seed, limits).run(todo, ready):
+        answers.append([make_row(outcome) for outcome in outcomes])
+        progress.add(outcomes)
+    progress.close()
     if state:
         state.wait_for_everyone()
-        if not state.is_main_process:
-            return 0
-    return report(name, answers)
+    return report(name, answers) if first else 0
+
+
+def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
+    """The questions of this chunk that have no answer yet."""
+    done = answers.done()
+    return [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
 
 
 def join_processes(args: argparse.Namespace) -> PartialState | None:
@@ -141,18 +153,6 @@ def join_processes(args: argparse.Namespace) -> PartialState | None:
     if args.device is None and torch.cuda.is_available():
         args.device = f"cuda:{state.local_process_index % torch.cuda.device_count()}"
     return state
-
-
-def answer_all(
-    runner: Runner, todo: Sequence[tuple[int, Question]], answers: AnswerFile, make_row: Any, show: bool
-) -> None:
-    """Asks the questions; writes answers and errors as they come, and shows how far it is."""
-    seen = Progress(len(todo), show)
-    for outcomes in runner.run(todo):
-        rows = [make_row(outcome) for outcome in outcomes]
-        answers.append([row for row in rows if "text" in row], [row for row in rows if "text" not in row])
-        seen.add(outcomes)
-    seen.close()
 
 
 def report(name: str, answers: AnswerFile) -> int:
@@ -229,7 +229,7 @@ def read_limits(args: argparse.Namespace) -> BatchLimits:
     return BatchLimits(rows if args.batch_size > 0 else args.batch_size, tokens if args.batch_tokens > 0 else 0)
 
 
-def choose_workers(wanted: int | None, todo: Sequence[tuple[int, Question]], processes: int) -> int:
+def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
     """How many processes make pictures ready.
 
     Raises:
@@ -239,6 +239,6 @@ def choose_workers(wanted: int | None, todo: Sequence[tuple[int, Question]], pro
         if wanted < 0:
             raise ValueError(f"--workers is {wanted}; it must be at least 0")
         return wanted
-    if len({question.image for _, question in todo}) <= FEW_PICTURES:
+    if pictures <= FEW_PICTURES:
         return 0
     return max(1, min(8, (os.cpu_count() or 1) // processes - 1))

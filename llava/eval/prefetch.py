@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llava.mm_utils import process_images
-from llava.serve.engine import ChatEngine
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.serve.images import ImageError, load_image
 from qlip import Leaves, QLIPImageProcessor, extract_patches
 from qlip.patches import CutImage, downsize
@@ -64,25 +64,17 @@ class Preparer:
     """Tokens that the CLIP tower gives."""
 
     @classmethod
-    def of(cls, engine: ChatEngine) -> Preparer:
-        """The preparer for an engine's tower.
+    def of(cls, tower: VisionTower) -> Preparer:
+        """The preparer for a tower, which needs no weights.
 
         Raises:
-            ValueError: the model has no tower, or cuts pictures into tiles.
+            ValueError: the model cuts pictures into tiles.
         """
-        tower = engine.model.get_vision_tower()
-        if tower is None:
-            raise ValueError("the model has no vision tower")
-        if (aspect := engine.model.config.image_aspect_ratio) == "anyres":
+        if (aspect := tower.llava_config.image_aspect_ratio) == "anyres":
             raise ValueError("image_aspect_ratio 'anyres' (tiles) is not supported")
-        size = tower.config.image_size
-        native = tower.num_patches if isinstance(engine.image_processor, QLIPImageProcessor) else None
-        return cls(
-            engine.image_processor,
-            aspect,
-            tower.config.patch_size,
-            tower.count_tokens(torch.empty(3, size, size)) if native is None else native,
-        )
+        quadtree = isinstance(tower.image_processor, QLIPImageProcessor)
+        native = tower.num_patches if quadtree else tower.count_tokens(torch.empty(3, 1, 1))
+        return cls(tower.image_processor, aspect, tower.config.patch_size, native)
 
     def __call__(self, source: Source) -> Prepared | Unreadable:
         """Opens a picture and makes it ready."""
@@ -108,7 +100,7 @@ class Preparer:
 
 
 def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
-    """Yields `Prepared` or `Unreadable` for each source, in order.
+    """`Prepared` or `Unreadable` for each source, in order. Workers begin at once, not when the first is asked for.
 
     Args:
         preparer: makes pictures ready.
@@ -119,9 +111,8 @@ def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, a
     Raises:
         RuntimeError: a worker died, say for lack of memory.
     """
-    if workers == 0:
-        yield from map(preparer, sources)
-        return
+    if workers == 0 or not sources:
+        return map(preparer, sources)
     loader: DataLoader[Any] = DataLoader(
         _Pictures(preparer, sources),
         batch_size=None,
@@ -130,8 +121,7 @@ def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, a
         prefetch_factor=max(1, math.ceil(ahead / workers)),
         multiprocessing_context="spawn",  # a fork would copy locks that the model's threads hold
     )
-    for packed in loader:
-        yield _unpack(packed)
+    return map(unpack, iter(loader))
 
 
 class _Pictures(Dataset):
@@ -145,14 +135,15 @@ class _Pictures(Dataset):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Any:
-        return _pack(self.preparer(self.sources[index]))
+        return pack(self.preparer(self.sources[index]))
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _pack(ready: Prepared | Unreadable) -> Any:
+def pack(ready: Prepared | Unreadable) -> Any:
+    """Arrays in the place of tensors."""
     if isinstance(ready, Unreadable):
         return ready
     facts = (ready.tokens, ready.span, ready.uniform_tokens, ready.size)
@@ -163,7 +154,8 @@ def _pack(ready: Prepared | Unreadable) -> Any:
     return facts, (cut.leaves.boxes.numpy(), cut.leaves.grid, cut.patches.numpy(), small)
 
 
-def _unpack(packed: Any) -> Prepared | Unreadable:
+def unpack(packed: Any) -> Prepared | Unreadable:
+    """The inverse of `pack`."""
     if isinstance(packed, Unreadable):
         return packed
     facts, image = packed

@@ -16,7 +16,7 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.batches import BatchLimits, form_batches
 from llava.eval.decoding import Request, generate, prompt_ids, row_seed
-from llava.eval.prefetch import Prepared, Preparer, Source, Unreadable, prepare_ahead
+from llava.eval.prefetch import Prepared, Source, Unreadable
 from llava.eval.questions import Question
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.engine import ChatEngine, Sampling
@@ -66,7 +66,6 @@ class Runner:
         sampling: Sampling,
         seed: int = 0,
         limits: BatchLimits | None = None,
-        workers: int = 0,
     ) -> None:
         """
         Args:
@@ -74,23 +73,21 @@ class Runner:
             sampling: how answers are decoded.
             seed: of sampled answers.
             limits: of batches.
-            workers: processes that make pictures ready; 0 does it here.
         """
         self.engine = engine
         self.sampling = sampling
         self.seed = seed
         self.limits = limits or BatchLimits()
-        self.workers = workers
 
-    def run(self, asked: Sequence[Asked]) -> Iterator[list[Outcome]]:
-        """Yields the outcomes of batch after batch; in each window the longest prompts come first."""
-        size = WINDOW * self.limits.rows
-        windows = [asked[start : start + size] for start in range(0, len(asked), size)]
-        sources = [list(_sources(window)) for window in windows]
-        flat = [source for some in sources for source in some]
-        ready = prepare_ahead(Preparer.of(self.engine), flat, self.workers, ahead=size) if flat else iter(())
-        for window, some in zip(windows, sources, strict=True):
-            yield from self._window(window, {source: next(ready) for source in some})
+    def run(self, asked: Sequence[Asked], ready: Iterator[Prepared | Unreadable]) -> Iterator[list[Outcome]]:
+        """Yields the outcomes of batch after batch; in each window the longest prompts come first.
+
+        Args:
+            asked: the questions.
+            ready: the pictures of `pictures_of(asked, limits)`, in that order.
+        """
+        for window in _windows(asked, self.limits):
+            yield from self._window(window, {source: next(ready) for source in _pictures(window)})
 
     def _window(self, window: Sequence[Asked], ready: dict[Source, Prepared | Unreadable]) -> Iterator[list[Outcome]]:
         plans, refused = [], []
@@ -155,6 +152,16 @@ class Runner:
             encoded.update(zip(pictures, tokens, strict=True))
 
 
-def _sources(window: Sequence[Asked]) -> dict[Source, None]:
-    """The pictures of some questions, each once, in the order of their first questions."""
+def pictures_of(asked: Sequence[Asked], limits: BatchLimits) -> list[Source]:
+    """The pictures that a run needs, in the order in which it needs them; one comes again in another window."""
+    return [source for window in _windows(asked, limits) for source in _pictures(window)]
+
+
+def _windows(asked: Sequence[Asked], limits: BatchLimits) -> list[Sequence[Asked]]:
+    size = WINDOW * limits.rows
+    return [asked[start : start + size] for start in range(0, len(asked), size)]
+
+
+def _pictures(window: Sequence[Asked]) -> dict[Source, None]:
+    """The pictures of some questions, each once."""
     return dict.fromkeys(question.image for _, question in window if question.image is not None)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from llava.eval.prefetch import Prepared, Preparer, Unreadable, prepare_ahead
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.images import load_image
 from llava.utils import demo_model_path
@@ -40,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
 
 @torch.inference_mode()
 def test_tokens_features_and_places_are_those_of_the_towers_own_pixels(engine: ChatEngine, files: list[Path]) -> None:
-    ready = [Preparer.of(engine)(file) for file in files]
+    ready = [Preparer.of(engine.model.get_vision_tower())(file) for file in files]
     pixels = [engine.prepare_images([load_image(file)])[0] for file in files]
     expected = engine.model.encode_images(pixels)
     tower = engine.model.get_vision_tower()
@@ -57,7 +57,7 @@ def test_tokens_features_and_places_are_those_of_the_towers_own_pixels(engine: C
 
 
 def test_the_uniform_grid_is_counted_at_the_same_size(engine: ChatEngine, files: list[Path]) -> None:
-    ready = Preparer.of(engine)(files[0])
+    ready = Preparer.of(engine.model.get_vision_tower())(files[0])
     assert isinstance(ready, Prepared)
     cells = (ready.size[0] // 14) * (ready.size[1] // 14)
     assert ready.uniform_tokens == cells
@@ -69,7 +69,7 @@ def test_workers_give_what_this_process_gives_in_the_order_asked(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
     sources = [files[2], broken, *files, tmp_path / "missing.png", files[1]]
-    preparer = Preparer.of(engine)
+    preparer = Preparer.of(engine.model.get_vision_tower())
     here, there = (list(prepare_ahead(preparer, sources, workers, ahead=2)) for workers in (0, 2))
     assert [type(item) for item in here] == [Prepared, Unreadable, *[Prepared] * 3, Unreadable, Prepared]
     with torch.inference_mode():
@@ -90,8 +90,19 @@ def test_workers_give_what_this_process_gives_in_the_order_asked(
 def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    preparer = Preparer.of(engine)
+    preparer = Preparer.of(engine.model.get_vision_tower())
     assert preparer(tmp_path / "a.png") == Unreadable(f"no such image file: {tmp_path / 'a.png'}")
     unreadable = preparer(broken)
     assert isinstance(unreadable, Unreadable)
     assert unreadable.reason.startswith("not a readable image")
+
+
+def test_a_tower_without_weights_prepares_as_the_loaded_one(engine: ChatEngine, files: list[Path]) -> None:
+    empty = load_empty_tower(demo_model_path(), engine.model.config.qlip)
+    (ours, theirs) = (Preparer.of(tower)(files[1]) for tower in (empty, engine.model.get_vision_tower()))
+    assert isinstance(ours, Prepared) and isinstance(theirs, Prepared)
+    assert (ours.tokens, ours.span, ours.size) == (theirs.tokens, theirs.span, theirs.size)
+    with torch.inference_mode():
+        features = [engine.model.encode_images([ready.image])[0].features for ready in (ours, theirs)]
+    assert torch.equal(*features)
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}

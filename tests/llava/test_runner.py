@@ -13,8 +13,9 @@ from PIL import Image
 
 from llava.eval import runner as module
 from llava.eval.batches import BatchLimits
+from llava.eval.prefetch import Preparer, prepare_ahead
 from llava.eval.questions import Question
-from llava.eval.runner import Outcome, Runner
+from llava.eval.runner import Outcome, Runner, pictures_of
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
@@ -60,7 +61,10 @@ def alone(engine: ChatEngine, asked: list[tuple[int, Question]]) -> dict[int, st
 
 
 def outcomes(runner: Runner, asked: list[tuple[int, Question]]) -> dict[int, Outcome]:
-    found = [outcome for batch in runner.run(asked) for outcome in batch]
+    preparer = Preparer.of(runner.engine.model.get_vision_tower())
+    ready = prepare_ahead(preparer, pictures_of(asked, runner.limits), workers=0, ahead=1)
+    found = [outcome for batch in runner.run(asked, ready) for outcome in batch]
+    assert next(ready, None) is None  # no picture is opened that is not shown
     assert sorted(outcome.index for outcome in found) == [index for index, _ in asked]
     return {outcome.index: outcome for outcome in found}
 
