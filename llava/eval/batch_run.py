@@ -91,8 +91,13 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
 def command(name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None) -> int:
     """Runs a command line; returns 0, 1 if questions stayed without an answer, 2 for an error, 130 if interrupted."""
     args = parser.parse_args(argv)
+    return guarded(name, lambda: run(name, args, read))
+
+
+def guarded(name: str, work: Callable[[], int]) -> int:
+    """The exit code of some work: its own, or that of its failure, which is told in one line."""
     try:
-        return run(name, args, read)
+        return work()
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -128,8 +133,9 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     answers.check(settings)
     progress, make_row = Progress(len(todo), show=first), row_maker(args.model_path, settings)
     for outcomes in Runner(engine, sampling, args.seed, limits).run(todo, ready):
-        answers.append([make_row(outcome) for outcome in outcomes])
-        progress.add(outcomes)
+        rows = [make_row(outcome) for outcome in outcomes]
+        answers.append(rows)
+        progress.add(rows)
     progress.close()
     if state:
         state.wait_for_everyone()
@@ -172,14 +178,14 @@ class Progress:
         self.bar = tqdm(total=total, unit="image", disable=not show, mininterval=every, smoothing=0.05)
         self.tokens = self.uniform = 0
 
-    def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Counts a batch."""
-        pictures = [outcome.picture for outcome in outcomes if outcome.picture is not None]
-        self.tokens += sum(picture.tokens for picture in pictures)
-        self.uniform += sum(picture.uniform_tokens for picture in pictures)
+    def add(self, rows: Sequence[Row]) -> None:
+        """Counts rows of the file of answers."""
+        answered = [row["metadata"] for row in rows if "text" in row]
+        self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
+        self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
         if self.uniform:
             self.bar.set_postfix_str(f"{1 - self.tokens / self.uniform:.0%} tokens saved", refresh=False)
-        self.bar.update(len(outcomes))
+        self.bar.update(len(rows))
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -6,6 +6,7 @@ What comes out is small: patches of leaves, not pixels. Knows image processors, 
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,21 @@ def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, a
         num_workers=min(workers, len(sources)),
         collate_fn=_as_it_is,
         prefetch_factor=max(1, math.ceil(ahead / workers)),
-        multiprocessing_context="spawn",  # a fork would copy locks that the model's threads hold
+        multiprocessing_context=_context(),
     )
     return map(unpack, iter(loader))
+
+
+def _context() -> Any:
+    """How workers start: not as a fork of this process, which would copy locks that its threads hold.
+
+    They are forked from a process that has done nothing but import, once for all of them.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "llava.eval.batch_run"])
+    return context
 
 
 class _Pictures(Dataset):
