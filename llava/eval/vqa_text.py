@@ -14,7 +14,7 @@ ANNOTATORS = 10
 ARTICLES = ("a", "an", "the")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 
 # Contracted words. Of each, an answer may have left out any one apostrophe.
 CONTRACTED = """
@@ -27,7 +27,6 @@ CONTRACTED = """
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
-_DIGITS_COMMA = re.compile(r"\d,+\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
@@ -48,14 +47,14 @@ _CONTRACTIONS = contractions()
 def normalise_answer(text: str) -> str:
     """An answer as it is compared: lower case, without articles and punctuation, numbers to ten as digits.
 
-    A sign of punctuation vanishes where a blank stands beside any of its kind, or where digits have a comma between
-    them; elsewhere it becomes a blank. A full stop vanishes unless a digit follows.
+    Commas and question marks vanish, a full stop does unless a digit follows. Of the other signs, a kind vanishes from
+    the answer if a blank stands beside any of it, and becomes a blank otherwise.
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     plain = text
     for sign in PUNCTUATION:
-        vanishes = f"{sign} " in text or f" {sign}" in text or _DIGITS_COMMA.search(text)
+        vanishes = f"{sign} " in text or f" {sign}" in text
         plain = plain.replace(sign, "" if vanishes else " ")
     words = (NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)

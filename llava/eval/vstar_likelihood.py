@@ -1,0 +1,162 @@
+"""V* Bench as its authors ask it: which option is the likeliest answer? `python -m llava.eval.vstar_likelihood`.
+
+The question is put without its options; an option's loss is the mean cross-entropy of its tokens, the end of the answer
+included, and the option of the lowest loss is chosen. Its letter is written as the answer, for `llava.eval.eval_vstar`.
+Source: arXiv 2312.14135 and its `vstar_bench_eval.py`. Generated answers are the runner's matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from llava.eval.journal import append_line, whole_lines
+from llava.eval.labelled import label_letter
+from llava.eval.parsing import listed_options
+from llava.eval.records import Row, read_json, read_labelled
+from llava.eval.scoring import run_command
+from llava.mm_utils import tokenizer_image_token
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.serve.cli import OneLineParser, add_model_flags, load_engine
+from llava.serve.engine import ChatEngine
+from llava.serve.images import load_image
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with its possible answers."""
+
+    question: str
+    """Without its options."""
+
+    options: dict[str, str]
+    """Letter -> answer."""
+
+
+def read_choice(question: Row, image_folder: Path) -> Choice:
+    """The question and its options, from V* Bench's annotation beside the picture or else from the question's text.
+
+    The annotation, `sa_1.json` of `sa_1.jpg`, has whole sentences, the right one first, which gets the label's letter.
+
+    Raises:
+        ValueError: there are fewer than two options, or the label is none of them.
+    """
+    label = label_letter(question["label"])
+    annotation = (image_folder / question["image"]).with_suffix(".json")
+    if annotation.is_file():
+        content = read_json(annotation, dict)
+        if not isinstance(content.get("options"), list) or "question" not in content:
+            raise ValueError(f"{annotation} has no question, or no list of options")
+        others = [letter for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter != label]
+        return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
+    options = listed_options(question["text"])
+    if len(options) < 2 or label not in options:
+        raise ValueError(
+            f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"
+        )
+    return Choice(question["text"].split("\n")[0].strip(), options)
+
+
+@torch.inference_mode()
+def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, options: Sequence[str]) -> list[float]:
+    """The mean cross-entropy of each option as the answer to a question about a picture, all in one batch.
+
+    Args:
+        engine: A loaded model with its prompt format.
+        picture: As the model's `encode_images` gives it.
+        question: Without its options.
+        options: The possible answers; a loss does not depend on the others.
+
+    Raises:
+        PromptTooLong: the longest option exceeds the context.
+    """
+    prompt, answers = prompt_and_answers(engine, question, options)
+    visual = max(len(picture.features), picture.span)
+    longest = max(len(answer) for answer in answers)
+    engine.check_length(len(prompt) - 1, visual, longest)
+    model = engine.model
+    rows = [torch.cat([prompt, answer]) for answer in answers]
+    ids = pad_sequence(rows, True, engine.padding_id).to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True).to(model.device)
+    logits = model(ids, attention_mask=mask, images=[picture] * len(rows), logits_to_keep=longest + 1).logits
+    right_padded = model.config.tokenizer_padding_side == "right"
+    losses = []
+    for row, answer in zip(logits.float(), answers, strict=True):
+        start = 0 if right_padded else longest - len(answer)
+        own = row[start : start + len(answer)]
+        losses.append(torch.nn.functional.cross_entropy(own, answer.to(own.device)).item())
+    return losses
+
+
+def prompt_and_answers(engine: ChatEngine, question: str, options: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    """Token ids of the prompt, IMAGE_TOKEN_INDEX where the picture stands, and of each option with what ends it."""
+    conversation = engine.question(question, 1)
+    prompt = tokenizer_image_token(conversation.get_prompt(), engine.tokenizer)
+    answers = []
+    for option in options:
+        conversation.messages[-1][1] = option
+        whole = tokenizer_image_token(conversation.get_prompt(), engine.tokenizer)
+        if whole[: len(prompt)] != prompt:
+            raise ValueError(f"the tokens of the prompt change when {option!r} follows it; use another --conv-mode")
+        answers.append(torch.tensor(whole[len(prompt) :]))
+    return torch.tensor(prompt), answers
+
+
+def answer_rows(engine: ChatEngine, questions: Sequence[Row], image_folder: Path) -> Iterator[Row]:
+    """An answer row for each question; questions about one picture that follow each other see it encoded once."""
+    name, picture = None, None
+    for question in questions:
+        choice = read_choice(question, image_folder)
+        if picture is None or name != question["image"]:
+            name = question["image"]
+            with torch.inference_mode():
+                picture = engine.model.encode_images(engine.prepare_images([load_image(image_folder / name)]))[0]
+        losses = option_losses(engine, picture, choice.question, list(choice.options.values()))
+        letters = list(choice.options)
+        yield {
+            "question_id": question["question_id"],
+            "prompt": choice.question,
+            "text": letters[losses.index(min(losses))],
+            "metadata": {
+                "protocol": "likelihood",
+                "options": choice.options,
+                "losses": dict(zip(letters, losses, strict=True)),
+                "visual_tokens": len(picture.features),
+            },
+        }
+
+
+def command(args: argparse.Namespace) -> None:
+    """Answers the questions that have no answer yet."""
+    questions = list(read_labelled(args.question_file, ("image", "text", "label")).values())
+    done = {str(json.loads(line)["question_id"]) for line in whole_lines(args.answers_file)}
+    left = [question for question in questions if str(question["question_id"]) not in done]
+    args.answers_file.parent.mkdir(parents=True, exist_ok=True)
+    if not left:
+        return
+    engine = load_engine(args)
+    for row in tqdm(answer_rows(engine, left, args.image_folder), total=len(left), unit="question"):
+        append_line(args.answers_file, row)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="vstar_likelihood", description="Answer V* Bench by the likelihood of its options.")
+    add_model_flags(parser)
+    parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
+    parser.add_argument("--image-folder", type=Path, required=True, help="where the pictures lie")
+    parser.add_argument("--answers-file", type=Path, required=True, help="file to write; what is in it stays")
+    return run_command(parser, command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
