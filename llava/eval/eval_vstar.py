@@ -27,8 +27,9 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     found = [chosen(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == label_letter(question["label"]) for question, letter in zip(questions, found, strict=True)]
     rows = {}
-    for group, name in {**CATEGORIES, None: "overall"}.items():
-        if own := [i for i, category in enumerate(groups) if group in (None, category)]:
+    members = {name: [group == category for group in groups] for category, name in CATEGORIES.items()}
+    for name, member in (members | {"overall": [True] * len(groups)}).items():
+        if own := [i for i, belongs in enumerate(member) if belongs]:
             rows[name] = accuracy([right[i] for i in own]) | {"unparsed": [found[i] for i in own].count(None)}
     return Score("V* Bench", rows)
 

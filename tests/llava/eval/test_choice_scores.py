@@ -131,7 +131,10 @@ def seed_files(folder: Path) -> list[str]:
         seed_question("v3", "B", "video", 10),
     ]
     types = {"Scene Understanding": 1, "Instance Identity": 2, "Action Recognition": 10}
-    return ["--annotation-file", str(write_json(folder / "s.json", {"questions": questions, "question_type": types}))]
+    return [
+        "--annotation-file",
+        str(write_json(folder / "SEED-Bench.json", {"questions": questions, "question_type": types})),
+    ]
 
 
 def test_seed_bench_by_hand(tmp_path: Path) -> None:

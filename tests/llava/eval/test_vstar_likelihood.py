@@ -93,7 +93,7 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
 
 
 def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_letters_are(tmp_path: Path) -> None:
-    """The embedded model sees a purple ring, so that of the four questions the first, second and fourth come out right."""
+    """The embedded model sees a purple ring: of the four questions the first, second and fourth come out right."""
     (tmp_path / "direct_attributes").mkdir()
     (tmp_path / "direct_attributes" / "sa_1.png").write_bytes(demo_picture_path().read_bytes())
     other = f"{QUESTION}\n(A) purple\n(B) green"
