@@ -35,7 +35,7 @@ def test_a_prompt_without_a_question_is_refused() -> None:
 
 
 def textvqa_files(folder: Path, said: list[tuple[str, str, str]]) -> list[str]:
-    """(image, question, what the model said) of each; annotated are two questions about one image, one about another."""
+    """(image, question, what the model said) of each; annotated are two about one image, one about another."""
     data = [
         {"image_id": "i1", "question": "What brand is it?", "answers": ["Kodak"] * 7 + ["the kodak", "agfa", "agfa"]},
         {"image_id": "i1", "question": "what year?", "answers": ["1999"] * 9 + ["1998"]},
