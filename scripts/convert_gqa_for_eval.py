@@ -10,7 +10,7 @@ from pathlib import Path
 from llava.eval.eval_gqa import prediction
 from llava.eval.records import read_answers
 from llava.eval.scoring import run_command, write_json
-from llava.serve.cli import OneLineParser
+from llava.serve.parser import OneLineParser
 
 
 def convert(args: argparse.Namespace) -> None:

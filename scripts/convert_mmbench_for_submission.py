@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava.eval.records import Key, Row, read_answers, read_table, texts_for
 from llava.eval.scoring import run_command
-from llava.serve.cli import OneLineParser
+from llava.serve.parser import OneLineParser
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns of the table that the server does not want."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from llava.eval.records import Row, read_answers, read_labelled, texts_for
 from llava.eval.scoring import run_command, write_json
 from llava.eval.vqa_text import normalise_answer
-from llava.serve.cli import OneLineParser
+from llava.serve.parser import OneLineParser
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from llava.eval.records import Key, Row, read_answers, read_labelled, rows_for
 from llava.eval.scoring import run_command, write_json
 from llava.eval.vqa_text import normalise_answer
-from llava.serve.cli import OneLineParser
+from llava.serve.parser import OneLineParser
 
 TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 

@@ -18,9 +18,6 @@ from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_p
 
 COPY = 1_000_000
 LETTERS = "ABCD"
-ABSENT = ("", "nan", "none")
-"""Option texts of a table that mean "no such option", as LLaVA's runner takes them."""
-
 Order = tuple[int, int]
 """Index in the table, round."""
 
@@ -28,11 +25,6 @@ Order = tuple[int, int]
 def original(index: int) -> int:
     """The index of the question that a row is a copy of."""
     return index % COPY
-
-
-def options_of(question: Row) -> dict[str, str]:
-    """Letter -> text of the options that a row of the table has."""
-    return {letter: question[letter] for letter in LETTERS if question.get(letter, "").strip().lower() not in ABSENT}
 
 
 def chosen(answer: Row) -> str | None:
@@ -64,7 +56,7 @@ def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
     hits = first
     orders = rotations(answers)
     if any(len(own) > 1 for own in orders.values()):
-        hits = [circular_hit(questions[index], orders[index], right) for index in bases]
+        hits = [circular_hit(index, orders[index], answers, right) for index in bases]
         rows["CircularEval"] = accuracy(hits)
     for column in ("l2-category", "category"):
         if all(questions[index].get(column) for index in bases):
@@ -80,17 +72,17 @@ def rotations(answers: Mapping[Order, Row]) -> dict[int, list[Order]]:
     return orders
 
 
-def circular_hit(question: Row, orders: Sequence[Order], right: Mapping[Order, bool]) -> bool:
-    """Whether all orders of a question are right.
+def circular_hit(
+    index: int, orders: Sequence[Order], answers: Mapping[Order, Row], right: Mapping[Order, bool]
+) -> bool:
+    """Whether a question is right in all orders.
 
     Raises:
         ValueError: there are not as many orders as options.
     """
-    wanted = len(options_of(question))
+    wanted = len(answers[index, 0]["options"])
     if len(orders) != wanted:
-        raise ValueError(
-            f"question {question['index']} was asked in {len(orders)} orders; CircularEval needs all {wanted}"
-        )
+        raise ValueError(f"question {index} was asked in {len(orders)} orders; CircularEval needs all {wanted}")
     return all(right[order] for order in orders)
 
 

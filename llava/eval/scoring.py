@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.serve.cli import OneLineParser
+from llava.serve.parser import OneLineParser
 
 Table = Mapping[str, Mapping[str, float]]
 

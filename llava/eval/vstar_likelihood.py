@@ -22,6 +22,7 @@ from tqdm import tqdm
 from llava.eval.journal import append_line, whole_lines
 from llava.eval.labelled import label_letter
 from llava.eval.parsing import listed_options
+from llava.eval.questions import chunk
 from llava.eval.records import Row, read_json, read_labelled
 from llava.eval.scoring import run_command
 from llava.mm_utils import tokenizer_image_token
@@ -137,7 +138,8 @@ def answer_rows(engine: ChatEngine, questions: Sequence[Row], image_folder: Path
 
 def command(args: argparse.Namespace) -> None:
     """Answers the questions that have no answer yet."""
-    questions = list(read_labelled(args.question_file, ("image", "text", "label")).values())
+    every = list(read_labelled(args.question_file, ("image", "text", "label")).values())
+    questions = [every[i] for i in chunk(every, args.num_chunks, args.chunk_idx)]
     done = {str(json.loads(line)["question_id"]) for line in whole_lines(args.answers_file)}
     left = [question for question in questions if str(question["question_id"]) not in done]
     args.answers_file.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
     parser.add_argument("--image-folder", type=Path, required=True, help="where the pictures lie")
     parser.add_argument("--answers-file", type=Path, required=True, help="file to write; what is in it stays")
+    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
     return run_command(parser, command, argv)
 
 
