@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,11 +271,14 @@ def test_mmbench(run: Run, tmp_path: Path, script: str, folder: str, split: str)
     assert "submit the file" in run(script, SPLIT="mmbench_test").stdout
 
 
-def vstar(folder: Path) -> Path:
+def vstar(folder: Path, categories: Sequence[str] = ("direct_attributes",)) -> Path:
     data = folder / "vstar"
     picture(data / "direct_attributes" / "sa_1.png")
-    row = {"question_id": "0", "image": "direct_attributes/sa_1.png", "text": LISTED, "category": "direct_attributes"}
-    write_rows(data / "test_questions.jsonl", [row | {"label": "B"}])
+    row = {"image": "direct_attributes/sa_1.png", "text": LISTED, "label": "B"}
+    write_rows(
+        data / "test_questions.jsonl",
+        [row | {"question_id": str(number), "category": category} for number, category in enumerate(categories)],
+    )
     return data
 
 

@@ -6,6 +6,7 @@
 #   CUDA_VISIBLE_DEVICES=0,1   one process for each GPU (default: one process)
 #   EVAL_DIR                   the data (default: ./playground/data/eval, laid out as LLaVA documents)
 #   CKPT                       the run's name (default: the model's, with the flags that change answers)
+#   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
 #   PYTHON                     (default: python)
 # A run that was stopped goes on when started again.
 

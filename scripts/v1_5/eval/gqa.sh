@@ -13,4 +13,4 @@ answer llava.eval.model_vqa_loader "$DIR/answers/$SPLIT/$NAME" "$MERGED" --tempe
     --question-file "$DIR/$SPLIT.jsonl" --image-folder "$DIR/data/images"
 "$PYTHON" "$ROOT/scripts/convert_gqa_for_eval.py" --src "$MERGED" --dst "$DIR/data/testdev_balanced_predictions.json"
 "$PYTHON" -m llava.eval.eval_gqa --question-file "$DIR/data/testdev_balanced_questions.json" --result-file "$MERGED" \
-    --json "$DIR/scores/$NAME.json"
+    --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

@@ -15,5 +15,5 @@ if [[ $SPLIT == *test* ]]; then
     echo "$SPLIT has no answers: submit the file at https://mmbench.opencompass.org.cn/mmbench-submission"
 else
     "$PYTHON" -m llava.eval.eval_mmbench --annotation-file "$TABLE" \
-        --result-file "$DIR/answers/$SPLIT/$NAME.jsonl" --json "$DIR/scores/$SPLIT/$NAME.json"
+        --result-file "$DIR/answers/$SPLIT/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$SPLIT/$NAME.json}"
 fi

@@ -9,4 +9,4 @@ https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluat
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/llava_mme.jsonl" --image-folder "$DIR/MME_Benchmark_release_version"
 "$PYTHON" -m llava.eval.eval_mme --data-dir "$DIR/MME_Benchmark_release_version" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

@@ -9,4 +9,4 @@ need "$DIR/val2014" "http://images.cocodataset.org/zips/val2014.zip, unpacked in
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/llava_pope_test.jsonl" --image-folder "$DIR/val2014"
 "$PYTHON" -m llava.eval.eval_pope --annotation-dir "$DIR/coco" --question-file "$DIR/llava_pope_test.jsonl" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

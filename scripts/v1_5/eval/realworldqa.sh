@@ -8,4 +8,4 @@ need "$DIR" "hf download xai-org/RealworldQA --repo-type dataset --local-dir $DI
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/questions.jsonl" --image-folder "$DIR"
 "$PYTHON" -m llava.eval.eval_realworldqa --question-file "$DIR/questions.jsonl" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

@@ -11,4 +11,4 @@ MERGED=$DIR/answers/$NAME/merge.jsonl
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$MERGED" --temperature 0 \
     --question-file "$DIR/llava-seed-bench.jsonl" --image-folder "$DIR"
 "$PYTHON" "$ROOT/scripts/convert_seed_for_submission.py" --annotation-file "$DIR/SEED-Bench.json" \
-    --result-file "$MERGED" --result-upload-file "$DIR/answers_upload/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$MERGED" --result-upload-file "$DIR/answers_upload/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

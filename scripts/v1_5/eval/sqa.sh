@@ -12,4 +12,4 @@ answer llava.eval.model_vqa_science "$DIR/answers/$NAME" "$DIR/answers/$NAME.jso
     --temperature 0 --question-file "$DIR/llava_test_CQM-A.json" --image-folder "$DIR/images/test"
 "$PYTHON" -m llava.eval.eval_science_qa --base-dir "$DIR" --result-file "$DIR/answers/$NAME.jsonl" \
     --output-file "$DIR/answers/${NAME}_output.json" --output-result "$DIR/answers/${NAME}_result.json" \
-    --json "$DIR/scores/$NAME.json"
+    --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

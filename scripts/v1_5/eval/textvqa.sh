@@ -9,4 +9,4 @@ need "$DIR/train_images" "https://dl.fbaipublicfiles.com/textvqa/images/train_va
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/llava_textvqa_val_v051_ocr.jsonl" --image-folder "$DIR/train_images"
 "$PYTHON" -m llava.eval.eval_textvqa --annotation-file "$DIR/TextVQA_0.5.1_val.json" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"

@@ -13,4 +13,4 @@ esac
 answer "$MODULE" "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" \
     --question-file "$DIR/test_questions.jsonl" --image-folder "$DIR"
 "$PYTHON" -m llava.eval.eval_vstar --question-file "$DIR/test_questions.jsonl" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "$DIR/scores/$NAME.json"
+    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"
