@@ -17,7 +17,7 @@ from llava.eval.scoring import run_command
 from llava.serve.parser import OneLineParser
 
 COLUMNS = {
-    "cvbench": ("idx", "type", "task", "image", "prompt", "answer", "source"),
+    "cvbench": ("type", "task", "image", "prompt", "answer", "source"),
     "realworldqa": ("image", "question", "answer"),
 }
 LETTER_ONLY = "Answer with the option's letter from the given choices directly."
@@ -31,7 +31,7 @@ def question(benchmark: str, number: int, row: Mapping[str, Any]) -> dict[str, A
         return {"question_id": number, "text": row["question"].strip(), "answer": row["answer"]}
     own = {name: row[name] for name in ("type", "task", "source", "answer")}
     return {
-        "question_id": row["idx"],
+        "question_id": number,
         "text": f"{row['prompt'].strip()}\n{LETTER_ONLY}",
         "category": row["type"],
         **own,

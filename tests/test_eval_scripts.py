@@ -103,7 +103,7 @@ def test_pope(run: Run, tmp_path: Path) -> None:
 def test_each_gpu_answers_a_chunk_and_quadtree_flags_reach_the_model(run: Run, tmp_path: Path) -> None:
     """In processes of their own, as a user runs it; more GPUs are named than there are here, which is no matter."""
     data = pope(tmp_path)
-    run("pope", PYTHON=sys.executable)
+    run("pope")
     run("pope", "--max-tokens", "70", "--device=cpu", PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="0,1")
     name = "llava-demo_max-tokens-70"
     chunks = [data / "answers" / name / f"2_{number}.jsonl" for number in range(2)]
@@ -152,10 +152,19 @@ def test_every_script_is_tried() -> None:
 
 @pytest.mark.parametrize(("name", "path"), NEEDED.items())
 def test_missing_data_is_named_with_what_to_get(run: Run, tmp_path: Path, name: str, path: str) -> None:
-    first, second = run(name, check=3).stderr.splitlines()
-    assert first.endswith(f".sh: {tmp_path / path} is missing")
-    assert second.startswith("  get ")
-    assert "https://" in second or "hf download" in second
+    lines = run(name, check=3).stderr.splitlines()
+    assert lines[0].endswith(f".sh: {tmp_path / path} is missing")
+    assert len(lines) % 2 == 0
+    for missing, get in zip(lines[::2], lines[1::2], strict=True):
+        assert missing.endswith(" is missing")
+        assert get.startswith("  get ")
+        assert "https://" in get or "http://" in get or "hf download" in get
+
+
+def test_only_what_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    (pope(tmp_path) / "llava_pope_test.jsonl").unlink()
+    (line, _) = run("pope", check=3).stderr.splitlines()
+    assert line == f"pope.sh: {tmp_path / 'pope' / 'llava_pope_test.jsonl'} is missing"
 
 
 def test_textvqa(run: Run, tmp_path: Path) -> None:
@@ -304,7 +313,7 @@ def test_cvbench_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
     image = {"bytes": PICTURE, "path": None}
     row = {"type": "2D", "task": "Count", "image": image, "prompt": LISTED, "answer": "(B)"}
     sources = [("2D", "ADE20K"), ("2D", "COCO"), ("3D", "Omni3D")]
-    rows = [row | {"idx": i, "type": kind, "source": source} for i, (kind, source) in enumerate(sources)]
+    rows = [row | {"type": kind, "source": source} for kind, source in sources]
     parquet(data / "test" / "a.parquet", rows)
     run("cvbench")
     assert {"overall", "2D", "3D", "ADE20K", "COCO", "Omni3D"} <= set(score(data / "scores" / "llava-demo.json"))

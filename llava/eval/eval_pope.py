@@ -18,19 +18,17 @@ from llava.eval.scoring import Score, run_scorer, score_parser
 MEASURES = ("accuracy", "precision", "recall", "F1", "yes")
 
 
-def score(labels: Mapping[str, Mapping[Key, str]], said: Mapping[str, Mapping[Key, str]]) -> Score:
+def score(labels: Mapping[str, Sequence[tuple[Key, str]]], said: Mapping[str, Mapping[Key, str]]) -> Score:
     """Scores the answers to each category's questions.
 
     Args:
-        labels: category -> question -> "yes" or "no".
+        labels: category -> (image, question) and "yes" or "no", of each question.
         said: category -> question -> the model's answer.
     """
-    rows = {
-        category: measures(
-            [right == "yes" for right in own.values()], [pope_yes_no(said[category][key]) == "yes" for key in own]
-        )
-        for category, own in labels.items()
-    }
+    rows = {}
+    for category, own in labels.items():
+        right = [label == "yes" for _, label in own]
+        rows[category] = measures(right, [pope_yes_no(said[category][key]) == "yes" for key, _ in own])
     mean = {name: sum(row[name] for row in rows.values()) / len(rows) for name in MEASURES}
     return Score("POPE", rows | {"mean": mean | {"questions": sum(len(own) for own in labels.values())}})
 
@@ -55,23 +53,21 @@ def share(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
-def read_labels(folder: Path) -> dict[str, dict[Key, str]]:
+def read_labels(folder: Path) -> dict[str, list[tuple[Key, str]]]:
     """The files `coco_pope_CATEGORY.json` of POPE, JSON lines `image, text, label`, by category.
 
     Raises:
-        ValueError: there is none, a label is neither yes nor no, or two labels of a question differ.
+        ValueError: there is none, or a label is neither yes nor no.
     """
-    labels: dict[str, dict[Key, str]] = {}
+    labels: dict[str, list[tuple[Key, str]]] = {}
     for path in sorted(folder.glob("coco_pope_*.json")):
-        own = labels.setdefault(path.stem.removeprefix("coco_pope_"), {})
+        own = labels.setdefault(path.stem.removeprefix("coco_pope_"), [])
         for number, row in read_rows(path):
             if missing := [name for name in ("image", "text", "label") if name not in row]:
                 raise ValueError(f"{path}:{number}: the row has no {', '.join(missing)}")
             if row["label"] not in ("yes", "no"):
                 raise ValueError(f"{path}:{number}: label is {row['label']!r}; it must be 'yes' or 'no'")
-            key = (row["image"], bare_question(row["text"]))
-            if own.setdefault(key, row["label"]) != row["label"]:
-                raise ValueError(f"{path}:{number}: the question about {row['image']} has another label above")
+            own.append(((row["image"], bare_question(row["text"])), row["label"]))
     if not labels:
         raise ValueError(f"{folder} holds no coco_pope_CATEGORY.json")
     return labels
@@ -98,7 +94,7 @@ def measure(args: argparse.Namespace) -> Score:
     questions = read_labelled(args.question_file, ("image", "text", "category"))
     said = answers_by_category(questions, read_answers(args.result_file), args.result_file)
     for category, own in labels.items():
-        if absent := [key for key in own if key not in said.get(category, {})]:
+        if absent := [key for key, _ in own if key not in said.get(category, {})]:
             raise ValueError(
                 f"{args.question_file} lacks {len(absent)} of the {len(own)} {category} questions,"
                 f" for example {absent[0][1]!r} about {absent[0][0]}"

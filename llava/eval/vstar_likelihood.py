@@ -8,28 +8,31 @@ Source: arXiv 2312.14135 and its `vstar_bench_eval.py`. Generated answers are th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from llava.eval.journal import append_line, whole_lines
+from llava.eval.answer_file import AnswerFile
+from llava.eval.batch_run import Progress, guarded, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
 from llava.eval.parsing import listed_options
-from llava.eval.questions import chunk
+from llava.eval.prefetch import Preparer, Unreadable
+from llava.eval.provenance import checkpoint_hash, run_settings
+from llava.eval.questions import Question
 from llava.eval.records import Row, read_json, read_labelled
-from llava.eval.scoring import run_command
+from llava.eval.runner import Outcome
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.cli import OneLineParser, add_model_flags, load_engine
-from llava.serve.engine import ChatEngine
-from llava.serve.images import load_image
+from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.parser import OneLineParser
+
+NAME = "vstar_likelihood"
 
 
 @dataclass(frozen=True)
@@ -112,54 +115,65 @@ def prompt_and_answers(engine: ChatEngine, question: str, options: Sequence[str]
     return torch.tensor(prompt), answers
 
 
-def answer_rows(engine: ChatEngine, questions: Sequence[Row], image_folder: Path) -> Iterator[Row]:
-    """An answer row for each question; questions about one picture that follow each other see it encoded once."""
-    name, picture = None, None
-    for question in questions:
-        choice = read_choice(question, image_folder)
-        if picture is None or name != question["image"]:
-            name = question["image"]
-            with torch.inference_mode():
-                picture = engine.model.encode_images(engine.prepare_images([load_image(image_folder / name)]))[0]
-        losses = option_losses(engine, picture, choice.question, list(choice.options.values()))
-        letters = list(choice.options)
-        yield {
-            "question_id": question["question_id"],
-            "prompt": choice.question,
-            "text": letters[losses.index(min(losses))],
-            "metadata": {
-                "protocol": "likelihood",
-                "options": choice.options,
-                "losses": dict(zip(letters, losses, strict=True)),
-                "visual_tokens": len(picture.features),
-            },
-        }
+def ask(engine: ChatEngine, preparer: Preparer, index: int, question: Question, choice: Choice) -> Outcome:
+    """Chooses an option; the outcome's text is its letter, and its row will have the options and their losses."""
+    picture = preparer(str(question.image))
+    if isinstance(picture, Unreadable):
+        return Outcome(index, question, None, picture.reason)
+    with torch.inference_mode():
+        encoded = engine.model.encode_images([picture.image])[0]
+    try:
+        losses = option_losses(engine, encoded, choice.question, list(choice.options.values()))
+    except PromptTooLong as error:
+        return Outcome(index, question, None, str(error), picture)
+    by_letter = dict(zip(choice.options, losses, strict=True))
+    asked = replace(question, extra={"options": choice.options, "losses": by_letter})
+    return Outcome(index, asked, min(by_letter, key=by_letter.__getitem__), None, picture)
 
 
-def command(args: argparse.Namespace) -> None:
-    """Answers the questions that have no answer yet."""
-    every = list(read_labelled(args.question_file, ("image", "text", "label")).values())
-    questions = [every[i] for i in chunk(every, args.num_chunks, args.chunk_idx)]
-    done = {str(json.loads(line)["question_id"]) for line in whole_lines(args.answers_file)}
-    left = [question for question in questions if str(question["question_id"]) not in done]
-    args.answers_file.parent.mkdir(parents=True, exist_ok=True)
-    if not left:
-        return
+def run(args: argparse.Namespace) -> int:
+    """Answers what the file of answers lacks; returns 1 if questions stayed without an answer.
+
+    Raises:
+        ValueError: impossible flags, a bad question file, or answers of another run.
+    """
+    rows = read_labelled(args.question_file, ("image", "text", "label")).values()
+    choices = [read_choice(row, args.image_folder) for row in rows]
+    questions = [
+        Question(row["question_id"], choice.question, choice.question, args.image_folder / row["image"], row["image"])
+        for row, choice in zip(rows, choices, strict=True)
+    ]
+    answers = AnswerFile(args.answers_file)
+    answers.start(questions, args.resume)
+    todo = open_questions(args, questions, answers)
     engine = load_engine(args)
-    for row in tqdm(answer_rows(engine, left, args.image_folder), total=len(left), unit="question"):
-        append_line(args.answers_file, row)
+    settings = run_settings(engine, Sampling(), 0, args, checkpoint_hash(args.model_path, args.model_base))
+    settings |= {"decoding": None, "protocol": "likelihood"}
+    answers.check(settings)
+    preparer = Preparer.of(engine.model.get_vision_tower())
+    progress, make_row = Progress(len(todo), show=True), row_maker(args.model_path, settings)
+    for index, question in todo:
+        row = make_row(ask(engine, preparer, index, question, choices[index]))
+        answers.append([row])
+        progress.add([row])
+    progress.close()
+    return report(NAME, answers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = OneLineParser(prog="vstar_likelihood", description="Answer V* Bench by the likelihood of its options.")
+    parser = OneLineParser(prog=NAME, description="Answer V* Bench by the likelihood of its options.")
     add_model_flags(parser)
     parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
     parser.add_argument("--image-folder", type=Path, required=True, help="where the pictures lie")
-    parser.add_argument("--answers-file", type=Path, required=True, help="file to write; what is in it stays")
+    parser.add_argument("--answers-file", type=Path, required=True, help="the answers")
     parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
     parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
-    return run_command(parser, command, argv)
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
+    )
+    args = parser.parse_args(argv)
+    return guarded(NAME, lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -39,11 +39,17 @@ run_name() {
     echo "$model$suffix"
 }
 
-# need PATH HOW: ends the script unless PATH is there.
+# need PATH HOW...: ends the script unless every PATH is there; says how to get those that are not.
 need() {
-    [[ -e $1 ]] && return
-    printf '%s: %s is missing\n  get %s\n' "$(basename "$0")" "$1" "$2" >&2
-    exit 3
+    local missing=0
+    while (($#)); do
+        if [[ ! -e $1 ]]; then
+            printf '%s: %s is missing\n  get %s\n' "$(basename "$0")" "$1" "$2" >&2
+            missing=1
+        fi
+        shift 2
+    done
+    if ((missing)); then exit 3; fi
 }
 
 # answer MODULE PARTS OUT FLAG...: answers questions, one process for each GPU; PARTS/N_I.jsonl, merged into OUT.

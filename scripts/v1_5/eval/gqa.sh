@@ -4,9 +4,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SPLIT=llava_gqa_testdev_balanced
 DIR=$EVAL_DIR/gqa
 SOURCE="https://cs.stanford.edu/people/dorarad/gqa/download.html"
-need "$DIR/$SPLIT.jsonl" "$ANNOTATIONS"
-need "$DIR/data/testdev_balanced_questions.json" "the questions of $SOURCE, into $DIR/data"
-need "$DIR/data/images" "the images of $SOURCE, as $DIR/data/images"
+need "$DIR/$SPLIT.jsonl" "$ANNOTATIONS" \
+    "$DIR/data/testdev_balanced_questions.json" "the questions of $SOURCE, into $DIR/data" \
+    "$DIR/data/images" "the images of $SOURCE, as $DIR/data/images"
 
 MERGED=$DIR/answers/$SPLIT/$NAME/merge.jsonl
 answer llava.eval.model_vqa_loader "$DIR/answers/$SPLIT/$NAME" "$MERGED" --temperature 0 \

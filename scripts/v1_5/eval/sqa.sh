@@ -3,10 +3,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 DIR=$EVAL_DIR/scienceqa
 SOURCE="https://github.com/lupantech/ScienceQA (data/scienceqa)"
-need "$DIR/llava_test_CQM-A.json" "$ANNOTATIONS"
-need "$DIR/problems.json" "problems.json of $SOURCE, into $DIR"
-need "$DIR/pid_splits.json" "pid_splits.json of $SOURCE, into $DIR"
-need "$DIR/images/test" "the test images of $SOURCE, as $DIR/images/test"
+need "$DIR/llava_test_CQM-A.json" "$ANNOTATIONS" \
+    "$DIR/problems.json" "problems.json of $SOURCE, into $DIR" \
+    "$DIR/pid_splits.json" "pid_splits.json of $SOURCE, into $DIR" \
+    "$DIR/images/test" "the test images of $SOURCE, as $DIR/images/test"
 
 answer llava.eval.model_vqa_science "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --single-pred-prompt \
     --temperature 0 --question-file "$DIR/llava_test_CQM-A.json" --image-folder "$DIR/images/test"

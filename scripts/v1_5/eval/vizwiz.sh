@@ -2,8 +2,8 @@
 # VizWiz: the file for its server. Flags and environment: common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 DIR=$EVAL_DIR/vizwiz
-need "$DIR/llava_test.jsonl" "$ANNOTATIONS"
-need "$DIR/test" "the test images of https://vizwiz.org/tasks-and-datasets/vqa/, as $DIR/test"
+need "$DIR/llava_test.jsonl" "$ANNOTATIONS" \
+    "$DIR/test" "the test images of https://vizwiz.org/tasks-and-datasets/vqa/, as $DIR/test"
 
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/llava_test.jsonl" --image-folder "$DIR/test"

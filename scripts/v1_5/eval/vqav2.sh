@@ -3,9 +3,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SPLIT=llava_vqav2_mscoco_test-dev2015
 DIR=$EVAL_DIR/vqav2
-need "$DIR/$SPLIT.jsonl" "$ANNOTATIONS"
-need "$DIR/llava_vqav2_mscoco_test2015.jsonl" "$ANNOTATIONS"
-need "$DIR/test2015" "http://images.cocodataset.org/zips/test2015.zip, unpacked in $DIR"
+need "$DIR/$SPLIT.jsonl" "$ANNOTATIONS" \
+    "$DIR/llava_vqav2_mscoco_test2015.jsonl" "$ANNOTATIONS" \
+    "$DIR/test2015" "http://images.cocodataset.org/zips/test2015.zip, unpacked in $DIR"
 
 answer llava.eval.model_vqa_loader "$DIR/answers/$SPLIT/$NAME" "$DIR/answers/$SPLIT/$NAME/merge.jsonl" --temperature 0 \
     --question-file "$DIR/$SPLIT.jsonl" --image-folder "$DIR/test2015"

@@ -92,7 +92,9 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
         read_choice(LISTED, tmp_path)
 
 
-def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_letters_are(tmp_path: Path) -> None:
+def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_letters_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The embedded model sees a purple ring: of the four questions the first, second and fourth come out right."""
     (tmp_path / "direct_attributes").mkdir()
     (tmp_path / "direct_attributes" / "sa_1.png").write_bytes(demo_picture_path().read_bytes())
@@ -115,6 +117,10 @@ def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_let
     files["--answers-file"].write_bytes(whole[: len(whole) // 2])  # as a killed process leaves it
     assert vstar_likelihood.main(run) == 0
     assert files["--answers-file"].read_bytes() == whole
+    assert vstar_likelihood.main([*run, "--no-qlip"]) == 2
+    assert 'was made with other settings: tower is "qlip" there and "clip" now' in capsys.readouterr().err
+    metadata = json.loads(whole.splitlines()[0])["metadata"]
+    assert (metadata["protocol"], metadata["tower"], metadata["decoding"]) == ("likelihood", "qlip", None)
     score = ["--result-file", str(files["--answers-file"]), "--json", str(tmp_path / "s.json")]
     assert eval_vstar.main([flags[0], *score]) == 0
     rows = json.loads((tmp_path / "s.json").read_text())["rows"]
@@ -123,3 +129,16 @@ def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_let
         "relations": 100.0,
         "overall": 75.0,
     }
+
+
+def test_a_picture_that_cannot_be_opened_is_an_error_row_and_the_others_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "direct_attributes").mkdir()
+    (tmp_path / "direct_attributes" / "sa_1.png").write_bytes(demo_picture_path().read_bytes())
+    broken = LISTED | {"question_id": 1, "image": "direct_attributes/sa_2.png"}
+    questions, answers = write_rows(tmp_path / "q.jsonl", [broken, LISTED]), tmp_path / "a.jsonl"
+    flags = [f"--question-file={questions}", f"--image-folder={tmp_path}", f"--answers-file={answers}", "--device=cpu"]
+    assert vstar_likelihood.main(flags) == 1
+    assert [json.loads(line)["question_id"] for line in answers.read_text().splitlines()] == [0]
+    (error,) = (json.loads(line) for line in (tmp_path / "a.errors.jsonl").read_text().splitlines())
+    assert error["question_id"] == 1
+    assert error["error"]
