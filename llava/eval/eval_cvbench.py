@@ -17,7 +17,7 @@ SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
-    """Scores answers to questions with `source`, `task` and `answer`; what all of whose sources are there is summed up.
+    """Scores answers to questions with `source`, `task` and `answer`; 2D, 3D and overall where all their sources are.
 
     Raises:
         ValueError: a source that CV-Bench does not have.

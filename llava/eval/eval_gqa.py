@@ -43,11 +43,7 @@ def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
     questions = read_json(args.question_file, dict)
     for name, row in questions.items():
-        if (
-            not isinstance(row, dict)
-            or "answer" not in row
-            or not {"structural", "semantic"} <= set(row.get("types", ()))
-        ):
+        if not ("answer" in row and {"structural", "semantic"} <= set(row.get("types", ()))):
             raise ValueError(
                 f"{args.question_file}: question {name!r} has no answer, or no structural and semantic type"
             )

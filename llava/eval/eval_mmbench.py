@@ -18,6 +18,7 @@ from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_p
 
 COPY = 1_000_000
 LETTERS = "ABCD"
+
 Order = tuple[int, int]
 """Index in the table, round."""
 
@@ -100,7 +101,7 @@ def read_questions(path: Path) -> dict[int, Row]:
     )
     if wrong := [key[0] for key in table if not key[0].isdigit()]:
         raise ValueError(f"{path}: index is {wrong[0]!r}; it must be a whole number")
-    if any(row.get("answer", "") not in LETTERS or not row.get("answer") for row in table.values()):
+    if any(row.get("answer") not in tuple(LETTERS) for row in table.values()):
         raise ValueError(f"{path} has questions without an answer: a test split, which MMBench's server scores")
     return {int(key[0]): row for key, row in table.items()}
 
