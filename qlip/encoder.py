@@ -17,7 +17,7 @@ from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVis
 
 from qlip.config import QLIPConfig
 from qlip.mlp import CoordinateMLP
-from qlip.patches import extract_patches, pad_ragged
+from qlip.patches import CutImage, downsize, extract_patches, pad_ragged
 from qlip.positions import interpolate_positions, raster_positions
 from qlip.quadtree import Leaves, partition_as
 
@@ -139,15 +139,12 @@ class QLIPVisionModel(nn.Module):
         )
         return torch.cat([self.cls_position.float(), placed])
 
-    def forward(
-        self, images: Tensor | Sequence[Tensor], pool: bool = False, leaves: Sequence[Leaves] | None = None
-    ) -> QLIPOutput:
+    def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
 
         Args:
             images: float (B, C, H, W), or (C, H, W) each; normalised, sides multiples of the patch size.
             pool: run the whole model and give the pooled output too.
-            leaves: the images' trees, where they are known already; by default those of `partition`.
 
         Returns:
             Features in the model's dtype. An image's are the same in any batch, to float tolerance.
@@ -155,8 +152,8 @@ class QLIPVisionModel(nn.Module):
         Raises:
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
         """
-        trees = [self.partition(image) for image in images] if leaves is None else list(leaves)
-        return self.encode(images, trees, [self.positions(tree) for tree in trees], pool)
+        leaves = [self.partition(image) for image in images]
+        return self.encode(images, leaves, [self.positions(tree) for tree in leaves], pool)
 
     def encode(
         self, images: Tensor | Sequence[Tensor], leaves: list[Leaves], positions: list[Tensor], pool: bool = False
@@ -173,16 +170,40 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
+        side = self.native_grid * self.config.patch_size
+        cuts = [
+            CutImage(
+                tree,
+                extract_patches(image.float(), tree, self.config.patch_size),
+                downsize(image, side) if self.qlip.thumbnail else None,
+            )
+            for image, tree in zip(images, leaves, strict=True)
+        ]
+        return self.encode_cut(cuts, positions, pool)
+
+    def encode_cut(
+        self, cuts: Sequence[CutImage], positions: list[Tensor] | None = None, pool: bool = False
+    ) -> QLIPOutput:
+        """`encode` for images whose leaves were cut out before, say by another process.
+
+        Args:
+            cuts: what is left of the images, on the model's device.
+            positions: see `encode`; None for the usual ones.
+            pool: see `forward`.
+
+        Raises:
+            ValueError: positions of another number than the tokens, or a thumbnail is missing.
+        """
+        leaves = [cut.leaves for cut in cuts]
+        positions = positions or [self.positions(tree) for tree in leaves]
         for tree, added in zip(leaves, positions, strict=True):
             if len(added) != len(tree) + self.has_cls:
                 raise ValueError(f"{len(added)} positions for {len(tree) + self.has_cls} tokens")
-        patches = [
-            extract_patches(image.float(), tree, self.config.patch_size)
-            for image, tree in zip(images, leaves, strict=True)
-        ]
-        features, pooled = self._encode(self._embed(patches, positions), [tree.sizes for tree in leaves], pool)
+        sequences = self._embed([cut.patches for cut in cuts], positions)
+        features, pooled = self._encode(sequences, [tree.sizes for tree in leaves], pool)
         if self.qlip.thumbnail:
-            features = [torch.cat(pair) for pair in zip(self._thumbnails(images), features, strict=True)]
+            small = [cut.thumbnail for cut in cuts if cut.thumbnail is not None]
+            features = [torch.cat(pair) for pair in zip(self._encode_native(small), features, strict=True)]
         return QLIPOutput(features, leaves, pooled)
 
     def language_positions(self, leaves: Leaves) -> Tensor | None:
@@ -212,14 +233,12 @@ class QLIPVisionModel(nn.Module):
             sizes = sizes * (self.native_grid / sizes.square().sum().sqrt())
         return None if (sizes == 1).all() else sizes
 
-    def _thumbnails(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Features (n * n, D) of each image downsized to the native size, as the wrapped model gives them."""
-        side = (self.native_grid * self.config.patch_size,) * 2
+    def _encode_native(self, images: list[Tensor]) -> list[Tensor]:
+        """Features (n * n, D) of images (C, S, S) of the native size, as the wrapped model gives them."""
         uniform = Leaves.uniform((self.native_grid, self.native_grid))
-        small = [F.interpolate(image.float()[None], side, mode="bicubic", antialias=True)[0] for image in images]
-        patches = [extract_patches(image, uniform, self.config.patch_size) for image in small]
-        sequences = self._embed(patches, [self.positions(uniform)] * len(small))
-        return self._encode(sequences, [uniform.sizes] * len(small))[0]
+        patches = [extract_patches(image, uniform, self.config.patch_size) for image in images]
+        sequences = self._embed(patches, [self.positions(uniform)] * len(images))
+        return self._encode(sequences, [uniform.sizes] * len(images))[0]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.quadtree import Leaves, grid_of
+
+
+@dataclass(frozen=True, eq=False)
+class CutImage:
+    """All that a tower needs to know of an image: its leaves and their pixels."""
+
+    leaves: Leaves
+    """N leaves."""
+
+    patches: Tensor
+    """float (N, C, P, P), as `extract_patches` gives them."""
+
+    thumbnail: Tensor | None = None
+    """float (C, S, S): the image at the tower's native size, where the settings ask for it."""
 
 
 def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tensor:
@@ -37,6 +53,11 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
         resampled = F.interpolate(blocks.float(), out, mode="bilinear", antialias=True)  # a CPU knows no half here
         patches[chosen.to(image.device)] = resampled.to(image.dtype)
     return patches
+
+
+def downsize(image: Tensor, side: int) -> Tensor:
+    """The whole image (C, H, W), squeezed to (C, side, side): antialiased bicubic, float32."""
+    return F.interpolate(image.float()[None], (side, side), mode="bicubic", antialias=True)[0]
 
 
 def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
