@@ -478,6 +478,7 @@ def test_the_page_asks_nothing_of_other_hosts(url: str) -> None:
         (["--concurrency-count", "0"], "--concurrency-count is 0; it must be at least 1"),
         (["--moderate"], "--moderate needs an OpenAI key in the environment variable OPENAI_API_KEY"),
         (["--controller-url", "ftp://x"], "'ftp://x'; it must begin with http:// or https://"),
+        (["--controller-url", "http://x", "--native-size", "3"], "native size is 3; it must be at least 14"),
         (["--controller-url", "http://x", "--alpha", "1", "--load-4bit"], "so --alpha, --load-4bit cannot be given"),
     ],
 )

@@ -375,13 +375,14 @@ def test_a_controller_s_models_are_offered_and_asked(come: Callable[..., Visitor
     with (
         served(controller.create_app(dispatcher, on_loopback=True)) as address,
         served(worker_app) as worker,
-        page_of(Demo(ControllerBackend(address)), PageText(examples=FILES), choose_model=True) as page,
+        page_of(Demo(ControllerBackend(address, native_size=112)), PageText(examples=FILES), choose_model=True) as page,
     ):
         httpx.post(address + "/register_worker", json={"worker_name": worker}).raise_for_status()
         visitor = come(address=page).sees_a_picture().greedy()
         expect(visitor.at("#model input")).to_have_value(MODEL)
-        expect(visitor.at("#note")).to_contain_text("Drawn for CLIP ViT-L/14 at 336 px")
+        expect(visitor.at("#note")).to_contain_text("Drawn for a vision tower of 112 pixels")
         visitor.ask(QUESTION)
         settings = {"alpha": 0.8, "max_tokens": 1152}
         visitor.has_been_answered(says(engine, 0, enabled=True, **settings))
+        expect(visitor.at("#spent strong").first).to_have_text(str(visitor.tokens))
         visitor.page.close()

@@ -66,8 +66,10 @@ class Backend(Protocol):
     max_tokens: int
     """Largest token budget worth asking for."""
     pixels: Pixels
-    note: str
-    """What a visitor should know about how views come about; may be empty."""
+
+    @property
+    def note(self) -> str:
+        """What a visitor should know about how views come about; may be empty."""
 
     async def models(self) -> list[str]:
         """Returns the models to choose from; none where there is no choice."""

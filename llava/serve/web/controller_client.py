@@ -1,7 +1,7 @@
 """Answers from a LLaVA controller and its workers, over LLaVA's wire protocol; views from this machine.
 
-The views need no model: a quadtree is a matter of pixels. They are cut as CLIP ViT-L/14 at 336 pixels would see them,
-the tower of LLaVA v1.5; whether a worker's tower is another is not known here.
+The views need no model: a quadtree is a matter of pixels. They are cut for a tower of a given native size; whether a
+worker's is another is not known here, since the protocol does not tell.
 """
 
 from __future__ import annotations
@@ -26,19 +26,16 @@ from llava.serve.dialogue import converse
 from llava.serve.engine import separators
 from llava.serve.errors import RequestError
 from llava.serve.http import bearer_header
-from llava.serve.sight import CLIP_VIEW, QLIPOptions, View
+from llava.serve.sight import CLIP_VIEW, QLIPOptions, View, quadtree_view
 from llava.serve.web.backend import Piece, Query, pixels_of
 from llava.serve.wire import ErrorCode, FrameSplitter
 from qlip import QLIPConfig, QLIPImageProcessor
 
-PATCH_SIZE, NATIVE_SIZE = 14, 336
+PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
 MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
-CONNECT, SILENCE = (
-    10.0,
-    300.0,
-)  # seconds to reach the controller; seconds that an answer may pause, its waiting included
-
+CONNECT = 10.0  # seconds to reach the controller
+SILENCE = 300.0  # seconds that an answer may pause, its waiting included
 
 KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
 
@@ -48,16 +45,16 @@ class ControllerBackend:
 
     defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
-    native_tokens = (NATIVE_SIZE // PATCH_SIZE) ** 2
     max_tokens = MAX_TOKENS
     image_token = DEFAULT_IMAGE_TOKEN
-    note = (
-        "Drawn for CLIP ViT-L/14 at 336 px, the tower of LLaVA v1.5. A worker with another tower sees otherwise, and "
-        "one that knows no QLIP sees CLIP's grid only."
-    )
 
     def __init__(
-        self, url: str, conv_mode: str | None = None, api_key: str | None = None, reload: bool = False
+        self,
+        url: str,
+        conv_mode: str | None = None,
+        api_key: str | None = None,
+        reload: bool = False,
+        native_size: int = NATIVE_SIZE,
     ) -> None:
         """
         Args:
@@ -65,6 +62,7 @@ class ControllerBackend:
             conv_mode: Key of `conv_templates`: the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
             api_key: Sent to the controller, if it wants one.
             reload: Ask for the models anew each time; otherwise they are asked for once.
+            native_size: Side, in pixels, of the pictures that the workers' towers were trained on.
 
         Raises:
             ValueError: the address is not one of http or https, or the prompt format is unknown.
@@ -73,15 +71,27 @@ class ControllerBackend:
             raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")
         if (conv_mode or "vicuna_v1") not in conv_templates:
             raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+        if native_size < PATCH_SIZE:
+            raise ValueError(f"the towers' native size is {native_size}; it must be at least {PATCH_SIZE}")
         self.url = url.rstrip("/")
         self.conv_mode = conv_mode or "vicuna_v1"
         self.headers = bearer_header(api_key)
         self.reload = reload
-        self.clip_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": NATIVE_SIZE}, crop_size={"height": NATIVE_SIZE, "width": NATIVE_SIZE}
-        )
+        self.native_size = native_size
+        self.native_tokens = (native_size // PATCH_SIZE) ** 2
+        square = {"height": native_size, "width": native_size}
+        self.clip_processor = CLIPImageProcessorPil(size={"shortest_edge": native_size}, crop_size=square)
         self.pixels = pixels_of(self.clip_processor, PATCH_SIZE)
         self._models: list[str] = []
+
+    @property
+    def note(self) -> str:
+        """See `Backend`."""
+        return (
+            f"Drawn for a vision tower of {self.native_size} pixels in patches of {PATCH_SIZE}. A worker with another "
+            "one sees otherwise, and one that knows no QLIP sees by CLIP's grid only; the number of tokens under an "
+            "answer is the worker's own, where it tells one."
+        )
 
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the models' prompt format."""
@@ -111,11 +121,7 @@ class ControllerBackend:
             pixels = process_images([picture], self.clip_processor, config)[0]
             return View(pixels, CLIP_VIEW, None, self.native_tokens, self.native_tokens, self.native_tokens)
         settings = QLIPConfig(**options.changes())
-        processor = QLIPImageProcessor(PATCH_SIZE, NATIVE_SIZE, qlip=settings)
-        pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-        leaves = processor.partition(pixels)
-        rows, cols = leaves.grid
-        return View(pixels, settings, leaves, len(leaves), max(len(leaves), self.native_tokens), rows * cols)
+        return quadtree_view(picture, QLIPImageProcessor(PATCH_SIZE, self.native_size, qlip=settings))
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.
