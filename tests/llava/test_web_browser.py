@@ -323,6 +323,7 @@ def test_a_picture_comes_from_the_clipboard_and_from_the_camera(come: Callable[.
     expect(visitor.at("#seen img")).to_have_count(0)
     visitor.at("#picture").get_by_label("Capture from camera").click()
     visitor.at("#picture").get_by_text("Click to Access Webcam").click()
+    visitor.page.wait_for_function("document.querySelector('#picture video')?.currentTime > 0")
     visitor.at("#picture").get_by_label("capture photo").click()
     expect(visitor.at("#seen img")).to_be_visible()
 

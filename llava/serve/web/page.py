@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -33,8 +33,6 @@ class PageText:
     """To try."""
     heading: bool = True
     """Whether the page has a title; not where it is part of another."""
-    models: Sequence[str] = field(default=())
-    """To choose from, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,7 @@ def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
     with gr.Row(elem_id="head", visible=text.heading or choose_model):
         gr.HTML(f"<h1>{TITLE}</h1><p>{text.notice}</p>", elem_id="title", visible=text.heading)
         with gr.Row(elem_id="tools"):
-            model = gr.Dropdown(
-                list(text.models), label="Model", elem_id="model", container=False, visible=choose_model
-            )
+            model = gr.Dropdown([], label="Model", elem_id="model", container=False, visible=choose_model)
             appearance = gr.Button("Light / dark", size="sm", elem_id="appearance", min_width=0)
     appearance.click(None, js=SWITCH_APPEARANCE)
     return model
@@ -195,7 +191,6 @@ def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
         label="What the model sees",
         show_label=False,
         interactive=False,
-        format="webp",
         height=VIEW_HEIGHT,
         buttons=["fullscreen", "download"],
         elem_id="seen",
