@@ -1,0 +1,286 @@
+"""Questions a second, the runner against one at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
+
+One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
+is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own; the two
+take turns, so that both meet the same state of the machine. Times leave out loading and the start of the workers, which
+a benchmark's thousands of questions make up for. Peak memory is that of the process and, for the runner, of its largest
+worker. Both ways must give the same answers. The second model is a random one: a CLIP-L-shaped tower and a language
+model of 160 million parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from llava.eval.answer_file import AnswerFile
+from llava.eval.batches import BatchLimits
+from llava.eval.decoding import prompt_ids
+from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.questions import Question, read_lines
+from llava.eval.runner import WINDOW, Asked, Runner, pictures_of
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, Sampling, separators, until_stop
+from llava.serve.images import load_image
+from llava.utils import default_device, demo_model_path
+from scripts.bench.cost_models import CLIP_LARGE, demo_scene
+
+TEXTS = (
+    "What is in the picture?",
+    "How many objects are there?",
+    "Is there a red circle?",
+    "What color is the cross?",
+    "Is there a blue square?",
+    "What is to the left of the ring?",
+    "How many circles are there?",
+    "What shape is purple?",
+    "Is there a yellow triangle?",
+)
+"""Asked of each picture in turn, with the same words for every model."""
+
+LLAMA_160M = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+WAYS = ("one at a time", "runner")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of a model."""
+
+    model: str
+    pictures: int
+    size: int
+    """Side of the pictures in pixels."""
+    per_picture: int
+    """Questions to a picture."""
+    new_tokens: int
+    """Longest answer."""
+
+
+CASES = (
+    Case("demo", pictures=24, size=448, per_picture=9, new_tokens=128),
+    Case("demo", pictures=96, size=448, per_picture=1, new_tokens=128),
+    Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
+    Case("random-160m", pictures=6, size=336, per_picture=1, new_tokens=16),
+)
+
+
+def write_random(folder: Path) -> None:
+    """A LLaVA with random weights, a CLIP-L-shaped tower, and the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        **LLAMA_160M, mm_vision_config=dict(CLIP_LARGE), mm_projector_type="mlp2x_gelu", qlip={"max_tokens": 576}
+    )
+    LlavaLlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_model_path(), use_fast=False).save_pretrained(folder)
+
+
+def write_questions(folder: Path, case: Case) -> Path:
+    """Pictures of small shapes and a question file."""
+    lines = []
+    for number in range(case.pictures):
+        demo_scene(case.size, number).save(folder / f"{number}.png")
+        for turn in range(case.per_picture):
+            text = TEXTS[(number + turn) % len(TEXTS)]
+            lines.append({"question_id": len(lines), "image": f"{number}.png", "text": text})
+    file = folder / "questions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
+    """As LLaVA's model_vqa does it."""
+    stops, answers = separators(engine.new_conversation()), []
+    for question in questions:
+        pixels = engine.prepare_images([load_image(str(question.image))])
+        ids = prompt_ids(engine, question.text)[None].to(engine.model.device)
+        with torch.inference_mode():
+            said = engine.model.generate(
+                ids,
+                images=pixels,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                num_beams=1,
+                max_new_tokens=new_tokens,
+                pad_token_id=engine.padding_id,
+                use_cache=True,
+            )
+        text = engine.tokenizer.batch_decode(said, skip_special_tokens=True)[0]
+        answers.append("".join(until_stop([text], stops)).strip())
+    return answers
+
+
+def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], file: AnswerFile) -> list[str]:
+    """As `llava.eval.batch_run` does it."""
+    found: dict[int, str] = {}
+    for outcomes in runner.run(asked, ready):
+        rows = [{"text": str(outcome.text), "metadata": {"index": outcome.index}} for outcome in outcomes]
+        file.append(rows)
+        found.update((outcome.index, str(outcome.text)) for outcome in outcomes)
+    return [found[index] for index in sorted(found)]
+
+
+def peaks() -> tuple[float, float]:
+    """Highest resident memory so far, in MiB: of this process, and of the largest child that has ended."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return tuple(resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def serve(options: argparse.Namespace) -> None:
+    """A way's process: loads, warms up, then measures once for every line of its input."""
+    engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
+    questions = read_lines(options.questions, options.questions.parent)
+    asked, limits = list(enumerate(questions)), BatchLimits(options.batch_size)
+    runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
+    preparer = Preparer.of(engine.model.get_vision_tower())
+    one_at_a_time(engine, questions[:1], options.new_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        print("ready", flush=True)
+        for turn, _ in enumerate(sys.stdin):
+            file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
+            ready: Iterator[Any] = iter(())
+            if options.way == "runner":
+                pictures = pictures_of(asked, limits)
+                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
+                if options.workers:
+                    next(prepare_ahead(preparer, pictures[:1], 1, ahead=1))  # as long as the workers take to start
+            start = time.perf_counter()
+            if options.way == "runner":
+                answers = run_batches(runner, asked, ready, file)
+            else:
+                answers = one_at_a_time(engine, questions, options.new_tokens)
+            seconds = time.perf_counter() - start
+            del ready
+            print(json.dumps({"seconds": seconds, "answers": answers, "peaks": peaks()}), flush=True)
+
+
+def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Turns of both ways, one after the other."""
+    checkpoint = demo_model_path()
+    if case.model != "demo":
+        checkpoint = folder / "model"
+        write_random(checkpoint)
+    questions = write_questions(folder, case)
+    command = [sys.executable, "-m", "scripts.bench.batch", "--device", options.device]
+    command += ["--checkpoint", str(checkpoint), "--questions", str(questions), "--new-tokens", str(case.new_tokens)]
+    command += ["--workers", str(options.workers), "--batch-size", str(options.batch_size), "--way"]
+    running = {
+        way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in WAYS
+    }
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    try:
+        for process in running.values():
+            say(process)
+        for _ in range(options.repeats):
+            for way, process in running.items():
+                turns[way].append(json.loads(say(process, "go")))
+    finally:
+        for process in running.values():
+            process.communicate()
+    return turns
+
+
+def say(process: subprocess.Popen[str], line: str | None = None) -> str:
+    """A process's next line, after one of ours if there is one."""
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("the process has no pipes")
+    if line is not None:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    if not (answer := process.stdout.readline()):
+        raise RuntimeError(f"a measuring process ended: {process.args}")
+    return answer
+
+
+def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of a case, and how often both ways gave the same answer."""
+    count = case.pictures * case.per_picture
+    first, second = (turns[way] for way in WAYS)
+    same = sum(a == b for a, b in zip(first[-1]["answers"], second[-1]["answers"], strict=True))
+    ratios = [one["seconds"] / other["seconds"] for one, other in zip(first, second, strict=True)]
+    return {
+        "model": case.model,
+        "questions": count,
+        "per_picture": case.per_picture,
+        **{way: count / statistics.median(turn["seconds"] for turn in turns[way]) for way in WAYS},
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "same": same / count,
+        "memory": [first[-1]["peaks"][0], *second[-1]["peaks"]],
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table."""
+    head = ["model", "questions", "to a picture", "one at a time", "runner", "ratio", "same answers", "peak MiB"]
+    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+    for row in rows:
+        alone, together, worker = row["memory"]
+        rates = [f"{row[way]:.2f}/s" for way in WAYS]
+        cells = [row["model"], row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}"]
+        memory = f"{alone:.0f}; {together:.0f} and {worker:.0f} a worker"
+        lines.append(" | ".join(map(str, [*cells, f"{row['same']:.0%}", memory])))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    models = tuple(dict.fromkeys(case.model for case in CASES))
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make pictures ready (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument("--device", default=default_device(), help="(%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    for name in ("--checkpoint", "--questions", "--new-tokens", "--way"):
+        kind = {"--questions": Path, "--new-tokens": int}.get(name, str)
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.way:
+        serve(options)
+        return
+    machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
+    machine |= {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    rows = []
+    for case in CASES:
+        if case.model in options.models:
+            with tempfile.TemporaryDirectory() as scratch:
+                rows.append(report(case, measure(case, options, Path(scratch))))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    print(markdown(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
