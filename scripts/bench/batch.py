@@ -3,8 +3,7 @@
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
 is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own; the two
 take turns, so that both meet the same state of the machine. Times leave out loading and the start of the workers, which
-a benchmark's thousands of questions make up for. Peak memory is that of the process and, for the runner, of its largest
-worker. Both ways must give the same answers. The second model is a random one: a CLIP-L-shaped tower and a language
+a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the first answer on. The second model is a random one: a CLIP-L-shaped tower and a language
 model of 160 million parameters.
 """
 
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import AutoTokenizer
@@ -144,10 +144,28 @@ def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], fi
     return [found[index] for index in sorted(found)]
 
 
-def peaks() -> tuple[float, float]:
-    """Highest resident memory so far, in MiB: of this process, and of the largest child that has ended."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return tuple(resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+@dataclass(frozen=True)
+class Usage:
+    """What this process and its workers have used so far."""
+
+    cpu: float
+    """Seconds of all cores."""
+    memory: float
+    """Highest resident memory of this process, in MiB."""
+    worker_memory: float
+    """Resident memory of the largest worker, in MiB."""
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Linux and macOS."""
+        workers = psutil.Process().children(recursive=True)
+        times = [psutil.Process().cpu_times(), *(worker.cpu_times() for worker in workers)]
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return cls(
+            sum(time.user + time.system for time in times),
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+            max((worker.memory_info().rss / 2**20 for worker in workers), default=0.0),
+        )
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -168,14 +186,16 @@ def serve(options: argparse.Namespace) -> None:
                 ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
                 if options.workers:
                     next(prepare_ahead(preparer, pictures[:1], 1, ahead=1))  # as long as the workers take to start
-            start = time.perf_counter()
+            before, start = Usage.now(), time.perf_counter()
             if options.way == "runner":
                 answers = run_batches(runner, asked, ready, file)
             else:
                 answers = one_at_a_time(engine, questions, options.new_tokens)
             seconds = time.perf_counter() - start
+            used = Usage.now()
             del ready
-            print(json.dumps({"seconds": seconds, "answers": answers, "peaks": peaks()}), flush=True)
+            figures = {"seconds": seconds, "cpu": used.cpu - before.cpu, "memory": [used.memory, used.worker_memory]}
+            print(json.dumps({**figures, "answers": answers}), flush=True)
 
 
 def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -229,20 +249,32 @@ def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         **{way: count / statistics.median(turn["seconds"] for turn in turns[way]) for way in WAYS},
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 2) for ratio in ratios],
+        "cpu": [1000 * statistics.median(turn["cpu"] for turn in turns[way]) / count for way in WAYS],
         "same": same / count,
-        "memory": [first[-1]["peaks"][0], *second[-1]["peaks"]],
+        "memory": [first[-1]["memory"][0], *second[-1]["memory"]],
     }
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table."""
-    head = ["model", "questions", "to a picture", "one at a time", "runner", "ratio", "same answers", "peak MiB"]
+    head = [
+        "model",
+        "questions",
+        "to a picture",
+        "one at a time",
+        "runner",
+        "ratio",
+        "CPU ms each",
+        "same answers",
+        "peak MiB",
+    ]
     lines = [" | ".join(head), "|".join(["---"] * len(head))]
     for row in rows:
         alone, together, worker = row["memory"]
         rates = [f"{row[way]:.2f}/s" for way in WAYS]
-        cells = [row["model"], row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}"]
-        memory = f"{alone:.0f}; {together:.0f} and {worker:.0f} a worker"
+        cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
+        cells = [row["model"], row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu]
+        memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
         lines.append(" | ".join(map(str, [*cells, f"{row['same']:.0%}", memory])))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -265,11 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve(options)
         return
     machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
-    machine |= {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    machine |= {"threads": torch.get_num_threads()}
+    machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     rows = []
     for case in CASES:
