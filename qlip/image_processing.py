@@ -18,6 +18,7 @@ from transformers.image_processing_base import BatchFeature, ImageProcessingMixi
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qlip.config import QLIPConfig, check_count
+from qlip.patches import CutImage, downsize, extract_patches
 from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
 
 
@@ -117,6 +118,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def partition(self, pixels: Tensor) -> Leaves:
         """The leaves of one prepared picture (3, H, W): what a tower with these settings sees, without the tower."""
         return partition_as(self.qlip, pixels, self.patch_size, self.native_grid)
+
+    def cut(self, pixels: Tensor) -> CutImage:
+        """All that a tower with these settings needs of one prepared picture (3, H, W), its leaves cut out."""
+        leaves = self.partition(pixels)
+        thumbnail = downsize(pixels, self.crop_size["height"]) if self.qlip.thumbnail else None
+        return CutImage(leaves, extract_patches(pixels, leaves, self.patch_size), thumbnail)
 
     def _to_tensor(self, image: Image.Image | np.ndarray) -> Tensor:
         """float32 (3, H, W), normalised; H and W whole cells."""

@@ -6,13 +6,13 @@ neither settings nor tables of results.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.batches import BatchLimits, form_batches
 from llava.eval.decoding import Request, generate, prompt_ids
+from llava.eval.records import read_rows
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
 
@@ -41,12 +41,12 @@ def read_questions(question_file: Path, answers_file: Path | None = None) -> lis
         ValueError: a line is no such object, a question has no answer in the file, or there are no questions.
     """
     answers: dict[object, str] = {}
-    for number, row in _rows(answers_file) if answers_file else ():
+    for number, row in read_rows(answers_file) if answers_file else ():
         if "question_id" not in row or not ("text" in row or "answer" in row):
             raise ValueError(f"{answers_file}:{number}: an answer needs question_id and text")
         answers[row["question_id"]] = str(row.get("text", row.get("answer")))
     questions = []
-    for number, row in _rows(question_file):
+    for number, row in read_rows(question_file):
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{question_file}:{number}: the question has no {', '.join(missing)}")
         name = row["question_id"]
@@ -60,21 +60,6 @@ def read_questions(question_file: Path, answers_file: Path | None = None) -> lis
     if not questions:
         raise ValueError(f"{question_file} holds no questions")
     return questions
-
-
-def _rows(path: Path) -> list[tuple[int, dict]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: a {type(row).__name__}; it must be an object")
-        rows.append((number, row))
-    return rows
 
 
 def same_answer(said: str, right: str) -> bool:

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.serve.images import ImageError, load_image
-from qlip import Leaves, QLIPImageProcessor, extract_patches
-from qlip.patches import CutImage, downsize
+from qlip import Leaves, QLIPImageProcessor
+from qlip.patches import CutImage
 
 Source = str | Path
 
@@ -90,13 +90,8 @@ class Preparer:
         size = (pixels.shape[-2], pixels.shape[-1])
         if not isinstance(self.processor, QLIPImageProcessor):
             return Prepared(pixels, self.native_tokens, self.native_tokens, self.native_tokens, size)
-        settings, leaves = self.processor.qlip, self.processor.partition(pixels)
-        side = self.processor.native_grid * self.patch_size
-        cut = CutImage(
-            leaves,
-            extract_patches(pixels, leaves, self.patch_size),
-            downsize(pixels, side) if settings.thumbnail else None,
-        )
+        settings, cut = self.processor.qlip, self.processor.cut(pixels)
+        leaves = cut.leaves
         tokens = len(leaves) + (self.native_tokens if settings.thumbnail else 0)
         span = tokens if settings.llm_positions == "sequential" else self.native_tokens
         return Prepared(cut, tokens, span, leaves.grid[0] * leaves.grid[1], size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,18 @@ class QLIPVisionTower(VisionTower):
             self.vision_tower.qlip = self.image_processor.qlip = settings
             if another_prior or self.vision_tower.prior is None:
                 self.vision_tower.load_prior()
+
+    def under(self, settings: QLIPConfig) -> QLIPVisionTower:
+        """This tower's weights under other settings, its prior included; the tower itself keeps its own."""
+        tower, model = copy.copy(self), copy.copy(self.vision_tower)
+        model.qlip = settings
+        tower._settings = settings
+        tower._modules = {**self._modules, "vision_tower": model}
+        tower.image_processor = copy.copy(self.image_processor)
+        tower.image_processor.qlip = settings
+        for module in (tower, model):  # where accelerate has wrapped them, the wrappers call the originals
+            module.__dict__.pop("forward", None)
+        return tower
 
     def load_prior(self, folder: Path) -> None:
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
