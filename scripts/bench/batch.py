@@ -1,10 +1,10 @@
 """Questions a second, the runner against one at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
-is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own; the two
-take turns, so that both meet the same state of the machine. Times leave out loading and the start of the workers, which
-a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the first answer on. The second model is a random one: a CLIP-L-shaped tower and a language
-model of 160 million parameters.
+is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own
+(`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Times leave out loading and the
+start of the workers, which a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the
+first answer on. The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
 """
 
 from __future__ import annotations
@@ -13,33 +13,24 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from transformers import AutoTokenizer
 
-from llava.eval.answer_file import AnswerFile
 from llava.eval.batches import BatchLimits
-from llava.eval.decoding import prompt_ids
-from llava.eval.prefetch import Preparer, prepare_ahead
-from llava.eval.questions import Question, read_lines
-from llava.eval.runner import WINDOW, Asked, Runner, pictures_of
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling, separators, until_stop
-from llava.serve.images import load_image
 from llava.utils import default_device, demo_model_path
+from scripts.bench.batch_ways import WAYS
+from scripts.bench.cost import markdown as markdown_row
 from scripts.bench.cost_models import CLIP_LARGE, demo_scene
 
 TEXTS = (
@@ -63,7 +54,6 @@ LLAMA_160M = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }
-WAYS = ("one at a time", "runner")
 
 
 @dataclass(frozen=True)
@@ -111,93 +101,6 @@ def write_questions(folder: Path, case: Case) -> Path:
     return file
 
 
-def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
-    """As LLaVA's model_vqa does it."""
-    stops, answers = separators(engine.new_conversation()), []
-    for question in questions:
-        pixels = engine.prepare_images([load_image(str(question.image))])
-        ids = prompt_ids(engine, question.text)[None].to(engine.model.device)
-        with torch.inference_mode():
-            said = engine.model.generate(
-                ids,
-                images=pixels,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                num_beams=1,
-                max_new_tokens=new_tokens,
-                pad_token_id=engine.padding_id,
-                use_cache=True,
-            )
-        text = engine.tokenizer.batch_decode(said, skip_special_tokens=True)[0]
-        answers.append("".join(until_stop([text], stops)).strip())
-    return answers
-
-
-def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], file: AnswerFile) -> list[str]:
-    """As `llava.eval.batch_run` does it."""
-    found: dict[int, str] = {}
-    for outcomes in runner.run(asked, ready):
-        rows = [{"text": str(outcome.text), "metadata": {"index": outcome.index}} for outcome in outcomes]
-        file.append(rows)
-        found.update((outcome.index, str(outcome.text)) for outcome in outcomes)
-    return [found[index] for index in sorted(found)]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What this process and its workers have used so far."""
-
-    cpu: float
-    """Seconds of all cores."""
-    memory: float
-    """Highest resident memory of this process, in MiB."""
-    worker_memory: float
-    """Resident memory of the largest worker, in MiB."""
-
-    @classmethod
-    def now(cls) -> Usage:
-        """Linux and macOS."""
-        workers = psutil.Process().children(recursive=True)
-        times = [psutil.Process().cpu_times(), *(worker.cpu_times() for worker in workers)]
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return cls(
-            sum(time.user + time.system for time in times),
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
-            max((worker.memory_info().rss / 2**20 for worker in workers), default=0.0),
-        )
-
-
-def serve(options: argparse.Namespace) -> None:
-    """A way's process: loads, warms up, then measures once for every line of its input."""
-    engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
-    questions = read_lines(options.questions, options.questions.parent)
-    asked, limits = list(enumerate(questions)), BatchLimits(options.batch_size)
-    runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
-    preparer = Preparer.of(engine.model.get_vision_tower())
-    one_at_a_time(engine, questions[:1], options.new_tokens)
-    with tempfile.TemporaryDirectory() as scratch:
-        print("ready", flush=True)
-        for turn, _ in enumerate(sys.stdin):
-            file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
-            ready: Iterator[Any] = iter(())
-            if options.way == "runner":
-                pictures = pictures_of(asked, limits)
-                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
-                if options.workers:
-                    next(prepare_ahead(preparer, pictures[:1], 1, ahead=1))  # as long as the workers take to start
-            before, start = Usage.now(), time.perf_counter()
-            if options.way == "runner":
-                answers = run_batches(runner, asked, ready, file)
-            else:
-                answers = one_at_a_time(engine, questions, options.new_tokens)
-            seconds = time.perf_counter() - start
-            used = Usage.now()
-            del ready
-            figures = {"seconds": seconds, "cpu": used.cpu - before.cpu, "memory": [used.memory, used.worker_memory]}
-            print(json.dumps({**figures, "answers": answers}), flush=True)
-
-
 def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Turns of both ways, one after the other."""
     checkpoint = demo_model_path()
@@ -205,7 +108,7 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
         checkpoint = folder / "model"
         write_random(checkpoint)
     questions = write_questions(folder, case)
-    command = [sys.executable, "-m", "scripts.bench.batch", "--device", options.device]
+    command = [sys.executable, "-m", "scripts.bench.batch_ways", "--device", options.device]
     command += ["--checkpoint", str(checkpoint), "--questions", str(questions), "--new-tokens", str(case.new_tokens)]
     command += ["--workers", str(options.workers), "--batch-size", str(options.batch_size), "--way"]
     running = {
@@ -255,28 +158,18 @@ def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
     }
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table."""
-    head = [
-        "model",
-        "questions",
-        "to a picture",
-        "one at a time",
-        "runner",
-        "ratio",
-        "CPU ms each",
-        "same answers",
-        "peak MiB",
-    ]
-    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = ["model", "questions", "to a picture", *WAYS, "ratio", "CPU ms each", "same answers", "peak MiB"]
+    lines = [markdown_row(head), "|---" * len(head) + "|"]
     for row in rows:
         alone, together, worker = row["memory"]
         rates = [f"{row[way]:.2f}/s" for way in WAYS]
         cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
-        cells = [row["model"], row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu]
         memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
-        lines.append(" | ".join(map(str, [*cells, f"{row['same']:.0%}", memory])))
-    return "\n".join(f"| {line} |" for line in lines)
+        cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.0%}", memory]
+        lines.append(markdown_row([row["model"], *map(str, cells)]))
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -289,13 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
     parser.add_argument("--device", default=default_device(), help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    for name in ("--checkpoint", "--questions", "--new-tokens", "--way"):
-        kind = {"--questions": Path, "--new-tokens": int}.get(name, str)
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.way:
-        serve(options)
-        return
     machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
     machine |= {"threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -306,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 rows.append(report(case, measure(case, options, Path(scratch))))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    print(markdown(rows))
+    print(table(rows))
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
