@@ -98,7 +98,7 @@ def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> N
 
 
 def test_a_tower_without_weights_prepares_as_the_loaded_one(engine: ChatEngine, files: list[Path]) -> None:
-    empty = load_empty_tower(demo_model_path(), engine.model.config.qlip)
+    empty = load_empty_tower(demo_model_path(), qlip=engine.model.config.qlip)
     (ours, theirs) = (Preparer.of(tower)(files[1]) for tower in (empty, engine.model.get_vision_tower()))
     assert isinstance(ours, Prepared) and isinstance(theirs, Prepared)
     assert (ours.tokens, ours.span, ours.size) == (theirs.tokens, theirs.span, theirs.size)
