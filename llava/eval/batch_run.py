@@ -140,6 +140,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     progress.close()
     if state:
         state.wait_for_everyone()
+        state.destroy_process_group()
     return report(name, answers) if first else 0
 
 

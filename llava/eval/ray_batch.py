@@ -192,7 +192,10 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("concurrency", "workers"):
         if (value := getattr(args, flag)) < 1:
             raise ValueError(f"--{flag} is {value}; it must be at least 1")
-    args.image_folder = args.image_folder.resolve()
+    args.image_folder = args.image_folder.resolve()  # a node's working folder is another
+    for name in ("model_path", "model_base"):
+        if (path := getattr(args, name)) is not None and Path(path).is_dir():
+            setattr(args, name, str(Path(path).resolve()))
     questions = read(args)
     preparer = make_preparer(args)
     args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
