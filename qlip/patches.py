@@ -39,6 +39,13 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
     return patches
 
 
+def thumbnail_patches(image: Tensor, native_grid: int, patch_size: int = 14) -> Tensor:
+    """The patches (n * n, C, P, P) of an image (C, H, W) squeezed to the native size, as CLIP sees it."""
+    side = (native_grid * patch_size,) * 2
+    small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0]
+    return extract_patches(small, Leaves.uniform((native_grid, native_grid)), patch_size)
+
+
 def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Pads sequences of (N_i, ...) with zeros behind.
 

@@ -17,7 +17,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # qlip each file has its layer; modules of one layer do not know each other. "name.*" stands for all below a package;
 # the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.intervals", "qlip.plots"),
+    ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement"),
     ("qlip.criteria", "qlip.mlp"),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.draw", "qlip.image_processing"),
@@ -37,7 +37,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
-QLIP_USERS = ("llava.model.multimodal_encoder.qlip_encoder", "llava.serve", "llava.eval", "llava.train")
+# The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
+QLIP_USERS = (
+    "llava.model.multimodal_encoder.qlip_encoder",
+    "llava.model.splice",
+    "llava.model.llava_arch",
+    "llava.serve",
+    "llava.eval",
+    "llava.train",
+)
 SERVING = ("gradio", "fastapi", "uvicorn", "httpx", "ray")
 
 
@@ -135,7 +143,7 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("llava.model.builder", "from llava.serve.engine import Engine"),
         ("llava.model.builder", "from ..serve import engine"),
         ("llava.model.builder", "from qlip import QLIPConfig"),
-        ("llava.model.llava_arch", "import qlip.config"),
+        ("llava.model.checkpoint", "import qlip.config"),
         ("llava.mm_utils", "from llava.model import builder"),
         ("llava.serve.images", "from llava.serve.engine import Engine"),
         ("llava.utils", "import qlip"),

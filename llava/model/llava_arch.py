@@ -23,12 +23,13 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import (
     PaddedBatch,
-    causal_mask_with_bias,
     check_image_count,
     collate,
     splice_row,
     truncate,
 )
+from qlip.placement import decoder_mask
+from qlip.placement import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or what `encode_images` made of them: encode once, ask often."""
@@ -178,11 +179,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
-        if attention_mask is None and (key_bias is not None or _fractional(position_ids)):
-            # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
-            attention_mask = torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
-        if key_bias is not None and attention_mask is not None:
-            attention_mask = causal_mask_with_bias(attention_mask, key_bias, new.shape[1], self.dtype)
+        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past, self.dtype)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -260,15 +257,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
 
     def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
         """float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
-        if (batch.sizes == 1).all():
-            return None
-        if self.config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                "llm_size_bias and llm_weight bias the attention, which"
-                f" {self.config._attn_implementation!r} can't do; load the model with attn_implementation 'sdpa' or"
-                " 'eager', or set them to 0 and 'each'"
-            )
-        return 2 * batch.sizes.log()
+        return bias_of_sizes(batch.sizes, self.config._attn_implementation)
 
     @staticmethod
     def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:
@@ -276,7 +265,3 @@ class LlavaMetaForCausalLM(GenerationMixin):
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return False
         return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
-
-
-def _fractional(position_ids: Tensor | None) -> bool:
-    return position_ids is not None and position_ids.is_floating_point()

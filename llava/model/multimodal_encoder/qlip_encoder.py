@@ -1,4 +1,4 @@
-"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that imports qlip."""
+"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that knows quadtrees."""
 
 from __future__ import annotations
 
@@ -94,8 +94,6 @@ class QLIPVisionTower(VisionTower):
         output = self.vision_tower(images)
         tokens = []
         for features, leaves in zip(output.features, output.leaves, strict=True):
-            positions = self.vision_tower.language_positions(leaves)
-            sizes = self.vision_tower.language_sizes(leaves)
-            span = len(features) if positions is None else self.num_patches
-            tokens.append(ImageTokens(features, positions, span, sizes))
+            place = self.vision_tower.language_span(leaves)
+            tokens.append(ImageTokens(features, place.positions, place.span, place.sizes))
         return tokens
