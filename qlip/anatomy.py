@@ -25,6 +25,9 @@ class Anatomy(ABC):
     has_cls: bool
     """Whether a [CLS] token with a position of its own stands first."""
 
+    pools: bool = True
+    """Whether the model has a pooled output."""
+
     def __init__(self, model: Any) -> None:
         self.model = model
 
@@ -87,11 +90,7 @@ class Anatomy(ABC):
 
     @abstractmethod
     def pool(self, last: Tensor) -> Tensor:
-        """(B, D): the model's pooled output from a `last_hidden_state` (B, T, D) without padding.
-
-        Raises:
-            ValueError: the model pools nothing.
-        """
+        """(B, D): the model's pooled output from a `last_hidden_state` (B, T, D) without padding."""
 
 
 class CLIPAnatomy(Anatomy):
@@ -130,6 +129,10 @@ class SiglipAnatomy(CLIPAnatomy):
 
     has_cls = False
 
+    @property
+    def pools(self) -> bool:  # type: ignore[override]
+        return hasattr(self.model, "head")
+
     def begin(self, hidden: Tensor) -> Tensor:
         return hidden
 
@@ -137,8 +140,6 @@ class SiglipAnatomy(CLIPAnatomy):
         return self.model.post_layernorm(hidden)
 
     def pool(self, last: Tensor) -> Tensor:
-        if not hasattr(self.model, "head"):
-            raise ValueError("this SigLIP model has no pooling head (vision_use_head is false)")
         return self.model.head(last)
 
 

@@ -272,7 +272,13 @@ class QLIPVisionModel(nn.Module):
         return HiddenStates(kept, valid, [len(sequence) for sequence in sequences])
 
     def pool(self, hidden: HiddenStates) -> Tensor:
-        """(B, D): the model's own pooled output, image by image so that a head sees no padding."""
+        """(B, D): the model's own pooled output, image by image so that a head sees no padding.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if not self.anatomy.pools:
+            raise ValueError("this model has no pooled output (SigLIP: vision_use_head is false)")
         last = self.anatomy.finish(hidden.layers[self.anatomy.depth])
         return torch.cat([self.anatomy.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BIASABLE = ("sdpa", "eager")
@@ -31,6 +32,12 @@ class ImageSpan:
 
     sizes: Tensor | None
     """float (count,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
+
+    def and_one_more(self) -> ImageSpan:
+        """With a token behind the image, at a position of its own."""
+        positions = None if self.positions is None else F.pad(self.positions, (0, 1), value=self.span)
+        sizes = None if self.sizes is None else F.pad(self.sizes, (0, 1), value=1.0)
+        return ImageSpan(self.count + 1, positions, self.span + 1, sizes)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from llava.model.config import LlavaConfig
 from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
-
-PRIOR_FILE = "prior.safetensors"
+from qlip.mlp import PRIOR_FILE
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:

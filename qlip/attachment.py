@@ -1,0 +1,120 @@
+"""What attached models have in common: their QLIP, and a class that goes back to the one it came from.
+
+A model is attached by giving the instance a subclass of its own class, under the same name: nothing of transformers is
+replaced, other models are untouched, and files name the class that transformers knows. Knows no particular model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qlip.encoder import QLIPVisionModel
+from qlip.image_processing import QLIPImageProcessor
+from qlip.mlp import PRIOR_FILE
+from qlip.packing import CutImages, pack, unpack
+
+
+@dataclass
+class Attachment:
+    """QLIP in one model."""
+
+    vision: QLIPVisionModel
+    """The model's own vision tower, read through leaves; holds the settings."""
+
+    image_processor: QLIPImageProcessor
+    """Cuts pictures with the same settings."""
+
+    plain_processor: Any = None
+    """What `attach` was given."""
+
+    def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> CutImages:
+        """Images as a model is given them: packed, or (with no leaves) as pixels, which are cut here.
+
+        Args:
+            pixel_values: (B, M, C, P, P) with leaves; else (B, C, H, W), or (C, H, W) each.
+            leaf_boxes: (B, N, 3) or None.
+            leaf_grids: (B, 2) or None.
+
+        Raises:
+            ValueError: the tensors do not belong together.
+        """
+        if leaf_boxes is not None and leaf_grids is not None:
+            return unpack(pixel_values, leaf_boxes, leaf_grids)
+        if leaf_boxes is not None or leaf_grids is not None:
+            raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
+        if any(image.ndim != 3 for image in pixel_values):
+            raise ValueError(
+                f"pixel_values of {tuple(pixel_values[0].shape)} an image and no leaf_boxes: give all that the attached"
+                " processor returns, or whole images (C, H, W)"
+            )
+        return self.image_processor.cut_pixels(list(pixel_values))
+
+    def pack(self, pixel_values: Any) -> dict[str, Tensor]:
+        """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors on their device."""
+        packed = pack(self.cut(pixel_values, None, None))
+        return {name: value.to(pixel_values[0].device) for name, value in packed.items()}
+
+
+class Attached:
+    """Mixed into the class of every attached module."""
+
+    attachment: Attachment
+    config: Any
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model's own; an MLP prior for positions is written beside it."""
+        prior = self.attachment.vision.prior
+        if prior is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        prior.save(Path(save_directory) / PRIOR_FILE)
+        settings = self.config.qlip
+        self.config.qlip = {**settings, "mlp": PRIOR_FILE}
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.config.qlip = settings
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles by the two classes that this one is made of: it is found under no name of its own."""
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new, (mixin_of(self), base_of(self)), *parts[2:]
+
+
+def _new(mixin: type, base: type) -> Any:
+    attached: Any = attached_class(mixin, base)
+    return attached.__new__(attached)
+
+
+@cache
+def attached_class(mixin: type, base: type) -> type:
+    """`base` with `mixin` before it, under the name of `base`."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (mixin, base), names)
+
+
+def base_of(module: Any) -> type:
+    """The class that an attached module was loaded as."""
+    return type(module).__bases__[1]
+
+
+def mixin_of(module: Any) -> type:
+    """The host class that an attached module was given."""
+    return type(module).__bases__[0]
+
+
+def enter(module: nn.Module, mixin: type, attachment: Attachment) -> None:
+    """Gives a module its attached class."""
+    module.__class__ = attached_class(mixin, type(module))  # type: ignore[arg-type]
+    module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
+
+
+def leave(module: nn.Module) -> None:
+    """Gives an attached module its own class back."""
+    module.__class__ = base_of(module)  # type: ignore[assignment]
+    del module.attachment

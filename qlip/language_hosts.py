@@ -1,0 +1,226 @@
+"""QLIP inside transformers' LLaVA models: `LlavaForConditionalGeneration` and its kin.
+
+Two mixins: for the trunk, which encodes and projects images, and for the model around it, which knows prompts and
+generation. They call the model's own methods for everything but images, positions and the attention's bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qlip.attachment import Attached
+from qlip.packing import unpack_leaves
+from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
+
+
+class LanguageTrunk(Attached):
+    """Mixed into LlavaModel, LlavaNextModel or VipLlavaModel."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+
+    def get_image_features(
+        self,
+        pixel_values: Any,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Projected tokens of each image.
+
+        Args:
+            pixel_values: packed, or whole images; see `Attachment.cut`.
+            leaf_boxes: int64 (B, N, 3), of packed images.
+            leaf_grids: int64 (B, 2), of packed images.
+            vision_feature_layer: by default the configuration's.
+            **kwargs: transformers' own; not read.
+
+        Returns:
+            `pooler_output`: a list of (M_i, D), in the language model's width.
+        """
+        vision = self.attachment.vision
+        device = vision.position_table.device
+        images = self.attachment.cut(pixel_values, leaf_boxes, leaf_grids)
+        select = None if vision_feature_layer is None else vision.resolve_layers(vision_feature_layer)
+        small = None if images.thumbnails is None else [image.to(device) for image in images.thumbnails]
+        output = vision.encode_patches(
+            [patches.to(device) for patches in images.patches], images.leaves, thumbnails=small, select=select
+        )
+        projected = self.multi_modal_projector(torch.cat(output.features))
+        features = list(projected.split([len(feature) for feature in output.features]))
+        if (newline := getattr(self, "image_newline", None)) is not None:
+            features = [torch.cat([feature, newline[None].to(feature)]) for feature in features]
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The trunk's forward pass; images are put in place first, the rest is the model's own."""
+        given = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
+        if given is None and pixel_values is not None:
+            given = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
+        features = None
+        if given is not None:
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
+            features = torch.cat(list(given.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            places = self.get_placeholder_mask(input_ids, inputs_embeds, features)  # type: ignore[attr-defined]
+            inputs_embeds, input_ids = inputs_embeds.masked_scatter(places, features), None
+        # Of what the model around the trunk hands down, only this concerns images.
+        kwargs.pop("vision_feature_select_strategy", None), kwargs.pop("image_sizes", None)
+        output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+        if features is not None and not isinstance(output, tuple):
+            output.image_hidden_states = features
+        return output
+
+
+class LanguageModel(Attached):
+    """Mixed into LlavaForConditionalGeneration and its kin."""
+
+    config: Any
+    model: LanguageTrunk
+    dtype: torch.dtype
+
+    def get_image_features(self, pixel_values: Any, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See `LanguageTrunk.get_image_features`."""
+        return self.model.get_image_features(pixel_values, *args, **kwargs)
+
+    def place_images(
+        self, input_ids: Tensor, attention_mask: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
+    ) -> Placed:
+        """Where the tokens of a batch of prompts stand (docs/METHOD.md, "Positions in the language model").
+
+        Args:
+            input_ids: int64 (B, T), an image token per feature.
+            attention_mask: (B, T), nonzero on real tokens; by default all are.
+            leaf_boxes: int64 (images, N, 3).
+            leaf_grids: int64 (images, 2).
+
+        Raises:
+            ValueError: image tokens and images do not match.
+        """
+        spans = [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return place_batch(input_ids == self.config.image_token_id, real.bool(), spans)
+
+    def language_span(self, leaves: Any) -> ImageSpan:
+        """One image among the text; LLaVA-NeXT's newline stands behind it."""
+        span = self.attachment.vision.language_span(leaves)
+        return span.and_one_more() if hasattr(self.model, "image_newline") else span
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        *,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        next_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's forward pass.
+
+        Args:
+            input_ids: int64 (B, T); as many image tokens as each image has features.
+            pixel_values: packed by the attached processor, or whole images (C, H, W).
+            attention_mask: (B, past + T).
+            position_ids: (B, T); by default they follow from the images.
+            past_key_values: transformers' cache.
+            inputs_embeds: (B, T, D) instead of `input_ids`.
+            labels: int64 (B, T).
+            logits_to_keep: see transformers.
+            mm_encoder_outputs: what `get_image_features` gave, as {"image": ...}.
+            leaf_boxes: int64 (images, N, 3), from the attached processor.
+            leaf_grids: int64 (images, 2), from the attached processor.
+            key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
+            next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
+            **kwargs: the model's other arguments.
+        """
+        if pixel_values is not None and leaf_boxes is None:
+            leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
+        new = inputs_embeds if inputs_embeds is not None else input_ids
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if leaf_boxes is not None and leaf_grids is not None and position_ids is None and input_ids is not None:
+            placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
+            position_ids, key_bias = placed.positions, self._bias(placed)
+        if new is not None:
+            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past, self.dtype)
+        if mm_encoder_outputs is not None:
+            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            leaf_boxes=leaf_boxes,
+            leaf_grids=leaf_grids,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`; the positions of the whole prompt are known before it starts.
+
+        Raises:
+            ValueError: embeddings instead of a prompt, or image tokens that do not match the images.
+        """
+        if kwargs.get("pixel_values") is not None and kwargs.get("leaf_boxes") is None:
+            names = ("leaf_boxes", "leaf_grids", "pixel_values")
+            kwargs.update(zip(names, self._pack(kwargs["pixel_values"]), strict=True))
+        boxes, grids = kwargs.get("leaf_boxes"), kwargs.get("leaf_grids")
+        if boxes is not None and grids is not None and kwargs.get("position_ids") is None:
+            prompt = inputs if inputs is not None else kwargs.get("input_ids")
+            if prompt is None:
+                raise ValueError("images were given without input_ids: where they stand can't be told from embeddings")
+            placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids)
+            kwargs["position_ids"], kwargs["key_bias"] = placed.positions, self._bias(placed)
+            kwargs["next_positions"] = placed.end
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Lets the first new tokens stand behind the prompt's last image, not behind that image's last leaf."""
+        start = model_kwargs.pop("next_positions", None)
+        before = None if start is None else model_kwargs["position_ids"].shape[1]
+        model_kwargs = super()._update_model_kwargs_for_generation(  # type: ignore[misc]
+            outputs, model_kwargs, *args, **kwargs
+        )
+        if start is not None:
+            new = model_kwargs["position_ids"][:, before:]
+            new.copy_(start[:, None] + torch.arange(new.shape[1], device=new.device))
+        return model_kwargs
+
+    def _pack(self, pixel_values: Any) -> tuple[Tensor, Tensor, Tensor]:
+        packed = self.attachment.pack(pixel_values)
+        return packed["leaf_boxes"], packed["leaf_grids"], packed["pixel_values"]
+
+    def _bias(self, placed: Placed) -> Tensor | None:
+        return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)
