@@ -178,14 +178,17 @@ ANATOMIES: tuple[tuple[type[PreTrainedModel], type[Anatomy]], ...] = (
 )
 
 NO_PLACE_FOR_LEAVES = {
-    "Rotary": "its positions are rotary, not a table of absolute ones that a leaf's could be read from",
-    "RelativePositionBias": "its positions are biases between cells of a grid, which a leaf is not",
+    "QFormer": "its Q-Former turns any image into a fixed number of tokens",
     "Resampler": "its resampler turns any image into a fixed number of tokens",
     "Perceiver": "its resampler turns any image into a fixed number of tokens",
-    "QFormer": "its Q-Former turns any image into a fixed number of tokens",
-    "PixelShuffle": "it merges neighbours of a uniform grid, which leaves are not",
+    "Rotary": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
+    "Rope": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
+    "RelativePositionBias": "the positions of its vision tower are biases between the cells of a uniform grid",
 }
-"""Part of the class name of a module that cannot go with leaves -> why."""
+"""Part of the class name of a module that does not go with leaves -> why."""
+
+TEXT_PARTS = ("language_model", "text_model", "lm_head")
+"""Names of parts that know no picture."""
 
 
 def anatomy_of(vision_model: nn.Module) -> type[Anatomy]:
@@ -197,12 +200,16 @@ def anatomy_of(vision_model: nn.Module) -> type[Anatomy]:
     for known, anatomy in ANATOMIES:
         if isinstance(vision_model, known):
             return anatomy
-    known_names = " or ".join(known.__name__ for known, _ in ANATOMIES)
+    known_names = ", ".join(known.__name__ for known, _ in ANATOMIES)
     reason = why_not(vision_model) or "QLIP needs a ViT with a table of absolute positions whose insides it knows"
-    raise TypeError(f"{type(vision_model).__name__} is no {known_names}; {reason}")
+    raise TypeError(f"{type(vision_model).__name__} is none of {known_names}: {reason}")
 
 
 def why_not(model: nn.Module) -> str | None:
     """Why leaves can't be this model's tokens, told from the modules it is made of; None where nothing speaks so."""
-    names = {type(module).__name__ for module in model.modules()}
-    return next((why for part, why in NO_PLACE_FOR_LEAVES.items() if any(part in name for name in names)), None)
+    seen = {
+        type(module).__name__
+        for name, module in model.named_modules()
+        if not any(part in name.split(".") for part in TEXT_PARTS)
+    }
+    return next((why for part, why in NO_PLACE_FOR_LEAVES.items() if any(part in name for name in seen)), None)

@@ -29,7 +29,7 @@ from transformers.image_utils import (
 )
 
 from qlip.anatomy import CLIPAnatomy, SiglipAnatomy, anatomy_of, why_not
-from qlip.attachment import Attached, Attachment, enter, leave
+from qlip.attachment import Attached, Attachment, enter, leave_all
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
@@ -69,18 +69,18 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
         ValueError: a setting is out of range, or one that the model's attention can't apply.
     """
     chosen = choose_settings(model, config, settings)
-    if isinstance(model, Attached):
-        model, processor = detach(model, processor)
     tower, layers = find_tower(model)
     check_tower(tower)
     if isinstance(model, LANGUAGE_MODELS):
         check_language_model(model, chosen)
     elif chosen.thumbnail:
         raise ValueError("thumbnail is true; it is for models with a language model, this is a vision model")
+    plain = plain_processor(model, processor)
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
-    attachment = Attachment(vision, make_image_processor(vision, processor), processor)
-    new_processor = join_processor(model, processor, attachment.image_processor)
+    attachment = Attachment(vision, make_image_processor(vision, plain), plain)
+    new_processor = join_processor(model, plain, attachment.image_processor)
+    leave_all(model)
     if isinstance(model, LANGUAGE_MODELS):
         enter(model.model, LanguageTrunk, attachment)
         enter(model, LanguageModel, attachment)
@@ -107,13 +107,17 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
     """
     if not isinstance(model, Attached):
         raise TypeError(f"{type(model).__name__} is not attached")
-    attachment = model.attachment
-    for module in [module for module in model.modules() if isinstance(module, Attached)]:
-        leave(module)
-    del model.config.qlip  # type: ignore[union-attr]
-    if isinstance(processor, QLIPImageProcessor):
-        return model, attachment.plain_processor  # type: ignore[return-value]
-    return model, detach_processor(processor)  # type: ignore[return-value]
+    plain = plain_processor(model, processor)
+    leave_all(model)
+    del model.config.qlip  # type: ignore[attr-defined]
+    return model, plain  # type: ignore[return-value]
+
+
+def plain_processor(model: nn.Module, processor: Any) -> Any:
+    """The processor that a model had before it was attached; any other as it is."""
+    if isinstance(processor, QLIPImageProcessor) and isinstance(model, Attached):
+        return model.attachment.plain_processor
+    return detach_processor(processor)
 
 
 def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mapping[str, Any]) -> QLIPConfig:
@@ -146,8 +150,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.model.vision_tower, model.config.vision_feature_layer
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
-    tower = getattr(getattr(model, "model", model), "vision_tower", None)
-    if tower is not None or hasattr(model, "language_model") or hasattr(model, "vision_model"):
+    if hasattr(getattr(model, "config", None), "vision_config"):
         names = ", ".join(known.__name__ for known in (*LANGUAGE_MODELS, *CONTRASTIVE_MODELS))
         reason = why_not(model) or "whether it takes a variable number of tokens is not known"
         raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It goes with {names}")
@@ -197,7 +200,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
 
 def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:
     """QLIP's image processor with the mean and standard deviation of the model's own."""
-    plain = getattr(detach_processor(processor), "image_processor", processor)
+    plain = getattr(processor, "image_processor", processor)
     anatomy = vision.anatomy
     if plain is not None:
         mean, std = plain.image_mean, plain.image_std

@@ -69,11 +69,11 @@ class Attached:
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """The model's own; an MLP prior for positions is written beside it."""
         prior = self.attachment.vision.prior
-        if prior is None:
+        settings = getattr(self.config, "qlip", None)  # a part's configuration has none
+        if prior is None or settings is None:
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         prior.save(Path(save_directory) / PRIOR_FILE)
-        settings = self.config.qlip
         self.config.qlip = {**settings, "mlp": PRIOR_FILE}
         try:
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
@@ -114,7 +114,8 @@ def enter(module: nn.Module, mixin: type, attachment: Attachment) -> None:
     module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
 
 
-def leave(module: nn.Module) -> None:
-    """Gives an attached module its own class back."""
-    module.__class__ = base_of(module)  # type: ignore[assignment]
-    del module.attachment
+def leave_all(model: nn.Module) -> None:
+    """Gives a model and its parts, where they are attached, their own classes back."""
+    for module in [module for module in model.modules() if isinstance(module, Attached)]:
+        module.__class__ = base_of(module)
+        del module.attachment

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -18,7 +25,11 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipConfig,
     SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -39,6 +50,11 @@ VISION = {**SHAPE, "num_hidden_layers": 4, "image_size": NATIVE, "patch_size": 1
 TEXT = {**SHAPE, "model_type": "llama", "num_hidden_layers": 2, "vocab_size": VOCABULARY}
 TEXT |= {"max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 IMAGE_TOKEN = SPECIAL.index("<image>")
+VISION_MODELS = {
+    "clip": (CLIPVisionConfig, CLIPVisionModel),
+    "siglip": (SiglipVisionConfig, SiglipVisionModel),
+    "dinov2": (Dinov2Config, Dinov2Model),
+}
 PINPOINTS = [[NATIVE, 2 * NATIVE], [2 * NATIVE, NATIVE]]
 
 
@@ -81,6 +97,29 @@ def make_language_model(kind: str, **changes: Any) -> Any:
         return randomise(VipLlavaForConditionalGeneration(VipLlavaConfig(**config, **changes)))
     config |= {"vision_feature_select_strategy": "full" if siglip else "default"}
     return randomise(LlavaForConditionalGeneration(LlavaConfig(**{**config, **changes})))
+
+
+def make_vision_model(kind: str, **changes: Any) -> Any:
+    """`kind`: "clip", "siglip" or "dinov2", the vision model alone."""
+    settings, model = VISION_MODELS[kind]
+    values = {**VISION, **changes}
+    if kind == "dinov2":
+        values["mlp_ratio"] = 2
+    return randomise(model(settings(**values)))
+
+
+def make_contrastive_model(kind: str) -> Any:
+    """`kind`: "clip" or "siglip", with its text model."""
+    text = {**SHAPE, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 64, "eos_token_id": 2}
+    config, model = (CLIPConfig, CLIPModel) if kind == "clip" else (SiglipConfig, SiglipModel)
+    return randomise(model(config(text_config=text, vision_config=dict(VISION), projection_dim=WIDTH)))
+
+
+def make_contrastive_processor() -> CLIPProcessor:
+    """CLIP's processor with the tokenizer of bytes."""
+    square = {"height": NATIVE, "width": NATIVE}
+    images = CLIPImageProcessorPil(size={"shortest_edge": NATIVE}, crop_size=square)
+    return CLIPProcessor(image_processor=images, tokenizer=make_tokenizer())
 
 
 def make_processor(kind: str) -> Any:

@@ -347,5 +347,3 @@ def test_what_does_not_belong_together_is_an_error():
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
     with pytest.raises(TypeError, match="do_resize can't be given"):
         processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"do_resize": False})
-    with pytest.raises(ValueError, match="images passed"):
-        processor(images=PICTURES[:2], text=PROMPTS[:1])

@@ -204,7 +204,7 @@ def test_a_saved_model_loads_with_from_pretrained(wrapped, tmp_path):
 
 
 def test_errors_name_the_value(wrapped):
-    with pytest.raises(TypeError, match="Linear is no CLIPVisionModel"):
+    with pytest.raises(TypeError, match="Linear is none of CLIPVisionModel"):
         QLIPVisionModel(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="select_layer is 9"):
         QLIPVisionModel(wrapped, select_layer=9)
