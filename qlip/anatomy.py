@@ -5,10 +5,12 @@ The only file that knows the insides of transformers' vision models. Knows nothi
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
 
@@ -164,11 +166,35 @@ class Dinov2Anatomy(Anatomy):
     def layers(self) -> Sequence[nn.Module]:
         return self.model.encoder.layer
 
+    def run(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if "attention_mask" in inspect.signature(layer.forward).parameters:
+            return layer(hidden, mask)
+        return layer(hidden) if mask is None else run_one_by_one(layer, hidden, mask)
+
     def finish(self, hidden: Tensor) -> Tensor:
         return self.model.layernorm(hidden)
 
     def pool(self, last: Tensor) -> Tensor:
         return last[:, 0]
+
+
+def run_one_by_one(layer: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+    """A layer that takes no mask (DINOv2's in older transformers) on a padded batch: image by image.
+
+    Args:
+        layer: from (1, T, D) to its like.
+        hidden: (B, T, D), padded behind.
+        mask: additive (B, 1, 1, T), lowest on padding.
+
+    Raises:
+        ValueError: the mask has a bias, which such a layer can't apply.
+    """
+    keys = mask[:, 0, 0]
+    valid = keys > torch.finfo(mask.dtype).min
+    if keys[valid].any():
+        raise ValueError("size_bias is set, but this model's attention takes no mask in the installed transformers")
+    rows = [layer(row[None, :length])[0] for row, length in zip(hidden, valid.sum(1).tolist(), strict=True)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 ANATOMIES: tuple[tuple[type[PreTrainedModel], type[Anatomy]], ...] = (

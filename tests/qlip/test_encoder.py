@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
+from qlip.anatomy import run_one_by_one
 
 SHAPE = {
     "hidden_size": 48,
@@ -220,3 +221,16 @@ def test_leaves_are_on_the_cpu_and_cover_the_image(wrapped):
     tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[3])
     assert isinstance(tree, Leaves)
     assert int((tree.sizes**2).sum()) == math.prod(tree.grid)
+
+
+def test_layers_that_take_no_mask_run_image_by_image():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    hidden = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[1, ..., 3:] = torch.finfo(torch.float32).min
+    with torch.no_grad():
+        output = run_one_by_one(layer, hidden, mask)
+        torch.testing.assert_close(output[:1], layer(hidden[:1]))
+        torch.testing.assert_close(output[1:, :3], layer(hidden[1:, :3]))
+    with pytest.raises(ValueError, match="size_bias is set"):
+        run_one_by_one(layer, hidden, mask + 1)
