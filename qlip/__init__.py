@@ -10,6 +10,7 @@ from qlip.packing import PACKED_NAMES
 from qlip.patches import extract_patches
 from qlip.positions import interpolate_positions, raster_positions
 from qlip.quadtree import Leaves, partition
+from qlip.vllm import vllm_image_embeds
 
 __all__ = [
     "PACKED_NAMES",
@@ -26,4 +27,5 @@ __all__ = [
     "interpolate_positions",
     "partition",
     "raster_positions",
+    "vllm_image_embeds",
 ]

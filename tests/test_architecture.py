@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.attachment",),
     ("qlip.language_hosts", "qlip.vision_hosts"),
     ("qlip.fit_config", "qlip.prior_loss"),
-    ("qlip.attach", "qlip.fit", "qlip.bias"),
+    ("qlip.attach", "qlip.vllm", "qlip.fit", "qlip.bias"),
     ("qlip",),
     ("qlip.cli",),
     ("qlip.__main__",),
