@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -110,12 +111,23 @@ def mixin_of(module: Any) -> type:
 
 def enter(module: nn.Module, mixin: type, attachment: Attachment) -> None:
     """Gives a module its attached class."""
-    module.__class__ = attached_class(mixin, type(module))  # type: ignore[arg-type]
+    _change_class(module, attached_class(mixin, type(module)))  # type: ignore[arg-type]
     module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
 
 
 def leave_all(model: nn.Module) -> None:
     """Gives a model and its parts, where they are attached, their own classes back."""
     for module in [module for module in model.modules() if isinstance(module, Attached)]:
-        module.__class__ = base_of(module)
+        _change_class(module, base_of(module))
         del module.attachment
+
+
+def _change_class(module: nn.Module, new: type) -> None:
+    """Changes the class of an instance; accelerate's hooks, which wrap the instance's `forward`, then wrap the new one.
+
+    A `device_map` over several devices puts such hooks on every part of a model.
+    """
+    module.__class__ = new  # type: ignore[assignment]
+    if "_old_forward" in vars(module):
+        module._old_forward = MethodType(new.forward, module)  # type: ignore[attr-defined, assignment]
+        module.forward.__wrapped__ = module._old_forward  # type: ignore[attr-defined]

@@ -1,0 +1,26 @@
+"""Features of leaves, drawn back on the picture: `python -m scripts.examples.feature_map PICTURE OUT.png`."""
+
+import sys
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+import qlip
+
+
+def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> None:
+    image, processor = Image.open(picture).convert("RGB"), AutoImageProcessor.from_pretrained(model_path)
+    model, processor = qlip.attach(AutoModel.from_pretrained(model_path), processor, alpha=0.5)
+    with torch.inference_mode():
+        output = model(**processor.cut([image]))
+    features = output.feature_maps()[0].permute(1, 2, 0)  # (rows, cols, D)
+    features = features - features.mean((0, 1))
+    colours = features @ torch.pca_lowrank(features.flatten(0, 1), q=3)[2]  # the three directions that vary most
+    pixels = (255 * (colours / colours.std((0, 1)) / 4 + 0.5).clamp(0, 1)).byte().numpy()
+    tint = Image.fromarray(pixels).resize(image.size, Image.Resampling.NEAREST)
+    qlip.draw_leaves(Image.blend(image, tint, 0.6), output.leaves[0]).save(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
