@@ -15,10 +15,9 @@ def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> No
     with torch.inference_mode():
         output = model(**processor.cut([image]))
     features = output.feature_maps()[0].permute(1, 2, 0)  # (rows, cols, D)
-    features = features - features.mean((0, 1))
     colours = features @ torch.pca_lowrank(features.flatten(0, 1), q=3)[2]  # the three directions that vary most
-    pixels = (255 * (colours / colours.std((0, 1)) / 4 + 0.5).clamp(0, 1)).byte().numpy()
-    tint = Image.fromarray(pixels).resize(image.size, Image.Resampling.NEAREST)
+    shades = ((colours - colours.mean((0, 1))) / colours.std((0, 1)) / 4 + 0.5).clamp(0, 1)
+    tint = Image.fromarray((255 * shades).byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
     qlip.draw_leaves(Image.blend(image, tint, 0.6), output.leaves[0]).save(out)
 
 
