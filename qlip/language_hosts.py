@@ -6,6 +6,7 @@ generation. They call the model's own methods for everything but images, positio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,23 @@ class LanguageTrunk(Attached):
             features = [torch.cat([feature, newline[None].to(feature)]) for feature in features]
         return BaseModelOutputWithPooling(pooler_output=features)
 
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+        """(B, T, D): a batch of prompts with the tokens of its images in place.
+
+        Args:
+            input_ids: int64 (B, T), or None where `inputs_embeds` (B, T, D) are given.
+            inputs_embeds: of the prompts; by default made from `input_ids`.
+            features: (M_i, D) of each image.
+
+        Raises:
+            ValueError: image tokens and features differ in number.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
+        joined = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds, joined)  # type: ignore[attr-defined]
+        return inputs_embeds.masked_scatter(places, joined)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -71,21 +89,16 @@ class LanguageTrunk(Attached):
         **kwargs: Any,
     ) -> Any:
         """The trunk's forward pass; images are put in place first, the rest is the model's own."""
-        given = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
-        if given is None and pixel_values is not None:
-            given = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
-        features = None
-        if given is not None:
-            if inputs_embeds is None:
-                inputs_embeds = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
-            features = torch.cat(list(given.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
-            places = self.get_placeholder_mask(input_ids, inputs_embeds, features)  # type: ignore[attr-defined]
-            inputs_embeds, input_ids = inputs_embeds.masked_scatter(places, features), None
-        # Of what the model around the trunk hands down, only this concerns images.
-        kwargs.pop("vision_feature_select_strategy", None), kwargs.pop("image_sizes", None)
+        images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
+        if images is not None:
+            inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
+        for name in ("vision_feature_select_strategy", "image_sizes"):  # said by the model around, about images only
+            kwargs.pop(name, None)
         output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
-        if features is not None and not isinstance(output, tuple):
-            output.image_hidden_states = features
+        if images is not None and not isinstance(output, tuple):
+            output.image_hidden_states = torch.cat(list(images.pooler_output))
         return output
 
 
@@ -186,22 +199,25 @@ class LanguageModel(Attached):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`; the positions of the whole prompt are known before it starts.
+        """transformers' `generate`: images are encoded, and the whole prompt placed, before it starts.
 
         Raises:
             ValueError: embeddings instead of a prompt, or image tokens that do not match the images.
         """
-        if kwargs.get("pixel_values") is not None and kwargs.get("leaf_boxes") is None:
-            names = ("leaf_boxes", "leaf_grids", "pixel_values")
-            kwargs.update(zip(names, self._pack(kwargs["pixel_values"]), strict=True))
-        boxes, grids = kwargs.get("leaf_boxes"), kwargs.get("leaf_grids")
-        if boxes is not None and grids is not None and kwargs.get("position_ids") is None:
-            prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        pixel_values = kwargs.pop("pixel_values", None)
+        boxes, grids = kwargs.pop("leaf_boxes", None), kwargs.pop("leaf_grids", None)
+        if pixel_values is not None and boxes is None:
+            boxes, grids, pixel_values = self._pack(pixel_values)
+        if boxes is not None and grids is not None:
+            prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
                 raise ValueError("images were given without input_ids: where they stand can't be told from embeddings")
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids)
-            kwargs["position_ids"], kwargs["key_bias"] = placed.positions, self._bias(placed)
-            kwargs["next_positions"] = placed.end
+            kwargs |= {"position_ids": placed.positions, "key_bias": self._bias(placed), "next_positions": placed.end}
+            if pixel_values is not None:
+                features = self.model.get_image_features(pixel_values, boxes, grids).pooler_output
+                kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)
+            inputs = prompt
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _update_model_kwargs_for_generation(

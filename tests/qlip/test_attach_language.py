@@ -140,9 +140,36 @@ def test_beams_and_prompt_lookup_agree_with_greedy_search(host):
     looked_up = model.generate(**inputs, **options, prompt_lookup_num_tokens=2)
     assert torch.equal(looked_up.sequences, greedy.sequences)
     beam = model.generate(**inputs, num_beams=3, length_penalty=0.0, **options)
+    several = model.generate(**inputs, num_beams=3, num_return_sequences=3, length_penalty=0.0, **options)
+    assert torch.equal(several.sequences[:1], beam.sequences)
     new = greedy.sequences[0, inputs["input_ids"].shape[1] :]
     scores = [s.log_softmax(-1)[0, token] for s, token in zip(greedy.scores, new, strict=True)]
     assert beam.sequences_scores[0] >= sum(scores) - 1e-4
+
+
+@torch.no_grad()
+def test_beams_weigh_several_images_as_a_full_pass_does(host):
+    """The score of the best beam is the sum that the model alone, uncached, gives its tokens."""
+    model, processor = host
+    inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
+    options = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    beam = model.generate(**inputs, num_beams=3, length_penalty=0.0, **options)
+    length = inputs["input_ids"].shape[1]
+    longer = {**inputs, "input_ids": beam.sequences, "attention_mask": torch.ones_like(beam.sequences)}
+    logits = model(**longer).logits[0, length - 1 : -1].log_softmax(-1)
+    score = logits.gather(1, beam.sequences[0, length:, None]).sum()
+    torch.testing.assert_close(beam.sequences_scores[0], score, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_second_turn_goes_on_from_the_cache_of_the_first(host):
+    model, processor = host
+    first = ask(processor, ["<image> and <image>?"], PICTURES[1:3])
+    said = model.generate(**first, **GREEDY, return_dict_in_generate=True)
+    more = torch.cat([said.sequences, processor.tokenizer(" why?", return_tensors="pt").input_ids], dim=1)
+    second = {**first, "input_ids": more, "attention_mask": torch.ones_like(more)}
+    expected = model.generate(**second, **GREEDY)
+    assert torch.equal(model.generate(**second, past_key_values=said.past_key_values, **GREEDY), expected)
 
 
 def test_image_becomes_as_many_tokens_as_the_tower_makes_of_it(host):
