@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import BitImageProcessorPil
 
 import scripts.examples
 from scripts.examples import feature_map, transformers_chat, zero_shot
 from tests.qlip.hosts import (
-    NATIVE,
     make_contrastive_model,
     make_contrastive_processor,
     make_language_model,
@@ -49,9 +47,7 @@ def test_zero_shot(tmp_path, photo, capsys):
 
 
 def test_feature_map(tmp_path, photo):
-    square = {"height": NATIVE, "width": NATIVE}
-    images = BitImageProcessorPil(size={"shortest_edge": NATIVE}, crop_size=square)
-    path = save(tmp_path / "model", make_vision_model("dinov2"), images)
+    path = save(tmp_path / "model", make_vision_model("dinov2"))
     feature_map.main(photo, str(tmp_path / "out.png"), path)
     before, after = (np.asarray(Image.open(file)) for file in (photo, tmp_path / "out.png"))
     assert after.shape == (113, 169, 3)  # and a last line

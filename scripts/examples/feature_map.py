@@ -4,14 +4,14 @@ import sys
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 import qlip
 
 
 def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> None:
-    image, processor = Image.open(picture).convert("RGB"), AutoImageProcessor.from_pretrained(model_path)
-    model, processor = qlip.attach(AutoModel.from_pretrained(model_path), processor, alpha=0.5)
+    image = Image.open(picture).convert("RGB")
+    model, processor = qlip.attach(AutoModel.from_pretrained(model_path), alpha=0.5)
     with torch.inference_mode():
         output = model(**processor.cut([image]))
     features = output.feature_maps()[0].permute(1, 2, 0)  # (rows, cols, D)
