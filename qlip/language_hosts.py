@@ -175,12 +175,11 @@ class LanguageModel(Attached):
         if pixel_values is not None and leaf_boxes is None:
             leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
         new = inputs_embeds if inputs_embeds is not None else input_ids
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if leaf_boxes is not None and leaf_grids is not None and position_ids is None and input_ids is not None:
             placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
             position_ids, key_bias = placed.positions, self._bias(placed)
         if new is not None:
-            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past, self.dtype)
+            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
         if mm_encoder_outputs is not None:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         return super().forward(  # type: ignore[misc]

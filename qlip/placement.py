@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 BIASABLE = ("sdpa", "eager")
 """transformers' attentions that take an additive mask."""
@@ -145,49 +146,58 @@ def decoder_mask(
     position_ids: Tensor | None,
     bias: Tensor | None,
     new: Tensor,
-    past: int,
+    cache: Cache | None,
     dtype: torch.dtype,
 ) -> Tensor | None:
     """The attention mask that positions with gaps and a bias on keys need; without either, the given one.
 
     Args:
-        attention_mask: (B, past + Q), nonzero on real keys, or None: all are.
+        attention_mask: (B, past + Q), nonzero on real keys; or (B, 1, Q, K) over all keys of a static cache, true or 0
+            where a query may look; or None: all keys are real.
         position_ids: of the new tokens; floating point where an image has fractional places.
-        bias: float (B, K), of the first K keys.
+        bias: float (B, K0), of the first K0 keys.
         new: (B, Q, ...), the new tokens' ids or embeddings.
-        past: number of cached keys.
+        cache: of the keys before them.
         dtype: of the model.
     """
+    queries = new.shape[1]
     fractional = position_ids is not None and position_ids.is_floating_point()
     if attention_mask is None and (bias is not None or fractional):
         # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
-        attention_mask = torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
-    if bias is not None and attention_mask is not None:
-        attention_mask = causal_mask_with_bias(attention_mask, bias, new.shape[1], dtype)
-    return attention_mask
+        past = 0 if cache is None else int(cache.get_seq_length())
+        attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+    if bias is None or attention_mask is None:
+        return attention_mask
+    if attention_mask.ndim == 4:
+        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+        return biased(allowed, bias, dtype)
+    keys = attention_mask.shape[1] if cache is None else cache.get_mask_sizes(queries, 0)[0]
+    return causal_mask_with_bias(attention_mask, bias, queries, dtype, keys)
 
 
-def causal_mask_with_bias(attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+def causal_mask_with_bias(
+    attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype, keys: int | None = None
+) -> Tensor:
     """The additive attention mask of a causal model with a bias on keys.
 
     Args:
-        attention_mask: (B, K), nonzero on real keys; K counts cached keys and the new ones.
-        key_bias: float (B, K0), K0 <= K; later keys have none.
-        queries: Q, number of new tokens, the last Q of the K keys.
+        attention_mask: (B, T), nonzero on real keys; T counts cached keys and the new ones.
+        key_bias: float (B, K0), K0 <= T; later keys have none.
+        queries: Q, number of new tokens, the last Q of the T keys.
         dtype: of the model.
+        keys: K, of a cache with room for more than T; by default T.
 
     Returns:
         (B, 1, Q, K): the bias where a query may look, the lowest number elsewhere.
     """
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            "llm_size_bias and llm_weight need a 2-D attention mask; they do not go with static or compiled caches"
-        )
-    batch, keys = attention_mask.shape
-    bias = torch.zeros(batch, keys, device=attention_mask.device)
-    bias[:, : key_bias.shape[1]] = key_bias
-    key = torch.arange(keys, device=attention_mask.device)
-    causal = key[None, :] <= key[keys - queries :, None]  # (Q, K)
-    allowed = causal[None] & attention_mask[:, None, :].bool()
-    mask = bias[:, None, :].expand(-1, queries, -1).masked_fill(~allowed, torch.finfo(dtype).min)
-    return mask.to(dtype)[:, None]
+    seen = attention_mask.shape[1]
+    real = F.pad(attention_mask.bool(), (0, (seen if keys is None else keys) - seen))
+    key = torch.arange(real.shape[1], device=real.device)
+    causal = key[None, :] <= key[seen - queries : seen, None]  # (Q, K)
+    return biased((causal[None] & real[:, None, :])[:, None], key_bias, dtype)
+
+
+def biased(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, Q, K), like `allowed`: the bias (B, K0) of the first K0 keys where true, the lowest number elsewhere."""
+    bias = F.pad(key_bias, (0, allowed.shape[-1] - key_bias.shape[1]))[:, None, None, :].expand_as(allowed)
+    return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)

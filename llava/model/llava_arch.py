@@ -175,11 +175,10 @@ class LlavaMetaForCausalLM(GenerationMixin):
             key_bias = self._key_bias(batch)
         elif images is not None:
             raise ValueError("images were given with input_ids that go on from a cache, or with inputs_embeds")
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
-        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past, self.dtype)
+        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -132,6 +132,16 @@ def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(host):
 
 
 @torch.no_grad()
+def test_a_static_cache_gives_the_same_answers(host):
+    model, processor = host
+    for prompts, pictures in ((PROMPTS, PICTURES), (PROMPTS[1:2], PICTURES[1:3])):  # with padding and without
+        inputs = ask(processor, prompts, pictures)
+        expected = model.generate(**inputs, **GREEDY)
+        static = model.generate(**inputs, **GREEDY, cache_implementation="static", disable_compile=True)
+        assert torch.equal(static, expected)
+
+
+@torch.no_grad()
 def test_beams_and_prompt_lookup_agree_with_greedy_search(host):
     model, processor = host
     inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
