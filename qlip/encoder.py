@@ -173,12 +173,15 @@ class QLIPVisionModel(nn.Module):
         )
         return torch.cat([self.cls_position.float(), placed])
 
-    def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
+    def forward(
+        self, images: Tensor | Sequence[Tensor], pool: bool = False, leaves: Sequence[Leaves] | None = None
+    ) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
 
         Args:
             images: float (B, C, H, W), or (C, H, W) each; normalised, sides multiples of the patch size.
             pool: run the whole model and give the pooled output too.
+            leaves: the images' trees, where they are known already; by default those of `partition`.
 
         Returns:
             Features in the model's dtype. An image's are the same in any batch, to float tolerance.
@@ -186,8 +189,8 @@ class QLIPVisionModel(nn.Module):
         Raises:
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
         """
-        leaves = [self.partition(image) for image in images]
-        return self.encode(images, leaves, [self.positions(tree) for tree in leaves], pool)
+        trees = [self.partition(image) for image in images] if leaves is None else list(leaves)
+        return self.encode(images, trees, [self.positions(tree) for tree in trees], pool)
 
     def encode(
         self, images: Tensor | Sequence[Tensor], leaves: list[Leaves], positions: list[Tensor], pool: bool = False

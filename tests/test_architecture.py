@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip",),
     ("qlip.cli",),
     ("qlip.__main__",),
+    ("llava.serve.errors",),
     ("llava.serve.images",),
     ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils"),
     ("llava.model.*",),

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine, PromptTooLong, separators, until_stop
+from llava.serve.engine import ChatEngine, PromptTooLong, separators
+from llava.serve.text_stream import until_stop
 
 
 @dataclass(frozen=True)

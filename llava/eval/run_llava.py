@@ -12,6 +12,7 @@ from typing import Any
 
 from llava.serve.cli import OneLineParser, add_model_flags, load_engine
 from llava.serve.engine import Sampling
+from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
 from llava.utils import demo_picture_path
 
@@ -68,7 +69,7 @@ def main() -> int:
     try:
         eval_model(args)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"run_llava: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"run_llava: error: {told_in_full(error)}", file=sys.stderr)
         return 2
     return 0
 

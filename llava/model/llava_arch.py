@@ -84,7 +84,10 @@ class LlavaMetaForCausalLM(GenerationMixin):
             raise ValueError("images were given, but the model has no vision tower loaded")
         if encoded:
             raise TypeError("some images are encoded and some are pixels; give one kind")
-        tokens = tower(images)
+        return self.project(tower(images))
+
+    def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
+        """Brings the tower's tokens of some images to the language model's width, in one pass."""
         projector = self.get_model().mm_projector
         features = torch.cat([image.features for image in tokens])
         projected = projector(features).split([len(image.features) for image in tokens])

@@ -19,8 +19,11 @@ import qlip
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling
+from llava.model.checkpoint import inspect, local_folder
+from llava.serve.engine import ChatEngine, EngineLimits
+from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
+from llava.serve.sampling import Sampling
 from llava.utils import default_device, demo_model_path, demo_picture_path
 
 DEMO_NOTICE = """\
@@ -64,9 +67,30 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
     return given or args.qlip
 
 
-def load_engine(args: argparse.Namespace) -> ChatEngine:
-    """Loads the model that the flags of `add_model_flags` name."""
+def load_engine(
+    args: argparse.Namespace,
+    *,
+    switchable: bool = False,
+    limits: EngineLimits | None = None,
+    use_flash_attn: bool = False,
+) -> ChatEngine:
+    """Loads the model that the flags of `add_model_flags` name.
+
+    Args:
+        args: The parsed flags.
+        switchable: Load a tower that can see both ways, so that each request may choose; what the flags or the
+            checkpoint say is then the default.
+        limits: What the engine takes on at a time.
+        use_flash_attn: FlashAttention 2 in the language model.
+    """
     model_path = str(args.model_path or demo_model_path())
+    option = qlip_option(args)
+    quadtree = True
+    if switchable:
+        config = inspect(local_folder(model_path)).config
+        quadtree = bool(config.qlip if option is None else option)
+        if config.mm_vision_select_feature == "patch" and config.image_aspect_ratio != "anyres":
+            option = option or True
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,
         args.model_base,
@@ -74,9 +98,10 @@ def load_engine(args: argparse.Namespace) -> ChatEngine:
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
         device=args.device or default_device(),
-        qlip=qlip_option(args),
+        use_flash_attn=use_flash_attn,
+        qlip=option,
     )
-    return ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode)
+    return ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if args.debug:
             raise
-        print(f"llava: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"llava: error: {told_in_full(error)}", file=sys.stderr)
         return 2
 
 

@@ -1,13 +1,18 @@
-"""One generation engine for every front end: prompt and pictures in, pieces of text out.
+"""One generation engine for every front end: prompt and pictures in, a stream of text out.
 
-It owns a loaded model with its tokenizer, image processor and prompt format, and answers one request at a time. It
-knows no files, sockets or terminals.
+It owns a loaded model with its tokenizer, image processor and prompt format. Requests that wait are generated together
+by one model thread, and each is answered as it would be alone. It knows no files, sockets or terminals.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +20,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, TextIteratorStreamer
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -26,44 +30,51 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.serve.answer import Answer, Usage
+from llava.serve.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong
+from llava.serve.generation import Row, generate_rows
+from llava.serve.sampling import Sampling
+from llava.serve.sight import SERVERS_OWN, QLIPOptions, Sight
+from llava.serve.text_stream import until_stop as until_stop  # where scripts have always found it
+
+logger = logging.getLogger(__name__)
 
 TextStream = Generator[str, None, None]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the answer's tokens are chosen, and when it ends."""
+class EngineLimits:
+    """What the engine takes on at a time."""
 
-    temperature: float = 0.2
-    """0 takes the likeliest token each time; higher is freer."""
-    top_p: float | None = None
-    """Share of the probability that is sampled from, in (0, 1]; None for all."""
-    num_beams: int = 1
-    """Width of the beam search; above 1 the answer comes in one piece."""
-    max_new_tokens: int = 512
-    """Longest answer, in tokens."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    max_batch: int = 16
+    """Most answers generated together; 1 turns batching off."""
+    max_batch_tokens: int = 16384
+    """Most visual tokens of a batch; a request with more goes alone."""
+    max_waiting: int = 64
+    """Most requests that wait; one more is refused."""
+    max_image_tokens: int = 4096
+    """Largest token budget that a request may ask for."""
+    max_image_size: int = 4096
+    """Largest image size that a request may ask for, in pixels."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        for name in ("num_beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-class PromptTooLong(ValueError):
-    """A prompt, its pictures and the longest answer exceed the model's context."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class ChatEngine:
     """Answers prompts about pictures with one loaded model."""
 
     def __init__(
-        self, tokenizer: Any, model: Any, image_processor: Any, context_len: int, conv_mode: str | None = None
+        self,
+        tokenizer: Any,
+        model: Any,
+        image_processor: Any,
+        context_len: int,
+        conv_mode: str | None = None,
+        limits: EngineLimits | None = None,
+        quadtree: bool = True,
     ) -> None:
         """
         Args:
@@ -72,6 +83,8 @@ class ChatEngine:
             image_processor: Prepares pictures for the model's vision tower.
             context_len: Most tokens a prompt and its answer may have together.
             conv_mode: Key of `conv_templates`; None takes the config's, or else "vicuna_v1".
+            limits: What the engine takes on at a time.
+            quadtree: Whether a quadtree tower uses its quadtree where a request does not say.
 
         Raises:
             ValueError: for an unknown `conv_mode`.
@@ -80,9 +93,18 @@ class ChatEngine:
         self.model = model
         self.image_processor = image_processor
         self.context_len = context_len
+        self.limits = limits or EngineLimits()
+        self.sight = Sight(model, image_processor, quadtree, self.limits.max_image_tokens, self.limits.max_image_size)
         self.conv_mode = conv_mode or model.config.conv_mode or "vicuna_v1"
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
+        self._lock = threading.Condition()
+        self._waiting: deque[Answer] = deque()
+        self._admitted = 0  # requests that wait or are being prepared
+        self._running = 0
+        self._draining = self._closed = False
+        self._batch_seconds = 1.0
+        self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     @property
     def padding_id(self) -> int:
@@ -90,18 +112,45 @@ class ChatEngine:
         end, padding = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         return end if padding is None else padding
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        config = getattr(self.model, "generation_config", None)
+        named = getattr(config, "eos_token_id", None)
+        named = [] if named is None else [named] if isinstance(named, int) else named
+        return frozenset([self.tokenizer.eos_token_id, *named])
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self._admitted
+
+    @property
+    def running(self) -> int:
+        """Requests that are being answered."""
+        return self._running
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closed
+
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the model's prompt format."""
         return conv_templates[self.conv_mode].copy()
 
+    @property
+    def image_token(self) -> str:
+        """What stands for a picture in a prompt."""
+        if self.model.config.mm_use_im_start_end:
+            return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+        return DEFAULT_IMAGE_TOKEN
+
     def first_question(self, text: str, num_images: int) -> str:
         """Puts one image token per picture before a question, or where its placeholders say."""
-        token = DEFAULT_IMAGE_TOKEN
-        if self.model.config.mm_use_im_start_end:
-            token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
         if IMAGE_PLACEHOLDER in text:
-            return text.replace(IMAGE_PLACEHOLDER, token)
-        return f"{token}\n" * num_images + text
+            return text.replace(IMAGE_PLACEHOLDER, self.image_token)
+        return f"{self.image_token}\n" * num_images + text
 
     def question(self, text: str, num_images: int) -> Conversation:
         """Returns a fresh conversation in which a question about pictures waits for its answer."""
@@ -125,70 +174,90 @@ class ChatEngine:
         return tensors.to(tower.device)
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer that a conversation waits for; its format's separator ends the answer too."""
-        stop = (*sampling.stop, *separators(conversation))
-        return self.generate(conversation.get_prompt(), images, replace(sampling, stop=stop))
+        """Yields the answer that a conversation waits for. Closing the iterator stops the model."""
+        return _stream(self.submit(conversation, images, sampling))
 
     def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer to a prompt piece by piece. Closing the iterator stops the model.
+        """Yields the answer to a finished prompt text, as `submit` takes it. Closing the iterator stops the model."""
+        return _stream(self.submit(prompt, images, sampling))
+
+    def submit(
+        self,
+        prompt: str | Conversation,
+        images: Sequence[Image.Image],
+        sampling: Sampling,
+        qlip: QLIPOptions = SERVERS_OWN,
+        shorten: bool = False,
+    ) -> Answer:
+        """Takes a request on and returns its answer, which can be iterated over, with `for` or `async for`.
+
+        Prepares the pictures in the calling thread; from an event loop, use `asubmit`.
 
         Args:
-            prompt: Finished prompt text with one `<image>` per picture.
+            prompt: Finished prompt text with one `<image>` per picture, or a conversation that waits for its answer,
+                whose format's separator ends the answer too.
             images: The pictures, RGB.
             sampling: How to choose tokens.
+            qlip: How the pictures are seen.
+            shorten: Whether to lower `max_new_tokens` to what the context leaves.
 
         Raises:
             PromptTooLong: if prompt, pictures and the longest answer exceed the context, before anything is computed.
+            Overloaded: too many requests wait.
+            EngineClosed: the engine takes no more requests.
+            ValueError: the prompt's number of `<image>` is not that of the pictures, or options are out of range.
         """
-        input_ids = torch.tensor([tokenizer_image_token(prompt, self.tokenizer)])
-        pixels = self.prepare_images(images) if images else None
-        self._check_context(input_ids, pixels, sampling)
-        inputs = {
-            "input_ids": input_ids.to(self.model.device),
-            "attention_mask": torch.ones_like(input_ids, device=self.model.device),
-            "images": pixels,
-            "image_sizes": [image.size for image in images] or None,
-        }
-        return self._stream(inputs, sampling)
+        if isinstance(prompt, Conversation):
+            sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
+            prompt = prompt.get_prompt()
+        self._admit()
+        try:
+            answer = self._prepare(prompt, images, sampling, qlip, shorten)
+        except BaseException:
+            self._dismiss(1)
+            raise
+        with self._lock:
+            self._waiting.append(answer)
+            if not self._draining:
+                self._draining = True
+                self._model_thread.submit(self._drain)
+        return answer
 
-    def _stream(self, inputs: dict[str, Any], sampling: Sampling) -> TextStream:
-        if sampling.num_beams > 1:
-            ids = self._run(inputs, sampling)
-            yield from until_stop(self.tokenizer.batch_decode(ids, skip_special_tokens=True), sampling.stop)
-            return
-        cancelled = threading.Event()
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            future = pool.submit(
-                self._run, inputs, sampling, streamer=streamer, stopping_criteria=[_StopWhenSet(cancelled)]
-            )
-            # A failed run leaves the streamer open, and its reader waiting.
-            future.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))
-            try:
-                yield from until_stop(streamer, sampling.stop)
-            finally:
-                cancelled.set()
-            future.result()
+    async def asubmit(
+        self,
+        prompt: str | Conversation,
+        images: Sequence[Image.Image],
+        sampling: Sampling,
+        qlip: QLIPOptions = SERVERS_OWN,
+        shorten: bool = False,
+    ) -> Answer:
+        """`submit`, which leaves the event loop free while pictures are prepared.
 
-    def _run(self, inputs: dict[str, Any], sampling: Sampling, **hooks: Any) -> Tensor:
-        sample = sampling.temperature > 0
-        with torch.inference_mode():
-            return self.model.generate(
-                **inputs,
-                **hooks,
-                do_sample=sample,
-                temperature=sampling.temperature if sample else None,
-                top_p=sampling.top_p if sample else None,
-                num_beams=sampling.num_beams,
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=self.padding_id,
-                use_cache=True,
-            )
+        Cancelled in the meantime, it leaves no request behind that nobody waits for.
+        """
+        made: list[Answer] = []
+        left = threading.Event()
 
-    def _check_context(self, input_ids: Tensor, pixels: Tensor | list[Tensor] | None, sampling: Sampling) -> None:
-        text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
-        visual = 0 if pixels is None else sum(self._visual_tokens(image) for image in pixels)
-        self.check_length(text, visual, sampling.max_new_tokens)
+        def make() -> None:
+            made.append(self.submit(prompt, images, sampling, qlip, shorten))
+            if left.is_set():
+                made[0].cancel()
+
+        try:
+            await asyncio.to_thread(make)
+        except asyncio.CancelledError:
+            left.set()
+            for answer in made:
+                answer.cancel()
+            raise
+        return made[0]
+
+    def close(self) -> None:
+        """Takes no more requests, and waits until those taken on are answered."""
+        with self._lock:
+            self._closed = True
+            self._lock.wait_for(lambda: not self._admitted)
+        self._model_thread.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
         """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""
@@ -198,11 +267,116 @@ class ChatEngine:
                 f"tokens exceed the model's context of {self.context_len}"
             )
 
-    def _visual_tokens(self, pixels: Tensor) -> int:
-        """How much of the context one prepared picture takes, in tokens or in positions: (C, H, W), or (tiles, ...)."""
-        tower = self.model.get_vision_tower()
-        tiles = pixels if pixels.ndim == 4 else [pixels]
-        return sum(max(tower.count_tokens(tile), tower.count_positions(tile)) for tile in tiles)
+    def _admit(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise EngineClosed
+            if self._admitted >= self.limits.max_waiting:
+                batches = math.ceil(self._admitted / self.limits.max_batch)
+                raise Overloaded(self._admitted, min(60, math.ceil(batches * self._batch_seconds)))
+            self._admitted += 1
+
+    def _prepare(
+        self, prompt: str, images: Sequence[Image.Image], sampling: Sampling, qlip: QLIPOptions, shorten: bool
+    ) -> Answer:
+        ids = torch.tensor(tokenizer_image_token(prompt, self.tokenizer))
+        wanted = int((ids == IMAGE_TOKEN_INDEX).sum())
+        if wanted != len(images):
+            raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
+        settings = self.sight.settings(qlip)
+        views = [self.sight.look(image, settings) for image in images]
+        text, context = len(ids) - wanted, sum(view.context for view in views)
+        if shorten:
+            left = max(1, self.context_len - text - context)
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
+        self.check_length(text, context, sampling.max_new_tokens)
+        usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
+        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self._forget)
+
+    def _dismiss(self, count: int) -> None:
+        """Requests that wait no more."""
+        with self._lock:
+            self._admitted -= count
+            self._lock.notify_all()
+
+    def _forget(self, answer: Answer) -> None:
+        """Takes a cancelled request out of the queue, if it still waits there."""
+        with self._lock:
+            if answer not in self._waiting:
+                return
+            self._waiting.remove(answer)
+            self._dismiss(1)
+        answer.row.finished()
+
+    def _drain(self) -> None:
+        """Answers until nobody waits. Runs in the model thread."""
+        while batch := self._next_batch():
+            start = time.perf_counter()
+            self._run(batch)
+            self._batch_seconds = time.perf_counter() - start
+            with self._lock:
+                self._running = 0
+
+    def _next_batch(self) -> list[Answer]:
+        """The requests that have waited longest and may go together; nobody overtakes."""
+        with self._lock:
+            batch: list[Answer] = []
+            visual = 0
+            while self._waiting and len(batch) < self.limits.max_batch:
+                first = self._waiting[0]
+                visual += first.usage.visual_tokens
+                if batch and not (
+                    visual <= self.limits.max_batch_tokens
+                    and first.row.sampling.num_beams == batch[0].row.sampling.num_beams == 1
+                ):
+                    break
+                batch.append(self._waiting.popleft())
+            self._dismiss(len(batch))
+            self._running = len(batch)
+            self._draining = bool(batch)
+            return batch
+
+    def _run(self, batch: Sequence[Answer]) -> None:
+        """Answers a batch; where memory does not suffice for it, its halves."""
+        try:
+            self._generate(batch)
+            return
+        except Exception as error:  # whatever it is, it ends these answers and not the thread
+            failure = error
+        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
+        if out_of_memory and len(batch) > 1 and not any(a.row.generated for a in batch):
+            del failure  # its traceback holds the tensors that did not fit
+            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
+            release_memory()
+            half = len(batch) // 2
+            self._run(batch[:half])
+            self._run(batch[half:])
+            return
+        for answer in batch:
+            answer.fail(GenerationError(failure, out_of_memory))
+
+    def _generate(self, batch: Sequence[Answer]) -> None:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            images = self.sight.encode([view for answer in batch for view in answer.views])
+        encoded = time.perf_counter()
+        for answer in batch:
+            answer.note_start(start, encoded)
+        generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
+
+
+def _stream(answer: Answer) -> TextStream:
+    """The answer's pieces; an iterator whose closing waits until the model has left the request."""
+    try:
+        yield from answer
+    finally:
+        answer.close()
+
+
+def release_memory() -> None:
+    """Gives cached memory back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def separators(conversation: Conversation) -> tuple[str, ...]:
@@ -210,39 +384,3 @@ def separators(conversation: Conversation) -> tuple[str, ...]:
     two = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
     separator = conversation.sep2 if two else conversation.sep
     return (separator,) if separator else ()
-
-
-class _StopWhenSet(StoppingCriteria):
-    """Ends every row's generation once the event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
-
-
-def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Passes text on up to the first stop string.
-
-    Text that may turn out to be the beginning of a stop string is held back, so that no part of one is passed on.
-
-    Args:
-        pieces: Text in any cuts.
-        stops: The stop strings.
-    """
-    held = ""
-    for piece in pieces:
-        held += piece
-        cut = min((held.find(stop) for stop in stops if stop in held), default=None)
-        if cut is not None:
-            if cut > 0:
-                yield held[:cut]
-            return
-        longest = min(max((len(stop) for stop in stops), default=1) - 1, len(held))
-        keep = next((n for n in range(longest, 0, -1) if any(stop.startswith(held[-n:]) for stop in stops)), 0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held

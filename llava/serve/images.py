@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from llava.serve.errors import ImageError
 from qlip.image_processing import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -38,10 +40,6 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-
-
-class ImageError(ValueError):
-    """A picture could not be had, or is refused; the message is fit for a user's eyes."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,15 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
+@dataclass(frozen=True)
+class Network:
+    """Where a download may go."""
+
+    allow_urls: bool
+    allow_loopback: bool
+    allowed_hosts: Collection[str] | None
+
+
 def load_image(
     source: str | Path | bytes,
     limits: ImageLimits = DEFAULT_LIMITS,
@@ -77,6 +84,7 @@ def load_image(
     allow_paths: bool = True,
     allow_urls: bool = True,
     allow_loopback: bool = False,
+    allowed_hosts: Collection[str] | None = None,
 ) -> Image.Image:
     """Opens a picture.
 
@@ -86,6 +94,7 @@ def load_image(
         allow_paths: Whether to read local files.
         allow_urls: Whether to download.
         allow_loopback: Whether URLs may name this very machine.
+        allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
 
     Returns:
         The first frame, upright, RGB; transparency is laid on white.
@@ -98,7 +107,8 @@ def load_image(
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
         if scheme:
-            return _decode(_read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback), limits)
+            network = Network(allow_urls, allow_loopback, allowed_hosts)
+            return _decode(_read_url(source, scheme[0].lower(), limits, network), limits)
     if not allow_paths:
         raise ImageError("local image files are not allowed here; send a data: URL or an http(s) URL")
     return _decode(_read_file(Path(source), limits), limits)
@@ -169,7 +179,7 @@ def _read_base64(text: str | bytes, limits: ImageLimits) -> bytes:
         raise ImageError("the image's base64 text is broken") from None
 
 
-def _read_url(url: str, scheme: str, limits: ImageLimits, allow_urls: bool, allow_loopback: bool) -> bytes:
+def _read_url(url: str, scheme: str, limits: ImageLimits, network: Network) -> bytes:
     if scheme == "data":
         header, comma, body = url.partition(",")
         if not comma or not header.lower().endswith(";base64"):
@@ -177,21 +187,25 @@ def _read_url(url: str, scheme: str, limits: ImageLimits, allow_urls: bool, allo
         return _read_base64(body, limits)
     if scheme not in ("http", "https"):
         raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
-    if not allow_urls:
+    if not network.allow_urls:
         raise ImageError("image URLs are not allowed here; send the picture itself as a data: URL")
     try:
-        return _download(url, limits, allow_loopback)
+        return _download(url, limits, network)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ImageError(f"cannot download the image ({type(error).__name__})") from None
 
 
-def _download(url: str, limits: ImageLimits, allow_loopback: bool) -> bytes:
+def _download(url: str, limits: ImageLimits, network: Network) -> bytes:
     """Fetches a URL from the very address that was checked: names are resolved once, redirects are not followed."""
     parsed = httpx.URL(url)
     if parsed.userinfo or not parsed.host:
         raise ImageError("an image URL needs a host and may not hold a password")
     host = parsed.raw_host.decode("ascii")
-    address = _public_address(host, parsed.port or {"http": 80, "https": 443}[parsed.scheme], allow_loopback)
+    # The very host that is connected to is compared, so that no two parsers can differ over the URL.
+    if network.allowed_hosts is not None and host.lower() not in network.allowed_hosts:
+        raise ImageError(f"images from the host {host!r} are not allowed here")
+    port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
+    address = _public_address(host, port, network.allow_loopback)
     pinned = parsed.copy_with(host=address)
     deadline = time.monotonic() + limits.timeout
     # The plain bytes are asked for, since a compressed reply could unfold without bound; proxies would resolve anew.

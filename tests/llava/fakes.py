@@ -51,6 +51,9 @@ class Tower:
     dtype = torch.float64
     num_patches = 16
 
+    def __call__(self, pixels: list[Tensor]) -> list[Tensor]:
+        return pixels
+
     def count_tokens(self, pixels: Tensor) -> int:
         return self.num_patches
 
@@ -93,6 +96,16 @@ class ScriptedModel:
         """The prompts so far, a picture's token written as its tag."""
         ids = [call["input_ids"][0].tolist() for call in self.calls]
         return ["".join("<image>" if i < 0 else chr(i - 3) for i in row if i < 0 or i >= 3) for row in ids]
+
+    @property
+    def temperatures(self) -> list[list[float]]:
+        """The temperatures of each call's sampled rows; none for greedy ones."""
+        samplers = [call["logits_processor"][0] for call in self.calls]
+        return [[round(value, 6) for value in sampler.temperature.tolist()] for sampler in samplers]
+
+    def project(self, tokens: list[Tensor]) -> list[Tensor]:
+        """The pixels as they are."""
+        return tokens
 
     def generate(
         self, input_ids: Tensor, *, streamer: Any = None, stopping_criteria: Any = (), **options: Any

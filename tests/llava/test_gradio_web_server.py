@@ -1,46 +1,41 @@
-"""The web demo as its visitors meet it: a client talks to the page over the loopback."""
+"""The web demo as programs meet it: clients talk to the page over the loopback."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling
-from llava.serve.gradio_web_server import (
-    Demo,
-    Session,
-    build_page,
-    caption,
-    chat_messages,
-    cut,
-    main,
-    prompt_conversation,
-    serve,
-)
+from llava.serve.engine import ChatEngine
+from llava.serve.gradio_web_server import main, serve
 from llava.serve.images import load_image
+from llava.serve.sampling import Sampling
+from llava.serve.sight import QLIPOptions
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import CLIP, QLIP, Demo
+from llava.serve.web.page import PageText, build_page
+from llava.serve.web.session import MAX_PIXELS, Exchange, Session, open_upload
 from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.openai_serving import Gate, becomes_idle, loaded, picture, picture_paths, reaches
 
-ALPHA, BUDGET = 0.5, 40
-LENGTH = 6  # longest answer, in tokens
-
-
-def load(folder: Path, qlip: Any) -> ChatEngine:
-    path = str(make_llava_checkpoint(folder, qlip=qlip))
-    return ChatEngine(*load_pretrained_model(path, None, get_model_name_from_path(path), device="cpu"))
+ALPHA, BUDGET = 0.8, 96
+QUESTION = "What is in the picture?"
+FIRST, SECOND = str(picture_paths()[0]), str(picture_paths()[1])
 
 
 def free_port() -> int:
@@ -49,220 +44,428 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return Demo(load(tmp_path_factory.mktemp("qlip"), qlip={"criterion": "gradient", "coarsest": "any"}))
+def controls(way: str = QLIP, alpha: float = ALPHA, budget: int = BUDGET, length: int = 64) -> tuple[Any, ...]:
+    """What the page's controls say: greedy answers."""
+    return way, alpha, budget, 0, 1, length, None
 
 
-@pytest.fixture(scope="module")
-def url(demo: Demo) -> Iterator[str]:
-    page = build_page(demo)
+@contextmanager
+def page_of(demo: Demo) -> Iterator[str]:
+    page = build_page(demo, PageText())
     serve(page, "127.0.0.1", free_port(), block=False)
     yield page.local_url
     page.close()
 
 
-@pytest.fixture
-def visitor(url: str) -> Iterator[Client]:
-    client = Client(url, verbose=False, analytics_enabled=False)
-    yield client
-    client.close()
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ChatEngine]:
+    with closing(ChatEngine(*loaded())) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A noisy picture of 8 x 6 cells and a flat one of 4 x 4."""
-    folder = tmp_path_factory.mktemp("pictures")
-    torch.manual_seed(0)
-    noise = Image.effect_noise((112, 84), 90).convert("RGB")
-    noise.save(folder / "noise.png")
-    Image.new("RGB", (56, 56), "teal").save(folder / "flat.png")
-    return str(folder / "noise.png"), str(folder / "flat.png")
+def demo(engine: ChatEngine) -> Demo:
+    return Demo(EngineBackend(engine))
 
 
-def show(visitor: Client, path: str, alpha: float = ALPHA, budget: int = BUDGET) -> tuple[Any, ...]:
-    return visitor.predict(handle_file(path), alpha, budget, api_name="/open_picture")
+@pytest.fixture(scope="module")
+def url(demo: Demo) -> Iterator[str]:
+    with page_of(demo) as url:
+        yield url
 
 
-def ask(visitor: Client, question: str, budget: int = BUDGET, length: int = LENGTH) -> list[list[tuple[str, str]]]:
-    """The conversation after each step of the greedy answer, as (role, text)."""
-    job = visitor.submit(question, ALPHA, budget, 0, length, api_name="/ask")
+@pytest.fixture(scope="module")
+def clients(url: str) -> Iterator[list[Client]]:
+    """Clients that visitors take turns with: to close one takes a second."""
+    clients = [Client(url, verbose=False, analytics_enabled=False) for _ in range(4)]
+    yield clients
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Client.close, clients))
+
+
+@pytest.fixture
+def new_visitor(clients: list[Client]) -> Callable[..., Client]:
+    """Gives visitors who have not been here before, and shows them a picture."""
+    free = list(clients)
+
+    def come(path: str | None = FIRST) -> Client:
+        visitor = free.pop()
+        visitor.reset_session()
+        if path is not None:
+            show(visitor, path)
+        return visitor
+
+    return come
+
+
+def show(visitor: Client, path: str) -> tuple[Any, ...]:
+    return visitor.predict(handle_file(path), *controls(), api_name="/open_picture")
+
+
+def steps(visitor: Client, name: str, *inputs: Any) -> list[Any]:
+    """Everything that an event shows, from its first step to its last."""
+    job = visitor.submit(*inputs, api_name=name)
     job.result()
-    return [[(entry["role"], text_of(entry)) for entry in chat] for chat, _ in job.outputs()]
+    return job.outputs()
 
 
-def text_of(entry: dict[str, Any]) -> str:
-    content = entry["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+def ask(visitor: Client, question: str = QUESTION, *said: Any) -> list[list[tuple[str, str]]]:
+    """The conversation after each step of the answer, as (role, text)."""
+    return [talk_of(chat) for chat, *_ in steps(visitor, "/ask", question, *(said or controls()))]
 
 
-def alone(demo: Demo, path: str, question: str, budget: int = BUDGET, length: int = LENGTH) -> str:
+def talk_of(chat: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(entry["role"], "".join(part["text"] for part in entry["content"])) for entry in chat]
+
+
+def alone(engine: ChatEngine, path: str, question: str = QUESTION, **options: Any) -> str:
     """The engine's own greedy answer to one question about one picture."""
-    engine, tower = demo.engine, demo.tower
-    tower.settings = replace(tower.settings, alpha=ALPHA, max_tokens=budget)
-    engine.image_processor = tower.image_processor
-    conversation = engine.new_conversation()
-    conversation.append_message(conversation.roles[0], engine.first_question(question, 1))
-    conversation.append_message(conversation.roles[1], None)
-    sampling = Sampling(temperature=0, max_new_tokens=length)
-    return "".join(engine.reply(conversation, [load_image(path)], sampling)).strip()
+    options = options or {"alpha": ALPHA, "max_tokens": BUDGET}
+    sampling = Sampling(temperature=0, max_new_tokens=64)
+    answer = engine.submit(engine.question(question, 1), [load_image(path)], sampling, QLIPOptions(**options))
+    return "".join(answer).strip()
 
 
-def test_a_new_picture_is_shown_as_the_model_sees_it(visitor: Client, pictures: tuple[str, str]) -> None:
-    seen, cost, chat = show(visitor, pictures[0])
-    assert Image.open(seen).size == (8 * 48 + 1, 6 * 48 + 1)
-    assert cost == "**39 visual tokens**; the uniform grid has 48."  # 12 roots, and 3 more per split
+def count(html: str) -> int:
+    """The number of visual tokens that a piece of the page tells first."""
+    return int(re.search(r"<strong>([\d,]+)</strong> visual", html)[1].replace(",", ""))
+
+
+# What the model sees
+
+
+@pytest.mark.parametrize(("way", "alpha", "budget"), [(QLIP, 0.8, 96), (QLIP, 0, 300), (QLIP, 3, 20), (CLIP, 0.8, 96)])
+def test_moving_a_control_shows_what_the_model_would_see_without_running_it(
+    new_visitor: Callable[..., Client], engine: ChatEngine, way: str, alpha: float, budget: int
+) -> None:
+    visitor = new_visitor()
+    options = QLIPOptions(enabled=False) if way == CLIP else QLIPOptions(alpha=alpha, max_tokens=budget)
+    view = engine.sight.look(picture(), engine.sight.settings(options))
+    with Gate(engine) as gate:  # as while the model answers somebody else
+        seen, cost = visitor.predict(*controls(way, alpha, budget), api_name="/look")
+        assert gate.batches == []
+    assert count(cost) == view.tokens
+    assert min(Image.open(seen).size) > 300
+
+
+def test_a_new_picture_starts_a_new_conversation(new_visitor: Callable[..., Client]) -> None:
+    visitor = new_visitor()
+    ask(visitor)
+    seen, cost, chat, *_ = show(visitor, SECOND)
+    assert Image.open(seen).size[0] > 300
+    assert count(cost) > 64
     assert chat == []
 
 
-@pytest.mark.parametrize(
-    ("alpha", "budget", "tokens"),
-    [(0, 48, "48 visual tokens"), (0, 20, "18 visual tokens"), (0.1, 1, "1 visual token")],
-)
-def test_moving_a_slider_redraws_and_recounts(
-    visitor: Client, demo: Demo, pictures: tuple[str, str], alpha: float, budget: int, tokens: str
-) -> None:
-    show(visitor, pictures[0])
-    with demo.lock:  # as while the model answers somebody else
-        seen, cost = visitor.predict(alpha, budget, api_name="/look")
-    assert Image.open(seen).getbbox() is not None
-    assert cost.startswith(f"**{tokens}**; the uniform grid has ")
+def test_without_a_picture_there_is_nothing_to_see(new_visitor: Callable[..., Client]) -> None:
+    assert new_visitor(None).predict(*controls(), api_name="/look") == (
+        None,
+        '<p class="hint">Choose a picture to see it cut.</p>',
+    )
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"alpha": 2.0, "max_tokens": None},
-        {"max_tokens": 5},
-        {"image_size": 224, "coarsest": "native"},
-        {"criterion": "structure", "structure_size": 5, "alpha": 0.3},
-        {"criterion": "random", "alpha": 0.6, "seed": 3},
-        {"layout": "centered", "criterion": "variance"},
-    ],
-)
-def test_the_view_is_what_the_tower_cuts(demo: Demo, pictures: tuple[str, str], changes: dict[str, Any]) -> None:
-    tower, picture = demo.tower, load_image(pictures[0])
-    kept = tower.settings
-    settings = replace(kept, **changes)
-    leaves = cut(picture, tower, settings)
-    assert tower.settings == kept and tower.image_processor.qlip == kept
-    tower.settings = settings
-    pixels = tower.image_processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-    expected = tower.partition(pixels)
-    tower.settings = kept
-    assert leaves.grid == expected.grid
-    assert torch.equal(leaves.boxes, expected.boxes)
-
-
-def test_the_caption_counts_the_thumbnail(demo: Demo, pictures: tuple[str, str]) -> None:
-    leaves = cut(load_image(pictures[1]), demo.tower, replace(demo.tower.settings, alpha=1.0))
-    assert caption(leaves, 64) == "**68 visual tokens**, 64 of them the thumbnail's; the uniform grid has 16."
+# Asking
 
 
 def test_a_question_is_answered_step_by_step_as_the_engine_answers(
-    visitor: Client, demo: Demo, pictures: tuple[str, str]
+    new_visitor: Callable[..., Client], engine: ChatEngine
 ) -> None:
-    show(visitor, pictures[0])
-    steps = ask(visitor, " What is this? ", length=80)
-    asked, answer = ("user", "What is this?"), alone(demo, pictures[0], "What is this?", length=80)
-    assert steps[0] == [asked]
-    assert steps[-1] == [asked, ("assistant", answer)]
-    assert all(answer.startswith(text) for (_, text) in (step[1] for step in steps[1:]))
+    shown = ask(new_visitor(), f" {QUESTION} ")
+    asked, answer = ("user", QUESTION), alone(engine, FIRST)
+    assert shown[0] == [asked]
+    assert shown[-1] == [asked, ("assistant", answer)]
+    texts = [text for step in shown for role, text in step[1:]]
+    assert len(set(texts)) > 3
+    assert all(answer.startswith(text) for text in texts)
 
 
-def test_a_second_question_is_asked_with_the_first_turn(demo: Demo, pictures: tuple[str, str]) -> None:
-    turns = (("What?", "a circle"), ("stopped too early", ""))
-    prompt = prompt_conversation(demo.engine, turns, "Which colour?").get_prompt()
-    assert prompt.endswith("USER: <image>\nWhat? ASSISTANT: a circle</s>USER: Which colour? ASSISTANT:")
-
-
-def test_two_visitors_keep_their_own_picture_settings_and_conversation(
-    url: str, visitor: Client, demo: Demo, pictures: tuple[str, str]
+def test_the_switch_and_the_sliders_decide_how_the_picture_is_seen(
+    new_visitor: Callable[..., Client], engine: ChatEngine
 ) -> None:
-    other = Client(url, verbose=False, analytics_enabled=False)
-    show(visitor, pictures[0])
-    show(other, pictures[1])
-    first, second = ask(visitor, "What?"), ask(other, "Why?", budget=8)
-    again = ask(visitor, "And now?")
-    other.close()
-    assert first[-1] == [("user", "What?"), ("assistant", alone(demo, pictures[0], "What?"))]
-    assert second[-1] == [("user", "Why?"), ("assistant", alone(demo, pictures[1], "Why?", budget=8))]
-    assert again[0] == [*first[-1], ("user", "And now?")]
+    visitor = new_visitor()
+    by_clip = ask(visitor, QUESTION, *controls(CLIP))[-1][-1][1]
+    visitor.predict(api_name="/clear")
+    coarse = ask(visitor, QUESTION, *controls(alpha=3.0, budget=20))[-1][-1][1]
+    assert by_clip == alone(engine, FIRST, enabled=False) != alone(engine, FIRST)
+    assert coarse == alone(engine, FIRST, alpha=3.0, max_tokens=20)
 
 
-def test_clearing_forgets_the_conversation_and_keeps_the_picture(visitor: Client, pictures: tuple[str, str]) -> None:
-    show(visitor, pictures[0])
-    ask(visitor, "What?")
-    assert visitor.predict(api_name="/clear") == []
+def test_the_page_tells_what_an_answer_cost(new_visitor: Callable[..., Client]) -> None:
+    (*_, (_, cost, _)) = steps(new_visitor(), "/ask", QUESTION, *controls())
+    assert re.search(
+        r"<strong>\d+</strong> visual tokens.*<strong>[\d.]+ s</strong> to first token.* s</strong> in total", cost
+    )
+
+
+def test_a_second_question_is_asked_with_the_turns_that_were_answered() -> None:
+    session = Session(picture()).with_answer("What?", "a circle").with_answer("stopped too early", "")
+    turns = session.turns("Which colour?")
+    assert [(turn.role, turn.text) for turn in turns] == [
+        ("user", "What?"),
+        ("assistant", "a circle"),
+        ("user", "Which colour?"),
+    ]
+    assert [len(turn.images) for turn in turns] == [1, 0, 0]
+
+
+def test_regenerating_asks_the_last_question_again(new_visitor: Callable[..., Client], engine: ChatEngine) -> None:
+    visitor = new_visitor()
+    ask(visitor, QUESTION, *controls(CLIP))
+    (*_, (chat, _)) = steps(visitor, "/regenerate", *controls())
+    assert talk_of(chat) == [("user", QUESTION), ("assistant", alone(engine, FIRST))]
+
+
+def test_clearing_forgets_the_conversation_and_keeps_the_picture(new_visitor: Callable[..., Client]) -> None:
+    visitor = new_visitor()
+    ask(visitor)
+    chat, *_ = visitor.predict(api_name="/clear")
+    assert chat == []
     assert ask(visitor, "Why?")[0] == [("user", "Why?")]
 
 
-def test_an_answer_that_nobody_waits_for_makes_room_for_the_next(demo: Demo, pictures: tuple[str, str]) -> None:
-    session = Session(load_image(pictures[0]))
-    stopped = demo.ask(session, "What?", ALPHA, BUDGET, 0.0, 1000)
-    while not next(stopped)[0].turns[-1][1]:
-        pass
-    stopped.close()
-    *_, (after, _, _) = demo.ask(session, "What?", ALPHA, BUDGET, 0, LENGTH)
-    assert after.turns == (("What?", alone(demo, pictures[0], "What?")),)
+def test_comparing_answers_both_ways_outside_the_conversation(
+    new_visitor: Callable[..., Client], engine: ChatEngine
+) -> None:
+    visitor = new_visitor()
+    ask(visitor, "How many objects are there?")
+    final = steps(visitor, "/compare", QUESTION, *controls())[-1]
+    (clip, qlip) = (part for part in final if isinstance(part, str))
+    views = [
+        engine.sight.look(picture(), engine.sight.settings(o))
+        for o in (QLIPOptions(enabled=False), QLIPOptions(alpha=ALPHA, max_tokens=BUDGET))
+    ]
+    for side, answer, view in zip(
+        (clip, qlip), (alone(engine, FIRST, enabled=False), alone(engine, FIRST)), views, strict=True
+    ):
+        assert f'<p class="side-answer">{answer}</p>' in side
+        assert f"<dd>{view.tokens}</dd><dt>visual tokens</dt>" in side
+        assert "to first token" in side and "in total" in side
+    assert len(ask(visitor, "Why?")[0]) == 3  # one exchange, and the new question
 
 
-def test_without_a_picture_the_page_says_what_to_do(visitor: Client) -> None:
-    with pytest.raises(AppError, match="There is no picture yet. Choose one"):
-        ask(visitor, "What?")
+def test_two_visitors_keep_their_own_picture_controls_and_conversation(
+    new_visitor: Callable[..., Client], engine: ChatEngine
+) -> None:
+    visitor, other = new_visitor(FIRST), new_visitor(SECOND)
+    first, second = ask(visitor), ask(other, "Why?", *controls(CLIP))
+    again = ask(visitor, "And now?")
+    assert first[-1] == [("user", QUESTION), ("assistant", alone(engine, FIRST))]
+    assert second[-1] == [("user", "Why?"), ("assistant", alone(engine, SECOND, "Why?", enabled=False))]
+    assert again[0] == [*first[-1], ("user", "And now?")]
 
 
-def test_an_empty_question_is_refused(visitor: Client, pictures: tuple[str, str]) -> None:
-    show(visitor, pictures[0])
-    with pytest.raises(AppError, match="The question is empty. Type one"):
-        ask(visitor, "  ")
+def test_visitors_who_ask_at_the_same_time_are_answered_together(
+    new_visitor: Callable[..., Client], engine: ChatEngine
+) -> None:
+    visitors = [new_visitor() for _ in range(4)]
+    with Gate(engine, opens_at=4) as gate:
+        jobs = [visitor.submit(QUESTION, *controls(), api_name="/ask") for visitor in visitors]
+        chats = [job.result()[0] for job in jobs]
+        assert sum(gate.batches) == 4
+        assert len(gate.batches) == 2  # those who came before the model began, and those who waited for it
+    assert {talk_of(chat)[-1][1] for chat in chats} == {alone(engine, FIRST)}
 
 
-def test_what_does_not_fit_the_context_is_refused_with_a_way_out(demo: Demo, pictures: tuple[str, str]) -> None:
-    with pytest.raises(gr.Error, match=r"exceed the model's context of 2048. Lower the token budget") as caught:
-        list(demo.ask(Session(load_image(pictures[0])), "What?", ALPHA, BUDGET, 0.0, 2048))
+# Stopping
+
+
+def request(visitor: str) -> gr.Request:
+    return SimpleNamespace(session_hash=visitor)  # type: ignore[return-value]
+
+
+def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo: Demo, engine: ChatEngine) -> None:
+    async def leave() -> None:
+        async def read(visitor: str) -> list[Any]:
+            return [step async for step in demo.ask(request(visitor), Session(picture()), QUESTION, *controls())]
+
+        with Gate(engine) as gate:
+            stays = asyncio.create_task(read("stays"))
+            assert await asyncio.to_thread(gate.await_submitted, 1)
+            leaves = asyncio.create_task(read("leaves"))
+            assert await asyncio.to_thread(gate.await_submitted, 2)
+            await demo.leave(request("leaves"))
+            with pytest.raises(asyncio.CancelledError):
+                await leaves
+            assert await asyncio.to_thread(reaches, engine, lambda: engine.waiting == 0)
+            gate.opened.set()
+            (*_, (session, *_)) = await stays
+        assert session.exchanges[-1].answer == alone(engine, FIRST)
+
+    asyncio.run(leave())
+    assert becomes_idle(engine)
+    assert demo._running == {}
+
+
+def test_a_closed_answer_makes_the_model_stop(demo: Demo, engine: ChatEngine) -> None:
+    async def look_away() -> None:
+        answers = demo.ask(request("a"), Session(picture()), QUESTION, *controls(length=1000))
+        async for session, *_ in answers:
+            if session.exchanges[-1].answer:
+                break
+        await answers.aclose()
+
+    asyncio.run(look_away())
+    assert becomes_idle(engine)
+    assert demo._running == {}
+
+
+# What goes wrong
+
+
+def refused(visitor: Client, name: str, *inputs: Any) -> str:
+    with pytest.raises(AppError) as caught:
+        visitor.predict(*inputs, api_name=name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "told"),
+    [
+        ("/ask", ("What?", *controls()), "There is no picture yet. Choose one, then ask."),
+        ("/compare", ("What?", *controls()), "There is no picture yet. Choose one, then ask."),
+        ("/regenerate", controls(), "There is no answer to give anew. Ask something first."),
+    ],
+)
+def test_without_a_picture_the_page_says_what_to_do(
+    new_visitor: Callable[..., Client], name: str, inputs: Any, told: str
+) -> None:
+    assert told in refused(new_visitor(None), name, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "told"),
+    [
+        ("  ", controls(), "The question is empty. Type one, then press Ask."),
+        ("What is <image>?", controls(), "it stands for a picture"),
+        ("long " * 700, controls(), "Lower the token budget, or clear the chat."),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_with_a_way_out(
+    new_visitor: Callable[..., Client], question: str, said: Any, told: str
+) -> None:
+    assert told in refused(new_visitor(), "/ask", question, *said)
+
+
+def test_controls_beyond_their_range_are_refused(demo: Demo) -> None:
+    async def ask_with(*said: Any) -> None:
+        async for _ in demo.ask(request("a"), Session(picture()), QUESTION, *said):
+            pass
+
+    for said, told in [
+        ((QLIP, -1, 96, 0, 1, 8, None), "must be >= 0"),
+        ((QLIP, 1, 10**6, 0, 1, 8, None), "allows at most 4096"),
+        ((QLIP, 1, 96, -1, 1, 8, None), "Temperature must be at least 0"),
+        ((QLIP, 1, 96, 0, 1, 0, None), "Max_new_tokens must be at least 1"),
+    ]:
+        with pytest.raises(gr.Error, match=re.escape(told)):
+            asyncio.run(ask_with(*said))
+
+
+def test_a_failure_of_the_model_is_told_without_its_cause(
+    demo: Demo, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a secret path")
+
+    async def fails() -> None:
+        async for _ in demo.ask(request("a"), Session(picture()), QUESTION, *controls()):
+            pass
+
+    monkeypatch.setattr(engine, "_generate", fail)
+    with pytest.raises(gr.Error, match="The model failed") as caught:
+        asyncio.run(fails())
+    assert "secret" not in str(caught.value)
     assert not caught.value.print_exception
 
 
-def test_a_file_that_is_no_picture_is_refused_without_its_path(visitor: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"Dear Sir", b"", b"\x89PNG\r\n\x1a\n" + bytes(99), b"GIF89a" + b"\xff" * 60])
+def test_a_file_that_is_no_picture_is_refused_without_its_path(
+    new_visitor: Callable[..., Client], tmp_path: Path, content: bytes
+) -> None:
     file = tmp_path / "letter.png"
-    file.write_text("Dear Sir")
-    with pytest.raises(AppError, match="This picture cannot be used: not a readable image") as caught:
-        show(visitor, str(file))
-    assert "letter" not in str(caught.value)
+    file.write_bytes(content)
+    told = refused(new_visitor(None), "/open_picture", handle_file(str(file)), *controls())
+    assert "Not a readable image" in told and "Choose another picture." in told
+    assert "letter" not in told
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 10), (6000, 60)])
+def test_a_picture_of_impossible_shape_is_refused(
+    new_visitor: Callable[..., Client], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("L", size).save(tmp_path / "odd.png")
+    told = refused(new_visitor(None), "/open_picture", handle_file(str(tmp_path / "odd.png")), *controls())
+    assert f"{size[0]}x{size[1]}" in told
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
-def test_a_request_cannot_open_a_file_that_was_not_uploaded(
-    url: str, pictures: tuple[str, str], meta: dict[str, Any]
-) -> None:
+def test_a_request_cannot_open_a_file_that_was_not_uploaded(url: str, meta: dict[str, Any]) -> None:
     calls = f"{url}gradio_api/call/open_picture"
-    call = httpx.post(calls, json={"data": [{"path": pictures[0], **meta}, ALPHA, BUDGET]}).json()
+    call = httpx.post(calls, json={"data": [{"path": FIRST, **meta}, *controls()]}).json()
     events = httpx.get(f"{calls}/{call['event_id']}").text
     assert "event: error" in events
     assert "event: complete" not in events
 
 
-def test_a_clip_tower_has_no_view_and_answers(tmp_path: Path, pictures: tuple[str, str]) -> None:
-    demo = Demo(load(tmp_path, qlip=None))
-    session = Session(load_image(pictures[0]))
-    assert demo.look(session, ALPHA, BUDGET) == (None, "")
-    *_, (session, chat, box) = demo.ask(session, "What?", ALPHA, BUDGET, 0, LENGTH)
-    assert chat == chat_messages(session.turns)
-    assert chat[1]["content"]
-    assert box == ""
-    (view,) = [
-        block for block in build_page(demo).blocks.values() if isinstance(block, gr.Column) and not block.visible
-    ]
-    assert view.children[0].label == "What the model sees"
+def test_a_huge_picture_is_kept_at_a_size_that_memory_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava.serve.web.session.get_upload_folder", lambda: str(tmp_path))
+    Image.new("RGB", (6000, 3000), "teal").save(tmp_path / "huge.png")
+    kept = open_upload({"path": str(tmp_path / "huge.png")})
+    assert 0.99 * MAX_PIXELS < kept.width * kept.height <= MAX_PIXELS
+    assert abs(kept.width / kept.height - 2) < 0.01
+
+
+# A model without a quadtree
+
+
+def test_a_clip_model_is_shown_as_it_sees_and_cannot_be_switched(tmp_path: Path) -> None:
+    path = str(make_llava_checkpoint(tmp_path, qlip=None))
+    with closing(
+        ChatEngine(*load_pretrained_model(path, None, get_model_name_from_path(path), device="cpu"))
+    ) as engine:
+        demo = Demo(EngineBackend(engine))
+        seen, cost = demo.look(Session(picture()), *controls())
+        assert seen is not None and count(cost) == engine.sight.tower.num_patches
+        page = build_page(demo)
+        hidden = {block.elem_id for block in page.blocks.values() if not getattr(block, "visible", True)}
+        assert {"way", "alpha", "budget", "compare"} <= hidden
+
+        async def read() -> Session:
+            (*_, (session, *_)) = [
+                s async for s in demo.ask(request("a"), Session(picture()), "What?", *controls(length=6))
+            ]
+            return session
+
+        sampling = Sampling(temperature=0, max_new_tokens=6)
+        own = "".join(engine.reply(engine.question("What?", 1), [picture()], sampling)).strip()
+        assert asyncio.run(read()).exchanges == (Exchange("What?", own),)
+
+
+# The page itself
 
 
 def test_the_page_asks_nothing_of_other_hosts(url: str) -> None:
-    page = httpx.get(url).text
-    assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//(?!127\.0\.0\.1)[^\"]+", page) == []
+    page = httpx.get(url)
+    assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//(?!127\.0\.0\.1)[^\"]+", page.text) == []
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["referrer-policy"] == "no-referrer"
 
 
-def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model-path", str(tmp_path / "nothing")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("gradio_web_server: error: ")
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model-path", "{tmp}/nothing"], "nothing"),
+        (["--concurrency-count", "0"], "--concurrency-count is 0; it must be at least 1"),
+        (["--moderate"], "--moderate needs an OpenAI key in the environment variable OPENAI_API_KEY"),
+        (["--controller-url", "ftp://x"], "'ftp://x'; it must begin with http:// or https://"),
+        (["--controller-url", "http://x", "--alpha", "1", "--load-4bit"], "so --alpha, --load-4bit cannot be given"),
+    ],
+)
+def test_flags_that_cannot_work_are_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], told: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert main([flag.format(tmp=tmp_path) for flag in flags]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("gradio_web_server: error: ")
+    assert told in last

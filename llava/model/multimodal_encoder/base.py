@@ -73,6 +73,7 @@ class VisionTower(nn.Module, ABC):
         self.select_layer = config.mm_vision_select_layer
         self.select_feature = config.mm_vision_select_feature
         self.image_processor: Any = None
+        self.native_processor: Any = None
         self.is_loaded = False
         self.register_load_state_dict_pre_hook(_rename_llavas_keys)
         if config.mm_vision_config is not None:
@@ -109,7 +110,8 @@ class VisionTower(nn.Module, ABC):
         self.set_image_processor(load_image_processor(name, config, **hub))
 
     def set_image_processor(self, processor: Any) -> None:
-        """Takes the pretrained model's image processor."""
+        """Takes the pretrained model's image processor, kept as `native_processor`."""
+        self.native_processor = processor
         self.image_processor = self._prepare(processor)
 
     def load_prior(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,18 @@ class QLIPVisionTower(VisionTower):
             if another_prior or self.vision_tower.prior is None:
                 self.vision_tower.load_prior()
 
+    def under(self, settings: QLIPConfig) -> QLIPVisionTower:
+        """This tower's weights under other settings, its prior included; the tower itself keeps its own."""
+        tower, model = copy.copy(self), copy.copy(self.vision_tower)
+        model.qlip = settings
+        tower._settings = settings
+        tower._modules = {**self._modules, "vision_tower": model}
+        tower.image_processor = copy.copy(self.image_processor)
+        tower.image_processor.qlip = settings
+        for module in (tower, model):  # where accelerate has wrapped them, the wrappers call the originals
+            module.__dict__.pop("forward", None)
+        return tower
+
     def load_prior(self, folder: Path) -> None:
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
         if self._settings.mlp is not None:
@@ -83,14 +96,19 @@ class QLIPVisionTower(VisionTower):
         """What the tower sees of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
+    def count_leaves(self, leaves: Leaves) -> int:
+        """Tokens that an image of these leaves takes in the language model, the thumbnail's included."""
+        return len(leaves) + (self.num_patches if self._settings.thumbnail else 0)
+
     def count_tokens(self, image: Tensor) -> int:
-        return len(self.partition(image)) + (self.num_patches if self._settings.thumbnail else 0)
+        return self.count_leaves(self.partition(image))
 
     def count_positions(self, image: Tensor) -> int:
         return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
-    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        output = self.vision_tower(images)
+    def encode(self, images: Sequence[Tensor], leaves: Sequence[Leaves] | None = None) -> list[ImageTokens]:
+        """Tokens of images (C, H, W) on the tower's device; of their own quadtrees, or of those given."""
+        output = self.vision_tower(images, leaves=leaves)
         tokens = []
         for features, leaves in zip(output.features, output.leaves, strict=True):
             place = self.vision_tower.language_span(leaves)

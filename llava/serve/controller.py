@@ -1,0 +1,164 @@
+"""The controller, `python -m llava.serve.controller`: workers register with it, and it passes requests on to them.
+
+It speaks LLaVA's wire protocol on both sides, and may itself be registered as a worker of another controller. It keeps
+nothing on disk: after a restart it knows its workers again with their next heartbeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import get_args
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from llava.serve import wire
+from llava.serve.cli import OneLineParser
+from llava.serve.dispatcher import Dispatcher
+from llava.serve.errors import Failure, RequestError, explain
+from llava.serve.http import (
+    BodyLimit,
+    RequestLimits,
+    RequireKey,
+    add_server_flags,
+    api_keys,
+    error_response,
+    request_limits,
+    serve,
+)
+from llava.serve.registry import Dispatch, Registry
+from llava.serve.trust import WORKER_TOKEN_VARIABLE, WorkersOnly, add_token_flag, host_of, is_loopback, refusal
+
+PORT = 21001
+WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
+LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+
+
+def create_app(
+    dispatcher: Dispatcher,
+    token: str | None = None,
+    on_loopback: bool = False,
+    keys: Sequence[str] = (),
+    limits: RequestLimits | None = None,
+) -> FastAPI:
+    """Returns the controller as an application.
+
+    Args:
+        dispatcher: Sends requests to workers; closed with the application.
+        token: The secret shared with the workers; without one, workers must be on this machine.
+        on_loopback: Whether the server listens on loopback addresses only.
+        keys: API keys of clients.
+        limits: What a request may hold.
+    """
+    limits = limits or RequestLimits()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await dispatcher.close()
+
+    app = FastAPI(title="LLaVA controller", lifespan=lifespan)
+    # What is added last is asked first: nobody's body is read before it is known who sends it.
+    app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)
+    app.add_middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback)
+    app.add_middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS})
+    add_workers_routes(app, dispatcher, token)
+    add_clients_routes(app, dispatcher)
+
+    @app.exception_handler(RequestError)
+    async def refuse(request: Request, error: RequestError) -> Response:
+        return error_response(explain(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def complain(request: Request, error: RequestValidationError) -> Response:
+        return error_response(wire.invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def tell(request: Request, error: HTTPException) -> Response:
+        return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
+
+    return app
+
+
+def add_workers_routes(app: FastAPI, dispatcher: Dispatcher, token: str | None) -> None:
+    """Adds what workers ask of a controller."""
+
+    @app.post("/register_worker")
+    async def register_worker(request: wire.RegisterRequest) -> None:
+        if not token and not is_loopback(host_of(request.worker_name)):
+            raise refusal(token)
+        await dispatcher.register(request)
+
+    @app.post("/unregister_worker")
+    async def unregister_worker(request: wire.WorkerRequest) -> None:
+        dispatcher.registry.remove(request.worker_name, "it said goodbye")
+
+    @app.post("/receive_heart_beat")
+    async def receive_heart_beat(request: wire.HeartBeat) -> dict[str, bool]:
+        return {"exist": dispatcher.registry.heart_beat(request.worker_name, request.queue_length)}
+
+
+def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
+    """Adds what clients ask of a controller; `/worker_...` also serve a controller above this one."""
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/refresh_all_workers")
+    async def refresh_all_workers() -> None:
+        await dispatcher.refresh()
+
+    @app.post("/list_models")
+    async def list_models() -> dict[str, list[str]]:
+        return {"models": dispatcher.registry.models()}
+
+    @app.post("/get_worker_address")
+    async def get_worker_address(request: wire.ModelRequest) -> dict[str, str]:
+        return {"address": await dispatcher.choose(request.model) or ""}
+
+    @app.post("/worker_generate_stream")
+    async def worker_generate_stream(request: Request) -> Response:
+        return await dispatcher.generate(await request.body())
+
+    @app.post("/worker_get_status")
+    async def worker_get_status() -> wire.WorkerStatus:
+        return dispatcher.registry.status()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; a wrong one ends the process with exit code 2."""
+    parser = OneLineParser(prog="controller", description="Send requests to the workers that register here.")
+    add_server_flags(parser, PORT)
+    add_token_flag(parser)
+    parser.add_argument(
+        "--dispatch-method",
+        choices=get_args(Dispatch),
+        default="shortest_queue",
+        help="draw a worker, a fast one more often, or take the one with the shortest queue (default)",
+    )
+    args = parser.parse_args(argv)
+    if not args.worker_token and not is_loopback(args.host):
+        parser.error(f"--host {args.host} needs --worker-token (or ${WORKER_TOKEN_VARIABLE}): no worker could register")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until told to stop, and returns the exit code."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    dispatcher = Dispatcher(Registry(args.dispatch_method), args.worker_token)
+    app = create_app(dispatcher, args.worker_token, is_loopback(args.host), api_keys(args), request_limits(args))
+    serve(app, args.host, args.port)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Requests to workers, answers back. Talks to registered workers only; knows neither flags nor who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+from starlette.responses import Response
+
+from llava.constants import WORKER_HEART_BEAT_INTERVAL
+from llava.serve import wire
+from llava.serve.errors import Failure, RequestError, explain
+from llava.serve.http import bearer_header
+from llava.serve.registry import Registry
+from llava.serve.wire import ErrorCode
+
+logger = logging.getLogger(__name__)
+
+REFUSED = (429, 503)  # a worker that answers so has not begun; another one may
+MAX_SHORT = 2**16  # bytes of a reply that is no stream
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long a controller waits for its workers, in seconds."""
+
+    connect: float = 5.0
+    """For a connection."""
+    status: float = 5.0
+    """For a worker's status."""
+    silence: float = 90.0
+    """Between two frames of an answer; our workers repeat the last one more often than that."""
+    newcomers: float = WORKER_HEART_BEAT_INTERVAL + 1.0
+    """After its own start for a worker of the model that is asked for: a restarted controller hears from its workers
+    with their next heartbeat."""
+
+
+class Dispatcher:
+    """Passes requests on to workers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        token: str | None = None,
+        timeouts: Timeouts | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """
+        Args:
+            registry: The workers.
+            token: The secret shared with the workers.
+            timeouts: How long it waits.
+            transport: Leads to the workers, where it is not the network.
+        """
+        self.registry, self.token, self.timeouts = registry, token, timeouts or Timeouts()
+        self.expecting = 0
+        """Requests that wait for a worker to turn up."""
+        self._arrival = asyncio.Condition()
+        self._started = time.monotonic()
+        self.client = httpx.AsyncClient(
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            headers={"Accept-Encoding": "identity"} | bearer_header(token),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        )
+
+    async def register(self, request: wire.RegisterRequest) -> None:
+        """Registers a worker; asks for its status where it has not told.
+
+        Raises:
+            RequestError: the worker does not answer.
+        """
+        status = request.worker_status or await self.status_of(request.worker_name)
+        if status is None:
+            raise RequestError(502, "worker_unreachable", f"the worker {request.worker_name} tells no status")
+        self.registry.register(request.worker_name, status, request.check_heart_beat)
+        async with self._arrival:
+            self._arrival.notify_all()
+
+    async def refresh(self) -> None:
+        """Asks all workers for their status and drops those that give none."""
+        workers = self.registry.workers()
+        answers = await asyncio.gather(*map(self.status_of, workers))
+        for (name, worker), status in zip(workers.items(), answers, strict=True):
+            if self.registry.workers().get(name) is not worker:
+                continue  # it has registered anew, or has gone, in the meantime
+            if status is None:
+                self.registry.remove(name, "it tells no status")
+            else:
+                self.registry.register(name, status, worker.check_heart_beat)
+
+    async def status_of(self, name: str) -> wire.WorkerStatus | None:
+        """Asks a worker for its status; None if it gives none."""
+        timeout = httpx.Timeout(self.timeouts.status, connect=self.timeouts.connect)
+        try:
+            async with self.client.stream("POST", f"{name}/worker_get_status", timeout=timeout) as reply:
+                reply.raise_for_status()
+                return wire.parsed(wire.WorkerStatus, await read_some(reply))
+        except (httpx.HTTPError, ValueError) as error:
+            logger.warning("no status from %s: %s", name, type(error).__name__)
+            return None
+
+    async def choose(self, model: str, excluded: Collection[str] = ()) -> str | None:
+        """Returns the worker for a request; soon after the start, waits for one to turn up.
+
+        Args:
+            model: What it must serve.
+            excluded: Workers that will not do.
+        """
+        name = self.registry.choose(model, excluded)
+        left = self._started + self.timeouts.newcomers - time.monotonic()
+        if name is not None or excluded or left <= 0:
+            return name
+        async with self._arrival:
+            arrival = self._arrival.wait_for(lambda: model in self.registry.models())
+            self.expecting += 1
+            try:
+                await asyncio.wait_for(arrival, left)
+            except asyncio.TimeoutError:
+                return None
+            finally:
+                self.expecting -= 1
+        return self.registry.choose(model)
+
+    async def generate(self, body: bytes) -> Response:
+        """Passes a request on to a worker, and its answer back.
+
+        A worker that cannot be reached or refuses has not begun with the answer, so that the next one is asked. One
+        that goes away later has; the client is told, since the request may have been what the worker died of.
+        """
+        try:
+            model = wire.parsed(wire.ModelRequest, body).model
+        except ValueError as error:
+            return wire.error_reply(explain(error))
+        tried: list[str] = []
+        refusal: Response | None = None
+        while (name := await self.choose(model, tried)) is not None:
+            tried.append(name)
+            try:
+                reply = await self._open(name, body)
+            except httpx.HTTPError as error:
+                self.registry.finish(name)
+                failure = self._unreachable(name, error)
+                refusal = wire.error_reply(failure, ErrorCode.UNREACHABLE)
+                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                    break
+                continue
+            if reply.status_code == 200:
+                return wire.FrameStream(self._frames(name, reply), partial(self._close, name, reply))
+            refusal = await self._refusal(name, reply)
+            if reply.status_code not in REFUSED:
+                break
+        return refusal or self._no_worker(model)
+
+    async def close(self) -> None:
+        """Closes the connections to the workers."""
+        await self.client.aclose()
+
+    async def _open(self, name: str, body: bytes) -> httpx.Response:
+        times = self.timeouts
+        request = self.client.build_request(
+            "POST",
+            f"{name}/worker_generate_stream",
+            content=body,
+            headers={"Content-Type": "application/json"},
+            timeout=httpx.Timeout(times.silence, connect=times.connect, pool=None),
+        )
+        return await self.client.send(request, stream=True)
+
+    async def _close(self, name: str, reply: httpx.Response) -> None:
+        self.registry.finish(name)
+        await reply.aclose()
+
+    async def _frames(self, name: str, reply: httpx.Response) -> AsyncIterator[bytes]:
+        """A worker's frames, and one more if it goes away amid them. Half a frame is not passed on."""
+        splitter = wire.FrameSplitter()
+        try:
+            async for data in reply.aiter_raw():
+                for frame in splitter.push(data):
+                    yield frame + wire.END
+            for frame in splitter.finish():
+                yield frame + wire.END
+        except (httpx.HTTPError, ValueError) as error:
+            yield wire.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
+
+    async def _refusal(self, name: str, reply: httpx.Response) -> Response:
+        """What a client is told where a worker did not answer with a stream."""
+        if reply.status_code in (401, 403):  # that is the controller's fault, not the client's
+            await self._close(name, reply)
+            message = "the worker does not accept the controller; start both with the same worker token"
+            return wire.error_reply(Failure(502, "worker_refused", message))
+        try:
+            body = await read_some(reply)
+            wire.parsed(wire.Frame, body.rstrip(wire.END))
+        except (httpx.HTTPError, ValueError):
+            logger.error("%s answered with HTTP %d and no frame", name, reply.status_code)
+            message = f"the worker answered with HTTP {reply.status_code}; the log of the worker may say why"
+            return wire.error_reply(Failure(502, "worker_failed", message))
+        finally:
+            await self._close(name, reply)
+        headers = {key: reply.headers[key] for key in ("Retry-After",) if key in reply.headers}
+        status = reply.status_code if reply.status_code >= 400 else 502
+        return Response(body.rstrip(wire.END) + wire.END, status, headers, "application/octet-stream")
+
+    def _unreachable(self, name: str, error: Exception) -> Failure:
+        logger.warning("lost %s: %s", name, type(error).__name__)
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
+            message = f"the worker has said nothing for {self.timeouts.silence:g} s; try again"
+            return Failure(504, "worker_timeout", message)
+        self.registry.lose(name)
+        return Failure(502, "worker_unreachable", "the worker has gone, or could not be reached; try again", 1)
+
+    def _no_worker(self, model: str) -> Response:
+        known = self.registry.models()
+        if known:
+            failure = Failure(404, "model_not_found", f"no worker serves {model!r}; served: {', '.join(known)}")
+        else:
+            failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
+        return wire.error_reply(failure, ErrorCode.NO_WORKER)
+
+
+async def read_some(reply: httpx.Response) -> bytes:
+    """Returns a short reply's body.
+
+    Raises:
+        ValueError: it is not short.
+    """
+    body = b""
+    async for data in reply.aiter_raw():
+        body += data
+        if len(body) > MAX_SHORT:
+            raise ValueError(f"the reply has more than {MAX_SHORT} bytes")
+    return body

@@ -1,0 +1,146 @@
+"""What a chat request of the OpenAI protocol asks: its messages, pictures and options, brought before the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from PIL import Image
+
+from llava.serve.dialogue import Turn, converse
+from llava.serve.engine import ChatEngine
+from llava.serve.errors import Failure, RequestError
+from llava.serve.http import RequestLimits
+from llava.serve.images import load_image
+from llava.serve.metrics import Metrics
+from llava.serve.openai_answer import Reply
+from llava.serve.openai_errors import Refusal, refusing, shortened
+from llava.serve.openai_schema import ChatRequest, ImagePart, QLIPFields
+from llava.serve.sampling import Sampling
+from llava.serve.sight import QLIPOptions
+
+
+@dataclass(frozen=True)
+class APISettings:
+    """How the API serves its engine."""
+
+    model_names: tuple[str, ...]
+    """What clients may call the model; at least one."""
+    limits: RequestLimits = RequestLimits()
+    """What one request may hold."""
+    api_keys: tuple[str, ...] = ()
+    """Keys of which a request needs one; without any, all are let in."""
+    allow_loopback: bool = False
+    """Whether image URLs may name this very machine."""
+
+    def __post_init__(self) -> None:
+        if not self.model_names or not all(self.model_names):
+            raise ValueError(f"a served model needs a name, got {self.model_names}")
+
+
+class Chat:
+    """Answers chat requests with an engine."""
+
+    def __init__(self, engine: ChatEngine, settings: APISettings, metrics: Metrics) -> None:
+        """
+        Args:
+            engine: Answers.
+            settings: What requests may hold, and the model's names.
+            metrics: Where answers and failures are counted.
+        """
+        self.engine, self.settings, self.metrics = engine, settings, metrics
+
+    async def begin(self, asked: ChatRequest) -> Reply:
+        """Takes a request on.
+
+        Raises:
+            Refusal: the request cannot be met.
+        """
+        self.check_model(asked.model)
+        self._check_sizes(asked)
+        sampling, given = sampling_of(asked)
+        with refusing("qlip"):
+            options = qlip_of(asked.qlip)
+            self.engine.sight.settings(options)
+        turns = await asyncio.to_thread(self._turns, asked)  # decoding pictures takes time
+        with refusing("messages"):
+            conversation, images = converse(self.engine, turns)
+        with refusing():
+            answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
+        return Reply(answer, asked, self.metrics)
+
+    def check_model(self, name: str, param: str | None = "model") -> None:
+        """Raises Refusal unless the model is served under this name."""
+        if name not in self.settings.model_names:
+            served = ", ".join(self.settings.model_names)
+            message = f"no model {shortened(name)} here; this server has {served}"
+            raise Refusal(Failure(404, "model_not_found", message), param)
+
+    def _check_sizes(self, asked: ChatRequest) -> None:
+        limits = self.settings.limits
+        images = sum(isinstance(part, ImagePart) for message in asked.messages for part in message.content)
+        letters = sum(len(message.text) for message in asked.messages)
+        with refusing("messages"):
+            if images > limits.max_images:
+                raise RequestError(400, "too_many_images", f"{images} images; at most {limits.max_images} are allowed")
+            if letters > limits.max_prompt:
+                allowed = f"at most {limits.max_prompt:,} are allowed"
+                raise RequestError(400, "prompt_too_long", f"the text has {letters:,} characters; {allowed}")
+
+    def _turns(self, asked: ChatRequest) -> list[Turn]:
+        """The messages with their pictures."""
+        turns = []
+        for i, message in enumerate(asked.messages):
+            images = []
+            for j, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    with refusing(f"messages[{i}].content[{j}].image_url"):
+                        images.append(self._image(part.image_url.url))
+            role = "system" if message.role == "developer" else message.role
+            turns.append(Turn(role, message.text, tuple(images)))
+        return turns
+
+    def _image(self, url: str) -> Image.Image:
+        limits = self.settings.limits
+        return load_image(
+            url,
+            limits.image,
+            allow_paths=False,
+            allow_urls=bool(limits.media_hosts),
+            allow_loopback=self.settings.allow_loopback,
+            allowed_hosts=limits.media_hosts,
+        )
+
+
+def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
+    """Returns how an answer's tokens are chosen, and whether its longest length was given.
+
+    Raises:
+        Refusal: fields contradict each other.
+    """
+    longest = {value for value in (asked.max_tokens, asked.max_completion_tokens) if value is not None}
+    with refusing("max_tokens"):
+        if len(longest) > 1:
+            raise ValueError(
+                f"max_tokens is {asked.max_tokens}, but max_completion_tokens is {asked.max_completion_tokens}; "
+                "give one of them"
+            )
+    with refusing("stream_options"):
+        if asked.stream_options is not None and not asked.stream:
+            raise ValueError("stream_options come with stream=true only")
+    temperature = Sampling.temperature if asked.temperature is None else asked.temperature
+    sampling = Sampling(
+        temperature=0.0 if asked.top_p == 0 else temperature,
+        top_p=asked.top_p or None,
+        max_new_tokens=max(longest, default=Sampling.max_new_tokens),
+        stop=tuple(asked.stop or ()),
+        seed=asked.seed,
+    )
+    return sampling, bool(longest)
+
+
+def qlip_of(fields: QLIPFields | None) -> QLIPOptions:
+    """Returns how the pictures are to be seen."""
+    if fields is None:
+        return QLIPOptions()
+    return QLIPOptions(fields.enabled, fields.alpha, fields.max_tokens, fields.image_size)

@@ -1,0 +1,123 @@
+"""The workers that a controller knows, and which of them gets the next request. Knows no network."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.serve.wire import WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+Dispatch = Literal["lottery", "shortest_queue"]
+
+
+@dataclass
+class Worker:
+    """What is known of a worker."""
+
+    status: WorkerStatus
+    """As it last said; the queue also counts what was sent to it since."""
+    check_heart_beat: bool
+    """Whether it is dropped when it falls silent."""
+    last_seen: float
+    """By the registry's clock."""
+
+
+class Registry:
+    """The workers by address. One that has been silent for too long counts as gone."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch = "shortest_queue",
+        expiration: float = CONTROLLER_HEART_BEAT_EXPIRATION,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int | None = None,
+    ) -> None:
+        """
+        Args:
+            dispatch: "lottery" draws a worker, a fast one more often; "shortest_queue" takes the one that should be
+                free first.
+            expiration: Seconds of silence after which a worker is gone.
+            clock: Gives the time, in seconds.
+            seed: Makes the lottery repeatable.
+        """
+        self.dispatch, self.expiration, self.clock = dispatch, expiration, clock
+        self._random = random.Random(seed)
+        self._workers: dict[str, Worker] = {}
+
+    def register(self, name: str, status: WorkerStatus, check_heart_beat: bool) -> None:
+        """Adds a worker, or renews what is known of it."""
+        if name not in self._workers:
+            logger.info("registered %s with %s", name, ", ".join(status.model_names) or "no model")
+        self._workers[name] = Worker(status.model_copy(), check_heart_beat, self.clock())
+
+    def heart_beat(self, name: str, queue_length: int) -> bool:
+        """Notes that a worker is alive; returns whether it is known."""
+        worker = self.workers().get(name)
+        if worker is None:
+            return False
+        worker.status = worker.status.model_copy(update={"queue_length": queue_length})
+        worker.last_seen = self.clock()
+        return True
+
+    def remove(self, name: str, why: str) -> None:
+        """Forgets a worker, if it is known."""
+        if self._workers.pop(name, None) is not None:
+            logger.info("dropped %s: %s", name, why)
+
+    def lose(self, name: str) -> None:
+        """Forgets a worker that could not be reached, unless nothing would ever bring it back."""
+        worker = self._workers.get(name)
+        if worker is not None and worker.check_heart_beat:
+            self.remove(name, "it could not be reached")
+
+    def workers(self) -> dict[str, Worker]:
+        """Returns the workers that are alive, in the order of their registration."""
+        oldest = self.clock() - self.expiration
+        for name, worker in list(self._workers.items()):
+            if worker.check_heart_beat and worker.last_seen < oldest:
+                self.remove(name, f"silent for {self.expiration:g} s")
+        return dict(self._workers)
+
+    def models(self) -> list[str]:
+        """Returns the names of the models that are served, sorted."""
+        return sorted({model for worker in self.workers().values() for model in worker.status.model_names})
+
+    def status(self) -> WorkerStatus:
+        """Returns all workers' status as if they were one."""
+        said = [worker.status for worker in self.workers().values()]
+        speed, queue = sum(status.speed for status in said), sum(status.queue_length for status in said)
+        return WorkerStatus(model_names=self.models(), speed=speed, queue_length=queue)
+
+    def choose(self, model: str, excluded: Collection[str] = ()) -> str | None:
+        """Returns the worker that the next request goes to, which then waits in its queue; None where there is none.
+
+        Args:
+            model: What it must serve.
+            excluded: Workers that will not do.
+        """
+        able = {
+            name: worker.status
+            for name, worker in self.workers().items()
+            if model in worker.status.model_names and worker.status.speed > 0 and name not in excluded
+        }
+        if not able:
+            return None
+        if self.dispatch == "lottery":
+            (name,) = self._random.choices(list(able), [status.speed for status in able.values()])
+        else:
+            name = min(able, key=lambda worker: able[worker].queue_length / able[worker].speed)
+        able[name].queue_length += 1
+        return name
+
+    def finish(self, name: str) -> None:
+        """Notes that a worker is done with a request that it was chosen for."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.status.queue_length = max(0, worker.status.queue_length - 1)

@@ -1,0 +1,172 @@
+"""How a request's pictures are seen: its own QLIP options over the server's, and the pictures prepared accordingly.
+
+One loaded tower serves requests of different settings side by side; none of them changes it. CLIP's own view is the
+quadtree of alpha 0 at the native size, which is CLIP to float tolerance, so that no second tower is needed. Knows
+nothing of prompts or generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from llava.mm_utils import process_images
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
+from qlip import Leaves, QLIPConfig
+
+CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
+"""The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""
+
+
+@dataclass(frozen=True)
+class QLIPOptions:
+    """What a request may say of how its pictures are seen; None is the server's own."""
+
+    enabled: bool | None = None
+    """False sees as CLIP does."""
+    alpha: float | None = None
+    """Split threshold, at least 0."""
+    max_tokens: int | None = None
+    """Most visual tokens of a picture."""
+    image_size: int | None = None
+    """Shorter side, in pixels, that a picture is resized to."""
+
+    def changes(self) -> dict[str, Any]:
+        """The quadtree's settings that the request names."""
+        return {name: value for name, value in vars(self).items() if name != "enabled" and value is not None}
+
+
+SERVERS_OWN = QLIPOptions()
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture as the tower will see it."""
+
+    pixels: Tensor
+    """float32 (C, H, W), or (tiles, C, H, W)."""
+    settings: QLIPConfig | None
+    """The quadtree's; None for a tower without one."""
+    leaves: Leaves | None
+    """The quadtree; None for CLIP's view."""
+    tokens: int
+    """Visual tokens in the language model."""
+    context: int
+    """How much of the context it takes: tokens or positions, whichever are more."""
+    uniform_tokens: int
+    """Tokens of the uniform grid on the same pixels."""
+
+
+class Sight:
+    """The eyes of a loaded model."""
+
+    def __init__(
+        self, model: Any, image_processor: Any, quadtree: bool = True, max_tokens: int = 4096, max_size: int = 4096
+    ) -> None:
+        """
+        Args:
+            model: A LLaVA model; may be without a tower.
+            image_processor: Prepares pictures for its tower.
+            quadtree: Whether a quadtree tower uses its quadtree where a request does not say.
+            max_tokens: Largest token budget that a request may ask for.
+            max_size: Largest image size that a request may ask for, in pixels.
+        """
+        self.model = model
+        self.image_processor = image_processor
+        self.quadtree = quadtree
+        self.limits = {"max_tokens": max_tokens, "image_size": max_size}
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self.model.get_vision_tower()
+
+    @property
+    def quadtree_tower(self) -> QLIPVisionTower | None:
+        """The tower, if it can see by quadtree."""
+        return self.tower if isinstance(self.tower, QLIPVisionTower) else None
+
+    def settings(self, options: QLIPOptions = SERVERS_OWN) -> QLIPConfig | None:
+        """Returns the settings that a request's pictures are seen with; None for CLIP's view.
+
+        Raises:
+            ValueError, TypeError: an option is out of range or beyond the server's limits, or the model can't do it.
+        """
+        changes = options.changes()
+        if options.enabled is False and changes:
+            raise ValueError(f"qlip is not enabled, so it takes no {', '.join(changes)}")
+        tower = self.quadtree_tower
+        if tower is None:
+            if options.enabled or changes:
+                raise ValueError("this model sees by CLIP's uniform grid only; leave the qlip options out")
+            return None
+        for name, limit in self.limits.items():
+            if name in changes and changes[name] > limit:
+                raise ValueError(f"{name} is {changes[name]}; this server allows at most {limit}")
+        settings = replace(tower.settings, **changes)  # checks the values
+        enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
+        return settings if enabled else None
+
+    def look(self, image: Image.Image, settings: QLIPConfig | None) -> View:
+        """Prepares a picture and counts its tokens, without running the tower.
+
+        Args:
+            image: The picture.
+            settings: As `settings` gives them.
+
+        Raises:
+            ValueError: the model has no vision tower.
+        """
+        if self.tower is None:
+            raise ValueError("this model has no vision tower: ask it without pictures")
+        tower = self.quadtree_tower
+        if tower is not None and settings is not None:
+            return self._quadtree_view(image, tower, settings)
+        processor = self.image_processor if tower is None else tower.native_processor
+        pixels = process_images([image], processor, self.model.config)[0]
+        tiles = list(pixels) if pixels.ndim == 4 else [pixels]
+        if tower is not None:
+            tokens = context = tower.num_patches * len(tiles)
+            return View(pixels, CLIP_VIEW, None, tokens, context, tokens)
+        tokens = sum(self.tower.count_tokens(tile) for tile in tiles)
+        context = sum(max(self.tower.count_tokens(tile), self.tower.count_positions(tile)) for tile in tiles)
+        return View(pixels, None, None, tokens, context, tokens)
+
+    def encode(self, views: Sequence[View]) -> list[ImageTokens]:
+        """Runs the tower and the projector; pictures of the same settings go through together.
+
+        Args:
+            views: As `look` gives them.
+
+        Returns:
+            One entry per view, in order.
+        """
+        tokens: dict[int, ImageTokens] = {}
+        for settings in dict.fromkeys(view.settings for view in views):
+            group = [i for i, view in enumerate(views) if view.settings == settings]
+            tokens.update(zip(group, self._run_tower([views[i] for i in group], settings), strict=True))
+        return self.model.project([tokens[i] for i in range(len(views))]) if views else []
+
+    def _run_tower(self, views: Sequence[View], settings: QLIPConfig | None) -> list[ImageTokens]:
+        """The tower's tokens of pictures of the same settings; quadtrees that are known are not cut again."""
+        pixels = [view.pixels for view in views]
+        tower = self.quadtree_tower
+        if tower is None or settings is None:
+            return self.tower(pixels)
+        leaves = [view.leaves for view in views if view.leaves is not None]
+        if len(leaves) < len(views):
+            return tower.under(settings)(pixels)
+        return tower.under(settings).encode([picture.to(tower.device) for picture in pixels], leaves)
+
+    def _quadtree_view(self, image: Image.Image, tower: QLIPVisionTower, settings: QLIPConfig) -> View:
+        under = tower.under(settings)
+        pixels = process_images([image], under.image_processor, self.model.config)[0]
+        leaves = under.image_processor.partition(pixels)
+        tokens = under.count_leaves(leaves)
+        context = max(tokens, tower.num_patches) if settings.llm_positions == "raster" else tokens
+        return View(pixels, settings, leaves, tokens, context, leaves.grid[0] * leaves.grid[1])

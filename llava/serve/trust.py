@@ -1,0 +1,96 @@
+"""Whom a controller takes for a worker: the secret that they share, and addresses that are this very machine's.
+
+Knows neither what workers do nor how requests reach them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+from collections.abc import Collection
+from typing import Any
+
+from llava.serve.errors import Failure, RequestError
+from llava.serve.http import bearer_token, error_response, is_one_of
+
+WORKER_TOKEN_VARIABLE = "LLAVA_WORKER_TOKEN"
+MAX_ADDRESS = 300  # characters
+
+_ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z]([0-9A-Za-z._-]*[0-9A-Za-z])?)(:([0-9]{1,5}))?")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host names this very machine beyond doubt: "localhost" or a loopback address, in its usual notation."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def host_of(address: str) -> str:
+    """Returns the host of a worker's address, without brackets.
+
+    Raises:
+        ValueError: it is not http(s)://host[:port] and nothing else, or no machine's own address.
+    """
+    match = _ADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS else None
+    if match is None or not 0 < int(match[4] or 80) < 2**16:
+        raise ValueError("an address must read http://HOST:PORT or https://HOST:PORT, without path or password")
+    host, bracketed = match[1].strip("[]"), match[1].startswith("[")
+    try:
+        ip = ipaddress.IPv6Address(host) if bracketed else ipaddress.ip_address(host)
+    except ValueError:
+        if bracketed:
+            raise ValueError("the address in brackets is not one of IPv6") from None
+        return host
+    if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
+        raise ValueError("an address must be the worker's own, not a wildcard, a group's or a link's")
+    return host
+
+
+def refusal(token: str | None) -> RequestError:
+    """Returns what somebody is told who is not taken for a worker.
+
+    Args:
+        token: The secret; it is not told.
+    """
+    why = "workers need the controller's secret" if token else "without a secret, workers must be on its own machine"
+    return RequestError(403, "worker_refused", f"{why}: give --worker-token or ${WORKER_TOKEN_VARIABLE} to both")
+
+
+class WorkersOnly:
+    """ASGI middleware: workers' routes take requests that carry the secret; without one, those of this machine."""
+
+    def __init__(self, app: Any, paths: Collection[str], token: str | None, on_loopback: bool) -> None:
+        """
+        Args:
+            app: The application.
+            paths: The workers' routes.
+            token: The secret.
+            on_loopback: Whether the server listens on loopback addresses only.
+        """
+        self.app, self.paths, self.token, self.on_loopback = app, frozenset(paths), token, on_loopback
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handles one connection."""
+        if scope["type"] == "http" and scope["path"] in self.paths and not self._may_pass(scope):
+            error = refusal(self.token)
+            await error_response(Failure(error.status, error.kind, str(error)))(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _may_pass(self, scope: Any) -> bool:
+        if self.token:
+            return is_one_of(bearer_token(scope["headers"]), [self.token.encode()])
+        # A page in a local browser comes from here too, but asks for the name that its own server gave this machine.
+        named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        peer, _ = scope["client"] or ("", 0)
+        return self.on_loopback and is_loopback(peer) and is_loopback(re.sub(r":[0-9]+$", "", named))
+
+
+def add_token_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of the secret that workers and controller share."""
+    help = f"secret shared by workers and controller; or ${WORKER_TOKEN_VARIABLE}; needed between machines"
+    parser.add_argument("--worker-token", metavar="SECRET", default=os.environ.get(WORKER_TOKEN_VARIABLE), help=help)

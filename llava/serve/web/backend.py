@@ -1,0 +1,120 @@
+"""Where the page's answers and views come from: an engine in this process, or whatever else keeps the same promise.
+
+Knows neither the page nor its visitors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.serve.dialogue import Turn, converse
+from llava.serve.engine import ChatEngine
+from llava.serve.sampling import Sampling
+from llava.serve.sight import QLIPOptions, View
+from qlip import QLIPConfig
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a visitor asks for."""
+
+    turns: Sequence[Turn]
+    """The conversation; the last turn is the question."""
+    sampling: Sampling
+    qlip: QLIPOptions
+    model: str = ""
+    """One of the backend's; "" where it has one only."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer."""
+
+    text: str = ""
+    visual_tokens: int | None = None
+    """How many the model says it has read; None where it does not say."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a tower's pixels are read back."""
+
+    patch_size: int
+    """Pixels per side of a patch."""
+    mean: Tensor
+    """float32 (C, 1, 1)."""
+    std: Tensor
+    """float32 (C, 1, 1)."""
+
+
+class Backend(Protocol):
+    """Answers questions about pictures, and shows how pictures are seen."""
+
+    defaults: QLIPConfig | None
+    """How the quadtree is set where nobody says; None where there is no quadtree."""
+    quadtree: bool
+    """Whether the quadtree is used where nobody says."""
+    native_tokens: int
+    """Visual tokens of CLIP's own view."""
+    max_tokens: int
+    """Largest token budget worth asking for."""
+    pixels: Pixels
+    note: str
+    """What a visitor should know about how views come about; may be empty."""
+
+    async def models(self) -> list[str]:
+        """Returns the models to choose from; none where there is no choice."""
+
+    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+        """Prepares a picture and counts its tokens, without running a model."""
+
+    def ask(self, query: Query) -> AsyncIterator[Piece]:
+        """Yields the answer's pieces. Closing the iterator stops the model."""
+
+
+class EngineBackend:
+    """A model in this process."""
+
+    note = ""
+
+    def __init__(self, engine: ChatEngine) -> None:
+        self.engine = engine
+        tower: VisionTower = engine.sight.tower
+        quadtree = engine.sight.quadtree_tower
+        self.defaults = None if quadtree is None else quadtree.settings
+        self.quadtree = quadtree is not None and engine.sight.quadtree
+        self.native_tokens = tower.num_patches
+        self.max_tokens = min(engine.context_len, engine.limits.max_image_tokens)
+        self.pixels = pixels_of(tower.native_processor, tower.config.patch_size)
+
+    async def models(self) -> list[str]:
+        """Returns no models: the engine has one, and there is nothing to choose."""
+        return []
+
+    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+        """See `Backend`."""
+        return self.engine.sight.look(picture, self.engine.sight.settings(options))
+
+    async def ask(self, query: Query) -> AsyncIterator[Piece]:
+        """See `Backend`; errors are the engine's."""
+        conversation, images = converse(self.engine, query.turns)
+        answer = await self.engine.asubmit(conversation, images, query.sampling, query.qlip, shorten=True)
+        try:
+            yield Piece(visual_tokens=answer.usage.visual_tokens)
+            async for text in answer:
+                yield Piece(text)
+        finally:
+            answer.cancel()
+
+
+def pixels_of(processor: object, patch_size: int) -> Pixels:
+    """Returns how to read back what an image processor gives."""
+    mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    return Pixels(patch_size, mean, std)

@@ -1,0 +1,229 @@
+"""Answers from a LLaVA controller and its workers, over LLaVA's wire protocol; views from this machine.
+
+The views need no model: a quadtree is a matter of pixels. They are cut as CLIP ViT-L/14 at 336 pixels would see them,
+the tower of LLaVA v1.5; whether a worker's tower is another is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, conv_templates
+from llava.mm_utils import encode_image_to_base64, process_images
+from llava.serve import wire
+from llava.serve.dialogue import converse
+from llava.serve.engine import separators
+from llava.serve.errors import RequestError
+from llava.serve.http import bearer_header
+from llava.serve.sight import CLIP_VIEW, QLIPOptions, View
+from llava.serve.web.backend import Piece, Query, pixels_of
+from llava.serve.wire import ErrorCode, FrameSplitter
+from qlip import QLIPConfig, QLIPImageProcessor
+
+PATCH_SIZE, NATIVE_SIZE = 14, 336
+MAX_TOKENS = 4096
+MAX_FRAME = 16 * 2**20  # bytes
+CONNECT, SILENCE = (
+    10.0,
+    300.0,
+)  # seconds to reach the controller; seconds that an answer may pause, its waiting included
+
+
+KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
+
+
+class ControllerBackend:
+    """Whichever models a controller's workers serve."""
+
+    defaults = QLIPConfig()
+    quadtree = True
+    native_tokens = (NATIVE_SIZE // PATCH_SIZE) ** 2
+    max_tokens = MAX_TOKENS
+    image_token = DEFAULT_IMAGE_TOKEN
+    note = (
+        "Drawn for CLIP ViT-L/14 at 336 px, the tower of LLaVA v1.5. A worker with another tower sees otherwise, and "
+        "one that knows no QLIP sees CLIP's grid only."
+    )
+
+    def __init__(
+        self, url: str, conv_mode: str | None = None, api_key: str | None = None, reload: bool = False
+    ) -> None:
+        """
+        Args:
+            url: Of the controller.
+            conv_mode: Key of `conv_templates`: the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
+            api_key: Sent to the controller, if it wants one.
+            reload: Ask for the models anew each time; otherwise they are asked for once.
+
+        Raises:
+            ValueError: the address is not one of http or https, or the prompt format is unknown.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")
+        if (conv_mode or "vicuna_v1") not in conv_templates:
+            raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+        self.url = url.rstrip("/")
+        self.conv_mode = conv_mode or "vicuna_v1"
+        self.headers = bearer_header(api_key)
+        self.reload = reload
+        self.clip_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": NATIVE_SIZE}, crop_size={"height": NATIVE_SIZE, "width": NATIVE_SIZE}
+        )
+        self.pixels = pixels_of(self.clip_processor, PATCH_SIZE)
+        self._models: list[str] = []
+
+    def new_conversation(self) -> Conversation:
+        """Returns an empty conversation in the models' prompt format."""
+        return conv_templates[self.conv_mode].copy()
+
+    async def models(self) -> list[str]:
+        """Returns the names of the models that workers serve.
+
+        Raises:
+            RequestError: the controller cannot be reached, or refuses.
+        """
+        if self.reload or not self._models:
+            async with self._client() as client:
+                if self.reload:
+                    (await client.post("/refresh_all_workers")).raise_for_status()
+                reply = (await client.post("/list_models")).raise_for_status().json()
+            names = reply.get("models") if isinstance(reply, Mapping) else None
+            self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
+        return list(self._models)
+
+    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+        """See `Backend`. CLIP's view is padded to a square, as LLaVA v1.5 does."""
+        if options.enabled is False:
+            config = SimpleNamespace(image_aspect_ratio="pad")
+            pixels = process_images([picture], self.clip_processor, config)[0]
+            return View(pixels, CLIP_VIEW, None, self.native_tokens, self.native_tokens, self.native_tokens)
+        settings = replace(self.defaults, **options.changes())
+        processor = QLIPImageProcessor(PATCH_SIZE, NATIVE_SIZE, qlip=settings)
+        pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
+        leaves = processor.partition(pixels)
+        rows, cols = leaves.grid
+        return View(pixels, settings, leaves, len(leaves), max(len(leaves), self.native_tokens), rows * cols)
+
+    async def ask(self, query: Query) -> AsyncIterator[Piece]:
+        """See `Backend`.
+
+        Raises:
+            RequestError: no model, no worker, or what the worker says went wrong.
+        """
+        if not query.model:
+            raise RequestError(503, "no_worker", "no worker serves a model at present")
+        conversation, images = converse(self, query.turns)
+        prompt = conversation.get_prompt()
+        request = {
+            "model": query.model,
+            "prompt": prompt,
+            "temperature": query.sampling.temperature,
+            "top_p": query.sampling.top_p or 1.0,
+            "max_new_tokens": query.sampling.max_new_tokens,
+            "stop": next(iter(separators(conversation)), None),
+            "images": await asyncio.to_thread(lambda: [encode_image_to_base64(image, "PNG") for image in images]),
+            "qlip": {name: value for name, value in asdict(query.qlip).items() if value is not None},
+        }
+        shown = len(prompt)
+        async with (
+            self._client() as client,
+            client.stream("POST", "/worker_generate_stream", json=request) as reply,
+        ):
+            reply.raise_for_status()
+            async for frame in frames(reply.aiter_bytes()):
+                message = read(frame)
+                yield Piece(message["text"][shown:], visual_tokens_in(message))
+                shown = max(shown, len(message["text"]))
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """A connection to the controller whose failures are told in our own words."""
+        timeout = httpx.Timeout(SILENCE, connect=CONNECT)
+        try:
+            async with httpx.AsyncClient(
+                base_url=self.url, timeout=timeout, headers=self.headers, trust_env=False
+            ) as client:
+                yield client
+        except httpx.HTTPStatusError as error:
+            raise await refusal(error.response) from None
+        except httpx.TimeoutException:
+            raise RequestError(504, "unreachable", "the controller did not answer in time") from None
+        except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
+            raise RequestError(
+                502, "unreachable", f"the connection to the controller failed ({type(error).__name__})"
+            ) from None
+
+
+async def frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields the frames of a stream.
+
+    Raises:
+        RequestError: the stream is none of LLaVA's.
+    """
+    splitter = FrameSplitter(MAX_FRAME)
+    async for chunk in chunks:
+        try:
+            whole = splitter.push(chunk)
+        except ValueError:
+            raise not_llavas() from None
+        for frame in whole:
+            yield frame
+    for frame in splitter.finish():
+        yield frame
+
+
+def read(frame: bytes) -> dict[str, Any]:
+    """Returns a frame's fields; `text` is the prompt and the answer so far.
+
+    Raises:
+        RequestError: the frame reports an error, or is none of LLaVA's.
+    """
+    try:
+        code = ErrorCode(wire.parsed(wire.Frame, frame).error_code)
+    except ValueError:
+        raise not_llavas() from None
+    message = json.loads(frame)
+    if code:
+        raise failure_of(message, KINDS[code])
+    return message
+
+
+def visual_tokens_in(message: Mapping[str, Any]) -> int | None:
+    """Returns the number of visual tokens that the last frame of a worker of ours tells."""
+    try:
+        return int(message["usage"]["prompt_tokens_details"]["image_tokens"])
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def not_llavas() -> RequestError:
+    """Returns the error of a reply that keeps to another protocol."""
+    return RequestError(502, "bad_answer", "the worker's answer is not LLaVA's protocol")
+
+
+async def refusal(reply: httpx.Response) -> RequestError:
+    """Returns the error that a refused request stands for, with the server's own reason where it gives one."""
+    body = (await reply.aread()).rstrip(wire.END)
+    try:
+        return failure_of(json.loads(body), "refused")
+    except (ValueError, LookupError, TypeError):
+        return RequestError(502, "refused", f"the controller answered {reply.status_code}")
+
+
+def failure_of(message: Any, kind: str, limit: int = 300) -> RequestError:
+    """Returns the error that a reply tells of: its text, in one line of bounded length, and its own kind if any."""
+    line = " ".join(str(message["text"]).split())
+    text = (line if len(line) <= limit else line[:limit] + "…").rstrip(".")
+    said = message.get("error")
+    return RequestError(502, str(said.get("code") or kind) if isinstance(said, Mapping) else kind, text)

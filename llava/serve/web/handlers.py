@@ -1,0 +1,275 @@
+"""What happens when a visitor does something: sessions in, sessions and things to show out. Knows no layout.
+
+Text that a model or a visitor wrote leaves here as text; it is the components' matter to show it as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from llava.serve.errors import explain
+from llava.serve.sampling import Sampling
+from llava.serve.sight import QLIPOptions, View
+from llava.serve.web import views
+from llava.serve.web.backend import Backend, Piece, Query
+from llava.serve.web.moderation import Moderator
+from llava.serve.web.session import Messages, Session, open_upload
+from llava.serve.web.views import Cost
+
+QLIP, CLIP = "QLIP", "CLIP"
+SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree"}
+
+ADVICE = {
+    "invalid_image": "Choose another picture.",
+    "context_length_exceeded": "Lower the token budget, or clear the chat.",
+    "invalid_api_key": "The operator of this page must give the controller's key.",
+    "model_not_found": "Choose another model, or reload the page.",
+    "flagged": "Ask something else.",
+    "moderation_failed": "Try again in a minute.",
+    "unreachable": "Try again in a minute.",
+    "cut_off": "Try again.",
+    "internal_error": "Try again.",
+    "model_failed": "Try again, or lower the token budget.",
+}
+"""What to do about an error, by its kind; the messages of others say so themselves."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the page's controls say, in the order in which the page gives them."""
+
+    way: str = QLIP
+    """`QLIP` or `CLIP`."""
+    alpha: float = 0.0
+    budget: float = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: float = 512
+    model: str | None = ""
+
+    def options(self, backend: Backend, way: str | None = None) -> QLIPOptions:
+        """Returns how the pictures are to be seen, this way or as the switch says."""
+        if backend.defaults is None:
+            return QLIPOptions()
+        if (way or self.way) == CLIP:
+            return QLIPOptions(enabled=False)
+        return QLIPOptions(enabled=True, alpha=float(self.alpha), max_tokens=int(self.budget))
+
+    def sampling(self) -> Sampling:
+        """Returns how tokens are chosen."""
+        top_p = None if self.top_p == 1 else float(self.top_p)
+        return Sampling(float(self.temperature), top_p, max_new_tokens=int(self.max_new_tokens))
+
+
+class Tally:
+    """Adds up one answer's text and cost as its pieces come. The clock runs from the making."""
+
+    def __init__(self, tokens: int) -> None:
+        """
+        Args:
+            tokens: Visual tokens, until the model itself says how many.
+        """
+        self.text, self.cost = "", Cost(tokens)
+        self._start = time.perf_counter()
+
+    def take(self, piece: Piece) -> None:
+        """Adds a piece."""
+        if piece.visual_tokens is not None:
+            self.cost = replace(self.cost, tokens=piece.visual_tokens)
+        if piece.text and self.cost.first is None:
+            self.cost = replace(self.cost, first=time.perf_counter() - self._start)
+        self.text += piece.text
+
+    def end(self) -> None:
+        """Stops the clock."""
+        self.cost = replace(self.cost, total=time.perf_counter() - self._start)
+
+
+def complaint(text: str) -> gr.Error:
+    """Returns an error that shows the visitor this text as a toast and leaves no traceback in the log."""
+    return gr.Error(text, title="That did not work", print_exception=False)
+
+
+@contextmanager
+def complaining() -> Iterator[None]:
+    """Turns what goes wrong into a toast that says what happened and what to do."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        failure = explain(error)
+        advice = ADVICE.get(failure.kind, "")
+        text = f"{failure.message[:1].upper()}{failure.message[1:]}. {advice}"
+        raise complaint(text.strip()) from None
+
+
+class Demo:
+    """The event handlers. Answers of several visitors go on side by side."""
+
+    def __init__(self, backend: Backend, moderator: Moderator | None = None) -> None:
+        """
+        Args:
+            backend: Gives answers and views.
+            moderator: Checks questions before they are asked; None lets all pass.
+        """
+        self.backend = backend
+        self.moderator = moderator
+        self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
+
+    def open_picture(
+        self, upload: Mapping[str, Any] | None, *controls: Any
+    ) -> tuple[Session, Image.Image | None, str, Messages, str, Any]:
+        """Starts a new conversation about an uploaded picture (Gradio's description of the file), or about none."""
+        with complaining():
+            session = Session(open_upload(upload) if upload else None)
+        return session, *self.look(session, *controls), [], views.NOTHING_SPENT, gr.update(visible=False)
+
+    def no_picture(self) -> tuple[Any, ...]:
+        """Empties the page, and the place of the picture, after one that could not be used."""
+        return None, *self.open_picture(None)
+
+    def look(self, session: Session, *controls: Any) -> tuple[Image.Image | None, str]:
+        """Draws what the model would see and says what it costs."""
+        if session.picture is None:
+            return None, views.NOTHING_SEEN
+        with complaining():
+            view = self.backend.look(session.picture, Controls(*controls).options(self.backend))
+            drawing = views.draw(view, self.backend.pixels)
+        return drawing, views.meter(view, session.picture, self.backend.native_tokens)
+
+    async def ask(
+        self, request: gr.Request, session: Session, question: str, *controls: Any
+    ) -> AsyncIterator[tuple[Session, Messages, str, Any]]:
+        """Streams the answer into session, chatbot and cost line, and empties the question box at once."""
+        async with aclosing(self._converse(request, session, question, Controls(*controls))) as steps:
+            box: Any = ""
+            async for step in steps:
+                yield *step, box
+                box = gr.skip()  # the visitor may be typing the next question
+
+    async def regenerate(
+        self, request: gr.Request, session: Session, *controls: Any
+    ) -> AsyncIterator[tuple[Session, Messages, str]]:
+        """Asks the last question again, with the controls as they are now."""
+        if not session.exchanges:
+            raise complaint("There is no answer to give anew. Ask something first.")
+        question = session.exchanges[-1].question
+        async with aclosing(self._converse(request, session.without_last(), question, Controls(*controls))) as steps:
+            async for step in steps:
+                yield step
+
+    async def compare(
+        self, request: gr.Request, session: Session, question: str, *controls: Any
+    ) -> AsyncIterator[tuple[Any, ...]]:
+        """Answers one question seen both ways, outside the conversation.
+
+        Yields the panel, its question, and head and body of either side. One answer comes after the other, so that
+        each has its own time.
+        """
+        last = session.exchanges[-1].question if session.exchanges else ""
+        picture, question = self._checked(session, question.strip() or last)
+        if self.backend.defaults is None:
+            raise complaint("This model sees one way only, so there is nothing to compare.")
+        said = Controls(*controls)
+        seen: dict[str, View] = {}
+        queries: dict[str, Query] = {}
+        with complaining():
+            for way in (CLIP, QLIP):
+                options = said.options(self.backend, way)
+                seen[way] = await self._prepare(picture, question if way == CLIP else None, options)
+                turns = replace(session, exchanges=()).turns(question)
+                queries[way] = Query(turns, said.sampling(), options, said.model or "")
+        tallies: dict[str, Tally] = {}
+
+        def bodies() -> list[str]:
+            sides = []
+            for way, view in seen.items():
+                tally = tallies.get(way)
+                text, cost = (None, Cost(view.tokens)) if tally is None else (tally.text.strip(), tally.cost)
+                sides.append(views.compare_body(way, SUBTITLES[way], text, cost))
+            return sides
+
+        heads = [views.compare_head(way, view, self.backend.pixels) for way, view in seen.items()]
+        left, right = bodies()
+        yield gr.update(visible=True), views.compare_question(question), heads[0], left, heads[1], right
+        for way, view in seen.items():
+            tallies[way] = Tally(view.tokens)
+            async with aclosing(self._answer(request, queries[way], tallies[way])) as steps:
+                async for _ in steps:
+                    left, right = bodies()
+                    yield gr.skip(), gr.skip(), gr.skip(), left, gr.skip(), right
+
+    def clear(self, session: Session) -> tuple[Session, Messages, str, Any]:
+        """Forgets the conversation and keeps the picture."""
+        return replace(session, exchanges=()), [], views.NOTHING_SPENT, gr.update(visible=False)
+
+    async def leave(self, request: gr.Request) -> None:
+        """Stops what a visitor who has gone away was waiting for, be it that no text has come yet."""
+        for task in list(self._running.get(request.session_hash, ())):
+            task.cancel()
+
+    async def models(self) -> Any:
+        """Offers the models that there are now."""
+        with complaining():
+            names = await self.backend.models()
+        return gr.update(choices=names, value=names[0] if names else None)
+
+    async def _converse(
+        self, request: gr.Request, session: Session, question: str, said: Controls
+    ) -> AsyncIterator[tuple[Session, Messages, str]]:
+        """Yields session, messages and cost as the answer grows."""
+        picture, question = self._checked(session, question)
+        with complaining():
+            options = said.options(self.backend)
+            view = await self._prepare(picture, question, options)
+            query = Query(session.turns(question), said.sampling(), options, said.model or "")
+        answered, tally = session.with_answer(question, ""), Tally(view.tokens)
+        yield answered, answered.messages(), views.NOTHING_SPENT
+        async with aclosing(self._answer(request, query, tally)) as steps:
+            async for _ in steps:
+                answered = session.with_answer(question, tally.text.strip())
+                yield answered, answered.messages(), views.cost_line(tally.cost)
+        if not answered.exchanges[-1].answer:
+            gr.Info("The model had nothing to say. Ask in other words.")
+
+    def _checked(self, session: Session, question: str) -> tuple[Image.Image, str]:
+        question = question.strip()
+        if session.picture is None:
+            raise complaint("There is no picture yet. Choose one, then ask.")
+        if not question:
+            raise complaint("The question is empty. Type one, then press Ask.")
+        return session.picture, question
+
+    async def _prepare(self, picture: Image.Image, question: str | None, options: QLIPOptions) -> View:
+        if self.moderator is not None and question is not None:
+            await self.moderator.check(question)
+        return await asyncio.to_thread(self.backend.look, picture, options)
+
+    async def _answer(self, request: gr.Request, query: Query, tally: Tally) -> AsyncIterator[None]:
+        """Takes one step after the other; the last when the answer has ended.
+
+        Stops the model when it is closed, or when the visitor leaves.
+        """
+        running, task = self._running.setdefault(request.session_hash, set()), asyncio.current_task()
+        running.add(task)
+        try:
+            with complaining():
+                async with aclosing(self.backend.ask(query)) as pieces:
+                    async for piece in pieces:
+                        tally.take(piece)
+                        yield
+            tally.end()
+            yield
+        finally:
+            running.discard(task)
+            if not running:
+                self._running.pop(request.session_hash, None)

@@ -1,0 +1,269 @@
+"""The layout of the demo's page, and which event goes to which handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from llava.serve.sampling import Sampling
+from llava.serve.web.handlers import CLIP, QLIP, Demo
+from llava.serve.web.session import Session
+from llava.serve.web.views import NOTHING_SEEN, NOTHING_SPENT
+
+TITLE = "LLaVA with QLIP"
+MODEL_EVENTS = "model"  # those that wait for a model share one bound on how many go on at a time
+LARGEST_ALPHA = 3.0
+PICTURE_HEIGHT, VIEW_HEIGHT = 300, 380  # pixels
+SWITCH_APPEARANCE = "() => { document.body.classList.toggle('dark'); }"
+
+
+@dataclass(frozen=True)
+class PageText:
+    """What the page says beyond its labels."""
+
+    notice: str = ""
+    """Below the title."""
+    examples: Sequence[str] = ()
+    """Paths of pictures to try."""
+    questions: Sequence[str] = ("What is in the picture?", "Describe the picture in detail.")
+    """To try."""
+    heading: bool = True
+    """Whether the page has a title; not where it is part of another."""
+    models: Sequence[str] = field(default=())
+    """To choose from, as far as they are known."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components that events read and write."""
+
+    session: gr.State
+    picture: gr.Image
+    examples: gr.Examples | None
+    seen: gr.Image
+    cost: gr.HTML
+    chat: gr.Chatbot
+    spent: gr.HTML
+    question: gr.Textbox
+    buttons: Mapping[str, gr.Button]
+    controls: Sequence[gr.Component]
+    """As `Controls` has them."""
+    panel: gr.Column
+    sides: Sequence[gr.HTML]
+    """The comparison: its question, then head and body of either side."""
+
+
+def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = False) -> gr.Blocks:
+    """Lays out the page and ties its events to the demo's handlers.
+
+    Args:
+        demo: The handlers.
+        text: What the page says.
+        choose_model: Whether visitors choose among models.
+    """
+    text = text or PageText()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+        session = gr.State(Session())
+        model = _header(text, choose_model)
+        with gr.Row(elem_id="stage"):
+            with gr.Column(elem_id="picture-card", elem_classes="card"):
+                picture, examples = _picture_card(text)
+            with gr.Column(elem_id="settings-card", elem_classes="card"):
+                sampling = _settings_card()
+            with gr.Column(elem_id="sees-card", elem_classes="card"):
+                seen, cost, sight = _sees_card(demo)
+            with gr.Column(elem_id="talk-card", elem_classes="card"):
+                chat, spent, question, buttons = _talk_card(demo, text)
+            with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
+                sides = _compare_card()
+        controls = [*sight, *sampling, model]
+        parts = Parts(session, picture, examples, seen, cost, chat, spent, question, buttons, controls, panel, sides)
+        answering = _tie_questions(demo, parts)
+        _tie_pictures(demo, parts, page, answering)
+        if choose_model:
+            page.load(demo.models, None, model, show_progress="hidden", api_name=False)
+        page.unload(demo.leave)
+    return page
+
+
+def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
+    """Ties what makes the model answer; returns the events that a stop ends."""
+    waiting = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden"}
+    buttons, question, session = parts.buttons, parts.question, parts.session
+    talk = [session, parts.chat, parts.spent]
+    asked, answered = [session, question, *parts.controls], [*talk, question]
+    asking = gr.on([buttons["Ask"].click, question.submit], demo.ask, asked, answered, api_name="ask", **waiting)
+    chosen = parts.chat.example_select(example_text, None, question, show_progress="hidden", api_name=False)
+    suggested = chosen.then(demo.ask, asked, answered, api_name=False, **waiting)
+    again = buttons["Regenerate"].click(
+        demo.regenerate, [session, *parts.controls], talk, api_name="regenerate", **waiting
+    )
+    comparing = buttons["Compare"].click(
+        demo.compare, asked, [parts.panel, *parts.sides], api_name="compare", scroll_to_output=True, **waiting
+    )
+    answering = [asking, suggested, again, comparing]
+    buttons["Stop"].click(None, cancels=answering)
+    clearing = [buttons["Clear"].click, parts.chat.clear]
+    gr.on(clearing, demo.clear, session, [*talk, parts.panel], api_name="clear", cancels=answering)
+    return answering
+
+
+def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
+    """Ties what changes the picture or how it is seen; a new picture ends answers about the old one."""
+    hidden = {"show_progress": "hidden"}
+    shown = [parts.session, parts.seen, parts.cost, parts.chat, parts.spent, parts.panel]
+    # Not preprocessed: load_image checks the file before anything is decoded, and says what is wrong with it.
+    opening = {"fn": demo.open_picture, "inputs": [parts.picture, *parts.controls], "outputs": shown, **hidden}
+    arrived = [page.load, parts.picture.input]
+    opened = [gr.on(arrived, api_name="open_picture", preprocess=False, cancels=answering, **opening)]
+    if parts.examples is not None:
+        taken = parts.examples.load_input_event
+        opened.append(taken.then(api_name=False, preprocess=False, cancels=answering, **opening))
+    for event in opened:
+        event.failure(demo.no_picture, None, [parts.picture, *shown], api_name=False, **hidden)
+    way, alpha, budget = parts.controls[:3]
+    gr.on(
+        [way.change, alpha.change, budget.change],
+        demo.look,
+        [parts.session, *parts.controls],
+        [parts.seen, parts.cost],
+        api_name="look",
+        trigger_mode="always_last",
+        **hidden,
+    )
+    way.change(way_of_sliders, way, [alpha, budget], api_name=False, **hidden)
+
+
+def example_text(chosen: gr.SelectData) -> str:
+    """Returns the text of the example question that was clicked."""
+    return chosen.value["text"]
+
+
+def way_of_sliders(way: str) -> list[Any]:
+    """Lets the quadtree's sliders be moved while the quadtree is what the model sees by."""
+    return [gr.update(interactive=way == QLIP)] * 2
+
+
+def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
+    with gr.Row(elem_id="head", visible=text.heading or choose_model):
+        gr.HTML(f"<h1>{TITLE}</h1><p>{text.notice}</p>", elem_id="title", visible=text.heading)
+        with gr.Row(elem_id="tools"):
+            model = gr.Dropdown(
+                list(text.models), label="Model", elem_id="model", container=False, visible=choose_model
+            )
+            appearance = gr.Button("Light / dark", size="sm", elem_id="appearance", min_width=0)
+    appearance.click(None, js=SWITCH_APPEARANCE)
+    return model
+
+
+def _picture_card(text: PageText) -> tuple[gr.Image, gr.Examples | None]:
+    gr.HTML("<h2>Picture</h2>")
+    picture = gr.Image(
+        text.examples[0] if text.examples else None,
+        label="Picture",
+        show_label=False,
+        sources=["upload", "webcam", "clipboard"],
+        height=PICTURE_HEIGHT,
+        elem_id="picture",
+        placeholder="Drop a picture here, paste one, or choose a file",
+    )
+    if not text.examples:
+        return picture, None
+    rows = [[path] for path in text.examples]
+    return picture, gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", api_name=False)
+
+
+def _settings_card() -> list[gr.Slider]:
+    gr.HTML("<h2>Answer</h2>")
+    return [
+        gr.Slider(0, 2, Sampling.temperature, step=0.05, label="Temperature", info="0 takes the likeliest word."),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Share of the likeliest words to draw from."),
+        gr.Slider(1, 1024, Sampling.max_new_tokens, step=1, label="Longest answer, in tokens"),
+    ]
+
+
+def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[gr.Component]]:
+    settings, most = demo.backend.defaults, demo.backend.max_tokens
+    both = settings is not None
+    gr.HTML("<h2>What the model sees</h2>")
+    seen = gr.Image(
+        label="What the model sees",
+        show_label=False,
+        interactive=False,
+        format="webp",
+        height=VIEW_HEIGHT,
+        buttons=["fullscreen", "download"],
+        elem_id="seen",
+        alt_text="The picture as the model sees it, cut into its visual tokens",
+    )
+    cost = gr.HTML(NOTHING_SEEN, elem_id="meter")
+    start = QLIP if both and demo.backend.quadtree else CLIP
+    way = gr.Radio([QLIP, CLIP], value=start, show_label=False, elem_id="way", visible=both, container=False)
+    alpha = gr.Slider(
+        0,
+        max(LARGEST_ALPHA, settings.alpha if settings else 0),
+        settings.alpha if settings else 0,
+        step=0.05,
+        label="Split threshold",
+        info="0 is the uniform grid; higher cuts less.",
+        visible=both,
+        elem_id="alpha",
+    )
+    budget = gr.Slider(
+        1,
+        most,
+        min(settings.max_tokens or most, most) if settings else most,
+        step=1,
+        label="Token budget",
+        info="Most pieces per picture.",
+        visible=both,
+        elem_id="budget",
+    )
+    if demo.backend.note:
+        gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
+    return seen, cost, [way, alpha, budget]
+
+
+def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Textbox, dict[str, gr.Button]]:
+    gr.HTML("<h2>Conversation</h2>")
+    chat = gr.Chatbot(
+        label="Conversation",
+        show_label=False,
+        elem_id="chat",
+        height=420,
+        buttons=["copy"],
+        placeholder="### What would you like to know?",
+        examples=[{"text": question} for question in text.questions],
+        feedback_options=None,
+    )
+    spent = gr.HTML(NOTHING_SPENT, elem_id="spent")
+    with gr.Row(elem_id="composer"):
+        question = gr.Textbox(
+            label="Question",
+            show_label=False,
+            placeholder="Ask about the picture",
+            lines=1,
+            max_lines=5,
+            max_length=4000,
+            elem_id="question",
+            container=False,
+        )
+        buttons = {"Ask": gr.Button("Ask", variant="primary", size="md", elem_id="ask")}
+    with gr.Row(elem_id="buttons"):
+        both = demo.backend.defaults is not None
+        buttons["Compare"] = gr.Button("Compare CLIP and QLIP", size="md", elem_id="compare", visible=both)
+        for name in ("Stop", "Regenerate", "Clear"):
+            buttons[name] = gr.Button(name, size="md", elem_id=name.lower())
+    return chat, spent, question, buttons
+
+
+def _compare_card() -> list[gr.HTML]:
+    parts = [gr.HTML(NOTHING_SPENT, elem_id="compare-question")]
+    with gr.Row(elem_id="sides"):
+        for name in (CLIP, QLIP):
+            with gr.Column(elem_classes="side", elem_id=f"side-{name.lower()}"):
+                parts += [gr.HTML(NOTHING_SPENT), gr.HTML(NOTHING_SPENT)]
+    return parts

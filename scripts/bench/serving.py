@@ -1,0 +1,221 @@
+"""Times a model worker under load: `python -m scripts.bench.serving [--clients 1 8 32] [--rounds 3]`.
+
+Two workers with the embedded model (or --model-path) run side by side, one that answers waiting requests together and
+one that answers them one by one. In turns, so that both meet the same state of the machine, N clients at a time send
+each their next question as soon as the last one is answered; every request has a picture of its own. What is printed
+are medians over rounds. The clients share the machine's cores with the workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from llava.conversation import conv_templates
+from llava.serve.wire import FrameSplitter
+from playground.questions import WORDINGS
+from playground.scenes import PRESETS, scene
+
+START_TIMEOUT = 300.0  # seconds; a large model takes its time to load
+ANSWER_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered request."""
+
+    first_text: float
+    """Seconds until the first piece of the answer."""
+    tokens: int
+    """Of the answer."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What N clients got in one go."""
+
+    tokens_per_second: float
+    first_texts: list[float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: medians over rounds."""
+
+    clients: int
+    batch: int
+    tokens_per_second: float
+    first_p50: float
+    first_p95: float
+
+
+def requests(count: int, preset: str, max_new_tokens: int) -> list[dict[str, Any]]:
+    """Requests in LLaVA's protocol: each asks what is in a scene of its own."""
+    made = []
+    for index in range(count):
+        picture = io.BytesIO()
+        Image.fromarray(scene(PRESETS[preset], 4000, index).image).save(picture, "PNG")
+        conversation = conv_templates["vicuna_v1"].copy()
+        wordings = WORDINGS["listing"]
+        conversation.append_message(conversation.roles[0], f"<image>\n{wordings[index % len(wordings)]}")
+        conversation.append_message(conversation.roles[1], None)
+        made.append(
+            {
+                "prompt": conversation.get_prompt(),
+                "images": [base64.b64encode(picture.getvalue()).decode()],
+                "temperature": 0,
+                "max_new_tokens": max_new_tokens,
+                "stop": conversation.sep2,
+            }
+        )
+    return made
+
+
+async def ask(client: httpx.AsyncClient, model: str, request: dict[str, Any]) -> Sample:
+    """Sends one request and reads its answer to the end."""
+    start, first, last = time.perf_counter(), None, b"{}"
+    frames = FrameSplitter()
+    async with client.stream("POST", "/worker_generate_stream", json={"model": model, **request}) as reply:
+        async for data in reply.aiter_raw():
+            for frame in frames.push(data):
+                last = frame
+                first = first or time.perf_counter()
+    told = json.loads(last)
+    if told.get("error_code") != 0:
+        raise RuntimeError(f"the worker failed: {told.get('text')}")
+    return Sample((first or time.perf_counter()) - start, told["usage"]["completion_tokens"])
+
+
+async def load(url: str, clients: int, work: Sequence[dict[str, Any]]) -> Round:
+    """Lets N clients work through the requests."""
+    waiting = iter(work)
+    samples: list[Sample] = []
+
+    async with httpx.AsyncClient(
+        base_url=url, timeout=ANSWER_TIMEOUT, trust_env=False, limits=httpx.Limits(max_connections=clients)
+    ) as client:
+        status = await client.post("/worker_get_status")
+        model = status.json()["model_names"][0]
+
+        async def one_client() -> None:
+            for request in waiting:
+                samples.append(await ask(client, model, request))
+
+        start = time.perf_counter()
+        await asyncio.gather(*(one_client() for _ in range(clients)))
+        seconds = time.perf_counter() - start
+    return Round(sum(sample.tokens for sample in samples) / seconds, [sample.first_text for sample in samples])
+
+
+@contextmanager
+def worker(batch: int, waiting: int, model_flags: Sequence[str]) -> Iterator[str]:
+    """Runs a worker; yields its address once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [
+        "--no-register",
+        "--port",
+        str(port),
+        "--limit-model-concurrency",
+        str(batch),
+        "--max-waiting",
+        str(waiting),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "llava.serve.model_worker", *flags, *model_flags])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the worker did not start; its message is above")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a worker is up."""
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def measure(urls: dict[int, str], clients: int, work: Sequence[dict[str, Any]], rounds: int) -> list[Row]:
+    """One row per worker, by batch size, measured in turns."""
+    found: dict[int, list[Round]] = {batch: [] for batch in urls}
+    for _ in range(rounds):
+        for batch, url in urls.items():
+            found[batch].append(asyncio.run(load(url, clients, work)))
+    return [
+        Row(
+            clients,
+            batch,
+            statistics.median(each.tokens_per_second for each in results),
+            statistics.median(percentile(each.first_texts, 0.50) for each in results),
+            statistics.median(percentile(each.first_texts, 0.95) for each in results),
+        )
+        for batch, results in found.items()
+    ]
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints the rows of one number of clients, the ratio to the first of them at the end."""
+    for row in rows:
+        ratio = row.tokens_per_second / rows[0].tokens_per_second
+        print(
+            f"{row.clients:7d}  {row.batch:5d}  {row.tokens_per_second:8.0f}  {row.first_p50:16.3f}"
+            f"  {row.first_p95:16.3f}  {ratio:5.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times a model worker under load, with batching and without.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="clients at a time")
+    parser.add_argument("--requests", type=int, default=4, help="requests per client and round, at least 16 in all")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per worker")
+    parser.add_argument("--batch", type=int, default=32, help="most answers generated together")
+    parser.add_argument("--preset", choices=PRESETS, default="base", help="kind of scenes")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--model-path", help="default: the embedded model")
+    args = parser.parse_args()
+
+    most = max(args.clients)
+    work = requests(max(16, args.requests * most), args.preset, args.max_new_tokens)
+    model_flags = ["--model-path", args.model_path] if args.model_path else []
+    with ExitStack() as stack:
+        urls = {batch: stack.enter_context(worker(batch, 2 * most, model_flags)) for batch in (1, args.batch)}
+        for url in urls.values():
+            asyncio.run(load(url, min(most, 8), work[:16]))  # to warm up
+        print("clients  batch  tokens/s  first text p50 s  first text p95 s  ratio", flush=True)
+        for clients in args.clients:
+            print_rows(measure(urls, clients, work[: max(16, args.requests * clients)], args.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Requests and pictures that no client should send, by number: what the soak run throws at the servers.
+
+`malformed(i)` is always refused with a 4xx. A picture of `PICTURES` is hostile or merely odd; what it should come to is
+said beside it. Nothing here knows a server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LLAVA, OPENAI = "/worker_generate_stream", "/v1/chat/completions"
+
+# Values that no field of the kind takes.
+NOT_A_NUMBER: tuple[Any, ...] = ("warm", [], {}, "1e999", [0.5], {"value": 1})
+NOT_A_TEXT: tuple[Any, ...] = (3, {}, [None], True, [[]], {"text": "Hi"})
+NOT_A_LIST: tuple[Any, ...] = (3, {}, "", [3], [[]], {"0": "x"})
+BAD_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    LLAVA: {
+        "prompt": (None, *NOT_A_TEXT, "two <image> but <image> one picture"),
+        "temperature": (*NOT_A_NUMBER, -1, -0.001, 1e400),
+        "top_p": (*NOT_A_NUMBER, -1, 2),
+        "max_new_tokens": (*NOT_A_NUMBER, 0, -5, 2.5),
+        "images": (*NOT_A_LIST, [], ["%%%"], ["AAAA"], ["data:text/html,x"]),
+        "seed": (*NOT_A_NUMBER, 2**70, 0.5),
+        "qlip": (3, "on", [], {"alpha": -1}, {"max_tokens": 0}, {"image_size": 10**9}, {"nonsense": 1}),
+    },
+    OPENAI: {
+        "model": (None, 3, [], "", "no-such-model", "../../etc/passwd"),
+        "messages": (None, *NOT_A_LIST, [], [{}], [{"role": "wizard", "content": "Hi"}], [{"role": "user"}]),
+        "temperature": (*NOT_A_NUMBER, -1, 1e400),
+        "top_p": (*NOT_A_NUMBER, -1, 2),
+        "max_tokens": (*NOT_A_NUMBER, 0, -5, 2.5, 10**9),
+        "n": (*NOT_A_NUMBER, 0, 2),
+        "stop": (3, {}, [3], ["a", "b", "c", "d", "e"]),
+        "stream": ("maybe", [], {}),
+        "qlip": (3, "on", [], {"alpha": -1}, {"max_tokens": 0}, {"image_size": 10**9}),
+    },
+}
+BAD_BODIES = (
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe\x00",
+    b"[" * 50_000,
+    b'{"a": NaN}',
+    b"--boundary\r\n",
+    b"\x00" * 1000,
+)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One malformed request."""
+
+    path: str
+    body: bytes
+    what: str
+    """For the report."""
+
+
+def malformed(number: int, model: str, picture: str) -> Bad:
+    """Returns malformed request number so and so: each a valid one with one thing wrong, or no request at all.
+
+    Args:
+        number: Which; all fields and values come round.
+        model: The name that the servers know.
+        picture: Base64 text of a good picture.
+    """
+    path = (LLAVA, OPENAI)[number % 2]
+    if number % 10 >= 8:
+        body = BAD_BODIES[number // 10 % len(BAD_BODIES)]
+        return Bad(path, body, repr(body[:12]))
+    fields = list(BAD_FIELDS[path])
+    field = fields[number // 2 % len(fields)]
+    values = BAD_FIELDS[path][field]
+    value = values[number // (2 * len(fields)) % len(values)]
+    request = {**good(path, model, picture, "What is in the picture?"), field: value}
+    return Bad(path, json.dumps(request).encode(), f"{field}={value!r:.40}")
+
+
+def good(path: str, model: str, picture: str, question: str, prompt: str | None = None) -> dict[str, Any]:
+    """Returns a valid request.
+
+    Args:
+        path: The protocol.
+        model: The model's name.
+        picture: Base64 text of an image file.
+        question: About it.
+        prompt: The question in the model's prompt format; LLaVA's protocol wants it so.
+    """
+    if path == LLAVA:
+        text = prompt or f"USER: <image>\n{question} ASSISTANT:"
+        return {"model": model, "prompt": text, "images": [picture], "temperature": 0, "max_new_tokens": 32}
+    content = [
+        {"type": "text", "text": question},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+    ]
+    return {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 32}
+
+
+# Pictures
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A picture without any structure."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1_000_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deep_grey() -> bytes:
+    """A PNG of 16 bits per pixel."""
+    return saved(Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16))
+
+
+def rotated() -> bytes:
+    """A JPEG that is to be turned before it is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(noise(64, 48), "JPEG", exif=exif)
+
+
+def animated() -> bytes:
+    """A GIF of three frames."""
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
+    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+PICTURES: dict[str, tuple[Callable[[], bytes], bool]] = {
+    "1 x 1": (lambda: saved(Image.new("RGB", (1, 1))), False),
+    "20000 x 10": (lambda: saved(Image.new("RGB", (20_000, 10))), False),
+    "bomb": (lambda: png_that_claims(30_000, 30_000), False),
+    "huge sides": (lambda: png_that_claims(2**31 - 1, 2**31 - 1), False),
+    "truncated PNG": (lambda: saved(noise(64, 64))[:4000], False),
+    "truncated JPEG": (lambda: saved(noise(64, 64), "JPEG")[:700], False),
+    "empty": (lambda: b"", False),
+    "text": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", False),
+    "pickle": (lambda: b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix", False),
+    "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", False),
+    "broken header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\0" * 64, False),
+    "16 bits": (deep_grey, True),
+    "CMYK": (lambda: saved(noise(64, 64, "CMYK"), "JPEG"), True),
+    "rotated": (rotated, True),
+    "animated": (animated, True),
+    "palette": (lambda: saved(noise(64, 64, "P")), True),
+    "transparent": (lambda: saved(noise(64, 64, "RGBA")), True),
+    "one bit": (lambda: saved(noise(64, 64, "1")), True),
+    "WebP": (lambda: saved(noise(64, 64), "WEBP"), True),
+    "TIFF": (lambda: saved(noise(64, 64), "TIFF"), True),
+}
+"""Name -> how it is made, and whether it should be answered (the others are refused with 4xx)."""
+
+
+def encoded(data: bytes) -> str:
+    """Base64 text."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,121 @@
+"""Controller and workers as programs: what clients see when one of them is killed, told to stop or started again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.llava import upstream
+from tests.llava.programs import CONTROLLER, DEADLINE, WORKER, Program, free_port, running
+from tests.llava.slow_worker import said
+
+LONG = 600  # tokens: three seconds
+
+
+@contextmanager
+def controller(port: int) -> Iterator[Program]:
+    with running(CONTROLLER, port) as program:
+        program.says("listening")
+        yield program
+
+
+def worker(port: int, controller_port: int) -> Any:
+    address = f"http://localhost:{controller_port}"
+    flags = ["--controller-address", address, "--worker-address", f"http://localhost:{port}", "--model-name", "slow"]
+    return running(WORKER, port, *flags)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    return [free_port() for _ in range(3)]
+
+
+def asking(url: str, tokens: int = LONG) -> Iterator[dict[str, Any]]:
+    return upstream.raw_chunks(url, {"model": "slow", "prompt": "Hi ", "max_new_tokens": tokens})
+
+
+def asked(url: str, tokens: int = LONG) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
+    """A stream that has begun to answer, and the chunk that shows it."""
+    chunks = asking(url, tokens)
+    return chunks, next(chunk for chunk in chunks if len(chunk["text"]) > 10)
+
+
+def eventually(state: Callable[[], bool]) -> None:
+    """Asks until it is so, at most until the deadline."""
+    until = time.monotonic() + DEADLINE
+    wait = threading.Event()
+    while not state():
+        assert time.monotonic() < until
+        wait.wait(0.02)
+
+
+def queue_of(url: str) -> int:
+    return int(httpx.post(url + "/worker_get_status").json()["queue_length"])
+
+
+def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
+    """One long story, since programs take seconds to start; each step is a promise of its own."""
+    gate, first, second = ports
+    with controller(gate) as front, worker(first, gate) as one, worker(second, gate) as two:
+        front.says("registered http", times=2)
+        assert upstream.models_of(front.url) == ["slow"]
+        assert {upstream.address_of(front.url, "slow") for _ in range(2)} == {one.url, two.url}
+
+        # an answer comes whole, by the controller as well as directly
+        for url in (front.url, one.url):
+            assert list(asking(url, 50))[-1]["text"] == "Hi " + said(50)
+
+        # a client that goes away amid an answer stops the model behind both servers
+        chunks, _ = asked(front.url)
+        assert queue_of(one.url) + queue_of(two.url) == 1
+        chunks.close()  # type: ignore[attr-defined]
+        eventually(lambda: queue_of(one.url) + queue_of(two.url) == 0)
+
+        # a worker that is told to stop ends its answers, takes no more, and is no longer offered
+        streams = [asked(front.url) for _ in range(2)]
+        assert (queue_of(one.url), queue_of(two.url)) == (1, 1)
+        one.signal(signal.SIGTERM)
+        front.says(f"dropped {one.url}: it said goodbye")
+        assert {upstream.address_of(front.url, "slow") for _ in range(3)} == {two.url}
+        assert list(asking(front.url, 5))[-1]["text"] == "Hi " + said(5)
+        for chunks, _ in streams:
+            assert list(chunks)[-1]["text"] == "Hi " + said(LONG)
+        assert one.has_ended()
+
+        # a worker that dies amid an answer: an error chunk; and the next request goes to another one
+        with worker(first, gate) as again:
+            front.says(f"registered {one.url}", times=2)
+            upstream.models_of(front.url)  # asks all for their queues
+            streams = [asked(front.url) for _ in range(2)]
+            assert (queue_of(again.url), queue_of(two.url)) == (1, 1)
+            again.signal(signal.SIGKILL)
+            last = sorted((list(chunks)[-1] for chunks, _ in streams), key=lambda chunk: chunk["error_code"])
+            assert [chunk["error_code"] for chunk in last] == [0, 3]
+            assert last[0]["text"] == "Hi " + said(LONG)
+            assert "gone" in last[1]["text"]
+            for _ in range(3):
+                assert list(asking(front.url, 5))[-1]["text"] == "Hi " + said(5)
+            assert {upstream.address_of(front.url, "slow") for _ in range(3)} == {two.url}
+
+        # a controller that is told to stop ends its answers; started again, it knows its workers again
+        chunks, _ = asked(front.url)
+        direct, _ = asked(two.url)
+        front.signal(signal.SIGTERM)
+        assert list(chunks)[-1]["text"] == "Hi " + said(LONG)
+        assert front.has_ended()
+        with controller(gate) as anew:
+            assert list(asking(anew.url, 5))[-1]["text"] == "Hi " + said(5)  # waits for the worker's heartbeat
+            assert upstream.models_of(anew.url) == ["slow"]
+            assert list(direct)[-1]["text"] == "Hi " + said(LONG)

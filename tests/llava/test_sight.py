@@ -1,0 +1,104 @@
+"""A request's own way of seeing goes over the server's, within its limits, and leaves the tower as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.model.builder import load_pretrained_model
+from llava.serve.images import load_image
+from llava.serve.sight import CLIP_VIEW, QLIPOptions, Sight
+from llava.utils import demo_model_path, demo_picture_path
+from qlip import QLIPConfig, partition
+
+
+def load(qlip: Any) -> tuple[Any, Any]:
+    _, model, image_processor, _ = load_pretrained_model(demo_model_path(), device="cpu", qlip=qlip)
+    return model, image_processor
+
+
+@pytest.fixture(scope="module")
+def sight() -> Sight:
+    return Sight(*load({"max_tokens": 100}), max_tokens=300, max_size=448)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return load_image(demo_picture_path())
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (QLIPOptions(), {}),
+        (QLIPOptions(enabled=True), {}),
+        (QLIPOptions(alpha=0.2), {"alpha": 0.2}),
+        (QLIPOptions(True, 0.2, 80, 224), {"alpha": 0.2, "max_tokens": 80, "image_size": 224}),
+    ],
+)
+def test_options_are_laid_over_the_towers_settings(sight: Sight, options: QLIPOptions, changes: dict[str, Any]) -> None:
+    assert sight.settings(options) == replace(sight.tower.settings, **changes)
+
+
+def test_clips_view_is_a_requests_choice_or_the_servers(sight: Sight) -> None:
+    clip_first = Sight(sight.model, sight.image_processor, quadtree=False)
+    assert sight.settings(QLIPOptions(enabled=False)) is None
+    assert clip_first.settings() is None
+    assert clip_first.settings(QLIPOptions(enabled=True)) == sight.tower.settings
+    assert clip_first.settings(QLIPOptions(alpha=0.5)) == replace(sight.tower.settings, alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (QLIPOptions(max_tokens=301), "max_tokens is 301; this server allows at most 300"),
+        (QLIPOptions(image_size=449), "image_size is 449; this server allows at most 448"),
+        (QLIPOptions(max_tokens=0), "max_tokens is 0; it must be at least 1"),
+        (QLIPOptions(alpha=-1.0), "alpha is -1.0; it must be >= 0"),
+        (QLIPOptions(False, alpha=0.1, max_tokens=9), "qlip is not enabled, so it takes no alpha, max_tokens"),
+    ],
+)
+def test_impossible_options_are_refused(sight: Sight, options: QLIPOptions, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        sight.settings(options)
+
+
+@pytest.mark.parametrize("options", [QLIPOptions(enabled=True), QLIPOptions(alpha=0.3)])
+def test_a_clip_tower_cannot_see_by_quadtree(options: QLIPOptions) -> None:
+    clip = Sight(*load(False))
+    assert clip.settings() is clip.settings(QLIPOptions(enabled=False)) is None
+    with pytest.raises(ValueError, match="sees by CLIP's uniform grid only"):
+        clip.settings(options)
+
+
+def test_a_view_counts_what_the_tower_will_give(sight: Sight, picture: Image.Image) -> None:
+    settings = [sight.settings(options) for options in (QLIPOptions(), QLIPOptions(max_tokens=70), QLIPOptions(False))]
+    settings.append(replace(sight.tower.settings, thumbnail=True, llm_positions="sequential"))
+    views = [sight.look(picture, setting) for setting in settings]
+    tokens = sight.encode(views)
+    assert [view.tokens for view in views] == [len(token.features) for token in tokens]
+    assert [view.context for view in views] == [max(len(token.features), token.span) for token in tokens]
+    assert [view.uniform_tokens for view in views] == [1024, 1024, 64, 1024]
+
+
+def test_the_leaves_are_the_quadtrees_of_the_pixels(sight: Sight, picture: Image.Image) -> None:
+    view = sight.look(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
+    oracle = partition(view.pixels, 14, alpha=0.9, criterion="gradient", max_tokens=200)
+    assert torch.equal(view.leaves.boxes, oracle.boxes)
+
+
+def test_the_tower_keeps_its_settings_whatever_is_asked(sight: Sight, picture: Image.Image) -> None:
+    tower = sight.tower
+    before, weights = tower.settings, tower.vision_tower.embeddings.patch_embedding.weight
+    pixels = sight.look(picture, before).pixels
+    expected = sight.model.encode_images([pixels])[0]
+    other = tower.under(CLIP_VIEW)
+    assert other.vision_tower.embeddings.patch_embedding.weight is weights
+    assert other.image_processor.qlip == other.vision_tower.qlip == other.settings == CLIP_VIEW
+    sight.encode([sight.look(picture, None), sight.look(picture, replace(before, alpha=2.0))])
+    assert tower.settings == tower.vision_tower.qlip == tower.image_processor.qlip == before
+    torch.testing.assert_close(sight.model.encode_images([pixels])[0].features, expected.features, atol=0, rtol=0)

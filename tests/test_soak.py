@@ -1,0 +1,47 @@
+"""The soak run keeps its promises at a tenth of its scale, and throws at servers what it says it throws."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from llava.serve.images import ImageError, load_image
+from scripts import hostile, soak
+
+
+def test_faults_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert asyncio.run(soak.soak(soak.QUICK)) == []
+
+
+def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    report = soak.Report()
+    report.check(True, "one")
+    report.check(False, "two", 3)
+    assert report.failures == ["two"]
+    assert capsys.readouterr().out == "ok    one\nFAIL  two (3)\n"
+
+
+def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:
+    made = [hostile.malformed(number, "m", "AAAA") for number in range(200)]
+    assert len({(bad.path, bad.body) for bad in made}) > 120
+    assert {bad.path for bad in made} == {hostile.LLAVA, hostile.OPENAI}
+    good = {
+        path: hostile.good(path, "m", "AAAA", "What is in the picture?") for path in (hostile.LLAVA, hostile.OPENAI)
+    }
+    for bad in made:
+        if "=" in bad.what:
+            request = json.loads(bad.body)
+            assert sum(request.get(name) != good[bad.path].get(name) for name in request) == 1
+
+
+@pytest.mark.parametrize("name", hostile.PICTURES)
+def test_pictures_come_to_what_is_said(name: str) -> None:
+    make, answered = hostile.PICTURES[name]
+    if answered:
+        assert load_image(make()).mode == "RGB"
+    else:
+        with pytest.raises(ImageError):
+            load_image(make())
