@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
 class Anatomy(ABC):
@@ -24,14 +33,19 @@ class Anatomy(ABC):
         model: the model, or a module that holds its parts under the same names.
     """
 
-    has_cls: bool
-    """Whether a [CLS] token with a position of its own stands first."""
+    prefix: int
+    """k: tokens before the patches', [CLS] where the tower has one."""
 
     pools: bool = True
     """Whether the model has a pooled output."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @classmethod
+    def of(cls, view: nn.Module, model: nn.Module) -> Anatomy:
+        """Of a model whose parts `view` has adopted."""
+        return cls(view)
 
     @property
     def width(self) -> int:
@@ -60,18 +74,23 @@ class Anatomy(ABC):
 
     @property
     @abstractmethod
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation per channel, of pixels in [0, 1], that such models are trained with."""
+
+    @property
+    @abstractmethod
     def patch_projection(self) -> nn.Conv2d:
         """The convolution from a patch to its token."""
 
     @property
     @abstractmethod
-    def cls_token(self) -> Tensor:
-        """(1, D): [CLS] without its position; read only where the tower has one."""
+    def prefix_tokens(self) -> Tensor:
+        """(k, D): the tokens before the patches', without their positions; read only where there are some."""
 
     @property
     @abstractmethod
     def position_embeddings(self) -> Tensor:
-        """(([CLS] +) n * n, D): the pretrained table, row by row."""
+        """(k + n * n, D): the pretrained table, row by row."""
 
     @property
     @abstractmethod
@@ -98,14 +117,18 @@ class Anatomy(ABC):
 class CLIPAnatomy(Anatomy):
     """[CLS], a norm before the layers; [CLS] behind another norm is the pooled output."""
 
-    has_cls = True
+    prefix = 1
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     @property
     def patch_projection(self) -> nn.Conv2d:
         return self.model.embeddings.patch_embedding
 
     @property
-    def cls_token(self) -> Tensor:
+    def prefix_tokens(self) -> Tensor:
         return self.model.embeddings.class_embedding[None]
 
     @property
@@ -129,7 +152,11 @@ class CLIPAnatomy(Anatomy):
 class SiglipAnatomy(CLIPAnatomy):
     """No [CLS]; a head attends to all tokens behind the last norm."""
 
-    has_cls = False
+    prefix = 0
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
     @property
     def pools(self) -> bool:  # type: ignore[override]
@@ -148,14 +175,18 @@ class SiglipAnatomy(CLIPAnatomy):
 class Dinov2Anatomy(Anatomy):
     """[CLS]; behind the last norm it is the pooled output."""
 
-    has_cls = True
+    prefix = 1
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     @property
     def patch_projection(self) -> nn.Conv2d:
         return self.model.embeddings.patch_embeddings.projection
 
     @property
-    def cls_token(self) -> Tensor:
+    def prefix_tokens(self) -> Tensor:
         return self.model.embeddings.cls_token[0]
 
     @property
@@ -195,47 +226,3 @@ def run_one_by_one(layer: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
         raise ValueError("size_bias is set, but this model's attention takes no mask in the installed transformers")
     rows = [layer(row[None, :length])[0] for row, length in zip(hidden, valid.sum(1).tolist(), strict=True)]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-ANATOMIES: tuple[tuple[type[PreTrainedModel], type[Anatomy]], ...] = (
-    (CLIPVisionModel, CLIPAnatomy),
-    (SiglipVisionModel, SiglipAnatomy),
-    (Dinov2Model, Dinov2Anatomy),
-)
-
-NO_PLACE_FOR_LEAVES = {
-    "QFormer": "its Q-Former turns any image into a fixed number of tokens",
-    "Resampler": "its resampler turns any image into a fixed number of tokens",
-    "Perceiver": "its resampler turns any image into a fixed number of tokens",
-    "Rotary": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
-    "Rope": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
-    "RelativePositionBias": "the positions of its vision tower are biases between the cells of a uniform grid",
-}
-"""Part of the class name of a module that does not go with leaves -> why."""
-
-TEXT_PARTS = ("language_model", "text_model", "lm_head")
-"""Names of parts that know no picture."""
-
-
-def anatomy_of(vision_model: nn.Module) -> type[Anatomy]:
-    """Where the parts of a vision model are.
-
-    Raises:
-        TypeError: QLIP can't stand in it, or does not know it.
-    """
-    for known, anatomy in ANATOMIES:
-        if isinstance(vision_model, known):
-            return anatomy
-    known_names = ", ".join(known.__name__ for known, _ in ANATOMIES)
-    reason = why_not(vision_model) or "QLIP needs a ViT with a table of absolute positions whose insides it knows"
-    raise TypeError(f"{type(vision_model).__name__} is none of {known_names}: {reason}")
-
-
-def why_not(model: nn.Module) -> str | None:
-    """Why leaves can't be this model's tokens, told from the modules it is made of; None where nothing speaks so."""
-    seen = {
-        type(module).__name__
-        for name, module in model.named_modules()
-        if not any(part in name.split(".") for part in TEXT_PARTS)
-    }
-    return next((why for part, why in NO_PLACE_FOR_LEAVES.items() if any(part in name for name in seen)), None)

@@ -15,28 +15,22 @@ from transformers import (
     CLIPModel,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    PreTrainedModel,
     ProcessorMixin,
     SiglipModel,
     VipLlavaForConditionalGeneration,
 )
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
 
-from qlip.anatomy import CLIPAnatomy, SiglipAnatomy, anatomy_of, why_not
-from qlip.attachment import Attached, Attachment, enter, leave_all
+from qlip.attachment import Attachment, attachment_of, enter, leave_all
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
+from qlip.foreign import foreign_tower
 from qlip.image_processing import QLIPImageProcessor
 from qlip.language_hosts import LanguageModel, LanguageTrunk
+from qlip.lookup import anatomy_of, why_not
 from qlip.placement import BIASABLE
 from qlip.processor import attach_processor, detach_processor
-from qlip.vision_hosts import ContrastiveModel, VisionModel
+from qlip.vision_hosts import ContrastiveModel, ForeignVisionModel, VisionModel
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
@@ -54,7 +48,7 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     Args:
         model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (whose tiles are off: the one image
             goes through QLIP), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
-            CLIPVisionModel, SiglipVisionModel, Dinov2Model.
+            CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
         processor: the model's processor; for a vision model also its image processor. Without one, an image processor
             with the values that such models are trained with is made.
         config: all settings at once. By default what the model's configuration says, else the defaults.
@@ -84,11 +78,14 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     if isinstance(model, LANGUAGE_MODELS):
         enter(model.model, LanguageTrunk, attachment)
         enter(model, LanguageModel, attachment)
-    else:
+    elif isinstance(tower, PreTrainedModel):
         enter(tower, VisionModel, attachment)
         if tower is not model:
             enter(model, ContrastiveModel, attachment)
-    model.config.qlip = chosen.to_dict()  # type: ignore[union-attr]
+    else:
+        enter(tower, ForeignVisionModel, attachment)
+    if isinstance(model, PreTrainedModel):
+        model.config.qlip = chosen.to_dict()
     return model, new_processor
 
 
@@ -105,18 +102,20 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
     Raises:
         TypeError: the model is not attached.
     """
-    if not isinstance(model, Attached):
+    if attachment_of(model) is None:
         raise TypeError(f"{type(model).__name__} is not attached")
     plain = plain_processor(model, processor)
     leave_all(model)
-    del model.config.qlip  # type: ignore[attr-defined]
+    if isinstance(model, PreTrainedModel):
+        del model.config.qlip
     return model, plain  # type: ignore[return-value]
 
 
 def plain_processor(model: nn.Module, processor: Any) -> Any:
     """The processor that a model had before it was attached; any other as it is."""
-    if isinstance(processor, QLIPImageProcessor) and isinstance(model, Attached):
-        return model.attachment.plain_processor
+    attachment = attachment_of(model)
+    if isinstance(processor, QLIPImageProcessor) and attachment is not None:
+        return attachment.plain_processor
     return detach_processor(processor)
 
 
@@ -150,6 +149,8 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.model.vision_tower, model.config.vision_feature_layer
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
+    if (foreign := foreign_tower(model)) is not None:
+        return foreign, -1
     if hasattr(getattr(model, "config", None), "vision_config"):
         names = ", ".join(known.__name__ for known in (*LANGUAGE_MODELS, *CONTRASTIVE_MODELS))
         reason = why_not(model) or "whether it takes a variable number of tokens is not known"
@@ -171,7 +172,7 @@ def check_tower(tower: nn.Module) -> None:
 
 def check_language_model(model: Any, settings: QLIPConfig) -> None:
     """Raises unless the tower's tokens, positions and weights fit the language model around it."""
-    has_cls = anatomy_of(model.model.vision_tower).has_cls
+    has_cls = anatomy_of(model.model.vision_tower).prefix > 0
     # VipLlava knows no strategy: it always drops the first token.
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
     if strategy != ("default" if has_cls else "full"):
@@ -202,14 +203,7 @@ def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImagePr
     """QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
     anatomy = vision.anatomy
-    if plain is not None:
-        mean, std = plain.image_mean, plain.image_std
-    elif isinstance(anatomy, SiglipAnatomy):
-        mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-    elif isinstance(anatomy, CLIPAnatomy):
-        mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    else:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = anatomy.normalisation if plain is None else (plain.image_mean, plain.image_std)
     return QLIPImageProcessor(anatomy.patch_size, anatomy.native_grid * anatomy.patch_size, mean, std, vision.qlip)
 
 

@@ -65,6 +65,16 @@ class Attached:
     """Mixed into the class of every attached module."""
 
     attachment: Attachment
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles by the two classes that this one is made of: it is found under no name of its own."""
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new, (mixin_of(self), base_of(self)), *parts[2:]
+
+
+class AttachedPretrained(Attached):
+    """Mixed into the class of an attached model of transformers."""
+
     config: Any
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,11 +90,6 @@ class Attached:
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.config.qlip = settings
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles by the two classes that this one is made of: it is found under no name of its own."""
-        parts: Any = super().__reduce_ex__(protocol)
-        return _new, (mixin_of(self), base_of(self)), *parts[2:]
 
 
 def _new(mixin: type, base: type) -> Any:
@@ -113,6 +118,11 @@ def enter(module: nn.Module, mixin: type, attachment: Attachment) -> None:
     """Gives a module its attached class."""
     _change_class(module, attached_class(mixin, type(module)))  # type: ignore[arg-type]
     module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model, or to a part of it; None where nothing is."""
+    return next((module.attachment for module in model.modules() if isinstance(module, Attached)), None)
 
 
 def leave_all(model: nn.Module) -> None:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
 
-from qlip.anatomy import anatomy_of
 from qlip.config import QLIPConfig
+from qlip.lookup import anatomy_of
 from qlip.mlp import CoordinateMLP
 from qlip.patches import extract_patches, pad_ragged, thumbnail_patches
 from qlip.placement import ImageSpan
@@ -67,7 +67,8 @@ class QLIPVisionModel(nn.Module):
     At alpha 0, without a budget and with an image of the native size it equals the wrapped model.
 
     Args:
-        vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model.
+        vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model; timm's or open_clip's
+            VisionTransformer.
         config: the settings.
         select_layer: which hidden state to give, as an index into `hidden_states`, or several of them; layers above
             the highest do not run.
@@ -90,8 +91,8 @@ class QLIPVisionModel(nn.Module):
             self.add_module(name, module)
         for name, parameter in vision_model.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
-        self.config = vision_model.config
-        self.anatomy = kind(self)
+        self.config = getattr(vision_model, "config", None)  # timm's and open_clip's have none
+        self.anatomy = kind.of(self, vision_model)
         self.qlip = config or QLIPConfig()
         self.prior = None
         self.select_layers = self.resolve_layers(select_layer)
@@ -147,18 +148,18 @@ class QLIPVisionModel(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        """Whether a [CLS] token with a position of its own stands first."""
-        return self.anatomy.has_cls
+        """Whether a [CLS] token stands first."""
+        return self.anatomy.prefix > 0
 
     @property
     def position_table(self) -> Tensor:
         """(n * n, D): the pretrained position embeddings of the native grid, row by row, without [CLS]'s."""
-        return self.anatomy.position_embeddings[int(self.has_cls) :]
+        return self.anatomy.position_embeddings[self.anatomy.prefix :]
 
     @property
     def cls_position(self) -> Tensor:
-        """(1, D): [CLS]'s own position embedding; (0, D) where the tower has no [CLS]."""
-        return self.anatomy.position_embeddings[: int(self.has_cls)]
+        """(k, D): the position embeddings of the tokens before the patches', of [CLS] as a rule."""
+        return self.anatomy.position_embeddings[: self.anatomy.prefix]
 
     def partition(self, image: Tensor) -> Leaves:
         """The leaves of one image (C, H, W), by the settings; scored in float32."""
@@ -258,10 +259,9 @@ class QLIPVisionModel(nn.Module):
         """
         positions = [self.positions(tree) for tree in leaves] if positions is None else positions
         for patch, tree, added in zip(patches, leaves, positions, strict=True):
-            if len(added) != len(tree) + self.has_cls or len(patch) != len(tree):
-                raise ValueError(
-                    f"{len(patch)} patches and {len(added)} positions for {len(tree) + self.has_cls} tokens"
-                )
+            tokens = len(tree) + self.anatomy.prefix
+            if len(added) != tokens or len(patch) != len(tree):
+                raise ValueError(f"{len(patch)} patches and {len(added)} positions for {tokens} tokens")
         anatomy = self.anatomy
         sequences = self._embed(patches, positions)
         hidden, valid = pad_ragged(sequences)
@@ -322,7 +322,7 @@ class QLIPVisionModel(nn.Module):
     def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
         """(M_i, D times layers) of each image, without [CLS] and padding."""
         joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
-        return [joined[i, int(self.has_cls) : length] for i, length in enumerate(hidden.lengths)]
+        return [joined[i, self.anatomy.prefix : length] for i, length in enumerate(hidden.lengths)]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""
@@ -331,9 +331,9 @@ class QLIPVisionModel(nn.Module):
         flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
         tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
         sequences = list(tokens.split([len(patch) for patch in patches]))
-        if self.has_cls:
-            cls = self.anatomy.cls_token.to(dtype)
-            sequences = [torch.cat([cls, sequence]) for sequence in sequences]
+        if self.anatomy.prefix:
+            first = self.anatomy.prefix_tokens.to(dtype)
+            sequences = [torch.cat([first, sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
 
     def _attention_mask(self, valid: Tensor, sizes: list[Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -344,7 +344,7 @@ class QLIPVisionModel(nn.Module):
             return None
         mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
         if bias:
-            areas = [F.pad(2 * size.float().log(), (int(self.has_cls), 0)) for size in sizes]
+            areas = [F.pad(2 * size.float().log(), (self.anatomy.prefix, 0)) for size in sizes]
             mask += bias * pad_ragged(areas)[0].to(mask)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
         return mask.to(dtype)[:, None, None, :]

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.attachment import Attached
+from qlip.attachment import AttachedPretrained
 from qlip.packing import unpack_leaves
 from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 
 
-class LanguageTrunk(Attached):
+class LanguageTrunk(AttachedPretrained):
     """Mixed into LlavaModel, LlavaNextModel or VipLlavaModel."""
 
     config: Any
@@ -102,7 +102,7 @@ class LanguageTrunk(Attached):
         return output
 
 
-class LanguageModel(Attached):
+class LanguageModel(AttachedPretrained):
     """Mixed into LlavaForConditionalGeneration and its kin."""
 
     config: Any

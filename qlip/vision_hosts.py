@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.attachment import Attached
+from qlip.attachment import Attached, AttachedPretrained
 from qlip.quadtree import Leaves
 
 
@@ -33,7 +33,7 @@ class QLIPVisionModelOutput(BaseModelOutputWithPooling):
         return maps
 
 
-class VisionModel(Attached):
+class VisionModel(AttachedPretrained):
     """Mixed into CLIPVisionModel, SiglipVisionModel, Dinov2Model."""
 
     def forward(
@@ -83,7 +83,7 @@ class VisionModel(Attached):
         return output.to_tuple() if return_dict is False else output
 
 
-class ContrastiveModel(Attached):
+class ContrastiveModel(AttachedPretrained):
     """Mixed into CLIPModel or SiglipModel, whose vision model is attached: keeps what concerns images from the text."""
 
     def get_text_features(
@@ -91,3 +91,19 @@ class ContrastiveModel(Attached):
     ) -> Any:
         """The model's own."""
         return super().get_text_features(*args, **kwargs)  # type: ignore[misc]
+
+
+class ForeignVisionModel(Attached):
+    """Mixed into the VisionTransformer of timm or open_clip."""
+
+    def forward(self, images: Any) -> Tensor:
+        """(B, D): what the model itself gives, an embedding or its head's logits.
+
+        Args:
+            images: (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.
+        """
+        vision = self.attachment.vision
+        device = vision.position_table.device
+        cut = self.attachment.cut(images, None, None)
+        patches = [own.to(device) for own in cut.patches]
+        return vision.pool(vision.hidden_states(patches, cut.leaves, None, (vision.anatomy.depth,)))

@@ -18,7 +18,8 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement"),
-    ("qlip.criteria", "qlip.mlp"),
+    ("qlip.criteria", "qlip.mlp", "qlip.foreign"),
+    ("qlip.lookup",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.draw"),
     ("qlip.packing",),
