@@ -8,6 +8,7 @@ from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
 from qlip.packing import PACKED_NAMES
 from qlip.patches import extract_patches
+from qlip.placement import key_bias
 from qlip.positions import interpolate_positions, raster_positions
 from qlip.quadtree import Leaves, partition
 from qlip.vllm import vllm_image_embeds
@@ -25,6 +26,7 @@ __all__ = [
     "draw_leaves",
     "extract_patches",
     "interpolate_positions",
+    "key_bias",
     "partition",
     "raster_positions",
     "vllm_image_embeds",

@@ -7,6 +7,7 @@ Decides which host class fits a model, and says why where none does. The hosts a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,9 +134,9 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
         saved = getattr(getattr(model, "config", None), "qlip", None)  # no field of transformers' configurations
         own = QLIPConfig.from_dict(saved) if isinstance(saved, Mapping) else QLIPConfig()
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
-    folder = Path(getattr(getattr(model, "config", None), "_name_or_path", None) or ".")
-    if chosen.mlp is not None and not Path(chosen.mlp).is_file() and (folder / chosen.mlp).is_file():
-        return QLIPConfig.from_dict({**chosen.to_dict(), "mlp": str(folder / chosen.mlp)})
+    if chosen.mlp is not None and isinstance(model, PreTrainedModel):
+        beside = Path(model.config._name_or_path) / chosen.mlp  # the prior lies in the checkpoint's folder
+        return replace(chosen, mlp=str(beside)) if beside.is_file() else chosen
     return chosen
 
 

@@ -175,9 +175,10 @@ class LanguageModel(AttachedPretrained):
         if pixel_values is not None and leaf_boxes is None:
             leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
         new = inputs_embeds if inputs_embeds is not None else input_ids
-        if leaf_boxes is not None and leaf_grids is not None and position_ids is None and input_ids is not None:
+        if leaf_boxes is not None and leaf_grids is not None and input_ids is not None:
             placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
-            position_ids, key_bias = placed.positions, self._bias(placed)
+            position_ids = placed.positions if position_ids is None else position_ids
+            key_bias = self._bias(placed) if key_bias is None else key_bias
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
         if mm_encoder_outputs is not None:
@@ -212,7 +213,9 @@ class LanguageModel(AttachedPretrained):
             if prompt is None:
                 raise ValueError("images were given without input_ids: where they stand can't be told from embeddings")
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids)
-            kwargs |= {"position_ids": placed.positions, "key_bias": self._bias(placed), "next_positions": placed.end}
+            kwargs["key_bias"] = self._bias(placed)
+            if kwargs.get("position_ids") is None:
+                kwargs |= {"position_ids": placed.positions, "next_positions": placed.end}
             if pixel_values is not None:
                 features = self.model.get_image_features(pixel_values, boxes, grids).pooler_output
                 kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)

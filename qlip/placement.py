@@ -121,7 +121,7 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
     return Placed(positions, sizes, torch.stack([row.end for row in rows]))
 
 
-def key_bias(sizes: Tensor, attention: str) -> Tensor | None:
+def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:
     """float, shaped like `sizes`: log(size^2), to be added to the attention logits of a key; None where all are 1.
 
     Args:

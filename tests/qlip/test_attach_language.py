@@ -216,6 +216,39 @@ def test_positions_and_biases_reach_the_language_model():
     assert all(not torch.allclose(logits[0], other, atol=1e-3) for other in logits[1:])
 
 
+@torch.no_grad()
+def test_positions_of_ones_own_are_kept_and_the_bias_stays():
+    model, processor = attached("llava", alpha=0.3)
+    inputs = ask(processor, PROMPTS[:1], PICTURES[1:2])
+    placed = model.place_images(inputs["input_ids"], None, inputs["leaf_boxes"], inputs["leaf_grids"])
+    expected, answer = model(**inputs).logits, model.generate(**inputs, **GREEDY)
+    assert torch.equal(model(**inputs, position_ids=placed.positions).logits, expected)
+    counted = torch.arange(inputs["input_ids"].shape[1])[None]
+    assert not torch.allclose(model(**inputs, position_ids=counted).logits, expected, atol=1e-3)
+    assert torch.equal(model.generate(**inputs, position_ids=placed.positions, **GREEDY), answer)
+
+
+@torch.no_grad()
+def test_a_decoding_loop_of_ones_own(host):
+    """As docs/TRANSFORMERS.md describes it."""
+    model, processor = host
+    inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
+    placed = model.place_images(inputs["input_ids"], None, inputs["leaf_boxes"], inputs["leaf_grids"])
+    bias = qlip.key_bias(placed.sizes)
+    output = model(**inputs, use_cache=True)
+    tokens = [output.logits[:, -1:].argmax(-1)]
+    for step in range(GREEDY["max_new_tokens"] - 1):
+        output = model(
+            input_ids=tokens[-1],
+            past_key_values=output.past_key_values,
+            position_ids=placed.end[:, None] + step,
+            key_bias=bias,
+        )
+        tokens.append(output.logits[:, -1:].argmax(-1))
+    expected = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    assert torch.equal(torch.cat(tokens, dim=1), expected)
+
+
 def chat(image):
     content = [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]
     return [{"role": "user", "content": content}]
