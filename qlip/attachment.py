@@ -37,7 +37,7 @@ class Attachment:
         """Images as a model is given them: packed, or (with no leaves) as pixels, which are cut here.
 
         Args:
-            pixel_values: (B, M, C, P, P) with leaves; else (B, C, H, W), or (C, H, W) each.
+            pixel_values: (patches, C, P, P) with leaves; else (B, C, H, W), or (C, H, W) each.
             leaf_boxes: (B, N, 3) or None.
             leaf_grids: (B, 2) or None.
 
@@ -45,7 +45,10 @@ class Attachment:
             ValueError: the tensors do not belong together.
         """
         if leaf_boxes is not None and leaf_grids is not None:
-            return unpack(pixel_values, leaf_boxes, leaf_grids)
+            images = unpack(pixel_values, leaf_boxes, leaf_grids)
+            if (given := images.thumbnails is not None) != (own := self.vision.qlip.thumbnail):
+                raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
+            return images
         if leaf_boxes is not None or leaf_grids is not None:
             raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
         if any(image.ndim != 3 for image in pixel_values):

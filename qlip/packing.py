@@ -44,19 +44,19 @@ def cut(
 
 
 def pack(images: CutImages) -> dict[str, Tensor]:
-    """The tensors that stand for B images.
+    """The tensors that stand for B images. Those of several calls may be joined, `leaf_boxes` padded to one length.
 
     Returns:
-        `pixel_values` float (B, M, C, P, P): the thumbnail's patches, where there is one, then the leaves', then zeros;
+        `pixel_values` float (sum of M_i, C, P, P): image after image, the thumbnail's patches, where there is one, then
+        the leaves';
         `leaf_boxes` int64 (B, N, 3): row, col and size of the leaves in cells, size 0 on padding;
         `leaf_grids` int64 (B, 2): rows and cols of the image in cells.
     """
-    patches, _ = pad_ragged(images.patches)
-    if images.thumbnails is not None:
-        patches = torch.cat([torch.stack(images.thumbnails).to(patches), patches], dim=1)
+    small = images.thumbnails or [patches[:0] for patches in images.patches]
+    parts = [part for pair in zip(small, images.patches, strict=True) for part in pair]
     boxes, _ = pad_ragged([tree.boxes for tree in images.leaves])
     grids = torch.tensor([tree.grid for tree in images.leaves])
-    return {"pixel_values": patches, "leaf_boxes": boxes, "leaf_grids": grids}
+    return {"pixel_values": torch.cat(parts), "leaf_boxes": boxes, "leaf_grids": grids}
 
 
 def unpack_leaves(leaf_boxes: Tensor, leaf_grids: Tensor) -> list[Leaves]:
@@ -81,11 +81,12 @@ def unpack(pixel_values: Tensor, leaf_boxes: Tensor, leaf_grids: Tensor) -> CutI
         ValueError: the tensors are not those of the same images.
     """
     leaves = unpack_leaves(leaf_boxes, leaf_grids)
-    first = pixel_values.shape[1] - leaf_boxes.shape[1] if pixel_values.ndim == 5 else -1
-    if first < 0 or len(pixel_values) != len(leaves):
+    counts = [len(tree) for tree in leaves]
+    extra, rest = divmod(len(pixel_values) - sum(counts), len(leaves))  # patches of each image's thumbnail
+    if pixel_values.ndim != 4 or extra < 0 or rest:
         raise ValueError(
-            f"pixel_values are {tuple(pixel_values.shape)}, leaf_boxes {tuple(leaf_boxes.shape)}; pixel_values must be"
-            " (B, M, C, P, P) with M at least N, as the attached processor gives them"
+            f"pixel_values are {tuple(pixel_values.shape)}, and leaf_boxes hold {sum(counts)} leaves of {len(leaves)}"
+            " images; pixel_values must be (patches, C, P, P), as the attached processor gives them"
         )
-    patches = [pixels[first : first + len(tree)] for pixels, tree in zip(pixel_values, leaves, strict=True)]
-    return CutImages(leaves, patches, list(pixel_values[:, :first]) if first else None)
+    parts = [part.split([extra, len(part) - extra]) for part in pixel_values.split([extra + count for count in counts])]
+    return CutImages(leaves, [patches for _, patches in parts], [small for small, _ in parts] if extra else None)

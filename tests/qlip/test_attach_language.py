@@ -271,7 +271,9 @@ def test_pipeline(dtype):
     model, processor = attached("llava", **TREE)
     model = model.to(dtype)
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    said = pipe(text=[chat(image) for image in PICTURES[:3]], max_new_tokens=4, return_full_text=False)
+    chats = [chat(image) for image in PICTURES[:3]]
+    said = pipe(text=chats, max_new_tokens=4, return_full_text=False)
+    assert dtype != torch.float32 or pipe(text=chats, max_new_tokens=4, return_full_text=False, batch_size=2) == said
     for answer, image in zip(said, PICTURES[:3], strict=True):
         inputs = ask(processor, ["USER: <image>\nwhat? ASSISTANT:"], [image]).to(dtype)
         new = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
@@ -408,10 +410,15 @@ def test_what_does_not_belong_together_is_an_error():
         model(**{**inputs, "input_ids": inputs["input_ids"][:, :-20], "attention_mask": None})
     with pytest.raises(ValueError, match="leaf_boxes and leaf_grids go together"):
         model.get_image_features(inputs["pixel_values"], leaf_boxes=inputs["leaf_boxes"])
-    with pytest.raises(ValueError, match="pixel_values are .* M at least N"):
-        model.get_image_features(inputs["pixel_values"][:, :3], inputs["leaf_boxes"], inputs["leaf_grids"])
+    with pytest.raises(
+        ValueError, match=r"pixel_values are \(3, 3, 14, 14\), and leaf_boxes hold \d+ leaves of 1 images"
+    ):
+        model.get_image_features(inputs["pixel_values"][:3], inputs["leaf_boxes"], inputs["leaf_grids"])
+    with pytest.raises(ValueError, match="cut with thumbnail=True, the model is attached with False"):
+        _, other = attached("llava", **TREE, thumbnail=True)
+        model.get_image_features(**other.image_processor.cut(PICTURES[1:2]))
     with pytest.raises(ValueError, match="no leaf_boxes: give all"):
-        model.get_image_features(inputs["pixel_values"])
+        model.get_image_features(inputs["pixel_values"][None])
     with pytest.raises(ValueError, match="can't be told from embeddings"):
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
