@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import PRIOR_FILE
-from qlip.packing import CutImages, pack, unpack
+from qlip.packing import pack, unpack
+from qlip.patches import CutImage
 
 
 @dataclass
@@ -33,35 +34,37 @@ class Attachment:
     plain_processor: Any = None
     """What `attach` was given."""
 
-    def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> CutImages:
-        """Images as a model is given them: packed, or (with no leaves) as pixels, which are cut here.
+    def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> list[CutImage]:
+        """Images as a model is given them, cut and on the tower's device.
 
         Args:
-            pixel_values: (patches, C, P, P) with leaves; else (B, C, H, W), or (C, H, W) each.
+            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each, which
+                are cut here.
             leaf_boxes: (B, N, 3) or None.
             leaf_grids: (B, 2) or None.
 
         Raises:
             ValueError: the tensors do not belong together.
         """
+        if (leaf_boxes is None) != (leaf_grids is None):
+            raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
         if leaf_boxes is not None and leaf_grids is not None:
             images = unpack(pixel_values, leaf_boxes, leaf_grids)
-            if (given := images.thumbnails is not None) != (own := self.vision.qlip.thumbnail):
+            if (given := images[0].thumbnail is not None) != (own := self.vision.qlip.thumbnail):
                 raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
-            return images
-        if leaf_boxes is not None or leaf_grids is not None:
-            raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
-        if any(image.ndim != 3 for image in pixel_values):
+        elif any(image.ndim != 3 for image in pixel_values):
             raise ValueError(
                 f"pixel_values of {tuple(pixel_values[0].shape)} an image and no leaf_boxes: give all that the attached"
                 " processor returns, or whole images (C, H, W)"
             )
-        return self.image_processor.cut_pixels(list(pixel_values))
+        else:
+            images = [self.image_processor.cut(image) for image in pixel_values]
+        device = self.vision.position_table.device
+        return [image.to(device) for image in images]
 
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
-        """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors on their device."""
-        packed = pack(self.cut(pixel_values, None, None))
-        return {name: value.to(pixel_values[0].device) for name, value in packed.items()}
+        """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors."""
+        return pack(self.cut(pixel_values, None, None), self.image_processor.patch_size)
 
 
 class Attached:

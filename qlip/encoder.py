@@ -18,7 +18,7 @@ from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, PreTrainedMod
 from qlip.config import QLIPConfig
 from qlip.lookup import anatomy_of
 from qlip.mlp import CoordinateMLP
-from qlip.patches import extract_patches, pad_ragged, thumbnail_patches
+from qlip.patches import CutImage, downsize, extract_patches, native_cut, pad_ragged
 from qlip.placement import ImageSpan
 from qlip.positions import interpolate_positions, raster_positions
 from qlip.quadtree import Leaves, partition_as
@@ -174,15 +174,12 @@ class QLIPVisionModel(nn.Module):
         )
         return torch.cat([self.cls_position.float(), placed])
 
-    def forward(
-        self, images: Tensor | Sequence[Tensor], pool: bool = False, leaves: Sequence[Leaves] | None = None
-    ) -> QLIPOutput:
+    def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
 
         Args:
             images: float (B, C, H, W), or (C, H, W) each; normalised, sides multiples of the patch size.
             pool: run the whole model and give the pooled output too.
-            leaves: the images' trees, where they are known already; by default those of `partition`.
 
         Returns:
             Features in the model's dtype. An image's are the same in any batch, to float tolerance.
@@ -190,8 +187,8 @@ class QLIPVisionModel(nn.Module):
         Raises:
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
         """
-        trees = [self.partition(image) for image in images] if leaves is None else list(leaves)
-        return self.encode(images, trees, [self.positions(tree) for tree in trees], pool)
+        leaves = [self.partition(image) for image in images]
+        return self.encode(images, leaves, [self.positions(tree) for tree in leaves], pool)
 
     def encode(
         self, images: Tensor | Sequence[Tensor], leaves: list[Leaves], positions: list[Tensor], pool: bool = False
@@ -209,61 +206,59 @@ class QLIPVisionModel(nn.Module):
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
         size = self.anatomy.patch_size
-        patches = [extract_patches(image.float(), tree, size) for image, tree in zip(images, leaves, strict=True)]
-        thumbnails = None
-        if self.qlip.thumbnail:
-            thumbnails = [thumbnail_patches(image.float(), self.native_grid, size) for image in images]
-        return self.encode_patches(patches, leaves, positions, thumbnails, pool)
+        cuts = [
+            CutImage(
+                tree,
+                extract_patches(image.float(), tree, size),
+                downsize(image, self.native_grid * size) if self.qlip.thumbnail else None,
+            )
+            for image, tree in zip(images, leaves, strict=True)
+        ]
+        return self.encode_cut(cuts, positions, pool)
 
-    def encode_patches(
+    def encode_cut(
         self,
-        patches: list[Tensor],
-        leaves: list[Leaves],
+        cuts: Sequence[CutImage],
         positions: list[Tensor] | None = None,
-        thumbnails: list[Tensor] | None = None,
         pool: bool = False,
         select: Sequence[int] | None = None,
     ) -> QLIPOutput:
-        """`forward` on what an image processor cut already.
+        """`encode` for images whose leaves were cut out before, say by another process.
 
         Args:
-            patches: float (N_i, C, P, P), one per leaf.
-            leaves: one tree per image.
-            positions: see `encode`; None gives the usual ones.
-            thumbnails: float (n * n, C, P, P): the images as CLIP sees them, whose tokens come first.
+            cuts: what is left of the images, on the model's device.
+            positions: see `encode`; None for the usual ones.
             pool: see `forward`.
             select: layers, counted from 0; None is `select_layers`.
+
+        Raises:
+            ValueError: positions of another number than the tokens, or a thumbnail is missing.
         """
         layers = self.select_layers if select is None else tuple(select)
-        wanted = {*layers, self.anatomy.depth} if pool else set(layers)
-        hidden = self.hidden_states(patches, leaves, positions, wanted)
+        hidden = self.hidden_states(cuts, {*layers, self.anatomy.depth} if pool else set(layers), positions)
         features = self._features(hidden, layers)
-        pooled = self.pool(hidden) if pool else None
-        if thumbnails is not None:
-            uniform = [Leaves.uniform((self.native_grid, self.native_grid))] * len(thumbnails)
-            small = self._features(self.hidden_states(thumbnails, uniform, None, set(layers)), layers)
-            features = [torch.cat(pair) for pair in zip(small, features, strict=True)]
-        return QLIPOutput(features, leaves, pooled)
+        if self.qlip.thumbnail:
+            size = self.anatomy.patch_size
+            small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
+            native = self._features(self.hidden_states(small, set(layers)), layers)
+            features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
+        return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)
 
     def hidden_states(
-        self,
-        patches: list[Tensor],
-        leaves: list[Leaves],
-        positions: list[Tensor] | None,
-        layers: Collection[int],
+        self, cuts: Sequence[CutImage], layers: Collection[int], positions: list[Tensor] | None = None
     ) -> HiddenStates:
-        """Runs the layers up to the highest of `layers` and keeps those.
+        """Runs the layers up to the highest of `layers`, counted from 0, and keeps those.
 
         Raises:
             ValueError: positions or patches of another number than the tokens.
         """
+        leaves, anatomy = [cut.leaves for cut in cuts], self.anatomy
         positions = [self.positions(tree) for tree in leaves] if positions is None else positions
-        for patch, tree, added in zip(patches, leaves, positions, strict=True):
-            tokens = len(tree) + self.anatomy.prefix
-            if len(added) != tokens or len(patch) != len(tree):
-                raise ValueError(f"{len(patch)} patches and {len(added)} positions for {tokens} tokens")
-        anatomy = self.anatomy
-        sequences = self._embed(patches, positions)
+        for cut, added in zip(cuts, positions, strict=True):
+            tokens = len(cut.leaves) + anatomy.prefix
+            if len(added) != tokens or len(cut.patches) != len(cut.leaves):
+                raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
+        sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
         mask = self._attention_mask(valid, [tree.sizes for tree in leaves], hidden.dtype)
         hidden = anatomy.begin(hidden)

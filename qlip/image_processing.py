@@ -18,7 +18,8 @@ from transformers.image_processing_base import BatchFeature, ImageProcessingMixi
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qlip.config import QLIPConfig, check_count
-from qlip.packing import PACKED_NAMES, CutImages, cut, pack
+from qlip.packing import PACKED_NAMES, pack
+from qlip.patches import CutImage, downsize, extract_patches
 from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
 
 OWN_OPTIONS = frozenset(
@@ -100,7 +101,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     __call__ = preprocess
 
-    def cut(self, images: Sequence[Any], **options: Any) -> BatchFeature:
+    def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
         """Turns pictures into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
 
         Args:
@@ -111,16 +112,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
             TypeError: an option that the settings decide.
         """
         if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
-            raise TypeError(
-                f"{', '.join(refused)} can't be given: QLIP prepares images by its settings, see QLIPConfig"
-            )
+            raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
         pixels = self.preprocess([as_picture(image) for image in images])["pixel_values"]
-        return BatchFeature(pack(self.cut_pixels([torch.from_numpy(image) for image in pixels])))
-
-    def cut_pixels(self, images: Sequence[Tensor]) -> CutImages:
-        """Cuts prepared pictures (3, H, W)."""
-        thumbnail = self.native_grid if self.qlip.thumbnail else None
-        return cut(images, [self.partition(image) for image in images], self.patch_size, thumbnail)
+        return BatchFeature(pack([self.cut(torch.from_numpy(image)) for image in pixels], self.patch_size))
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
         """Tokens of each of B packed images (B, N, 3)."""
@@ -151,6 +145,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def partition(self, pixels: Tensor) -> Leaves:
         """The leaves of one prepared picture (3, H, W): what a tower with these settings sees, without the tower."""
         return partition_as(self.qlip, pixels, self.patch_size, self.native_grid)
+
+    def cut(self, pixels: Tensor) -> CutImage:
+        """All that a tower with these settings needs of one prepared picture (3, H, W), its leaves cut out."""
+        leaves = self.partition(pixels)
+        thumbnail = downsize(pixels, self.crop_size["height"]) if self.qlip.thumbnail else None
+        return CutImage(leaves, extract_patches(pixels, leaves, self.patch_size), thumbnail)
 
     def _to_tensor(self, image: Image.Image | np.ndarray) -> Tensor:
         """float32 (3, H, W), normalised; H and W whole cells."""

@@ -47,13 +47,9 @@ class LanguageTrunk(AttachedPretrained):
             `pooler_output`: a list of (M_i, D), in the language model's width.
         """
         vision = self.attachment.vision
-        device = vision.position_table.device
         images = self.attachment.cut(pixel_values, leaf_boxes, leaf_grids)
         select = None if vision_feature_layer is None else vision.resolve_layers(vision_feature_layer)
-        small = None if images.thumbnails is None else [image.to(device) for image in images.thumbnails]
-        output = vision.encode_patches(
-            [patches.to(device) for patches in images.patches], images.leaves, thumbnails=small, select=select
-        )
+        output = vision.encode_cut(images, select=select)
         projected = self.multi_modal_projector(torch.cat(output.features))
         features = list(projected.split([len(feature) for feature in output.features]))
         if (newline := getattr(self, "image_newline", None)) is not None:

@@ -6,44 +6,19 @@ could differ in number from the placeholders in the prompt. Knows nothing of mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qlip.patches import extract_patches, pad_ragged, thumbnail_patches
+from qlip.patches import CutImage, native_cut, pad_ragged
 from qlip.quadtree import Leaves
 
 PACKED_NAMES = ("pixel_values", "leaf_boxes", "leaf_grids")
 
 
-@dataclass(frozen=True)
-class CutImages:
-    """Pictures cut into patches, one entry each."""
-
-    leaves: list[Leaves]
-    """The trees."""
-
-    patches: list[Tensor]
-    """float (N_i, C, P, P), one per leaf."""
-
-    thumbnails: list[Tensor] | None
-    """float (n * n, C, P, P), the pictures as CLIP sees them; None without."""
-
-
-def cut(
-    images: Sequence[Tensor], leaves: Sequence[Leaves], patch_size: int, thumbnail_grid: int | None = None
-) -> CutImages:
-    """Cuts images (C, H, W) at their leaves; with a thumbnail of n x n cells where `thumbnail_grid` is n."""
-    patches = [extract_patches(image, tree, patch_size) for image, tree in zip(images, leaves, strict=True)]
-    small = None
-    if thumbnail_grid is not None:
-        small = [thumbnail_patches(image.float(), thumbnail_grid, patch_size) for image in images]
-    return CutImages(list(leaves), patches, small)
-
-
-def pack(images: CutImages) -> dict[str, Tensor]:
+def pack(images: Sequence[CutImage], patch_size: int) -> dict[str, Tensor]:
     """The tensors that stand for B images. Those of several calls may be joined, `leaf_boxes` padded to one length.
 
     Returns:
@@ -52,10 +27,13 @@ def pack(images: CutImages) -> dict[str, Tensor]:
         `leaf_boxes` int64 (B, N, 3): row, col and size of the leaves in cells, size 0 on padding;
         `leaf_grids` int64 (B, 2): rows and cols of the image in cells.
     """
-    small = images.thumbnails or [patches[:0] for patches in images.patches]
-    parts = [part for pair in zip(small, images.patches, strict=True) for part in pair]
-    boxes, _ = pad_ragged([tree.boxes for tree in images.leaves])
-    grids = torch.tensor([tree.grid for tree in images.leaves])
+    parts = []
+    for image in images:
+        if image.thumbnail is not None:
+            parts.append(native_cut(image.thumbnail, patch_size).patches.to(image.patches))
+        parts.append(image.patches)
+    boxes, _ = pad_ragged([image.leaves.boxes for image in images])
+    grids = torch.tensor([image.leaves.grid for image in images])
     return {"pixel_values": torch.cat(parts), "leaf_boxes": boxes, "leaf_grids": grids}
 
 
@@ -74,7 +52,7 @@ def unpack_leaves(leaf_boxes: Tensor, leaf_grids: Tensor) -> list[Leaves]:
     return [Leaves(own[own[:, 2] > 0], (rows, cols)) for own, (rows, cols) in zip(boxes, grids, strict=True)]
 
 
-def unpack(pixel_values: Tensor, leaf_boxes: Tensor, leaf_grids: Tensor) -> CutImages:
+def unpack(pixel_values: Tensor, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[CutImage]:
     """The inverse of `pack`.
 
     Raises:
@@ -83,10 +61,16 @@ def unpack(pixel_values: Tensor, leaf_boxes: Tensor, leaf_grids: Tensor) -> CutI
     leaves = unpack_leaves(leaf_boxes, leaf_grids)
     counts = [len(tree) for tree in leaves]
     extra, rest = divmod(len(pixel_values) - sum(counts), len(leaves))  # patches of each image's thumbnail
-    if pixel_values.ndim != 4 or extra < 0 or rest:
+    side = math.isqrt(max(extra, 0))
+    if pixel_values.ndim != 4 or rest or side**2 != extra:
         raise ValueError(
             f"pixel_values are {tuple(pixel_values.shape)}, and leaf_boxes hold {sum(counts)} leaves of {len(leaves)}"
             " images; pixel_values must be (patches, C, P, P), as the attached processor gives them"
         )
-    parts = [part.split([extra, len(part) - extra]) for part in pixel_values.split([extra + count for count in counts])]
-    return CutImages(leaves, [patches for _, patches in parts], [small for small, _ in parts] if extra else None)
+    images = []
+    for tree, part in zip(leaves, pixel_values.split([extra + count for count in counts]), strict=True):
+        small, patches = part.split([extra, len(tree)])
+        # (n * n, C, P, P) -> (C, n P, n P), the inverse of cutting into the uniform grid
+        whole = small.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2) if extra else None
+        images.append(CutImage(tree, patches, whole))
+    return images

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.quadtree import Leaves, grid_of
+
+
+@dataclass(frozen=True, eq=False)
+class CutImage:
+    """All that a tower needs to know of an image: its leaves and their pixels."""
+
+    leaves: Leaves
+    """N leaves."""
+
+    patches: Tensor
+    """float (N, C, P, P), as `extract_patches` gives them."""
+
+    thumbnail: Tensor | None = None
+    """float (C, S, S): the image at the tower's native size, where the settings ask for it."""
+
+    def to(self, device: torch.device | str) -> CutImage:
+        """The same with its pixels on a device; leaves stay on the CPU."""
+        small = None if self.thumbnail is None else self.thumbnail.to(device)
+        return CutImage(self.leaves, self.patches.to(device), small)
 
 
 def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tensor:
@@ -39,11 +60,16 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
     return patches
 
 
-def thumbnail_patches(image: Tensor, native_grid: int, patch_size: int = 14) -> Tensor:
-    """The patches (n * n, C, P, P) of an image (C, H, W) squeezed to the native size, as CLIP sees it."""
-    side = (native_grid * patch_size,) * 2
-    small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0]
-    return extract_patches(small, Leaves.uniform((native_grid, native_grid)), patch_size)
+def downsize(image: Tensor, side: int) -> Tensor:
+    """The whole image (C, H, W), squeezed to (C, side, side): antialiased bicubic, float32."""
+    return F.interpolate(image.float()[None], (side, side), mode="bicubic", antialias=True)[0]
+
+
+def native_cut(image: Tensor, patch_size: int = 14) -> CutImage:
+    """An image (C, S, S) of the native size cut as CLIP does, into the uniform grid."""
+    side = image.shape[1] // patch_size
+    leaves = Leaves.uniform((side, side))
+    return CutImage(leaves, extract_patches(image, leaves, patch_size))
 
 
 def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

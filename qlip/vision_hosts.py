@@ -67,18 +67,17 @@ class VisionModel(AttachedPretrained):
         if pixel_values is None:
             raise ValueError("pixel_values is None; give the images")
         vision = self.attachment.vision
-        device = vision.position_table.device
         images = self.attachment.cut(pixel_values, leaf_boxes, leaf_grids)
         depth = vision.anatomy.depth
         layers = range(depth + 1) if output_hidden_states else (depth,)
-        hidden = vision.hidden_states([patches.to(device) for patches in images.patches], images.leaves, None, layers)
+        hidden = vision.hidden_states(images, layers)
         last = vision.anatomy.finish(hidden.layers[depth])
         output = QLIPVisionModelOutput(
             last_hidden_state=last.masked_fill(~hidden.valid[..., None], 0),
             pooler_output=vision.pool(hidden) if vision.anatomy.pools else None,
             hidden_states=tuple(hidden.layers[number] for number in layers) if output_hidden_states else None,
             token_mask=hidden.valid,
-            leaves=images.leaves,
+            leaves=[image.leaves for image in images],
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -103,7 +102,4 @@ class ForeignVisionModel(Attached):
             images: (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.
         """
         vision = self.attachment.vision
-        device = vision.position_table.device
-        cut = self.attachment.cut(images, None, None)
-        patches = [own.to(device) for own in cut.patches]
-        return vision.pool(vision.hidden_states(patches, cut.leaves, None, (vision.anatomy.depth,)))
+        return vision.pool(vision.hidden_states(self.attachment.cut(images, None, None), (vision.anatomy.depth,)))

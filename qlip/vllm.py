@@ -49,7 +49,7 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
         logger.warning("vLLM can't follow %s: its answers will differ from this model's", ", ".join(lost))
     embeds: list[Tensor] = []
     for start in range(0, len(images), batch_size):
-        packed = model.attachment.image_processor.cut(images[start : start + batch_size])
+        packed = model.attachment.image_processor.pack(images[start : start + batch_size])
         output = model.get_image_features(**packed)
         embeds += [features.cpu() for features in output.pooler_output]
     return embeds

@@ -30,7 +30,7 @@ BAD_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "temperature": (*NOT_A_NUMBER, -1, -0.001, 1e400),
         "top_p": (*NOT_A_NUMBER, -1, 2),
         "max_new_tokens": (*NOT_A_NUMBER, 0, -5, 2.5),
-        "images": (*NOT_A_LIST, [], ["%%%"], ["AAAA"], ["data:text/html,x"]),
+        "images": (*NOT_A_LIST, [], ["%%%"], ["AAA"], ["data:text/html,x"]),
         "seed": (*NOT_A_NUMBER, 2**70, 0.5),
         "qlip": (3, "on", [], {"alpha": -1}, {"max_tokens": 0}, {"image_size": 10**9}, {"nonsense": 1}),
     },

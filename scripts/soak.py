@@ -226,7 +226,7 @@ class Soak:
                     raise errors[0]
                 await self.until(self.idle)
 
-        await many(max(20, self.scale.vanishing // 2))  # the allocator's pools fill up
+        await many(2 * self.scale.vanishing)  # until then the allocator's pools fill up
         before = [worker.memory() for worker in self.workers]
         await many(self.scale.vanishing)
         self.report.check(await self.until(self.idle), f"{self.scale.vanishing} clients vanish: the queues are empty")

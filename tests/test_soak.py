@@ -25,11 +25,11 @@ def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[
 
 
 def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:
-    made = [hostile.malformed(number, "m", "AAAA") for number in range(200)]
+    made = [hostile.malformed(number, "m", "BBBB") for number in range(200)]
     assert len({(bad.path, bad.body) for bad in made}) > 120
     assert {bad.path for bad in made} == {hostile.LLAVA, hostile.OPENAI}
     good = {
-        path: hostile.good(path, "m", "AAAA", "What is in the picture?") for path in (hostile.LLAVA, hostile.OPENAI)
+        path: hostile.good(path, "m", "BBBB", "What is in the picture?") for path in (hostile.LLAVA, hostile.OPENAI)
     }
     for bad in made:
         if "=" in bad.what:

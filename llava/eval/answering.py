@@ -6,18 +6,15 @@ neither settings nor tables of results.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
-from llava.mm_utils import tokenizer_image_token
+from llava.eval.batches import BatchLimits, form_batches
+from llava.eval.decoding import Request, generate, prompt_ids
+from llava.eval.records import read_rows
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine, PromptTooLong, separators
-from llava.serve.text_stream import until_stop
+from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,12 @@ def read_questions(question_file: Path, answers_file: Path | None = None) -> lis
         ValueError: a line is no such object, a question has no answer in the file, or there are no questions.
     """
     answers: dict[object, str] = {}
-    for number, row in _rows(answers_file) if answers_file else ():
+    for number, row in read_rows(answers_file) if answers_file else ():
         if "question_id" not in row or not ("text" in row or "answer" in row):
             raise ValueError(f"{answers_file}:{number}: an answer needs question_id and text")
         answers[row["question_id"]] = str(row.get("text", row.get("answer")))
     questions = []
-    for number, row in _rows(question_file):
+    for number, row in read_rows(question_file):
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{question_file}:{number}: the question has no {', '.join(missing)}")
         name = row["question_id"]
@@ -63,21 +60,6 @@ def read_questions(question_file: Path, answers_file: Path | None = None) -> lis
     if not questions:
         raise ValueError(f"{question_file} holds no questions")
     return questions
-
-
-def _rows(path: Path) -> list[tuple[int, dict]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: a {type(row).__name__}; it must be an object")
-        rows.append((number, row))
-    return rows
 
 
 def same_answer(said: str, right: str) -> bool:
@@ -101,6 +83,7 @@ class Answerer:
         """
         self.engine = engine
         self.max_new_tokens = max_new_tokens
+        self.sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
         self.batch_tokens = batch_tokens
 
     def answer(self, pictures: Sequence[ImageTokens], questions: Sequence[tuple[int, str]]) -> list[str]:
@@ -113,7 +96,7 @@ class Answerer:
         Raises:
             PromptTooLong: a prompt and the longest answer exceed the context; before anything is computed.
         """
-        prompts = [self._prompt_ids(text) for _, text in questions]
+        prompts = [prompt_ids(self.engine, text) for _, text in questions]
         owners = [pictures[owner] for owner, _ in questions]
         for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
             try:
@@ -122,42 +105,9 @@ class Answerer:
                 raise PromptTooLong(f"{error}; the question is {text!r}") from None
         lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]
         answers = [""] * len(questions)
-        for batch in self._batches(lengths):
-            said = self._generate([prompts[i] for i in batch], [owners[i] for i in batch])
+        limits = BatchLimits(rows=max(1, len(lengths)), tokens=self.batch_tokens, waste=1.0)
+        for batch in form_batches(lengths, limits):
+            said = generate(self.engine, [Request(prompts[i], owners[i]) for i in batch], self.sampling)
             for index, text in zip(batch, said, strict=True):
                 answers[index] = text
         return answers
-
-    def _prompt_ids(self, text: str) -> torch.Tensor:
-        prompt = self.engine.question(text, 1).get_prompt()
-        return torch.tensor(tokenizer_image_token(prompt, self.engine.tokenizer))
-
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices in batches of similar length, none wider than `batch_tokens` allows."""
-        batches: list[list[int]] = []
-        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= self.batch_tokens:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        return batches
-
-    @torch.inference_mode()
-    def _generate(self, prompts: Sequence[torch.Tensor], pictures: Sequence[ImageTokens]) -> list[str]:
-        tokenizer, model, padding = self.engine.tokenizer, self.engine.model, self.engine.padding_id
-        ids = pad_sequence(list(prompts), batch_first=True, padding_value=padding)
-        mask = pad_sequence([torch.ones_like(row) for row in prompts], batch_first=True)
-        said = model.generate(
-            ids.to(model.device),
-            images=list(pictures),
-            attention_mask=mask.to(model.device),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            num_beams=1,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=padding,
-        )
-        stops = separators(self.engine.new_conversation())
-        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-        return ["".join(until_stop([text], stops)).strip() for text in texts]

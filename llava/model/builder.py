@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
@@ -23,8 +23,9 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.builder import override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
+from llava.model.multimodal_encoder.pretrained import load_image_processor, vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,34 @@ def load_pretrained_model(
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor
     return tokenizer, model.eval(), processor, model.config.context_length
+
+
+def load_empty_tower(model_path: str | Path, qlip: Any = None) -> VisionTower:
+    """A checkpoint's tower without weights, for what its image processor and settings tell.
+
+    Args:
+        model_path: folder or hub id.
+        qlip: as `load_pretrained_model` takes it.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: an unknown format, or a model without a tower.
+    """
+    checkpoint = inspect(local_folder(str(model_path)))
+    config = checkpoint.config
+    override_flag(config, qlip)
+    elsewhere = config.mm_vision_tower
+    if config.mm_vision_config is None and elsewhere is None:
+        raise ValueError(f"{model_path} has no vision tower")
+    if is_outside := config.mm_vision_config is None:
+        config.mm_vision_config = vision_config(AutoConfig.from_pretrained(elsewhere)).to_dict()
+    with torch.device("meta"):
+        tower = build_vision_tower(config)
+    if is_outside:
+        tower.set_image_processor(load_image_processor(str(elsewhere), tower.config))
+    if (checkpoint.folder / "preprocessor_config.json").is_file():
+        tower.set_image_processor(load_image_processor(str(checkpoint.folder), tower.config))
+    return tower
 
 
 def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:

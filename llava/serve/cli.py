@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
 
@@ -23,19 +23,13 @@ from llava.model.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
+from llava.serve.parser import OneLineParser as OneLineParser
 from llava.serve.sampling import Sampling
 from llava.utils import default_device, demo_model_path, demo_picture_path
 
 DEMO_NOTICE = """\
 This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
   llava --model-path liuhaotian/llava-v1.5-7b --image-file PICTURE"""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ nothing on disk: after a restart it knows its workers again with their next hear
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,15 +28,22 @@ from llava.serve.http import (
     add_server_flags,
     api_keys,
     error_response,
-    request_limits,
+    log_to_console,
     serve,
 )
 from llava.serve.registry import Dispatch, Registry
-from llava.serve.trust import WORKER_TOKEN_VARIABLE, WorkersOnly, add_token_flag, host_of, is_loopback, refusal
+from llava.serve.trust import (
+    WORKER_TOKEN_VARIABLE,
+    WorkersOnly,
+    add_token_flag,
+    host_of,
+    is_loopback,
+    refusal,
+    warn_of_open_port,
+)
 
 PORT = 21001
 WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
-LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 
 
 def create_app(
@@ -72,7 +78,8 @@ def create_app(
     add_clients_routes(app, dispatcher)
 
     @app.exception_handler(RequestError)
-    async def refuse(request: Request, error: RequestError) -> Response:
+    @app.exception_handler(Exception)
+    async def refuse(request: Request, error: Exception) -> Response:
         return error_response(explain(error))
 
     @app.exception_handler(RequestValidationError)
@@ -135,7 +142,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
     parser = OneLineParser(prog="controller", description="Send requests to the workers that register here.")
-    add_server_flags(parser, PORT)
+    add_server_flags(parser, PORT, reads=False)
     add_token_flag(parser)
     parser.add_argument(
         "--dispatch-method",
@@ -152,10 +159,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until told to stop, and returns the exit code."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    dispatcher = Dispatcher(Registry(args.dispatch_method), args.worker_token)
-    app = create_app(dispatcher, args.worker_token, is_loopback(args.host), api_keys(args), request_limits(args))
+    log_to_console()
+    try:
+        limits = RequestLimits(max_body=args.max_body_bytes)
+    except ValueError as error:
+        print(f"controller: error: {error}", file=sys.stderr)
+        return 2
+    dispatcher, keys = Dispatcher(Registry(args.dispatch_method), args.worker_token), api_keys(args)
+    app = create_app(dispatcher, args.worker_token, is_loopback(args.host), keys, limits)
+    warn_of_open_port(args.host, keys)
     serve(app, args.host, args.port)
     return 0
 

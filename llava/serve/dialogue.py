@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
-
-if TYPE_CHECKING:
-    from llava.serve.engine import ChatEngine
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,18 @@ class Turn:
     """Shown with the text; LLaVA reads them before it."""
 
 
-def converse(engine: ChatEngine, turns: Sequence[Turn]) -> tuple[Conversation, list[Image.Image]]:
+class PromptFormat(Protocol):
+    """What it takes to write a prompt; a `ChatEngine` has it."""
+
+    @property
+    def image_token(self) -> str:
+        """What stands for a picture."""
+
+    def new_conversation(self) -> Conversation:
+        """Returns an empty conversation."""
+
+
+def converse(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Conversation, list[Image.Image]]:
     """Returns the conversation that waits for an answer to the last turn, and its pictures in order.
 
     Turns of one side that follow each other are joined.

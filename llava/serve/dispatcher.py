@@ -67,7 +67,8 @@ class Dispatcher:
             trust_env=False,
             follow_redirects=False,
             headers={"Accept-Encoding": "identity"} | bearer_header(token),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+            # Each request on a connection of its own: one kept for later may just be closed when it is used again.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
     async def register(self, request: wire.RegisterRequest) -> None:

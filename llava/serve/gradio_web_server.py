@@ -19,7 +19,7 @@ from llava.serve.errors import told_in_full
 from llava.serve.http import API_KEY_VARIABLE, api_keys
 from llava.serve.images import DEFAULT_LIMITS
 from llava.serve.web.backend import Backend, EngineBackend
-from llava.serve.web.controller_client import ControllerBackend
+from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
@@ -70,6 +70,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--controller-url", metavar="URL", help="ask a controller's workers; loads no model here")
     parser.add_argument("--api-key", action="append", metavar="KEY", help=f"the controller's (or ${API_KEY_VARIABLE})")
     parser.add_argument(
+        "--native-size",
+        type=int,
+        default=NATIVE_SIZE,
+        metavar="PIXELS",
+        help=f"side of the pictures that the workers' towers were trained on, to draw by (default: {NATIVE_SIZE})",
+    )
+    parser.add_argument(
         "--model-list-mode",
         choices=("once", "reload"),
         default="once",
@@ -101,7 +108,8 @@ def backend_of(args: argparse.Namespace) -> Iterator[Backend]:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"--controller-url leaves the model to its workers, so {flags} cannot be given here")
         key = next(iter(api_keys(args)), None)
-        yield ControllerBackend(args.controller_url, args.conv_mode, key, args.model_list_mode == "reload")
+        reload = args.model_list_mode == "reload"
+        yield ControllerBackend(args.controller_url, args.conv_mode, key, reload, args.native_size)
 
 
 def page_text(args: argparse.Namespace) -> PageText:

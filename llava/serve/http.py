@@ -150,12 +150,13 @@ def is_one_of(token: bytes, keys: Sequence[bytes]) -> bool:
     return any([hmac.compare_digest(token, key) for key in keys])
 
 
-def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
+def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = True) -> None:
     """Adds the flags of where to listen, whom to let in and what a request may cost.
 
     Args:
         parser: Gets the flags.
         port: The default.
+        reads: Whether the server looks into requests; one that only passes them on limits their size alone.
     """
     defaults = RequestLimits()
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -166,6 +167,9 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
         metavar="KEY",
         help=f"let only requests with this key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
     )
+    parser.add_argument("--max-body-bytes", type=int, default=defaults.max_body, help="largest request")
+    if not reads:
+        return
     parser.add_argument(
         "--allowed-media-domains",
         nargs="+",
@@ -173,7 +177,6 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
         metavar="HOST",
         help="hosts that image URLs may name (default: none, pictures come inside the request)",
     )
-    parser.add_argument("--max-body-bytes", type=int, default=defaults.max_body, help="largest request")
     parser.add_argument("--max-images", type=int, default=defaults.max_images, help="most pictures in a request")
     parser.add_argument("--max-image-bytes", type=int, default=defaults.image.max_bytes, help="largest image file")
     parser.add_argument("--max-image-pixels", type=int, default=defaults.image.max_pixels, help="largest picture")
@@ -181,7 +184,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
 
 
 def request_limits(args: argparse.Namespace) -> RequestLimits:
-    """Returns the limits that the flags of `add_server_flags` state."""
+    """Returns the limits that the flags of `add_server_flags` state, of a server that reads requests."""
     return RequestLimits(
         max_body=args.max_body_bytes,
         max_images=args.max_images,
@@ -194,6 +197,12 @@ def request_limits(args: argparse.Namespace) -> RequestLimits:
 def api_keys(args: argparse.Namespace) -> list[str]:
     """Returns the keys of `--api-key` or else of the environment."""
     return args.api_key or os.environ.get(API_KEY_VARIABLE, "").split()
+
+
+def log_to_console() -> None:
+    """Writes what the servers log to stderr, a line each; their clients' chatter is left out."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class Server(uvicorn.Server):

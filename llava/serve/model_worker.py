@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
+from PIL import Image
 from starlette.responses import Response
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -28,21 +29,22 @@ from llava.serve.http import (
     RequireKey,
     add_server_flags,
     api_keys,
+    log_to_console,
     request_limits,
     serve,
 )
 from llava.serve.images import load_image_from_base64
+from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
 from llava.serve.registration import Registration
-from llava.serve.trust import add_token_flag, host_of, is_loopback
+from llava.serve.trust import add_token_flag, host_of, is_loopback, warn_of_open_port
 from llava.utils import demo_model_path
-
-logger = logging.getLogger(__name__)
 
 PORT = 21002
 CONTROLLER = "http://localhost:21001"
+PREPARED_TOGETHER = 4  # requests whose pictures are decoded at a time; a large one takes 200 MB until it is resized
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
 
 
@@ -67,47 +69,75 @@ class ModelWorker:
         """
         self.engine, self.model_names, self.limits = engine, list(model_names), limits or RequestLimits()
         self.stream_interval, self.silence = stream_interval, silence
+        self._preparing = asyncio.Semaphore(PREPARED_TOGETHER)
 
     def status(self) -> wire.WorkerStatus:
         """Returns what the controller wants to know."""
         queue = self.engine.waiting + self.engine.running
         return wire.WorkerStatus(model_names=self.model_names, speed=1, queue_length=queue)
 
-    async def generate(self, body: bytes) -> Response:
+    async def generate(self, body: bytes, metrics: Metrics) -> Response:
         """Returns the answer to a request as a stream of frames, or one frame that says why there is none."""
         try:
             request: wire.GenerateRequest = wire.parsed(wire.GenerateRequest, body)
             self.limits.check(len(request.images or ()), len(request.prompt))
-            answer = await asyncio.to_thread(self._submit, request)
+            answer = await self._submit(request)
         except Exception as error:  # whatever it is, the client is told in a form that it can read
-            return wire.error_reply(explain(error))
+            failure = explain(error)
+            metrics.failed(failure)
+            return wire.error_reply(failure)
+        exchange = Exchange(request.prompt, answer, metrics)
+        return wire.FrameStream(exchange.frames(self.stream_interval, self.silence), exchange.finish)
 
-        async def release() -> None:
-            answer.cancel()
-
-        return wire.FrameStream(self._frames(request.prompt, answer), release)
-
-    def _submit(self, request: wire.GenerateRequest) -> Answer:
-        """Takes a request on. Decoding and preparing pictures takes time: not for the event loop's thread."""
+    async def _submit(self, request: wire.GenerateRequest) -> Answer:
         sampling, options = request.sampling(), qlip_of(request.qlip)
-        images = [load_image_from_base64(text, self.limits.image) for text in request.images or ()]
+        self.engine.sight.settings(options)  # checked before any picture is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
-        return self.engine.submit(prompt, images, sampling, options, shorten=True)
+        async with self._preparing:
+            images = await asyncio.to_thread(self._decode, request.images or ())
+            return await self.engine.asubmit(prompt, images, sampling, options, shorten=True)
 
-    async def _frames(self, text: str, answer: Answer) -> AsyncIterator[bytes]:
-        """The answer's frames; the last one tells why it ended and what it cost."""
-        sent = 0
+    def _decode(self, images: Sequence[str]) -> list[Image.Image]:
+        return [load_image_from_base64(text, self.limits.image) for text in images]
+
+
+@dataclass
+class Exchange:
+    """An answer on its way to a client of LLaVA's."""
+
+    prompt: str
+    answer: Answer
+    metrics: Metrics
+    failed: bool = False
+
+    async def frames(self, interval: int, silence: float) -> AsyncIterator[bytes]:
+        """Yields the answer's frames; the last one tells why it ended and what it cost.
+
+        Args:
+            interval: Fewest tokens from one frame to the next.
+            silence: Seconds without news after which the last frame is repeated.
+        """
+        text, sent = self.prompt, 0
         try:
-            async for piece in with_pauses(aiter(answer), self.silence):
+            async for piece in with_pauses(aiter(self.answer), silence):
                 text += piece
-                if not piece or answer.row.generated - sent >= self.stream_interval:
-                    sent = answer.row.generated
+                if not piece or self.answer.row.generated - sent >= interval:
+                    sent = self.answer.row.generated
                     yield wire.frame(text)
         except GenerationError as error:
-            yield wire.error_frame(explain(error))
+            self.failed = True
+            failure = explain(error)
+            self.metrics.failed(failure)
+            yield wire.error_frame(failure)
             return
-        usage = CompletionUsage.of(answer).model_dump()
-        yield wire.frame(text, {"finish_reason": answer.finish_reason, "usage": usage})
+        usage = CompletionUsage.of(self.answer).model_dump()
+        yield wire.frame(text, {"finish_reason": self.answer.finish_reason, "usage": usage})
+
+    async def finish(self) -> None:
+        """Counts the answer, and cancels it if it goes on: its client does not read it any more."""
+        reason = self.answer.finish_reason or ("failed" if self.failed else "cancelled")
+        self.answer.cancel()
+        self.metrics.answered(self.answer, reason)
 
 
 async def with_pauses(pieces: AsyncIterator[str], seconds: float) -> AsyncIterator[str]:
@@ -144,13 +174,13 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
 
     @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
-        return await worker.generate(await request.body())
+        return await worker.generate(await request.body(), metrics)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> wire.WorkerStatus:
         return worker.status()
 
-    add_openai_routes(app, worker.engine, APISettings(tuple(worker.model_names), limits, tuple(keys)))
+    metrics = add_openai_routes(app, worker.engine, APISettings(tuple(worker.model_names), limits, tuple(keys)))
     return app
 
 
@@ -198,9 +228,7 @@ def complaint(args: argparse.Namespace) -> str | None:
             return f"{flag} {address}: {error}"
         if not args.worker_token and not is_loopback(host):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
-    if args.worker_token:
-        return None
-    if api_keys(args):
+    if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
     return None
 
@@ -208,8 +236,7 @@ def complaint(args: argparse.Namespace) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Loads the model and serves it until told to stop; returns the exit code."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_console()
     try:
         engine_limits = EngineLimits(args.limit_model_concurrency, max_waiting=args.max_waiting)
         limits = request_limits(args)
@@ -220,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.model_name or get_model_name_from_path(str(args.model_path or demo_model_path()))
     worker = ModelWorker(engine, [name], limits, args.stream_interval)
     app = create_app(worker, api_keys(args), args.worker_token)
+    warn_of_open_port(args.host, api_keys(args))
     try:
         if args.no_register:
             serve(app, args.host, args.port)

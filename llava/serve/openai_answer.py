@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from llava.serve.answer import Answer
 from llava.serve.errors import explain
 from llava.serve.metrics import Metrics
-from llava.serve.openai_errors import INTERNAL, Refusal, refusing
+from llava.serve.openai_errors import INTERNAL, refusing
 from llava.serve.openai_replies import (
     AnswerMessage,
     ChatCompletion,
@@ -64,7 +64,7 @@ class Reply:
         try:
             with refusing():
                 text = "".join([piece async for piece in self._pieces()])
-        except Refusal:
+        except Exception:
             self.failed = True
             raise
         finally:

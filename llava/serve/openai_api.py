@@ -28,9 +28,11 @@ from llava.serve.openai_chat import APISettings, Chat
 from llava.serve.openai_errors import add_error_handlers, refusing
 from llava.serve.openai_replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai_schema import ChatRequest
+from llava.serve.trust import is_loopback
 from llava.utils import demo_model_path
 
 DEFAULT_PORT = 8000
+MAX_VALUES = 1_000_000  # small values take many times their JSON's memory, and long to parse
 CLIENT_GONE = 499  # as nginx has it; nobody reads it, but it is counted
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; `code` says why."},
@@ -80,6 +82,9 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
     Args:
         engine: Answers; it is the caller's to close.
         settings: Names, limits and keys.
+
+    Returns:
+        The application; `state.metrics` is what it counts.
     """
     metrics = Metrics(engine)
     app = DescribedAPI(
@@ -87,6 +92,7 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
     )
+    app.state.metrics = metrics
     chat = Chat(engine, settings, metrics)
     app.include_router(chat_routes(chat))
     app.include_router(model_routes(chat))
@@ -99,7 +105,7 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
     return app
 
 
-def add_openai_routes(app: FastAPI, engine: ChatEngine, settings: APISettings) -> None:
+def add_openai_routes(app: FastAPI, engine: ChatEngine, settings: APISettings) -> Metrics:
     """Serves the API beside an application's own routes; call it when those are in place, for they go first.
 
     The API keeps its own error shapes, limits, keys and metrics, and answers whatever path the application does not.
@@ -108,8 +114,13 @@ def add_openai_routes(app: FastAPI, engine: ChatEngine, settings: APISettings) -
         app: Gets the API.
         engine: Answers; may be the application's own.
         settings: Names, limits and keys.
+
+    Returns:
+        What `/metrics` tells, so that the application can count its own answers too.
     """
-    app.mount("", openai_app(engine, settings))
+    api = openai_app(engine, settings)
+    app.mount("", api)
+    return api.state.metrics
 
 
 class JSONRequest(Request):
@@ -117,8 +128,11 @@ class JSONRequest(Request):
 
     async def json(self) -> Any:
         """Returns the body's value."""
+        body = await self.body()
+        if sum(map(body.count, (b"[", b"{", b","))) > MAX_VALUES:
+            raise HTTPException(400, f"the body holds more than {MAX_VALUES:,} values")
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            return from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise HTTPException(400, f"the body is not JSON: {error}") from None
 
@@ -237,6 +251,8 @@ def run(engine: ChatEngine, settings: APISettings, host: str, port: int) -> None
 
     async def announce() -> None:
         print(f"{', '.join(settings.model_names)} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+        if not settings.api_keys and not is_loopback(host):
+            print("whoever reaches this port may use it; --api-key lets only those in who have one", file=sys.stderr)
 
     async def refuse_more() -> None:
         asyncio.get_running_loop().run_in_executor(None, engine.close)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava.serve.dialogue import Turn, converse
 from llava.serve.engine import ChatEngine
-from llava.serve.errors import Failure, RequestError
+from llava.serve.errors import Failure
 from llava.serve.http import RequestLimits
 from llava.serve.images import load_image
 from llava.serve.metrics import Metrics
@@ -77,15 +77,10 @@ class Chat:
             raise Refusal(Failure(404, "model_not_found", message), param)
 
     def _check_sizes(self, asked: ChatRequest) -> None:
-        limits = self.settings.limits
         images = sum(isinstance(part, ImagePart) for message in asked.messages for part in message.content)
-        letters = sum(len(message.text) for message in asked.messages)
+        characters = sum(len(message.text) for message in asked.messages)
         with refusing("messages"):
-            if images > limits.max_images:
-                raise RequestError(400, "too_many_images", f"{images} images; at most {limits.max_images} are allowed")
-            if letters > limits.max_prompt:
-                allowed = f"at most {limits.max_prompt:,} are allowed"
-                raise RequestError(400, "prompt_too_long", f"the text has {letters:,} characters; {allowed}")
+            self.settings.limits.check(images, characters)
 
     def _turns(self, asked: ChatRequest) -> list[Turn]:
         """The messages with their pictures."""

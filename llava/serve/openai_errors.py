@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -53,7 +54,8 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     def tell(failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
         metrics.failed(failure)
-        response = error_response(failure, param)
+        failure = replace(failure, message=clipped(failure.message))
+        response = error_response(failure, param and clipped(param))
         response.headers.update(headers or {})
         return response
 
@@ -92,6 +94,11 @@ def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]
     if not missing and isinstance(first["input"], (str, int, float)):
         message += f", got {shortened(first['input'])}"
     return Failure(400, kind, message), param
+
+
+def clipped(text: str, most: int = 500) -> str:
+    """Returns a text of at most so many characters: what a client sent need not come back in full length."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def shortened(value: object) -> str:

@@ -1,9 +1,9 @@
 """Requests of the OpenAI chat protocol, as far as this server speaks it. Knows no engine and no server.
 
-A field is taken if the answer honours it, or if it says nothing about the
-answer (`user`, `metadata`, `store`). A field that would change the answer but cannot be honoured (`tools`,
-`response_format`) is taken with a value that asks for nothing, and refused with any other. A field of no known name is
-refused unless it is empty: an option that is dropped in silence would be believed.
+A field is taken if the answer honours it, or if it says nothing about the answer (`user`, `metadata`, `store`). A field
+that would change the answer but cannot be honoured (`tools`, `response_format`) is taken with a value that asks for
+nothing, and refused with any other. A field of no known name is refused unless it is empty: an option that is dropped
+in silence would be believed. A request that breaks the rules a million times is judged by the first time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from llava.serve.sampling import Sampling
 
 MAX_INT = 2**31 - 1
 MAX_STOPS = 4
+MAX_ITEMS = 1000  # messages of a request, parts of a message
+MAX_FIELDS = 64  # of an object, so that there is an end to the errors it can hold
 EMPTY: tuple[Any, ...] = (None, [], {})
 
 
@@ -49,7 +60,7 @@ def _or_text(wrap: Callable[[str], Any], full: type, name: str) -> Callable[[Any
 
 
 def _nothing(value: Any) -> Any:
-    if value in EMPTY and not isinstance(value, bool):
+    if value in EMPTY:
         return value
     raise PydanticCustomError("unknown_parameter", "this server knows no such field")
 
@@ -60,8 +71,17 @@ Nothing = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": list(
 class _Asked(BaseModel):
     """A part of a request; types are not converted, and an empty field of no known name is as none."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"maxProperties": MAX_FIELDS}
+    )
     __pydantic_extra__: dict[str, Nothing]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", "has more than {most} fields", {"most": MAX_FIELDS})
+        return value
 
 
 class ImageURL(_Asked):
@@ -91,7 +111,7 @@ class ImagePart(_Asked):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Parts = Annotated[list[Part], Field(min_length=1)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 class Message(_Asked):
@@ -100,6 +120,7 @@ class Message(_Asked):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Parts,
+        FailFast(),
         BeforeValidator(
             _or_text(lambda text: [{"type": "text", "text": text}], list, "a list of parts"),
             json_schema_input_type=str | Parts,
@@ -137,7 +158,7 @@ class ChatRequest(_Asked):
     """What `/v1/chat/completions` takes."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MAX_ITEMS)
     temperature: float | None = Field(None, ge=0, le=2, description=f"default {Sampling.temperature}; 0 is greedy")
     top_p: float | None = Field(None, ge=0, le=1, description="0 is greedy")
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="old name of `max_completion_tokens`")

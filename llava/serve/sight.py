@@ -17,7 +17,8 @@ from torch import Tensor
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from qlip import Leaves, QLIPConfig
+from qlip import Leaves, QLIPConfig, QLIPImageProcessor
+from qlip.patches import CutImage
 
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""
@@ -52,14 +53,19 @@ class View:
     """float32 (C, H, W), or (tiles, C, H, W)."""
     settings: QLIPConfig | None
     """The quadtree's; None for a tower without one."""
-    leaves: Leaves | None
-    """The quadtree; None for CLIP's view."""
+    cut: CutImage | None
+    """The quadtree's leaves, cut out; None for CLIP's view."""
     tokens: int
     """Visual tokens in the language model."""
     context: int
     """How much of the context it takes: tokens or positions, whichever are more."""
     uniform_tokens: int
     """Tokens of the uniform grid on the same pixels."""
+
+    @property
+    def leaves(self) -> Leaves | None:
+        """The quadtree; None for CLIP's view."""
+        return None if self.cut is None else self.cut.leaves
 
 
 class Sight:
@@ -126,7 +132,7 @@ class Sight:
             raise ValueError("this model has no vision tower: ask it without pictures")
         tower = self.quadtree_tower
         if tower is not None and settings is not None:
-            return self._quadtree_view(image, tower, settings)
+            return quadtree_view(image, tower.under(settings).image_processor)
         processor = self.image_processor if tower is None else tower.native_processor
         pixels = process_images([image], processor, self.model.config)[0]
         tiles = list(pixels) if pixels.ndim == 4 else [pixels]
@@ -153,20 +159,25 @@ class Sight:
         return self.model.project([tokens[i] for i in range(len(views))]) if views else []
 
     def _run_tower(self, views: Sequence[View], settings: QLIPConfig | None) -> list[ImageTokens]:
-        """The tower's tokens of pictures of the same settings; quadtrees that are known are not cut again."""
-        pixels = [view.pixels for view in views]
+        """The tower's tokens of pictures of the same settings."""
         tower = self.quadtree_tower
         if tower is None or settings is None:
-            return self.tower(pixels)
-        leaves = [view.leaves for view in views if view.leaves is not None]
-        if len(leaves) < len(views):
-            return tower.under(settings)(pixels)
-        return tower.under(settings).encode([picture.to(tower.device) for picture in pixels], leaves)
+            return self.tower([view.pixels for view in views])
+        cuts = [view.cut for view in views if view.cut is not None]
+        return tower.under(settings)(cuts or [view.pixels for view in views])
 
-    def _quadtree_view(self, image: Image.Image, tower: QLIPVisionTower, settings: QLIPConfig) -> View:
-        under = tower.under(settings)
-        pixels = process_images([image], under.image_processor, self.model.config)[0]
-        leaves = under.image_processor.partition(pixels)
-        tokens = under.count_leaves(leaves)
-        context = max(tokens, tower.num_patches) if settings.llm_positions == "raster" else tokens
-        return View(pixels, settings, leaves, tokens, context, leaves.grid[0] * leaves.grid[1])
+
+def quadtree_view(picture: Image.Image, processor: QLIPImageProcessor) -> View:
+    """Returns a picture as a quadtree tower sees it whose image processor this is; needs no tower.
+
+    Args:
+        picture: The picture.
+        processor: Says the settings, too.
+    """
+    settings, native_tokens = processor.qlip, processor.native_grid**2
+    pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
+    cut = processor.cut(pixels)
+    tokens = len(cut.leaves) + (native_tokens if settings.thumbnail else 0)
+    context = max(tokens, native_tokens) if settings.llm_positions == "raster" else tokens
+    rows, cols = cut.leaves.grid
+    return View(pixels, settings, cut, tokens, context, rows * cols)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import re
 from collections.abc import Collection
@@ -14,6 +15,8 @@ from typing import Any
 
 from llava.serve.errors import Failure, RequestError
 from llava.serve.http import bearer_token, error_response, is_one_of
+
+logger = logging.getLogger(__name__)
 
 WORKER_TOKEN_VARIABLE = "LLAVA_WORKER_TOKEN"
 MAX_ADDRESS = 300  # characters
@@ -48,6 +51,12 @@ def host_of(address: str) -> str:
     if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
         raise ValueError("an address must be the worker's own, not a wildcard, a group's or a link's")
     return host
+
+
+def warn_of_open_port(host: str, keys: Collection[str]) -> None:
+    """Logs that a server takes requests of whoever reaches it, if it does so from other machines."""
+    if not keys and not is_loopback(host):
+        logger.warning("whoever reaches %s may use this server; --api-key lets only those in who have one", host)
 
 
 def refusal(token: str | None) -> RequestError:
@@ -90,7 +99,15 @@ class WorkersOnly:
         return self.on_loopback and is_loopback(peer) and is_loopback(re.sub(r":[0-9]+$", "", named))
 
 
+def _token(text: str) -> str:
+    """Checks that a secret can travel in a header; says nothing of what it is."""
+    if text and not re.fullmatch("[!-~]+", text):
+        raise argparse.ArgumentTypeError("a secret may hold ASCII letters, digits and signs only, without blanks")
+    return text
+
+
 def add_token_flag(parser: argparse.ArgumentParser) -> None:
     """Adds the flag of the secret that workers and controller share."""
     help = f"secret shared by workers and controller; or ${WORKER_TOKEN_VARIABLE}; needed between machines"
-    parser.add_argument("--worker-token", metavar="SECRET", default=os.environ.get(WORKER_TOKEN_VARIABLE), help=help)
+    default = os.environ.get(WORKER_TOKEN_VARIABLE)
+    parser.add_argument("--worker-token", metavar="SECRET", type=_token, default=default, help=help)

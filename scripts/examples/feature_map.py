@@ -13,7 +13,7 @@ def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> No
     image = Image.open(picture).convert("RGB")
     model, processor = qlip.attach(AutoModel.from_pretrained(model_path), alpha=0.5)
     with torch.inference_mode():
-        output = model(**processor.cut([image]))
+        output = model(**processor.pack([image]))
     features = output.feature_maps()[0].permute(1, 2, 0)  # (rows, cols, D)
     colours = features @ torch.pca_lowrank(features.flatten(0, 1), q=3)[2]  # the three directions that vary most
     shades = ((colours - colours.mean((0, 1))) / colours.std((0, 1)) / 4 + 0.5).clamp(0, 1)

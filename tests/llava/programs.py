@@ -11,7 +11,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -85,3 +86,12 @@ def running(module: str, port: int, *flags: str) -> Iterator[Program]:
     finally:
         program.process.kill()
         assert program.has_ended()
+
+
+def eventually(state: Callable[[], bool]) -> None:
+    """Asks until it is so, at most until the deadline."""
+    until = time.monotonic() + DEADLINE
+    wait = threading.Event()
+    while not state():
+        assert time.monotonic() < until
+        wait.wait(0.02)

@@ -49,7 +49,7 @@ def test_llava_and_attach_agree(folder, settings):
     answers = ours.generate(**padded(ROWS), images=images, **GREEDY)
 
     theirs, _ = qlip.attach(transformers_model(), **settings)
-    packed = theirs.attachment.image_processor.cut(PICTURES)
+    packed = theirs.attachment.image_processor.pack(PICTURES)
     counts = iter(theirs.attachment.image_processor.count_tokens(packed["leaf_boxes"]))
     long = [
         [token for i in row for token in ([IMAGE_TOKEN] * next(counts) if i == IMAGE_TOKEN_INDEX else [i])]

@@ -387,12 +387,15 @@ def test_a_body_beyond_the_limit_goes_to_no_worker() -> None:
 def test_soon_after_the_start_a_request_waits_for_its_worker() -> None:
     setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(newcomers=30))
 
+    async def expected() -> None:
+        while not setup.dispatcher.expecting:
+            await asyncio.sleep(0)
+
     async def both() -> httpx.Response:
         transport = httpx.ASGITransport(setup.app, client=HERE)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             early = asyncio.create_task(client.post("/worker_generate_stream", json=ASKED))
-            while not setup.dispatcher.expecting:
-                await asyncio.sleep(0)
+            await asyncio.wait_for(expected(), 10)
             await client.post("/register_worker", json=registration())
             return await asyncio.wait_for(early, 10)
 
@@ -412,6 +415,7 @@ def test_flags_have_llavas_names_and_defaults(monkeypatch: pytest.MonkeyPatch) -
     args = parse_args([])
     assert (args.host, args.port, args.dispatch_method) == ("127.0.0.1", 21001, "shortest_queue")
     assert parse_args(["--dispatch-method", "lottery"]).dispatch_method == "lottery"
+    assert not hasattr(args, "max_images")  # it passes requests on; what is in them is for the worker to check
     monkeypatch.setenv("LLAVA_WORKER_TOKEN", "s3cret")
     assert parse_args(["--host", "0.0.0.0"]).worker_token == "s3cret"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,39 +21,27 @@ from PIL import Image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.serve.gradio_web_server import main, serve
+from llava.serve.gradio_web_server import main
 from llava.serve.images import load_image
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import CLIP, QLIP, Demo
-from llava.serve.web.page import PageText, build_page
+from llava.serve.web.page import build_page
 from llava.serve.web.session import MAX_PIXELS, Exchange, Session, open_upload
+from llava.serve.web.views import NOTHING_SEEN
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.openai_serving import Gate, becomes_idle, loaded, picture, picture_paths, reaches
+from tests.llava.web_pages import page_of
 
 ALPHA, BUDGET = 0.8, 96
 QUESTION = "What is in the picture?"
 FIRST, SECOND = str(picture_paths()[0]), str(picture_paths()[1])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def controls(way: str = QLIP, alpha: float = ALPHA, budget: int = BUDGET, length: int = 64) -> tuple[Any, ...]:
     """What the page's controls say: greedy answers."""
     return way, alpha, budget, 0, 1, length, None
-
-
-@contextmanager
-def page_of(demo: Demo) -> Iterator[str]:
-    page = build_page(demo, PageText())
-    serve(page, "127.0.0.1", free_port(), block=False)
-    yield page.local_url
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +138,14 @@ def test_moving_a_control_shows_what_the_model_would_see_without_running_it(
 def test_a_new_picture_starts_a_new_conversation(new_visitor: Callable[..., Client]) -> None:
     visitor = new_visitor()
     ask(visitor)
-    seen, cost, chat, *_ = show(visitor, SECOND)
+    _, seen, cost, chat, *_ = show(visitor, SECOND)
     assert Image.open(seen).size[0] > 300
     assert count(cost) > 64
     assert chat == []
 
 
 def test_without_a_picture_there_is_nothing_to_see(new_visitor: Callable[..., Client]) -> None:
-    assert new_visitor(None).predict(*controls(), api_name="/look") == (
-        None,
-        '<p class="hint">Choose a picture to see it cut.</p>',
-    )
+    assert new_visitor(None).predict(*controls(), api_name="/look") == (None, NOTHING_SEEN)
 
 
 # Asking
@@ -378,33 +362,69 @@ def test_a_failure_of_the_model_is_told_without_its_cause(
     assert not caught.value.print_exception
 
 
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The toasts that tell of pictures that cannot be used."""
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, title: told.append(f"{title}: {text}"))
+    return told
+
+
+def opened(visitor: Client, path: Path) -> tuple[Any, ...]:
+    """The picture's place, the view and its cost after an upload."""
+    place, seen, cost, *_ = show(visitor, str(path))
+    return place, seen, cost
+
+
+NOTHING = (None, None, NOTHING_SEEN)
+
+
 @pytest.mark.parametrize("content", [b"Dear Sir", b"", b"\x89PNG\r\n\x1a\n" + bytes(99), b"GIF89a" + b"\xff" * 60])
 def test_a_file_that_is_no_picture_is_refused_without_its_path(
-    new_visitor: Callable[..., Client], tmp_path: Path, content: bytes
+    new_visitor: Callable[..., Client], tmp_path: Path, warnings: list[str], content: bytes
 ) -> None:
-    file = tmp_path / "letter.png"
-    file.write_bytes(content)
-    told = refused(new_visitor(None), "/open_picture", handle_file(str(file)), *controls())
-    assert "Not a readable image" in told and "Choose another picture." in told
-    assert "letter" not in told
+    (tmp_path / "letter.png").write_bytes(content)
+    visitor = new_visitor()
+    assert opened(visitor, tmp_path / "letter.png") == NOTHING
+    (told,) = warnings
+    assert told.startswith("This picture cannot be used: Not a readable image")
+    assert told.endswith("Choose another picture.") and "letter" not in told
+    assert "There is no picture yet" in refused(visitor, "/ask", QUESTION, *controls())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 10), (6000, 60)])
 def test_a_picture_of_impossible_shape_is_refused(
-    new_visitor: Callable[..., Client], tmp_path: Path, size: tuple[int, int]
+    new_visitor: Callable[..., Client], tmp_path: Path, warnings: list[str], size: tuple[int, int]
 ) -> None:
     Image.new("L", size).save(tmp_path / "odd.png")
-    told = refused(new_visitor(None), "/open_picture", handle_file(str(tmp_path / "odd.png")), *controls())
-    assert f"{size[0]}x{size[1]}" in told
+    assert opened(new_visitor(None), tmp_path / "odd.png") == NOTHING
+    assert f"{size[0]}x{size[1]}" in warnings[0]
+
+
+def test_a_change_that_a_browser_tells_twice_is_one(
+    new_visitor: Callable[..., Client], tmp_path: Path, warnings: list[str]
+) -> None:
+    (tmp_path / "letter.png").write_bytes(b"Dear Sir")
+    visitor = new_visitor()
+    ask(visitor)
+    show(visitor, FIRST)
+    assert len(ask(visitor, "Why?")[0]) == 3  # the conversation goes on
+    opened(visitor, tmp_path / "letter.png")
+    opened(visitor, tmp_path / "letter.png")
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
-def test_a_request_cannot_open_a_file_that_was_not_uploaded(url: str, meta: dict[str, Any]) -> None:
+def test_a_request_cannot_open_a_file_that_was_not_uploaded(
+    url: str, warnings: list[str], meta: dict[str, Any]
+) -> None:
     calls = f"{url}gradio_api/call/open_picture"
     call = httpx.post(calls, json={"data": [{"path": FIRST, **meta}, *controls()]}).json()
     events = httpx.get(f"{calls}/{call['event_id']}").text
-    assert "event: error" in events
-    assert "event: complete" not in events
+    assert "event: error" in events or [*warnings] == [
+        "This picture cannot be used: It was not uploaded. Choose another picture."
+    ]
+    assert "image.webp" not in events
 
 
 def test_a_huge_picture_is_kept_at_a_size_that_memory_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +478,7 @@ def test_the_page_asks_nothing_of_other_hosts(url: str) -> None:
         (["--concurrency-count", "0"], "--concurrency-count is 0; it must be at least 1"),
         (["--moderate"], "--moderate needs an OpenAI key in the environment variable OPENAI_API_KEY"),
         (["--controller-url", "ftp://x"], "'ftp://x'; it must begin with http:// or https://"),
+        (["--controller-url", "http://x", "--native-size", "3"], "native size is 3; it must be at least 14"),
         (["--controller-url", "http://x", "--alpha", "1", "--load-4bit"], "so --alpha, --load-4bit cannot be given"),
     ],
 )

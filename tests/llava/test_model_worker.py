@@ -24,6 +24,7 @@ from llava.serve.sampling import Sampling
 from tests.llava import upstream
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import DEADLINE, Gate, body, loaded, picture, picture_paths, reaches, served
+from tests.llava.programs import eventually
 from tests.llava.upstream import UpstreamError
 
 NAME = "llava-demo"
@@ -304,6 +305,25 @@ def test_the_model_stops_when_the_client_goes_before_the_answer(engine: ChatEngi
             assert engine.waiting == 1
         assert reaches(engine, lambda: engine.waiting == 0)
     first.close()
+
+
+def test_answers_refusals_and_vanished_clients_are_counted(engine: ChatEngine) -> None:
+    def count(url: str, line: str) -> float:
+        lines = httpx.get(url + "/metrics").text.splitlines()
+        return next((float(found.rpartition(" ")[2]) for found in lines if found.startswith(line)), 0.0)
+
+    with served(create_app(ModelWorker(engine, [NAME]))) as url:
+        list(upstream.chat(url, request(engine)))
+        post(url, request(engine, images=[]))
+        with (
+            Gate(engine),
+            httpx.stream("POST", url + "/worker_generate_stream", json=request(engine), timeout=DEADLINE),
+        ):
+            pass
+        assert reaches(engine, lambda: engine.waiting + engine.running == 0)
+        eventually(lambda: count(url, 'llava_answers_total{finish_reason="cancelled"}') == 1)
+        assert count(url, 'llava_answers_total{finish_reason="stop"}') == 1
+        assert count(url, 'llava_errors_total{kind="invalid_request"}') == 1
 
 
 # Keys

@@ -99,7 +99,6 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(client: OpenAI, question: 
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert len({chunk.id for chunk in chunks}) == 1
-    assert len(chunks) >= whole.usage.completion_tokens  # a token a piece; role and end have chunks of their own
 
 
 def test_the_asynchronous_client_gets_the_same(served: tuple[ChatEngine, str], client: OpenAI) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +11,7 @@ import httpx
 import pytest
 
 from tests.llava import upstream
-from tests.llava.programs import CONTROLLER, DEADLINE, WORKER, Program, free_port, running
+from tests.llava.programs import CONTROLLER, WORKER, Program, eventually, free_port, running
 from tests.llava.slow_worker import said
 
 LONG = 600  # tokens: three seconds
@@ -50,15 +48,6 @@ def asked(url: str, tokens: int = LONG) -> tuple[Iterator[dict[str, Any]], dict[
     """A stream that has begun to answer, and the chunk that shows it."""
     chunks = asking(url, tokens)
     return chunks, next(chunk for chunk in chunks if len(chunk["text"]) > 10)
-
-
-def eventually(state: Callable[[], bool]) -> None:
-    """Asks until it is so, at most until the deadline."""
-    until = time.monotonic() + DEADLINE
-    wait = threading.Event()
-    while not state():
-        assert time.monotonic() < until
-        wait.wait(0.02)
 
 
 def queue_of(url: str) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from llava.serve.trust import host_of, is_loopback
+from llava.serve.trust import add_token_flag, host_of, is_loopback, warn_of_open_port
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]"])
@@ -91,3 +93,24 @@ def test_the_host_of_a_plain_address_is_found(address: str, host: str) -> None:
 def test_an_address_with_more_than_a_host_and_a_port_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="address"):
         host_of(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"), [("127.0.0.1", [], False), ("0.0.0.0", ["k"], False), ("0.0.0.0", [], True)]
+)
+def test_an_open_port_is_warned_of(host: str, keys: list[str], warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_open_port(host, keys)
+    assert ("--api-key" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("secret", ["two words", "schlüssel", "s3cret\n"])
+def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(
+    secret: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_token_flag(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--worker-token", secret])
+    said = capsys.readouterr().err
+    assert "without blanks" in said
+    assert secret.strip() not in said

@@ -416,7 +416,7 @@ def test_what_does_not_belong_together_is_an_error():
         model.get_image_features(inputs["pixel_values"][:3], inputs["leaf_boxes"], inputs["leaf_grids"])
     with pytest.raises(ValueError, match="cut with thumbnail=True, the model is attached with False"):
         _, other = attached("llava", **TREE, thumbnail=True)
-        model.get_image_features(**other.image_processor.cut(PICTURES[1:2]))
+        model.get_image_features(**other.image_processor.pack(PICTURES[1:2]))
     with pytest.raises(ValueError, match="no leaf_boxes: give all"):
         model.get_image_features(inputs["pixel_values"][None])
     with pytest.raises(ValueError, match="can't be told from embeddings"):

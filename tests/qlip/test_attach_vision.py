@@ -32,7 +32,7 @@ def test_at_the_native_grid_everything_is_the_untouched_models(kind):
     model, processor = qlip.attach(make_vision_model(kind), **UNIFORM)
     pixels = processor(NATIVES, return_tensors="pt")["pixel_values"]
     expected = make_vision_model(kind)(pixels, output_hidden_states=True)
-    for inputs in (processor.cut(NATIVES), {"pixel_values": pixels}):
+    for inputs in (processor.pack(NATIVES), {"pixel_values": pixels}):
         output = model(**inputs, output_hidden_states=True)
         torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=0)
         torch.testing.assert_close(output.pooler_output, expected.pooler_output, atol=1e-4, rtol=0)
@@ -45,10 +45,10 @@ def test_at_the_native_grid_everything_is_the_untouched_models(kind):
 @torch.no_grad()
 def test_an_image_is_the_same_in_any_batch(kind):
     model, processor = qlip.attach(make_vision_model(kind), **TREE)
-    together = model(**processor.cut(PICTURES))
+    together = model(**processor.pack(PICTURES))
     assert len({len(tree) for tree in together.leaves}) > 1
     for index, image in enumerate(PICTURES):
-        alone = model(**processor.cut([image]))
+        alone = model(**processor.pack([image]))
         mask = together.token_mask[index]
         torch.testing.assert_close(
             together.last_hidden_state[index][mask], alone.last_hidden_state[0], atol=1e-4, rtol=0
@@ -60,7 +60,7 @@ def test_an_image_is_the_same_in_any_batch(kind):
 @torch.no_grad()
 def test_feature_maps_give_every_cell_its_leafs_feature():
     model, processor = qlip.attach(make_vision_model("clip"), **TREE)
-    output = model(**processor.cut(PICTURES))
+    output = model(**processor.pack(PICTURES))
     for index, (features, tree) in enumerate(zip(output.feature_maps(), output.leaves, strict=True)):
         assert features.shape == (32, *tree.grid)
         for number, (row, col, size) in enumerate(tree.boxes.tolist()):

@@ -6,15 +6,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llava.model.config import LlavaConfig
 from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
-from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
+from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
+from qlip.patches import CutImage
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
@@ -96,19 +97,23 @@ class QLIPVisionTower(VisionTower):
         """What the tower sees of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
-    def count_leaves(self, leaves: Leaves) -> int:
-        """Tokens that an image of these leaves takes in the language model, the thumbnail's included."""
-        return len(leaves) + (self.num_patches if self._settings.thumbnail else 0)
-
     def count_tokens(self, image: Tensor) -> int:
-        return self.count_leaves(self.partition(image))
+        return len(self.partition(image)) + (self.num_patches if self._settings.thumbnail else 0)
 
     def count_positions(self, image: Tensor) -> int:
         return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
-    def encode(self, images: Sequence[Tensor], leaves: Sequence[Leaves] | None = None) -> list[ImageTokens]:
-        """Tokens of images (C, H, W) on the tower's device; of their own quadtrees, or of those given."""
-        output = self.vision_tower(images, leaves=leaves)
+    def forward(self, images: Tensor | Sequence[Tensor] | Sequence[CutImage]) -> list[ImageTokens]:
+        """One `ImageTokens` per image; images that were cut before take the place of pixels."""
+        if len(images) == 0 or isinstance(images[0], Tensor):
+            return super().forward(cast(Sequence[Tensor], images))
+        cuts = [cut.to(self.device) for cut in cast(Sequence[CutImage], images)]
+        return self._tokens(self.vision_tower.encode_cut(cuts))
+
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+        return self._tokens(self.vision_tower(images))
+
+    def _tokens(self, output: QLIPOutput) -> list[ImageTokens]:
         tokens = []
         for features, leaves in zip(output.features, output.leaves, strict=True):
             place = self.vision_tower.language_span(leaves)

@@ -5,7 +5,7 @@ Knows neither the page nor its visitors.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,8 +66,10 @@ class Backend(Protocol):
     max_tokens: int
     """Largest token budget worth asking for."""
     pixels: Pixels
-    note: str
-    """What a visitor should know about how views come about; may be empty."""
+
+    @property
+    def note(self) -> str:
+        """What a visitor should know about how views come about; may be empty."""
 
     async def models(self) -> list[str]:
         """Returns the models to choose from; none where there is no choice."""
@@ -75,7 +77,7 @@ class Backend(Protocol):
     def look(self, picture: Image.Image, options: QLIPOptions) -> View:
         """Prepares a picture and counts its tokens, without running a model."""
 
-    def ask(self, query: Query) -> AsyncIterator[Piece]:
+    def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """Yields the answer's pieces. Closing the iterator stops the model."""
 
 
@@ -102,7 +104,7 @@ class EngineBackend:
         """See `Backend`."""
         return self.engine.sight.look(picture, self.engine.sight.settings(options))
 
-    async def ask(self, query: Query) -> AsyncIterator[Piece]:
+    async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`; errors are the engine's."""
         conversation, images = converse(self.engine, query.turns)
         answer = await self.engine.asubmit(conversation, images, query.sampling, query.qlip, shorten=True)

@@ -1,16 +1,16 @@
 """Answers from a LLaVA controller and its workers, over LLaVA's wire protocol; views from this machine.
 
-The views need no model: a quadtree is a matter of pixels. They are cut as CLIP ViT-L/14 at 336 pixels would see them,
-the tower of LLaVA v1.5; whether a worker's tower is another is not known here.
+The views need no model: a quadtree is a matter of pixels. They are cut for a tower of a given native size; whether a
+worker's is another is not known here, since the protocol does not tell.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,19 +26,16 @@ from llava.serve.dialogue import converse
 from llava.serve.engine import separators
 from llava.serve.errors import RequestError
 from llava.serve.http import bearer_header
-from llava.serve.sight import CLIP_VIEW, QLIPOptions, View
+from llava.serve.sight import CLIP_VIEW, QLIPOptions, View, quadtree_view
 from llava.serve.web.backend import Piece, Query, pixels_of
 from llava.serve.wire import ErrorCode, FrameSplitter
 from qlip import QLIPConfig, QLIPImageProcessor
 
-PATCH_SIZE, NATIVE_SIZE = 14, 336
+PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
 MAX_TOKENS = 4096
-MAX_FRAME = 16 * 2**20  # bytes
-CONNECT, SILENCE = (
-    10.0,
-    300.0,
-)  # seconds to reach the controller; seconds that an answer may pause, its waiting included
-
+MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
+CONNECT = 10.0  # seconds to reach the controller
+SILENCE = 300.0  # seconds that an answer may pause, its waiting included
 
 KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
 
@@ -46,18 +43,18 @@ KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", Er
 class ControllerBackend:
     """Whichever models a controller's workers serve."""
 
-    defaults = QLIPConfig()
+    defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
-    native_tokens = (NATIVE_SIZE // PATCH_SIZE) ** 2
     max_tokens = MAX_TOKENS
     image_token = DEFAULT_IMAGE_TOKEN
-    note = (
-        "Drawn for CLIP ViT-L/14 at 336 px, the tower of LLaVA v1.5. A worker with another tower sees otherwise, and "
-        "one that knows no QLIP sees CLIP's grid only."
-    )
 
     def __init__(
-        self, url: str, conv_mode: str | None = None, api_key: str | None = None, reload: bool = False
+        self,
+        url: str,
+        conv_mode: str | None = None,
+        api_key: str | None = None,
+        reload: bool = False,
+        native_size: int = NATIVE_SIZE,
     ) -> None:
         """
         Args:
@@ -65,6 +62,7 @@ class ControllerBackend:
             conv_mode: Key of `conv_templates`: the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
             api_key: Sent to the controller, if it wants one.
             reload: Ask for the models anew each time; otherwise they are asked for once.
+            native_size: Side, in pixels, of the pictures that the workers' towers were trained on.
 
         Raises:
             ValueError: the address is not one of http or https, or the prompt format is unknown.
@@ -73,15 +71,27 @@ class ControllerBackend:
             raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")
         if (conv_mode or "vicuna_v1") not in conv_templates:
             raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+        if native_size < PATCH_SIZE:
+            raise ValueError(f"the towers' native size is {native_size}; it must be at least {PATCH_SIZE}")
         self.url = url.rstrip("/")
         self.conv_mode = conv_mode or "vicuna_v1"
         self.headers = bearer_header(api_key)
         self.reload = reload
-        self.clip_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": NATIVE_SIZE}, crop_size={"height": NATIVE_SIZE, "width": NATIVE_SIZE}
-        )
+        self.native_size = native_size
+        self.native_tokens = (native_size // PATCH_SIZE) ** 2
+        square = {"height": native_size, "width": native_size}
+        self.clip_processor = CLIPImageProcessorPil(size={"shortest_edge": native_size}, crop_size=square)
         self.pixels = pixels_of(self.clip_processor, PATCH_SIZE)
         self._models: list[str] = []
+
+    @property
+    def note(self) -> str:
+        """See `Backend`."""
+        return (
+            f"Drawn for a vision tower of {self.native_size} pixels in patches of {PATCH_SIZE}. A worker with another "
+            "one sees otherwise, and one that knows no QLIP sees by CLIP's grid only; the number of tokens under an "
+            "answer is the worker's own, where it tells one."
+        )
 
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the models' prompt format."""
@@ -96,9 +106,11 @@ class ControllerBackend:
         if self.reload or not self._models:
             async with self._client() as client:
                 if self.reload:
-                    (await client.post("/refresh_all_workers")).raise_for_status()
-                reply = (await client.post("/list_models")).raise_for_status().json()
-            names = reply.get("models") if isinstance(reply, Mapping) else None
+                    await check(await client.post("/refresh_all_workers"))
+                reply = await client.post("/list_models")
+                await check(reply)
+                said = reply.json()
+            names = said.get("models") if isinstance(said, Mapping) else None
             self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
         return list(self._models)
 
@@ -108,14 +120,10 @@ class ControllerBackend:
             config = SimpleNamespace(image_aspect_ratio="pad")
             pixels = process_images([picture], self.clip_processor, config)[0]
             return View(pixels, CLIP_VIEW, None, self.native_tokens, self.native_tokens, self.native_tokens)
-        settings = replace(self.defaults, **options.changes())
-        processor = QLIPImageProcessor(PATCH_SIZE, NATIVE_SIZE, qlip=settings)
-        pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-        leaves = processor.partition(pixels)
-        rows, cols = leaves.grid
-        return View(pixels, settings, leaves, len(leaves), max(len(leaves), self.native_tokens), rows * cols)
+        settings = QLIPConfig(**options.changes())
+        return quadtree_view(picture, QLIPImageProcessor(PATCH_SIZE, self.native_size, qlip=settings))
 
-    async def ask(self, query: Query) -> AsyncIterator[Piece]:
+    async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.
 
         Raises:
@@ -140,7 +148,7 @@ class ControllerBackend:
             self._client() as client,
             client.stream("POST", "/worker_generate_stream", json=request) as reply,
         ):
-            reply.raise_for_status()
+            await check(reply)
             async for frame in frames(reply.aiter_bytes()):
                 message = read(frame)
                 yield Piece(message["text"][shown:], visual_tokens_in(message))
@@ -155,8 +163,6 @@ class ControllerBackend:
                 base_url=self.url, timeout=timeout, headers=self.headers, trust_env=False
             ) as client:
                 yield client
-        except httpx.HTTPStatusError as error:
-            raise await refusal(error.response) from None
         except httpx.TimeoutException:
             raise RequestError(504, "unreachable", "the controller did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
@@ -212,13 +218,16 @@ def not_llavas() -> RequestError:
     return RequestError(502, "bad_answer", "the worker's answer is not LLaVA's protocol")
 
 
-async def refusal(reply: httpx.Response) -> RequestError:
-    """Returns the error that a refused request stands for, with the server's own reason where it gives one."""
+async def check(reply: httpx.Response) -> None:
+    """Raises RequestError for a request that was refused, with the server's own reason where it gives one."""
+    if reply.is_success:
+        return
     body = (await reply.aread()).rstrip(wire.END)
     try:
-        return failure_of(json.loads(body), "refused")
+        failure = failure_of(json.loads(body), "refused")
     except (ValueError, LookupError, TypeError):
-        return RequestError(502, "refused", f"the controller answered {reply.status_code}")
+        failure = RequestError(502, "refused", f"the controller answered {reply.status_code}")
+    raise failure
 
 
 def failure_of(message: Any, kind: str, limit: int = 300) -> RequestError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from llava.serve.errors import explain
+from llava.serve.errors import Failure, ImageError, explain
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions, View
 from llava.serve.web import views
@@ -106,10 +106,12 @@ def complaining() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception as error:
-        failure = explain(error)
-        advice = ADVICE.get(failure.kind, "")
-        text = f"{failure.message[:1].upper()}{failure.message[1:]}. {advice}"
-        raise complaint(text.strip()) from None
+        raise complaint(advised(explain(error))) from None
+
+
+def advised(failure: Failure) -> str:
+    """Returns in sentences what went wrong and what to do."""
+    return f"{failure.message[:1].upper()}{failure.message[1:]}. {ADVICE.get(failure.kind, '')}".strip()
 
 
 class Demo:
@@ -125,17 +127,23 @@ class Demo:
         self.moderator = moderator
         self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
 
-    def open_picture(
-        self, upload: Mapping[str, Any] | None, *controls: Any
-    ) -> tuple[Session, Image.Image | None, str, Messages, str, Any]:
-        """Starts a new conversation about an uploaded picture (Gradio's description of the file), or about none."""
-        with complaining():
-            session = Session(open_upload(upload) if upload else None)
-        return session, *self.look(session, *controls), [], views.NOTHING_SPENT, gr.update(visible=False)
+    def open_picture(self, session: Session, upload: Mapping[str, Any] | None, *controls: Any) -> tuple[Any, ...]:
+        """Starts a new conversation about an uploaded picture (Gradio's description of the file), or about none.
 
-    def no_picture(self) -> tuple[Any, ...]:
-        """Empties the page, and the place of the picture, after one that could not be used."""
-        return None, *self.open_picture(None)
+        Returns what the picture's place holds, then session, view, its cost, chatbot, last cost and comparison. A
+        browser may tell of one change more than once.
+        """
+        source = str(upload.get("path")) if upload else None
+        if source == session.source:
+            return (gr.skip(),) * 7
+        picture, place = None, gr.skip()
+        try:
+            picture = open_upload(upload) if upload else None
+        except ImageError as error:
+            gr.Warning(advised(explain(error)), title="This picture cannot be used")
+            place = None
+        session = Session(picture, source)
+        return place, session, *self.look(session, *controls), [], views.NOTHING_SPENT, gr.update(visible=False)
 
     def look(self, session: Session, *controls: Any) -> tuple[Image.Image | None, str]:
         """Draws what the model would see and says what it costs."""
@@ -148,7 +156,7 @@ class Demo:
 
     async def ask(
         self, request: gr.Request, session: Session, question: str, *controls: Any
-    ) -> AsyncIterator[tuple[Session, Messages, str, Any]]:
+    ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
         """Streams the answer into session, chatbot and cost line, and empties the question box at once."""
         async with aclosing(self._converse(request, session, question, Controls(*controls))) as steps:
             box: Any = ""
@@ -158,7 +166,7 @@ class Demo:
 
     async def regenerate(
         self, request: gr.Request, session: Session, *controls: Any
-    ) -> AsyncIterator[tuple[Session, Messages, str]]:
+    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Asks the last question again, with the controls as they are now."""
         if not session.exchanges:
             raise complaint("There is no answer to give anew. Ask something first.")
@@ -169,7 +177,7 @@ class Demo:
 
     async def compare(
         self, request: gr.Request, session: Session, question: str, *controls: Any
-    ) -> AsyncIterator[tuple[Any, ...]]:
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answers one question seen both ways, outside the conversation.
 
         Yields the panel, its question, and head and body of either side. One answer comes after the other, so that
@@ -198,7 +206,8 @@ class Demo:
                 sides.append(views.compare_body(way, SUBTITLES[way], text, cost))
             return sides
 
-        heads = [views.compare_head(way, view, self.backend.pixels) for way, view in seen.items()]
+        drawn = [asyncio.to_thread(views.compare_head, way, view, self.backend.pixels) for way, view in seen.items()]
+        heads = await asyncio.gather(*drawn)
         left, right = bodies()
         yield gr.update(visible=True), views.compare_question(question), heads[0], left, heads[1], right
         for way, view in seen.items():
@@ -214,7 +223,7 @@ class Demo:
 
     async def leave(self, request: gr.Request) -> None:
         """Stops what a visitor who has gone away was waiting for, be it that no text has come yet."""
-        for task in list(self._running.get(request.session_hash, ())):
+        for task in filter(None, list(self._running.get(request.session_hash, ()))):
             task.cancel()
 
     async def models(self) -> Any:
@@ -225,7 +234,7 @@ class Demo:
 
     async def _converse(
         self, request: gr.Request, session: Session, question: str, said: Controls
-    ) -> AsyncIterator[tuple[Session, Messages, str]]:
+    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Yields session, messages and cost as the answer grows."""
         picture, question = self._checked(session, question)
         with complaining():
@@ -254,12 +263,13 @@ class Demo:
             await self.moderator.check(question)
         return await asyncio.to_thread(self.backend.look, picture, options)
 
-    async def _answer(self, request: gr.Request, query: Query, tally: Tally) -> AsyncIterator[None]:
+    async def _answer(self, request: gr.Request, query: Query, tally: Tally) -> AsyncGenerator[None, None]:
         """Takes one step after the other; the last when the answer has ended.
 
         Stops the model when it is closed, or when the visitor leaves.
         """
-        running, task = self._running.setdefault(request.session_hash, set()), asyncio.current_task()
+        task = asyncio.current_task()
+        running = self._running.setdefault(request.session_hash, set())
         running.add(task)
         try:
             with complaining():

@@ -17,6 +17,7 @@ TITLE = "LLaVA with QLIP"
 MODEL_EVENTS = "model"  # those that wait for a model share one bound on how many go on at a time
 LARGEST_ALPHA = 3.0
 PICTURE_HEIGHT, VIEW_HEIGHT = 300, 380  # pixels
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # an event that programs have no use for
 SWITCH_APPEARANCE = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -42,14 +43,13 @@ class Parts:
 
     session: gr.State
     picture: gr.Image
-    examples: gr.Examples | None
     seen: gr.Image
     cost: gr.HTML
     chat: gr.Chatbot
     spent: gr.HTML
     question: gr.Textbox
     buttons: Mapping[str, gr.Button]
-    controls: Sequence[gr.Component]
+    controls: Sequence[Any]
     """As `Controls` has them."""
     panel: gr.Column
     sides: Sequence[gr.HTML]
@@ -70,7 +70,7 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         model = _header(text, choose_model)
         with gr.Row(elem_id="stage"):
             with gr.Column(elem_id="picture-card", elem_classes="card"):
-                picture, examples = _picture_card(text)
+                picture = _picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = _settings_card()
             with gr.Column(elem_id="sees-card", elem_classes="card"):
@@ -80,24 +80,24 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
             with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                 sides = _compare_card()
         controls = [*sight, *sampling, model]
-        parts = Parts(session, picture, examples, seen, cost, chat, spent, question, buttons, controls, panel, sides)
+        parts = Parts(session, picture, seen, cost, chat, spent, question, buttons, controls, panel, sides)
         answering = _tie_questions(demo, parts)
         _tie_pictures(demo, parts, page, answering)
         if choose_model:
-            page.load(demo.models, None, model, show_progress="hidden", api_name=False)
+            page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
         page.unload(demo.leave)
     return page
 
 
 def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
     """Ties what makes the model answer; returns the events that a stop ends."""
-    waiting = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden"}
+    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden"}
     buttons, question, session = parts.buttons, parts.question, parts.session
     talk = [session, parts.chat, parts.spent]
     asked, answered = [session, question, *parts.controls], [*talk, question]
     asking = gr.on([buttons["Ask"].click, question.submit], demo.ask, asked, answered, api_name="ask", **waiting)
-    chosen = parts.chat.example_select(example_text, None, question, show_progress="hidden", api_name=False)
-    suggested = chosen.then(demo.ask, asked, answered, api_name=False, **waiting)
+    chosen = parts.chat.example_select(example_text, None, question, show_progress="hidden", **PRIVATE)
+    suggested = chosen.then(demo.ask, asked, answered, **PRIVATE, **waiting)
     again = buttons["Regenerate"].click(
         demo.regenerate, [session, *parts.controls], talk, api_name="regenerate", **waiting
     )
@@ -113,17 +113,19 @@ def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
 
 def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
     """Ties what changes the picture or how it is seen; a new picture ends answers about the old one."""
-    hidden = {"show_progress": "hidden"}
-    shown = [parts.session, parts.seen, parts.cost, parts.chat, parts.spent, parts.panel]
+    hidden: dict[str, Any] = {"show_progress": "hidden"}
     # Not preprocessed: load_image checks the file before anything is decoded, and says what is wrong with it.
-    opening = {"fn": demo.open_picture, "inputs": [parts.picture, *parts.controls], "outputs": shown, **hidden}
-    arrived = [page.load, parts.picture.input]
-    opened = [gr.on(arrived, api_name="open_picture", preprocess=False, cancels=answering, **opening)]
-    if parts.examples is not None:
-        taken = parts.examples.load_input_event
-        opened.append(taken.then(api_name=False, preprocess=False, cancels=answering, **opening))
-    for event in opened:
-        event.failure(demo.no_picture, None, [parts.picture, *shown], api_name=False, **hidden)
+    gr.on(
+        [page.load, parts.picture.change],
+        demo.open_picture,
+        [parts.session, parts.picture, *parts.controls],
+        [parts.picture, parts.session, parts.seen, parts.cost, parts.chat, parts.spent, parts.panel],
+        api_name="open_picture",
+        preprocess=False,
+        trigger_mode="always_last",  # a change amid another is not lost
+        cancels=answering,
+        **hidden,
+    )
     way, alpha, budget = parts.controls[:3]
     gr.on(
         [way.change, alpha.change, budget.change],
@@ -134,7 +136,7 @@ def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence
         trigger_mode="always_last",
         **hidden,
     )
-    way.change(way_of_sliders, way, [alpha, budget], api_name=False, **hidden)
+    way.change(way_of_sliders, way, [alpha, budget], **PRIVATE, **hidden)
 
 
 def example_text(chosen: gr.SelectData) -> str:
@@ -159,7 +161,7 @@ def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
     return model
 
 
-def _picture_card(text: PageText) -> tuple[gr.Image, gr.Examples | None]:
+def _picture_card(text: PageText) -> gr.Image:
     gr.HTML("<h2>Picture</h2>")
     picture = gr.Image(
         text.examples[0] if text.examples else None,
@@ -170,10 +172,10 @@ def _picture_card(text: PageText) -> tuple[gr.Image, gr.Examples | None]:
         elem_id="picture",
         placeholder="Drop a picture here, paste one, or choose a file",
     )
-    if not text.examples:
-        return picture, None
-    rows = [[path] for path in text.examples]
-    return picture, gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", api_name=False)
+    if text.examples:
+        rows = [[path] for path in text.examples]
+        gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
+    return picture
 
 
 def _settings_card() -> list[gr.Slider]:
@@ -185,7 +187,7 @@ def _settings_card() -> list[gr.Slider]:
     ]
 
 
-def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[gr.Component]]:
+def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
     settings, most = demo.backend.defaults, demo.backend.max_tokens
     both = settings is not None
     gr.HTML("<h2>What the model sees</h2>")

@@ -38,6 +38,8 @@ class Session:
     """A picture and the conversation about it."""
 
     picture: Image.Image | None = None
+    source: str | None = None
+    """The uploaded file that was opened last, be it that it was no picture."""
     exchanges: tuple[Exchange, ...] = ()
 
     def with_answer(self, question: str, answer: str) -> Session:

@@ -35,11 +35,13 @@ class Cost:
 
 def as_seen(view: View, pixels: Pixels) -> Image.Image:
     """Returns what reaches the model: each leaf's pixels as its patch holds them, so that large leaves are blurred."""
-    tile = view.pixels[0] if view.pixels.ndim == 4 else view.pixels  # tiles: the first shows the whole picture
-    side = pixels.patch_size
-    leaves = leaves_of(view, pixels)
+    side, leaves = pixels.patch_size, leaves_of(view, pixels)
     rows, cols = leaves.grid
-    patches = qlip.extract_patches(tile[:, : rows * side, : cols * side], leaves, side)
+    if view.cut is None:
+        tile = view.pixels[0] if view.pixels.ndim == 4 else view.pixels  # tiles: the first shows the whole picture
+        patches = qlip.extract_patches(tile[:, : rows * side, : cols * side], leaves, side)
+    else:
+        patches = view.cut.patches
     levels = ((patches * pixels.std + pixels.mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     canvas = np.empty((rows * side, cols * side, 3), dtype=np.uint8)
     for (row, col, size), patch in zip(leaves.boxes.tolist(), levels, strict=True):

@@ -1,0 +1,250 @@
+"""What the commands that answer question files share: flags, the loop, the file of answers, progress, exit codes.
+
+A command brings its questions. Under `accelerate launch` or torchrun each process answers a share of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from llava.eval.answer_file import AnswerFile, Row
+from llava.eval.batches import BatchLimits
+from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.provenance import checkpoint_hash, run_settings
+from llava.eval.questions import Question, chunk
+from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_empty_tower
+from llava.serve.cli import OneLineParser, add_model_flags, load_engine, qlip_option
+from llava.serve.engine import Sampling
+from llava.utils import demo_model_path
+
+FEW_PICTURES = 64
+"""Up to here worker processes would take longer to start than to help."""
+
+ReadQuestions = Callable[[argparse.Namespace], list[Question]]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Where the commands differ."""
+
+    question_file: str = "tables/question.jsonl"
+    temperature: float = 0.2
+    max_new_tokens: int = 1024
+
+
+def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParser:
+    """The flags that all commands share: LLaVA's, and those of batches, workers and the quadtree."""
+    parser = OneLineParser(prog=name, description=description)
+    add_model_flags(parser)
+    parser.add_argument("--image-folder", type=Path, default=Path(), help="where the pictures lie (default: here)")
+    parser.add_argument(
+        "--question-file", type=Path, default=Path(defaults.question_file), help="the questions (%(default)s)"
+    )
+    parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"), help="the answers (%(default)s)")
+    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
+    parser.add_argument(
+        "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
+    )
+    parser.add_argument("--top_p", "--top-p", type=float, help="share of the probability that is sampled from")
+    parser.add_argument("--num_beams", "--num-beams", type=int, default=1, help="width of the beam search")
+    parser.add_argument(
+        "--max_new_tokens",
+        "--max-new-tokens",
+        type=int,
+        default=defaults.max_new_tokens,
+        help="longest answer (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of sampled answers (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=BatchLimits.tokens,
+        help="most tokens of a batch's prompts, padding included (%(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help=f"processes that make pictures ready (default: by the cores; 0 up to {FEW_PICTURES} pictures)",
+    )
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
+    )
+    return parser
+
+
+def command(name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None) -> int:
+    """Runs a command line; returns 0, 1 if questions stayed without an answer, 2 for an error, 130 if interrupted."""
+    args = parser.parse_args(argv)
+    return guarded(name, lambda: run(name, args, read))
+
+
+def guarded(name: str, work: Callable[[], int]) -> int:
+    """The exit code of some work: its own, or that of its failure, which is told in one line."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
+    """Answers what the file of answers lacks.
+
+    Raises:
+        ValueError: impossible flags, a bad question file, or answers of another run.
+    """
+    sampling, limits = read_sampling(args), read_limits(args)
+    questions = read(args)
+    preparer = Preparer.of(load_empty_tower(args.model_path or demo_model_path(), qlip_option(args)))
+    state = join_processes(args)
+    first = state is None or state.is_main_process
+    answers = AnswerFile(args.answers_file, state.process_index if state else None)
+    if first:
+        answers.start(questions, args.resume)
+    if state:
+        state.wait_for_everyone()
+    todo = open_questions(args, questions, answers)
+    if state:
+        todo = [todo[i] for i in chunk(todo, state.num_processes, state.process_index)]
+    pictures = pictures_of(todo, limits)
+    workers = choose_workers(args.workers, len(pictures), state.num_processes if state else 1)
+    ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
+    engine = load_engine(args)
+    settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
+    answers.check(settings)
+    progress, make_row = Progress(len(todo), show=first), row_maker(args.model_path, settings)
+    for outcomes in Runner(engine, sampling, args.seed, limits).run(todo, ready):
+        rows = [make_row(outcome) for outcome in outcomes]
+        answers.append(rows)
+        progress.add(rows)
+    progress.close()
+    if state:
+        state.wait_for_everyone()
+    return report(name, answers) if first else 0
+
+
+def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
+    """The questions of this chunk that have no answer yet."""
+    done = answers.done()
+    return [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
+
+
+def join_processes(args: argparse.Namespace) -> PartialState | None:
+    """This process among those that a launcher started, on a GPU of its own if there are any; None if it is alone.
+
+    They only wait for each other, over the CPU: a GPU's own way would keep it busy meanwhile.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    state = PartialState(cpu=True, timeout=timedelta(days=30))
+    if args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{state.local_process_index % torch.cuda.device_count()}"
+    return state
+
+
+def report(name: str, answers: AnswerFile) -> int:
+    """Puts the file of answers in order; returns the exit code."""
+    answered, failed = answers.finish()
+    print(f"{name}: {answered} answers in {answers.path}", file=sys.stderr)
+    if failed:
+        print(f"{name}: {failed} questions have no answer; {answers.errors} says why", file=sys.stderr)
+    return 1 if failed else 0
+
+
+class Progress:
+    """A bar with pictures per second, visual tokens saved against the uniform grid, and the time left."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
+        self.bar = tqdm(total=total, unit="image", disable=not show, mininterval=every, smoothing=0.05)
+        self.tokens = self.uniform = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Counts rows of the file of answers."""
+        answered = [row["metadata"] for row in rows if "text" in row]
+        self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
+        self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
+        if self.uniform:
+            self.bar.set_postfix_str(f"{1 - self.tokens / self.uniform:.0%} tokens saved", refresh=False)
+        self.bar.update(len(rows))
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self.bar.close()
+
+
+def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[Outcome], Row]:
+    """Turns outcomes into rows: of the answers where there is a text, else of the errors."""
+    model_id = get_model_name_from_path(str(model_path or demo_model_path()))
+    run_name = sha256(repr(sorted(settings.items())).encode()).hexdigest()
+
+    def make_row(outcome: Outcome) -> Row:
+        question, picture = outcome.question, outcome.picture
+        row: Row = {"question_id": question.question_id, "prompt": question.prompt}
+        if outcome.text is None:
+            place = {"index": outcome.index, "image": question.image_name}
+            return {**row, **question.extra, "error": outcome.error, "metadata": place}
+        metadata = {
+            "index": outcome.index,
+            "image": question.image_name,
+            "image_size": list(picture.size) if picture else None,
+            "visual_tokens": picture.tokens if picture else 0,
+            "uniform_tokens": picture.uniform_tokens if picture else 0,
+            **settings,
+        }
+        answer_id = sha256(f"{run_name}:{outcome.index}".encode()).hexdigest()[:22]
+        return {
+            **row,
+            "text": outcome.text,
+            **question.extra,
+            "answer_id": answer_id,
+            "model_id": model_id,
+            "metadata": metadata,
+        }
+
+    return make_row
+
+
+def read_sampling(args: argparse.Namespace) -> Sampling:
+    """How the flags want answers decoded."""
+    return Sampling(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+
+
+def read_limits(args: argparse.Namespace) -> BatchLimits:
+    """How large the flags let batches be; every beam is a row of its own."""
+    rows, tokens = max(1, args.batch_size // args.num_beams), max(1, args.batch_tokens // args.num_beams)
+    return BatchLimits(rows if args.batch_size > 0 else args.batch_size, tokens if args.batch_tokens > 0 else 0)
+
+
+def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
+    """How many processes make pictures ready.
+
+    Raises:
+        ValueError: a negative number is wanted.
+    """
+    if wanted is not None:
+        if wanted < 0:
+            raise ValueError(f"--workers is {wanted}; it must be at least 0")
+        return wanted
+    if pictures <= FEW_PICTURES:
+        return 0
+    return max(1, min(8, (os.cpu_count() or 1) // processes - 1))

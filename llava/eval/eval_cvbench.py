@@ -1,0 +1,54 @@
+"""CV-Bench: 2D by source, 3D, and both: `python -m llava.eval.eval_cvbench`.
+
+2D is the mean of ADE20K's and COCO's accuracy, 3D is Omni3D's, and the score is the mean of 2D and 3D, whatever the
+numbers of questions. Source: arXiv 2406.16860 and its data card.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from llava.eval.labelled import chosen, label_letter, labelled_main
+from llava.eval.records import Row
+from llava.eval.scoring import Score, accuracy, accuracy_by
+
+SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
+
+
+def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
+    """Scores answers to questions with `source`, `task` and `answer`; 2D, 3D and overall where all their sources are.
+
+    Raises:
+        ValueError: a source that CV-Bench does not have.
+    """
+    sources = [question["source"] for question in questions]
+    known = [source for group in SOURCES.values() for source in group]
+    if unknown := set(sources) - set(known):
+        raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(known)}")
+    found = [chosen(question, text) for question, text in zip(questions, said, strict=True)]
+    right = [letter == label_letter(question["answer"]) for question, letter in zip(questions, found, strict=True)]
+    by_source = accuracy_by(right, sources)
+    groups = {
+        name: _mean([by_source[source]["accuracy"] for source in members])
+        for name, members in SOURCES.items()
+        if all(source in by_source for source in members)
+    }
+    overall = {"overall": _mean(list(groups.values()))} if len(groups) == len(SOURCES) else {}
+    means = {name: {"accuracy": value} for name, value in (overall | groups).items()}
+    every = {"all questions": accuracy(right) | {"unparsed": found.count(None)}}
+    tasks = accuracy_by(right, [question["task"] for question in questions])
+    return Score("CV-Bench", {**means, **by_source, **tasks, **every})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    return labelled_main("eval_cvbench", "CV-Bench", ("source", "task", "answer"), score, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""GQA: accuracy, and by kind of answer and of question: `python -m llava.eval.eval_gqa`.
+
+What GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution, which
+need its further files, are left to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.records import Row, read_answers, read_json, texts_for
+from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_parser
+
+
+def prediction(text: str) -> str:
+    """An answer as GQA compares it: lower case, without a full stop at its end."""
+    return text.strip().rstrip(".").lower()
+
+
+def score(questions: Mapping[str, Row], said: Sequence[str]) -> Score:
+    """Scores answers.
+
+    Args:
+        questions: As in GQA's question files, `answer` and `types` among their fields.
+        said: The model's answers, in the same order.
+    """
+    right = [prediction(text) == row["answer"] for row, text in zip(questions.values(), said, strict=True)]
+    structure = [row["types"]["structural"] for row in questions.values()]
+    meaning = [row["types"]["semantic"] for row in questions.values()]
+    rows = {
+        "all": accuracy(right),
+        **accuracy_by(right, ["open" if kind == "query" else "binary" for kind in structure]),
+        **accuracy_by(right, [f"structure: {kind}" for kind in structure]),
+        **accuracy_by(right, [f"about: {kind}" for kind in meaning]),
+    }
+    return Score("GQA", rows)
+
+
+def measure(args: argparse.Namespace) -> Score:
+    """Reads the files that the flags name and scores them."""
+    questions = read_json(args.question_file, dict)
+    for name, row in questions.items():
+        if not ("answer" in row and {"structural", "semantic"} <= set(row.get("types", ()))):
+            raise ValueError(
+                f"{args.question_file}: question {name!r} has no answer, or no structural and semantic type"
+            )
+    said = texts_for([(name,) for name in questions], read_answers(args.result_file), args.result_file)
+    return score(questions, said)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = score_parser("eval_gqa", "Score answers to GQA.")
+    parser.add_argument("--question-file", type=Path, required=True, help="GQA's testdev_balanced_questions.json")
+    return run_scorer(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""MME: perception and cognition from pairs of yes/no questions about an image: `python -m llava.eval.eval_mme`.
+
+A task's points are accuracy plus "accuracy+", the share of images with both questions right, each in %; perception and
+cognition are the sums over their tasks, at most 2000 and 800. Source: arXiv 2306.13394 and its `calculation.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.parsing import mme_yes_no
+from llava.eval.records import Key, Row, keyed, read_answers, texts_for
+from llava.eval.scoring import Score, run_scorer, score_parser
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+INSTRUCTIONS = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
+
+
+def score(labels: Mapping[Key, str], said: Sequence[str]) -> Score:
+    """Scores answers.
+
+    Args:
+        labels: (task, image, question) -> "yes" or "no", two questions for every image, of all fourteen tasks.
+        said: The model's answers, in the same order.
+
+    Raises:
+        ValueError: a task has no questions, or an image not two.
+    """
+    right: dict[str, dict[str, list[bool]]] = {task: {} for task in (*PERCEPTION, *COGNITION)}
+    for (task, image, _), label, text in zip(labels, labels.values(), said, strict=True):
+        right[task].setdefault(image, []).append(mme_yes_no(text) == label)
+    if empty := [task for task, images in right.items() if not images]:
+        raise ValueError(f"there are no questions of {', '.join(empty)}; perception and cognition sum over all tasks")
+    tasks = {task: task_score(images) for task, images in right.items()}
+    sums = {
+        name: {"score": sum(tasks[task]["score"] for task in group)}
+        for name, group in (("perception", PERCEPTION), ("cognition", COGNITION))
+    }
+    return Score("MME", sums | tasks)
+
+
+def task_score(images: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    """`score`, `acc` and `acc+` of a task from image -> whether its two answers are right."""
+    if odd := [name for name, pair in images.items() if len(pair) != 2]:
+        raise ValueError(f"image {odd[0]!r} has {len(images[odd[0]])} questions; MME asks two about each")
+    single = 100 * sum(sum(pair) for pair in images.values()) / (2 * len(images))
+    both = 100 * sum(all(pair) for pair in images.values()) / len(images)
+    return {"score": single + both, "acc": single, "acc+": both, "images": len(images)}
+
+
+def read_labels(folder: Path) -> dict[Key, str]:
+    """The answers in MME's release, a text file per image with two lines `question TAB answer`.
+
+    They lie in TASK/ or in TASK/questions_answers_YN/.
+
+    Raises:
+        ValueError: a line is no question and answer.
+    """
+    labels: dict[Key, str] = {}
+    for task in (*PERCEPTION, *COGNITION):
+        inner = folder / task / "questions_answers_YN"
+        for path in sorted((inner if inner.is_dir() else folder / task).glob("*.txt")):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                if not line.strip():
+                    continue
+                question, _, label = line.partition("\t")
+                if label.strip().lower() not in ("yes", "no"):
+                    raise ValueError(f"{path}:{number}: the answer is {label.strip()!r}; it must be Yes or No")
+                labels[task, path.stem, bare_question(question)] = label.strip().lower()
+    if not labels:
+        raise ValueError(f"{folder} holds no folder of a task of MME with its text files")
+    return labels
+
+
+def bare_question(prompt: str) -> str:
+    """A question without its instructions, blanks made single."""
+    for instruction in INSTRUCTIONS:
+        prompt = prompt.replace(instruction, " ")
+    return " ".join(prompt.split())
+
+
+def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
+    """Answers by (task, image, question); LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
+    rows = []
+    for name, prompt in answers:
+        task, slash, image = name.partition("/")
+        if not slash:
+            raise ValueError(f"{path}: question_id is {name!r}; MME's are TASK/IMAGE")
+        key = {"task": task, "image": Path(image).stem, "question": bare_question(prompt)}
+        rows.append((str(path), key | {"text": answers[name, prompt]["text"]}))
+    return keyed(path, rows, ("text",), ("task", "image", "question"))
+
+
+def measure(args: argparse.Namespace) -> Score:
+    """Reads the files that the flags name and scores them."""
+    labels = read_labels(args.data_dir)
+    answers = by_question(read_answers(args.result_file, ("question_id", "prompt")), args.result_file)
+    return score(labels, texts_for(labels, answers, args.result_file))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = score_parser("eval_mme", "Score answers to MME.")
+    parser.add_argument("--data-dir", type=Path, required=True, help="MME_Benchmark_release_version")
+    return run_scorer(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""RealWorldQA: accuracy, and that of multiple-choice and of open questions: `python -m llava.eval.eval_realworldqa`.
+
+An open answer is right if it equals the label after the normalisation of VQA answers, so that "Two." is "2".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from llava.eval.labelled import chosen, label_letter, labelled_main
+from llava.eval.parsing import listed_options
+from llava.eval.records import Row
+from llava.eval.scoring import Score, accuracy, accuracy_by
+from llava.eval.vqa_text import normalise_answer
+
+CHOICE, OPEN = "multiple choice", "open"
+
+
+def kind(question: Row) -> str:
+    """Whether a question lists options, one of which its `answer` names."""
+    return CHOICE if label_letter(question["answer"]) in listed_options(question["text"]) else OPEN
+
+
+def is_right(question: Row, text: str) -> bool:
+    """Whether an answer is right."""
+    if kind(question) == CHOICE:
+        return chosen(question, text) == label_letter(question["answer"])
+    return normalise_answer(text) == normalise_answer(question["answer"])
+
+
+def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
+    """Scores answers to questions with `answer`."""
+    right = [is_right(question, text) for question, text in zip(questions, said, strict=True)]
+    kinds = accuracy_by(right, [kind(question) for question in questions])
+    return Score("RealWorldQA", {"all": accuracy(right), **kinds})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    return labelled_main("eval_realworldqa", "RealWorldQA", ("answer",), score, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""ScienceQA: accuracy on all questions, on those with an image, and by subject, context and grade.
+
+`python -m llava.eval.eval_science_qa`. The groups are those of the data set's paper, arXiv 2209.09513.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.parsing import option_letter
+from llava.eval.records import Row, read_answers, read_json, texts_for
+from llava.eval.scoring import Score, accuracy, run_scorer, score_parser, write_json
+
+GROUPS: dict[str, Callable[[Row], bool]] = {
+    "IMG": lambda problem: bool(problem["image"]),
+    "TXT": lambda problem: bool(problem["hint"]),
+    "NO": lambda problem: not problem["image"] and not problem["hint"],
+    "NAT": lambda problem: problem["subject"] == "natural science",
+    "SOC": lambda problem: problem["subject"] == "social science",
+    "LAN": lambda problem: problem["subject"] == "language science",
+    "G1-6": lambda problem: _grade(problem) <= 6,
+    "G7-12": lambda problem: _grade(problem) > 6,
+}
+FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
+
+
+def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
+    """Problem -> index of the choice that its answer names; -1 where no choice can be read."""
+    found = {}
+    for name, problem in problems.items():
+        letter = option_letter(said[name], dict(zip(options, problem["choices"], strict=False)))
+        found[name] = -1 if letter is None else options.index(letter)
+    return found
+
+
+def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
+    """Scores predicted choices.
+
+    Args:
+        problems: As in `problems.json`.
+        predicted: Problem -> index of a choice, -1 for none.
+    """
+    right = {name: predicted[name] == problem["answer"] for name, problem in problems.items()}
+    rows = {}
+    for group, holds in {"all": lambda _: True, **GROUPS}.items():
+        if own := [name for name, problem in problems.items() if holds(problem)]:
+            rows[group] = accuracy([right[name] for name in own]) | {"unparsed": sum(predicted[n] < 0 for n in own)}
+    return Score("ScienceQA", rows)
+
+
+def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
+    """The problems of a split, from `pid_splits.json` and `problems.json`.
+
+    Raises:
+        ValueError: no such split, or a problem is missing or incomplete.
+    """
+    splits = read_json(base_dir / "pid_splits.json", dict)
+    problems = read_json(base_dir / "problems.json", dict)
+    if split not in splits:
+        raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
+    for name in splits[split]:
+        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
+            raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
+    if not splits[split]:
+        raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is empty")
+    return {name: problems[name] for name in splits[split]}
+
+
+def measure(args: argparse.Namespace) -> Score:
+    """Reads the files that the flags name, scores them and writes LLaVA's two files where the flags want them."""
+    problems = read_problems(args.base_dir, args.split)
+    texts = texts_for([(name,) for name in problems], read_answers(args.result_file), args.result_file)
+    said = dict(zip(problems, texts, strict=True))
+    predicted = predictions(problems, said, "".join(args.options))
+    result = score(problems, predicted)
+    if args.output_file:
+        write_json(args.output_file, sorted_out(problems, said, predicted))
+    if args.output_result:
+        correct = sum(predicted[name] == problem["answer"] for name, problem in problems.items())
+        totals = {"acc": result.rows["all"]["accuracy"], "correct": correct, "count": len(problems)}
+        write_json(args.output_result, totals | {"results": predicted, "outputs": said})
+    return result
+
+
+def sorted_out(
+    problems: Mapping[str, Row], said: Mapping[str, str], predicted: Mapping[str, int]
+) -> dict[str, list[dict[str, str | int]]]:
+    """Every answer with its truth, the right ones and the wrong ones apart."""
+    kinds: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
+    for name, problem in problems.items():
+        row = {"question_id": name, "text": said[name], "predicted": predicted[name], "answer": problem["answer"]}
+        kinds["correct" if predicted[name] == problem["answer"] else "incorrect"].append(row)
+    return kinds
+
+
+def _grade(problem: Row) -> int:
+    text = str(problem["grade"]).removeprefix("grade")
+    if not text.isdigit():
+        raise ValueError(f"grade is {problem['grade']!r}; it must be 'grade1' to 'grade12'")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = score_parser("eval_science_qa", "Score answers to ScienceQA.")
+    parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
+    parser.add_argument("--output-file", type=Path, help="write every answer with its truth to this file")
+    parser.add_argument("--output-result", type=Path, help="write the predicted choices to this file")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--options", nargs="+", default=list("ABCDE"), help="letters of the choices (A B C D E)")
+    return run_scorer(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

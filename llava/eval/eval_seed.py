@@ -1,0 +1,83 @@
+"""SEED-Bench: accuracy on images, on videos, on all, and by type of question: `python -m llava.eval.eval_seed`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.parsing import option_letter
+from llava.eval.records import Row, keyed, read_answers, read_json, texts_for
+from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_parser
+
+KINDS = ("image", "video")
+FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
+
+
+def chosen(question: Row, text: str) -> str | None:
+    """The letter that an answer means; None where there is none."""
+    return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in "ABCD"})
+
+
+def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str]) -> Score:
+    """Scores answers.
+
+    Args:
+        questions: As in `SEED-Bench.json`.
+        types: `question_type_id` -> name.
+        said: The model's answers, in the same order.
+    """
+    letters = [chosen(row, text) for row, text in zip(questions, said, strict=True)]
+    right = [letter == row["answer"] for row, letter in zip(questions, letters, strict=True)]
+    rows = {
+        "all": accuracy(right) | {"unparsed": letters.count(None)},
+        **accuracy_by(right, [row["data_type"] for row in questions]),
+        **accuracy_by(right, [types[row["question_type_id"]] for row in questions]),
+    }
+    return Score("SEED-Bench", rows)
+
+
+def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str, ...], Row], dict[int, str]]:
+    """Questions, of all or only of "image" or "video", and the names of the question types.
+
+    Raises:
+        ValueError: the file is not SEED-Bench's, or no such question is in it.
+    """
+    content: dict[str, Any] = read_json(path, dict)
+    if missing := [name for name in ("questions", "question_type") if name not in content]:
+        raise ValueError(f"{path} has no {', '.join(missing)}; it must be SEED-Bench.json")
+    places = [(f"{path}: questions[{index}]", row) for index, row in enumerate(content["questions"])]
+    questions = keyed(path, places, FIELDS, ("question_id",))
+    kept = {key: row for key, row in questions.items() if only in (None, row["data_type"])}
+    if not kept:
+        raise ValueError(f"{path} holds no questions about {only}s")
+    types = {number: name for name, number in content["question_type"].items()}
+    if unknown := {row["question_type_id"] for row in kept.values()} - set(types):
+        raise ValueError(f"{path}: question_type does not name the type {min(unknown)}")
+    return kept, types
+
+
+def measure(args: argparse.Namespace) -> Score:
+    """Reads the files that the flags name and scores them."""
+    questions, types = read_questions(args.annotation_file, args.only)
+    said = texts_for(questions, read_answers(args.result_file), args.result_file)
+    return score(list(questions.values()), types, said)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which questions."""
+    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
+    parser.add_argument("--only", choices=KINDS, help="questions about images or videos alone")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = score_parser("eval_seed", "Score answers to SEED-Bench.")
+    add_flags(parser)
+    return run_scorer(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Answers a file of questions about pictures at length: `python -m llava.eval.model_vqa`.
+
+LLaVA's command for open questions, with its flags and formats; samples at temperature 0.2 unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from llava.eval.batch_run import Defaults, command, make_parser
+from llava.eval.model_vqa_loader import read
+
+NAME = "model_vqa"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    return command(NAME, make_parser(NAME, "Answer a file of open questions.", Defaults()), read, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Answers a file of short questions about pictures: `python -m llava.eval.model_vqa_loader`.
+
+LLaVA's command for benchmarks, with its flags and formats; greedy unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.eval.batch_run import Defaults, command, make_parser
+from llava.eval.questions import Question, read_lines
+
+NAME = "model_vqa_loader"
+
+
+def read(args: argparse.Namespace) -> list[Question]:
+    """The questions that the flags name."""
+    return read_lines(args.question_file, args.image_folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = make_parser(NAME, "Answer a file of short questions.", Defaults(temperature=0.0, max_new_tokens=128))
+    return command(NAME, parser, read, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

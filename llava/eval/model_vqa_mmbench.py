@@ -1,0 +1,33 @@
+"""Answers MMBench's table, once or for every rotation of the options: `python -m llava.eval.model_vqa_mmbench`.
+
+LLaVA's command, with its flags and formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.eval.batch_run import Defaults, command, make_parser
+from llava.eval.questions import LETTER_ONLY, Question, read_mmbench
+
+NAME = "model_vqa_mmbench"
+
+
+def read(args: argparse.Namespace) -> list[Question]:
+    """The questions that the flags name."""
+    return read_mmbench(args.question_file, args.all_rounds, args.single_pred_prompt, args.lang)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = make_parser(NAME, "Answer MMBench.", Defaults(question_file="tables/question.tsv"))
+    parser.add_argument("--all-rounds", action="store_true", help="ask for every rotation of the options")
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
+    parser.add_argument("--lang", choices=tuple(LETTER_ONLY), default="en", help="language of that demand")
+    return command(NAME, parser, read, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Pictures made ready ahead of the model, in worker processes: opened, resized, and cut by the quadtree.
+
+What comes out is small: patches of leaves, not pixels. Knows image processors, neither towers nor questions.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llava.mm_utils import process_images
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.serve.images import ImageError, load_image
+from qlip import Leaves, QLIPImageProcessor
+from qlip.patches import CutImage
+
+Source = str | Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the model takes it, and what it will cost."""
+
+    image: CutImage | Tensor
+    """What `encode_images` takes."""
+    tokens: int
+    """Visual tokens."""
+    span: int
+    """Positions that it takes in the language model."""
+    uniform_tokens: int
+    """Tokens of the uniform grid at the same size."""
+    size: tuple[int, int]
+    """(height, width) in pixels, as the tower gets it."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be had."""
+
+    reason: str
+    """For a user's eyes."""
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Source -> `Prepared`, without the model; can be sent to other processes."""
+
+    processor: Any
+    """A `QLIPImageProcessor`, or a CLIP or SigLIP image processor."""
+    aspect_ratio: str | None
+    """The model's `image_aspect_ratio`."""
+    patch_size: int
+    """Pixels per side of a cell."""
+    native_tokens: int
+    """Tokens that the CLIP tower gives."""
+
+    @classmethod
+    def of(cls, tower: VisionTower) -> Preparer:
+        """The preparer for a tower, which needs no weights.
+
+        Raises:
+            ValueError: the model cuts pictures into tiles.
+        """
+        if (aspect := tower.llava_config.image_aspect_ratio) == "anyres":
+            raise ValueError("image_aspect_ratio 'anyres' (tiles) is not supported")
+        quadtree = isinstance(tower.image_processor, QLIPImageProcessor)
+        native = tower.num_patches if quadtree else tower.count_tokens(torch.empty(3, 1, 1))
+        return cls(tower.image_processor, aspect, tower.config.patch_size, native)
+
+    def __call__(self, source: Source) -> Prepared | Unreadable:
+        """Opens a picture and makes it ready."""
+        try:
+            picture = load_image(source)
+        except ImageError as error:
+            return Unreadable(str(error))
+        config = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
+        pixels = process_images([picture], self.processor, config)[0]
+        size = (pixels.shape[-2], pixels.shape[-1])
+        if not isinstance(self.processor, QLIPImageProcessor):
+            return Prepared(pixels, self.native_tokens, self.native_tokens, self.native_tokens, size)
+        settings, cut = self.processor.qlip, self.processor.cut(pixels)
+        leaves = cut.leaves
+        tokens = len(leaves) + (self.native_tokens if settings.thumbnail else 0)
+        span = tokens if settings.llm_positions == "sequential" else self.native_tokens
+        return Prepared(cut, tokens, span, leaves.grid[0] * leaves.grid[1], size)
+
+
+def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
+    """`Prepared` or `Unreadable` for each source, in order. Workers begin at once, not when the first is asked for.
+
+    Args:
+        preparer: makes pictures ready.
+        sources: the pictures.
+        workers: processes; 0 does it here, when asked for the next one. They end when this process does, however.
+        ahead: most pictures that are ready and wait.
+
+    Raises:
+        RuntimeError: a worker died, say for lack of memory.
+    """
+    if workers == 0 or not sources:
+        return map(preparer, sources)
+    loader: DataLoader[Any] = DataLoader(
+        _Pictures(preparer, sources),
+        batch_size=None,
+        num_workers=min(workers, len(sources)),
+        collate_fn=_as_it_is,
+        prefetch_factor=max(1, math.ceil(ahead / workers)),
+        multiprocessing_context=_context(),
+    )
+    return map(unpack, iter(loader))
+
+
+def _context() -> Any:
+    """How workers start: not as a fork of this process, which would copy locks that its threads hold.
+
+    They are forked from a process that has done nothing but import, once for all of them.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "llava.eval.batch_run"])
+    return context
+
+
+class _Pictures(Dataset):
+    """The sources, as a worker makes them ready: tensors become arrays, which travel without a file handle each."""
+
+    def __init__(self, preparer: Preparer, sources: Sequence[Source]) -> None:
+        self.preparer = preparer
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Any:
+        return pack(self.preparer(self.sources[index]))
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def pack(ready: Prepared | Unreadable) -> Any:
+    """Arrays in the place of tensors."""
+    if isinstance(ready, Unreadable):
+        return ready
+    facts = (ready.tokens, ready.span, ready.uniform_tokens, ready.size)
+    if isinstance(ready.image, Tensor):
+        return facts, ready.image.numpy()
+    cut = ready.image
+    small = None if cut.thumbnail is None else cut.thumbnail.numpy()
+    return facts, (cut.leaves.boxes.numpy(), cut.leaves.grid, cut.patches.numpy(), small)
+
+
+def unpack(packed: Any) -> Prepared | Unreadable:
+    """The inverse of `pack`."""
+    if isinstance(packed, Unreadable):
+        return packed
+    facts, image = packed
+    if isinstance(image, np.ndarray):
+        return Prepared(torch.from_numpy(image), *facts)
+    boxes, grid, patches, small = image
+    leaves = Leaves(torch.from_numpy(boxes), grid)
+    cut = CutImage(leaves, torch.from_numpy(patches), None if small is None else torch.from_numpy(small))
+    return Prepared(cut, *facts)

@@ -1,0 +1,34 @@
+"""Answers to GQA as its `eval.py` takes them: `python scripts/convert_gqa_for_eval.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.eval_gqa import prediction
+from llava.eval.records import read_answers
+from llava.eval.scoring import run_command, write_json
+from llava.serve.parser import OneLineParser
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes GQA's predictions file."""
+    answers = read_answers(args.src)
+    write_json(
+        args.dst, [{"questionId": key[0], "prediction": prediction(row["text"])} for key, row in answers.items()]
+    )
+    print(f"{args.dst}: {len(answers)} predictions")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_gqa_for_eval", description="Write GQA's predictions file.")
+    parser.add_argument("--src", type=Path, required=True, help="answers, as the runner writes them")
+    parser.add_argument("--dst", type=Path, required=True, help="file to write")
+    return run_command(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Answers to MMBench as its server takes them, an Excel table: `python scripts/convert_mmbench_for_submission.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.records import Key, Row, read_answers, read_table, texts_for
+from llava.eval.scoring import run_command
+from llava.serve.parser import OneLineParser
+
+LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
+"""Columns of the table that the server does not want."""
+
+
+def submission(table: Sequence[Row], answers: Mapping[Key, Row], path: Path) -> list[Row]:
+    """The table's rows with `prediction`, the answer to the options' first order, as it was said."""
+    said = texts_for([(row["index"], "0") for row in table], answers, path)
+    return [
+        {name: value for name, value in row.items() if name not in LEFT_OUT} | {"prediction": text}
+        for row, text in zip(table, said, strict=True)
+    ]
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes UPLOAD_DIR/EXPERIMENT.xlsx from RESULT_DIR/EXPERIMENT.jsonl."""
+    import pandas  # here, since it takes long to import
+
+    result_file = args.result_dir / f"{args.experiment}.jsonl"
+    rows = submission(
+        read_table(args.annotation_file), read_answers(result_file, ("question_id", "round_id")), result_file
+    )
+    target = args.upload_dir / f"{args.experiment}.xlsx"
+    args.upload_dir.mkdir(parents=True, exist_ok=True)
+    frame = pandas.DataFrame(rows).astype({"index": int})
+    frame.to_excel(target, index=False, engine="openpyxl")
+    print(f"{target}: {len(rows)} predictions")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_mmbench_for_submission", description="Write MMBench's submission file.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="the split's table (.tsv)")
+    parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answers")
+    parser.add_argument("--upload-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--experiment", required=True, help="name of the run")
+    return run_command(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Answers to SEED-Bench as its leaderboard takes them, with their score: `scripts/convert_seed_for_submission.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
+from llava.eval.records import Key, Row, read_answers, texts_for
+from llava.eval.scoring import run_command, score_parser, write_json
+
+
+def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
+    """`question_id, prediction` for each question; an answer that names no option stays as it was said."""
+    return [
+        {"question_id": question["question_id"], "prediction": chosen(question, text) or text}
+        for question, text in zip(questions.values(), said, strict=True)
+    ]
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Prints the score and writes the submission, JSON lines."""
+    score = measure(args)
+    print(score.table())
+    if args.json:
+        write_json(args.json, score.to_dict())
+    questions, _ = read_questions(args.annotation_file, args.only)
+    rows = submission(questions, texts_for(questions, read_answers(args.result_file), args.result_file))
+    args.result_upload_file.parent.mkdir(parents=True, exist_ok=True)
+    args.result_upload_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{args.result_upload_file}: {len(rows)} predictions")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = score_parser("convert_seed_for_submission", "Score SEED-Bench and write its submission file.")
+    add_flags(parser)
+    parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
+    return run_command(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Answers to VQAv2 as its server takes them: `python scripts/convert_vqav2_for_submission.py`.
+
+The server wants an answer to each question of the whole test set; those outside the split that was run are empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval.records import Key, Row, read_answers, read_labelled, rows_for
+from llava.eval.scoring import run_command, write_json
+from llava.eval.vqa_text import normalise_answer
+from llava.serve.parser import OneLineParser
+
+TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]:
+    """`question_id, answer` for each question of the test set, normalised."""
+    return [
+        {
+            "question_id": question["question_id"],
+            "answer": normalise_answer(answers[key]["text"]) if key in answers else "",
+        }
+        for key, question in test.items()
+    ]
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Reads answers/SPLIT/NAME/merge.jsonl and writes answers_upload/SPLIT/NAME.json, in the folder of VQAv2."""
+    result_file = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
+    answers = read_answers(result_file)
+    rows_for(read_labelled(args.dir / f"{args.split}.jsonl", ()), answers, result_file)  # is the split complete?
+    test = read_labelled(args.dir / TEST_FILE, ())
+    if unknown := [key for key in answers if key not in test]:
+        raise ValueError(f"{result_file} answers question {unknown[0][0]!r}, which {TEST_FILE} does not have")
+    target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
+    write_json(target, submission(test, answers))
+    print(f"{target}: {len(test)} questions, {len(answers)} of them answered")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_vqav2_for_submission", description="Write VQAv2's submission file.")
+    parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"), help="(%(default)s)")
+    parser.add_argument("--ckpt", required=True, help="name of the run")
+    parser.add_argument("--split", required=True, help="such as llava_vqav2_mscoco_test-dev2015")
+    return run_command(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

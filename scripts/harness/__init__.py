@@ -1,0 +1,1 @@
+"""Runs evaluation harnesses of others on the `llava` package."""

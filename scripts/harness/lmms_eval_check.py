@@ -1,0 +1,180 @@
+"""Does lmms-eval give our answers? `python -m scripts.harness.lmms_eval_check`, where lmms-eval is installed.
+
+lmms-eval's own, unmodified `llava` adapter runs a local task of generated scenes with this package, and so does
+`llava.eval.model_vqa_loader`; their answers must be the same, one by one. Its log-likelihoods are compared with
+`llava.eval.vstar_likelihood`'s. Scores are `lmms_eval_scores`' matter; docs/EVALUATION.md says how to install it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from llava.eval import model_vqa_loader
+from llava.eval.records import Row, read_rows
+from llava.eval.scoring import run_command
+from llava.eval.vstar_likelihood import option_losses
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine
+from llava.serve.parser import OneLineParser
+from llava.utils import demo_model_path
+from playground.scenes import PRESETS, write_scenes
+
+SEED = 77
+LONGEST = 64
+TASK = """\
+task: shapes
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_target: answer
+generation_kwargs:
+  max_new_tokens: {longest}
+  temperature: 0
+  do_sample: false
+process_results: !function utils.results
+metric_list:
+  - metric: right
+    aggregation: mean
+    higher_is_better: true
+"""
+TASK_FUNCTIONS = """\
+from PIL import Image
+
+def visual(doc):
+    return [Image.open({images!r} + "/" + doc["image"]).convert("RGB")]
+
+def text(doc, settings=None):
+    return doc["text"]
+
+def results(doc, said):
+    return {{"right": float(said[0].strip() == doc["answer"])}}
+"""
+
+
+def write_task(folder: Path, count: int) -> list[Row]:
+    """Scenes with their questions, and the task in lmms-eval's form; the questions."""
+    write_scenes(folder, PRESETS["detail"], SEED, count)
+    answers = {row["question_id"]: row["text"] for _, row in read_rows(folder / "answers.jsonl")}
+    questions = [row | {"answer": answers[row["question_id"]]} for _, row in read_rows(folder / "questions.jsonl")]
+    task = folder / "task"
+    task.mkdir()
+    data = folder / "lmms.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
+    (task / "shapes.yaml").write_text(TASK.format(data=data, longest=LONGEST), encoding="utf-8")
+    (task / "utils.py").write_text(TASK_FUNCTIONS.format(images=str(folder / "images")), encoding="utf-8")
+    return questions
+
+
+def harness_answers(folder: Path, model_path: str, device: str, batch_size: int) -> list[str]:
+    """What lmms-eval's command logs, in the order of the questions."""
+    out = folder / f"lmms-{batch_size}"
+    command = [sys.executable, "-m", "lmms_eval", "eval", "--model=llava", "--tasks=shapes", "--force_simple"]
+    command += [f"--model_args=pretrained={model_path},device_map=auto,device={device}", f"--batch_size={batch_size}"]
+    command += [f"--include_path={folder / 'task'}", "--log_samples", f"--output_path={out}"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=3600, check=False)
+    if done.returncode:
+        raise RuntimeError(f"lmms-eval ended with {done.returncode}: {done.stderr[-2000:]}")
+    (samples,) = out.rglob("*_samples_shapes.jsonl")
+    rows = sorted((row for _, row in read_rows(samples)), key=lambda row: row["doc_id"])
+    return [_text(row["filtered_resps"]) for row in rows]
+
+
+def runner_answers(folder: Path, model_path: str, device: str) -> list[str]:
+    """What our runner writes.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    answers = folder / "answers-ours.jsonl"
+    files = [f"--question-file={folder / 'questions.jsonl'}", f"--image-folder={folder / 'images'}"]
+    flags = [f"--model-path={model_path}", f"--device={device}", *files]
+    if model_vqa_loader.main([*flags, f"--answers-file={answers}", f"--max_new_tokens={LONGEST}"]):
+        raise RuntimeError("the runner failed")
+    return [row["text"] for _, row in read_rows(answers)]
+
+
+def largest_loss_difference(folder: Path, model_path: str, device: str, questions: Sequence[Row]) -> float:
+    """How far, relatively, the adapter's loss of a right answer is from ours at most; it halves pixels' precision."""
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models.simple.llava import Llava
+
+    engine = ChatEngine(*load_pretrained_model(model_path, device=device))
+    pictures = [Image.open(folder / "images" / row["image"]).convert("RGB") for row in questions]
+    adapter = Llava(pretrained=model_path, device_map="auto", device=device)
+    adapter.task_dict = {"shapes": {"test": list(range(len(questions)))}}
+    requests = [
+        Instance(
+            request_type="loglikelihood",
+            arguments=(row["text"], row["answer"], lambda doc: [pictures[doc]], number, "shapes", "test"),
+            idx=number,
+            metadata={"task": "shapes", "doc_id": number, "repeats": 1},
+        )
+        for number, row in enumerate(questions)
+    ]
+    theirs = [loss for loss, _ in adapter.loglikelihood(requests)]
+    differences = []
+    for row, picture, loss in zip(questions, pictures, theirs, strict=True):
+        with torch.inference_mode():
+            tokens = engine.model.encode_images(engine.prepare_images([picture]))[0]
+        (ours,) = option_losses(engine, tokens, row["text"], [row["answer"]])
+        differences.append(abs(loss - ours) / max(ours, 0.01))
+    return max(differences)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Runs all comparisons.
+
+    Raises:
+        RuntimeError: something differs.
+    """
+    model_path = str(Path(args.model_path).resolve())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        questions = write_task(folder, args.scenes)
+        ours = runner_answers(folder, model_path, args.device)
+        right = sum(text == row["answer"] for text, row in zip(ours, questions, strict=True))
+        print(f"{len(ours)} answers of the runner, {len(set(ours))} different ones, {right} right")
+        differing = 0
+        for batch_size in (1, 4):
+            theirs = harness_answers(folder, model_path, args.device, batch_size)
+            pairs = [pair for pair in zip(questions, ours, theirs, strict=True) if pair[1] != pair[2]]
+            print(f"lmms-eval, batch size {batch_size}: {len(ours) - len(pairs)} of {len(ours)} answers the same")
+            for question, own, other in pairs:
+                print(f"  {question['text']}: {own!r}, lmms-eval {other!r}")
+            differing += len(pairs)
+        difference = largest_loss_difference(folder, model_path, args.device, questions)
+        print(f"log-likelihoods: differ by at most {difference:.2%}")
+    if differing or difference > 0.05:
+        raise RuntimeError("lmms-eval and this package do not agree")
+
+
+def _text(responses: str | list[str]) -> str:
+    return (responses if isinstance(responses, str) else responses[0]).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="lmms_eval_check", description="Compare lmms-eval's answers with the runner's.")
+    parser.add_argument("--model-path", default=demo_model_path(), help="a checkpoint (default: the embedded model)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=6, help="number of scenes, nine questions each (%(default)s)")
+    return run_command(parser, check, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The ways of seeing that the paper's table is measured in, as checkpoints with their settings. Runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from llava.eval.scoring import write_json
+from qlip import QLIPConfig
+
+VARIANTS = ("clip", "qlip", "paper")
+"""CLIP; QLIP's defaults, which need no sweep; the paper's rule, whose alpha and image size are swept."""
+
+PAPER = QLIPConfig(criterion="gradient", coarsest="any", llm_positions="sequential", llm_size_bias=0.0, max_tokens=2304)
+"""The paper's rule; the budget keeps pictures that alpha hardly thins out within the model's context."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way of seeing."""
+
+    tower: str
+    """A tower of the table."""
+
+    name: str
+    """Its answers are kept under it."""
+
+    settings: str
+    """For people."""
+
+    qlip: QLIPConfig | None
+    """What the checkpoint's configuration is made to say; None for CLIP."""
+
+
+def make_runs(variants: Sequence[str], alphas: Sequence[float], sizes: Sequence[int], prior: Path | None) -> list[Run]:
+    """The runs of some variants; the paper's rule once for each alpha and image size.
+
+    Args:
+        variants: of VARIANTS.
+        alphas: of the paper's rule.
+        sizes: shorter sides of its pictures, in pixels.
+        prior: weights of the MLP prior for its positions; None interpolates bicubically.
+
+    Raises:
+        ValueError: a variant that there is not, or a setting out of range.
+    """
+    if unknown := sorted(set(variants) - set(VARIANTS)):
+        raise ValueError(f"variant is {unknown[0]!r}; allowed are {', '.join(VARIANTS)}")
+    defaults = QLIPConfig()
+    text = f"{defaults.criterion}, alpha {defaults.alpha:g}, at most {defaults.max_tokens} tokens"
+    runs = {"clip": [Run("CLIP", "clip", "", None)], "qlip": [Run("QLIP", "qlip", f"defaults: {text}", defaults)]}
+    runs["paper"] = [_paper_run(alpha, size, prior) for alpha, size in product(alphas, sizes)]
+    return [run for variant in VARIANTS if variant in variants for run in runs[variant]]
+
+
+def _paper_run(alpha: float, size: int, prior: Path | None) -> Run:
+    config = replace(PAPER, alpha=alpha, image_size=size)
+    if prior is not None:
+        config = replace(config, interpolation="mlp", mlp=str(prior.resolve()), mlp_residual=False)
+    text = f"the paper's rule: {config.interpolation}, alpha {alpha:g}, {size} px"
+    return Run("QLIP", f"paper-{config.interpolation}-alpha-{alpha:g}-{size}px", text, config)
+
+
+def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -> Path:
+    """Makes a folder of links to a checkpoint's files whose configuration asks for these settings; the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in checkpoint.resolve().iterdir():
+        link = folder / file.name
+        if file.name != "config.json":
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"qlip": False if settings is None else settings.to_dict()})
+    return folder

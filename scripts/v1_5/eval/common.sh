@@ -1,0 +1,82 @@
+# What the benchmark scripts share; they source it.
+#
+#   bash scripts/v1_5/eval/pope.sh --model-path liuhaotian/llava-v1.5-7b --qlip --max-tokens 1152
+#
+# Every flag goes to the command that answers; without --model-path it is the embedded model. Environment:
+#   CUDA_VISIBLE_DEVICES=0,1   one process for each GPU (default: one process)
+#   EVAL_DIR                   the data (default: ./playground/data/eval, laid out as LLaVA documents)
+#   CKPT                       the run's name (default: the model's, with the flags that change answers)
+#   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
+#   PYTHON                     (default: python)
+# A run that was stopped goes on when started again.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+EVAL_DIR=${EVAL_DIR:-./playground/data/eval}
+PYTHON=${PYTHON:-python}
+ANNOTATIONS="LLaVA's eval.zip, unpacked there: https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
+FLAGS=("$@")
+
+# run_name FLAG...: the model's name, then each flag that changes answers.
+run_name() {
+    local model=llava-demo suffix="" flag value
+    while (($#)); do
+        flag=$1 value=""
+        shift
+        if [[ $flag == *=* ]]; then
+            value=${flag#*=} flag=${flag%%=*}
+        elif (($#)) && [[ $1 != --* ]]; then
+            value=$1
+            shift
+        fi
+        case $flag in
+            --model-path) model=$(basename "$value") ;;
+            --batch-size | --batch-tokens | --workers | --device | --resume | --no-resume) ;;
+            *) suffix+="_${flag#--}${value:+-${value//\//-}}" ;;
+        esac
+    done
+    echo "$model$suffix"
+}
+
+# need PATH HOW...: ends the script unless every PATH is there; says how to get those that are not.
+need() {
+    local missing=0
+    while (($#)); do
+        if [[ ! -e $1 ]]; then
+            printf '%s: %s is missing\n  get %s\n' "$(basename "$0")" "$1" "$2" >&2
+            missing=1
+        fi
+        shift 2
+    done
+    if ((missing)); then exit 3; fi
+}
+
+# answer MODULE PARTS OUT FLAG...: answers questions, one process for each GPU; PARTS/N_I.jsonl, merged into OUT.
+answer() {
+    local module=$1 parts=$2 out=$3 gpus pids=() failed=0 i
+    shift 3
+    IFS=',' read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-}"
+    local count=${#gpus[@]}
+    ((count)) || count=1
+    mkdir -p "$parts" "$(dirname "$out")"
+    trap 'kill "${pids[@]}" 2> /dev/null; wait; exit 130' INT TERM
+    for ((i = 0; i < count; i++)); do
+        (
+            if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES=${gpus[i]}; fi
+            exec "$PYTHON" -m "$module" "$@" --answers-file "$parts/${count}_$i.jsonl" \
+                --num-chunks "$count" --chunk-idx "$i" ${FLAGS[@]+"${FLAGS[@]}"}
+        ) &
+        pids+=($!)
+    done
+    for i in "${!pids[@]}"; do wait "${pids[i]}" || failed=1; done
+    trap - INT TERM
+    if ((failed)); then
+        echo "$(basename "$0"): not all questions were answered; the finished ones are kept, start it again" >&2
+        exit 1
+    fi
+    for ((i = 0; i < count; i++)); do cat "$parts/${count}_$i.jsonl"; done > "$out.part"
+    mv "$out.part" "$out"
+}
+
+NAME=${CKPT:-$(run_name "$@")}

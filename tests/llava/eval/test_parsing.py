@@ -1,0 +1,94 @@
+"""What a model means is read from what it says by rules that people can predict."""
+
+from __future__ import annotations
+
+import pytest
+
+from llava.eval.parsing import letters, listed_options, mme_yes_no, option_letter, pope_yes_no
+
+OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        # the whole answer is a letter
+        ("B", "B"),
+        (" b. ", "B"),
+        ("(C)", "C"),
+        ("**D**", "D"),
+        ("E", None),  # no such option
+        ("e", None),
+        # it begins with a letter
+        ("B. A dog", "B"),
+        ("(B) I am sure", "B"),
+        ("C: the catalogue", "C"),
+        ("A dog", "B"),  # an article, and an option's text
+        ("D.C. is the capital", None),
+        # it declares a letter
+        ("The answer is C.", "C"),
+        ("I think the correct option is (D), not A", "D"),
+        ("Answer: B", "B"),
+        # it is an option's text
+        ("a dog.", "B"),
+        ("  12 ", "D"),
+        # one letter stands alone
+        ("Option C", "C"),
+        ("it must be B here", "B"),
+        ("A or B", None),  # a tie
+        ("A", "A"),
+        ("A big animal stands there", None),  # an article among more than three words
+        ("It's B's turn", None),
+        # one option's text stands in it
+        ("I see a cat there", "A"),
+        ("I see the catalogue", "C"),
+        ("I see a cat and a dog", None),
+        ("There are 120", None),
+        # nothing
+        ("", None),
+        ("I cannot tell", None),
+    ],
+)
+def test_the_option_that_an_answer_chooses(text: str, letter: str | None) -> None:
+    assert option_letter(text, OPTIONS) == letter
+
+
+def test_only_letters_may_be_known() -> None:
+    assert [option_letter(text, letters(2)) for text in ("b", "The answer is A", "C", "")] == ["B", "A", None, None]
+
+
+def test_two_options_of_one_text_are_a_tie() -> None:
+    assert option_letter("red", {"A": "red", "B": "Red.", "C": "blue"}) is None
+    assert option_letter("blue", {"A": "red", "B": "Red.", "C": "blue"}) == "C"
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("What?\n(A) red \n(B) dark blue\nAnswer with the letter.", {"A": "red", "B": "dark blue"}),
+        ("What?\nA. 3.5 m\nB. yes\n", {"A": "3.5 m", "B": "yes"}),
+        ("What is it? A (big) thing.", {}),
+    ],
+)
+def test_the_options_that_a_question_lists(question: str, options: dict[str, str]) -> None:
+    assert listed_options(question) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "pope", "mme"),
+    [
+        ("Yes", "yes", "yes"),
+        ("No", "no", "no"),
+        ("no, there is none", "no", "no"),
+        ("Yes, there is. No more.", "yes", "yes"),  # POPE reads the first sentence alone
+        ("There is not a dog", "no", None),
+        ("NO", "yes", "no"),  # POPE's rule knows "No" and "no"
+        ("None", "yes", "no"),  # POPE reads words, MME the first four characters
+        ("  yes.", "yes", "yes"),
+        ("I do not know", "no", None),
+        ("I know", "yes", None),
+        ("", "yes", None),
+    ],
+)
+def test_yes_and_no_by_the_rules_of_pope_and_mme(text: str, pope: str, mme: str | None) -> None:
+    assert (pope_yes_no(text), mme_yes_no(text)) == (pope, mme)

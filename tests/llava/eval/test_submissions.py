@@ -1,0 +1,97 @@
+"""Submission files are what the benchmarks' servers and scripts take, complete or not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import (
+    convert_gqa_for_eval,
+    convert_mmbench_for_submission,
+    convert_seed_for_submission,
+    convert_vizwiz_for_submission,
+    convert_vqav2_for_submission,
+)
+from tests.llava.eval.files import write_answers, write_rows
+from tests.llava.eval.test_choice_scores import seed_files
+from tests.llava.eval.test_mmbench import ROUNDS, row, table
+
+
+def test_vqav2_answers_every_question_of_the_test_set(tmp_path: Path) -> None:
+    """Questions outside the split are empty; answers are normalised; ids stay the numbers they are."""
+    write_rows(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": name} for name in (3, 1, 2)])
+    write_rows(tmp_path / "split.jsonl", [{"question_id": name} for name in (1, 3)])
+    write_answers(tmp_path / "answers" / "split" / "run" / "merge.jsonl", {3: "The Two.", 1: "red"})
+    flags = ["--dir", str(tmp_path), "--split", "split", "--ckpt", "run"]
+    assert convert_vqav2_for_submission.main(flags) == 0
+    assert json.loads((tmp_path / "answers_upload" / "split" / "run.json").read_text()) == [
+        {"question_id": 3, "answer": "2"},
+        {"question_id": 1, "answer": "red"},
+        {"question_id": 2, "answer": ""},
+    ]
+
+
+def test_a_split_of_vqav2_must_be_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": 1}])
+    write_rows(tmp_path / "split.jsonl", [{"question_id": 1}, {"question_id": 2}])
+    answers = tmp_path / "answers" / "split" / "run" / "merge.jsonl"
+    flags = ["--dir", str(tmp_path), "--split", "split", "--ckpt", "run"]
+    write_answers(answers, {1: "a"})
+    assert convert_vqav2_for_submission.main(flags) == 2
+    assert "lacks the answers to 1 of 2 questions, for example '2'" in capsys.readouterr().err
+    write_answers(answers, {1: "a", 2: "b"})
+    assert convert_vqav2_for_submission.main(flags) == 2
+    assert "answers question '2', which llava_vqav2_mscoco_test2015.jsonl does not have" in capsys.readouterr().err
+    assert not (tmp_path / "answers_upload").exists()
+
+
+def test_vizwiz_names_pictures(tmp_path: Path) -> None:
+    questions = write_rows(tmp_path / "q.jsonl", [{"question_id": i, "image": f"{i}.jpg"} for i in (0, 1)])
+    answers = write_answers(tmp_path / "a.jsonl", {1: "Unanswerable", 0: "A cat."})
+    out = tmp_path / "up" / "run.json"
+    flags = ["--annotation-file", questions, "--result-file", answers, "--result-upload-file", out]
+    assert convert_vizwiz_for_submission.main([str(flag) for flag in flags]) == 0
+    assert json.loads(out.read_text()) == [
+        {"image": "0.jpg", "answer": "cat"},
+        {"image": "1.jpg", "answer": "unanswerable"},
+    ]
+
+
+def test_gqas_predictions_are_lower_case_without_a_full_stop(tmp_path: Path) -> None:
+    answers = write_answers(tmp_path / "a.jsonl", {"07": "Yes.", "8": "the left"})
+    out = tmp_path / "p.json"
+    assert convert_gqa_for_eval.main(["--src", str(answers), "--dst", str(out)]) == 0
+    assert json.loads(out.read_text()) == [
+        {"questionId": "07", "prediction": "yes"},
+        {"questionId": "8", "prediction": "the left"},
+    ]
+
+
+def test_seed_bench_is_scored_and_its_letters_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = write_answers(tmp_path / "a.jsonl", {"v3": "hm", "1_0": "a", "2": "Four."})
+    out = tmp_path / "up" / "run.jsonl"
+    flags = [*seed_files(tmp_path), "--result-file", str(answers), "--result-upload-file", str(out)]
+    assert convert_seed_for_submission.main(flags) == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [
+        {"question_id": "1_0", "prediction": "A"},
+        {"question_id": "2", "prediction": "D"},
+        {"question_id": "v3", "prediction": "hm"},
+    ]
+    assert capsys.readouterr().out.startswith("SEED-Bench")
+
+
+def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    annotation = table(tmp_path)
+    write_rows(tmp_path / "answers" / "run.jsonl", [*ROUNDS[1:], row(1, "B. dog")])
+    flags = ["--annotation-file", annotation, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up"]
+    assert convert_mmbench_for_submission.main([*map(str, flags), "--experiment", "run"]) == 0
+    rows = list(openpyxl.load_workbook(tmp_path / "up" / "run.xlsx").active.values)
+    assert rows == [
+        ("index", "question", "A", "B", "C", "D", "answer", "prediction"),
+        (1, "Which?", "cat", "dog", "cow", "ant", "B", "B. dog"),
+        (2, "Which?", "red", "blue", None, None, "A", "A"),
+        (3, "Which?", "one", "two", None, None, "B", "A"),
+    ]

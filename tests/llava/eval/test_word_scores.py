@@ -1,0 +1,108 @@
+"""TextVQA and GQA, whose answers are words, on hand-made answers, scored by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.eval import eval_gqa, eval_textvqa
+from tests.llava.eval.files import write_answers, write_json, write_rows
+
+SUFFIX = "\nAnswer the question using a single word or phrase."
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What brand is it?" + SUFFIX,
+        "What brand is it?\nReference OCR token: KODAK, 3.5" + SUFFIX,
+        "Reference OCR token: KODAK\nWhat brand is it?" + SUFFIX,
+        "OCR tokens: KODAK. Question: What brand is it? Short answer:",
+    ],
+)
+def test_the_question_in_a_prompt_of_textvqa(prompt: str) -> None:
+    assert eval_textvqa.bare_question(prompt) == "what brand is it?"
+
+
+def test_a_prompt_without_a_question_is_refused() -> None:
+    with pytest.raises(ValueError, match="no question in the prompt 'OCR tokens: KODAK'"):
+        eval_textvqa.bare_question("OCR tokens: KODAK")
+    with pytest.raises(ValueError, match="no question in the prompt ''"):
+        eval_textvqa.bare_question("")
+
+
+def textvqa_files(folder: Path, said: list[tuple[str, str, str]]) -> list[str]:
+    """(image, question, what the model said) of each; annotated are two about one image, one about another."""
+    data = [
+        {"image_id": "i1", "question": "What brand is it?", "answers": ["Kodak"] * 7 + ["the kodak", "agfa", "agfa"]},
+        {"image_id": "i1", "question": "what year?", "answers": ["1999"] * 9 + ["1998"]},
+        {"image_id": "i2", "question": "How many?", "answers": ["2", "two", *(f"{n}" for n in range(3, 11))]},
+    ]
+    write_json(folder / "val.json", {"data": data})
+    rows = [{"question_id": name, "prompt": question + SUFFIX, "text": text} for name, question, text in said]
+    write_rows(folder / "a.jsonl", rows)
+    return ["--annotation-file", str(folder / "val.json"), "--result-file", str(folder / "a.jsonl")]
+
+
+def test_textvqa_by_hand(tmp_path: Path) -> None:
+    """ "KODAK." has eight matches: 1. "1998" has one: 0.3. "Two" has two, "2" and "two": 0.6. Mean 1.9 / 3."""
+    said = [("i2", "How many?", "Two"), ("i1", "What brand is it?", "KODAK."), ("i1", "what year?", "1998")]
+    assert eval_textvqa.main([*textvqa_files(tmp_path, said), "--json", str(tmp_path / "s.json")]) == 0
+    (row,) = json.loads((tmp_path / "s.json").read_text())["rows"].values()
+    assert row == {"accuracy": pytest.approx(190 / 3), "questions": 3}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([("i1", "what year?", "x")], "lacks the answers to 2 of 3 questions, for example 'i1' / 'what brand is it?'"),
+        ([("i1", "what year?", "x"), ("i1", "What year?", "y")], "'i1' / 'what year?' is there a second time"),
+    ],
+)
+def test_a_missing_or_second_answer_to_textvqa_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[tuple[str, str, str]], words: str
+) -> None:
+    assert eval_textvqa.main(textvqa_files(tmp_path, said)) == 2
+    assert words in capsys.readouterr().err
+
+
+def gqa_question(answer: str, structural: str, semantic: str) -> dict[str, Any]:
+    return {"answer": answer, "types": {"structural": structural, "semantic": semantic}}
+
+
+def test_gqa_by_hand(tmp_path: Path) -> None:
+    """ "Yes." and "left" right, "a dog" is not "dog", "no" wrong: 2 of 4; binary (verify, choose, logical) 2 of 3, open
+    (query) 0 of 1."""
+    questions = {
+        "07": gqa_question("yes", "verify", "attr"),
+        "8": gqa_question("left", "choose", "rel"),
+        "9": gqa_question("dog", "query", "obj"),
+        "10": gqa_question("yes", "logical", "attr"),
+    }
+    file = write_json(tmp_path / "q.json", questions)
+    write_answers(tmp_path / "a.jsonl", {"10": "no", "07": "Yes.", "8": " left", "9": "a dog"})
+    flags = ["--question-file", str(file), "--result-file", str(tmp_path / "a.jsonl")]
+    assert eval_gqa.main([*flags, "--json", str(tmp_path / "s.json")]) == 0
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert {name: row["accuracy"] for name, row in rows.items()} == {
+        "all": 50.0,
+        "binary": pytest.approx(200 / 3),
+        "open": 0.0,
+        "structure: verify": 100.0,
+        "structure: choose": 100.0,
+        "structure: query": 0.0,
+        "structure: logical": 0.0,
+        "about: attr": 50.0,
+        "about: rel": 100.0,
+        "about: obj": 0.0,
+    }
+
+
+def test_gqas_questions_need_their_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_json(tmp_path / "q.json", {"1": {"answer": "yes"}})
+    answers = write_answers(tmp_path / "a.jsonl", {"1": "yes"})
+    assert eval_gqa.main(["--question-file", str(file), "--result-file", str(answers)]) == 2
+    assert "question '1' has no answer, or no structural and semantic type" in capsys.readouterr().err

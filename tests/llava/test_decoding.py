@@ -1,0 +1,101 @@
+"""An answer is its prompt's own, whatever stands beside it in the batch: greedy, by beams, or sampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval.decoding import Request, _GumbelNoise, generate, prompt_ids, row_seed
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, Sampling
+from llava.utils import demo_model_path
+from playground.scenes import PRESETS, scene
+
+TEXTS = ("What is in the picture?", "How many objects are there?", "What color is the circle?")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ChatEngine]:
+    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.fromarray(scene(PRESETS[preset], 8, i).image) for i, preset in enumerate(("detail", "base"))]
+
+
+@pytest.fixture(scope="module")
+def requests(engine: ChatEngine, pictures: list[Image.Image]) -> list[Request]:
+    with torch.inference_mode():
+        encoded = engine.model.encode_images(list(engine.prepare_images(pictures)))
+    rows = [Request(prompt_ids(engine, text), image) for image in encoded for text in TEXTS]
+    blind = Request(prompt_ids(engine, "What is in the picture?", 0), None)
+    return [Request(row.ids, row.picture, row_seed(3, i)) for i, row in enumerate([*rows, blind])]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.0, max_new_tokens=24),
+        Sampling(0.0, num_beams=3, max_new_tokens=24),
+        Sampling(1.5, max_new_tokens=24),
+        Sampling(2.0, top_p=0.9, max_new_tokens=24),
+        Sampling(1.5, num_beams=2, max_new_tokens=8),
+    ],
+    ids=["greedy", "beams", "sampled", "nucleus", "sampled beams"],
+)
+def test_an_answer_does_not_depend_on_its_batch(
+    engine: ChatEngine, requests: list[Request], sampling: Sampling
+) -> None:
+    alone = [generate(engine, [request], sampling)[0] for request in requests]
+    assert generate(engine, requests, sampling) == alone
+    assert generate(engine, requests[::-1], sampling) == alone[::-1]
+    assert len(set(alone)) > 3
+
+
+def test_greedy_and_beams_are_those_of_a_chat(
+    engine: ChatEngine, requests: list[Request], pictures: list[Image.Image]
+) -> None:
+    for sampling in (Sampling(0.0, max_new_tokens=24), Sampling(0.0, num_beams=3, max_new_tokens=24)):
+        asked = [engine.ask(text, [picture], sampling) for picture in pictures for text in TEXTS]
+        assert generate(engine, requests[:-1], sampling) == asked
+
+
+def test_another_seed_samples_another_answer_and_a_narrow_nucleus_is_greedy(
+    engine: ChatEngine, requests: list[Request]
+) -> None:
+    row = requests[0]
+    drawn = [
+        generate(engine, [Request(row.ids, row.picture, seed)], Sampling(2.0, max_new_tokens=24)) for seed in (1, 2)
+    ]
+    assert drawn[0] != drawn[1]
+    greedy = generate(engine, requests, Sampling(0.0, max_new_tokens=24))
+    assert generate(engine, requests, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
+
+
+def test_the_likeliest_of_noisy_logits_is_a_sample_of_their_softmax() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, float("-inf")]])
+    noise = _GumbelNoise([Request(torch.empty(0), None, seed=5)])
+    draws = Counter(int(noise(torch.empty(1, 0), logits).argmax()) for _ in range(4000))
+    shares = torch.tensor([draws[i] / 4000 for i in range(4)])
+    # Four standard errors of a share at 4000 draws.
+    assert torch.allclose(shares, logits[0].softmax(0), atol=4 * (0.25 / 4000) ** 0.5)
+    assert draws[3] == 0
+
+
+def test_a_row_ends_at_a_stop_string_and_the_others_go_on(engine: ChatEngine, requests: list[Request]) -> None:
+    greedy = generate(engine, requests, Sampling(0.0, max_new_tokens=24))
+    word = greedy[0].split()[1]
+    stopped = generate(engine, requests, Sampling(0.0, max_new_tokens=24, stop=(word,)))
+    assert stopped == [text.split(word)[0].strip() for text in greedy]
+    assert stopped[0] and any(text == whole for text, whole in zip(stopped, greedy, strict=True))
+
+
+def test_seeds_of_rows_differ_by_run_and_by_place() -> None:
+    seeds = {row_seed(seed, index) for seed in range(3) for index in range(100)}
+    assert len(seeds) == 300
+    assert all(0 <= seed < 2**32 for seed in seeds)

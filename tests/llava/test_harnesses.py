@@ -1,0 +1,210 @@
+"""lmms-eval and VLMEvalKit drive the package by their adapters' own calls and get the answers that a chat gives.
+
+The adapters themselves are not needed here; `scripts/harness/lmms_eval_check.py` runs lmms-eval's, unmodified.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.eval.vstar_likelihood import option_losses
+from llava.mm_utils import (
+    KeywordsStoppingCriteria,
+    get_model_name_from_path,
+    process_images,
+    tokenizer_image_token,
+)
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, Sampling
+from llava.utils import demo_model_path
+from playground.scenes import PRESETS, scene
+
+QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Of two sizes, so that a batch is ragged where the tower keeps sizes."""
+    return [
+        Image.fromarray(scene(PRESETS[preset], 31, i).image) for i, preset in enumerate(("detail", "base", "detail"))
+    ]
+
+
+@dataclass
+class Loaded:
+    """What an adapter holds."""
+
+    tokenizer: Any
+    model: Any
+    processor: Any
+    context: int
+
+    def engine(self) -> ChatEngine:
+        return ChatEngine(self.tokenizer, self.model, self.processor, self.context)
+
+
+@pytest.fixture(scope="module", params=[None, False], ids=["as the checkpoint says", "clip"])
+def lmms(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    """lmms-eval's way to load: with an argument that only some versions of LLaVA know, and again without."""
+    path = str(demo_model_path())
+    options = {"multimodal": True, "attn_implementation": "sdpa"}
+    name = get_model_name_from_path(path)
+    own = {} if request.param is None else {"qlip": request.param}
+    try:
+        loaded = load_pretrained_model(path, None, name, device_map="auto", **options, **own)
+        pytest.fail("an unknown argument must be refused, or be known and used")
+    except TypeError:
+        options.pop("multimodal")
+        loaded = load_pretrained_model(path, None, name, device_map="auto", **options, **own)
+    found = Loaded(*loaded)
+    found.model.eval()
+    found.model.tie_weights()
+    found.model.to(torch.device("cpu"))
+    yield found
+
+
+def lmms_generate(lmms: Loaded, asked: Sequence[tuple[Image.Image, str]]) -> list[str]:
+    """The calls of lmms-eval's `generate_until` on one batch."""
+    visuals = [image for image, _ in asked]
+    tensors = process_images(visuals, lmms.processor, lmms.model.config)
+    if type(tensors) is list:
+        tensors = [image.to(dtype=torch.float16, device="cpu") for image in tensors]
+    else:
+        tensors = tensors.to(dtype=torch.float16, device="cpu")
+    rows = []
+    for _, context in asked:
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{context}")
+        conversation.append_message(conversation.roles[1], None)
+        prompt = conversation.get_prompt()
+        rows.append(tokenizer_image_token(prompt, lmms.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"))
+    padding = lmms.tokenizer.pad_token_id if lmms.tokenizer.pad_token_id is not None else lmms.tokenizer.eos_token_id
+    left = lmms.tokenizer.padding_side == "left"
+    rows = [torch.flip(row, [0]) for row in rows] if left else rows
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    ids = torch.flip(ids, [1]) if left else ids
+    said = lmms.model.generate(
+        ids,
+        attention_mask=ids.ne(padding),
+        pad_token_id=padding,
+        images=tensors,
+        image_sizes=[image.size for image in visuals],
+        do_sample=False,
+        temperature=0,
+        top_p=None,
+        num_beams=1,
+        max_new_tokens=64,
+        use_cache=True,
+    )
+    return lmms.tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_lmms_eval_generates_what_a_chat_answers(
+    lmms: Loaded, pictures: list[Image.Image], batch: int, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmms.tokenizer, "padding_side", side)
+    asked = [(picture, question) for picture in pictures for question in QUESTIONS]
+    expected = [lmms.engine().ask(question, [picture]) for picture, question in asked]
+    assert len(set(expected)) > 3
+    said = [text for i in range(0, len(asked), batch) for text in lmms_generate(lmms, asked[i : i + batch])]
+    assert said == expected
+
+
+def test_lmms_eval_measures_the_loss_that_a_choice_by_likelihood_does(
+    lmms: Loaded, pictures: list[Image.Image]
+) -> None:
+    """lmms-eval halves the precision of the pixels, which is as near as the losses can come."""
+    picture, question = pictures[0], QUESTIONS[0]
+    options = ["a red circle", "a blue square and a green ring", "yes"]
+    engine = lmms.engine()
+    with torch.inference_mode():
+        encoded = engine.model.encode_images(engine.prepare_images([picture]))[0]
+    expected = option_losses(engine, encoded, question, options)
+    for option, loss in zip(options, expected, strict=True):
+        image = process_images([picture], lmms.processor, lmms.model.config).to(dtype=torch.float16, device="cpu")
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
+        conversation.append_message(conversation.roles[1], None)
+        prompt = conversation.get_prompt()
+        context = tokenizer_image_token(prompt, lmms.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt").unsqueeze(0)
+        conversation.messages[1][1] = option
+        prompt = conversation.get_prompt()
+        ids = tokenizer_image_token(prompt, lmms.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt").unsqueeze(0)
+        labels = ids.clone()
+        labels[0, : context.shape[1]] = -100
+        with torch.inference_mode():
+            outputs = lmms.model(
+                input_ids=ids, labels=labels, images=image, use_cache=True, image_sizes=[list(picture.size)]
+            )
+        assert outputs["loss"].item() == pytest.approx(loss, rel=0.02)
+        assert outputs["logits"].shape[1] == ids.shape[1] - 1 + len(encoded.features)
+
+
+@pytest.fixture(scope="module")
+def vlmeval() -> Loaded:
+    """VLMEvalKit's way to load."""
+    path = str(demo_model_path())
+    name = get_model_name_from_path(path)
+    return Loaded(*load_pretrained_model(model_path=path, model_base=None, model_name=name, device_map="cpu"))
+
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+)
+
+
+def vlmeval_prompt(content: str) -> str:
+    return f"{SYSTEM}USER: {content} ASSISTANT: "
+
+
+def vlmeval_generate(vlmeval: Loaded, content: str, paths: Sequence[Path]) -> str:
+    """The calls of VLMEvalKit's `generate_inner`, its bare object of settings included."""
+    images = [Image.open(path).convert("RGB") for path in paths]
+    args = Namespace()
+    args.image_aspect_ratio = "pad"
+    tensor = process_images(images, vlmeval.processor, args).to("cpu", dtype=torch.float16) if images else None
+    prompt = vlmeval_prompt(content)
+    ids = tokenizer_image_token(prompt, vlmeval.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt").unsqueeze(0)
+    stopping = KeywordsStoppingCriteria(["</s>"], vlmeval.tokenizer, ids)
+    with torch.inference_mode():
+        said = vlmeval.model.generate(
+            ids,
+            images=tensor,
+            stopping_criteria=[stopping],
+            do_sample=False,
+            temperature=0,
+            max_new_tokens=64,
+            top_p=None,
+            num_beams=1,
+            use_cache=True,
+        )
+    return vlmeval.tokenizer.batch_decode(said, skip_special_tokens=True)[0].strip()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_vlmevalkit_generates_what_the_engine_does_on_its_prompt(
+    vlmeval: Loaded, pictures: list[Image.Image], tmp_path: Path, count: int
+) -> None:
+    """With no picture, one, and two of one size."""
+    shown = [pictures[0], pictures[2]][:count]
+    paths = [tmp_path / f"{i}.png" for i in range(count)]
+    for path, picture in zip(paths, shown, strict=True):
+        picture.save(path)
+    greedy = Sampling(temperature=0.0, max_new_tokens=64)
+    for question in QUESTIONS:
+        content = " <image> " * count + question
+        expected = "".join(vlmeval.engine().generate(vlmeval_prompt(content), shown, greedy)).strip()
+        assert vlmeval_generate(vlmeval, content, paths) == expected

@@ -1,0 +1,169 @@
+"""Ray's answers are model_vqa_loader's, to the byte, though an actor dies at work or the run is stopped and started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from llava.eval import model_vqa_loader, ray_batch
+from llava.eval.answer_file import Row
+from llava.eval.prefetch import Preparer
+from llava.eval.questions import Question
+from playground.scenes import PRESETS, scene
+
+DEADLINE = 150.0
+COLOURS = ("red", "green", "blue", "purple", "cyan", "yellow")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """240 questions about 8 pictures; greedy, small batches."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    lines = []
+    for i in range(8):
+        Image.fromarray(scene(PRESETS["detail"], 31, i).image).save(folder / f"{i}.png")
+        texts = [f"Is there a {colour} {shape}?" for colour in COLOURS for shape in SHAPES]
+        lines += [{"question_id": f"{i}", "image": f"{i}.png", "text": text} for text in texts]
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [f"--question-file={folder / 'q.jsonl'}", f"--image-folder={folder}", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    answers = tmp_path_factory.mktemp("whole") / "answers.jsonl"
+    assert model_vqa_loader.main([*flags, f"--answers-file={answers}"]) == 0
+    return answers.read_bytes()
+
+
+def test_an_actor_killed_at_work_loses_no_answer(flags: list[str], whole: bytes, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-m", "llava.eval.ray_batch", *flags, f"--answers-file={answers}", "--batch-size=2"]
+    cluster = ["--concurrency=2", "--workers=1", "--cpus-per-actor=0.5"]
+    process = subprocess.Popen(
+        [*command, *cluster], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    end = time.monotonic() + DEADLINE
+    while not (answers.exists() and answers.read_bytes().count(b"\n") >= 2) and process.poll() is None:
+        assert time.monotonic() < end, "no answer in time"
+        time.sleep(0.01)
+    # Ray names its processes after what runs in them.
+    holders = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "AnswerStage" in " ".join(child.cmdline())
+    ]
+    assert len(holders) == 2
+    holders[0].kill()
+    holders[0].wait(timeout=10)
+    assert answers.read_bytes().count(b"\n") < whole.count(b"\n")
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+    assert answers.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def here(args: argparse.Namespace, preparer: Preparer, shares: Path, count: int) -> Iterator[list[Row]]:
+    """The stages of `answer_on` one after the other in this process, in place of the cluster."""
+    pictures, answers = ray_batch.PictureStage(preparer, ray_batch.read_limits(args)), ray_batch.AnswerStage(args)
+    lines = shares.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == count
+    for line in lines:
+        share = pictures(json.loads(line))
+        batch = answers({name: np.array([value], dtype=object) for name, value in share.items()})
+        yield [json.loads(row) for row in batch["row"]]
+
+
+def stopped_after(number: int) -> Any:
+    """`here`, and then a failure."""
+
+    def answer_on(*arguments: Any) -> Iterator[list[Row]]:
+        source = here(*arguments)
+        for _ in range(number):
+            yield next(source)
+        raise RuntimeError("the cluster failed: a node is gone")
+
+    return answer_on
+
+
+def test_a_run_that_failed_goes_on_where_it_stopped(
+    flags: list[str], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    arguments = [*flags, f"--answers-file={answers}", "--batch-size=8"]
+    monkeypatch.setattr(ray_batch, "answer_on", stopped_after(3))
+    assert ray_batch.main(arguments) == 2
+    assert "a node is gone" in capsys.readouterr().err
+    assert answers.read_bytes().count(b"\n") == 3 * ray_batch.SHARE * 8
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+    asked: list[int] = []
+    monkeypatch.setattr(
+        ray_batch,
+        "answer_on",
+        lambda *arguments: (
+            asked.extend(row["metadata"]["index"] for row in rows) or rows for rows in here(*arguments)
+        ),
+    )
+    assert ray_batch.main(arguments) == 0
+    assert answers.read_bytes() == whole
+    assert sorted(asked) == list(range(3 * ray_batch.SHARE * 8, 240))
+
+
+def test_answers_made_with_other_settings_are_not_mixed_in(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*flags, f"--answers-file={tmp_path / 'answers.jsonl'}"]
+    monkeypatch.setattr(ray_batch, "answer_on", stopped_after(1))
+    assert ray_batch.main(arguments) == 2
+    before = sorted((tmp_path / "answers.jsonl").read_text().splitlines())
+    monkeypatch.setattr(ray_batch, "answer_on", here)
+    assert ray_batch.main([*arguments, "--max-tokens=64"]) == 2
+    assert "max_tokens is 128 there and 64 now" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted((tmp_path / "answers.jsonl").read_text().splitlines()) == before
+
+    def differing(*arguments: Any) -> Iterator[list[Row]]:
+        for number, rows in enumerate(here(*arguments)):
+            yield [row | {"metadata": row["metadata"] | {"dtype": f"float{16 * (1 + number)}"}} for row in rows]
+
+    monkeypatch.setattr(ray_batch, "answer_on", differing)
+    assert ray_batch.main([*arguments, "--no-resume"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "an answer from another node was made with other settings: dtype is" in error
+
+
+def test_faults_become_error_rows(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = tmp_path / "q.jsonl"
+    first = Path(flags[0].partition("=")[2]).read_text().splitlines()[0]
+    questions.write_text(first + "\n" + json.dumps({"question_id": 1, "image": "no.png", "text": "What?"}))
+    monkeypatch.setattr(ray_batch, "answer_on", here)
+    arguments = [*flags, f"--question-file={questions}", f"--answers-file={tmp_path / 'a.jsonl'}"]
+    assert ray_batch.main(arguments) == 1
+    assert "no such image file" in json.loads((tmp_path / "a.errors.jsonl").read_text())["error"]
+    assert (tmp_path / "a.jsonl").read_text().count("\n") == 1
+
+
+def test_shares_come_back_as_they_were_written(tmp_path: Path) -> None:
+    asked = [
+        (i, Question(i, f"p{i}\u2028", f"t{i}", Path(f"/x/{i}.png"), f"{i}.png", {"round_id": i})) for i in range(5)
+    ]
+    assert ray_batch.write_shares(tmp_path / "s.jsonl", asked, 2) == 3
+    lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert [pair for line in lines for pair in ray_batch.read_share(json.loads(line)["questions"])] == asked
+
+
+@pytest.mark.parametrize("flag", ["concurrency", "workers"])
+def test_impossible_numbers_are_named(flags: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ray_batch.main([*flags, f"--{flag}=0"]) == 2
+    assert f"--{flag} is 0; it must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""Each question gets the answer of a chat; a picture is encoded once; no question is lost to another's fault."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval import runner as module
+from llava.eval.batches import BatchLimits
+from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.questions import Question
+from llava.eval.runner import Outcome, Runner, pictures_of
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, Sampling
+from llava.utils import demo_model_path
+from playground.scenes import PRESETS, scene
+
+GREEDY = Sampling(0.0, max_new_tokens=24)
+TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?", "What color is the ring?")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, preset in enumerate(("detail", "base", "detail", "base")):
+        Image.fromarray(scene(PRESETS[preset], 9, i).image).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
+def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
+    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+
+
+def ask(name: int | str, text: str, image: Path | None) -> Question:
+    return Question(name, text, text, image)
+
+
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> list[tuple[int, Question]]:
+    """Shuffled, several to a picture, some without one; their places do not start at 0."""
+    questions = [ask(f"{i}", text, folder / f"{i % 4}.png") for i in range(4) for text in TEXTS]
+    questions += [ask("blind", "What is in the picture?", None)]
+    random.Random(0).shuffle(questions)
+    return list(enumerate(questions, start=100))
+
+
+@pytest.fixture(scope="module")
+def alone(engine: ChatEngine, asked: list[tuple[int, Question]]) -> dict[int, str]:
+    """The oracle: each question in a chat of its own."""
+    return {
+        index: engine.ask(question.text, [Image.open(question.image)] if question.image else [], GREEDY)
+        for index, question in asked
+    }
+
+
+def outcomes(runner: Runner, asked: list[tuple[int, Question]]) -> dict[int, Outcome]:
+    preparer = Preparer.of(runner.engine.model.get_vision_tower())
+    ready = prepare_ahead(preparer, pictures_of(asked, runner.limits), workers=0, ahead=1)
+    found = [outcome for batch in runner.run(asked, ready) for outcome in batch]
+    assert next(ready, None) is None  # no picture is opened that is not shown
+    assert sorted(outcome.index for outcome in found) == [index for index, _ in asked]
+    return {outcome.index: outcome for outcome in found}
+
+
+@pytest.mark.parametrize("limits", [BatchLimits(1), BatchLimits(3, 400), BatchLimits(64), BatchLimits(64, waste=1.0)])
+def test_an_answer_is_that_of_a_chat_whatever_its_batch(
+    engine: ChatEngine, asked: list[tuple[int, Question]], alone: dict[int, str], limits: BatchLimits
+) -> None:
+    found = outcomes(Runner(engine, GREEDY, limits=limits), asked)
+    assert {index: outcome.text for index, outcome in found.items()} == alone
+    assert len(set(alone.values())) > 5
+
+
+def test_a_sampled_answer_hangs_on_the_runs_seed_and_its_place_only(
+    engine: ChatEngine, asked: list[tuple[int, Question]]
+) -> None:
+    free = Sampling(1.5, max_new_tokens=12)
+    some = outcomes(Runner(engine, free, seed=4, limits=BatchLimits(64)), asked)
+    part = outcomes(Runner(engine, free, seed=4, limits=BatchLimits(2)), asked[5:9])
+    assert all(some[index].text == outcome.text for index, outcome in part.items())
+    other = outcomes(Runner(engine, free, seed=5, limits=BatchLimits(64)), asked)
+    assert [outcome.text for outcome in other.values()] != [some[index].text for index in other]
+
+
+def test_a_picture_is_encoded_once_in_a_window(
+    engine: ChatEngine, asked: list[tuple[int, Question]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    tower = engine.model.get_vision_tower()
+    handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    monkeypatch.setattr(module, "WINDOW", 9)
+    outcomes(Runner(engine, GREEDY, limits=BatchLimits(2)), asked)
+    handle.remove()
+    assert sum(seen) == 4  # all 17 questions are in one window of 18
+
+
+def test_faults_stay_with_their_question(
+    engine: ChatEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((folder / "0.png").read_bytes()[:200])
+    questions = [
+        ask(0, TEXTS[0], folder / "0.png"),
+        ask(1, TEXTS[0], tmp_path / "missing.png"),
+        ask(2, TEXTS[0], broken),
+        ask(3, "<image> and?", folder / "1.png"),
+        ask(4, "word " * 3000, folder / "1.png"),
+        ask(5, TEXTS[1], folder / "1.png"),
+    ]
+    found = outcomes(Runner(engine, GREEDY), list(enumerate(questions)))
+    errors = [found[i].error for i in range(6)]
+    assert errors[0] is None and errors[5] is None and found[0].text and found[5].text
+    assert errors[1] == f"no such image file: {tmp_path / 'missing.png'}"
+    assert str(errors[2]).startswith("not a readable image")
+    assert errors[3] == "the prompt has 2 places for pictures instead of 1"
+    assert "exceed the model's context" in str(errors[4])
+    assert all(found[i].text is None for i in (1, 2, 3, 4))
+
+
+def test_a_batch_that_memory_is_too_small_for_is_halved(
+    engine: ChatEngine, asked: list[tuple[int, Question]], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = module.generate
+
+    def small(engine: Any, requests: Any, sampling: Sampling) -> list[str]:
+        if len(requests) > 2 or any(request.picture is None for request in requests):
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(engine, requests, sampling)
+
+    monkeypatch.setattr(module, "generate", small)
+    found = outcomes(Runner(engine, GREEDY), asked)
+    lost = [index for index, outcome in found.items() if outcome.text is None]
+    assert [dict(asked)[index].question_id for index in lost] == ["blind"]
+    assert "more than the device's memory can take" in str(found[lost[0]].error)
+    assert all(outcome.text == alone[index] for index, outcome in found.items() if index not in lost)
