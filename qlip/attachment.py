@@ -38,8 +38,8 @@ class Attachment:
         """Images as a model is given them, cut and on the tower's device.
 
         Args:
-            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each, which
-                are cut here.
+            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each, to
+                be cut here.
             leaf_boxes: (B, N, 3) or None.
             leaf_grids: (B, 2) or None.
 

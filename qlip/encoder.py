@@ -13,23 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
+from transformers import AutoConfig
 
 from qlip.config import QLIPConfig
-from qlip.lookup import anatomy_of
+from qlip.lookup import VISION_MODELS, anatomy_of
 from qlip.mlp import CoordinateMLP
 from qlip.patches import CutImage, downsize, extract_patches, native_cut, pad_ragged
 from qlip.placement import ImageSpan
-from qlip.positions import interpolate_positions, raster_positions
+from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, partition_as
-
-VISION_MODELS: dict[str, type[PreTrainedModel]] = {
-    "clip": CLIPVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-    "dinov2": Dinov2Model,
-}
+from qlip.spans import image_span
 
 
 @dataclass(frozen=True)
@@ -80,10 +73,7 @@ class QLIPVisionModel(nn.Module):
     prior: CoordinateMLP | None
 
     def __init__(
-        self,
-        vision_model: nn.Module,
-        config: QLIPConfig | None = None,
-        select_layer: int | Sequence[int] = -2,
+        self, vision_model: nn.Module, config: QLIPConfig | None = None, select_layer: int | Sequence[int] = -2
     ) -> None:
         super().__init__()
         kind = anatomy_of(vision_model)
@@ -96,11 +86,7 @@ class QLIPVisionModel(nn.Module):
         self.qlip = config or QLIPConfig()
         self.prior = None
         self.select_layers = self.resolve_layers(select_layer)
-
-    @property
-    def select_layer(self) -> int:
-        """The highest layer that runs."""
-        return max(self.select_layers)
+        self.select_layer = max(self.select_layers)  # the highest that runs
 
     def resolve_layers(self, select: int | Sequence[int]) -> tuple[int, ...]:
         """Indices into `hidden_states`, counted from 0.
@@ -205,15 +191,10 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
-        size = self.anatomy.patch_size
-        cuts = [
-            CutImage(
-                tree,
-                extract_patches(image.float(), tree, size),
-                downsize(image, self.native_grid * size) if self.qlip.thumbnail else None,
-            )
-            for image, tree in zip(images, leaves, strict=True)
-        ]
+        size, cuts = self.anatomy.patch_size, []
+        for image, tree in zip(images, leaves, strict=True):
+            small = downsize(image, self.native_grid * size) if self.qlip.thumbnail else None
+            cuts.append(CutImage(tree, extract_patches(image.float(), tree, size), small))
         return self.encode_cut(cuts, positions, pool)
 
     def encode_cut(
@@ -281,38 +262,8 @@ class QLIPVisionModel(nn.Module):
         return torch.cat([self.anatomy.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
 
     def language_span(self, leaves: Leaves) -> ImageSpan:
-        """Where an image's tokens stand in the language model, and what they weigh there."""
-        count = len(leaves) + (self.native_grid**2 if self.qlip.thumbnail else 0)
-        positions = self.language_positions(leaves)
-        span = count if positions is None else self.native_grid**2
-        return ImageSpan(count, positions, span, self.language_sizes(leaves))
-
-    def language_positions(self, leaves: Leaves) -> Tensor | None:
-        """float32 (M,): places of an image's tokens on the native raster; None where positions are sequential."""
-        if self.qlip.llm_positions == "sequential":
-            return None
-        places = raster_positions(leaves, self.native_grid)
-        if self.qlip.thumbnail:
-            places = torch.cat([torch.arange(self.native_grid**2, dtype=torch.float32), places])
-        return places
-
-    def language_sizes(self, leaves: Leaves) -> Tensor | None:
-        """float32 (M,): side of the square of cells that each token weighs in the language model's attention.
-
-        Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one
-        number for all where `llm_weight` is "native". None where every token weighs one.
-        """
-        config = self.qlip
-        if config.llm_size_bias == 0 and config.llm_weight == "each":
-            return None
-        sizes = leaves.sizes.float()
-        if config.thumbnail:
-            covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / self.native_grid
-            sizes = torch.cat([torch.full((self.native_grid**2,), covered), sizes])
-        sizes = sizes**config.llm_size_bias
-        if config.llm_weight == "native":
-            sizes = sizes * (self.native_grid / sizes.square().sum().sqrt())
-        return None if (sizes == 1).all() else sizes
+        """Where an image's tokens stand in the language model, and what they weigh there, by the settings."""
+        return image_span(self.qlip, leaves, self.native_grid)
 
     def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
         """(M_i, D times layers) of each image, without [CLS] and padding."""

@@ -14,6 +14,15 @@ ANATOMIES: tuple[tuple[type[PreTrainedModel], type[Anatomy]], ...] = (
     (Dinov2Model, Dinov2Anatomy),
 )
 
+VISION_MODELS: dict[str, type[PreTrainedModel]] = {
+    "clip": CLIPVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "dinov2": Dinov2Model,
+}
+"""Type of a configuration -> the vision model in its checkpoints."""
+
 NO_PLACE_FOR_LEAVES = {
     "QFormer": "its Q-Former turns any image into a fixed number of tokens",
     "Resampler": "its resampler turns any image into a fixed number of tokens",

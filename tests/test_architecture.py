@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.lookup",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.draw"),
-    ("qlip.packing",),
+    ("qlip.packing", "qlip.spans"),
     ("qlip.image_processing",),
     ("qlip.encoder", "qlip.pictures", "qlip.processor"),
     ("qlip.attachment",),

@@ -34,6 +34,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
+import qlip
+
 NATIVE = 56
 """Pixels per side: 4 x 4 cells."""
 
@@ -153,3 +155,22 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
         row, col = draw.integers(0, height), draw.integers(0, width)
         pixels[row : row + size, col : col + size] = draw.integers(0, 256, 3)
     return Image.fromarray(pixels)
+
+
+TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 40, "llm_size_bias": 0.0}
+"""Leaves of all sizes, and positions of the raster alone."""
+
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+PROMPTS = ["USER: <image>\nwhat? ASSISTANT:", "<image> and <image>: which?", "no picture", "see <image>"]
+PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), picture(140, 140, 3)]
+"""For `PROMPTS`, in order."""
+
+
+def attached(kind: str, **settings: Any) -> Any:
+    """(model, processor) of `kind`, attached."""
+    return qlip.attach(make_language_model(kind), make_processor(kind), **settings)
+
+
+def ask(processor: Any, prompts: list[str], pictures: list[Image.Image]) -> Any:
+    """A padded batch of prompts about pictures."""
+    return processor(images=pictures or None, text=prompts, return_tensors="pt", padding=True)

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 import qlip
-from tests.qlip.hosts import NATIVE, picture, randomise
+from tests.qlip.hosts import NATIVE, PICTURES, TREE, picture, randomise
 
 timm = pytest.importorskip("timm", exc_type=ImportError)
 open_clip = pytest.importorskip("open_clip", exc_type=ImportError)
 
 UNIFORM = {"alpha": 0.0, "max_tokens": None}
-TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 40}
-PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), picture(140, 140, 3)]
 SHAPE = {"img_size": NATIVE, "patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 4}
 TIMM = {
     "token": {"num_classes": 5},

@@ -12,6 +12,8 @@ from transformers import AutoModel, AutoProcessor, CLIPImageProcessorPil, pipeli
 import qlip
 from tests.qlip.hosts import (
     NATIVE,
+    PICTURES,
+    TREE,
     make_contrastive_model,
     make_contrastive_processor,
     make_vision_model,
@@ -20,8 +22,6 @@ from tests.qlip.hosts import (
 
 KINDS = ["clip", "siglip", "dinov2"]
 UNIFORM = {"alpha": 0.0, "max_tokens": None, "size_bias": 0.5}
-TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 40}
-PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(56, 98, 2), picture(140, 140, 3)]
 NATIVES = [picture(NATIVE, NATIVE, seed) for seed in range(3)]
 TEXTS = ["a photo of a cat", "a photo of a dog", "nothing"]
 

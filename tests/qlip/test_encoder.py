@@ -140,7 +140,7 @@ def test_thumbnail_is_the_wrapped_models_view_of_the_downsized_image(wrapped):
         leaves_only = QLIPVisionModel(wrapped, TREE)([image]).features[0]
     torch.testing.assert_close(output.features[0][:64], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.features[0][64:], leaves_only, atol=1e-5, rtol=1e-5)
-    places = model.language_positions(output.leaves[0])
+    places = model.language_span(output.leaves[0]).positions
     assert len(places) == len(output.features[0])
     assert torch.equal(places[:64], torch.arange(64.0))
 
@@ -148,22 +148,22 @@ def test_thumbnail_is_the_wrapped_models_view_of_the_downsized_image(wrapped):
 def test_language_positions_and_sizes_follow_the_settings(wrapped):
     tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[1])
     sequential = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_positions="sequential"))
-    assert sequential.language_positions(tree) is None
-    assert sequential.language_sizes(tree) is None
+    assert sequential.language_span(tree).positions is None
+    assert sequential.language_span(tree).sizes is None
     biased = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_size_bias=0.5))
-    assert torch.equal(biased.language_sizes(tree), tree.sizes.float().sqrt())  # log(size^2) half: log(size)
-    assert biased.language_positions(tree).max() <= 63
+    assert torch.equal(biased.language_span(tree).sizes, tree.sizes.float().sqrt())  # log(size^2) half: log(size)
+    assert biased.language_span(tree).positions.max() <= 63
 
 
 @pytest.mark.parametrize("changes", [{}, {"llm_size_bias": 0.5}, {"thumbnail": True}], ids=str)
 def test_with_native_weight_all_tokens_of_an_image_weigh_as_many_as_it_has_native_cells(wrapped, changes):
     model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_weight="native", **changes))
     tree = model.partition(FOUR_SIZES[1])
-    sizes = model.language_sizes(tree)
+    sizes = model.language_span(tree).sizes
     assert sizes.square().sum().item() == pytest.approx(64)
     if not changes:
         assert (sizes == sizes[0]).all()
-        assert model.language_sizes(Leaves.uniform((8, 8))) is None
+        assert model.language_span(Leaves.uniform((8, 8))).sizes is None
 
 
 def test_coarsest_native_caps_leaves_at_a_native_cell(wrapped):
