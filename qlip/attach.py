@@ -147,7 +147,9 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         TypeError: QLIP can't stand in this model.
     """
     if isinstance(model, LANGUAGE_MODELS):
-        return model.model.vision_tower, model.config.vision_feature_layer
+        # VipLlava's configuration had a name of its own for it.
+        name = "vision_feature_layers" if hasattr(model.config, "vision_feature_layers") else "vision_feature_layer"
+        return model.model.vision_tower, getattr(model.config, name)
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
     if (foreign := foreign_tower(model)) is not None:

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.attachment import AttachedPretrained
+from qlip.generation import GoesOnBehindImages
 from qlip.packing import unpack_leaves
 from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 
@@ -98,7 +99,7 @@ class LanguageTrunk(AttachedPretrained):
         return output
 
 
-class LanguageModel(AttachedPretrained):
+class LanguageModel(GoesOnBehindImages, AttachedPretrained):
     """Mixed into LlavaForConditionalGeneration and its kin."""
 
     config: Any
@@ -217,20 +218,6 @@ class LanguageModel(AttachedPretrained):
                 kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)
             inputs = prompt
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Lets the first new tokens stand behind the prompt's last image, not behind that image's last leaf."""
-        start = model_kwargs.pop("next_positions", None)
-        before = None if start is None else model_kwargs["position_ids"].shape[1]
-        model_kwargs = super()._update_model_kwargs_for_generation(  # type: ignore[misc]
-            outputs, model_kwargs, *args, **kwargs
-        )
-        if start is not None:
-            new = model_kwargs["position_ids"][:, before:]
-            new.copy_(start[:, None] + torch.arange(new.shape[1], device=new.device))
-        return model_kwargs
 
     def _pack(self, pixel_values: Any) -> tuple[Tensor, Tensor, Tensor]:
         packed = self.attachment.pack(pixel_values)

@@ -17,7 +17,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # qlip each file has its layer; modules of one layer do not know each other. "name.*" stands for all below a package;
 # the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement"),
+    ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement", "qlip.generation"),
     ("qlip.criteria", "qlip.mlp", "qlip.foreign"),
     ("qlip.lookup",),
     ("qlip.quadtree",),

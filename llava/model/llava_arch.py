@@ -28,6 +28,7 @@ from llava.model.splice import (
     splice_row,
     truncate,
 )
+from qlip.generation import GoesOnBehindImages
 from qlip.placement import decoder_mask
 from qlip.placement import key_bias as bias_of_sizes
 
@@ -60,7 +61,7 @@ class LlavaMetaModel(nn.Module):
         return getattr(self, "vision_tower", None)
 
 
-class LlavaMetaForCausalLM(GenerationMixin):
+class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
 
     def get_vision_tower(self) -> VisionTower | None:
@@ -232,16 +233,6 @@ class LlavaMetaForCausalLM(GenerationMixin):
             next_positions=batch.next_positions,
             **kwargs,
         )
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Lets the first new token stand behind the prompt's last image, not behind that image's last leaf."""
-        start = model_kwargs.pop("next_positions", None)
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if start is not None:
-            model_kwargs["position_ids"][:, -1] = start
-        return model_kwargs
 
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:

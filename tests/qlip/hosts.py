@@ -95,7 +95,7 @@ def make_language_model(kind: str, **changes: Any) -> Any:
         config |= {"image_grid_pinpoints": PINPOINTS}
         return randomise(LlavaNextForConditionalGeneration(LlavaNextConfig(**config, **changes)))
     if kind == "vipllava":
-        config |= {"vision_feature_layers": [-2, -1, 1], "vision_feature_layer": [-2, -1, 1]}
+        config |= {"vision_feature_layers": [-2, -1, 1]}
         return randomise(VipLlavaForConditionalGeneration(VipLlavaConfig(**config, **changes)))
     config |= {"vision_feature_select_strategy": "full" if siglip else "default"}
     return randomise(LlavaForConditionalGeneration(LlavaConfig(**{**config, **changes})))
