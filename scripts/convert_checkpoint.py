@@ -24,7 +24,6 @@ from transformers import (
     LlamaConfig,
     LlavaImageProcessorPil,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
 from transformers import LlavaConfig as TransformersConfig
 
@@ -70,7 +69,8 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
     Args:
         model_path: folder or hub id, of either format.
         out: folder to write; must be empty or absent.
-        model_base: the language model under a projector-only or LoRA checkpoint, which is merged.
+        model_base: the language model under a projector-only or LoRA checkpoint, which is merged. A vision tower that
+            lies elsewhere is merged too.
 
     Returns:
         The format written.
@@ -81,13 +81,13 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty")
-    if model_base is not None:
+    checkpoint = inspect(local_folder(model_path))
+    if checkpoint.kind != "full" and model_base is None:
+        raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
+    if checkpoint.kind != "full" or checkpoint.config.mm_vision_config is None:
         with tempfile.TemporaryDirectory() as merged:
             merge(model_path, model_base, Path(merged))
             return convert(merged, out)
-    checkpoint = inspect(local_folder(model_path))
-    if checkpoint.kind != "full":
-        raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
     target: Format = "llava" if checkpoint.names is TRANSFORMERS_NAMES else "transformers"
     if (checkpoint.folder / ORIGINAL / "config.json").is_file():
         out.mkdir(parents=True, exist_ok=True)
@@ -104,23 +104,23 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
     return target
 
 
-def merge(model_path: str, model_base: str, out: Path) -> None:
-    """Writes a projector-only or LoRA checkpoint, joined with its language model, in LLaVA's format."""
+def merge(model_path: str, model_base: str | None, out: Path) -> None:
+    """Writes a checkpoint in LLaVA's format, joined with what it lacks: its language model, its vision tower.
+
+    Raises:
+        ValueError: it has no eyes at all.
+    """
     tokenizer, model, processor, _ = load_pretrained_model(model_path, model_base, device="cpu", dtype="auto")
+    if processor is None:
+        raise ValueError(f"{model_path} has no vision tower: it is no LLaVA")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    if processor is not None:
-        default_image_processor(model.get_vision_tower().config).save_pretrained(out)
+    default_image_processor(model.get_vision_tower().config).save_pretrained(out)
 
 
 def check_complete(checkpoint: Checkpoint) -> None:
     """Raises unless the files hold every weight of the model."""
     config = checkpoint.config
-    if config.mm_vision_config is None:
-        raise ValueError(
-            f"{checkpoint.folder} holds no vision tower: load it and save it first (load_pretrained_model, then"
-            " save_pretrained), so that the tower's weights are in it"
-        )
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
     with torch.device("meta"):
@@ -169,7 +169,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
         patch_size=vision["patch_size"],
         vision_feature_select_strategy=settings.vision_feature_select_strategy,
         num_additional_image_tokens=int(has_cls),
-        chat_template=chat_template(config.conv_mode or "vicuna_v1", tokenizer),
+        chat_template=chat_template(config.conv_mode or "vicuna_v1"),
     )
     processor.save_pretrained(out)
     rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
@@ -187,7 +187,7 @@ def image_processor(checkpoint: Checkpoint) -> Any:
     return LlavaImageProcessorPil(do_pad=True, **{name: getattr(plain, name) for name in names})
 
 
-def chat_template(conv_mode: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def chat_template(conv_mode: str) -> str | None:
     """A prompt template of `llava.conversation` as Jinja; None for those that are not simply turn after turn."""
     conversation = conv_templates[conv_mode]
     if conversation.sep_style is not SeparatorStyle.TWO:

@@ -244,6 +244,26 @@ def test_a_siglip_tower_keeps_all_its_patches_both_ways(tmp_path):
         assert torch.equal(again.get_image_features(image).pooler_output[0], expected)
 
 
+def test_a_tower_that_lies_elsewhere_is_merged(tmp_path):
+    oracle = transformers_model()
+    oracle.model.vision_tower.save_pretrained(tmp_path / "tower")
+    default_image_processor(oracle.config.vision_config).save_pretrained(tmp_path / "tower")
+    source = make_llava_checkpoint(tmp_path / "source", mm_vision_tower=str(tmp_path / "tower"))
+    state = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "tower" not in name}
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    assert convert(str(source), tmp_path / "out") == "transformers"
+    merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in oracle.state_dict().items():
+        assert torch.equal(merged[name][: len(tensor)], tensor)
+
+
+def test_what_has_no_eyes_is_refused(tmp_path):
+    LlamaForCausalLM(transformers_model().config.text_config).save_pretrained(tmp_path / "llama")
+    write_tokenizer(tmp_path / "llama")
+    with pytest.raises(ValueError, match="llama has no vision tower: it is no LLaVA"):
+        convert(str(tmp_path / "llama"), tmp_path / "out")
+
+
 def test_a_projector_is_merged_with_its_language_model(tmp_path):
     oracle = transformers_model()
     llama = LlamaForCausalLM(oracle.config.text_config)
