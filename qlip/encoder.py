@@ -1,32 +1,28 @@
-"""QLIP around a CLIP or SigLIP vision model: images of any size -> features of their leaves (paper section 3).
+"""QLIP around a vision transformer: images of any size -> features of their leaves (paper section 3).
 
-The only file that knows the insides of transformers' vision models. The wrapped model's modules are adopted under their
-own names, so that its checkpoints load unchanged. Knows nothing of language models.
+The wrapped model's modules are adopted under their own names, so that its checkpoints load unchanged; where they are is
+known to `qlip.anatomy`. Knows nothing of language models beyond the places that they give an image's tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+from transformers import AutoConfig
 
 from qlip.config import QLIPConfig
+from qlip.lookup import VISION_MODELS, anatomy_of
 from qlip.mlp import CoordinateMLP
-from qlip.patches import CutImage, downsize, extract_patches, pad_ragged
-from qlip.positions import interpolate_positions, raster_positions
+from qlip.patches import CutImage, downsize, extract_patches, native_cut, pad_ragged
+from qlip.placement import ImageSpan
+from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, partition_as
-
-VISION_MODELS: dict[str, type[PreTrainedModel]] = {
-    "clip": CLIPVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-}
+from qlip.spans import image_span
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,8 @@ class QLIPOutput:
     """What `QLIPVisionModel` gives, one entry per image."""
 
     features: list[Tensor]
-    """(M_i, D): the selected hidden layer; with a thumbnail its n * n tokens first, then the leaves in raster order."""
+    """(M_i, D): the selected hidden layer; with a thumbnail its n * n tokens first, then the leaves in raster order.
+    Of several layers, one beside the other along D."""
 
     leaves: list[Leaves]
     """The trees."""
@@ -43,47 +40,71 @@ class QLIPOutput:
     """(B, D): the model's own pooled output over [CLS] and leaves (SigLIP: its attention head), if asked for."""
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states of a padded batch."""
+
+    layers: dict[int, Tensor]
+    """(B, T, D) by number of the layer, 0 before the first; [CLS] first."""
+
+    valid: Tensor
+    """bool (B, T), True where a token stands."""
+
+    lengths: list[int]
+    """Tokens of each image, [CLS] included."""
+
+
 class QLIPVisionModel(nn.Module):
-    """A CLIP or SigLIP vision model that sees the leaves of a quadtree instead of a uniform grid.
+    """A CLIP, SigLIP or DINOv2 vision model that sees the leaves of a quadtree instead of a uniform grid.
 
     At alpha 0, without a budget and with an image of the native size it equals the wrapped model.
 
     Args:
-        vision_model: transformers' CLIPVisionModel or SiglipVisionModel.
+        vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model; timm's or open_clip's
+            VisionTransformer.
         config: the settings.
-        select_layer: which hidden state to give, as an index into `hidden_states`; layers above it do not run.
+        select_layer: which hidden state to give, as an index into `hidden_states`, or several of them; layers above
+            the highest do not run.
     """
 
     config: Any
     embeddings: Any  # the wrapped model's modules, under their own names
     encoder: Any
-    pre_layrnorm: Any
-    post_layernorm: Any
-    head: Any
     prior: CoordinateMLP | None
 
-    def __init__(self, vision_model: PreTrainedModel, config: QLIPConfig | None = None, select_layer: int = -2) -> None:
+    def __init__(
+        self, vision_model: nn.Module, config: QLIPConfig | None = None, select_layer: int | Sequence[int] = -2
+    ) -> None:
         super().__init__()
-        if not isinstance(vision_model, (CLIPVisionModel, SiglipVisionModel)):
-            raise TypeError(
-                f"{type(vision_model).__name__} is no CLIPVisionModel or SiglipVisionModel; QLIP needs a ViT with a"
-                " table of absolute positions whose insides it knows"
-            )
+        kind = anatomy_of(vision_model)
         for name, module in vision_model.named_children():
             self.add_module(name, module)
-        self.config = vision_model.config
+        for name, parameter in vision_model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self.config = getattr(vision_model, "config", None)  # timm's and open_clip's have none
+        self.anatomy = kind.of(self, vision_model)
         self.qlip = config or QLIPConfig()
         self.prior = None
-        depth = self.config.num_hidden_layers
-        if not -depth - 1 <= select_layer <= depth:
-            raise ValueError(f"select_layer is {select_layer}; a model of {depth} layers has -{depth + 1} to {depth}")
-        self.select_layer = select_layer % (depth + 1)
+        self.select_layers = self.resolve_layers(select_layer)
+        self.select_layer = max(self.select_layers)  # the highest that runs
+
+    def resolve_layers(self, select: int | Sequence[int]) -> tuple[int, ...]:
+        """Indices into `hidden_states`, counted from 0.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        depth = self.anatomy.depth
+        layers = [select] if isinstance(select, int) else list(select)
+        if wrong := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
+            raise ValueError(f"select_layer is {wrong[0]}; a model of {depth} layers has -{depth + 1} to {depth}")
+        return tuple(layer % (depth + 1) for layer in layers)
 
     @classmethod
     def from_pretrained(
         cls, path: str, config: QLIPConfig | None = None, select_layer: int = -2, dtype: torch.dtype | None = None
     ) -> QLIPVisionModel:
-        """Loads a CLIP or SigLIP checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
+        """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
         model_type = AutoConfig.from_pretrained(path).model_type
         if model_type not in VISION_MODELS:
             raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
@@ -102,33 +123,33 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: its width is not the model's.
         """
-        if (width := prior.layers[-1].out_features) != self.config.hidden_size:
-            raise ValueError(f"the prior gives embeddings of {width}, the model has {self.config.hidden_size}")
+        if (width := prior.layers[-1].out_features) != self.anatomy.width:
+            raise ValueError(f"the prior gives embeddings of {width}, the model has {self.anatomy.width}")
         object.__setattr__(self, "prior", prior.requires_grad_(False))  # past nn.Module's registration
 
     @property
     def native_grid(self) -> int:
         """n: cells per side of the image that the model was trained on."""
-        return self.config.image_size // self.config.patch_size
+        return self.anatomy.native_grid
 
     @property
     def has_cls(self) -> bool:
-        """Whether a [CLS] token with a position of its own stands first."""
-        return hasattr(self.embeddings, "class_embedding")
+        """Whether a [CLS] token stands first."""
+        return self.anatomy.prefix > 0
 
     @property
     def position_table(self) -> Tensor:
         """(n * n, D): the pretrained position embeddings of the native grid, row by row, without [CLS]'s."""
-        return self.embeddings.position_embedding.weight[int(self.has_cls) :]
+        return self.anatomy.position_embeddings[self.anatomy.prefix :]
 
     @property
     def cls_position(self) -> Tensor:
-        """(1, D): [CLS]'s own position embedding; (0, D) where the tower has no [CLS]."""
-        return self.embeddings.position_embedding.weight[: int(self.has_cls)]
+        """(k, D): the position embeddings of the tokens before the patches', of [CLS] as a rule."""
+        return self.anatomy.position_embeddings[: self.anatomy.prefix]
 
     def partition(self, image: Tensor) -> Leaves:
         """The leaves of one image (C, H, W), by the settings; scored in float32."""
-        return partition_as(self.qlip, image, self.config.patch_size, self.native_grid)
+        return partition_as(self.qlip, image, self.anatomy.patch_size, self.native_grid)
 
     def positions(self, leaves: Leaves) -> Tensor:
         """float32 ([CLS] +) N, D: position embeddings of an image's tokens, by the settings; [CLS] keeps its own."""
@@ -170,19 +191,18 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
-        side = self.native_grid * self.config.patch_size
-        cuts = [
-            CutImage(
-                tree,
-                extract_patches(image.float(), tree, self.config.patch_size),
-                downsize(image, side) if self.qlip.thumbnail else None,
-            )
-            for image, tree in zip(images, leaves, strict=True)
-        ]
+        size, cuts = self.anatomy.patch_size, []
+        for image, tree in zip(images, leaves, strict=True):
+            small = downsize(image, self.native_grid * size) if self.qlip.thumbnail else None
+            cuts.append(CutImage(tree, extract_patches(image.float(), tree, size), small))
         return self.encode_cut(cuts, positions, pool)
 
     def encode_cut(
-        self, cuts: Sequence[CutImage], positions: list[Tensor] | None = None, pool: bool = False
+        self,
+        cuts: Sequence[CutImage],
+        positions: list[Tensor] | None = None,
+        pool: bool = False,
+        select: Sequence[int] | None = None,
     ) -> QLIPOutput:
         """`encode` for images whose leaves were cut out before, say by another process.
 
@@ -190,86 +210,77 @@ class QLIPVisionModel(nn.Module):
             cuts: what is left of the images, on the model's device.
             positions: see `encode`; None for the usual ones.
             pool: see `forward`.
+            select: layers, counted from 0; None is `select_layers`.
 
         Raises:
             ValueError: positions of another number than the tokens, or a thumbnail is missing.
         """
-        leaves = [cut.leaves for cut in cuts]
-        positions = positions or [self.positions(tree) for tree in leaves]
-        for tree, added in zip(leaves, positions, strict=True):
-            if len(added) != len(tree) + self.has_cls:
-                raise ValueError(f"{len(added)} positions for {len(tree) + self.has_cls} tokens")
-        sequences = self._embed([cut.patches for cut in cuts], positions)
-        features, pooled = self._encode(sequences, [tree.sizes for tree in leaves], pool)
+        layers = self.select_layers if select is None else tuple(select)
+        hidden = self.hidden_states(cuts, {*layers, self.anatomy.depth} if pool else set(layers), positions)
+        features = self._features(hidden, layers)
         if self.qlip.thumbnail:
-            small = [cut.thumbnail for cut in cuts if cut.thumbnail is not None]
-            features = [torch.cat(pair) for pair in zip(self._encode_native(small), features, strict=True)]
-        return QLIPOutput(features, leaves, pooled)
+            size = self.anatomy.patch_size
+            small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
+            native = self._features(self.hidden_states(small, set(layers)), layers)
+            features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
+        return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)
 
-    def language_positions(self, leaves: Leaves) -> Tensor | None:
-        """float32 (M,): places of an image's tokens on the native raster; None where positions are sequential."""
-        if self.qlip.llm_positions == "sequential":
-            return None
-        places = raster_positions(leaves, self.native_grid)
-        if self.qlip.thumbnail:
-            places = torch.cat([torch.arange(self.native_grid**2, dtype=torch.float32), places])
-        return places
+    def hidden_states(
+        self, cuts: Sequence[CutImage], layers: Collection[int], positions: list[Tensor] | None = None
+    ) -> HiddenStates:
+        """Runs the layers up to the highest of `layers`, counted from 0, and keeps those.
 
-    def language_sizes(self, leaves: Leaves) -> Tensor | None:
-        """float32 (M,): side of the square of cells that each token weighs in the language model's attention.
-
-        Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one
-        number for all where `llm_weight` is "native". None where every token weighs one.
+        Raises:
+            ValueError: positions or patches of another number than the tokens.
         """
-        config = self.qlip
-        if config.llm_size_bias == 0 and config.llm_weight == "each":
-            return None
-        sizes = leaves.sizes.float()
-        if config.thumbnail:
-            covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / self.native_grid
-            sizes = torch.cat([torch.full((self.native_grid**2,), covered), sizes])
-        sizes = sizes**config.llm_size_bias
-        if config.llm_weight == "native":
-            sizes = sizes * (self.native_grid / sizes.square().sum().sqrt())
-        return None if (sizes == 1).all() else sizes
+        leaves, anatomy = [cut.leaves for cut in cuts], self.anatomy
+        positions = [self.positions(tree) for tree in leaves] if positions is None else positions
+        for cut, added in zip(cuts, positions, strict=True):
+            tokens = len(cut.leaves) + anatomy.prefix
+            if len(added) != tokens or len(cut.patches) != len(cut.leaves):
+                raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
+        sequences = self._embed([cut.patches for cut in cuts], positions)
+        hidden, valid = pad_ragged(sequences)
+        mask = self._attention_mask(valid, [tree.sizes for tree in leaves], hidden.dtype)
+        hidden = anatomy.begin(hidden)
+        kept = {0: hidden} if 0 in layers else {}
+        for number, layer in enumerate(anatomy.layers[: max(layers)], start=1):
+            hidden = anatomy.run(layer, hidden, mask)
+            if number in layers:
+                kept[number] = hidden
+        return HiddenStates(kept, valid, [len(sequence) for sequence in sequences])
 
-    def _encode_native(self, images: list[Tensor]) -> list[Tensor]:
-        """Features (n * n, D) of images (C, S, S) of the native size, as the wrapped model gives them."""
-        uniform = Leaves.uniform((self.native_grid, self.native_grid))
-        patches = [extract_patches(image, uniform, self.config.patch_size) for image in images]
-        sequences = self._embed(patches, [self.positions(uniform)] * len(images))
-        return self._encode(sequences, [uniform.sizes] * len(images))[0]
+    def pool(self, hidden: HiddenStates) -> Tensor:
+        """(B, D): the model's own pooled output, image by image so that a head sees no padding.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if not self.anatomy.pools:
+            raise ValueError("this model has no pooled output (SigLIP: vision_use_head is false)")
+        last = self.anatomy.finish(hidden.layers[self.anatomy.depth])
+        return torch.cat([self.anatomy.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
+
+    def language_span(self, leaves: Leaves) -> ImageSpan:
+        """Where an image's tokens stand in the language model, and what they weigh there, by the settings."""
+        return image_span(self.qlip, leaves, self.native_grid)
+
+    def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
+        """(M_i, D times layers) of each image, without [CLS] and padding."""
+        joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
+        return [joined[i, self.anatomy.prefix : length] for i, length in enumerate(hidden.lengths)]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""
-        embeddings = self.embeddings
-        projection = embeddings.patch_embedding
+        projection = self.anatomy.patch_projection
         dtype = projection.weight.dtype
         flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
         tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
         sequences = list(tokens.split([len(patch) for patch in patches]))
-        if self.has_cls:
-            cls = embeddings.class_embedding[None].to(dtype)
-            sequences = [torch.cat([cls, sequence]) for sequence in sequences]
+        if self.anatomy.prefix:
+            first = self.anatomy.prefix_tokens.to(dtype)
+            sequences = [torch.cat([first, sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
-
-    def _encode(
-        self, sequences: list[Tensor], sizes: list[Tensor], pool: bool = False
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Runs the layers; gives the selected hidden state without [CLS], unpadded, and the pooled output."""
-        hidden, valid = pad_ragged(sequences)
-        mask = self._attention_mask(valid, sizes, hidden.dtype)
-        if self.has_cls:
-            hidden = self.pre_layrnorm(hidden)
-        selected = hidden
-        last = self.config.num_hidden_layers if pool else self.select_layer
-        for number, layer in enumerate(self.encoder.layers[:last], start=1):
-            hidden = layer(hidden, mask)
-            if number == self.select_layer:
-                selected = hidden
-        skip = int(self.has_cls)
-        features = [selected[i, skip : len(sequence)] for i, sequence in enumerate(sequences)]
-        return features, self._pool(hidden, sequences) if pool else None
 
     def _attention_mask(self, valid: Tensor, sizes: list[Tensor], dtype: torch.dtype) -> Tensor | None:
         """Additive (B, 1, 1, T) over keys: lowest where padded, size bias on leaves; None where it would be zeros."""
@@ -279,16 +290,7 @@ class QLIPVisionModel(nn.Module):
             return None
         mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
         if bias:
-            areas = [F.pad(2 * size.float().log(), (int(self.has_cls), 0)) for size in sizes]
+            areas = [F.pad(2 * size.float().log(), (self.anatomy.prefix, 0)) for size in sizes]
             mask += bias * pad_ragged(areas)[0].to(mask)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
         return mask.to(dtype)[:, None, None, :]
-
-    def _pool(self, hidden: Tensor, sequences: list[Tensor]) -> Tensor:
-        """(B, D): [CLS] behind the last norm; SigLIP: the attention head, image by image so that it sees no padding."""
-        hidden = self.post_layernorm(hidden)
-        if self.has_cls:
-            return hidden[:, 0]
-        if not hasattr(self, "head"):
-            raise ValueError("this SigLIP model has no pooling head (vision_use_head is false)")
-        return torch.cat([self.head(hidden[i : i + 1, : len(s)]) for i, s in enumerate(sequences)])

@@ -18,8 +18,15 @@ from transformers.image_processing_base import BatchFeature, ImageProcessingMixi
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from qlip.config import QLIPConfig, check_count
+from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage, downsize, extract_patches
 from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
+
+OWN_OPTIONS = frozenset(
+    ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    + ("resample", "rescale_factor", "image_mean", "image_std")
+)
+"""Options of transformers' image processors that QLIP's settings stand for."""
 
 
 class QLIPImageProcessor(ImageProcessingMixin):
@@ -33,7 +40,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         qlip: the settings, or their dict; `image_size`, `max_cells` and `max_tokens` decide the size of images.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names = list(PACKED_NAMES)
     keeps_aspect_ratio = True
 
     def __init__(
@@ -93,6 +100,26 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return BatchFeature({"pixel_values": np.stack(arrays) if alike and return_tensors else arrays})
 
     __call__ = preprocess
+
+    def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
+        """Turns pictures into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
+
+        Args:
+            images: see `preprocess`; also uint8 tensors, and arrays with the channels first.
+            options: of transformers' image processors; those that would change the pixels are refused.
+
+        Raises:
+            TypeError: an option that the settings decide.
+        """
+        if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
+            raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
+        pixels = self.preprocess([as_picture(image) for image in images])["pixel_values"]
+        return BatchFeature(pack([self.cut(torch.from_numpy(image)) for image in pixels], self.patch_size))
+
+    def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
+        """Tokens of each of B packed images (B, N, 3)."""
+        extra = self.native_grid**2 if self.qlip.thumbnail else 0
+        return [count + extra for count in (leaf_boxes[..., 2] > 0).sum(1).tolist()]
 
     def choose_grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, cols) that a picture of `height` x `width` pixels is resized to.
@@ -160,6 +187,15 @@ class QLIPImageProcessor(ImageProcessingMixin):
         native_size = values["crop_size"]["height"]
         processor = cls(values["patch_size"], native_size, values["image_mean"], values["image_std"], values["qlip"])
         return (processor, kwargs) if kwargs.pop("return_unused_kwargs", False) else processor
+
+
+def as_picture(image: Any) -> Any:
+    """An image of any form that transformers takes as one that `preprocess` takes; others as they are."""
+    if isinstance(image, Tensor) and image.dtype == torch.uint8:
+        image = image.cpu().numpy()
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
+        image = image.transpose(1, 2, 0)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

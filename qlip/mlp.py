@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 FREQUENCIES = "frequencies"
 
+PRIOR_FILE = "prior.safetensors"
+"""Its name in a checkpoint's folder."""
+
 
 class CoordinateMLP(nn.Module):
     """(u_row, u_col) in [-1, 1] with Fourier features -> hidden tanh layers -> an embedding.

@@ -24,6 +24,11 @@ class CutImage:
     thumbnail: Tensor | None = None
     """float (C, S, S): the image at the tower's native size, where the settings ask for it."""
 
+    def to(self, device: torch.device | str) -> CutImage:
+        """The same with its pixels on a device; leaves stay on the CPU."""
+        small = None if self.thumbnail is None else self.thumbnail.to(device)
+        return CutImage(self.leaves, self.patches.to(device), small)
+
 
 def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tensor:
     """Resamples every leaf's own pixels to one patch: antialiased bilinear, `align_corners=False` (paper section 3.1).
@@ -56,6 +61,13 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
 def downsize(image: Tensor, side: int) -> Tensor:
     """The whole image (C, H, W), squeezed to (C, side, side): antialiased bicubic, float32."""
     return F.interpolate(image.float()[None], (side, side), mode="bicubic", antialias=True)[0]
+
+
+def native_cut(image: Tensor, patch_size: int = 14) -> CutImage:
+    """An image (C, S, S) of the native size cut as CLIP does, into the uniform grid."""
+    side = image.shape[1] // patch_size
+    leaves = Leaves.uniform((side, side))
+    return CutImage(leaves, extract_patches(image, leaves, patch_size))
 
 
 def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,14 +17,18 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # qlip each file has its layer; modules of one layer do not know each other. "name.*" stands for all below a package;
 # the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.intervals", "qlip.plots"),
-    ("qlip.criteria", "qlip.mlp"),
+    ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement", "qlip.generation"),
+    ("qlip.criteria", "qlip.mlp", "qlip.foreign"),
+    ("qlip.lookup",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.draw"),
+    ("qlip.packing", "qlip.spans"),
     ("qlip.image_processing",),
-    ("qlip.encoder", "qlip.pictures"),
+    ("qlip.encoder", "qlip.pictures", "qlip.processor"),
+    ("qlip.attachment",),
+    ("qlip.language_hosts", "qlip.vision_hosts"),
     ("qlip.fit_config", "qlip.prior_loss"),
-    ("qlip.attach", "qlip.fit", "qlip.bias"),
+    ("qlip.attach", "qlip.vllm", "qlip.fit", "qlip.bias"),
     ("qlip",),
     ("qlip.cli",),
     ("qlip.__main__",),
@@ -39,7 +43,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
-QLIP_USERS = ("llava.model.multimodal_encoder.qlip_encoder", "llava.serve", "llava.eval", "llava.train")
+# The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
+QLIP_USERS = (
+    "llava.model.multimodal_encoder.qlip_encoder",
+    "llava.model.splice",
+    "llava.model.llava_arch",
+    "llava.serve",
+    "llava.eval",
+    "llava.train",
+)
 SERVING = ("gradio", "fastapi", "uvicorn", "httpx", "ray")
 
 
@@ -137,7 +149,7 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("llava.model.builder", "from llava.serve.engine import Engine"),
         ("llava.model.builder", "from ..serve import engine"),
         ("llava.model.builder", "from qlip import QLIPConfig"),
-        ("llava.model.llava_arch", "import qlip.config"),
+        ("llava.model.checkpoint", "import qlip.config"),
         ("llava.mm_utils", "from llava.model import builder"),
         ("llava.serve.images", "from llava.serve.engine import Engine"),
         ("llava.utils", "import qlip"),

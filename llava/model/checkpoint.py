@@ -125,12 +125,13 @@ def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
     if text.pop("model_type", "llama") != "llama":
         raise ValueError(f"the language model is of type {values['text_config']['model_type']!r}; allowed is 'llama'")
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
-    selection = values.get("vision_feature_select_strategy", "default")
+    # Without a [CLS] to keep, SigLIP's "full" is the patches.
+    keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
     return LlavaConfig(
         **text,
         mm_vision_config=vision.to_dict(),
         mm_vision_select_layer=values.get("vision_feature_layer", -2),
-        mm_vision_select_feature={"default": "patch", "full": "cls_patch"}[selection],
+        mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
         image_aspect_ratio="pad",

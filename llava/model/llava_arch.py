@@ -23,12 +23,14 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import (
     PaddedBatch,
-    causal_mask_with_bias,
     check_image_count,
     collate,
     splice_row,
     truncate,
 )
+from qlip.generation import GoesOnBehindImages
+from qlip.placement import decoder_mask
+from qlip.placement import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or what `encode_images` made of them: encode once, ask often."""
@@ -59,7 +61,7 @@ class LlavaMetaModel(nn.Module):
         return getattr(self, "vision_tower", None)
 
 
-class LlavaMetaForCausalLM(GenerationMixin):
+class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
 
     def get_vision_tower(self) -> VisionTower | None:
@@ -180,15 +182,10 @@ class LlavaMetaForCausalLM(GenerationMixin):
             key_bias = self._key_bias(batch)
         elif images is not None:
             raise ValueError("images were given with input_ids that go on from a cache, or with inputs_embeds")
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
-        if attention_mask is None and (key_bias is not None or _fractional(position_ids)):
-            # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
-            attention_mask = torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
-        if key_bias is not None and attention_mask is not None:
-            attention_mask = causal_mask_with_bias(attention_mask, key_bias, new.shape[1], self.dtype)
+        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -241,16 +238,6 @@ class LlavaMetaForCausalLM(GenerationMixin):
             **kwargs,
         )
 
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Lets the first new token stand behind the prompt's last image, not behind that image's last leaf."""
-        start = model_kwargs.pop("next_positions", None)
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if start is not None:
-            model_kwargs["position_ids"][:, -1] = start
-        return model_kwargs
-
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
         """transformers' own, with LLaVA's parameter names understood. Most callers want `load_pretrained_model`."""
@@ -267,15 +254,7 @@ class LlavaMetaForCausalLM(GenerationMixin):
 
     def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
         """float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
-        if (batch.sizes == 1).all():
-            return None
-        if self.config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                "llm_size_bias and llm_weight bias the attention, which"
-                f" {self.config._attn_implementation!r} can't do; load the model with attn_implementation 'sdpa' or"
-                " 'eager', or set them to 0 and 'each'"
-            )
-        return 2 * batch.sizes.log()
+        return bias_of_sizes(batch.sizes, self.config._attn_implementation)
 
     @staticmethod
     def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:
@@ -283,7 +262,3 @@ class LlavaMetaForCausalLM(GenerationMixin):
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return False
         return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
-
-
-def _fractional(position_ids: Tensor | None) -> bool:
-    return position_ids is not None and position_ids.is_floating_point()

@@ -1,7 +1,6 @@
 """Places ragged image tokens among text embeddings and makes one padded batch of it. Pure functions.
 
-Knows nothing of towers, tokenisers or generation. Positions follow docs/METHOD.md: an image takes `span` positions, its
-tokens stand at their own places within it, and the next text token stands `span` after the image's start.
+Where the tokens stand and what they weigh is `qlip.placement`'s. Knows nothing of towers, tokenisers or generation.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.base import ImageTokens
+from qlip.placement import ImageSpan, place_tokens
 
 PER_TOKEN = ("embeds", "positions", "labels", "sizes", "is_image")
 
@@ -61,21 +61,22 @@ def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], label
     """
     labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
     device = embeds.device
-    parts: list[PlacedRow] = []
-    start, done = 0, 0  # next position, tokens of the prompt already placed
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # embeds, labels, is_image of each stretch
+    done = 0  # tokens of the prompt already taken
     ends = (ids == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
     for image, end in zip([*images, None], [*ends, len(ids)], strict=True):
         text = slice(done, end)
-        length = end - done
-        places = torch.arange(start, start + length, device=device)
-        ones = torch.ones(length, device=device)
-        parts.append(PlacedRow(embeds[text], places, labels[text], ones, torch.zeros_like(places, dtype=torch.bool)))
-        start, done = start + length, end + 1
+        parts.append((embeds[text], labels[text], torch.zeros(end - done, dtype=torch.bool, device=device)))
+        done = end + 1
         if image is not None:
-            parts.append(_place(image, start, embeds))
-            start += image.span
-    embeds, positions, labels, sizes, is_image = (torch.cat([getattr(p, name) for p in parts]) for name in PER_TOKEN)
-    return PlacedRow(embeds, positions, labels, sizes, is_image, end=start)
+            count = len(image.features)
+            ignored = torch.full((count,), IGNORE_INDEX, device=device)
+            here = torch.ones(count, dtype=torch.bool, device=device)
+            parts.append((image.features.to(embeds), ignored, here))
+    embeds, labels, is_image = (torch.cat(stretches) for stretches in zip(*parts, strict=True))
+    spans = [ImageSpan(len(image.features), image.positions, image.span, image.sizes) for image in images]
+    placed = place_tokens(is_image, spans)
+    return PlacedRow(embeds, placed.positions, labels, placed.sizes, is_image, end=int(placed.end))
 
 
 def truncate(row: PlacedRow, limit: int) -> PlacedRow:
@@ -113,39 +114,3 @@ def collate(rows: Sequence[PlacedRow], padding_side: str = "right") -> PaddedBat
         sizes=pad("sizes", 1.0),
         next_positions=torch.tensor([row.end for row in rows], device=rows[0].embeds.device),
     )
-
-
-def causal_mask_with_bias(attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """The additive attention mask of a causal model with a bias on keys.
-
-    Args:
-        attention_mask: (B, K), nonzero on real keys; K counts cached keys and the new ones.
-        key_bias: float (B, K0), K0 <= K; later keys have none.
-        queries: Q, number of new tokens, the last Q of the K keys.
-        dtype: of the model.
-
-    Returns:
-        (B, 1, Q, K): the bias where a query may look, the lowest number elsewhere.
-    """
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            "llm_size_bias and llm_weight need a 2-D attention mask; they do not go with static or compiled caches"
-        )
-    batch, keys = attention_mask.shape
-    bias = torch.zeros(batch, keys, device=attention_mask.device)
-    bias[:, : key_bias.shape[1]] = key_bias
-    key = torch.arange(keys, device=attention_mask.device)
-    causal = key[None, :] <= key[keys - queries :, None]  # (Q, K)
-    allowed = causal[None] & attention_mask[:, None, :].bool()
-    mask = bias[:, None, :].expand(-1, queries, -1).masked_fill(~allowed, torch.finfo(dtype).min)
-    return mask.to(dtype)[:, None]
-
-
-def _place(image: ImageTokens, start: int, like: Tensor) -> PlacedRow:
-    """An image's tokens from position `start` on."""
-    count, device = len(image.features), like.device
-    places = torch.arange(count, device=device) if image.positions is None else image.positions.to(device)
-    sizes = torch.ones(count, device=device) if image.sizes is None else image.sizes.to(device)
-    ignored = torch.full((count,), IGNORE_INDEX, device=device)
-    here = torch.ones(count, dtype=torch.bool, device=device)
-    return PlacedRow(image.features.to(like), places + start, ignored, sizes, here)

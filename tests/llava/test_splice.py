@@ -7,7 +7,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.model.splice import causal_mask_with_bias, check_image_count, collate, splice_row, truncate
+from llava.model.splice import check_image_count, collate, splice_row, truncate
 
 WIDTH = 4
 IMAGE = IMAGE_TOKEN_INDEX
@@ -83,14 +83,3 @@ def test_tiles_of_one_image_follow_each_other():
     assert joined.span == 8
     assert joined.positions.tolist() == [0.5, 1.0, 4.0, 7.0]
     assert ImageTokens.join([image(2, 1.0), image(3, 2.0)]).positions is None
-
-
-def test_mask_with_bias_equals_softmax_over_weighted_keys():
-    attention_mask = torch.tensor([[0, 1, 1, 1, 1]])
-    bias = torch.tensor([[0.0, 0.0, 2.0]])  # the last two keys are new and have none
-    mask = causal_mask_with_bias(attention_mask, bias, 2, torch.float32)
-    assert mask.shape == (1, 1, 2, 5)
-    weights = mask.softmax(-1)[0, 0]
-    e2 = torch.tensor(2.0).exp()
-    expected = torch.stack([torch.stack([0 * e2, 1 + 0 * e2, e2, 1 + 0 * e2, 0 * e2]), torch.tensor([0, 1, e2, 1, 1])])
-    torch.testing.assert_close(weights, expected / expected.sum(1, keepdim=True))

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
+from qlip.anatomy import run_one_by_one
 
 SHAPE = {
     "hidden_size": 48,
@@ -139,7 +140,7 @@ def test_thumbnail_is_the_wrapped_models_view_of_the_downsized_image(wrapped):
         leaves_only = QLIPVisionModel(wrapped, TREE)([image]).features[0]
     torch.testing.assert_close(output.features[0][:64], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.features[0][64:], leaves_only, atol=1e-5, rtol=1e-5)
-    places = model.language_positions(output.leaves[0])
+    places = model.language_span(output.leaves[0]).positions
     assert len(places) == len(output.features[0])
     assert torch.equal(places[:64], torch.arange(64.0))
 
@@ -147,22 +148,22 @@ def test_thumbnail_is_the_wrapped_models_view_of_the_downsized_image(wrapped):
 def test_language_positions_and_sizes_follow_the_settings(wrapped):
     tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[1])
     sequential = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_positions="sequential"))
-    assert sequential.language_positions(tree) is None
-    assert sequential.language_sizes(tree) is None
+    assert sequential.language_span(tree).positions is None
+    assert sequential.language_span(tree).sizes is None
     biased = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_size_bias=0.5))
-    assert torch.equal(biased.language_sizes(tree), tree.sizes.float().sqrt())  # log(size^2) half: log(size)
-    assert biased.language_positions(tree).max() <= 63
+    assert torch.equal(biased.language_span(tree).sizes, tree.sizes.float().sqrt())  # log(size^2) half: log(size)
+    assert biased.language_span(tree).positions.max() <= 63
 
 
 @pytest.mark.parametrize("changes", [{}, {"llm_size_bias": 0.5}, {"thumbnail": True}], ids=str)
 def test_with_native_weight_all_tokens_of_an_image_weigh_as_many_as_it_has_native_cells(wrapped, changes):
     model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, llm_weight="native", **changes))
     tree = model.partition(FOUR_SIZES[1])
-    sizes = model.language_sizes(tree)
+    sizes = model.language_span(tree).sizes
     assert sizes.square().sum().item() == pytest.approx(64)
     if not changes:
         assert (sizes == sizes[0]).all()
-        assert model.language_sizes(Leaves.uniform((8, 8))) is None
+        assert model.language_span(Leaves.uniform((8, 8))).sizes is None
 
 
 def test_coarsest_native_caps_leaves_at_a_native_cell(wrapped):
@@ -204,7 +205,7 @@ def test_a_saved_model_loads_with_from_pretrained(wrapped, tmp_path):
 
 
 def test_errors_name_the_value(wrapped):
-    with pytest.raises(TypeError, match="Linear is no CLIPVisionModel"):
+    with pytest.raises(TypeError, match="Linear is none of CLIPVisionModel"):
         QLIPVisionModel(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="select_layer is 9"):
         QLIPVisionModel(wrapped, select_layer=9)
@@ -220,3 +221,16 @@ def test_leaves_are_on_the_cpu_and_cover_the_image(wrapped):
     tree = QLIPVisionModel(wrapped, TREE).partition(FOUR_SIZES[3])
     assert isinstance(tree, Leaves)
     assert int((tree.sizes**2).sum()) == math.prod(tree.grid)
+
+
+def test_layers_that_take_no_mask_run_image_by_image():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    hidden = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[1, ..., 3:] = torch.finfo(torch.float32).min
+    with torch.no_grad():
+        output = run_one_by_one(layer, hidden, mask)
+        torch.testing.assert_close(output[:1], layer(hidden[:1]))
+        torch.testing.assert_close(output[1:, :3], layer(hidden[1:, :3]))
+    with pytest.raises(ValueError, match="size_bias is set"):
+        run_one_by_one(layer, hidden, mask + 1)

@@ -1,4 +1,4 @@
-"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that imports qlip."""
+"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that knows quadtrees."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from llava.model.config import LlavaConfig
 from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
+from qlip.mlp import PRIOR_FILE
 from qlip.patches import CutImage
-
-PRIOR_FILE = "prior.safetensors"
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
@@ -108,14 +107,7 @@ class QLIPVisionTower(VisionTower):
         """One `ImageTokens` per image; images that were cut before take the place of pixels."""
         if len(images) == 0 or isinstance(images[0], Tensor):
             return super().forward(cast(Sequence[Tensor], images))
-        cuts = [
-            CutImage(
-                cut.leaves,
-                cut.patches.to(self.device),
-                None if cut.thumbnail is None else cut.thumbnail.to(self.device),
-            )
-            for cut in cast(Sequence[CutImage], images)
-        ]
+        cuts = [cut.to(self.device) for cut in cast(Sequence[CutImage], images)]
         return self._tokens(self.vision_tower.encode_cut(cuts))
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
@@ -124,8 +116,6 @@ class QLIPVisionTower(VisionTower):
     def _tokens(self, output: QLIPOutput) -> list[ImageTokens]:
         tokens = []
         for features, leaves in zip(output.features, output.leaves, strict=True):
-            positions = self.vision_tower.language_positions(leaves)
-            sizes = self.vision_tower.language_sizes(leaves)
-            span = len(features) if positions is None else self.num_patches
-            tokens.append(ImageTokens(features, positions, span, sizes))
+            place = self.vision_tower.language_span(leaves)
+            tokens.append(ImageTokens(features, place.positions, place.span, place.sizes))
         return tokens

@@ -1,0 +1,227 @@
+"""QLIP in a few lines inside transformers: `model, processor = qlip.attach(model, processor)`.
+
+Decides which host class fits a model, and says why where none does. The hosts are `qlip.language_hosts` and
+`qlip.vision_hosts`, the processor is `qlip.processor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import (
+    CLIPModel,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    PreTrainedModel,
+    ProcessorMixin,
+    SiglipModel,
+    VipLlavaForConditionalGeneration,
+)
+
+from qlip.attachment import Attachment, attachment_of, enter, leave_all
+from qlip.config import QLIPConfig
+from qlip.encoder import QLIPVisionModel
+from qlip.foreign import foreign_tower
+from qlip.image_processing import QLIPImageProcessor
+from qlip.language_hosts import LanguageModel, LanguageTrunk
+from qlip.lookup import anatomy_of, why_not
+from qlip.placement import BIASABLE
+from qlip.processor import attach_processor, detach_processor
+from qlip.vision_hosts import ContrastiveModel, ForeignVisionModel, VisionModel
+
+LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
+CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None, **settings: Any) -> tuple[Model, Any]:
+    """Lets a model of transformers see the leaves of a quadtree instead of a uniform grid, without retraining.
+
+    The model is changed in place, by giving it a subclass of its own class; its weights and their names stay as they
+    are. Whatever worked with it works as before: `generate`, batches, pipelines, training, saving. Its configuration
+    carries the settings as `qlip`, so that `attach(model, processor)` finds them again after `from_pretrained`.
+
+    Args:
+        model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (whose tiles are off: the one image
+            goes through QLIP), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
+            CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
+        processor: the model's processor; for a vision model also its image processor. Without one, an image processor
+            with the values that such models are trained with is made.
+        config: all settings at once. By default what the model's configuration says, else the defaults.
+        **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...), laid over `config`.
+
+    Returns:
+        The model, and a processor that cuts pictures and turns <image> into as many tokens as each has leaves. The
+        processor given stays as it is.
+
+    Raises:
+        TypeError: QLIP can't stand in this model; the text says why.
+        ValueError: a setting is out of range, or one that the model's attention can't apply.
+    """
+    chosen = choose_settings(model, config, settings)
+    tower, layers = find_tower(model)
+    check_tower(tower)
+    if isinstance(model, LANGUAGE_MODELS):
+        check_language_model(model, chosen)
+    elif chosen.thumbnail:
+        raise ValueError("thumbnail is true; it is for models with a language model, this is a vision model")
+    plain = plain_processor(model, processor)
+    vision = QLIPVisionModel(tower, chosen, layers)
+    vision.load_prior()
+    attachment = Attachment(vision, make_image_processor(vision, plain), plain)
+    new_processor = join_processor(model, plain, attachment.image_processor)
+    leave_all(model)
+    if isinstance(model, LANGUAGE_MODELS):
+        enter(model.model, LanguageTrunk, attachment)
+        enter(model, LanguageModel, attachment)
+    elif isinstance(tower, PreTrainedModel):
+        enter(tower, VisionModel, attachment)
+        if tower is not model:
+            enter(model, ContrastiveModel, attachment)
+    else:
+        enter(tower, ForeignVisionModel, attachment)
+    if isinstance(model, PreTrainedModel):
+        model.config.qlip = chosen.to_dict()
+    return model, new_processor
+
+
+def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
+    """Undoes `attach`: the model is what it was, the flag is gone from its configuration.
+
+    Args:
+        model: an attached model.
+        processor: the processor that `attach` gave.
+
+    Returns:
+        The model, and the processor that `attach` was given.
+
+    Raises:
+        TypeError: the model is not attached.
+    """
+    if attachment_of(model) is None:
+        raise TypeError(f"{type(model).__name__} is not attached")
+    plain = plain_processor(model, processor)
+    leave_all(model)
+    if isinstance(model, PreTrainedModel):
+        del model.config.qlip
+    return model, plain  # type: ignore[return-value]
+
+
+def plain_processor(model: nn.Module, processor: Any) -> Any:
+    """The processor that a model had before it was attached; any other as it is."""
+    attachment = attachment_of(model)
+    if isinstance(processor, QLIPImageProcessor) and attachment is not None:
+        return attachment.plain_processor
+    return detach_processor(processor)
+
+
+def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mapping[str, Any]) -> QLIPConfig:
+    """The settings of `attach`: `changes` over `config`, over what the model's configuration says, over the defaults.
+
+    Raises:
+        TypeError: `config` is no QLIPConfig.
+        ValueError: a setting is unknown or out of range.
+    """
+    if config is not None and not isinstance(config, QLIPConfig):
+        raise TypeError(f"config is {config!r}; it must be a QLIPConfig; single settings are given by keyword")
+    own = config
+    if own is None:
+        saved = getattr(getattr(model, "config", None), "qlip", None)  # no field of transformers' configurations
+        own = QLIPConfig.from_dict(saved) if isinstance(saved, Mapping) else QLIPConfig()
+    chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
+    if chosen.mlp is not None and isinstance(model, PreTrainedModel):
+        beside = Path(model.config._name_or_path) / chosen.mlp  # the prior lies in the checkpoint's folder
+        return replace(chosen, mlp=str(beside)) if beside.is_file() else chosen
+    return chosen
+
+
+def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
+    """The vision model in a model, and which of its hidden states are used.
+
+    Raises:
+        TypeError: QLIP can't stand in this model.
+    """
+    if isinstance(model, LANGUAGE_MODELS):
+        # VipLlava's configuration had a name of its own for it.
+        name = "vision_feature_layers" if hasattr(model.config, "vision_feature_layers") else "vision_feature_layer"
+        return model.model.vision_tower, getattr(model.config, name)
+    if isinstance(model, CONTRASTIVE_MODELS):
+        return model.vision_model, -1
+    if (foreign := foreign_tower(model)) is not None:
+        return foreign, -1
+    if hasattr(getattr(model, "config", None), "vision_config"):
+        names = ", ".join(known.__name__ for known in (*LANGUAGE_MODELS, *CONTRASTIVE_MODELS))
+        reason = why_not(model) or "whether it takes a variable number of tokens is not known"
+        raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It goes with {names}")
+    return model, -1
+
+
+def check_tower(tower: nn.Module) -> None:
+    """Raises unless leaves can be this tower's tokens."""
+    attention = anatomy_of(tower)(tower).attention
+    if attention not in BIASABLE:
+        raise ValueError(
+            f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
+            " attn_implementation={'vision_config': 'sdpa'}"
+        )
+    if any(parameter.is_meta for parameter in tower.parameters()):
+        raise ValueError("the vision tower is offloaded; give it a device in device_map, it is small")
+
+
+def check_language_model(model: Any, settings: QLIPConfig) -> None:
+    """Raises unless the tower's tokens, positions and weights fit the language model around it."""
+    has_cls = anatomy_of(model.model.vision_tower).prefix > 0
+    # VipLlava knows no strategy: it always drops the first token.
+    strategy = getattr(model.config, "vision_feature_select_strategy", "default")
+    if strategy != ("default" if has_cls else "full"):
+        what = "keep [CLS], which has no place on the picture" if has_cls else "drop a patch, as there is no [CLS]"
+        raise TypeError(f"vision_feature_select_strategy is {strategy!r}: it would {what}")
+    text = model.config.get_text_config()
+    rotary = any("Rotary" in type(module).__name__ for module in model.model.language_model.modules())
+    if settings.llm_positions == "raster" and not rotary:
+        raise TypeError(
+            f"the language model {text.model_type!r} has no rotary positions, which places between whole numbers need;"
+            " give llm_positions='sequential'"
+        )
+    biased = settings.llm_size_bias != 0 or settings.llm_weight != "each"
+    if biased and text._attn_implementation not in BIASABLE:
+        raise ValueError(
+            f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language"
+            f" model's attention {text._attn_implementation!r} takes no bias; load it with 'sdpa' or 'eager', or give"
+            " llm_size_bias=0"
+        )
+    if biased and getattr(text, "sliding_window", None) is not None:
+        raise ValueError(
+            f"the language model attends to a window of {text.sliding_window} tokens, which does not go with"
+            " llm_size_bias and llm_weight; give llm_size_bias=0"
+        )
+
+
+def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:
+    """QLIP's image processor with the mean and standard deviation of the model's own."""
+    plain = getattr(processor, "image_processor", processor)
+    anatomy = vision.anatomy
+    mean, std = anatomy.normalisation if plain is None else (plain.image_mean, plain.image_std)
+    return QLIPImageProcessor(anatomy.patch_size, anatomy.native_grid * anatomy.patch_size, mean, std, vision.qlip)
+
+
+def join_processor(model: nn.Module, processor: Any, image_processor: QLIPImageProcessor) -> Any:
+    """The processor that `attach` gives back.
+
+    Raises:
+        TypeError: a language model's processor is given that knows no text.
+    """
+    if isinstance(processor, ProcessorMixin):
+        newline = hasattr(getattr(model, "model", None), "image_newline")
+        return attach_processor(processor, image_processor, trailing_tokens=int(newline))
+    if processor is not None and isinstance(model, LANGUAGE_MODELS):
+        raise TypeError(
+            f"the processor is a {type(processor).__name__}; {type(model).__name__} needs the one that holds both image"
+            " processor and tokenizer (AutoProcessor)"
+        )
+    return image_processor

@@ -1,0 +1,1 @@
+"""QLIP inside transformers, each in a few lines."""
