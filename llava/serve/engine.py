@@ -7,14 +7,10 @@ by one model thread, and each is answered as it would be alone. It knows no file
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,36 +27,14 @@ from llava.constants import (
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.serve.answer import Answer, Usage
-from llava.serve.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong
+from llava.serve.batch_queue import BatchQueue, EngineLimits
+from llava.serve.errors import PromptTooLong
 from llava.serve.generation import Row, generate_rows
 from llava.serve.sampling import Sampling
 from llava.serve.sight import SERVERS_OWN, QLIPOptions, Sight
 from llava.serve.text_stream import until_stop as until_stop  # where scripts have always found it
 
-logger = logging.getLogger(__name__)
-
 TextStream = Generator[str, None, None]
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What the engine takes on at a time."""
-
-    max_batch: int = 16
-    """Most answers generated together; 1 turns batching off."""
-    max_batch_tokens: int = 16384
-    """Most visual tokens of a batch; a request with more goes alone."""
-    max_waiting: int = 64
-    """Most requests that wait; one more is refused."""
-    max_image_tokens: int = 4096
-    """Largest token budget that a request may ask for."""
-    max_image_size: int = 4096
-    """Largest image size that a request may ask for, in pixels."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class ChatEngine:
@@ -98,13 +72,7 @@ class ChatEngine:
         self.conv_mode = conv_mode or model.config.conv_mode or "vicuna_v1"
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
-        self._lock = threading.Condition()
-        self._waiting: deque[Answer] = deque()
-        self._admitted = 0  # requests that wait or are being prepared
-        self._running = 0
-        self._draining = self._closed = False
-        self._batch_seconds = 1.0
-        self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.queue = BatchQueue(lambda batch: self._generate(batch), self.limits)
 
     @property
     def padding_id(self) -> int:
@@ -123,17 +91,17 @@ class ChatEngine:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        return self._admitted
+        return self.queue.admitted
 
     @property
     def running(self) -> int:
         """Requests that are being answered."""
-        return self._running
+        return self.queue.running
 
     @property
     def closed(self) -> bool:
         """Whether no more requests are taken."""
-        return self._closed
+        return self.queue.closed
 
     def new_conversation(self) -> Conversation:
         """Returns an empty conversation in the model's prompt format."""
@@ -210,17 +178,9 @@ class ChatEngine:
         if isinstance(prompt, Conversation):
             sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
             prompt = prompt.get_prompt()
-        self._admit()
-        try:
+        with self.queue.admission() as admit:
             answer = self._prepare(prompt, images, sampling, qlip, shorten)
-        except BaseException:
-            self._dismiss(1)
-            raise
-        with self._lock:
-            self._waiting.append(answer)
-            if not self._draining:
-                self._draining = True
-                self._model_thread.submit(self._drain)
+            admit(answer)
         return answer
 
     async def asubmit(
@@ -254,10 +214,7 @@ class ChatEngine:
 
     def close(self) -> None:
         """Takes no more requests, and waits until those taken on are answered."""
-        with self._lock:
-            self._closed = True
-            self._lock.wait_for(lambda: not self._admitted)
-        self._model_thread.shutdown(wait=True)
+        self.queue.close()
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
         """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""
@@ -266,15 +223,6 @@ class ChatEngine:
                 f"{text} text tokens, {visual} visual tokens and an answer of up to {answer} "
                 f"tokens exceed the model's context of {self.context_len}"
             )
-
-    def _admit(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise EngineClosed
-            if self._admitted >= self.limits.max_waiting:
-                batches = math.ceil(self._admitted / self.limits.max_batch)
-                raise Overloaded(self._admitted, min(60, math.ceil(batches * self._batch_seconds)))
-            self._admitted += 1
 
     def _prepare(
         self, prompt: str, images: Sequence[Image.Image], sampling: Sampling, qlip: QLIPOptions, shorten: bool
@@ -291,69 +239,7 @@ class ChatEngine:
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
-        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self._forget)
-
-    def _dismiss(self, count: int) -> None:
-        """Requests that wait no more."""
-        with self._lock:
-            self._admitted -= count
-            self._lock.notify_all()
-
-    def _forget(self, answer: Answer) -> None:
-        """Takes a cancelled request out of the queue, if it still waits there."""
-        with self._lock:
-            if answer not in self._waiting:
-                return
-            self._waiting.remove(answer)
-            self._dismiss(1)
-        answer.row.finished()
-
-    def _drain(self) -> None:
-        """Answers until nobody waits. Runs in the model thread."""
-        while batch := self._next_batch():
-            start = time.perf_counter()
-            self._run(batch)
-            self._batch_seconds = time.perf_counter() - start
-            with self._lock:
-                self._running = 0
-
-    def _next_batch(self) -> list[Answer]:
-        """The requests that have waited longest and may go together; nobody overtakes."""
-        with self._lock:
-            batch: list[Answer] = []
-            visual = 0
-            while self._waiting and len(batch) < self.limits.max_batch:
-                first = self._waiting[0]
-                visual += first.usage.visual_tokens
-                if batch and not (
-                    visual <= self.limits.max_batch_tokens
-                    and first.row.sampling.num_beams == batch[0].row.sampling.num_beams == 1
-                ):
-                    break
-                batch.append(self._waiting.popleft())
-            self._dismiss(len(batch))
-            self._running = len(batch)
-            self._draining = bool(batch)
-            return batch
-
-    def _run(self, batch: Sequence[Answer]) -> None:
-        """Answers a batch; where memory does not suffice for it, its halves."""
-        try:
-            self._generate(batch)
-            return
-        except Exception as error:  # whatever it is, it ends these answers and not the thread
-            failure = error
-        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
-        if out_of_memory and len(batch) > 1 and not any(a.row.generated for a in batch):
-            del failure  # its traceback holds the tensors that did not fit
-            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
-            release_memory()
-            half = len(batch) // 2
-            self._run(batch[:half])
-            self._run(batch[half:])
-            return
-        for answer in batch:
-            answer.fail(GenerationError(failure, out_of_memory))
+        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
         start = time.perf_counter()
@@ -371,12 +257,6 @@ def _stream(answer: Answer) -> TextStream:
         yield from answer
     finally:
         answer.close()
-
-
-def release_memory() -> None:
-    """Gives cached memory back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def separators(conversation: Conversation) -> tuple[str, ...]:

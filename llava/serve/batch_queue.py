@@ -1,0 +1,167 @@
+"""The queue before the model: requests wait in it, batches leave it, one thread runs them.
+
+Knows what a request weighs and how to end it, but no model: what a batch comes to is for the engine to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from llava.serve.answer import Answer
+from llava.serve.errors import EngineClosed, GenerationError, Overloaded
+
+logger = logging.getLogger(__name__)
+
+MOST_PATIENCE = 60  # seconds that a refused client is asked to wait at most
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine takes on at a time."""
+
+    max_batch: int = 16
+    """Most answers generated together; 1 turns batching off."""
+    max_batch_tokens: int = 16384
+    """Most visual tokens of a batch; a request with more goes alone."""
+    max_waiting: int = 64
+    """Most requests that wait; one more is refused."""
+    max_image_tokens: int = 4096
+    """Largest token budget that a request may ask for."""
+    max_image_size: int = 4096
+    """Largest image size that a request may ask for, in pixels."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class BatchQueue:
+    """Requests on their way to the model, in the order in which they came."""
+
+    def __init__(self, generate: Callable[[Sequence[Answer]], None], limits: EngineLimits) -> None:
+        """
+        Args:
+            generate: Answers a batch; called in the model thread, one batch at a time.
+            limits: Bounds on batches and on what waits.
+        """
+        self.generate, self.limits = generate, limits
+        self.admitted = 0
+        """Requests that wait or are being prepared."""
+        self.running = 0
+        """Requests that are being answered."""
+        self.closed = False
+        """Whether no more requests are taken."""
+        self._lock = threading.Condition()
+        self._waiting: deque[Answer] = deque()
+        self._draining = False
+        self._batch_seconds = 1.0
+        # Its thread sleeps while nobody waits, and ends with the queue.
+        self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    @contextmanager
+    def admission(self) -> Iterator[Callable[[Answer], None]]:
+        """Holds a place while a request is prepared; call what it gives to put the request in.
+
+        Raises:
+            Overloaded: too many requests wait.
+            EngineClosed: no more are taken.
+        """
+        with self._lock:
+            if self.closed:
+                raise EngineClosed
+            if self.admitted >= self.limits.max_waiting:
+                batches = math.ceil(self.admitted / self.limits.max_batch)
+                raise Overloaded(self.admitted, min(MOST_PATIENCE, math.ceil(batches * self._batch_seconds)))
+            self.admitted += 1
+        try:
+            yield self._put
+        except BaseException:
+            self._dismiss(1)
+            raise
+
+    def forget(self, answer: Answer) -> None:
+        """Takes a cancelled request out, if it still waits."""
+        with self._lock:
+            if answer not in self._waiting:
+                return
+            self._waiting.remove(answer)
+            self._dismiss(1)
+        answer.row.finished()
+
+    def close(self) -> None:
+        """Takes no more requests, and waits until those taken are answered."""
+        with self._lock:
+            self.closed = True
+            self._lock.wait_for(lambda: not self.admitted)
+        self._model_thread.shutdown(wait=True)
+
+    def _put(self, answer: Answer) -> None:
+        with self._lock:
+            self._waiting.append(answer)
+            if not self._draining:
+                self._draining = True
+                self._model_thread.submit(self._drain)
+
+    def _dismiss(self, count: int) -> None:
+        """Requests that wait no more."""
+        with self._lock:
+            self.admitted -= count
+            self._lock.notify_all()
+
+    def _drain(self) -> None:
+        """Answers until nobody waits. Runs in the model thread."""
+        while batch := self._next_batch():
+            start = time.perf_counter()
+            self._run(batch)
+            self._batch_seconds = time.perf_counter() - start
+            self.running = 0
+
+    def _next_batch(self) -> list[Answer]:
+        """The requests that have waited longest and may go together; nobody overtakes."""
+        with self._lock:
+            batch: list[Answer] = []
+            visual = 0
+            while self._waiting and len(batch) < self.limits.max_batch:
+                first = self._waiting[0]
+                visual += first.usage.visual_tokens
+                if batch and not (
+                    visual <= self.limits.max_batch_tokens
+                    and first.row.sampling.num_beams == batch[0].row.sampling.num_beams == 1
+                ):
+                    break
+                batch.append(self._waiting.popleft())
+            self._dismiss(len(batch))
+            self.running = len(batch)
+            self._draining = bool(batch)
+            return batch
+
+    def _run(self, batch: Sequence[Answer]) -> None:
+        """Answers a batch; where memory does not suffice for it, its halves."""
+        try:
+            self.generate(batch)
+            return
+        except Exception as error:  # whatever it is, it ends these answers and not the thread
+            failure = error
+        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
+        if out_of_memory and len(batch) > 1 and not any(answer.row.generated for answer in batch):
+            del failure  # its traceback holds the tensors that did not fit
+            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            half = len(batch) // 2
+            self._run(batch[:half])
+            self._run(batch[half:])
+            return
+        for answer in batch:
+            answer.fail(GenerationError(failure, out_of_memory))
