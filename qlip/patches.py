@@ -47,16 +47,14 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
     grid = grid_of(image, patch_size)
     if grid != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
-    cells = image.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))  # (C, rows, P, cols, P)
-    cells = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows * cols, C, P, P), the one copy of all pixels
-    row, col, sizes = leaves.boxes.unbind(1)
-    patches = cells.index_select(0, (row * grid[1] + col).to(image.device))  # right for leaves of one cell
-    for size in sizes[sizes > 1].unique().tolist():
-        chosen = (sizes == size).nonzero()[:, 0]
-        blocks = _gather_blocks(cells, leaves.boxes[chosen], grid[1])
-        out = (patch_size, patch_size)
-        resampled = F.interpolate(blocks.float(), out, mode="bilinear", antialias=True)  # a CPU knows no half here
-        patches[chosen.to(image.device)] = resampled.to(image.dtype)
+    patches = image.new_empty(len(leaves), len(image), patch_size, patch_size)
+    for size in leaves.sizes.unique().tolist():
+        chosen = (leaves.sizes == size).nonzero()[:, 0]
+        pixels = _pixels(image, leaves.boxes[chosen], patch_size)
+        if size > 1:
+            out = (patch_size, patch_size)
+            pixels = F.interpolate(pixels.float(), out, mode="bilinear", antialias=True)  # a CPU knows no half here
+        patches[chosen.to(image.device)] = pixels.to(image.dtype)
     return patches
 
 
@@ -83,12 +81,11 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 
-def _gather_blocks(cells: Tensor, boxes: Tensor, cols: int) -> Tensor:
-    """The pixels (n, C, size P, size P) of n leaves of one size, from the cells (rows * cols, C, P, P) of an image."""
-    size = int(boxes[0, 2])
-    inside = torch.arange(size)
-    rows = boxes[:, 0, None, None] + inside[:, None]  # (n, size, 1)
-    places = rows * cols + boxes[:, 1, None, None] + inside  # (n, size, size)
-    blocks = cells.index_select(0, places.flatten().to(cells.device)).unflatten(0, places.shape)
-    blocks = blocks.permute(0, 3, 1, 4, 2, 5)  # (n, C, size, P, size, P)
-    return blocks.flatten(4, 5).flatten(2, 3)
+def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:
+    """The pixels (n, C, size P, size P) of n leaves of one size."""
+    side = int(boxes[0, 2]) * patch_size
+    windows = image.unfold(1, side, patch_size).unfold(
+        2, side, patch_size
+    )  # a view of every place that a leaf can have
+    row, col, _ = boxes.to(image.device).unbind(1)
+    return windows[:, row, col].transpose(0, 1)

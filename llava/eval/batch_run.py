@@ -28,7 +28,8 @@ from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_empty_tower
 from llava.serve.cli import OneLineParser, add_model_flags, load_engine, qlip_option
-from llava.serve.engine import Sampling
+from llava.serve.errors import told_in_full
+from llava.serve.sampling import Sampling
 from llava.utils import demo_model_path
 
 FEW_PICTURES = 64
@@ -102,7 +103,7 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         print(f"{name}: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: error: {told_in_full(error)}", file=sys.stderr)
         return 2
 
 
@@ -114,7 +115,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     """
     sampling, limits = read_sampling(args), read_limits(args)
     questions = read(args)
-    preparer = Preparer.of(load_empty_tower(args.model_path or demo_model_path(), qlip_option(args)))
+    preparer = make_preparer(args)
     state = join_processes(args)
     first = state is None or state.is_main_process
     answers = AnswerFile(args.answers_file, state.process_index if state else None)
@@ -139,6 +140,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     progress.close()
     if state:
         state.wait_for_everyone()
+        state.destroy_process_group()
     return report(name, answers) if first else 0
 
 
@@ -146,6 +148,12 @@ def open_questions(args: argparse.Namespace, questions: Sequence[Question], answ
     """The questions of this chunk that have no answer yet."""
     done = answers.done()
     return [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
+
+
+def make_preparer(args: argparse.Namespace) -> Preparer:
+    """Makes pictures ready for the model that the flags of `add_model_flags` name, which need not be loaded."""
+    model = args.model_path or demo_model_path()
+    return Preparer.of(load_empty_tower(model, args.model_base, qlip=qlip_option(args)))
 
 
 def join_processes(args: argparse.Namespace) -> PartialState | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,21 +117,10 @@ def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, a
         num_workers=min(workers, len(sources)),
         collate_fn=_as_it_is,
         prefetch_factor=max(1, math.ceil(ahead / workers)),
-        multiprocessing_context=_context(),
+        worker_init_fn=_end_with_parent,
+        multiprocessing_context="spawn",  # a fork would copy locks that this process's threads hold
     )
     return map(unpack, iter(loader))
-
-
-def _context() -> Any:
-    """How workers start: not as a fork of this process, which would copy locks that its threads hold.
-
-    They are forked from a process that has done nothing but import, once for all of them.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "llava.eval.batch_run"])
-    return context
 
 
 class _Pictures(Dataset):
@@ -144,6 +135,19 @@ class _Pictures(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return pack(self.preparer(self.sources[index]))
+
+
+def _end_with_parent(worker: int) -> None:
+    """Ends a worker when its parent is killed, though it may wait for someone to take its pictures."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a worker has no parent process")
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(item: Any) -> Any:

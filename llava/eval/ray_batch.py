@@ -27,6 +27,7 @@ from llava.eval.batch_run import (
     Progress,
     guarded,
     make_parser,
+    make_preparer,
     open_questions,
     read_limits,
     read_sampling,
@@ -39,9 +40,8 @@ from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question
 from llava.eval.runner import Asked, Runner, pictures_of
-from llava.model.builder import load_empty_tower
-from llava.serve.cli import OneLineParser, load_engine, qlip_option
-from llava.utils import demo_model_path
+from llava.serve.cli import load_engine
+from llava.serve.parser import OneLineParser
 
 NAME = "ray_batch"
 SHARE = 2
@@ -192,9 +192,12 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("concurrency", "workers"):
         if (value := getattr(args, flag)) < 1:
             raise ValueError(f"--{flag} is {value}; it must be at least 1")
-    args.image_folder = args.image_folder.resolve()
+    args.image_folder = args.image_folder.resolve()  # a node's working folder is another
+    for name in ("model_path", "model_base"):
+        if (path := getattr(args, name)) is not None and Path(path).is_dir():
+            setattr(args, name, str(Path(path).resolve()))
     questions = read(args)
-    preparer = Preparer.of(load_empty_tower(args.model_path or demo_model_path(), qlip_option(args)))
+    preparer = make_preparer(args)
     args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
     answers = AnswerFile(args.answers_file)
     answers.start(questions, args.resume)

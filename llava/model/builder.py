@@ -110,12 +110,13 @@ def load_pretrained_model(
     return tokenizer, model.eval(), processor, model.config.context_length
 
 
-def load_empty_tower(model_path: str | Path, qlip: Any = None) -> VisionTower:
+def load_empty_tower(model_path: str | Path, model_base: str | Path | None = None, *, qlip: Any = None) -> VisionTower:
     """A checkpoint's tower without weights, for what its image processor and settings tell.
 
     Args:
-        model_path: folder or hub id.
-        qlip: as `load_pretrained_model` takes it.
+        model_path: folder or hub id. This, `model_base` and `qlip` are as `load_pretrained_model` takes them.
+        model_base: the language model under a projector-only or LoRA checkpoint.
+        qlip: CLIP, QLIP, or settings.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -124,6 +125,8 @@ def load_empty_tower(model_path: str | Path, qlip: Any = None) -> VisionTower:
     checkpoint = inspect(local_folder(str(model_path)))
     config = checkpoint.config
     override_flag(config, qlip)
+    if config.mm_vision_config is None and model_base is not None:
+        config.mm_vision_config = inspect(local_folder(str(model_base))).config.mm_vision_config
     elsewhere = config.mm_vision_tower
     if config.mm_vision_config is None and elsewhere is None:
         raise ValueError(f"{model_path} has no vision tower")

@@ -160,6 +160,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
         image_sizes: Any = None,
         key_bias: Tensor | None = None,
         next_positions: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The language model's forward pass; with `input_ids` and `images` the images are spliced in first.
@@ -170,6 +171,8 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             image_sizes: accepted for LLaVA's callers; not read.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
+            logits_to_keep: give logits of the last so many tokens only, 0 for all. `generate` asks for 1 where it finds
+                this parameter, else a prompt's logits over the whole vocabulary would take gigabytes.
         """
         if input_ids is not None and inputs_embeds is None and self._holds_images(input_ids, images, past_key_values):
             batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
@@ -191,6 +194,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 from PIL import Image
 
-from llava.eval.decoding import Request, _GumbelNoise, generate, prompt_ids, row_seed
+from llava.eval.decoding import Request, generate, prompt_ids, row_seed
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
@@ -75,16 +74,6 @@ def test_another_seed_samples_another_answer_and_a_narrow_nucleus_is_greedy(
     assert drawn[0] != drawn[1]
     greedy = generate(engine, requests, Sampling(0.0, max_new_tokens=24))
     assert generate(engine, requests, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
-
-
-def test_the_likeliest_of_noisy_logits_is_a_sample_of_their_softmax() -> None:
-    logits = torch.tensor([[1.0, 0.0, -1.0, float("-inf")]])
-    noise = _GumbelNoise([Request(torch.empty(0), None, seed=5)])
-    draws = Counter(int(noise(torch.empty(1, 0), logits).argmax()) for _ in range(4000))
-    shares = torch.tensor([draws[i] / 4000 for i in range(4)])
-    # Four standard errors of a share at 4000 draws.
-    assert torch.allclose(shares, logits[0].softmax(0), atol=4 * (0.25 / 4000) ** 0.5)
-    assert draws[3] == 0
 
 
 def test_a_row_ends_at_a_stop_string_and_the_others_go_on(engine: ChatEngine, requests: list[Request]) -> None:

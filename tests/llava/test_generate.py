@@ -156,3 +156,17 @@ def test_images_encoded_once_are_asked_as_pixels_are(model):
 def test_encoded_images_and_pixels_do_not_mix(model):
     with pytest.raises(TypeError, match="some images are encoded and some are pixels"):
         model.generate(torch.tensor([ROWS[1]]), images=[*model.encode_images(IMAGES[:1]), IMAGES[1]], **GREEDY)
+
+
+def test_a_prompts_logits_are_computed_where_the_answer_begins_only(folder):
+    """All of them would be batch x tokens x vocabulary."""
+    model = load_pretrained_model(str(folder), device="cpu", qlip=TREE)[1]
+    widths = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    ids, mask = pad(ROWS, "right")
+    model.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY)
+    assert set(widths) == {1}
+    with torch.no_grad():
+        whole = model(input_ids=ids, images=IMAGES, attention_mask=mask).logits
+        last = model(input_ids=ids, images=IMAGES, attention_mask=mask, logits_to_keep=2).logits
+    torch.testing.assert_close(last, whole[:, -2:])

@@ -21,13 +21,15 @@ from PIL import Image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
+from llava.serve.errors import RequestError
 from llava.serve.gradio_web_server import main
 from llava.serve.images import load_image
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import CLIP, QLIP, Demo
-from llava.serve.web.page import build_page
+from llava.serve.web.moderation import Moderator
+from llava.serve.web.page import PageText, build_page
 from llava.serve.web.session import MAX_PIXELS, Exchange, Session, open_upload
 from llava.serve.web.views import NOTHING_SEEN
 from tests.llava.checkpoints import make_llava_checkpoint
@@ -142,6 +144,12 @@ def test_a_new_picture_starts_a_new_conversation(new_visitor: Callable[..., Clie
     assert Image.open(seen).size[0] > 300
     assert count(cost) > 64
     assert chat == []
+
+
+def test_no_two_drawings_share_a_file(demo: Demo) -> None:
+    first, second = (demo.look(Session(picture()), *controls())[0] for _ in range(2))
+    assert first and second and first != second
+    assert Path(first).read_bytes() == Path(second).read_bytes()
 
 
 def test_without_a_picture_there_is_nothing_to_see(new_visitor: Callable[..., Client]) -> None:
@@ -435,6 +443,23 @@ def test_a_huge_picture_is_kept_at_a_size_that_memory_bears(tmp_path: Path, monk
     assert abs(kept.width / kept.height - 2) < 0.01
 
 
+def test_what_moderation_refuses_is_not_asked(engine: ChatEngine) -> None:
+    class Strict(Moderator):
+        async def check(self, text: str) -> None:
+            raise RequestError(400, "flagged", f"no {text}")
+
+    demo = Demo(EngineBackend(engine), Strict("key"))
+
+    async def steps_of(event: Callable[..., Any]) -> list[Any]:
+        return [step async for step in event(request("a"), Session(picture()), "shouting", *controls())]
+
+    with Gate(engine) as gate:
+        for event in (demo.ask, demo.compare):
+            with pytest.raises(gr.Error, match="No shouting. Ask something else."):
+                asyncio.run(steps_of(event))
+        assert gate.submitted == 0
+
+
 # A model without a quadtree
 
 
@@ -462,6 +487,13 @@ def test_a_clip_model_is_shown_as_it_sees_and_cannot_be_switched(tmp_path: Path)
 
 
 # The page itself
+
+
+@pytest.mark.parametrize("heading", [True, False])
+def test_a_page_inside_another_has_no_heading(demo: Demo, heading: bool) -> None:
+    blocks = build_page(demo, PageText("A notice.", heading=heading)).blocks.values()
+    (head,) = (block for block in blocks if getattr(block, "elem_id", None) == "head")
+    assert head.visible == heading
 
 
 def test_the_page_asks_nothing_of_other_hosts(url: str) -> None:

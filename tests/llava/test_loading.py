@@ -23,7 +23,7 @@ from transformers import (
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from tests.llava.checkpoints import (
@@ -187,6 +187,13 @@ def tower_folder(tmp_path, oracle):
     return tmp_path / "tower"
 
 
+def assert_same_eyes(empty, model) -> None:
+    """A tower without weights prepares pictures as the loaded model's does."""
+    tower = model.get_vision_tower()
+    assert empty.image_processor.to_dict() == tower.image_processor.to_dict()
+    assert (type(empty), empty.num_patches, empty.select_layer) == (type(tower), tower.num_patches, tower.select_layer)
+
+
 def projector_of(oracle) -> dict:
     return {name: tensor for name, tensor in llava_state(oracle).items() if "mm_projector" in name}
 
@@ -196,6 +203,7 @@ def test_a_projector_loads_onto_its_language_model(tmp_path, oracle, expected, b
     torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
     model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+    assert_same_eyes(load_empty_tower(tmp_path / "projector", base), model)
 
 
 @pytest.mark.parametrize("format", ["llava", "transformers"])
@@ -210,6 +218,19 @@ def test_a_projector_loads_onto_a_whole_llava_and_takes_its_tower(tmp_path, orac
     torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
     model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+    assert_same_eyes(load_empty_tower(tmp_path / "projector", base), model)
+
+
+@pytest.mark.parametrize("flag", [False, {"max_tokens": 90, "image_size": 224}])
+def test_a_tower_without_weights_sees_as_the_loaded_one(tmp_path, flag):
+    folder = make_llava_checkpoint(tmp_path / "model")
+    model = load_pretrained_model(str(folder), device="cpu", qlip=flag)[1]
+    assert_same_eyes(load_empty_tower(folder, qlip=flag), model)
+
+
+def test_a_model_without_eyes_has_no_tower_to_make(base):
+    with pytest.raises(ValueError, match="has no vision tower"):
+        load_empty_tower(base)
 
 
 def test_a_lora_is_merged_into_its_language_model(tmp_path, oracle, base, tower_folder):

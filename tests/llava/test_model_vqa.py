@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -257,11 +258,14 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(flags: list[str], w
     answers = Path(flags[2].partition("=")[2])
     module = [sys.executable, "-m", "llava.eval.model_vqa_loader", *flags, "--batch-size=1"]
     kept = 0
-    for rows in (1, 9):
-        process = subprocess.Popen(module, stderr=subprocess.DEVNULL)
+    for rows, workers in ((1, 0), (9, 1)):
+        process = subprocess.Popen([*module, f"--workers={workers}"], stderr=subprocess.DEVNULL)
         wait(lambda rows=rows: answers.exists() and answers.read_bytes().count(b"\n") >= rows, process)
+        children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        assert len(children) >= workers
+        assert psutil.wait_procs(children, timeout=DEADLINE)[1] == []  # no worker outlives it
         left = answers.read_bytes().count(b"\n")
         assert kept <= left < PICTURES * len(TEXTS)
         kept = left

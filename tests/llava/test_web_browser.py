@@ -209,6 +209,19 @@ def test_an_answer_is_shown_while_it_comes_and_can_be_stopped(
     assert [answer.finish_reason for answer in talker.answers] == ["cancelled"] * 2
 
 
+def test_another_picture_ends_the_answer_about_the_old_one(
+    come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
+) -> None:
+    visitor = come().sees_a_picture()
+    for change in (lambda: visitor.upload(FILES[1]), lambda: visitor.at("#examples .gallery-item").nth(2).click()):
+        visitor.ask(QUESTION)
+        expect(visitor.answer).to_have_text("a purple ring")
+        change()
+        assert becomes_idle(engine)
+        expect(visitor.at("#chat .message")).to_have_count(0)
+    assert [answer.finish_reason for answer in talker.answers] == ["cancelled"] * 2
+
+
 def test_a_visitor_who_leaves_in_mid_answer_stops_it(
     come: Callable[..., Visitor], engine: ChatEngine, talker: Talker
 ) -> None:
@@ -323,6 +336,7 @@ def test_a_picture_comes_from_the_clipboard_and_from_the_camera(come: Callable[.
     expect(visitor.at("#seen img")).to_have_count(0)
     visitor.at("#picture").get_by_label("Capture from camera").click()
     visitor.at("#picture").get_by_text("Click to Access Webcam").click()
+    visitor.page.wait_for_function("document.querySelector('#picture video')?.currentTime > 0")
     visitor.at("#picture").get_by_label("capture photo").click()
     expect(visitor.at("#seen img")).to_be_visible()
 

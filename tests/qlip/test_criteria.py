@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import qlip
+from qlip.criteria import _halve
 
 P = 4
 
@@ -156,3 +158,9 @@ def test_moving_the_picture_by_whole_roots_moves_the_leaves(shift, criterion, al
     moved = {(r + row, c + col): size for (r, c), size in before.items() if r < root and c < root}
     assert {place: after[place] for place in moved} == moved
     assert len(after) == len(before)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 29, 35), (1, 2, 3)])
+def test_halving_an_image_is_average_pooling_to_the_bit(shape):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_halve(image), F.avg_pool2d(image[None], 2)[0])

@@ -21,7 +21,7 @@ from llava.serve.sight import QLIPOptions, View
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Piece, Query
 from llava.serve.web.moderation import Moderator
-from llava.serve.web.session import Messages, Session, open_upload
+from llava.serve.web.session import Messages, Session, keep_drawing, open_upload
 from llava.serve.web.views import Cost
 
 QLIP, CLIP = "QLIP", "CLIP"
@@ -145,13 +145,13 @@ class Demo:
         session = Session(picture, source)
         return place, session, *self.look(session, *controls), [], views.NOTHING_SPENT, gr.update(visible=False)
 
-    def look(self, session: Session, *controls: Any) -> tuple[Image.Image | None, str]:
+    def look(self, session: Session, *controls: Any) -> tuple[str | None, str]:
         """Draws what the model would see and says what it costs."""
         if session.picture is None:
             return None, views.NOTHING_SEEN
         with complaining():
             view = self.backend.look(session.picture, Controls(*controls).options(self.backend))
-            drawing = views.draw(view, self.backend.pixels)
+            drawing = keep_drawing(views.draw(view, self.backend.pixels))
         return drawing, views.meter(view, session.picture, self.backend.native_tokens)
 
     async def ask(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.helpers import Examples
 
 from llava.serve.sampling import Sampling
 from llava.serve.web.handlers import CLIP, QLIP, Demo
@@ -33,8 +34,6 @@ class PageText:
     """To try."""
     heading: bool = True
     """Whether the page has a title; not where it is part of another."""
-    models: Sequence[str] = field(default=())
-    """To choose from, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Parts:
 
     session: gr.State
     picture: gr.Image
+    examples: Examples | None
     seen: gr.Image
     cost: gr.HTML
     chat: gr.Chatbot
@@ -70,7 +70,7 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         model = _header(text, choose_model)
         with gr.Row(elem_id="stage"):
             with gr.Column(elem_id="picture-card", elem_classes="card"):
-                picture = _picture_card(text)
+                picture, examples = _picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = _settings_card()
             with gr.Column(elem_id="sees-card", elem_classes="card"):
@@ -80,7 +80,7 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
             with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                 sides = _compare_card()
         controls = [*sight, *sampling, model]
-        parts = Parts(session, picture, seen, cost, chat, spent, question, buttons, controls, panel, sides)
+        parts = Parts(session, picture, examples, seen, cost, chat, spent, question, buttons, controls, panel, sides)
         answering = _tie_questions(demo, parts)
         _tie_pictures(demo, parts, page, answering)
         if choose_model:
@@ -123,9 +123,11 @@ def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence
         api_name="open_picture",
         preprocess=False,
         trigger_mode="always_last",  # a change amid another is not lost
-        cancels=answering,
         **hidden,
     )
+    # Not tied to the change, which a browser may tell of again when the next question has been asked.
+    chosen = [parts.picture.input] if parts.examples is None else [parts.picture.input, parts.examples.dataset.click]
+    gr.on(chosen, None, cancels=answering)
     way, alpha, budget = parts.controls[:3]
     gr.on(
         [way.change, alpha.change, budget.change],
@@ -153,15 +155,13 @@ def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
     with gr.Row(elem_id="head", visible=text.heading or choose_model):
         gr.HTML(f"<h1>{TITLE}</h1><p>{text.notice}</p>", elem_id="title", visible=text.heading)
         with gr.Row(elem_id="tools"):
-            model = gr.Dropdown(
-                list(text.models), label="Model", elem_id="model", container=False, visible=choose_model
-            )
+            model = gr.Dropdown([], label="Model", elem_id="model", container=False, visible=choose_model)
             appearance = gr.Button("Light / dark", size="sm", elem_id="appearance", min_width=0)
     appearance.click(None, js=SWITCH_APPEARANCE)
     return model
 
 
-def _picture_card(text: PageText) -> gr.Image:
+def _picture_card(text: PageText) -> tuple[gr.Image, Examples | None]:
     gr.HTML("<h2>Picture</h2>")
     picture = gr.Image(
         text.examples[0] if text.examples else None,
@@ -172,10 +172,10 @@ def _picture_card(text: PageText) -> gr.Image:
         elem_id="picture",
         placeholder="Drop a picture here, paste one, or choose a file",
     )
-    if text.examples:
-        rows = [[path] for path in text.examples]
-        gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
-    return picture
+    if not text.examples:
+        return picture, None
+    rows = [[path] for path in text.examples]
+    return picture, gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
 
 
 def _settings_card() -> list[gr.Slider]:
@@ -195,7 +195,6 @@ def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
         label="What the model sees",
         show_label=False,
         interactive=False,
-        format="webp",
         height=VIEW_HEIGHT,
         buttons=["fullscreen", "download"],
         elem_id="seen",

@@ -1,4 +1,4 @@
-"""What the demo remembers about one visitor, and how an uploaded file becomes that visitor's picture.
+"""What the demo remembers about one visitor, how an upload becomes that visitor's picture, where drawings are kept.
 
 Knows no model and no page. A session is never changed, only replaced, so that two events cannot trip over each other.
 """
@@ -6,6 +6,7 @@ Knows no model and no page. A session is never changed, only replaced, so that t
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,3 +95,16 @@ def open_upload(upload: Mapping[str, Any]) -> Image.Image:
         size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return picture
+
+
+def keep_drawing(drawing: Image.Image) -> str:
+    """Writes a drawing to where Gradio gives files to browsers from, and removes them; returns its path.
+
+    Each gets a folder of its own, whose name nobody can guess: under a name made from its content, one visitor's would
+    be written anew while another's browser reads it.
+    """
+    folder = Path(get_upload_folder()) / secrets.token_hex(32)
+    folder.mkdir(parents=True)
+    path = folder / "view.webp"
+    drawing.save(path, quality=85, method=2)
+    return str(path)

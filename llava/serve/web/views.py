@@ -61,7 +61,7 @@ def leaves_of(view: View, pixels: Pixels) -> qlip.Leaves:
 def draw(view: View, pixels: Pixels, side: int = DRAWING_SIDE) -> Image.Image:
     """Draws what reaches the model, with the borders of all leaves, about `side` pixels long."""
     leaves = leaves_of(view, pixels)
-    return qlip.draw_leaves(as_seen(view, pixels), leaves, cell=max(4, side // max(leaves.grid)))
+    return qlip.draw_leaves(as_seen(view, pixels), leaves, cell=max(8, side // max(leaves.grid)))
 
 
 def meter(view: View, picture: Image.Image, native_tokens: int) -> str:

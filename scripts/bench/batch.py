@@ -1,0 +1,202 @@
+"""Questions a second, the runner against one at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
+
+One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
+is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own
+(`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Times leave out loading and the
+start of the workers, which a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the
+first answer on. The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from llava.eval.batches import BatchLimits
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.utils import default_device, demo_model_path
+from scripts.bench.batch_ways import WAYS
+from scripts.bench.cost import markdown as markdown_row
+from scripts.bench.cost_models import CLIP_LARGE, demo_scene
+
+TEXTS = (
+    "What is in the picture?",
+    "How many objects are there?",
+    "Is there a red circle?",
+    "What color is the cross?",
+    "Is there a blue square?",
+    "What is to the left of the ring?",
+    "How many circles are there?",
+    "What shape is purple?",
+    "Is there a yellow triangle?",
+)
+"""Asked of each picture in turn, with the same words for every model."""
+
+LLAMA_160M = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of a model."""
+
+    model: str
+    pictures: int
+    size: int
+    """Side of the pictures in pixels."""
+    per_picture: int
+    """Questions to a picture."""
+    new_tokens: int
+    """Longest answer."""
+
+
+CASES = (
+    Case("demo", pictures=24, size=448, per_picture=9, new_tokens=128),
+    Case("demo", pictures=96, size=448, per_picture=1, new_tokens=128),
+    Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
+    Case("random-160m", pictures=6, size=336, per_picture=1, new_tokens=16),
+)
+
+
+def write_random(folder: Path) -> None:
+    """A LLaVA with random weights, a CLIP-L-shaped tower, and the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        **LLAMA_160M, mm_vision_config=dict(CLIP_LARGE), mm_projector_type="mlp2x_gelu", qlip={"max_tokens": 576}
+    )
+    LlavaLlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_model_path(), use_fast=False).save_pretrained(folder)
+
+
+def write_questions(folder: Path, case: Case) -> Path:
+    """Pictures of small shapes and a question file."""
+    lines = []
+    for number in range(case.pictures):
+        demo_scene(case.size, number).save(folder / f"{number}.png")
+        for turn in range(case.per_picture):
+            text = TEXTS[(number + turn) % len(TEXTS)]
+            lines.append({"question_id": len(lines), "image": f"{number}.png", "text": text})
+    file = folder / "questions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Turns of both ways, one after the other."""
+    checkpoint = demo_model_path()
+    if case.model != "demo":
+        checkpoint = folder / "model"
+        write_random(checkpoint)
+    questions = write_questions(folder, case)
+    command = [sys.executable, "-m", "scripts.bench.batch_ways", "--device", options.device]
+    command += ["--checkpoint", str(checkpoint), "--questions", str(questions), "--new-tokens", str(case.new_tokens)]
+    command += ["--workers", str(options.workers), "--batch-size", str(options.batch_size), "--way"]
+    running = {
+        way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in WAYS
+    }
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    try:
+        for process in running.values():
+            say(process)
+        for _ in range(options.repeats):
+            for way, process in running.items():
+                turns[way].append(json.loads(say(process, "go")))
+    finally:
+        for process in running.values():
+            process.communicate()
+    return turns
+
+
+def say(process: subprocess.Popen[str], line: str | None = None) -> str:
+    """A process's next line, after one of ours if there is one."""
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("the process has no pipes")
+    if line is not None:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    if not (answer := process.stdout.readline()):
+        raise RuntimeError(f"a measuring process ended: {process.args}")
+    return answer
+
+
+def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of a case, and how often both ways gave the same answer."""
+    count = case.pictures * case.per_picture
+    first, second = (turns[way] for way in WAYS)
+    same = sum(a == b for a, b in zip(first[-1]["answers"], second[-1]["answers"], strict=True))
+    ratios = [one["seconds"] / other["seconds"] for one, other in zip(first, second, strict=True)]
+    return {
+        "model": case.model,
+        "questions": count,
+        "per_picture": case.per_picture,
+        **{way: count / statistics.median(turn["seconds"] for turn in turns[way]) for way in WAYS},
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "cpu": [1000 * statistics.median(turn["cpu"] for turn in turns[way]) / count for way in WAYS],
+        "same": same / count,
+        "memory": [first[-1]["memory"][0], *second[-1]["memory"]],
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = ["model", "questions", "to a picture", *WAYS, "ratio", "CPU ms each", "same answers", "peak MiB"]
+    lines = [markdown_row(head), "|---" * len(head) + "|"]
+    for row in rows:
+        alone, together, worker = row["memory"]
+        rates = [f"{row[way]:.2f}/s" for way in WAYS]
+        cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
+        memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
+        cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.0%}", memory]
+        lines.append(markdown_row([row["model"], *map(str, cells)]))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    models = tuple(dict.fromkeys(case.model for case in CASES))
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make pictures ready (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument("--device", default=default_device(), help="(%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args(arguments)
+    machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
+    machine |= {"threads": torch.get_num_threads()}
+    machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    rows = []
+    for case in CASES:
+        if case.model in options.models:
+            with tempfile.TemporaryDirectory() as scratch:
+                rows.append(report(case, measure(case, options, Path(scratch))))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The two ways that `batch.py` compares, and the process that each runs in: one measurement for every line of input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from llava.eval.answer_file import AnswerFile
+from llava.eval.batches import BatchLimits
+from llava.eval.decoding import prompt_ids
+from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.questions import Question, read_lines
+from llava.eval.runner import WINDOW, Asked, Runner, pictures_of
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine, separators
+from llava.serve.images import load_image
+from llava.serve.sampling import Sampling
+from llava.serve.text_stream import until_stop
+
+WAYS = ("one at a time", "runner")
+
+
+def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
+    """As LLaVA's model_vqa does it."""
+    stops, answers = separators(engine.new_conversation()), []
+    for question in questions:
+        pixels = engine.prepare_images([load_image(str(question.image))])
+        ids = prompt_ids(engine, question.text)[None].to(engine.model.device)
+        with torch.inference_mode():
+            said = engine.model.generate(
+                ids,
+                images=pixels,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                num_beams=1,
+                max_new_tokens=new_tokens,
+                pad_token_id=engine.padding_id,
+                use_cache=True,
+            )
+        text = engine.tokenizer.batch_decode(said, skip_special_tokens=True)[0]
+        answers.append("".join(until_stop([text], stops)).strip())
+    return answers
+
+
+def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], file: AnswerFile) -> list[str]:
+    """As `llava.eval.batch_run` does it."""
+    found: dict[int, str] = {}
+    for outcomes in runner.run(asked, ready):
+        rows = [{"text": str(outcome.text), "metadata": {"index": outcome.index}} for outcome in outcomes]
+        file.append(rows)
+        found.update((outcome.index, str(outcome.text)) for outcome in outcomes)
+    return [found[index] for index in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What this process and its workers have used so far."""
+
+    cpu: float
+    """Seconds of all cores."""
+    memory: float
+    """Highest resident memory of this process, in MiB."""
+    worker_memory: float
+    """Resident memory of the largest worker, in MiB."""
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Linux and macOS."""
+        workers = psutil.Process().children(recursive=True)
+        times = [psutil.Process().cpu_times(), *(worker.cpu_times() for worker in workers)]
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return cls(
+            sum(time.user + time.system for time in times),
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+            max((worker.memory_info().rss / 2**20 for worker in workers), default=0.0),
+        )
+
+
+def serve(options: argparse.Namespace) -> None:
+    """A way's process: loads, warms up, then measures once for every line of its input."""
+    engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
+    questions = read_lines(options.questions, options.questions.parent)
+    asked, limits = list(enumerate(questions)), BatchLimits(options.batch_size)
+    runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
+    preparer = Preparer.of(engine.model.get_vision_tower())
+    one_at_a_time(engine, questions[:1], options.new_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        print("ready", flush=True)
+        for turn, _ in enumerate(sys.stdin):
+            file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
+            ready: Iterator[Any] = iter(())
+            if options.way == "runner":
+                pictures = pictures_of(asked, limits)
+                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
+                if options.workers:
+                    next(prepare_ahead(preparer, pictures[:1], 1, ahead=1))  # as long as the workers take to start
+            before, start = Usage.now(), time.perf_counter()
+            if options.way == "runner":
+                answers = run_batches(runner, asked, ready, file)
+            else:
+                answers = one_at_a_time(engine, questions, options.new_tokens)
+            seconds = time.perf_counter() - start
+            used = Usage.now()
+            del ready
+            figures = {"seconds": seconds, "cpu": used.cpu - before.cpu, "memory": [used.memory, used.worker_memory]}
+            print(json.dumps({**figures, "answers": answers}), flush=True)
+
+
+def main() -> None:
+    """Command line of a way's process."""
+    parser = argparse.ArgumentParser()
+    for name in ("checkpoint", "device"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("new-tokens", "workers", "batch-size"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--way", choices=WAYS, required=True)
+    serve(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
