@@ -83,10 +83,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_language_model(kind: str, **changes: Any) -> Any:
-    """`kind`: "llava", "llava_next", "vipllava" or "llava_siglip"."""
+    """`kind`: "llava", "llava_next", "vipllava", "llava_siglip" or "llava_dinov2"."""
     siglip = kind == "llava_siglip"
+    tower = {"llava_siglip": "siglip_vision_model", "llava_dinov2": "dinov2"}.get(kind, "clip_vision_model")
     config = {
-        "vision_config": {**VISION, "model_type": "siglip_vision_model" if siglip else "clip_vision_model"},
+        "vision_config": {**VISION, "model_type": tower, **({"mlp_ratio": 2} if tower == "dinov2" else {})},
         "text_config": dict(TEXT),
         "image_token_index": IMAGE_TOKEN,
         "image_seq_length": 16,

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -150,6 +151,34 @@ def test_gradients_reach_the_whole_tower_unless_it_is_frozen():
     assert tower.embeddings.position_embedding.weight.grad.abs().sum() > 0
     assert tower.encoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
     assert tower.encoder.layers[3].mlp.fc1.weight.grad is None  # above the layer that is read
+
+
+@pytest.mark.parametrize("attached_first", [True, False], ids=["attach, then LoRA", "LoRA, then attach"])
+def test_lora(attached_first):
+    """Adapters in tower and language model are seen and trained, whichever came first."""
+    model, processor = make_language_model("llava"), make_processor("llava")
+    if attached_first:
+        model, processor = qlip.attach(model, processor, **TREE)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    if not attached_first:
+        _, processor = qlip.attach(adapted.get_base_model(), processor, **TREE)
+    inputs = ask(processor, PROMPTS[:1], PICTURES[1:2])
+    assert adapted.generate(**inputs, **GREEDY).shape == (1, inputs["input_ids"].shape[1] + 6)
+    adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
+    seen = [p.grad.abs().sum() > 0 for name, p in adapted.named_parameters() if "lora_B" in name and p.grad is not None]
+    assert len(seen) == 2 * 5 and all(seen)  # three layers of the tower are read, and two of the language model
+
+
+def test_sampling_is_repeatable_by_its_seed():
+    model, processor = attached("llava", **TREE)
+    inputs = ask(processor, PROMPTS, PICTURES)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        drawn.append(model.generate(**inputs, do_sample=True, num_return_sequences=2, max_new_tokens=5))
+    assert torch.equal(*drawn)
+    assert drawn[0].shape == (8, inputs["input_ids"].shape[1] + 5)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
