@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +97,11 @@ class Preparer:
         return Prepared(cut, tokens, span, leaves.grid[0] * leaves.grid[1], size)
 
 
-def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
+Prepare = Callable[[Source], Prepared | Unreadable]
+"""A `Preparer`, or something else that other processes can be sent."""
+
+
+def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
     """`Prepared` or `Unreadable` for each source, in order. Workers begin at once, not when the first is asked for.
 
     Args:
@@ -126,7 +130,7 @@ def prepare_ahead(preparer: Preparer, sources: Sequence[Source], workers: int, a
 class _Pictures(Dataset):
     """The sources, as a worker makes them ready: tensors become arrays, which travel without a file handle each."""
 
-    def __init__(self, preparer: Preparer, sources: Sequence[Source]) -> None:
+    def __init__(self, preparer: Prepare, sources: Sequence[Source]) -> None:
         self.preparer = preparer
         self.sources = sources
 

@@ -71,8 +71,8 @@ class Case:
 
 
 CASES = (
-    Case("demo", pictures=24, size=448, per_picture=9, new_tokens=128),
-    Case("demo", pictures=96, size=448, per_picture=1, new_tokens=128),
+    Case("demo", pictures=64, size=448, per_picture=9, new_tokens=128),
+    Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128),
     Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
     Case("random-160m", pictures=6, size=336, per_picture=1, new_tokens=16),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -29,6 +30,22 @@ from llava.serve.sampling import Sampling
 from llava.serve.text_stream import until_stop
 
 WAYS = ("one at a time", "runner")
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Lets workers start, but prepare nothing before the measurement begins."""
+
+    prepare: Preparer
+    folder: Path
+    """Where started workers leave a file each, and wait for one named "go"."""
+
+    def __call__(self, source: Any) -> Any:
+        """Waits at the gate, then makes a picture ready."""
+        (self.folder / str(os.getpid())).touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.002)
+        return self.prepare(source)
 
 
 def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
@@ -99,14 +116,16 @@ def serve(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         print("ready", flush=True)
         for turn, _ in enumerate(sys.stdin):
-            file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
+            file, gate = AnswerFile(Path(scratch) / f"{turn}.jsonl"), Path(scratch) / f"{turn}"
+            gate.mkdir()
             ready: Iterator[Any] = iter(())
             if options.way == "runner":
                 pictures = pictures_of(asked, limits)
-                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
-                if options.workers:
-                    next(prepare_ahead(preparer, pictures[:1], 1, ahead=1))  # as long as the workers take to start
+                ready = prepare_ahead(Gated(preparer, gate), pictures, options.workers, ahead=WINDOW * limits.rows)
+                while len(list(gate.iterdir())) < min(options.workers, len(pictures)):
+                    time.sleep(0.01)
             before, start = Usage.now(), time.perf_counter()
+            (gate / "go").touch()
             if options.way == "runner":
                 answers = run_batches(runner, asked, ready, file)
             else:
