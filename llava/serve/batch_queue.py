@@ -22,7 +22,8 @@ from llava.serve.errors import EngineClosed, GenerationError, Overloaded
 
 logger = logging.getLogger(__name__)
 
-MOST_PATIENCE = 60  # seconds that a refused client is asked to wait at most
+LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
+PATIENCE = 0.25  # of the last batch's time: how long a batch waits for requests that are being prepared
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class BatchQueue:
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._draining = False
-        self._batch_seconds = 1.0
+        self._batch_seconds = 0.0
         # Its thread sleeps while nobody waits, and ends with the queue.
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -82,7 +83,7 @@ class BatchQueue:
                 raise EngineClosed
             if self.admitted >= self.limits.max_waiting:
                 batches = math.ceil(self.admitted / self.limits.max_batch)
-                raise Overloaded(self.admitted, min(MOST_PATIENCE, math.ceil(batches * self._batch_seconds)))
+                raise Overloaded(self.admitted, min(LONGEST_RETRY, max(1, math.ceil(batches * self._batch_seconds))))
             self.admitted += 1
         try:
             yield self._put
@@ -109,6 +110,7 @@ class BatchQueue:
     def _put(self, answer: Answer) -> None:
         with self._lock:
             self._waiting.append(answer)
+            self._lock.notify_all()
             if not self._draining:
                 self._draining = True
                 self._model_thread.submit(self._drain)
@@ -128,8 +130,13 @@ class BatchQueue:
             self.running = 0
 
     def _next_batch(self) -> list[Answer]:
-        """The requests that have waited longest and may go together; nobody overtakes."""
+        """The requests that have waited longest and may go together; nobody overtakes.
+
+        Clients that were answered together ask again together: were the first to be ready to go alone, the others would
+        wait for its whole answer.
+        """
         with self._lock:
+            self._lock.wait_for(self._complete, PATIENCE * self._batch_seconds)
             batch: list[Answer] = []
             visual = 0
             while self._waiting and len(batch) < self.limits.max_batch:
@@ -145,6 +152,11 @@ class BatchQueue:
             self.running = len(batch)
             self._draining = bool(batch)
             return batch
+
+    def _complete(self) -> bool:
+        """Whether no request would join the next batch soon."""
+        waiting = len(self._waiting)
+        return waiting in (0, self.admitted) or waiting >= self.limits.max_batch
 
     def _run(self, batch: Sequence[Answer]) -> None:
         """Answers a batch; where memory does not suffice for it, its halves."""

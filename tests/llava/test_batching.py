@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -163,6 +164,39 @@ def test_the_usage_counts_tokens_and_seconds(
 
 
 # Bounds
+
+
+@pytest.mark.parametrize(("last_batch", "batches"), [(1000.0, [2]), (0.0, [1, 1])])
+def test_a_batch_waits_for_requests_that_are_being_prepared_a_share_of_the_last_ones_time(
+    new_engine: Callable[..., ChatEngine],
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    last_batch: float,
+    batches: list[int],
+) -> None:
+    engine = new_engine()
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr(engine.queue, "_batch_seconds", last_batch)
+    look, looked_at, go_on = engine.sight.look, threading.Event(), threading.Event()
+
+    def look_slowly(*args: Any) -> Any:
+        looked_at.set()
+        assert go_on.wait(DEADLINE)
+        return look(*args)
+
+    monkeypatch.setattr(engine.sight, "look", look_slowly)
+    with ThreadPoolExecutor(1) as other:
+        late = other.submit(submit, engine, pictures[0])
+        assert looked_at.wait(DEADLINE)
+        monkeypatch.setattr(engine.sight, "look", look)
+        early = submit(engine, pictures[0])
+        if last_batch == 0:
+            assert gate.reached.wait(DEADLINE)
+        go_on.set()
+        answers = [early, late.result(DEADLINE)]
+    gate.opened.set()
+    assert len({"".join(answer) for answer in answers}) == 1
+    assert gate.batches == batches
 
 
 def test_batches_keep_their_bounds_and_the_order(
