@@ -51,12 +51,13 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
     for start in range(0, len(images), batch_size):
         packed = model.attachment.image_processor.pack(images[start : start + batch_size])
         output = model.get_image_features(**packed)
-        embeds += [features.cpu() for features in output.pooler_output]
+        embeds += [features.cpu().clone() for features in output.pooler_output]  # a view keeps the whole batch
     return embeds
 
 
 def encode_embeds(embeds: Tensor) -> str:
     """One image's embeddings (N, D) as the base64 text that vLLM's OpenAI-compatible server takes as `image_embeds`."""
     buffer = io.BytesIO()
-    torch.save(embeds.detach().cpu().contiguous(), buffer)
+    own = embeds.detach().cpu().clone(memory_format=torch.contiguous_format)
+    torch.save(own, buffer)  # of a view, all that it is a part of would be written
     return base64.b64encode(buffer.getvalue()).decode()
