@@ -23,6 +23,9 @@ from llava.serve.trust import host_of
 
 GREEDY_BELOW = 0.001  # a temperature no higher takes the likeliest token
 MAX_NEW_TOKENS = 1024
+MAX_ITEMS = 1000  # of a list; what fewer pictures a request may hold, its server says
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000  # characters
 END = b"\0"
 
 
@@ -43,8 +46,20 @@ def _checked_address(address: str) -> str:
     return address
 
 
+def _checked_stop(stop: str | list[str]) -> str | list[str]:
+    """Each is looked for after each token, by the one thread that answers everybody."""
+    texts = [stop] if isinstance(stop, str) else stop
+    longest = max(map(len, texts), default=0)
+    if len(texts) > MAX_STOPS or longest > MAX_STOP_LENGTH:
+        found = f"{len(texts):,} texts, the longest of {longest:,} characters"
+        raise ValueError(f"{found}; at most {MAX_STOPS} of at most {MAX_STOP_LENGTH:,} characters each are allowed")
+    return stop
+
+
 WorkerAddress = Annotated[str, AfterValidator(_checked_address)]
 Name = Annotated[str, Field(max_length=500)]
+# Of the many errors that a list may hold, the first one is enough.
+Stop = Annotated[str | Annotated[list[str], Field(fail_fast=True)], AfterValidator(_checked_stop)]
 
 
 class GenerateRequest(BaseModel):
@@ -55,8 +70,8 @@ class GenerateRequest(BaseModel):
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
-    stop: str | list[str] | None = None
-    images: list[str] | None = None
+    stop: Stop | None = None
+    images: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
     qlip: QLIPFields | None = None
     seed: int | None = None
 
@@ -85,7 +100,7 @@ class ModelRequest(BaseModel):
 class WorkerStatus(BaseModel):
     """What a worker says of itself."""
 
-    model_names: list[Name] = Field(max_length=1000)
+    model_names: Annotated[list[Name], Field(fail_fast=True, max_length=MAX_ITEMS)]
     speed: int | float = Field(ge=0, allow_inf_nan=False)
     queue_length: int = Field(ge=0)
 

@@ -215,6 +215,7 @@ HOSTILE: list[tuple[dict[str, Any], int, str]] = [
     ({"max_new_tokens": 10**40, "seed": 10**40}, 400, "seed must be"),
     ({"stop": 5}, 400, "stop"),
     ({"stop": [None]}, 400, "stop"),
+    ({"stop": ["x"] * 17}, 400, "17 texts, the longest of 1 characters; at most 16 of at most 1,000"),
     ({"qlip": {"alpha": -1}}, 400, "alpha"),
     ({"qlip": {"max_tokens": 10**9}}, 400, "allows at most 4096"),
     ({"qlip": {"image_size": 10**9}}, 400, "allows at most 4096"),

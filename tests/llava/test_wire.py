@@ -84,6 +84,39 @@ def test_a_complaint_does_not_repeat_what_a_field_held() -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("field", ["images", "stop"])
+def test_of_a_list_of_wrong_values_the_first_one_is_judged(field: str) -> None:
+    """An error each, of a million, would cost gigabytes."""
+    with pytest.raises(ValueError, match=f"{field}.*0: Input should be a valid string") as caught:
+        parsed(GenerateRequest, json.dumps({"prompt": "Hi", field: [0] * 9}).encode())
+    assert ".1: " not in str(caught.value)
+
+
+def test_of_a_worker_with_wrong_names_the_first_one_is_judged() -> None:
+    status = {"model_names": [0] * 9, "speed": 1, "queue_length": 0}
+    with pytest.raises(ValueError, match=r"model_names\.0: ") as caught:
+        parsed(RegisterRequest, json.dumps({"worker_name": "http://a:1", "worker_status": status}).encode())
+    assert ".1: " not in str(caught.value)
+
+
+def test_pictures_are_counted_before_anyone_looks_at_them() -> None:
+    with pytest.raises(ValueError, match="images: .*at most 1000"):
+        sampling(images=["a"] * 1001)
+
+
+@pytest.mark.parametrize("stop", [["x"] * 17, ["x"] * 200_000, "x" * 1001, ["###", "x" * 1001]])
+def test_stop_texts_are_few_and_short(stop: Any) -> None:
+    texts = [stop] if isinstance(stop, str) else stop
+    found = f"{len(texts):,} texts, the longest of {max(map(len, texts)):,} characters"
+    with pytest.raises(ValueError, match=f"stop: .*{found}; at most 16 of at most 1,000 characters each"):
+        sampling(stop=stop)
+
+
+def test_as_many_stop_texts_as_allowed_are_taken() -> None:
+    texts = ["x" * 1000] * 16
+    assert sampling(stop=texts).stop == tuple(texts)
+
+
 @pytest.mark.parametrize("field", ["max_new_tokens", "temperature", "top_p"])
 def test_impossible_settings_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got -1"):
