@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import get_args
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,8 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from llava.serve import wire
-from llava.serve.cli import OneLineParser
-from llava.serve.dispatcher import Dispatcher
+from llava.serve.dispatcher import MAX_SHORT, Dispatcher
 from llava.serve.errors import Failure, RequestError, explain
 from llava.serve.http import (
     BodyLimit,
@@ -31,6 +30,7 @@ from llava.serve.http import (
     log_to_console,
     serve,
 )
+from llava.serve.parser import OneLineParser
 from llava.serve.registry import Dispatch, Registry
 from llava.serve.trust import (
     WORKER_TOKEN_VARIABLE,
@@ -43,7 +43,26 @@ from llava.serve.trust import (
 )
 
 PORT = 21001
+ANSWERS = "/worker_generate_stream"
 WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
+
+
+class BodyLimits:
+    """ASGI middleware: pictures come with requests for an answer only; all others are short."""
+
+    def __init__(self, app: Any, limits: RequestLimits) -> None:
+        """
+        Args:
+            app: The application.
+            limits: What a request for an answer may hold.
+        """
+        self.full = BodyLimit(app, max_body=limits.max_body, timeout=limits.body_timeout)
+        self.short = BodyLimit(app, max_body=min(MAX_SHORT, limits.max_body), timeout=limits.body_timeout)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handles one connection."""
+        limit = self.full if scope.get("path") == ANSWERS else self.short
+        await limit(scope, receive, send)
 
 
 def create_app(
@@ -71,7 +90,7 @@ def create_app(
 
     app = FastAPI(title="LLaVA controller", lifespan=lifespan)
     # What is added last is asked first: nobody's body is read before it is known who sends it.
-    app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)
+    app.add_middleware(BodyLimits, limits=limits)
     app.add_middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback)
     app.add_middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS})
     add_workers_routes(app, dispatcher, token)
@@ -130,7 +149,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
     async def get_worker_address(request: wire.ModelRequest) -> dict[str, str]:
         return {"address": await dispatcher.choose(request.model) or ""}
 
-    @app.post("/worker_generate_stream")
+    @app.post(ANSWERS)
     async def worker_generate_stream(request: Request) -> Response:
         return await dispatcher.generate(await request.body())
 

@@ -22,7 +22,7 @@ from llava.serve.wire import ErrorCode
 logger = logging.getLogger(__name__)
 
 REFUSED = (429, 503)  # a worker that answers so has not begun; another one may
-MAX_SHORT = 2**16  # bytes of a reply that is no stream
+MAX_SHORT = 2**16  # bytes of what is neither an answer nor a request for one
 
 
 @dataclass(frozen=True)

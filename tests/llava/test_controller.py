@@ -381,6 +381,18 @@ def test_a_body_beyond_the_limit_goes_to_no_worker() -> None:
     assert setup.asked == []
 
 
+@pytest.mark.parametrize(
+    "route", ["register_worker", "receive_heart_beat", "unregister_worker", "get_worker_address", "list_models"]
+)
+def test_only_a_request_for_an_answer_may_be_long(route: str) -> None:
+    """What is short is parsed where all answers pass through, which must not stop for it."""
+    setup = Setup().known(A)
+    many = {**registration(), "queue_length": 0, "model": "m", "z": [[]] * 30_000}
+    reply = setup.post(route, many)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+    assert setup.post("worker_generate_stream", many).status_code == 502
+
+
 # After a restart
 
 
