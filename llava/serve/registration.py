@@ -44,6 +44,7 @@ class Registration:
         """
         self.controller, self.worker, self.status, self.interval = controller.rstrip("/"), worker, status, interval
         self.client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=bearer_header(token))
+        self._registered = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -61,7 +62,9 @@ class Registration:
         await self.client.aclose()
 
     async def beat(self) -> None:
-        """Sends one heartbeat, and registers where that was for an unknown worker.
+        """Sends one heartbeat, and registers where that was the first one, or for an unknown worker.
+
+        A worker that has just started may bear the address of an earlier one, which the controller still knows.
 
         Raises:
             httpx.HTTPError: the controller is not there, or refuses.
@@ -72,8 +75,9 @@ class Registration:
             known = reply.json()["exist"]
         except (ValueError, LookupError, TypeError):
             raise httpx.DecodingError("no controller answers there", request=reply.request) from None
-        if not known:
+        if not (known and self._registered):
             await self._post("register_worker", {"check_heart_beat": True, "worker_status": status.model_dump()})
+            self._registered = True
             logger.info("registered at %s as %s", self.controller, self.worker)
 
     async def _keep(self) -> None:

@@ -53,7 +53,8 @@ class Registry:
 
     def register(self, name: str, status: WorkerStatus, check_heart_beat: bool) -> None:
         """Adds a worker, or renews what is known of it."""
-        if name not in self._workers:
+        known = self._workers.get(name)
+        if known is None or known.status.model_names != status.model_names:
             logger.info("registered %s with %s", name, ", ".join(status.model_names) or "no model")
         self._workers[name] = Worker(status.model_copy(), check_heart_beat, self.clock())
 

@@ -100,6 +100,16 @@ def test_a_worker_that_was_dropped_registers_again() -> None:
             registry.remove(WORKER, "a test")
 
 
+def test_a_worker_takes_the_place_of_an_earlier_one_at_its_address(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a worker is killed and started again with another model before it is missed."""
+    caplog.set_level(logging.INFO)
+    registry = Watched()
+    registry.register(WORKER, STATUS.model_copy(update={"model_names": ["earlier"]}), True)
+    with controller(registry) as url, registering(url):
+        assert registry.becomes(lambda: registry.models() == ["m"])
+    assert f"registered {WORKER} with m" in caplog.text
+
+
 def test_a_worker_finds_a_controller_that_starts_late_and_one_that_starts_again() -> None:
     with controller(Watched()) as url:
         port = int(url.rpartition(":")[2])
