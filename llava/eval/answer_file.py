@@ -6,6 +6,7 @@ processes write a part each, which the first of them merges. Knows neither model
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,12 +47,11 @@ class AnswerFile:
             ValueError: the file answers other questions.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            self.path.unlink(missing_ok=True)
-            for part in self._parts(self.path):
-                part.unlink()
         for file in (self.errors, *self._parts(self.errors)):
             file.unlink(missing_ok=True)
+        if not resume:
+            for file in (*self._parts(self.path), self.path):  # ANSWERS last, as no parts may be left without it
+                file.unlink(missing_ok=True)
         for file in (self.path, *self._parts(self.path)):
             for number, row in enumerate(_read(file), start=1):
                 _check_question(f"{file}:{number}", row, questions)
@@ -65,6 +65,10 @@ class AnswerFile:
     def done(self) -> set[int]:
         """Indices of the questions that are answered."""
         return {row["metadata"]["index"] for row in _read(self.path)}
+
+    def lost(self, wanted: Iterable[int]) -> set[int]:
+        """Which of these questions have neither an answer nor an error."""
+        return set(wanted) - self.done() - {row["metadata"]["index"] for row in _read(self.errors)}
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds answers, and errors (rows without a text) to their own file, and waits until they are on the disk."""
@@ -81,7 +85,7 @@ class AnswerFile:
 
     @staticmethod
     def _parts(path: Path) -> list[Path]:
-        return sorted(path.parent.glob(f"{path.name}.part*"))
+        return sorted(path.parent.glob(f"{glob.escape(path.name)}.part[0-9]*"))
 
     def _merge(self, path: Path) -> int:
         parts = self._parts(path)
@@ -129,14 +133,19 @@ def _read(path: Path) -> list[Row]:
 
 
 def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None:
-    """Raises ValueError unless a row answers its question."""
-    index = row["metadata"]["index"]
+    """Raises ValueError unless a row answers its question, about its picture."""
+    index, image = row["metadata"]["index"], row["metadata"].get("image")
     asked = questions[index] if 0 <= index < len(questions) else None
     if asked is None or (row.get("question_id"), row.get("prompt")) != (asked.question_id, asked.prompt):
         found = "nothing" if asked is None else repr(asked.question_id)
         raise ValueError(
             f"{where} answers question {row.get('question_id')!r}, but number {index} of the question file is {found}"
             f" or has another text; {ADVICE}"
+        )
+    if image != asked.image_name:
+        raise ValueError(
+            f"{where} answers question {asked.question_id!r} about the picture {image!r}, but the question file has"
+            f" {asked.image_name!r}; {ADVICE}"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -141,7 +141,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     if state:
         state.wait_for_everyone()
         state.destroy_process_group()
-    return report(name, answers) if first else 0
+    return report(name, answers, chunk(questions, args.num_chunks, args.chunk_idx)) if first else 0
 
 
 def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
@@ -169,13 +169,16 @@ def join_processes(args: argparse.Namespace) -> PartialState | None:
     return state
 
 
-def report(name: str, answers: AnswerFile) -> int:
-    """Puts the file of answers in order; returns the exit code."""
+def report(name: str, answers: AnswerFile, wanted: Iterable[int]) -> int:
+    """Puts the file of answers in order; returns the exit code: 0 if all the wanted questions have an answer."""
     answered, failed = answers.finish()
+    lost = len(answers.lost(wanted))
     print(f"{name}: {answered} answers in {answers.path}", file=sys.stderr)
     if failed:
         print(f"{name}: {failed} questions have no answer; {answers.errors} says why", file=sys.stderr)
-    return 1 if failed else 0
+    if lost:
+        print(f"{name}: {lost} questions have neither answer nor error; the same command goes on", file=sys.stderr)
+    return 1 if failed or lost else 0
 
 
 class Progress:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ class Question:
     image: str | Path | None
     """A file, or a `data:` URL; None for a question without a picture."""
     image_name: str | None = None
-    """The picture's name in the question file."""
+    """The picture's name in the question file; a hash of a picture that lies in the file itself."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the answer's row."""
 
@@ -129,6 +130,7 @@ def _rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bool) -
             break
         options.append(row[letter])
     letters = list(OPTIONS[: len(options)])
+    image_name = f"sha256:{sha256(image.encode()).hexdigest()[:16]}"
     stem = row["question"] if _is_none(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
     questions = []
@@ -136,7 +138,7 @@ def _rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bool) -
         moved, moved_letters = options[turn:] + options[:turn], letters[turn:] + letters[:turn]
         prompt = "\n".join([stem, *(f"{letter}. {option}" for letter, option in zip(letters, moved, strict=True))])
         extra = {"round_id": turn, "options": moved, "option_char": moved_letters}
-        questions.append(Question(name, prompt, prompt + ending, image, None, extra))
+        questions.append(Question(name, prompt, prompt + ending, image, image_name, extra))
     return questions
 
 

@@ -38,7 +38,7 @@ from llava.eval.batches import BatchLimits
 from llava.eval.model_vqa_loader import read
 from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question
+from llava.eval.questions import Question, chunk
 from llava.eval.runner import Asked, Runner, pictures_of
 from llava.serve.cli import load_engine
 from llava.serve.parser import OneLineParser
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             progress.close()
             shares.unlink()
-    return report(NAME, answers)
+    return report(NAME, answers, chunk(questions, args.num_chunks, args.chunk_idx))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from llava.eval.labelled import label_letter
 from llava.eval.parsing import listed_options
 from llava.eval.prefetch import Preparer, Unreadable
 from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question
+from llava.eval.questions import Question, chunk
 from llava.eval.records import Row, read_json, read_labelled
 from llava.eval.runner import Outcome
 from llava.mm_utils import tokenizer_image_token
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
         answers.append([row])
         progress.add([row])
     progress.close()
-    return report(NAME, answers)
+    return report(NAME, answers, chunk(questions, args.num_chunks, args.chunk_idx))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,6 +73,23 @@ def test_what_several_processes_wrote_is_merged_whoever_was_killed(path: Path) -
     assert [file.name for file in path.parent.iterdir()] == ["answers.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["run[7b].jsonl", "a*.jsonl", "what?.jsonl", "[!a].jsonl"])
+def test_parts_are_found_whatever_characters_the_name_has(tmp_path: Path, name: str) -> None:
+    answers = started(tmp_path / name)
+    for part in (0, 1):
+        AnswerFile(tmp_path / name, part).append([row(part), lost(part + 2)])
+    assert answers.finish() == (2, 2)
+    assert texts(tmp_path / name) == [(0, "x"), (1, "x")]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_questions_that_have_neither_answer_nor_error_are_known(path: Path) -> None:
+    answers = started(path)
+    answers.append([row(0), lost(2)])
+    assert answers.lost(range(4)) == {1, 3}
+    assert answers.lost([0, 2]) == set()
+
+
 def test_errors_of_a_former_run_are_forgotten_so_that_their_questions_are_asked_again(path: Path) -> None:
     started(path).append([row(0), lost(1)])
     answers = started(path)
@@ -86,6 +103,25 @@ def test_beginning_anew_forgets_everything(path: Path) -> None:
     started(path).append([row(0), lost(1)])
     AnswerFile(path, 1).append([row(2)])
     assert started(path, resume=False).done() == set()
+
+
+def test_beginning_anew_may_be_killed_and_leaves_no_part_without_its_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each file that goes, what is left is a run that `check` refuses, or nothing."""
+    started(path).append([row(0), lost(1)])
+    AnswerFile(path, 0).append([row(2)])
+    left = []
+    unlink = Path.unlink
+
+    def watched(file: Path, missing_ok: bool = False) -> None:
+        unlink(file, missing_ok)
+        left.append({other.name for other in path.parent.iterdir()})
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    AnswerFile(path).start(QUESTIONS, resume=False)
+    assert {"answers.jsonl"} in left
+    assert all("answers.jsonl" in names or not names for names in left)
 
 
 def test_a_run_without_questions_leaves_an_empty_file(path: Path) -> None:
@@ -104,6 +140,10 @@ def test_a_run_without_questions_leaves_an_empty_file(path: Path) -> None:
         (row(0) | {"metadata": {"index": 0}}, "tower is null there"),
         (row(0, prompt="Why?"), "answers question 'a', but number 0 of the question file is 'a' or has another text"),
         (row(0, question_id="z"), "answers question 'z'"),
+        (
+            row(0) | {"metadata": {**row(0)["metadata"], "image": "b.png"}},
+            "answers question 'a' about the picture 'b.png', but the question file has None",
+        ),
         (row(0) | {"metadata": {**row(0)["metadata"], "index": 9}}, "number 9 of the question file is nothing"),
         ({"question_id": "a", "metadata": {}}, "is no answer of this runner"),
         ("text", "is no answer of this runner"),

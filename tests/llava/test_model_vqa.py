@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
+from llava.eval.answer_file import AnswerFile
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.serve.images import load_image
@@ -160,6 +161,33 @@ def test_other_settings_are_not_mixed_in_unless_one_begins_anew(
     assert {row["metadata"]["alpha"] for row in read(answers)} == {0.3}
 
 
+def test_answers_about_other_pictures_are_not_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    arguments = [f"--question-file={questions}", f"--image-folder={folder}", f"--answers-file={answers}"]
+    codes = []
+    for names in (("0.png", "1.png"), ("1.png", "0.png")):
+        lines = [{"question_id": i, "image": name, "text": TEXTS[0]} for i, name in enumerate(names)]
+        questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        codes.append(model_vqa_loader.main(arguments))
+    assert codes == [0, 2]
+    assert "answers question 0 about the picture '0.png'" in capsys.readouterr().err
+    assert [row["metadata"]["image"] for row in read(answers)] == ["0.png", "1.png"]
+
+
+def test_a_question_that_got_lost_is_told_by_the_exit_code(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = AnswerFile.append
+    monkeypatch.setattr(AnswerFile, "append", lambda file, rows: append(file, rows[1:]))
+    chunk = ["--num-chunks=2", "--chunk-idx=0", "--batch-size=40"]
+    assert model_vqa_loader.main([*flags, *chunk, "--batch-tokens=1000000"]) == 1
+    assert "questions have neither answer nor error" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert model_vqa_loader.main([*flags, *chunk]) == 0
+
+
 def test_without_qlip_the_tower_is_clips(flags: list[str]) -> None:
     assert model_vqa_loader.main([*flags, "--no-qlip"]) == 0
     row = read(Path(flags[2].partition("=")[2]))[0]["metadata"]
@@ -277,12 +305,12 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(flags: list[str], w
 def test_two_processes_share_the_questions_and_merge_them_in_order(flags: list[str], whole: bytes) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
               "--main_process_port=0", "-m", "llava.eval.model_vqa_loader"]  # fmt: skip
+    answers = Path(flags[2].partition("=")[2]).with_name("answers[2].jsonl")
     done = subprocess.run(
-        [*launch, *flags, "--batch-size=4"], capture_output=True, text=True, timeout=DEADLINE,
+        [*launch, *flags, f"--answers-file={answers}", "--batch-size=4"], capture_output=True, text=True, timeout=DEADLINE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    answers = Path(flags[2].partition("=")[2])
     assert f"{PICTURES * len(TEXTS) // 2}/{PICTURES * len(TEXTS) // 2}" in done.stderr  # each had a half
     assert answers.read_bytes() == whole
-    assert [file.name for file in answers.parent.iterdir()] == ["answers.jsonl"]
+    assert [file.name for file in answers.parent.iterdir()] == ["answers[2].jsonl"]

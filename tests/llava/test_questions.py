@@ -54,6 +54,7 @@ def test_mmbench_puts_hint_question_and_options_under_each_other(tmp_path: Path)
     assert question.question_id == 241
     assert question.prompt == question.text == "Look.\nWhich?\nA. red\nB. blue"
     assert question.image == f"data:image;base64,{PICTURE}"
+    assert question.image_name is not None and question.image_name.startswith("sha256:")
     assert question.extra == {"round_id": 0, "options": ["red", "blue"], "option_char": ["A", "B"]}
 
 
@@ -71,6 +72,12 @@ def test_mmbench_rounds_move_the_options_up_under_fixed_letters(tmp_path: Path) 
         ["C", "A", "B"],
     ]
     assert [question.extra["round_id"] for question in rounds] == [0, 1, 2]
+
+
+def test_a_picture_inside_mmbenchs_table_is_named_by_its_content(tmp_path: Path) -> None:
+    rows = [ROW, ROW | {"index": "2"}, ROW | {"index": "3", "image": PICTURE + "B"}]
+    names = [question.image_name for question in read_mmbench(table(tmp_path / "q.tsv", *rows))]
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize(("lang", "ending"), [("en", LETTER), ("cn", "\n请直接回答选项字母。")])
