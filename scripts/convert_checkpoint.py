@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,13 @@ from transformers import (
 )
 from transformers import LlavaConfig as TransformersConfig
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import SeparatorStyle, conv_templates
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
+from llava.conversation import conv_templates
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
@@ -41,7 +46,10 @@ from llava.model.checkpoint import (
 )
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
+from scripts.chat_template import chat_template
 from scripts.weight_files import (
+    EMBEDDINGS,
+    HEAD,
     LLAVA_FILE_NAMES,
     TRANSFORMERS_FILE_NAMES,
     VOCABULARY,
@@ -52,8 +60,6 @@ from scripts.weight_files import (
     write,
     write_index,
 )
-
-logger = logging.getLogger(__name__)
 
 Format = Literal["llava", "transformers"]
 
@@ -68,7 +74,7 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
 
     Args:
         model_path: folder or hub id, of either format.
-        out: folder to write; must be empty or absent.
+        out: folder to write; must be empty or absent. It stays so until all is written.
         model_base: the language model under a projector-only or LoRA checkpoint, which is merged. A vision tower that
             lies elsewhere is merged too.
 
@@ -89,19 +95,34 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
             merge(model_path, model_base, Path(merged))
             return convert(merged, out)
     target: Format = "llava" if checkpoint.names is TRANSFORMERS_NAMES else "transformers"
-    if (checkpoint.folder / ORIGINAL / "config.json").is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        restore(checkpoint, out)
-        return target
-    check_complete(checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    keep_original(checkpoint, out / ORIGINAL)
-    if target == "transformers":
-        write_transformers(checkpoint, out)
-    else:
-        write_llava(checkpoint, out)
-    copy_prior(checkpoint, out)
+    restored = (checkpoint.folder / ORIGINAL / "config.json").is_file()
+    if not restored:
+        check_convertible(checkpoint)
+    write_format = write_transformers if target == "transformers" else write_llava
+    with written_whole(out) as folder:
+        if restored:
+            restore(checkpoint, folder)
+        else:
+            keep_original(checkpoint, folder / ORIGINAL)
+            write_format(checkpoint, folder)
+            copy_prior(checkpoint, folder)
     return target
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, whose files are at `out` once the block has ended without an error."""
+    home = out if out.is_dir() else out.parent  # an empty `out` may be a mount, which nothing can be renamed to
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as partial:
+        folder = Path(partial) / "whole"
+        folder.mkdir()
+        yield folder
+        if out.is_dir():
+            for file in folder.iterdir():
+                file.rename(out / file.name)
+        else:
+            folder.rename(out)
 
 
 def merge(model_path: str, model_base: str | None, out: Path) -> None:
@@ -118,13 +139,17 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
     default_image_processor(model.get_vision_tower().config).save_pretrained(out)
 
 
-def check_complete(checkpoint: Checkpoint) -> None:
-    """Raises unless the files hold every weight of the model."""
+def check_convertible(checkpoint: Checkpoint) -> None:
+    """Raises unless the files hold every weight of the model, and its configuration says what the formats know."""
     config = checkpoint.config
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
+    if config.conv_mode is not None and config.conv_mode not in conv_templates:
+        raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
     with torch.device("meta"):
         wanted = set(LlavaLlamaForCausalLM(config).state_dict())
+    if config.tie_word_embeddings:
+        wanted.discard(HEAD)
     if missing := wanted - {renamed(name, checkpoint.names) for name in weight_shapes(checkpoint.folder, "")}:
         raise ValueError(f"{checkpoint.folder} lacks {len(missing)} weights, for example {min(missing)!r}")
 
@@ -133,7 +158,10 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     """Configuration, weights and processor of LlavaForConditionalGeneration."""
     config = checkpoint.config
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-    tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
+    start, end = (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if config.mm_use_im_start_end else ("", "")
+    patch = DEFAULT_IMAGE_PATCH_TOKEN if config.mm_use_im_patch_token else ""
+    image_tokens = [token for token in (patch, start, end, DEFAULT_IMAGE_TOKEN) if token]
+    tokenizer.add_tokens(image_tokens, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -141,7 +169,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     has_cls = vision["model_type"] == "clip_vision_model"
     keeps_all = not has_cls or config.mm_vision_select_feature == "cls_patch"
     image_token = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
-    rows = max(config.vocab_size, image_token + 1)
+    rows = max(config.vocab_size, 1 + max(tokenizer.convert_tokens_to_ids(image_tokens)))
     own = set(LlamaConfig().to_dict()) - {"architectures", "dtype", "transformers_version"}
     text = {name: value for name, value in config.to_dict().items() if name in own}
     settings = TransformersConfig(
@@ -169,7 +197,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
         patch_size=vision["patch_size"],
         vision_feature_select_strategy=settings.vision_feature_select_strategy,
         num_additional_image_tokens=int(has_cls),
-        chat_template=chat_template(config.conv_mode or "vicuna_v1"),
+        chat_template=chat_template(config.conv_mode or "vicuna_v1", f"{start}{DEFAULT_IMAGE_TOKEN}{end}"),
     )
     processor.save_pretrained(out)
     rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
@@ -185,27 +213,6 @@ def image_processor(checkpoint: Checkpoint) -> Any:
         return plain
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
     return LlavaImageProcessorPil(do_pad=True, **{name: getattr(plain, name) for name in names})
-
-
-def chat_template(conv_mode: str) -> str | None:
-    """A prompt template of `llava.conversation` as Jinja; None for those that are not simply turn after turn."""
-    conversation = conv_templates[conv_mode]
-    if conversation.sep_style is not SeparatorStyle.TWO:
-        logger.warning("the prompt template %r has no chat template in transformers' format; write prompts", conv_mode)
-        return None
-    user, assistant = conversation.roles
-    ends = {"user": conversation.sep, "assistant": conversation.sep2 or conversation.sep}
-    content = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    )
-    return (
-        f"{{{{ {json.dumps(conversation.system + conversation.sep)} }}}}{{% for message in messages %}}"
-        f"{{% if message['role'] == 'user' %}}{user}: {content}{{{{ {json.dumps(ends['user'])} }}}}"
-        f"{{% else %}}{assistant}: {content}{{{{ {json.dumps(ends['assistant'])} }}}}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{assistant}:{{% endif %}}"
-    )
 
 
 def write_llava(checkpoint: Checkpoint, out: Path) -> None:
@@ -246,6 +253,8 @@ def restore(checkpoint: Checkpoint, out: Path) -> None:
         for file in weight_files(checkpoint.folder)
         for name in names_in(file)
     }
+    if checkpoint.config.tie_word_embeddings:
+        place.setdefault(HEAD, place[EMBEDDINGS])  # of two equal tensors transformers writes one
     written: dict[str, str] = {}
     for file_name, own in kept["files"].items():
         tensors = {}

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from llava.model.checkpoint import TOWER_PREFIX, Checkpoint, weight_files
 
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+"""Our name of the output layer's weight, which a checkpoint with tied embeddings need not have."""
+
+VOCABULARY = (EMBEDDINGS, HEAD)
 """Our names of the weights with a row for each token."""
 
 LLAVA_FILE_NAMES = {rf"^{re.escape(TOWER_PREFIX)}": f"{TOWER_PREFIX}vision_model."}

@@ -10,20 +10,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, CLIPImageProcessorPil, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+)
 
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.pretrained import default_image_processor
 from llava.utils import demo_model_path
 from scripts.convert_checkpoint import convert, main
 from tests.llava.checkpoints import (
     VISION,
-    llava_config,
-    llava_state,
     make_llava_checkpoint,
     transformers_model,
     write_tokenizer,
@@ -99,6 +100,53 @@ def test_there_and_back_is_bit_exact(tmp_path, make, sharded):
     there = convert(str(source), tmp_path / "there")
     back = convert(str(tmp_path / "there"), tmp_path / "back")
     assert {there, back} == {"llava", "transformers"}
+    assert_same_files(source, tmp_path / "back")
+
+
+def tie(folder: Path, keep_head: bool = False) -> None:
+    """Makes the output layer the embeddings; as saved by transformers, only the latter are in the file."""
+    state = load_file(folder / "model.safetensors")
+    head = next(name for name in state if name.endswith("lm_head.weight"))
+    if keep_head:
+        state[head] = state["model.embed_tokens.weight"].clone()
+    else:
+        del state[head]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    if "text_config" in config:
+        config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("make", [llava_checkpoint, transformers_checkpoint])
+@torch.no_grad()
+def test_tied_embeddings_stay_tied(tmp_path, make):
+    source = make(tmp_path / "source")
+    tie(source)
+    convert(str(source), tmp_path / "there")
+    convert(str(tmp_path / "there"), tmp_path / "back")
+    assert_same_files(source, tmp_path / "back")
+    folders = {"llava": source, "transformers": tmp_path / "there"}
+    if make is transformers_checkpoint:
+        folders = {"llava": tmp_path / "there", "transformers": source}
+    _, ours, _, _ = load_pretrained_model(str(folders["llava"]), device="cpu", qlip=False)
+    theirs, report = LlavaForConditionalGeneration.from_pretrained(folders["transformers"], output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.tensor([[1, 20, 30]])
+    expected = ours(ids).logits
+    torch.testing.assert_close(theirs(ids).logits[..., : expected.shape[-1]], expected, atol=1e-4, rtol=0)
+
+
+def test_a_tied_output_layer_that_was_in_the_file_comes_back(tmp_path):
+    """transformers writes one of the two equal tensors; the way back writes both again."""
+    source = llava_checkpoint(tmp_path / "source")
+    tie(source, keep_head=True)
+    convert(str(source), tmp_path / "there")
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "there")
+    model.save_pretrained(tmp_path / "there")
+    assert not any("lm_head" in name for name in tensors(tmp_path / "there"))
+    convert(str(tmp_path / "there"), tmp_path / "back")
     assert_same_files(source, tmp_path / "back")
 
 
@@ -244,69 +292,9 @@ def test_a_siglip_tower_keeps_all_its_patches_both_ways(tmp_path):
         assert torch.equal(again.get_image_features(image).pooler_output[0], expected)
 
 
-def test_a_tower_that_lies_elsewhere_is_merged(tmp_path):
-    oracle = transformers_model()
-    oracle.model.vision_tower.save_pretrained(tmp_path / "tower")
-    default_image_processor(oracle.config.vision_config).save_pretrained(tmp_path / "tower")
-    source = make_llava_checkpoint(tmp_path / "source", mm_vision_tower=str(tmp_path / "tower"))
-    state = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "tower" not in name}
-    save_file(state, source / "model.safetensors", {"format": "pt"})
-    assert convert(str(source), tmp_path / "out") == "transformers"
-    merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
-    for name, tensor in oracle.state_dict().items():
-        assert torch.equal(merged[name][: len(tensor)], tensor)
-
-
-def test_what_has_no_eyes_is_refused(tmp_path):
-    LlamaForCausalLM(transformers_model().config.text_config).save_pretrained(tmp_path / "llama")
-    write_tokenizer(tmp_path / "llama")
-    with pytest.raises(ValueError, match="llama has no vision tower: it is no LLaVA"):
-        convert(str(tmp_path / "llama"), tmp_path / "out")
-
-
-def test_a_projector_is_merged_with_its_language_model(tmp_path):
-    oracle = transformers_model()
-    llama = LlamaForCausalLM(oracle.config.text_config)
-    llama.model.load_state_dict(oracle.model.language_model.state_dict())
-    llama.lm_head.load_state_dict(oracle.lm_head.state_dict())
-    llama.save_pretrained(tmp_path / "base")
-    write_tokenizer(tmp_path / "base")
-    oracle.model.vision_tower.save_pretrained(tmp_path / "tower")
-    default_image_processor(oracle.config.vision_config).save_pretrained(tmp_path / "tower")
-    projector = tmp_path / "projector"
-    projector.mkdir()
-    config = llava_config(mm_vision_tower=str(tmp_path / "tower"), qlip=True)
-    (projector / "config.json").write_text(json.dumps(config))
-    names = {name: tensor for name, tensor in llava_state(oracle).items() if "mm_projector" in name}
-    torch.save(names, projector / "mm_projector.bin")
-    main(["--model-path", str(projector), "--model-base", str(tmp_path / "base"), "--out", str(tmp_path / "out")])
-    merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
-    assert merged.config.qlip is True
-    for name, tensor in oracle.state_dict().items():
-        assert torch.equal(merged.state_dict()[name][: len(tensor)], tensor)
-    assert AutoProcessor.from_pretrained(tmp_path / "out", backend="pil").image_token == "<image>"
-
-
 def test_command_line(tmp_path, capsys):
     source = llava_checkpoint(tmp_path / "source")
     main(["--model-path", str(source), "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: transformers format\n"
     with pytest.raises(FileExistsError, match="out is not empty"):
         main(["--model-path", str(source), "--out", str(tmp_path / "out")])
-
-
-def test_incomplete_checkpoints_are_refused(tmp_path):
-    source = llava_checkpoint(tmp_path / "source")
-    state = load_file(source / "model.safetensors")
-    del state["model.norm.weight"]
-    save_file(state, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, for example 'model\.norm\.weight'"):
-        convert(str(source), tmp_path / "out")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "mm_projector_type": "linear"}))
-    with pytest.raises(ValueError, match="mm_projector_type is 'linear'"):
-        convert(str(source), tmp_path / "out")
-    (source / "model.safetensors").unlink()
-    torch.save({}, source / "mm_projector.bin")
-    with pytest.raises(ValueError, match="is a projector checkpoint: give its language model as --model-base"):
-        convert(str(source), tmp_path / "out")

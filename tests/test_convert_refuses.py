@@ -1,0 +1,63 @@
+"""What scripts.convert_checkpoint can't convert is refused with the reason, and nothing half written stays."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from scripts.convert_checkpoint import convert
+from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
+
+
+def test_what_has_no_eyes_is_refused(tmp_path):
+    LlamaForCausalLM(transformers_model().config.text_config).save_pretrained(tmp_path / "llama")
+    write_tokenizer(tmp_path / "llama")
+    with pytest.raises(ValueError, match="llama has no vision tower: it is no LLaVA"):
+        convert(str(tmp_path / "llama"), tmp_path / "out")
+
+
+def test_incomplete_checkpoints_are_refused(tmp_path):
+    source = make_llava_checkpoint(tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, for example 'model\.norm\.weight'"):
+        convert(str(source), tmp_path / "out")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mm_projector_type": "linear"}))
+    with pytest.raises(ValueError, match="mm_projector_type is 'linear'"):
+        convert(str(source), tmp_path / "out")
+    (source / "model.safetensors").unlink()
+    torch.save({}, source / "mm_projector.bin")
+    with pytest.raises(ValueError, match="is a projector checkpoint: give its language model as --model-base"):
+        convert(str(source), tmp_path / "out")
+
+
+def test_an_unknown_prompt_format_is_refused_before_anything_is_written(tmp_path):
+    source = make_llava_checkpoint(tmp_path / "source", conv_mode="no_such")
+    with pytest.raises(ValueError, match="conv_mode is 'no_such'; allowed are .*vicuna_v1"):
+        convert(str(source), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["absent", "empty"])
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, exists):
+    source, out = make_llava_checkpoint(tmp_path / "source"), tmp_path / "deep" / "out"
+    if exists:
+        out.mkdir(parents=True)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
+        patched.setattr("scripts.convert_checkpoint.copy_prior", full)  # the last step
+        convert(str(source), out)
+    assert [*out.parent.iterdir()] == ([out] if exists else [])
+    assert not exists or not [*out.iterdir()]
+    assert convert(str(source), out) == "transformers"
+    assert {"config.json", "model.safetensors", "original"} <= {file.name for file in out.iterdir()}
+    assert not [*out.parent.rglob(".partial-*")]
