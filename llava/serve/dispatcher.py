@@ -179,16 +179,23 @@ class Dispatcher:
         await reply.aclose()
 
     async def _frames(self, name: str, reply: httpx.Response) -> AsyncIterator[bytes]:
-        """A worker's frames, and one more if it goes away amid them. Half a frame is not passed on."""
-        splitter = wire.FrameSplitter()
+        """A worker's frames, and one more if it goes away amid them or sends something else, which is not passed on."""
+        splitter, begun = wire.FrameSplitter(), False
         try:
             async for data in reply.aiter_raw():
                 for frame in splitter.push(data):
-                    yield frame + wire.END
+                    yield checked(frame)
+                    begun = True
             for frame in splitter.finish():
-                yield frame + wire.END
-        except (httpx.HTTPError, ValueError) as error:
+                yield checked(frame)
+                begun = True
+            if not begun:
+                raise ValueError("the reply is empty")
+        except httpx.HTTPError as error:
             yield wire.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
+        except ValueError as error:
+            logger.error("%s answered with what is no frame: %s", name, error)
+            yield wire.error_frame(failed("what is no answer"))
 
     async def _refusal(self, name: str, reply: httpx.Response) -> Response:
         """What a client is told where a worker did not answer with a stream."""
@@ -197,17 +204,15 @@ class Dispatcher:
             message = "the worker does not accept the controller; start both with the same worker token"
             return wire.error_reply(Failure(502, "worker_refused", message))
         try:
-            body = await read_some(reply)
-            wire.parsed(wire.Frame, body.rstrip(wire.END))
+            body = checked((await read_some(reply)).rstrip(wire.END))
         except (httpx.HTTPError, ValueError):
             logger.error("%s answered with HTTP %d and no frame", name, reply.status_code)
-            message = f"the worker answered with HTTP {reply.status_code}; the log of the worker may say why"
-            return wire.error_reply(Failure(502, "worker_failed", message))
+            return wire.error_reply(failed(f"HTTP {reply.status_code}"))
         finally:
             await self._close(name, reply)
         headers = {key: reply.headers[key] for key in ("Retry-After",) if key in reply.headers}
         status = reply.status_code if reply.status_code >= 400 else 502
-        return Response(body.rstrip(wire.END) + wire.END, status, headers, "application/octet-stream")
+        return Response(body, status, headers, "application/octet-stream")
 
     def _unreachable(self, name: str, error: Exception) -> Failure:
         logger.warning("lost %s: %s", name, type(error).__name__)
@@ -224,6 +229,21 @@ class Dispatcher:
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
         return wire.error_reply(failure, ErrorCode.NO_WORKER)
+
+
+def checked(frame: bytes) -> bytes:
+    """Returns a frame with its zero byte.
+
+    Raises:
+        ValueError: it is none.
+    """
+    wire.parsed(wire.Frame, frame)
+    return frame + wire.END
+
+
+def failed(answer: str) -> Failure:
+    """What a client is told of a worker whose answer is none."""
+    return Failure(502, "worker_failed", f"the worker answered with {answer}; the log of the worker may say why")
 
 
 async def read_some(reply: httpx.Response) -> bytes:

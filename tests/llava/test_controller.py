@@ -339,16 +339,36 @@ def test_a_refusal_of_the_request_itself_is_final(status: int) -> None:
     assert len(setup.asked) == 1
 
 
-@pytest.mark.parametrize("status", [204, 302, 401, 403, 404, 500])
+@pytest.mark.parametrize("status", [200, 204, 302, 401, 403, 404, 500])
 @pytest.mark.parametrize("content", [b"", b"<html>secret /path</html>", b'{"detail": "secret"}', b" " * 100_000])
 def test_what_is_no_answer_is_not_passed_on(status: int, content: bytes) -> None:
     setup = Setup().known(A)
     setup.workers = {A: lambda request: httpx.Response(status, content=content, headers={"Location": "http://b/"})}
     reply = ask(setup)
     (told,) = frames(reply)
-    assert (reply.status_code, told["error_code"]) == (502, 1)
+    head = 200 if status == 200 else 502  # that of a stream leaves before its first frame
+    assert (reply.status_code, told["error_code"]) == (head, 1)
+    assert told["error"]["code"] == ("worker_refused" if status in (401, 403) else "worker_failed")
     assert "secret" not in reply.text
     assert len(setup.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"secret\0", b'{"text": "secret"}\0', b'{"text": 1, "error_code": 0}\0', b'{"text": "sec', b"\xff\0", b"[]\0"],
+)
+def test_what_is_no_frame_ends_an_answer(junk: bytes) -> None:
+    setup = Setup({A: generating(frame("Hi"), junk)}).known(A)
+    first, last = frames(ask(setup))
+    assert first == {"text": "Hi", "error_code": 0}
+    assert (last["error_code"], last["error"]["code"]) == (1, "worker_failed")
+    assert "sec" not in last["text"]
+    assert setup.registry.status().queue_length == 0
+
+
+def test_what_a_worker_adds_to_a_frame_is_passed_on() -> None:
+    more = frame("Hi you", {"usage": {"completion_tokens": 1}})
+    assert ask(Setup({A: generating(more)}).known(A)).content == more
 
 
 @pytest.mark.parametrize("half", [b"", frame("Hi you there")[:10]])
