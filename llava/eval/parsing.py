@@ -12,8 +12,14 @@ from collections.abc import Mapping
 # A letter with what people write around it: "B", "(B)", "B.", "[B]:", "**B**".
 _WHOLE = re.compile(r"[\s(\[*]*([A-Za-z])[\s)\].:,*]*")
 _LEADING = re.compile(r"[\s(\[*]*([A-Z])(?:[)\]]|[.:,](?=\s|$))")
-_DECLARED = re.compile(r"\b(?i:answer|option|choice)(?:\s+is|\s*:)+\s*[(\[*]*([A-Z])\b")
-_ALONE = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
+# "A" before a blank and a word is the article, but for words that no article stands before.
+_NO_NOUN = r"(?:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
+_ARTICLE = rf"A +(?!{_NO_NOUN})"
+_DECLARED = re.compile(
+    r"\b(?i:answer|option|choice)(?:\s+is|\s*:)+[\s(\[*]*"
+    rf"(?!{_ARTICLE}[a-z])((?=[A-Z]\b|[a-z][\s)\].*]*\Z)[A-Za-z])"  # in lower case at the end only
+)
+_ALONE = re.compile(rf"(?<![\w'])(?!{_ARTICLE}[A-Za-z][a-z])([A-Z])(?![\w'])")
 _LISTED = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.+?)\s*$", re.MULTILINE)
 
 
@@ -21,8 +27,8 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer to a multiple-choice question chooses.
 
     The first rule that speaks decides: the whole answer is a letter, in any case; it begins with one ("B. a cat",
-    "(B) a cat"); it declares one ("the answer is B"); it is an option's text; exactly one option's letter stands alone
-    in it, where an "A" among more than three words is taken for the article; exactly one option's text stands in it.
+    "(B) a cat"); it declares one ("the answer is B"); it is an option's text, but for a leading article; exactly one
+    option's letter stands alone in it; exactly one option's text stands in it. "A" is no letter where it is an article.
 
     Args:
         text: What the model said.
@@ -36,15 +42,14 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
         return letter if letter in options else None
     for pattern in (_LEADING, _DECLARED):
         found = pattern.match(text) if pattern is _LEADING else pattern.search(text)
-        if found and found[1] in options:
-            return found[1]
+        if found and found[1].upper() in options:
+            return found[1].upper()
     said = _plain(text)
     plain = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
-    if equal := [letter for letter, option in plain.items() if option == said]:
-        return equal[0] if len(equal) == 1 else None
+    for form in (str, _without_article):
+        if equal := [letter for letter, option in plain.items() if form(option) == form(said)]:
+            return equal[0] if len(equal) == 1 else None
     alone = {letter for letter in _ALONE.findall(text) if letter in options}
-    if len(text.split()) > 3:
-        alone -= {"A"}
     if alone:
         return alone.pop() if len(alone) == 1 else None
     inside = [letter for letter, option in plain.items() if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)]
@@ -75,3 +80,7 @@ def mme_yes_no(text: str) -> str | None:
 
 def _plain(text: str) -> str:
     return " ".join(text.strip().strip(".").lower().split())
+
+
+def _without_article(plain: str) -> str:
+    return re.sub(r"^(?:an?|the) (?=\S)", "", plain)

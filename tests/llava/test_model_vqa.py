@@ -307,7 +307,8 @@ def test_two_processes_share_the_questions_and_merge_them_in_order(flags: list[s
               "--main_process_port=0", "-m", "llava.eval.model_vqa_loader"]  # fmt: skip
     answers = Path(flags[2].partition("=")[2]).with_name("answers[2].jsonl")
     done = subprocess.run(
-        [*launch, *flags, f"--answers-file={answers}", "--batch-size=4"], capture_output=True, text=True, timeout=DEADLINE,
+        [*launch, *flags, f"--answers-file={answers}", "--batch-size=4"],
+        capture_output=True, text=True, timeout=DEADLINE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

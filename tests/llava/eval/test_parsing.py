@@ -37,7 +37,14 @@ OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
         ("it must be B here", "B"),
         ("A or B", None),  # a tie
         ("A", "A"),
-        ("A big animal stands there", None),  # an article among more than three words
+        ("A big animal stands there", None),  # an article
+        ("I would say that it is A", "A"),
+        ("A is the right one", "A"),
+        ("both A and B", None),
+        ("A because it purrs", "A"),
+        ("A\nit purrs", "A"),
+        ("A Siamese", None),
+        ("A I think", "A"),
         ("It's B's turn", None),
         # one option's text stands in it
         ("I see a cat there", "A"),
@@ -51,6 +58,43 @@ OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
 )
 def test_the_option_that_an_answer_chooses(text: str, letter: str | None) -> None:
     assert option_letter(text, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A red car", "B"),
+        ("A red car.", "B"),
+        ("a red car", "B"),
+        ("The red car", "B"),
+        ("A truck", "C"),
+        ("Answer: A truck", "C"),
+        ("The answer is A red car", "B"),
+        ("**Answer:** A truck.", "C"),
+        ("A red vehicle", None),
+        ("A blue car", "A"),
+        ("A", "A"),
+        ("A. blue car", "A"),
+        ("Answer: A", "A"),
+        ("The answer is A.", "A"),
+        ("The answer is A because of the paint", "A"),
+        ("The answer is A, a blue car", "A"),
+        ("Answer: b", "B"),
+        ("the answer is (c).", "C"),
+        ("**Answer:** b", "B"),
+        ("Answer: b-side of the truck", "C"),  # a letter of lower case only at the end
+        ("Answer: a truck", "C"),
+        ("Answer: z", None),
+        ("It's a", None),
+    ],
+)
+def test_an_article_is_no_option(text: str, letter: str | None) -> None:
+    assert option_letter(text, {"A": "blue car", "B": "red car", "C": "truck"}) == letter
+
+
+def test_options_that_differ_by_their_article_are_told_apart() -> None:
+    options = {"A": "the dog", "B": "a dog", "C": "an"}
+    assert [option_letter(text, options) for text in ("the dog", "A dog", "dog", "an")] == ["A", "B", None, "C"]
 
 
 def test_only_letters_may_be_known() -> None:
