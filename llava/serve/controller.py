@@ -88,7 +88,7 @@ def create_app(
         yield
         await dispatcher.close()
 
-    app = FastAPI(title="LLaVA controller", lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)  # docs/WORKERS.md says more
     # What is added last is asked first: nobody's body is read before it is known who sends it.
     app.add_middleware(BodyLimits, limits=limits)
     app.add_middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback)

@@ -20,7 +20,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import wire
 from llava.serve.answer import Answer
-from llava.serve.cli import OneLineParser, add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import GenerationError, explain, told_in_full
 from llava.serve.http import (
@@ -38,8 +38,9 @@ from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
+from llava.serve.parser import OneLineParser
 from llava.serve.registration import Registration
-from llava.serve.trust import add_token_flag, host_of, is_loopback, warn_of_open_port
+from llava.serve.trust import add_token_flag, host_of, is_loopback, plain, warn_of_open_port
 from llava.utils import demo_model_path
 
 PORT = 21002
@@ -167,7 +168,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
         keys: API keys of clients.
         token: The secret shared with the controller, which comes with it where a client comes with a key.
     """
-    app = FastAPI(title="LLaVA worker")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # those of OpenAI's routes have these paths
     limits = worker.limits
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)
     app.add_middleware(RequireKey, keys=[*keys, token] if keys and token else keys)
@@ -190,8 +191,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_model_flags(parser)
     add_server_flags(parser, PORT)
     add_token_flag(parser)
-    parser.add_argument("--worker-address", help="where others reach this worker (default: http://localhost:PORT)")
-    parser.add_argument("--controller-address", default=CONTROLLER, help=f"the controller (default: {CONTROLLER})")
+    parser.add_argument(
+        "--worker-address",
+        "--worker",  # so LLaVA's users shorten it, which is no longer clear beside --worker-token
+        type=plain,
+        help="where others reach this worker (default: http://localhost:PORT)",
+    )
+    parser.add_argument(
+        "--controller-address", type=plain, default=CONTROLLER, help=f"the controller (default: {CONTROLLER})"
+    )
     parser.add_argument("--no-register", action="store_true", help="do without a controller")
     parser.add_argument("--model-name", help="what clients call the model (default: its folder's name)")
     parser.add_argument(

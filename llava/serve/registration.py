@@ -42,7 +42,7 @@ class Registration:
             token: The secret that they share.
             interval: Seconds between heartbeats.
         """
-        self.controller, self.worker, self.status, self.interval = controller.rstrip("/"), worker, status, interval
+        self.controller, self.worker, self.status, self.interval = controller, worker, status, interval
         self.client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=bearer_header(token))
         self._registered = False
         self._task: asyncio.Task[None] | None = None

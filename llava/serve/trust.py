@@ -53,6 +53,11 @@ def host_of(address: str) -> str:
     return host
 
 
+def plain(address: str) -> str:
+    """Returns an address as it was written by hand, without a slash at its end."""
+    return address.removesuffix("/")
+
+
 def warn_of_open_port(host: str, keys: Collection[str]) -> None:
     """Logs that a server takes requests of whoever reaches it, if it does so from other machines."""
     if not keys and not is_loopback(host):

@@ -185,6 +185,11 @@ def test_openais_client_is_answered_beside(engine: ChatEngine, url: str) -> None
     assert answer == engine.ask(QUESTION, [picture()])
 
 
+def test_openais_routes_are_described_where_they_always_are(url: str) -> None:
+    assert "/v1/chat/completions" in httpx.get(url + "/openapi.json").json()["paths"]
+    assert httpx.get(url + "/docs").status_code == 200
+
+
 # What goes wrong
 
 
@@ -363,6 +368,18 @@ def test_flags_have_llavas_names_and_defaults() -> None:
     args = parse_args([*given.split(), "--port", "1234", "--no-register"])
     assert (args.model_name, args.load_4bit, args.use_flash_attn) == ("n", True, True)
     assert args.worker_address == "http://localhost:1234"
+
+
+def test_a_worker_starts_as_llavas_documentation_has_it() -> None:
+    launch = "--host 0.0.0.0 --controller http://localhost:10000 --port 40000 --worker http://localhost:40000"
+    args = parse_args([*launch.split(), "--model-path", "liuhaotian/llava-v1.5-13b"])
+    assert (args.controller_address, args.worker_address) == ("http://localhost:10000", "http://localhost:40000")
+    assert args.worker_token is None
+
+
+def test_an_address_may_end_in_a_slash() -> None:
+    args = parse_args(["--worker-address", "http://localhost:40000/", "--controller-address", "http://localhost:1/"])
+    assert (args.worker_address, args.controller_address) == ("http://localhost:40000", "http://localhost:1")
 
 
 @pytest.mark.parametrize(

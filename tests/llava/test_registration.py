@@ -191,7 +191,7 @@ def status_server() -> FastAPI:
 def test_a_worker_is_registered_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     registry = Watched()
     with controller(registry) as url, served(status_server()) as worker:
-        assert register_worker.main(["--controller-address", url, "--worker-name", worker]) == 0
+        assert register_worker.main(["--controller-address", url + "/", "--worker-name", worker + "/"]) == 0
     assert list(registry.workers()) == [worker]
     assert not registry.workers()[worker].check_heart_beat
     assert capsys.readouterr().out == f"registered {worker}\n"
