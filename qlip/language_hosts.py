@@ -20,6 +20,9 @@ from qlip.packing import unpack_leaves
 from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 
 
+NO_PROMPT = "images were given without input_ids: where they stand can't be told from embeddings"
+
+
 class LanguageTrunk(AttachedPretrained):
     """Mixed into LlavaModel, LlavaNextModel or VipLlavaModel."""
 
@@ -124,7 +127,7 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         Raises:
             ValueError: image tokens and images do not match.
         """
-        spans = [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
+        spans = self._spans(leaf_boxes, leaf_grids)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return place_batch(input_ids == self.config.image_token_id, real.bool(), spans)
 
@@ -168,14 +171,21 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
             **kwargs: the model's other arguments.
+
+        Raises:
+            ValueError: image tokens that do not match the images, or embeddings instead of a prompt without the
+                positions and the bias that its images need.
         """
         if pixel_values is not None and leaf_boxes is None:
             leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
         new = inputs_embeds if inputs_embeds is not None else input_ids
-        if leaf_boxes is not None and leaf_grids is not None and input_ids is not None:
-            placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
-            position_ids = placed.positions if position_ids is None else position_ids
-            key_bias = self._bias(placed) if key_bias is None else key_bias
+        if leaf_boxes is not None and leaf_grids is not None:
+            if input_ids is None:
+                self._check_placed(position_ids, key_bias, leaf_boxes, leaf_grids)
+            else:
+                placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
+                position_ids = placed.positions if position_ids is None else position_ids
+                key_bias = self._bias(placed) if key_bias is None else key_bias
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
         if mm_encoder_outputs is not None:
@@ -208,7 +218,7 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         if boxes is not None and grids is not None:
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
-                raise ValueError("images were given without input_ids: where they stand can't be told from embeddings")
+                raise ValueError(NO_PROMPT)
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids)
             kwargs["key_bias"] = self._bias(placed)
             if kwargs.get("position_ids") is None:
@@ -218,6 +228,19 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
                 kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)
             inputs = prompt
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _spans(self, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[ImageSpan]:
+        return [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
+
+    def _check_placed(
+        self, position_ids: Tensor | None, key_bias: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
+    ) -> None:
+        """Raises where a prompt of embeddings would lose its images' places or weights."""
+        spans = self._spans(leaf_boxes, leaf_grids)
+        lost = ["position_ids"] if position_ids is None and any(span.positions is not None for span in spans) else []
+        lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []
+        if lost:
+            raise ValueError(f"{NO_PROMPT}; give {' and '.join(lost)} (see place_images)")
 
     def _pack(self, pixel_values: Any) -> tuple[Tensor, Tensor, Tensor]:
         packed = self.attachment.pack(pixel_values)

@@ -241,3 +241,35 @@ def test_what_does_not_belong_together_is_an_error():
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
     with pytest.raises(TypeError, match="do_resize can't be given"):
         processor(images=PICTURES[:1], text=PROMPTS[:1], images_kwargs={"do_resize": False})
+
+
+BIASED = {**TREE, "llm_size_bias": -0.25}
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [(BIASED, "position_ids and key_bias"), ({**BIASED, "llm_positions": "sequential"}, "key_bias")],
+    ids=["raster", "sequential"],
+)
+@torch.no_grad()
+def test_a_prompt_of_embeddings_keeps_its_images_places_and_weights(settings, lost):
+    """Its image tokens can't be seen: where they stand is said with it, or an error says that it is missing."""
+    model, processor = attached("llava", **settings)
+    inputs = dict(ask(processor, PROMPTS[:2], PICTURES[:3]))
+    expected, real = model(**inputs).logits, inputs["attention_mask"].bool()
+    ids, images = inputs.pop("input_ids"), [inputs[name] for name in ("leaf_boxes", "leaf_grids")]
+    inputs["inputs_embeds"] = model.get_input_embeddings()(ids)
+    with pytest.raises(ValueError, match=f"can't be told from embeddings; give {lost} "):
+        model(**inputs)
+    placed = model.place_images(ids, inputs["attention_mask"], *images)
+    got = model(**inputs, position_ids=placed.positions, key_bias=qlip.key_bias(placed.sizes)).logits
+    torch.testing.assert_close(got[real], expected[real], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_prompt_of_embeddings_without_places_or_weights_is_transformers_own():
+    model, processor = attached("llava", **{**TREE, "llm_positions": "sequential"})
+    inputs = dict(ask(processor, PROMPTS[:1], PICTURES[:1]))
+    expected = model(**inputs).logits
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=0)
