@@ -147,7 +147,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
 
     @app.post("/get_worker_address")
     async def get_worker_address(request: wire.ModelRequest) -> dict[str, str]:
-        return {"address": await dispatcher.choose(request.model) or ""}
+        return {"address": await dispatcher.choose(request.model, finishes=False) or ""}
 
     @app.post(ANSWERS)
     async def worker_generate_stream(request: Request) -> Response:

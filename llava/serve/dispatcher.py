@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 REFUSED = (429, 503)  # a worker that answers so has not begun; another one may
 MAX_SHORT = 2**16  # bytes of what is neither an answer nor a request for one
 
+MAX_EXPECTING = 256  # requests that wait for a worker to turn up
+
 
 @dataclass(frozen=True)
 class Timeouts:
@@ -107,27 +109,28 @@ class Dispatcher:
             logger.warning("no status from %s: %s", name, type(error).__name__)
             return None
 
-    async def choose(self, model: str, excluded: Collection[str] = ()) -> str | None:
+    async def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
         """Returns the worker for a request; soon after the start, waits for one to turn up.
 
         Args:
             model: What it must serve.
             excluded: Workers that will not do.
+            finishes: Whether the request passes through here, so that its end is seen.
         """
-        name = self.registry.choose(model, excluded)
+        name = self.registry.choose(model, excluded, finishes)
         left = self._started + self.timeouts.newcomers - time.monotonic()
-        if name is not None or excluded or left <= 0:
+        if name is not None or excluded or left <= 0 or self.expecting >= MAX_EXPECTING:
             return name
-        async with self._arrival:
-            arrival = self._arrival.wait_for(lambda: model in self.registry.models())
-            self.expecting += 1
-            try:
+        self.expecting += 1
+        try:
+            async with self._arrival:
+                arrival = self._arrival.wait_for(lambda: model in self.registry.models())
                 await asyncio.wait_for(arrival, left)
-            except asyncio.TimeoutError:
-                return None
-            finally:
-                self.expecting -= 1
-        return self.registry.choose(model)
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            self.expecting -= 1
+        return self.registry.choose(model, finishes=finishes)
 
     async def generate(self, body: bytes) -> Response:
         """Passes a request on to a worker, and its answer back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import time
@@ -27,6 +28,13 @@ class Worker:
     """Whether it is dropped when it falls silent."""
     last_seen: float
     """By the registry's clock."""
+    turn: int = 0
+    """Higher, the later it was chosen."""
+
+    @property
+    def wait(self) -> float:
+        """How long its queue takes, in no certain unit."""
+        return self.status.queue_length / self.status.speed
 
 
 class Registry:
@@ -49,6 +57,7 @@ class Registry:
         """
         self.dispatch, self.expiration, self.clock = dispatch, expiration, clock
         self._random = random.Random(seed)
+        self._turns = itertools.count(1)
         self._workers: dict[str, Worker] = {}
 
     def register(self, name: str, status: WorkerStatus, check_heart_beat: bool) -> None:
@@ -96,25 +105,29 @@ class Registry:
         speed, queue = sum(status.speed for status in said), sum(status.queue_length for status in said)
         return WorkerStatus(model_names=self.models(), speed=speed, queue_length=queue)
 
-    def choose(self, model: str, excluded: Collection[str] = ()) -> str | None:
+    def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
         """Returns the worker that the next request goes to, which then waits in its queue; None where there is none.
 
         Args:
             model: What it must serve.
             excluded: Workers that will not do.
+            finishes: Whether `finish` will be called; if not, only a heartbeat brings the queue back to what it is, so
+                that nothing is added to that of a worker without.
         """
         able = {
-            name: worker.status
+            name: worker
             for name, worker in self.workers().items()
             if model in worker.status.model_names and worker.status.speed > 0 and name not in excluded
         }
         if not able:
             return None
         if self.dispatch == "lottery":
-            (name,) = self._random.choices(list(able), [status.speed for status in able.values()])
+            (name,) = self._random.choices(list(able), [worker.status.speed for worker in able.values()])
         else:
-            name = min(able, key=lambda worker: able[worker].queue_length / able[worker].speed)
-        able[name].queue_length += 1
+            name = min(able, key=lambda name: (able[name].wait, able[name].turn))
+        worker = able[name]
+        worker.turn = next(self._turns)
+        worker.status.queue_length += finishes or worker.check_heart_beat
         return name
 
     def finish(self, name: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from typing import Any
 
 import httpx
 import pytest
 
+from llava.serve import dispatcher
 from llava.serve.controller import create_app, parse_args
 from llava.serve.dispatcher import Dispatcher, Timeouts
 from llava.serve.http import RequestLimits
@@ -231,6 +233,14 @@ def test_where_no_worker_serves_a_model_the_address_is_empty() -> None:
     assert setup.post("get_worker_address", {"model": "other"}).json() == {"address": ""}
 
 
+def test_a_worker_registered_by_hand_is_offered_as_often_as_it_is_asked_for() -> None:
+    setup = Setup().known(A)
+    setup.post("register_worker", registration(B, check_heart_beat=False))
+    setup.post("receive_heart_beat", {"worker_name": A, "queue_length": 1})
+    for _ in range(5):
+        assert setup.post("get_worker_address", {"model": "m"}).json() == {"address": B}
+
+
 def test_a_controller_is_a_worker_to_another_one() -> None:
     setup = Setup().known(A, B)
     assert setup.post("worker_get_status").json() == {"model_names": ["m"], "speed": 2, "queue_length": 0}
@@ -437,6 +447,24 @@ def test_soon_after_the_start_a_request_waits_for_its_worker() -> None:
 def test_a_worker_that_never_turns_up_is_not_waited_for_longer() -> None:
     setup = Setup(timeouts=Timeouts(newcomers=0.05))
     assert frames(ask(setup))[0]["error_code"] == 2
+
+
+def test_a_crowd_is_not_kept_waiting_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_EXPECTING", 2)
+    setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(newcomers=30))
+
+    async def crowd() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        transport = httpx.ASGITransport(setup.app, client=HERE)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            asked = [asyncio.create_task(client.post("/worker_generate_stream", json=ASKED)) for _ in range(5)]
+            at_once = [await one for one in islice(asyncio.as_completed(asked, timeout=10), 3)]
+            await client.post("/register_worker", json=registration())
+            return at_once, await asyncio.gather(*asked)
+
+    at_once, answers = asyncio.run(crowd())
+    assert [(reply.status_code, frames(reply)[0]["error"]["code"]) for reply in at_once] == [(503, "no_worker")] * 3
+    assert sorted(reply.status_code for reply in answers) == [200, 200, 503, 503, 503]
+    assert setup.dispatcher.expecting == 0
 
 
 # Flags

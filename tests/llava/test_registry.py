@@ -46,6 +46,23 @@ def test_what_was_sent_to_a_worker_counts_until_it_is_done() -> None:
     assert [found.choose("m") for _ in range(2)] == [A, A]
 
 
+def test_a_request_that_nobody_sees_end_is_not_counted_where_no_heartbeat_would_end_it() -> None:
+    found = registry(a=status())
+    found.register(B, status(), check_heart_beat=False)
+    assert Counter(found.choose("m", finishes=False) for _ in range(9)) == {A: 1, B: 8}
+    assert {name: worker.status.queue_length for name, worker in found.workers().items()} == {A: 1, B: 0}
+    assert found.heart_beat(A, 0)
+    assert found.choose("m") == A
+    assert [found.choose("m") for _ in range(2)] == [B, A]  # what passes through here is counted for both
+
+
+def test_workers_that_are_equally_free_take_turns() -> None:
+    found = Registry()
+    for name in (A, B, C):
+        found.register(name, status(), check_heart_beat=False)
+    assert [found.choose("m", finishes=False) for _ in range(6)] == [A, B, C] * 2
+
+
 def test_the_lottery_draws_fast_workers_more_often_and_idle_ones_never() -> None:
     found = registry(a=status(speed=1), b=status(speed=3), c=status(speed=0))
     found.dispatch = "lottery"
