@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.serve.images import ImageError, load_image
+from llava.serve.images import ImageError, ImageLimits, load_image
 from qlip import Leaves, QLIPImageProcessor
 from qlip.patches import CutImage
 
 Source = str | Path
+
+LOCAL_LIMITS = ImageLimits(max_bytes=512 * 2**20, max_pixels=500_000_000, max_side=32_768)
+"""What a picture that the user of a command named may cost; the defaults are for pictures that strangers send."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Preparer:
     """Pixels per side of a cell."""
     native_tokens: int
     """Tokens that the CLIP tower gives."""
+    limits: ImageLimits = LOCAL_LIMITS
+    """What a picture may cost."""
 
     @classmethod
     def of(cls, tower: VisionTower) -> Preparer:
@@ -82,7 +89,8 @@ class Preparer:
     def __call__(self, source: Source) -> Prepared | Unreadable:
         """Opens a picture and makes it ready."""
         try:
-            picture = load_image(source)
+            with _without_pillows_limit():
+                picture = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
         config = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
@@ -95,6 +103,17 @@ class Preparer:
         tokens = len(leaves) + (self.native_tokens if settings.thumbnail else 0)
         span = tokens if settings.llm_positions == "sequential" else self.native_tokens
         return Prepared(cut, tokens, span, leaves.grid[0] * leaves.grid[1], size)
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Leaves it to our limits how many pixels a picture may have; Pillow's own, of the whole process, is lower."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 Prepare = Callable[[Source], Prepared | Unreadable]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from PIL import Image
 from llava.eval.prefetch import Prepared, Preparer, Unreadable, prepare_ahead
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.serve.images import load_image
+from llava.serve.images import ImageError, load_image
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 
@@ -95,6 +99,60 @@ def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> N
     unreadable = preparer(broken)
     assert isinstance(unreadable, Unreadable)
     assert unreadable.reason.startswith("not a readable image")
+
+
+def test_a_path_that_the_system_refuses_is_told_as_any_other(
+    engine: ChatEngine, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparer, stat = Preparer.of(engine.model.get_vision_tower()), Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if path == files[0]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert preparer(files[0]) == Unreadable(f"cannot read {files[0]}: Permission denied")
+    long = files[0].with_name("x" * 300)
+    assert preparer(long) == Unreadable(f"cannot read {long}: File name too long")
+
+
+def test_a_large_file_of_the_users_own_is_taken(engine: ChatEngine, tmp_path: Path) -> None:
+    """21 MiB, beyond what servers take; Pillow's own limit on pixels is another."""
+    preparer, large = Preparer.of(engine.model.get_vision_tower()), tmp_path / "large.png"
+    Image.new("RGB", (2700, 2720)).save(large, compress_level=0)
+    with pytest.raises(ImageError, match="larger than 20,971,520 bytes"):
+        load_image(large)
+    assert isinstance(preparer(large), Prepared)
+
+
+def declared(path: Path, width: int, height: int) -> Path:
+    """A picture that says that it is so large; there are no pixels behind it."""
+    Image.new("L", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.filterwarnings("error")  # Pillow's, of a decompression bomb
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((25_000, 20_000), "not a readable image"),  # allowed, and decoded
+        ((25_000, 20_001), "at most 500,000,000 pixels are allowed"),
+        ((40_000, 1_000), "each side may have at most 32768"),
+    ],
+)
+def test_the_most_pixels_are_ours_not_pillows(
+    engine: ChatEngine, tmp_path: Path, size: tuple[int, int], words: str
+) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    found = Preparer.of(engine.model.get_vision_tower())(declared(tmp_path / "a.png", *size))
+    assert isinstance(found, Unreadable)
+    assert words in found.reason
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_tower_without_weights_prepares_as_the_loaded_one(engine: ChatEngine, files: list[Path]) -> None:

@@ -113,15 +113,17 @@ def test_faults_stay_with_their_question(
         ask(3, "<image> and?", folder / "1.png"),
         ask(4, "word " * 3000, folder / "1.png"),
         ask(5, TEXTS[1], folder / "1.png"),
+        ask(6, TEXTS[1], folder / ("x" * 300)),
     ]
     found = outcomes(Runner(engine, GREEDY), list(enumerate(questions)))
-    errors = [found[i].error for i in range(6)]
+    errors = [found[i].error for i in range(7)]
     assert errors[0] is None and errors[5] is None and found[0].text and found[5].text
     assert errors[1] == f"no such image file: {tmp_path / 'missing.png'}"
     assert str(errors[2]).startswith("not a readable image")
     assert errors[3] == "the prompt has 2 places for pictures instead of 1"
     assert "exceed the model's context" in str(errors[4])
-    assert all(found[i].text is None for i in (1, 2, 3, 4))
+    assert str(errors[6]).endswith("File name too long")
+    assert all(found[i].text is None for i in (1, 2, 3, 4, 6))
 
 
 def test_a_batch_that_memory_is_too_small_for_is_halved(
