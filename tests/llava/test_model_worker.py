@@ -285,8 +285,10 @@ def test_more_than_may_wait_is_429_and_when_to_come_back(engine: ChatEngine, url
 def test_a_failure_amid_the_answer_is_told_in_a_chunk(error: str, said: str) -> None:
     failure = {"OutOfMemoryError": torch.OutOfMemoryError, "RuntimeError": RuntimeError}[error]
     refused = pytest.raises(UpstreamError, match=rf"{said}.* \(error_code: 1\)")
-    with scripted([failure("at /secret/path")]) as url, refused as caught:
-        list(upstream.chat(url, {"prompt": "Hi"}))
+    with scripted([failure("at /secret/path")] * 2) as url:
+        assert post(url, {"prompt": "Hi"}).status_code == 200  # it was taken on, and only the chunk tells
+        with refused as caught:
+            list(upstream.chat(url, {"prompt": "Hi"}))
     assert "secret" not in str(caught.value)
 
 
