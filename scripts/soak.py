@@ -277,9 +277,9 @@ class Soak:
         request = hostile.good(path, MODEL, hostile.encoded(make()), QUESTION, self.prompt)
         server = self.controller if path == hostile.LLAVA else self.workers[number % 2]
         reply = await self.client.post(f"{server.url}{path}", json=request)
-        as_it_should = reply.status_code == 200 if answered else 400 <= reply.status_code < 500
+        as_it_should = is_answer(reply) if answered else 400 <= reply.status_code < 500
         kind = "odd pictures answered" if answered else "hostile pictures refused"
-        return kind, None if as_it_should else f"picture {name}: {reply.status_code} {reply.text[:100]}"
+        return kind, None if as_it_should else f"picture {name}: {reply.status_code} {reply.text[-100:]}"
 
     async def send_good(self) -> tuple[str, str | None]:
         """One good request."""
@@ -292,7 +292,7 @@ class Soak:
             reply = await self.client.post(f"{self.controller.url}{hostile.LLAVA}", json=self.babble())
             if reply.status_code == 429 and not reply.headers.get("Retry-After", "").isdigit():
                 return 0
-            return reply.status_code
+            return reply.status_code if reply.status_code != 200 or is_answer(reply) else 0
 
         statuses = Counter(await asyncio.gather(*map(one, range(self.scale.burst))))
         told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
@@ -300,6 +300,14 @@ class Soak:
         self.report.check(fine, f"{self.scale.burst} requests at once: answered, or refused with Retry-After", told)
         self.report.check(await self.until(self.idle), "the queues are empty again")
         self.report.check(await self.is_right(), "the next request is answered right")
+
+
+def is_answer(reply: httpx.Response) -> bool:
+    """Whether a reply is an answer that came to its end, in either protocol; its status alone does not tell."""
+    if reply.status_code != 200:
+        return False
+    last = json.loads(reply.content.rstrip(b"\0").rpartition(b"\0")[2])
+    return bool(last.get("finish_reason") or last.get("choices", [{}])[0].get("finish_reason"))
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import pytest
 
 from llava.serve.images import ImageError, load_image
@@ -22,6 +23,19 @@ def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[
     report.check(False, "two", 3)
     assert report.failures == ["two"]
     assert capsys.readouterr().out == "ok    one\nFAIL  two (3)\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"text": "a", "error_code": 0}\0{"text": "ab", "error_code": 0, "finish_reason": "stop"}\0', True),
+        (200, b'{"choices": [{"finish_reason": "length"}]}', True),
+        (200, b'{"text": "a", "error_code": 0}\0{"text": "the model failed", "error_code": 1}\0', False),
+        (500, b'{"choices": [{"finish_reason": "stop"}]}', False),
+    ],
+)
+def test_an_answer_is_one_that_came_to_its_end(status: int, body: bytes, expected: bool) -> None:
+    assert soak.is_answer(httpx.Response(status, content=body)) is expected
 
 
 def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:

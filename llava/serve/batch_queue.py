@@ -10,9 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +35,8 @@ class EngineLimits:
     """Most visual tokens of a batch; a request with more goes alone."""
     max_waiting: int = 64
     """Most requests that wait; one more is refused."""
+    max_preparing: int = 4
+    """Most requests whose pictures are opened and prepared at the same time, where event loops submit them."""
     max_image_tokens: int = 4096
     """Largest token budget that a request may ask for."""
     max_image_size: int = 4096
@@ -70,9 +71,8 @@ class BatchQueue:
         # Its thread sleeps while nobody waits, and ends with the queue.
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
-    @contextmanager
-    def admission(self) -> Iterator[Callable[[Answer], None]]:
-        """Holds a place while a request is prepared; call what it gives to put the request in.
+    def admit(self) -> None:
+        """Takes a place for a request, to be prepared and then `put` in, or else given back by `dismiss`.
 
         Raises:
             Overloaded: too many requests wait.
@@ -83,13 +83,24 @@ class BatchQueue:
                 raise EngineClosed
             if self.admitted >= self.limits.max_waiting:
                 batches = math.ceil(self.admitted / self.limits.max_batch)
-                raise Overloaded(self.admitted, min(LONGEST_RETRY, max(1, math.ceil(batches * self._batch_seconds))))
+                seconds = math.ceil(batches * self._batch_seconds)
+                raise Overloaded(self.admitted, min(LONGEST_RETRY, max(1, seconds)))
             self.admitted += 1
-        try:
-            yield self._put
-        except BaseException:
-            self._dismiss(1)
-            raise
+
+    def put(self, answer: Answer) -> None:
+        """Lets an admitted request wait for the model."""
+        with self._lock:
+            self._waiting.append(answer)
+            self._lock.notify_all()
+            if not self._draining:
+                self._draining = True
+                self._model_thread.submit(self._drain)
+
+    def dismiss(self, count: int = 1) -> None:
+        """Gives places back: their requests wait no more."""
+        with self._lock:
+            self.admitted -= count
+            self._lock.notify_all()
 
     def forget(self, answer: Answer) -> None:
         """Takes a cancelled request out, if it still waits."""
@@ -97,7 +108,7 @@ class BatchQueue:
             if answer not in self._waiting:
                 return
             self._waiting.remove(answer)
-            self._dismiss(1)
+            self.dismiss()
         answer.row.finished()
 
     def close(self) -> None:
@@ -106,20 +117,6 @@ class BatchQueue:
             self.closed = True
             self._lock.wait_for(lambda: not self.admitted)
         self._model_thread.shutdown(wait=True)
-
-    def _put(self, answer: Answer) -> None:
-        with self._lock:
-            self._waiting.append(answer)
-            self._lock.notify_all()
-            if not self._draining:
-                self._draining = True
-                self._model_thread.submit(self._drain)
-
-    def _dismiss(self, count: int) -> None:
-        """Requests that wait no more."""
-        with self._lock:
-            self.admitted -= count
-            self._lock.notify_all()
 
     def _drain(self) -> None:
         """Answers until nobody waits. Runs in the model thread."""
@@ -148,7 +145,7 @@ class BatchQueue:
                 ):
                     break
                 batch.append(self._waiting.popleft())
-            self._dismiss(len(batch))
+            self.dismiss(len(batch))
             self.running = len(batch)
             self._draining = bool(batch)
             return batch
@@ -165,7 +162,7 @@ class BatchQueue:
             return
         except Exception as error:  # whatever it is, it ends these answers and not the thread
             failure = error
-        out_of_memory = isinstance(failure, torch.OutOfMemoryError)
+        out_of_memory = is_out_of_memory(failure)
         if out_of_memory and len(batch) > 1 and not any(answer.row.generated for answer in batch):
             del failure  # its traceback holds the tensors that did not fit
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
@@ -177,3 +174,8 @@ class BatchQueue:
             return
         for answer in batch:
             answer.fail(GenerationError(failure, out_of_memory))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a model failed for want of memory; on the CPU, only its allocator's words tell."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from PIL import Image
-
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
+from llava.serve.sight import Picture
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Turn:
 
     role: Literal["system", "user", "assistant"]
     text: str
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[Picture, ...] = ()
     """Shown with the text; LLaVA reads them before it."""
 
 
@@ -33,14 +32,15 @@ class PromptFormat(Protocol):
         """Returns an empty conversation."""
 
 
-def converse(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Conversation, list[Image.Image]]:
+def converse(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Conversation, list[Picture]]:
     """Returns the conversation that waits for an answer to the last turn, and its pictures in order.
 
     Turns of one side that follow each other are joined.
 
     Args:
         engine: Knows the prompt format.
-        turns: A system text, if any, comes first and replaces the format's own; then user and assistant take turns.
+        turns: A system text, if any, comes first and replaces the format's own, unless it is empty; then user and
+            assistant take turns. The assistant may have had nothing to say.
 
     Raises:
         ValueError: no user turn at the end or at the beginning, a system turn in between, an empty turn, pictures that
@@ -53,11 +53,12 @@ def converse(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Conversation,
         raise ValueError("a system message comes before all others")
     if not talk or talk[0].role != "user" or talk[-1].role != "user":
         raise ValueError("the first and the last message must be the user's (a system message may come before)")
-    if system:
-        conversation.system = "\n".join(_checked(turn) for turn in system)
+    if said := "\n".join(_checked(turn) for turn in system).strip():
+        conversation.system = said
     for turn in talk:
         role = conversation.roles[turn.role == "assistant"]
-        conversation.append_message(role, f"{engine.image_token}\n" * len(turn.images) + _checked(turn))
+        text = f"{engine.image_token}\n" * len(turn.images) + _checked(turn)
+        conversation.append_message(role, text or " ")  # no text at all would stand for an answer still to come
     conversation.append_message(conversation.roles[1], None)
     return conversation, [image for turn in talk for image in turn.images]
 
@@ -77,6 +78,6 @@ def _checked(turn: Turn) -> str:
         raise ValueError(f"a message's text may not hold {DEFAULT_IMAGE_TOKEN!r}: it stands for a picture")
     if turn.images and turn.role != "user":
         raise ValueError(f"only the user may show pictures; the {turn.role}'s message has {len(turn.images)}")
-    if not turn.text.strip() and not turn.images:
+    if turn.role == "user" and not turn.text.strip() and not turn.images:
         raise ValueError(f"the {turn.role}'s message is empty")
     return turn.text

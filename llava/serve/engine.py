@@ -7,9 +7,9 @@ by one model thread, and each is answered as it would be alone. It knows no file
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,9 @@ from llava.serve.batch_queue import BatchQueue, EngineLimits
 from llava.serve.errors import PromptTooLong
 from llava.serve.generation import Row, generate_rows
 from llava.serve.sampling import Sampling
-from llava.serve.sight import SERVERS_OWN, QLIPOptions, Sight
+from llava.serve.sight import SERVERS_OWN, Picture, QLIPOptions, Sight, View
 from llava.serve.text_stream import until_stop as until_stop  # where scripts have always found it
+from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
 
@@ -73,6 +74,7 @@ class ChatEngine:
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
         self.queue = BatchQueue(lambda batch: self._generate(batch), self.limits)
+        self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
 
     @property
     def padding_id(self) -> int:
@@ -152,19 +154,19 @@ class ChatEngine:
     def submit(
         self,
         prompt: str | Conversation,
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         sampling: Sampling,
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
         """Takes a request on and returns its answer, which can be iterated over, with `for` or `async for`.
 
-        Prepares the pictures in the calling thread; from an event loop, use `asubmit`.
+        Opens and prepares the pictures in the calling thread; from an event loop, use `asubmit`.
 
         Args:
             prompt: Finished prompt text with one `<image>` per picture, or a conversation that waits for its answer,
                 whose format's separator ends the answer too.
-            images: The pictures, RGB.
+            images: The pictures, RGB, or what opens them; that is called once a place is free.
             sampling: How to choose tokens.
             qlip: How the pictures are seen.
             shorten: Whether to lower `max_new_tokens` to what the context leaves.
@@ -174,47 +176,38 @@ class ChatEngine:
             Overloaded: too many requests wait.
             EngineClosed: the engine takes no more requests.
             ValueError: the prompt's number of `<image>` is not that of the pictures, or options are out of range.
+            Others: what opening a picture raises.
         """
-        if isinstance(prompt, Conversation):
-            sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
-            prompt = prompt.get_prompt()
-        with self.queue.admission() as admit:
-            answer = self._prepare(prompt, images, sampling, qlip, shorten)
-            admit(answer)
-        return answer
+        self.queue.admit()
+        return self._enqueue(prompt, images, sampling, qlip, shorten)
 
     async def asubmit(
         self,
         prompt: str | Conversation,
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         sampling: Sampling,
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
-        """`submit`, which leaves the event loop free while pictures are prepared.
+        """`submit`, which leaves the event loop free while pictures are opened and prepared, a few requests' at a time.
 
         Cancelled in the meantime, it leaves no request behind that nobody waits for.
         """
-        made: list[Answer] = []
-        left = threading.Event()
-
-        def make() -> None:
-            made.append(self.submit(prompt, images, sampling, qlip, shorten))
-            if left.is_set():
-                made[0].cancel()
-
+        self.queue.admit()
+        preparing = self._preparers.submit(self._enqueue, prompt, images, sampling, qlip, shorten)
         try:
-            await asyncio.to_thread(make)
+            return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
-            left.set()
-            for answer in made:
-                answer.cancel()
+            if preparing.cancel():  # its turn had not come
+                self.queue.dismiss()
+            else:
+                preparing.add_done_callback(_abandon)
             raise
-        return made[0]
 
     def close(self) -> None:
         """Takes no more requests, and waits until those taken on are answered."""
         self.queue.close()
+        self._preparers.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
         """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""
@@ -224,15 +217,41 @@ class ChatEngine:
                 f"tokens exceed the model's context of {self.context_len}"
             )
 
-    def _prepare(
-        self, prompt: str, images: Sequence[Image.Image], sampling: Sampling, qlip: QLIPOptions, shorten: bool
+    def _enqueue(
+        self,
+        prompt: str | Conversation,
+        images: Sequence[Picture],
+        sampling: Sampling,
+        qlip: QLIPOptions,
+        shorten: bool,
     ) -> Answer:
+        """Prepares a request that is admitted, and lets it wait; one that can't be met gives its place back."""
+        try:
+            answer = self._prepare(prompt, images, sampling, qlip, shorten)
+        except BaseException:
+            self.queue.dismiss()
+            raise
+        self.queue.put(answer)
+        return answer
+
+    def _prepare(
+        self,
+        prompt: str | Conversation,
+        images: Sequence[Picture],
+        sampling: Sampling,
+        qlip: QLIPOptions,
+        shorten: bool,
+    ) -> Answer:
+        if isinstance(prompt, Conversation):
+            sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
+            prompt = prompt.get_prompt()
         ids = torch.tensor(tokenizer_image_token(prompt, self.tokenizer))
         wanted = int((ids == IMAGE_TOKEN_INDEX).sum())
         if wanted != len(images):
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
         settings = self.sight.settings(qlip)
-        views = [self.sight.look(image, settings) for image in images]
+        # One after the other, so that one picture at a time is in memory at its full size.
+        views = [self._look(image, settings) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if shorten:
             left = max(1, self.context_len - text - context)
@@ -240,6 +259,10 @@ class ChatEngine:
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
+
+    def _look(self, picture: Picture, settings: QLIPConfig | None) -> View:
+        opened = picture() if callable(picture) else picture
+        return self.sight.look(opened, settings).for_tower()
 
     def _generate(self, batch: Sequence[Answer]) -> None:
         start = time.perf_counter()
@@ -249,6 +272,12 @@ class ChatEngine:
         for answer in batch:
             answer.note_start(start, encoded)
         generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
+
+
+def _abandon(preparing: Future[Answer]) -> None:
+    """Cancels a request that nobody waits for any more, once it is prepared."""
+    if preparing.exception() is None:
+        preparing.result().cancel()
 
 
 def _stream(answer: Answer) -> TextStream:

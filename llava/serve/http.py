@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import uvicorn
 from starlette.responses import JSONResponse
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 API_KEY_VARIABLE = "LLAVA_API_KEY"
 Hook = Callable[[], Awaitable[None]]
 
+MAX_VALUES = 1_000_000  # in a body: parsing many tiny ones takes a hundred times their bytes, and stops the event loop
 GRACE = 60  # seconds that running streams have to finish when a server is told to stop
 
 
@@ -64,7 +66,10 @@ def error_response(failure: Failure, param: str | None = None) -> JSONResponse:
 
 
 class BodyLimit:
-    """ASGI middleware: receives the whole body before the application runs; refuses one too large or too slow."""
+    """ASGI middleware: receives the whole body before the application runs; refuses one too large or too slow.
+
+    A body that could hold more than `MAX_VALUES` JSON values is too large whatever its bytes.
+    """
 
     def __init__(self, app: Any, max_body: int, timeout: float) -> None:
         """
@@ -86,9 +91,10 @@ class BodyLimit:
             failure = Failure(408, "request_timeout", f"the request's body took longer than {self.timeout:g} seconds")
             await error_response(failure)(scope, receive, send)
             return
-        if messages is None:
-            failure = Failure(413, "request_too_large", f"the request's body is larger than {self.max_body:,} bytes")
-            await error_response(failure)(scope, receive, send)
+        except RequestError as error:
+            await error_response(Failure(error.status, error.kind, str(error)))(scope, receive, send)
+            return
+        if messages is None:  # the client has gone
             return
 
         async def replay() -> Any:
@@ -97,18 +103,29 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
     async def _receive(self, scope: Any, receive: Any) -> list[Any] | None:
-        """The body's messages; None once they exceed the limit."""
+        """The body's messages; None if its client goes away.
+
+        Raises:
+            RequestError: it exceeds a limit.
+        """
+        too_large = RequestError(413, "request_too_large", f"the request's body is larger than {self.max_body:,} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_body:
-            return None
-        messages, size = [], 0
+            raise too_large
+        messages, size, values = [], 0, 0
         while True:
             message = await receive()
-            messages.append(message)
-            size += len(message.get("body", b""))
-            if size > self.max_body:
+            if message["type"] == "http.disconnect":
                 return None
-            if message["type"] != "http.request" or not message.get("more_body", False):
+            messages.append(message)
+            body = message.get("body", b"")
+            size += len(body)
+            values += sum(map(body.count, (b"[", b"{", b",")))
+            if size > self.max_body:
+                raise too_large
+            if values > MAX_VALUES:
+                raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
+            if not message.get("more_body", False):
                 return messages
 
 
@@ -121,7 +138,12 @@ class RequireKey:
             app: The application.
             keys: The keys; none leaves the server open.
             open_paths: Paths that need no key.
+
+        Raises:
+            ValueError: a key is empty, which would let everybody in.
         """
+        if not all(keys):
+            raise ValueError("an API key is empty")
         self.app, self.keys, self.open_paths = app, [key.encode() for key in keys], frozenset(open_paths)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -163,9 +185,11 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
     parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
     parser.add_argument(
         "--api-key",
-        action="append",
+        action="extend",
+        nargs="+",
+        type=_key,
         metavar="KEY",
-        help=f"let only requests with this key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
+        help=f"let only requests with such a key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
     )
     parser.add_argument("--max-body-bytes", type=int, default=defaults.max_body, help="largest request")
     if not reads:
@@ -175,12 +199,29 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
         nargs="+",
         default=[],
         metavar="HOST",
+        type=_host,
         help="hosts that image URLs may name (default: none, pictures come inside the request)",
     )
     parser.add_argument("--max-images", type=int, default=defaults.max_images, help="most pictures in a request")
     parser.add_argument("--max-image-bytes", type=int, default=defaults.image.max_bytes, help="largest image file")
     parser.add_argument("--max-image-pixels", type=int, default=defaults.image.max_pixels, help="largest picture")
     parser.add_argument("--max-prompt-chars", type=int, default=defaults.max_prompt, help="longest text")
+
+
+def _key(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a key may not be empty: it would let everybody in")
+    return text
+
+
+def _host(text: str) -> str:
+    try:
+        host = httpx.URL(f"http://{text}").raw_host.decode("ascii").lower()
+    except httpx.InvalidURL:
+        host = ""
+    if not host or any(sign in text for sign in ":/@?# "):
+        raise argparse.ArgumentTypeError(f"{text!r} is no host name; give it without scheme, port or path")
+    return host
 
 
 def request_limits(args: argparse.Namespace) -> RequestLimits:
@@ -190,7 +231,7 @@ def request_limits(args: argparse.Namespace) -> RequestLimits:
         max_images=args.max_images,
         max_prompt=args.max_prompt_chars,
         image=ImageLimits(max_bytes=args.max_image_bytes, max_pixels=args.max_image_pixels),
-        media_hosts=frozenset(host.lower() for host in args.allowed_media_domains),
+        media_hosts=frozenset(args.allowed_media_domains),
     )
 
 

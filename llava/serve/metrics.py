@@ -77,7 +77,10 @@ class Metrics:
         Args:
             accept: The request's Accept header; chooses between Prometheus' formats.
         """
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:

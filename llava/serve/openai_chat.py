@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -62,9 +62,8 @@ class Chat:
         with refusing("qlip"):
             options = qlip_of(asked.qlip)
             self.engine.sight.settings(options)
-        turns = await asyncio.to_thread(self._turns, asked)  # decoding pictures takes time
         with refusing("messages"):
-            conversation, images = converse(self.engine, turns)
+            conversation, images = converse(self.engine, self._turns(asked))
         with refusing():
             answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
         return Reply(answer, asked, self.metrics)
@@ -83,28 +82,29 @@ class Chat:
             self.settings.limits.check(images, characters)
 
     def _turns(self, asked: ChatRequest) -> list[Turn]:
-        """The messages with their pictures."""
+        """The messages; their pictures are opened when the engine has a place for the request."""
         turns = []
         for i, message in enumerate(asked.messages):
-            images = []
-            for j, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
-                    with refusing(f"messages[{i}].content[{j}].image_url"):
-                        images.append(self._image(part.image_url.url))
+            images = tuple(
+                partial(self._image, part.image_url.url, f"messages[{i}].content[{j}].image_url")
+                for j, part in enumerate(message.content)
+                if isinstance(part, ImagePart)
+            )
             role = "system" if message.role == "developer" else message.role
-            turns.append(Turn(role, message.text, tuple(images)))
+            turns.append(Turn(role, message.text, images))
         return turns
 
-    def _image(self, url: str) -> Image.Image:
+    def _image(self, url: str, param: str) -> Image.Image:
         limits = self.settings.limits
-        return load_image(
-            url,
-            limits.image,
-            allow_paths=False,
-            allow_urls=bool(limits.media_hosts),
-            allow_loopback=self.settings.allow_loopback,
-            allowed_hosts=limits.media_hosts,
-        )
+        with refusing(param):
+            return load_image(
+                url,
+                limits.image,
+                allow_paths=False,
+                allow_urls=bool(limits.media_hosts),
+                allow_loopback=self.settings.allow_loopback,
+                allowed_hosts=limits.media_hosts,
+            )
 
 
 def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:

@@ -37,6 +37,8 @@ def refusing(param: str | None = None) -> Iterator[None]:
     """Turns what the engine and the picture loader raise about a request into its refusal; lets faults pass."""
     try:
         yield
+    except Refusal:
+        raise
     except Exception as error:
         failure = explain(error)
         if failure.kind == INTERNAL:

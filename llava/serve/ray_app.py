@@ -70,7 +70,8 @@ def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.
     try:
         args = parse_args(flags)
     except SystemExit:
-        raise ValueError(f"wrong arguments: {' '.join(flags)}; see python -m llava.serve.openai_api --help") from None
+        names = ", ".join(flag.partition("=")[0] for flag in flags if flag.startswith("--"))  # values may be keys
+        raise ValueError(f"wrong arguments among {names}; see python -m llava.serve.openai_api --help") from None
     # The engine itself bounds what waits, and refuses more with 429; Ray Serve's own bound would leave it waiting.
     taken = args.max_batch + args.max_waiting
     return serve.deployment(serve.ingress()(replica), name="llava", max_ongoing_requests=taken + 8)

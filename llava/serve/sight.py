@@ -7,7 +7,7 @@ nothing of prompts or generation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from llava.model.multimodal_encoder.base import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor
 from qlip.patches import CutImage
+
+Picture = Image.Image | Callable[[], Image.Image]
+"""A picture, RGB, or what opens it: large ones need not lie in memory before their turn comes."""
 
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""
@@ -49,8 +52,8 @@ SERVERS_OWN = QLIPOptions()
 class View:
     """One picture as the tower will see it."""
 
-    pixels: Tensor
-    """float32 (C, H, W), or (tiles, C, H, W)."""
+    pixels: Tensor | None
+    """float32 (C, H, W), or (tiles, C, H, W); None where the leaves are all that is kept."""
     settings: QLIPConfig | None
     """The quadtree's; None for a tower without one."""
     cut: CutImage | None
@@ -61,6 +64,10 @@ class View:
     """How much of the context it takes: tokens or positions, whichever are more."""
     uniform_tokens: int
     """Tokens of the uniform grid on the same pixels."""
+
+    def for_tower(self) -> View:
+        """What a tower needs of it: the leaves, if it was cut, without the pixels around them."""
+        return self if self.cut is None else replace(self, pixels=None)
 
     @property
     def leaves(self) -> Leaves | None:
@@ -164,7 +171,7 @@ class Sight:
         if tower is None or settings is None:
             return self.tower([view.pixels for view in views])
         cuts = [view.cut for view in views if view.cut is not None]
-        return tower.under(settings)(cuts or [view.pixels for view in views])
+        return tower.under(settings)(cuts or [view.pixels for view in views])  # of one setting, all are cut or none is
 
 
 def quadtree_view(picture: Image.Image, processor: QLIPImageProcessor) -> View:

@@ -107,8 +107,8 @@ class Gate:
         assert self.opened.wait(DEADLINE)
         ChatEngine._generate(self.engine, batch)
 
-    def submit(self, *args: Any, **options: Any) -> Answer:
-        answer = ChatEngine.submit(self.engine, *args, **options)
+    def enqueue(self, *request: Any) -> Answer:
+        answer = ChatEngine._enqueue(self.engine, *request)
         with self.counting:
             self.submitted += 1
             self.counting.notify_all()
@@ -122,18 +122,18 @@ class Gate:
             return self.counting.wait_for(lambda: self.submitted >= count, DEADLINE)
 
     def __enter__(self) -> Gate:
-        self.engine._generate, self.engine.submit = self.held, self.submit  # type: ignore[method-assign]
+        self.engine._generate, self.engine._enqueue = self.held, self.enqueue  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *error: object) -> None:
         self.opened.set()
-        del self.engine._generate, self.engine.submit  # those of its class are seen again
+        del self.engine._generate, self.engine._enqueue  # those of its class are seen again
 
 
 def reaches(engine: ChatEngine, state: Callable[[], bool]) -> bool:
     """Waits until an engine's counts are as asked; false once the deadline is past."""
-    with engine._lock:
-        return engine._lock.wait_for(state, DEADLINE)
+    with engine.queue._lock:
+        return engine.queue._lock.wait_for(state, DEADLINE)
 
 
 def becomes_idle(engine: ChatEngine) -> bool:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.answer import Answer
+from llava.serve.batch_queue import is_out_of_memory
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import EngineClosed, GenerationError, Overloaded
+from llava.serve.errors import EngineClosed, GenerationError, ImageError, Overloaded
 from llava.serve.images import load_image
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
@@ -389,8 +390,78 @@ def test_a_coroutine_cancelled_while_its_pictures_are_prepared_leaves_no_request
             await waiting
         go_on.set()
 
-    asyncio.run(leave())  # ends when its threads have
+    asyncio.run(leave())
+    engine._preparers.shutdown(wait=True)
     assert engine.waiting == 0
     gate.opened.set()
     assert "".join(first)
     assert gate.batches == [1]
+
+
+def test_a_full_queue_refuses_before_any_picture_is_opened(
+    new_engine: Callable[..., ChatEngine], pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(max_waiting=1)
+    gate, first = hold(engine, pictures[0], monkeypatch)
+    second = submit(engine, pictures[0])
+
+    def open_picture() -> Image.Image:
+        raise AssertionError("opened")
+
+    async def ask() -> None:
+        await engine.asubmit(engine.question("What?", 1), [open_picture], GREEDY)
+
+    with pytest.raises(Overloaded):
+        asyncio.run(ask())
+    gate.opened.set()
+    assert "".join(first) == "".join(second)
+
+
+def test_a_coroutine_cancelled_before_its_turn_to_prepare_gives_its_place_back(
+    new_engine: Callable[..., ChatEngine], pictures: list[Image.Image]
+) -> None:
+    engine = new_engine(max_preparing=1)
+    opening, go_on = threading.Event(), threading.Event()
+
+    def open_slowly() -> Image.Image:
+        opening.set()
+        assert go_on.wait(DEADLINE)
+        return pictures[0]
+
+    async def leave() -> str:
+        question = engine.question("What is in the picture?", 1)
+        first = asyncio.create_task(engine.asubmit(question, [open_slowly], GREEDY))
+        assert await asyncio.to_thread(opening.wait, DEADLINE)
+        second = asyncio.create_task(engine.asubmit(question, pictures[:1], GREEDY))
+        await asyncio.sleep(0)  # lets it take its place
+        assert engine.waiting == 2
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert engine.waiting == 1
+        go_on.set()
+        return "".join([piece async for piece in await first])
+
+    assert asyncio.run(leave()) == "a purple ring, a cyan triangle and a blue square"
+
+
+def test_a_picture_that_cannot_be_opened_refuses_the_request_and_gives_its_place_back(
+    new_engine: Callable[..., ChatEngine],
+) -> None:
+    engine = new_engine()
+
+    def fail() -> Image.Image:
+        raise ImageError("no picture")
+
+    with pytest.raises(ImageError, match="no picture"):
+        engine.submit(engine.question("What?", 1), [fail], GREEDY)
+    assert engine.waiting == 0
+
+
+def test_the_cpus_allocator_is_understood() -> None:
+    words = (
+        "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    assert is_out_of_memory(RuntimeError(words))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("no kernel"))

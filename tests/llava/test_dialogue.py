@@ -25,6 +25,11 @@ def engine(**config: object) -> ChatEngine:
         ([Turn("user", "Hi", (RED,))], f"{SYSTEM} USER: <image>\nHi ASSISTANT:"),
         ([Turn("user", "", (RED,))], f"{SYSTEM} USER: <image>\n ASSISTANT:"),
         ([Turn("system", "Be brief."), Turn("user", "Hi")], "Be brief. USER: Hi ASSISTANT:"),
+        ([Turn("system", ""), Turn("user", "Hi")], f"{SYSTEM} USER: Hi ASSISTANT:"),
+        (
+            [Turn("user", "Hi"), Turn("assistant", ""), Turn("user", "Hi?")],
+            f"{SYSTEM} USER: Hi ASSISTANT:  </s>USER: Hi? ASSISTANT:",
+        ),
         (
             [Turn("user", "One", (RED,)), Turn("assistant", "Yes"), Turn("user", "Two", (BLUE, RED))],
             f"{SYSTEM} USER: <image>\nOne ASSISTANT: Yes</s>USER: <image>\n<image>\nTwo ASSISTANT:",

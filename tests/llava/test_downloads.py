@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
@@ -150,3 +152,34 @@ def test_an_unknown_host_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(images.socket, "getaddrinfo", fail)
     with pytest.raises(ImageError, match="cannot find the host 'example.org'"):
         load_image("http://example.org/a.png")
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_reply_that_drips_in_is_given_up_be_it_in_its_head(head: bytes) -> None:
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(head)
+                while not gone.wait(0.02):
+                    connection.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            with pytest.raises(ImageError, match="the download took longer than 0.2 seconds"):
+                load_image(
+                    f"http://127.0.0.1:{listener.getsockname()[1]}/", ImageLimits(timeout=0.2), allow_loopback=True
+                )
+        finally:
+            gone.set()
+            dripping.join()
+
+
+def test_a_download_works_within_a_running_event_loop(site: str, picture: Image.Image) -> None:
+    async def load() -> Image.Image:
+        return load_image(f"{site}/picture.png", allow_loopback=True)
+
+    assert asyncio.run(load()).tobytes() == picture.tobytes()

@@ -75,7 +75,38 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     assert reply.json()["error"]["code"] == "request_timeout"
 
 
+def test_a_body_of_countless_values_is_not_passed_on() -> None:
+    for value in (b"[],", b"{},", b"0,"):
+        reply = post(BodyLimit(ECHO, 2**26, 5), content=b"[" + value * 1_000_001)
+        assert reply.status_code == 413
+        assert reply.json()["error"]["message"] == "the body holds more than 1,000,000 values"
+
+
+def test_a_client_that_goes_away_amid_its_upload_is_forgotten() -> None:
+    async def application(*connection: Any) -> None:
+        raise AssertionError("called")
+
+    async def send(message: Any) -> None:
+        raise AssertionError("answered")
+
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    scope = {"type": "http", "headers": []}
+    asyncio.run(BodyLimit(application, 10, 5)(scope, receive, send))
+
+
 # Keys
+
+
+def test_an_empty_key_is_refused_since_it_would_let_everybody_in(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="an API key is empty"):
+        RequireKey(ECHO, ["one", ""])
+    with pytest.raises(SystemExit):
+        parse("--api-key", "")
+    assert "a key may not be empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,6 +162,20 @@ def test_keys_come_from_the_flag_or_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LLAVA_API_KEY", "a b")
     assert api_keys(parse()) == ["a", "b"]
     assert api_keys(parse("--api-key", "c", "--api-key", "d")) == ["c", "d"]
+    assert api_keys(parse("--api-key", "c", "d")) == ["c", "d"]
+
+
+@pytest.mark.parametrize("host", ["https://a.org", "a.org:80", "a.org/x", "me@a.org", "", "a b"])
+def test_a_host_is_named_alone(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--allowed-media-domains", host)
+    assert "is no host name; give it without scheme, port or path" in capsys.readouterr().err
+
+
+def test_an_international_host_is_known_by_its_name_on_the_wire() -> None:
+    assert request_limits(parse("--allowed-media-domains", "B\u00fccher.example")).media_hosts == {
+        "xn--bcher-kva.example"
+    }
 
 
 # Failures

@@ -191,3 +191,8 @@ def test_broken_and_foreign_files_are_refused_without_pillows_words(data: bytes)
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
         ImageLimits(**{name: 0})
+
+
+def test_a_name_that_no_file_system_takes_is_a_picture_that_cannot_be_read() -> None:
+    with pytest.raises(ImageError, match="cannot read x{20}.*: File name too long"):
+        load_image("x" * 300)

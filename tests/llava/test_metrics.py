@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -136,3 +137,11 @@ def test_openmetrics_is_told_to_those_who_ask_for_it() -> None:
     assert content_type.startswith("application/openmetrics-text")
     assert any(family.name == "llava_answers" for family in parse_openmetrics(text.decode()))
     engine.close()
+
+
+@pytest.mark.parametrize("accept", ["text/plain; version=x", "application/openmetrics-text; version=x", "*/*", "?"])
+def test_whatever_format_is_asked_for_the_metrics_come(accept: str) -> None:
+    with api() as (_, client):
+        reply = client.get("/metrics", headers={"Accept": accept})
+    assert reply.status_code == 200
+    assert "llava_requests_waiting 0.0" in reply.text

@@ -130,5 +130,12 @@ def test_arguments_become_flags() -> None:
 
 
 def test_wrong_arguments_are_refused_before_anything_is_deployed() -> None:
-    with pytest.raises(ValueError, match="wrong arguments: --modelpath=m"):
-        app({"modelpath": "m"})
+    with pytest.raises(ValueError, match="wrong arguments among --modelpath; see") as refused:
+        app({"modelpath": "secret"})
+    assert "secret" not in str(refused.value)
+
+
+def test_several_keys_are_a_list() -> None:
+    assert (
+        deployment(flags_of({"api_key": ["one", "two"], "max_batch": 3, "max_waiting": 4})).max_ongoing_requests == 15
+    )
