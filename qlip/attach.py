@@ -22,7 +22,7 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from qlip.attachment import Attachment, attachment_of, enter, leave_all
+from qlip.attachment import Attachment, attachment_of, check_whole, enter, leave_all, mark_part
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.foreign import foreign_tower
@@ -60,9 +60,11 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
         processor given stays as it is.
 
     Raises:
-        TypeError: QLIP can't stand in this model; the text says why.
+        FileNotFoundError: the settings name an MLP prior that is nowhere.
+        TypeError: QLIP can't stand in this model, or it is a part of an attached one; the text says why.
         ValueError: a setting is out of range, or one that the model's attention can't apply.
     """
+    check_whole(model)
     chosen = choose_settings(model, config, settings)
     tower, layers = find_tower(model)
     check_tower(tower)
@@ -77,11 +79,14 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     new_processor = join_processor(model, plain, attachment.image_processor)
     leave_all(model)
     if isinstance(model, LANGUAGE_MODELS):
+        for part in (model.model, tower):
+            mark_part(part, model)
         enter(model.model, LanguageTrunk, attachment)
         enter(model, LanguageModel, attachment)
     elif isinstance(tower, PreTrainedModel):
         enter(tower, VisionModel, attachment)
         if tower is not model:
+            mark_part(tower, model)
             enter(model, ContrastiveModel, attachment)
     else:
         enter(tower, ForeignVisionModel, attachment)
@@ -101,8 +106,9 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         The model, and the processor that `attach` was given.
 
     Raises:
-        TypeError: the model is not attached.
+        TypeError: the model is not attached, or is a part of one that is.
     """
+    check_whole(model)
     if attachment_of(model) is None:
         raise TypeError(f"{type(model).__name__} is not attached")
     plain = plain_processor(model, processor)
@@ -124,6 +130,7 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
     """The settings of `attach`: `changes` over `config`, over what the model's configuration says, over the defaults.
 
     Raises:
+        FileNotFoundError: there is no MLP prior where they name one.
         TypeError: `config` is no QLIPConfig.
         ValueError: a setting is unknown or out of range.
     """
@@ -136,7 +143,13 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
     if chosen.mlp is not None and isinstance(model, PreTrainedModel):
         beside = Path(model.config._name_or_path) / chosen.mlp  # the prior lies in the checkpoint's folder
-        return replace(chosen, mlp=str(beside)) if beside.is_file() else chosen
+        if beside.is_file():
+            return replace(chosen, mlp=str(beside))
+        if chosen.interpolation == "mlp" and not Path(chosen.mlp).is_file():
+            raise FileNotFoundError(
+                f"no MLP prior at {chosen.mlp}, nor at {beside}; a checkpoint of the hub is loaded without it: download"
+                " the file and give its path as mlp=..."
+            )
     return chosen
 
 
@@ -207,7 +220,9 @@ def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImagePr
     plain = getattr(processor, "image_processor", processor)
     anatomy = vision.anatomy
     mean, std = anatomy.normalisation if plain is None else (plain.image_mean, plain.image_std)
-    return QLIPImageProcessor(anatomy.patch_size, anatomy.native_grid * anatomy.patch_size, mean, std, vision.qlip)
+    ours = QLIPImageProcessor(anatomy.patch_size, anatomy.native_grid * anatomy.patch_size, mean, std, vision.qlip)
+    ours.plain = plain
+    return ours
 
 
 def join_processor(model: nn.Module, processor: Any, image_processor: QLIPImageProcessor) -> Any:

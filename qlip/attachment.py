@@ -46,6 +46,8 @@ class Attachment:
         Raises:
             ValueError: the tensors do not belong together.
         """
+        if len(pixel_values) == 0:
+            raise ValueError("pixel_values hold no image; give at least one, or leave them out where there is text")
         if (leaf_boxes is None) != (leaf_grids is None):
             raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
         if leaf_boxes is not None and leaf_grids is not None:
@@ -126,6 +128,17 @@ def enter(module: nn.Module, mixin: type, attachment: Attachment) -> None:
     module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
 
 
+def mark_part(part: nn.Module, whole: nn.Module) -> None:
+    """Notes on a part of an attached model what it is a part of: it can't be attached or detached alone."""
+    part.attached_within = type(whole).__name__  # type: ignore[assignment]  # a name only: parts are copied and pickled
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raises if a model is a part of an attached one."""
+    if (whole := vars(model).get("attached_within")) is not None:
+        raise TypeError(f"this {type(model).__name__} is a part of an attached {whole}; attach or detach the whole")
+
+
 def attachment_of(model: nn.Module) -> Attachment | None:
     """What is attached to a model, or to a part of it; None where nothing is."""
     return next((module.attachment for module in model.modules() if isinstance(module, Attached)), None)
@@ -133,9 +146,11 @@ def attachment_of(model: nn.Module) -> Attachment | None:
 
 def leave_all(model: nn.Module) -> None:
     """Gives a model and its parts, where they are attached, their own classes back."""
-    for module in [module for module in model.modules() if isinstance(module, Attached)]:
-        _change_class(module, base_of(module))
-        del module.attachment
+    for module in list(model.modules()):
+        vars(module).pop("attached_within", None)
+        if isinstance(module, Attached):
+            _change_class(module, base_of(module))
+            del module.attachment
 
 
 def _change_class(module: nn.Module, new: type) -> None:

@@ -5,7 +5,7 @@ They know no settings of ours in a configuration, and their models take whole im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -156,15 +156,29 @@ def foreign_anatomy(vision_model: Any) -> type[Anatomy] | None:
         return OpenCLIPAnatomy
     if library != "timm":
         return None
-    rows, cols = vision_model.patch_embed.grid_size
-    normed = not isinstance(getattr(vision_model.patch_embed, "norm", None), (nn.Identity, type(None)))
-    if vision_model.pos_embed is None or rows != cols or normed:
+    if unfit := list(_unfit(vision_model)):
         raise TypeError(
-            f"this {kind.__name__} of timm has a grid of {rows} x {cols} cells"
-            f"{', no table of absolute positions' * (vision_model.pos_embed is None)}"
-            f"{', a norm behind its patches' * normed}; QLIP needs a square grid, a table and plain patches"
+            f"this {kind.__name__} of timm has {', '.join(unfit)}; QLIP needs a square grid, a table and plain patches"
         )
     return TimmAnatomy
+
+
+def _unfit(model: Any) -> Iterator[str]:
+    """What of a VisionTransformer of timm does not go with `TimmAnatomy`."""
+    embed = model.patch_embed
+    rows, cols = embed.grid_size
+    if rows != cols:
+        yield f"a grid of {rows} x {cols} cells"
+    if model.pos_embed is None:
+        yield "no table of absolute positions"
+    if not isinstance(getattr(embed, "norm", None), (nn.Identity, type(None))):
+        yield "a norm behind its patches"
+    found = sum(token.shape[1] for token in (model.cls_token, model.reg_token) if token is not None)
+    if found != model.num_prefix_tokens:  # a distilled model's, for example
+        yield f"{model.num_prefix_tokens} tokens before its patches, of which {found} are known"
+    channels, kernel = getattr(embed.proj, "in_channels", None), getattr(embed.proj, "kernel_size", None)
+    if channels != 3 or kernel != tuple(embed.patch_size):  # a hybrid model's, for example
+        yield f"patches of {channels} channels and {kernel} values, not 3 and the picture's {embed.patch_size}"
 
 
 def foreign_tower(model: Any) -> nn.Module | None:

@@ -43,6 +43,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
     model_input_names = list(PACKED_NAMES)
     keeps_aspect_ratio = True
 
+    plain: Any = None
+    """The model's own image processor, where it has one: what is saved, so that transformers alone can load it."""
+
     def __init__(
         self,
         patch_size: int = 14,
@@ -82,17 +85,20 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """Turns pictures into `pixel_values`.
 
         Args:
-            images: a Pillow image of any mode, a uint8 array (H, W) or (H, W, C), or a sequence of these.
+            images: a Pillow image of any mode; an array or tensor, uint8 or float in [0, 1], (H, W), (H, W, C) or
+                (C, H, W); or a sequence of these.
             return_tensors: "pt" or "np". One array (B, 3, H, W) where all sizes agree, else a list. None: a list.
 
         Raises:
-            TypeError: an image is neither a Pillow image nor a uint8 array.
-            ValueError: an unknown `return_tensors`.
+            TypeError: an image is none of these.
+            ValueError: an unknown `return_tensors`, no image, or floats outside of [0, 1].
         """
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; allowed are 'pt', 'np' and None")
         batch = images if isinstance(images, Sequence) else [images]
-        tensors = [self._to_tensor(image) for image in batch]
+        if not batch:
+            raise ValueError("there is no image; give at least one")
+        tensors = [self._to_tensor(as_picture(image)) for image in batch]
         alike = len({tensor.shape for tensor in tensors}) == 1
         if return_tensors == "pt":
             return BatchFeature({"pixel_values": torch.stack(tensors) if alike else tensors})
@@ -105,7 +111,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """Turns pictures into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
 
         Args:
-            images: see `preprocess`; also uint8 tensors, and arrays with the channels first.
+            images: see `preprocess`.
             options: of transformers' image processors; those that would change the pixels are refused.
 
         Raises:
@@ -113,7 +119,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """
         if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
             raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
-        pixels = self.preprocess([as_picture(image) for image in images])["pixel_values"]
+        pixels = self.preprocess(images)["pixel_values"]
         return BatchFeature(pack([self.cut(torch.from_numpy(image)) for image in pixels], self.patch_size))
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
@@ -158,7 +164,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
             image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         if not isinstance(image, Image.Image):
             kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"the image is a {kind}; it must be a Pillow image or a uint8 array")
+            raise TypeError(f"the image is a {kind}; it must be a Pillow image, or uint8 or floats in [0, 1]")
         image = to_rgb(image)
         rows, cols = self.choose_grid(image.height, image.width)
         size = (cols * self.patch_size, rows * self.patch_size)
@@ -170,6 +176,8 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What `save_pretrained` writes as preprocessor_config.json."""
+        if self.plain is not None:
+            return self.plain.to_dict()
         return {
             "image_processor_type": type(self).__name__,
             "patch_size": self.patch_size,
@@ -190,11 +198,23 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
 
 def as_picture(image: Any) -> Any:
-    """An image of any form that transformers takes as one that `preprocess` takes; others as they are."""
-    if isinstance(image, Tensor) and image.dtype == torch.uint8:
-        image = image.cpu().numpy()
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
+    """A tensor or an array as a uint8 array with the channels last; all else as it is.
+
+    Raises:
+        ValueError: floats outside of [0, 1].
+    """
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
         image = image.transpose(1, 2, 0)
+    if np.issubdtype(image.dtype, np.floating) and image.size:
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"the image holds floats from {low:g} to {high:g}; allowed are 0 to 1, and uint8")
+        image = (image.astype(np.float32) * 255).round().astype(np.uint8)
     return image
 
 

@@ -19,7 +19,6 @@ from qlip.generation import GoesOnBehindImages
 from qlip.packing import unpack_leaves
 from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 
-
 NO_PROMPT = "images were given without input_ids: where they stand can't be told from embeddings"
 
 

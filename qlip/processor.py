@@ -29,7 +29,10 @@ class AttachedProcessor:
 
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
         """transformers' seam between pictures and text: packed pictures, and what stands for each in the prompt."""
-        packed = self.image_processor.pack(make_flat_list_of_images(images), **options)
+        pictures = make_flat_list_of_images(images)
+        if not pictures:
+            return {}, []
+        packed = self.image_processor.pack(pictures, **options)
         if getattr(self, "image_token", None) is None:  # no pictures among the text, as in CLIP's processor
             return packed, []
         counts = self.image_processor.count_tokens(packed["leaf_boxes"])

@@ -98,5 +98,8 @@ def test_models_without_a_table_or_a_square_grid_are_refused():
         qlip.attach(make(**SHAPE, pos_embed="none"))
     with pytest.raises(TypeError, match="a grid of 4 x 8 cells; QLIP needs a square grid"):
         qlip.attach(make(**{**SHAPE, "img_size": (56, 112)}))
+    distilled = timm.models.deit.VisionTransformerDistilled(**SHAPE)
+    with pytest.raises(TypeError, match="2 tokens before its patches, of which 1 are known"):
+        qlip.attach(distilled)
     with pytest.raises(TypeError, match="Eva is none of .* rotary"):
         qlip.attach(timm.models.eva.Eva(**SHAPE, use_rot_pos_emb=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -26,7 +28,15 @@ from transformers import (
 )
 
 import qlip
-from tests.qlip.hosts import IMAGE_TOKEN, SHAPE, TEXT, VISION, make_language_model, make_vision_model
+from tests.qlip.hosts import (
+    IMAGE_TOKEN,
+    SHAPE,
+    TEXT,
+    VISION,
+    make_contrastive_model,
+    make_language_model,
+    make_vision_model,
+)
 
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 
@@ -172,3 +182,41 @@ def test_a_refused_model_stays_as_it_was():
         qlip.attach(model, thumbnail=True)
     assert model.config.qlip["alpha"] == 0.3
     assert model.attachment.vision.qlip.alpha == 0.3
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "whole"),
+    [
+        (lambda: make_language_model("llava"), "model", "LlavaForConditionalGeneration"),
+        (lambda: make_language_model("llava_next"), "model.vision_tower", "LlavaNextForConditionalGeneration"),
+        (lambda: make_contrastive_model("clip"), "vision_model", "CLIPModel"),
+    ],
+    ids=["trunk", "tower", "vision model"],
+)
+@pytest.mark.parametrize("clone", [lambda model: model, copy.deepcopy], ids=["itself", "copy"])
+def test_parts_of_an_attached_model(make, name, whole, clone):
+    """They could not be changed alone: the model around would be left half attached."""
+    model = clone(qlip.attach(make(), alpha=0.3)[0])
+    inner = model.get_submodule(name)
+    for act in (qlip.attach, qlip.detach):
+        with pytest.raises(TypeError, match=f"is a part of an attached {whole}; attach or detach the whole"):
+            act(inner)
+    assert model.attachment.vision.qlip.alpha == 0.3
+    model, _ = qlip.attach(model, alpha=0.4)
+    model, _ = qlip.detach(model)
+    with pytest.raises(TypeError, match="is not attached"):
+        qlip.detach(inner)
+    assert not any("attached_within" in vars(module) for module in model.modules())
+
+
+def test_a_prior_that_is_nowhere(tmp_path):
+    """A checkpoint of the hub names a file of its own, which is not downloaded with it."""
+    model = make_vision_model("clip")
+    model.config.qlip = {"interpolation": "mlp", "mlp": "prior.safetensors"}
+    model.config._name_or_path = "somebody/on-the-hub"
+    with pytest.raises(FileNotFoundError, match=r"no MLP prior at prior\.safetensors, nor at somebody/on"):
+        qlip.attach(model)
+    missing = tmp_path / "missing.safetensors"
+    with pytest.raises(FileNotFoundError, match="no MLP prior at .*missing.safetensors"):
+        qlip.attach(model, mlp=str(missing))
+    qlip.attach(model, interpolation="bilinear")

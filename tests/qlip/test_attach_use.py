@@ -199,6 +199,18 @@ def test_detach_gives_back_what_was_there(kind):
     assert model.config.to_dict() == config
 
 
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@pytest.mark.parametrize("none", [None, [], (), [[], []]], ids=str)
+@torch.no_grad()
+def test_a_prompt_without_pictures_is_the_untouched_processors(kind, none):
+    model, processor = attached(kind, **TREE)
+    inputs = processor(images=none, text=["hi", "good day"], return_tensors="pt", padding=True)
+    expected = make_processor(kind)(text=["hi", "good day"], return_tensors="pt", padding=True)
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    assert torch.equal(model(**inputs).logits, make_language_model(kind)(**expected).logits)
+
+
 def test_other_models_of_the_class_are_untouched():
     attached("llava", **TREE)
     inputs = ask(make_processor("llava"), PROMPTS[:1], PICTURES[:1])

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor, CLIPImageProcessorPil, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPImageProcessorPil, pipeline
 
 import qlip
 from tests.qlip.hosts import (
@@ -135,6 +135,20 @@ def test_saved_and_loaded_by_transformers_alone_then_attached(tmp_path, make):
         assert torch.equal(getattr(loaded, "vision_model", loaded)(**images).pooler_output, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_processor_alone_is_saved_as_the_one_that_was_given(tmp_path, kind):
+    """transformers alone loads the folder; attached again, the settings come from the model's configuration."""
+    plain = CLIPImageProcessorPil(size={"shortest_edge": NATIVE}, crop_size=NATIVE, image_mean=[0.1, 0.2, 0.3])
+    model, processor = qlip.attach(make_vision_model(kind), plain, **TREE)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert loaded.to_dict() == plain.to_dict()
+    _, again = qlip.attach(AutoModel.from_pretrained(tmp_path), loaded)
+    expected = processor.pack(PICTURES)
+    assert all(torch.equal(value, expected[name]) for name, value in again.pack(PICTURES).items())
+
+
 def test_an_image_processor_alone_comes_back_from_detach():
     plain = CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3])
     model, processor = qlip.attach(make_vision_model("clip"), plain, **TREE)
@@ -156,6 +170,9 @@ def test_errors_of_the_forward_pass():
     model, processor = qlip.attach(make_vision_model("clip"), **TREE)
     with pytest.raises(ValueError, match="pixel_values is None"):
         model()
+    for nothing in ([], torch.zeros(0, 3, NATIVE, NATIVE)):
+        with pytest.raises(ValueError, match="pixel_values hold no image; give at least one"):
+            model(nothing)
     with pytest.raises(ValueError, match="output_attentions"):
         model(torch.zeros(1, 3, NATIVE, NATIVE), output_attentions=True)
     with pytest.raises(ValueError, match="57 x 56 pixels"):

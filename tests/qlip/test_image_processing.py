@@ -117,6 +117,22 @@ def test_different_sizes_come_as_a_list_and_equal_ones_as_a_tensor():
     assert processor(np.asarray(one), return_tensors="np")["pixel_values"].shape == (1, 3, 28, 28)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["tensor", "array"])
+@pytest.mark.parametrize("first", [True, False], ids=["channels first", "channels last"])
+def test_tensors_and_arrays_are_the_pictures_they_hold(dtype, form, first):
+    """Floats are shares of white; half precision holds a grey value to within a step of it."""
+    expected = np.array(gradient_picture(28, 42))
+    pixels = torch.from_numpy(expected).permute(2, 0, 1) if first else torch.from_numpy(expected)
+    image = pixels if dtype == torch.uint8 else (pixels.double() / 255).to(dtype)
+    if form == "array":
+        image = image.float().numpy() if dtype == torch.bfloat16 else image.numpy()
+    plain = {"image_mean": (0.0,) * 3, "image_std": (1 / 255,) * 3}
+    got = QLIPImageProcessor(**plain).preprocess(image, return_tensors="pt")["pixel_values"][0].permute(1, 2, 0)
+    atol = 1 if dtype == torch.bfloat16 else 0
+    assert np.abs(got.numpy().round() - expected).max() <= atol
+
+
 def test_settings_survive_save_and_load(tmp_path):
     processor = QLIPImageProcessor(16, 224, (0.5,) * 3, (0.25,) * 3, QLIPConfig(alpha=float("inf"), image_size=448))
     processor.save_pretrained(tmp_path)
@@ -128,8 +144,15 @@ def test_settings_survive_save_and_load(tmp_path):
 
 
 def test_errors_name_the_value():
-    with pytest.raises(TypeError, match="float64 array"):
-        QLIPImageProcessor().preprocess(np.zeros((4, 4, 3)))
+    with pytest.raises(TypeError, match="int64 array; it must be a Pillow image, or uint8 or floats"):
+        QLIPImageProcessor().preprocess(np.zeros((4, 4, 3), dtype=np.int64))
+    with pytest.raises(ValueError, match=r"floats from -2 to 0; allowed are 0 to 1"):
+        QLIPImageProcessor().preprocess(np.float32([[0, -2.0]]))
+    with pytest.raises(ValueError, match="floats from nan to nan"):
+        QLIPImageProcessor().preprocess(np.float32([[0, np.nan]]))
+    for call in (QLIPImageProcessor().preprocess, QLIPImageProcessor().pack):
+        with pytest.raises(ValueError, match="there is no image; give at least one"):
+            call([])
     with pytest.raises(ValueError, match="return_tensors is 'tf'"):
         QLIPImageProcessor().preprocess(gradient_picture(14, 14), return_tensors="tf")
     with pytest.raises(ValueError, match="native_size is 10;"):

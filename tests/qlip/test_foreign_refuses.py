@@ -1,0 +1,53 @@
+"""Vision transformers of timm whose tokens or patches QLIP would misread are refused when it is attached.
+
+timm is not needed: only the names of classes, and the attributes that it documents, are looked at.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import qlip
+
+
+def make_vit(name: str = "VisionTransformer", prefix: int = 1, **embed) -> nn.Module:
+    """A model with the attributes of timm's VisionTransformer, or of a class that follows it."""
+    base = type("VisionTransformer", (nn.Module,), {"__module__": "timm.models.vision_transformer"})
+    model = (base if name == base.__name__ else type(name, (base,), {"__module__": "timm.models.deit"}))()
+    parts = {"patch_size": (14, 14), "grid_size": (4, 4), "proj": nn.Conv2d(3, 32, 14, 14), "norm": nn.Identity()}
+    model.patch_embed = SimpleNamespace(**{**parts, **embed})
+    model.embed_dim, model.num_prefix_tokens, model.no_embed_class = 32, prefix, False
+    model.cls_token = nn.Parameter(torch.zeros(1, 1, 32))
+    model.reg_token = None
+    model.pos_embed = nn.Parameter(torch.zeros(1, 16 + prefix, 32))
+    model.blocks, model.norm_pre, model.norm = nn.ModuleList(), nn.Identity(), nn.Identity()
+    return model
+
+
+def test_what_is_refused_below_is_otherwise_taken():
+    assert qlip.attach(make_vit())[1].native_grid == 4
+    registers = make_vit(prefix=3)
+    registers.reg_token = nn.Parameter(torch.zeros(1, 2, 32))
+    qlip.attach(registers)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: make_vit("VisionTransformerDistilled", prefix=2), "2 tokens before its patches, of which 1 are known"),
+        (lambda: make_vit(proj=nn.Conv2d(1024, 32, 1)), r"patches of 1024 channels and \(1, 1\) values"),
+        (lambda: make_vit(proj=nn.Conv2d(3, 32, 16, 14)), r"3 channels and \(16, 16\) values, .* \(14, 14\)"),
+        (lambda: make_vit(proj=nn.Conv2d(1, 32, 14, 14)), "patches of 1 channels"),
+        (lambda: make_vit(proj=nn.Linear(588, 32)), "patches of None channels"),
+        (lambda: make_vit(grid_size=(4, 8)), "a grid of 4 x 8 cells"),
+        (lambda: make_vit(norm=nn.LayerNorm(32)), "a norm behind its patches"),
+    ],
+    ids=["distilled", "hybrid", "overlapping", "grey", "linear", "oblong", "norm"],
+)
+def test_what_qlip_would_misread_is_refused(model, reason):
+    with pytest.raises(TypeError, match=f"of timm has .*{reason}"):
+        qlip.attach(model())
