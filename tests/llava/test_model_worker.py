@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.serve import model_worker
+from llava.serve import controller, model_worker
+from llava.serve.dispatcher import Dispatcher
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.http import RequestLimits
 from llava.serve.images import ImageLimits
 from llava.serve.model_worker import ModelWorker, create_app, parse_args
+from llava.serve.registry import Registry
 from llava.serve.sampling import Sampling
 from tests.llava import upstream
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
@@ -313,6 +316,26 @@ def test_the_model_stops_when_the_client_goes_before_the_answer(engine: ChatEngi
             assert engine.waiting == 1
         assert reaches(engine, lambda: engine.waiting == 0)
     first.close()
+
+
+@pytest.mark.parametrize("program", ["worker", "controller"])
+def test_a_client_that_goes_amid_its_request_is_no_error(
+    engine: ChatEngine, program: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = controller.create_app(Dispatcher(Registry()))
+    app = {"worker": create_app(ModelWorker(engine, [NAME])), "controller": front}[program]
+    scope = {"type": "http", "method": "POST", "path": "/worker_generate_stream", "query_string": b"", "headers": []}
+    messages = [{"type": "http.request", "body": b'{"prompt": "', "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert (messages, sent, caplog.records) == ([], [], [])
 
 
 def test_answers_refusals_and_vanished_clients_are_counted(engine: ChatEngine) -> None:
