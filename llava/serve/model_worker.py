@@ -11,9 +11,9 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI, Request
-from PIL import Image
 from starlette.responses import Response
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -45,7 +45,6 @@ from llava.utils import demo_model_path
 
 PORT = 21002
 CONTROLLER = "http://localhost:21001"
-PREPARED_TOGETHER = 4  # requests whose pictures are decoded at a time; a large one takes 200 MB until it is resized
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
 
 
@@ -70,7 +69,6 @@ class ModelWorker:
         """
         self.engine, self.model_names, self.limits = engine, list(model_names), limits or RequestLimits()
         self.stream_interval, self.silence = stream_interval, silence
-        self._preparing = asyncio.Semaphore(PREPARED_TOGETHER)
 
     def status(self) -> wire.WorkerStatus:
         """Returns what the controller wants to know."""
@@ -94,12 +92,8 @@ class ModelWorker:
         sampling, options = request.sampling(), qlip_of(request.qlip)
         self.engine.sight.settings(options)  # checked before any picture is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
-        async with self._preparing:
-            images = await asyncio.to_thread(self._decode, request.images or ())
-            return await self.engine.asubmit(prompt, images, sampling, options, shorten=True)
-
-    def _decode(self, images: Sequence[str]) -> list[Image.Image]:
-        return [load_image_from_base64(text, self.limits.image) for text in images]
+        images = [partial(load_image_from_base64, text, self.limits.image) for text in request.images or ()]
+        return await self.engine.asubmit(prompt, images, sampling, options, shorten=True)
 
 
 @dataclass
