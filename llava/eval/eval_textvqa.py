@@ -1,7 +1,7 @@
 """TextVQA: the VQA soft accuracy on its validation questions: `python -m llava.eval.eval_textvqa`.
 
 LLaVA's question file names a question by its image, which may have several, so that answers and annotations meet by
-image and question text.
+image and question text. A question that stands twice for an image is answered twice: in the files' order.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.records import Key, Row, keyed, read_answers, read_json, texts_for
+from llava.eval.records import Key, Row, keyed, name_of, read_json, read_rows, texts_for
 from llava.eval.scoring import Score, accuracy, run_scorer, score_parser
 from llava.eval.vqa_text import soft_accuracy
 
@@ -48,17 +49,38 @@ def bare_question(prompt: str) -> str:
     return lines[0].strip().lower()
 
 
-def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
-    """Answers by (image, question).
+def told_apart(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Rows with their places; a question's second row about an image gets "(2)" behind the question, and so on."""
+    seen: Counter[Key] = Counter()
+    for place, row in rows:
+        key = (str(row.get("image_id")), str(row.get("question", "")).strip().lower())
+        seen[key] += 1
+        yield place, row | {"asked": key, "question": key[1] if seen[key] == 1 else f"{key[1]} ({seen[key]})"}
+
+
+def by_question(path: Path) -> dict[Key, Row]:
+    """The rows of an answers file by (image, question).
 
     Raises:
-        ValueError: a question of an image is answered twice.
+        ValueError: a row lacks a field, or its prompt is of no known form.
     """
+    lines = [(f"{path}:{number}", row | {"line": number}) for number, row in read_rows(path)]
+    said = keyed(path, lines, ("question_id", "prompt", "text"), ("line",)).values()
     rows = [
-        (str(path), {"image_id": key[0], "question": bare_question(key[1]), "text": row["text"]})
-        for key, row in answers.items()
+        (
+            f"{path}:{row['line']}",
+            {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))},
+        )
+        for row in said
     ]
-    return keyed(path, rows, ("text",), ("image_id", "question"))
+    return keyed(path, told_apart(rows), ("text",), ("image_id", "question"))
+
+
+def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row], path: Path) -> None:
+    """Raises ValueError if a question is answered more often than it was asked."""
+    for key, row in answers.items():
+        if key not in annotations and row["asked"] in annotations:
+            raise ValueError(f"{path}:{row['line']}: {name_of(row['asked'])} is there a second time")
 
 
 def measure(args: argparse.Namespace) -> Score:
@@ -67,9 +89,9 @@ def measure(args: argparse.Namespace) -> Score:
     if not isinstance(content.get("data"), list):
         raise ValueError(f"{args.annotation_file} has no list `data`")
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
-    places = [(place, row | {"question": str(row.get("question", "")).strip().lower()}) for place, row in places]
-    annotations = keyed(args.annotation_file, places, ("answers",), ("image_id", "question"))
-    answers = by_question(read_answers(args.result_file, ("question_id", "prompt")), args.result_file)
+    annotations = keyed(args.annotation_file, told_apart(places), ("answers",), ("image_id", "question"))
+    answers = by_question(args.result_file)
+    check_surplus(annotations, answers, args.result_file)
     return score(list(annotations.values()), texts_for(annotations, answers, args.result_file))
 
 

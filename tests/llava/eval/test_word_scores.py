@@ -69,6 +69,30 @@ def test_a_missing_or_second_answer_to_textvqa_is_named(
     assert words in capsys.readouterr().err
 
 
+def test_a_question_that_stands_twice_for_an_image_is_scored_twice_in_the_files_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [
+        {"image_id": "i1", "question": "What brand?", "answers": ["kodak"] * 10},
+        {"image_id": "i2", "question": "What brand?", "answers": ["leica"] * 10},
+        {"image_id": "i1", "question": "what brand?", "answers": ["agfa"] * 10},
+    ]
+    write_json(tmp_path / "val.json", {"data": data})
+    said = [("i1", "kodak"), ("i1", "agfa"), ("i2", "leica"), ("i1", "fuji")]
+    rows = [{"question_id": name, "prompt": "What brand?" + SUFFIX, "text": text} for name, text in said]
+    scores = []
+    for order in ((0, 1, 2), (1, 0, 2), (0, 2), (0, 1, 2, 3)):
+        write_rows(tmp_path / "a.jsonl", [rows[i] for i in order])
+        flags = ["--annotation-file", str(tmp_path / "val.json"), "--result-file", str(tmp_path / "a.jsonl")]
+        code = eval_textvqa.main([*flags, "--json", str(tmp_path / "s.json")])
+        (row,) = json.loads((tmp_path / "s.json").read_text())["rows"].values()
+        scores.append((code, row["accuracy"]) if code == 0 else code)
+    assert scores == [(0, 100.0), (0, pytest.approx(100 / 3)), 2, 2]
+    errors = capsys.readouterr().err
+    assert "lacks the answers to 1 of 3 questions, for example 'i1' / 'what brand? (2)'" in errors
+    assert "a.jsonl:4: 'i1' / 'what brand?' is there a second time" in errors
+
+
 def gqa_question(answer: str, structural: str, semantic: str) -> dict[str, Any]:
     return {"answer": answer, "types": {"structural": structural, "semantic": semantic}}
 
