@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
+from llava.eval.lock import only_run
 from llava.eval.prefetch import Preparer, prepare_ahead
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
@@ -111,12 +113,21 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     """Answers what the file of answers lacks.
 
     Raises:
-        ValueError: impossible flags, a bad question file, or answers of another run.
+        ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
-    sampling, limits = read_sampling(args), read_limits(args)
+    read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
     questions = read(args)
     preparer = make_preparer(args)
     state = join_processes(args)
+    with only_run(args.answers_file) if state is None or state.is_main_process else nullcontext():
+        return _answer(name, args, questions, preparer, state)
+
+
+def _answer(
+    name: str, args: argparse.Namespace, questions: Sequence[Question], preparer: Preparer, state: PartialState | None
+) -> int:
+    """Answers this process's share of what the file of answers lacks; the first process starts and ends the file."""
+    sampling, limits = read_sampling(args), read_limits(args)
     first = state is None or state.is_main_process
     answers = AnswerFile(args.answers_file, state.process_index if state else None)
     if first:
@@ -182,11 +193,12 @@ def report(name: str, answers: AnswerFile, wanted: Iterable[int]) -> int:
 
 
 class Progress:
-    """A bar with pictures per second, visual tokens saved against the uniform grid, and the time left."""
+    """A bar: questions and pictures a second, visual tokens saved against the uniform grid, and the time left."""
 
     def __init__(self, total: int, show: bool) -> None:
         every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
-        self.bar = tqdm(total=total, unit="image", disable=not show, mininterval=every, smoothing=0.05)
+        self.bar = tqdm(total=total, unit="question", disable=not show, mininterval=every, smoothing=0.05)
+        self.pictures: set[str] = set()
         self.tokens = self.uniform = 0
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -194,8 +206,11 @@ class Progress:
         answered = [row["metadata"] for row in rows if "text" in row]
         self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
         self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
-        if self.uniform:
-            self.bar.set_postfix_str(f"{1 - self.tokens / self.uniform:.0%} tokens saved", refresh=False)
+        self.pictures |= {metadata["image"] for metadata in answered if metadata["image"] is not None}
+        seconds = self.bar.format_dict["elapsed"]
+        if self.uniform and seconds:
+            speed, saved = len(self.pictures) / seconds, 1 - self.tokens / self.uniform
+            self.bar.set_postfix_str(f"{speed:.2f} images/s, {saved:.0%} tokens saved", refresh=False)
         self.bar.update(len(rows))
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from llava.eval.batch_run import (
     row_maker,
 )
 from llava.eval.batches import BatchLimits
+from llava.eval.lock import only_run
 from llava.eval.model_vqa_loader import read
 from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
@@ -184,7 +185,8 @@ def run(args: argparse.Namespace) -> int:
     """Answers what the file of answers lacks.
 
     Raises:
-        ValueError: impossible flags, a bad question file, answers of another run, or nodes that differ.
+        ValueError: impossible flags, a bad question file, answers of another run or one at work on them, or nodes
+            that differ.
     """
     limits = read_limits(args)
     read_sampling(args)
@@ -196,6 +198,12 @@ def run(args: argparse.Namespace) -> int:
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():
             setattr(args, name, str(Path(path).resolve()))
+    with only_run(args.answers_file):
+        return _answer(args, limits)
+
+
+def _answer(args: argparse.Namespace, limits: BatchLimits) -> int:
+    """Answers what the file of answers lacks, by flags that were checked."""
     questions = read(args)
     preparer = make_preparer(args)
     args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batch_run import Progress, guarded, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
+from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
 from llava.eval.prefetch import Preparer, Unreadable
 from llava.eval.provenance import checkpoint_hash, run_settings
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     """Answers what the file of answers lacks; returns 1 if questions stayed without an answer.
 
     Raises:
-        ValueError: impossible flags, a bad question file, or answers of another run.
+        ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()
     choices = [read_choice(row, args.image_folder) for row in rows]
@@ -143,6 +144,12 @@ def run(args: argparse.Namespace) -> int:
         Question(row["question_id"], choice.question, choice.question, args.image_folder / row["image"], row["image"])
         for row, choice in zip(rows, choices, strict=True)
     ]
+    with only_run(args.answers_file):
+        return _answer(args, questions, choices)
+
+
+def _answer(args: argparse.Namespace, questions: Sequence[Question], choices: Sequence[Choice]) -> int:
+    """Chooses an option for what the file of answers lacks."""
     answers = AnswerFile(args.answers_file)
     answers.start(questions, args.resume)
     todo = open_questions(args, questions, answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.answer_file import AnswerFile
+from llava.eval.batch_run import Progress
+from llava.eval.lock import only_run
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.serve.images import load_image
@@ -186,6 +189,31 @@ def test_a_question_that_got_lost_is_told_by_the_exit_code(
     assert "questions have neither answer nor error" in capsys.readouterr().err
     monkeypatch.undo()
     assert model_vqa_loader.main([*flags, *chunk]) == 0
+
+
+def test_two_runs_may_not_write_one_file(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    answers = Path(flags[2].partition("=")[2])
+    with only_run(answers):
+        assert model_vqa_loader.main(flags) == 2
+    assert "is being written by another run (process" in capsys.readouterr().err.splitlines()[-1]
+    assert not answers.exists()
+    assert model_vqa_loader.main([*flags, "--num-chunks=8"]) == 0
+    assert [file.name for file in answers.parent.iterdir()] == ["answers.jsonl"]
+
+
+def test_progress_tells_questions_and_pictures_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight questions about two pictures."""
+    progress = Progress(8, show=True)
+    for start in (0, 4):
+        places = [
+            {"image": f"{i // 4}.png", "visual_tokens": 30, "uniform_tokens": 40} for i in range(start, start + 4)
+        ]
+        progress.add([{"text": "x", "metadata": place} for place in places])
+    progress.close()
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    found = re.search(r"8/8 .* [\d.]+question/s, [\d.]+ images/s, 25% tokens saved", last)
+    assert found, last
+    assert progress.pictures == {"0.png", "1.png"}
 
 
 def test_without_qlip_the_tower_is_clips(flags: list[str]) -> None:
