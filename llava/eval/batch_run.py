@@ -29,8 +29,9 @@ from llava.eval.questions import Question, chunk
 from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_empty_tower
-from llava.serve.cli import OneLineParser, add_model_flags, load_engine, qlip_option
+from llava.serve.cli import add_model_flags, load_engine, qlip_option
 from llava.serve.errors import told_in_full
+from llava.serve.parser import OneLineParser
 from llava.serve.sampling import Sampling
 from llava.utils import demo_model_path
 

@@ -10,10 +10,11 @@ import argparse
 import sys
 from typing import Any
 
-from llava.serve.cli import OneLineParser, add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import Sampling
 from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
+from llava.serve.parser import OneLineParser
 from llava.utils import demo_picture_path
 
 

@@ -23,7 +23,7 @@ from llava.model.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
-from llava.serve.parser import OneLineParser as OneLineParser
+from llava.serve.parser import OneLineParser
 from llava.serve.sampling import Sampling
 from llava.utils import default_device, demo_model_path, demo_picture_path
 

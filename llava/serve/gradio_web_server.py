@@ -14,10 +14,11 @@ from contextlib import closing, contextmanager
 import gradio as gr
 from starlette.middleware import Middleware
 
-from llava.serve.cli import DEMO_NOTICE, OneLineParser, add_model_flags, load_engine
+from llava.serve.cli import DEMO_NOTICE, add_model_flags, load_engine
 from llava.serve.errors import told_in_full
 from llava.serve.http import API_KEY_VARIABLE, api_keys
 from llava.serve.images import DEFAULT_LIMITS
+from llava.serve.parser import OneLineParser
 from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo

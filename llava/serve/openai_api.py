@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 from llava.mm_utils import get_model_name_from_path
-from llava.serve.cli import OneLineParser, add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import EngineClosed
 from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
@@ -28,6 +28,7 @@ from llava.serve.openai_chat import APISettings, Chat
 from llava.serve.openai_errors import add_error_handlers, refusing
 from llava.serve.openai_replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai_schema import ChatRequest
+from llava.serve.parser import OneLineParser
 from llava.serve.trust import is_loopback
 from llava.utils import demo_model_path
 
