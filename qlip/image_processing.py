@@ -226,10 +226,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float64)
+        grey = np.array(image, dtype=np.float32)  # scaled in place: a large picture has room for one copy
         top = grey.max(initial=0.0)
-        scale = 255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0
-        image = Image.fromarray(np.clip(grey * scale, 0, 255).round().astype(np.uint8))
+        grey *= np.float32(255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0)
+        image = Image.fromarray(np.clip(grey, 0, 255, out=grey).round(out=grey).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
