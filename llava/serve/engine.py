@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,17 @@ from llava.serve.text_stream import until_stop as until_stop  # where scripts ha
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `ChatEngine.submit` takes."""
+
+    prompt: str | Conversation
+    images: Sequence[Picture]
+    sampling: Sampling
+    qlip: QLIPOptions
+    shorten: bool
 
 
 class ChatEngine:
@@ -179,7 +190,7 @@ class ChatEngine:
             Others: what opening a picture raises.
         """
         self.queue.admit()
-        return self._enqueue(prompt, images, sampling, qlip, shorten)
+        return self._enqueue(_Request(prompt, images, sampling, qlip, shorten))
 
     async def asubmit(
         self,
@@ -194,7 +205,7 @@ class ChatEngine:
         Cancelled in the meantime, it leaves no request behind that nobody waits for.
         """
         self.queue.admit()
-        preparing = self._preparers.submit(self._enqueue, prompt, images, sampling, qlip, shorten)
+        preparing = self._preparers.submit(self._enqueue, _Request(prompt, images, sampling, qlip, shorten))
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -217,31 +228,18 @@ class ChatEngine:
                 f"tokens exceed the model's context of {self.context_len}"
             )
 
-    def _enqueue(
-        self,
-        prompt: str | Conversation,
-        images: Sequence[Picture],
-        sampling: Sampling,
-        qlip: QLIPOptions,
-        shorten: bool,
-    ) -> Answer:
+    def _enqueue(self, request: _Request) -> Answer:
         """Prepares a request that is admitted, and lets it wait; one that can't be met gives its place back."""
         try:
-            answer = self._prepare(prompt, images, sampling, qlip, shorten)
+            answer = self._prepare(request)
         except BaseException:
             self.queue.dismiss()
             raise
         self.queue.put(answer)
         return answer
 
-    def _prepare(
-        self,
-        prompt: str | Conversation,
-        images: Sequence[Picture],
-        sampling: Sampling,
-        qlip: QLIPOptions,
-        shorten: bool,
-    ) -> Answer:
+    def _prepare(self, request: _Request) -> Answer:
+        prompt, images, sampling = request.prompt, request.images, request.sampling
         if isinstance(prompt, Conversation):
             sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
             prompt = prompt.get_prompt()
@@ -249,11 +247,11 @@ class ChatEngine:
         wanted = int((ids == IMAGE_TOKEN_INDEX).sum())
         if wanted != len(images):
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
-        settings = self.sight.settings(qlip)
+        settings = self.sight.settings(request.qlip)
         # One after the other, so that one picture at a time is in memory at its full size.
         views = [self._look(image, settings) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
-        if shorten:
+        if request.shorten:
             left = max(1, self.context_len - text - context)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
         self.check_length(text, context, sampling.max_new_tokens)
