@@ -144,12 +144,13 @@ class Runner:
 
     @torch.inference_mode()
     def _encode(self, plans: Sequence[_Planned], encoded: dict[Source | None, ImageTokens]) -> None:
-        """Adds the pictures of a batch that are not encoded yet."""
+        """Adds the pictures of a batch that are not encoded yet, in batches of their own: the prompts' like lengths may
+        hide that pictures differ, and the tower would pad them."""
         new = {plan.question.image: plan.picture for plan in plans if plan.question.image not in encoded}
-        pictures = {source: picture for source, picture in new.items() if picture is not None}
-        if pictures:
-            tokens = self.engine.model.encode_images([picture.image for picture in pictures.values()])
-            encoded.update(zip(pictures, tokens, strict=True))
+        pictures = [(source, picture) for source, picture in new.items() if picture is not None]
+        for batch in form_batches([picture.tokens for _, picture in pictures], self.limits):
+            tokens = self.engine.model.encode_images([pictures[i][1].image for i in batch])
+            encoded.update(zip([pictures[i][0] for i in batch], tokens, strict=True))
 
 
 def pictures_of(asked: Sequence[Asked], limits: BatchLimits) -> list[Source]:

@@ -13,13 +13,14 @@ from PIL import Image
 
 from llava.eval import runner as module
 from llava.eval.batches import BatchLimits
-from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.prefetch import Prepared, Preparer, prepare_ahead
 from llava.eval.questions import Question
 from llava.eval.runner import Outcome, Runner, pictures_of
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
+from qlip.patches import CutImage
 
 GREEDY = Sampling(0.0, max_new_tokens=24)
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?", "What color is the ring?")
@@ -99,6 +100,34 @@ def test_a_picture_is_encoded_once_in_a_window(
     outcomes(Runner(engine, GREEDY, limits=BatchLimits(2)), asked)
     handle.remove()
     assert sum(seen) == 4  # all 17 questions are in one window of 18
+
+
+def test_the_tower_pads_little_where_texts_hide_how_pictures_differ(
+    engine: ChatEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tokens with a long question, many with a short one: prompts of one length, which are one batch."""
+    tower = engine.model.get_vision_tower()
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (448, 448), (20, 90, 200)).save(plain)
+    files = [folder / "0.png", plain, folder / "2.png"]
+    tokens = [picture.tokens for picture in map(Preparer.of(tower), files) if isinstance(picture, Prepared)]
+    questions = [ask(i, TEXTS[0] + " a" * (max(tokens) - tokens[i]), file) for i, file in enumerate(files)]
+    seen: list[list[int]] = []
+    handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append([count(image) for image in arguments[0]]))
+    prompts: list[int] = []
+    generate = module.generate
+    monkeypatch.setattr(module, "generate", lambda *given: prompts.append(len(given[1])) or generate(*given))
+    found = outcomes(Runner(engine, GREEDY), list(enumerate(questions)))
+    handle.remove()
+    assert [outcome.error for outcome in found.values()] == [None] * 3
+    assert prompts == [3]
+    assert sorted(sum(seen, [])) == sorted(tokens)
+    assert all(1 - sum(batch) / (len(batch) * max(batch)) < 0.1 for batch in seen)
+
+
+def count(image: Any) -> int:
+    """Tokens of a prepared picture of the embedded model."""
+    return len(image.leaves) if isinstance(image, CutImage) else 64
 
 
 def test_faults_stay_with_their_question(
