@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,11 +148,9 @@ class Soak:
         """Waits until something is true; False if it does not become so in time."""
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
-            try:
+            with suppress(httpx.TransportError, ValueError, KeyError):  # not up yet
                 if await what():
                     return True
-            except (httpx.TransportError, ValueError, KeyError):
-                pass  # not up yet
             await asyncio.sleep(0.1)
         return False
 
