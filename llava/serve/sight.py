@@ -160,18 +160,23 @@ class Sight:
             One entry per view, in order.
         """
         tokens: dict[int, ImageTokens] = {}
-        for settings in dict.fromkeys(view.settings for view in views):
-            group = [i for i, view in enumerate(views) if view.settings == settings]
-            tokens.update(zip(group, self._run_tower([views[i] for i in group], settings), strict=True))
+        for kind in dict.fromkeys(map(_kind, views)):
+            group = [i for i, view in enumerate(views) if _kind(view) == kind]
+            tokens.update(zip(group, self._run_tower([views[i] for i in group]), strict=True))
         return self.model.project([tokens[i] for i in range(len(views))]) if views else []
 
-    def _run_tower(self, views: Sequence[View], settings: QLIPConfig | None) -> list[ImageTokens]:
-        """The tower's tokens of pictures of the same settings."""
-        tower = self.quadtree_tower
+    def _run_tower(self, views: Sequence[View]) -> list[ImageTokens]:
+        """The tower's tokens of pictures of one kind."""
+        tower, settings = self.quadtree_tower, views[0].settings
         if tower is None or settings is None:
             return self.tower([view.pixels for view in views])
         cuts = [view.cut for view in views if view.cut is not None]
-        return tower.under(settings)(cuts or [view.pixels for view in views])  # of one setting, all are cut or none is
+        return tower.under(settings)(cuts or [view.pixels for view in views])
+
+
+def _kind(view: View) -> tuple[QLIPConfig | None, bool]:
+    """What pictures must share to go through the tower together; a request's settings may happen to be CLIP's view."""
+    return view.settings, view.cut is None
 
 
 def quadtree_view(picture: Image.Image, processor: QLIPImageProcessor) -> View:

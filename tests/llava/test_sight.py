@@ -102,3 +102,13 @@ def test_the_tower_keeps_its_settings_whatever_is_asked(sight: Sight, picture: I
     sight.encode([sight.look(picture, None), sight.look(picture, replace(before, alpha=2.0))])
     assert tower.settings == tower.vision_tower.qlip == tower.image_processor.qlip == before
     torch.testing.assert_close(sight.model.encode_images([pixels])[0].features, expected.features, atol=0, rtol=0)
+
+
+def test_a_quadtree_of_clips_own_settings_goes_beside_clips_view(sight: Sight, picture: Image.Image) -> None:
+    views = [sight.look(picture, None), sight.look(picture, CLIP_VIEW)]
+    assert views[0].settings == views[1].settings
+    together = sight.encode(views)
+    assert [len(tokens.features) for tokens in together] == [64, 1024]
+    for view, tokens in zip(views, together, strict=True):
+        (alone,) = sight.encode([view])
+        torch.testing.assert_close(tokens.features, alone.features, atol=1e-4, rtol=1e-4)
