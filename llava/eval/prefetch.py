@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.serve.images import ImageError, ImageLimits, load_image
+from llava.serve.sight import quadtree_view
 from qlip import Leaves, QLIPImageProcessor
 from qlip.patches import CutImage
 
@@ -66,8 +67,6 @@ class Preparer:
     """A `QLIPImageProcessor`, or a CLIP or SigLIP image processor."""
     aspect_ratio: str | None
     """The model's `image_aspect_ratio`."""
-    patch_size: int
-    """Pixels per side of a cell."""
     native_tokens: int
     """Tokens that the CLIP tower gives."""
     limits: ImageLimits = LOCAL_LIMITS
@@ -84,7 +83,7 @@ class Preparer:
             raise ValueError("image_aspect_ratio 'anyres' (tiles) is not supported")
         quadtree = isinstance(tower.image_processor, QLIPImageProcessor)
         native = tower.num_patches if quadtree else tower.count_tokens(torch.empty(3, 1, 1))
-        return cls(tower.image_processor, aspect, tower.config.patch_size, native)
+        return cls(tower.image_processor, aspect, native)
 
     def __call__(self, source: Source) -> Prepared | Unreadable:
         """Opens a picture and makes it ready."""
@@ -93,16 +92,19 @@ class Preparer:
                 picture = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
+        if isinstance(self.processor, QLIPImageProcessor):
+            return self._cut(picture, self.processor)
         config = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
         pixels = process_images([picture], self.processor, config)[0]
         size = (pixels.shape[-2], pixels.shape[-1])
-        if not isinstance(self.processor, QLIPImageProcessor):
-            return Prepared(pixels, self.native_tokens, self.native_tokens, self.native_tokens, size)
-        settings, cut = self.processor.qlip, self.processor.cut(pixels)
-        leaves = cut.leaves
-        tokens = len(leaves) + (self.native_tokens if settings.thumbnail else 0)
-        span = tokens if settings.llm_positions == "sequential" else self.native_tokens
-        return Prepared(cut, tokens, span, leaves.grid[0] * leaves.grid[1], size)
+        return Prepared(pixels, self.native_tokens, self.native_tokens, self.native_tokens, size)
+
+    def _cut(self, picture: Image.Image, processor: QLIPImageProcessor) -> Prepared:
+        view = quadtree_view(picture, processor)
+        rows, cols = view.cut.leaves.grid
+        span = view.tokens if view.settings.llm_positions == "sequential" else self.native_tokens
+        size = (rows * processor.patch_size, cols * processor.patch_size)
+        return Prepared(view.cut, view.tokens, span, view.uniform_tokens, size)
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import Any
 
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import Sampling
-from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
-from llava.serve.parser import OneLineParser
+from llava.serve.parser import OneLineParser, exit_code
 from llava.utils import demo_picture_path
 
 
@@ -67,12 +66,7 @@ def _with_defaults(args: Any) -> argparse.Namespace:
 def main() -> int:
     """Runs the command line and returns the exit code."""
     args = parse_args()
-    try:
-        eval_model(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"run_llava: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("run_llava", lambda: eval_model(args))
 
 
 if __name__ == "__main__":

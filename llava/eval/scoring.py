@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.serve.parser import OneLineParser
+from llava.serve.parser import OneLineParser, exit_code
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -90,12 +89,7 @@ def run_command(
 ) -> int:
     """Runs a command; what is wrong with its input becomes one line and exit code 2."""
     args = parser.parse_args(argv)
-    try:
-        command(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(parser.prog, lambda: command(args))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -32,7 +32,6 @@ from llava.serve.errors import PromptTooLong
 from llava.serve.generation import Row, generate_rows
 from llava.serve.sampling import Sampling
 from llava.serve.sight import SERVERS_OWN, Picture, QLIPOptions, Sight, View
-from llava.serve.text_stream import until_stop as until_stop  # where scripts have always found it
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]

@@ -15,10 +15,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from llava.serve.cli import DEMO_NOTICE, add_model_flags, load_engine
-from llava.serve.errors import told_in_full
 from llava.serve.http import API_KEY_VARIABLE, api_keys
 from llava.serve.images import DEFAULT_LIMITS
-from llava.serve.parser import OneLineParser
+from llava.serve.parser import OneLineParser, exit_code
 from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo
@@ -136,12 +135,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Loads the model, if any, and serves the page until interrupted; returns the exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"gradio_web_server: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("gradio_web_server", lambda: run(args))
 
 
 if __name__ == "__main__":

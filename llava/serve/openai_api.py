@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import EngineClosed
+from llava.serve.errors import EngineClosed, told_in_full
 from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
 from llava.serve.metrics import CountResponses, Metrics
 from llava.serve.openai_answer import EventStream
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         engine, settings = load(args)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"llava.serve.openai_api: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"llava.serve.openai_api: error: {told_in_full(error)}", file=sys.stderr)
         return 2
     run(engine, settings, args.host, args.port)
     return 0

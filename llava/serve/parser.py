@@ -1,9 +1,13 @@
-"""The command lines' parser. Imports nothing heavy, so that commands without a model start at once."""
+"""The command lines' parser, and how they end. Imports nothing heavy: commands without a model start at once."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+from llava.serve.errors import told_in_full
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -11,3 +15,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def exit_code(program: str, work: Callable[[], None]) -> int:
+    """Runs what a command does; what is wrong with its input becomes one line and exit code 2."""
+    try:
+        work()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"{program}: error: {told_in_full(error)}", file=sys.stderr)
+        return 2
+    return 0
