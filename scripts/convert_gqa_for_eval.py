@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llava.eval.eval_gqa import prediction
 from llava.eval.records import read_answers
-from llava.eval.scoring import run_command, write_json
-from llava.serve.parser import OneLineParser
+from llava.eval.scoring import write_json
+from llava.command import OneLineParser, parse_and_run
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="convert_gqa_for_eval", description="Write GQA's predictions file.")
     parser.add_argument("--src", type=Path, required=True, help="answers, as the runner writes them")
     parser.add_argument("--dst", type=Path, required=True, help="file to write")
-    return run_command(parser, convert, argv)
+    return parse_and_run(parser, convert, argv)
 
 
 if __name__ == "__main__":

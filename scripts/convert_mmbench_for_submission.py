@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.records import Key, Row, read_answers, read_table, texts_for
-from llava.eval.scoring import run_command
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns of the table that the server does not want."""
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--upload-dir", type=Path, required=True, help="folder to write to")
     parser.add_argument("--experiment", required=True, help="name of the run")
-    return run_command(parser, convert, argv)
+    return parse_and_run(parser, convert, argv)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava.command import parse_and_run
 from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
 from llava.eval.records import Key, Row, read_answers, texts_for
-from llava.eval.scoring import run_command, score_parser, write_json
+from llava.eval.scoring import score_parser, write_json
 
 
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = score_parser("convert_seed_for_submission", "Score SEED-Bench and write its submission file.")
     add_flags(parser)
     parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
-    return run_command(parser, convert, argv)
+    return parse_and_run(parser, convert, argv)
 
 
 if __name__ == "__main__":

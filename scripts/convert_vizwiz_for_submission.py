@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.records import Row, read_answers, read_labelled, texts_for
-from llava.eval.scoring import run_command, write_json
+from llava.eval.scoring import write_json
 from llava.eval.vqa_text import normalise_answer
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotation-file", type=Path, required=True, help="the question file, llava_test.jsonl")
     parser.add_argument("--result-file", type=Path, required=True, help="answers, as the runner writes them")
     parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
-    return run_command(parser, convert, argv)
+    return parse_and_run(parser, convert, argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.records import Key, Row, read_answers, read_labelled, rows_for
-from llava.eval.scoring import run_command, write_json
+from llava.eval.scoring import write_json
 from llava.eval.vqa_text import normalise_answer
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 
 TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"), help="(%(default)s)")
     parser.add_argument("--ckpt", required=True, help="name of the run")
     parser.add_argument("--split", required=True, help="such as llava_vqav2_mscoco_test-dev2015")
-    return run_command(parser, convert, argv)
+    return parse_and_run(parser, convert, argv)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring import run_command
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 
 COLUMNS = {
     "cvbench": ("type", "task", "image", "prompt", "answer", "source"),
@@ -87,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="prepare_eval", description="Bring a benchmark into LLaVA's form.")
     parser.add_argument("benchmark", choices=tuple(COLUMNS))
     parser.add_argument("folder", type=Path, help="where its Parquet files lie")
-    return run_command(parser, command, argv)
+    return parse_and_run(parser, command, argv)
 
 
 if __name__ == "__main__":

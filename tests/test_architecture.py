@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.__main__",),
     ("llava.serve.errors",),
     ("llava.serve.images",),
-    ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils"),
+    ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils"),
     ("llava.model.*",),
     ("llava.serve.*", "llava.eval.*", "llava.train.*"),
     ("llava",),

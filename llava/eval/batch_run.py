@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
 from llava.eval.lock import only_run
@@ -30,13 +31,14 @@ from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_empty_tower
 from llava.serve.cli import add_model_flags, load_engine, qlip_option
-from llava.serve.errors import told_in_full
-from llava.serve.parser import OneLineParser
 from llava.serve.sampling import Sampling
 from llava.utils import demo_model_path
 
 FEW_PICTURES = 64
 """Up to here worker processes would take longer to start than to help."""
+
+STOPPED = "stopped; the same command continues"
+"""Said after Ctrl-C."""
 
 ReadQuestions = Callable[[argparse.Namespace], list[Question]]
 
@@ -95,19 +97,7 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
 def command(name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None) -> int:
     """Runs a command line; returns 0, 1 if questions stayed without an answer, 2 for an error, 130 if interrupted."""
     args = parser.parse_args(argv)
-    return guarded(name, lambda: run(name, args, read))
-
-
-def guarded(name: str, work: Callable[[], int]) -> int:
-    """The exit code of some work: its own, or that of its failure, which is told in one line."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"{name}: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
+    return run_command(name, lambda: run(name, args, read), interrupted=STOPPED)
 
 
 def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:

@@ -23,9 +23,9 @@ import numpy as np
 
 from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
+    STOPPED,
     Defaults,
     Progress,
-    guarded,
     make_parser,
     make_preparer,
     open_questions,
@@ -42,7 +42,7 @@ from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
 from llava.eval.runner import Asked, Runner, pictures_of
 from llava.serve.cli import load_engine
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, run_command
 
 NAME = "ray_batch"
 SHARE = 2
@@ -229,7 +229,7 @@ def _answer(args: argparse.Namespace, limits: BatchLimits) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     args = parser().parse_args(argv)
-    return guarded(NAME, lambda: run(args))
+    return run_command(NAME, lambda: run(args), interrupted=STOPPED)
 
 
 if __name__ == "__main__":

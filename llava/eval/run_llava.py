@@ -10,10 +10,10 @@ import argparse
 import sys
 from typing import Any
 
+from llava.command import OneLineParser, run_command
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import Sampling
 from llava.serve.images import load_image
-from llava.serve.parser import OneLineParser, exit_code
 from llava.utils import demo_picture_path
 
 
@@ -66,7 +66,7 @@ def _with_defaults(args: Any) -> argparse.Namespace:
 def main() -> int:
     """Runs the command line and returns the exit code."""
     args = parse_args()
-    return exit_code("run_llava", lambda: eval_model(args))
+    return run_command("run_llava", lambda: eval_model(args))
 
 
 if __name__ == "__main__":

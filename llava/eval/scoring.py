@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.serve.parser import OneLineParser, exit_code
+from llava.command import OneLineParser, parse_and_run
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -81,15 +81,7 @@ def run_scorer(
         if args.json:
             write_json(args.json, score.to_dict())
 
-    return run_command(parser, print_score, argv)
-
-
-def run_command(
-    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
-) -> int:
-    """Runs a command; what is wrong with its input becomes one line and exit code 2."""
-    args = parser.parse_args(argv)
-    return exit_code(parser.prog, lambda: command(args))
+    return parse_and_run(parser, print_score, argv)
 
 
 def write_json(path: Path, content: Any) -> None:

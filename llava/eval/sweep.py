@@ -30,7 +30,7 @@ from llava.eval.sweep_plots import Record, describe, percent, table, write_figur
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong
 from llava.serve.images import ImageError, load_image
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, run_command
 from qlip.intervals import mean_interval
 
 DESCRIPTION = """Measure a model's accuracy on a question file over QLIP's settings, with the CLIP tower beside them.
@@ -83,14 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(options: argparse.Namespace) -> int:
     """Runs a sweep; returns the exit code: 0, 1 if cells were skipped, 2 for an error, 130 if it was interrupted."""
-    try:
-        return run(options)
-    except KeyboardInterrupt:
-        print("sweep: stopped; the same command goes on with the next cell", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"sweep: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(
+        "sweep", lambda: run(options), interrupted="stopped; the same command continues with the next cell"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

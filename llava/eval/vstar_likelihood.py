@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.eval.answer_file import AnswerFile
-from llava.eval.batch_run import Progress, guarded, open_questions, report, row_maker
+from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
 from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
@@ -31,7 +31,7 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, run_command
 
 NAME = "vstar_likelihood"
 
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
     )
     args = parser.parse_args(argv)
-    return guarded(NAME, lambda: run(args))
+    return run_command(NAME, lambda: run(args), interrupted=STOPPED)
 
 
 if __name__ == "__main__":

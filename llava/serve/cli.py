@@ -16,14 +16,13 @@ from typing import Any
 from PIL import Image
 
 import qlip
+from llava.command import OneLineParser, run_command
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import told_in_full
 from llava.serve.images import load_image
-from llava.serve.parser import OneLineParser
 from llava.serve.sampling import Sampling
 from llava.utils import default_device, demo_model_path, demo_picture_path
 
@@ -117,15 +116,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     args = parse_args(argv)
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if args.debug:
-            raise
-        print(f"llava: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
+    return run_command("llava", lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> int:

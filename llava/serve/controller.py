@@ -30,7 +30,7 @@ from llava.serve.http import (
     log_to_console,
     serve,
 )
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser
 from llava.serve.registry import Dispatch, Registry
 from llava.serve.trust import (
     WORKER_TOKEN_VARIABLE,

@@ -108,12 +108,6 @@ def explain(error: BaseException) -> Failure:
     return failure
 
 
-def told_in_full(error: BaseException) -> str:
-    """Returns an error's text in one line for who runs the program, with what lies behind a model's failure."""
-    cause = error.__cause__ if isinstance(error, GenerationError) and not error.out_of_memory else None
-    return " ".join(str(cause or error).split())
-
-
 def _failure(error: BaseException) -> Failure:
     message = str(error)
     match error:

@@ -14,10 +14,10 @@ from contextlib import closing, contextmanager
 import gradio as gr
 from starlette.middleware import Middleware
 
+from llava.command import OneLineParser, run_command
 from llava.serve.cli import DEMO_NOTICE, add_model_flags, load_engine
 from llava.serve.http import API_KEY_VARIABLE, api_keys
 from llava.serve.images import DEFAULT_LIMITS
-from llava.serve.parser import OneLineParser, exit_code
 from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Loads the model, if any, and serves the page until interrupted; returns the exit code."""
     args = parse_args(argv)
-    return exit_code("gradio_web_server", lambda: run(args))
+    return run_command("gradio_web_server", lambda: run(args))
 
 
 if __name__ == "__main__":

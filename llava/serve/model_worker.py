@@ -22,7 +22,7 @@ from llava.serve import wire
 from llava.serve.answer import Answer
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import GenerationError, explain, told_in_full
+from llava.serve.errors import GenerationError, explain
 from llava.serve.http import (
     BodyLimit,
     RequestLimits,
@@ -38,7 +38,7 @@ from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, run_command
 from llava.serve.registration import Registration
 from llava.serve.trust import add_token_flag, host_of, is_loopback, plain, warn_of_open_port
 from llava.utils import demo_model_path
@@ -239,13 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Loads the model and serves it until told to stop; returns the exit code."""
     args = parse_args(argv)
     log_to_console()
-    try:
-        engine_limits = EngineLimits(args.limit_model_concurrency, max_waiting=args.max_waiting)
-        limits = request_limits(args)
-        engine = load_engine(args, switchable=True, limits=engine_limits, use_flash_attn=args.use_flash_attn)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"model_worker: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
+    return run_command("model_worker", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads the model, registers at the controller and serves until told to stop."""
+    limits = request_limits(args)
+    engine_limits = EngineLimits(args.limit_model_concurrency, max_waiting=args.max_waiting)
+    engine = load_engine(args, switchable=True, limits=engine_limits, use_flash_attn=args.use_flash_attn)
     name = args.model_name or get_model_name_from_path(str(args.model_path or demo_model_path()))
     worker = ModelWorker(engine, [name], limits, args.stream_interval)
     app = create_app(worker, api_keys(args), args.worker_token)
@@ -258,7 +259,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(app, args.host, args.port, link.start, link.stop)
     finally:
         engine.close()
-    return 0
 
 
 if __name__ == "__main__":

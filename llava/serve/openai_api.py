@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import EngineClosed, told_in_full
+from llava.serve.errors import EngineClosed
 from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
 from llava.serve.metrics import CountResponses, Metrics
 from llava.serve.openai_answer import EventStream
@@ -28,7 +28,7 @@ from llava.serve.openai_chat import APISettings, Chat
 from llava.serve.openai_errors import add_error_handlers, refusing
 from llava.serve.openai_replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai_schema import ChatRequest
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, run_command
 from llava.serve.trust import is_loopback
 from llava.utils import demo_model_path
 
@@ -227,13 +227,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop, and returns the exit code."""
     args = parse_args(argv)
-    try:
+
+    def work() -> None:
         engine, settings = load(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"llava.serve.openai_api: error: {told_in_full(error)}", file=sys.stderr)
-        return 2
-    run(engine, settings, args.host, args.port)
-    return 0
+        run(engine, settings, args.host, args.port)
+
+    return run_command("llava.serve.openai_api", work)
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:

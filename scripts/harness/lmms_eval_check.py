@@ -21,11 +21,10 @@ from PIL import Image
 
 from llava.eval import model_vqa_loader
 from llava.eval.records import Row, read_rows
-from llava.eval.scoring import run_command
 from llava.eval.vstar_likelihood import option_losses
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, write_scenes
 
@@ -173,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-path", default=demo_model_path(), help="a checkpoint (default: the embedded model)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--scenes", type=int, default=6, help="number of scenes, nine questions each (%(default)s)")
-    return run_command(parser, check, argv)
+    return parse_and_run(parser, check, argv)
 
 
 if __name__ == "__main__":

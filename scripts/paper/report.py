@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.eval.scoring import run_command, write_json
+from llava.eval.scoring import write_json
 from llava.model.checkpoint import local_folder
-from llava.serve.parser import OneLineParser
+from llava.command import OneLineParser, parse_and_run
 from scripts.paper.runs import VARIANTS, Run, make_runs, with_settings
 from scripts.paper.table import MODELS, Column
 
@@ -151,4 +151,4 @@ def main(columns: Sequence[Column], argv: Sequence[str] | None = None) -> int:
         if failed := [line for line in lines if line.failed]:
             raise RuntimeError(f"{len(failed)} of {len(lines)} numbers are missing since a benchmark failed")
 
-    return run_command(make_parser([column.name for column in columns]), command, argv)
+    return parse_and_run(make_parser([column.name for column in columns]), command, argv)

@@ -24,7 +24,6 @@ from llava.serve.errors import (
     PromptTooLong,
     RequestError,
     explain,
-    told_in_full,
 )
 from llava.serve.http import BodyLimit, RequestLimits, RequireKey, add_server_flags, api_keys, request_limits
 
@@ -216,8 +215,3 @@ def test_the_log_holds_what_the_client_is_not_told(caplog: pytest.LogCaptureFixt
         explain(ValueError("the client's fault"))
     (record,) = caplog.records
     assert record.exc_info[1].__cause__.args == ("at 0x7f00",)
-
-
-def test_who_runs_the_program_is_told_in_full() -> None:
-    assert told_in_full(GenerationError(RuntimeError("no\nkernel"))) == "no kernel"
-    assert told_in_full(ValueError("a\nb")) == "a b"
