@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llava.model.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
 from playground.packing import Packer
 from playground.scenes import PRESETS
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
-from playground.vocabulary import load_tokenizer, train_vocabulary
+from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
@@ -68,11 +67,6 @@ def train_vocabulary(folder: Path) -> None:
         "padding_side": "right",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer as LLaVA does."""
-    return AutoTokenizer.from_pretrained(str(folder), use_fast=False)
 
 
 def _corpus() -> Iterator[str]:

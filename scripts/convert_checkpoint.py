@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlavaImageProcessorPil,
@@ -46,6 +45,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
+from llava.model.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
 from scripts.weight_files import (
     EMBEDDINGS,
@@ -157,7 +157,7 @@ def check_convertible(checkpoint: Checkpoint) -> None:
 def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     """Configuration, weights and processor of LlavaForConditionalGeneration."""
     config = checkpoint.config
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = load_tokenizer(checkpoint.folder)
     start, end = (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if config.mm_use_im_start_end else ("", "")
     patch = DEFAULT_IMAGE_PATCH_TOKEN if config.mm_use_im_patch_token else ""
     image_tokens = [token for token in (patch, start, end, DEFAULT_IMAGE_TOKEN) if token]
@@ -222,7 +222,7 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     config.mm_vision_tower = KNOWN_TOWER if shape == ("clip_vision_model", 1024, 336, 14) else "."
     config.architectures = ["LlavaLlamaForCausalLM"]
     config.save_pretrained(out)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = load_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(out)
     files = ("preprocessor_config.json", "processor_config.json")
     vision_config = TransformersConfig(vision_config=vision).vision_config

@@ -6,12 +6,13 @@ import json
 
 import pytest
 from jinja2 import TemplateError
-from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
 from scripts.convert_checkpoint import convert
 from tests.llava.checkpoints import make_llava_checkpoint
@@ -46,7 +47,7 @@ def test_marks_around_an_image_stay_in_the_prompt(tmp_path, in_tokenizer):
     """With mm_use_im_start_end a picture stands between two tokens; the ids are those that llava reads."""
     source = make_llava_checkpoint(tmp_path / "source", conv_mode="vicuna_v1", mm_use_im_start_end=True)
     if in_tokenizer:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source)
         tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
         tokenizer.save_pretrained(source)
     convert(str(source), tmp_path / "there")

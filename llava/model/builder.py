@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
@@ -26,6 +26,7 @@ from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
 from llava.model.multimodal_encoder.pretrained import load_image_processor, vision_config
+from llava.model.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +93,16 @@ def load_pretrained_model(
 
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
     override_flag(checkpoint.config, qlip)
+    if checkpoint.kind != "full" and model_base is None:
+        raise ValueError(
+            f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
+        )
+    base = checkpoint.folder if checkpoint.kind == "full" else local_folder(str(model_base), **hub)
+    tokenizer = load_tokenizer(base)  # before the weights, so that a missing file shows at once
     if checkpoint.kind == "full":
         model = load_weights(checkpoint, options, hub)
-        tokenizer_folder = checkpoint.folder
     else:
-        if model_base is None:
-            raise ValueError(
-                f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
-            )
-        tokenizer_folder = local_folder(str(model_base), **hub)
-        model = load_on_base(tokenizer_folder, checkpoint, options, hub)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=False)
+        model = load_on_base(base, checkpoint, options, hub)
     add_image_tokens(tokenizer, model)
     finish_tower(model, checkpoint.folder)
     tower = model.get_vision_tower()

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
 
 from llava.eval.batches import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.tokenizer import load_tokenizer
 from llava.utils import default_device, demo_model_path
 from scripts.bench.batch_ways import WAYS
 from scripts.bench.cost import markdown as markdown_row
@@ -85,7 +85,7 @@ def write_random(folder: Path) -> None:
         **LLAMA_160M, mm_vision_config=dict(CLIP_LARGE), mm_projector_type="mlp2x_gelu", qlip={"max_tokens": 576}
     )
     LlavaLlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo_model_path(), use_fast=False).save_pretrained(folder)
+    load_tokenizer(demo_model_path()).save_pretrained(folder)
 
 
 def write_questions(folder: Path, case: Case) -> Path:

@@ -33,12 +33,11 @@ VISION = {
 
 def write_checkpoint(folder: Path, as_bin: bool) -> None:
     """A random LLaVA in two shards, with the tokenizer of the embedded model."""
-    from transformers import AutoTokenizer
-
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+    from llava.model.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
 
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), use_fast=False)
+    tokenizer = load_tokenizer(demo_model_path())
     config = LlavaConfig(
         vocab_size=len(tokenizer),
         hidden_size=1024,

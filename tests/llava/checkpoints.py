@@ -102,6 +102,7 @@ def write_tokenizer(folder: Path) -> None:
         model_type="bpe",
         byte_fallback=True,
         hard_vocab_limit=False,
+        remove_extra_whitespaces=False,
         normalization_rule_name="identity",
         minloglevel=2,
     )

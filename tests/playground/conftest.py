@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llava.model.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel
 from playground.scenes import PRESETS
-from playground.vocabulary import load_tokenizer, train_vocabulary
+from playground.vocabulary import train_vocabulary
 
 
 @pytest.fixture(scope="session")

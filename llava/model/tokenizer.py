@@ -1,0 +1,267 @@
+"""LLaVA's tokenizer: SentencePiece's token ids, whatever class `config.json` or `tokenizer_config.json` would suggest.
+
+LLaVA tokenizes with transformers' original Llama tokenizer, which calls SentencePiece on the text between added tokens.
+Today's transformers chooses another class by `model_type` and differs from it in most ids. Here the ids follow from
+`tokenizer.model` and from `legacy` alone, and tests compare them with SentencePiece's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+TOKENIZERS_FILE = "tokenizer.json"
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Loads a checkpoint's tokenizer: `tokenizer.model` as LLaVA reads it, else `tokenizer.json` as it is.
+
+    Args:
+        folder: a local folder.
+
+    Raises:
+        FileNotFoundError: it holds neither file.
+        ValueError: a file is corrupt, or its SentencePiece model is of a kind that Llama's tokenizer is not.
+    """
+    folder = Path(folder)
+    has_json = (folder / TOKENIZERS_FILE).is_file()
+    if (folder / SENTENCEPIECE_FILE).is_file() and not (has_json and _class_name(folder) == "PreTrainedTokenizerFast"):
+        return LlavaTokenizer.from_pretrained(str(folder))
+    if not has_json:
+        raise FileNotFoundError(
+            f"{folder} has no {SENTENCEPIECE_FILE} and no {TOKENIZERS_FILE}; copy the tokenizer's files of the language"
+            " model there"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise ValueError(f"{folder / TOKENIZERS_FILE} cannot be read: {' '.join(str(error).split())}") from error
+
+
+class LlavaTokenizer(PreTrainedTokenizerFast):
+    """Llama's SentencePiece tokenizer with the ids of transformers' original class, and offsets.
+
+    `legacy` (default True, as where `tokenizer_config.json` says nothing) decides about the space that SentencePiece
+    puts in front of a text: with it every stretch between added tokens gets one, without it only the beginning.
+    """
+
+    vocab_files_names = {"vocab_file": SENTENCEPIECE_FILE}
+    padding_side = "left"
+
+    def __init__(
+        self,
+        vocab_file: str,
+        legacy: bool | None = None,
+        bos_token: str | AddedToken | None = "<s>",
+        eos_token: str | AddedToken | None = "</s>",
+        unk_token: str | AddedToken | None = "<unk>",
+        add_bos_token: bool | None = True,
+        add_eos_token: bool | None = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            vocab_file: the SentencePiece model.
+            legacy: see the class.
+            bos_token, eos_token, unk_token: names of its control tokens.
+            add_bos_token: whether ids begin with `bos_token`.
+            add_eos_token: whether they end with `eos_token`.
+            **kwargs: other fields of `tokenizer_config.json`.
+
+        Raises:
+            ValueError: the file is no SentencePiece model of Llama's kind.
+        """
+        self.legacy = legacy is None or bool(legacy)
+        self.model_bytes = Path(vocab_file).read_bytes()
+        proto = _parse(self.model_bytes, vocab_file)
+        self._has_prefix = proto.normalizer_spec.add_dummy_prefix
+        self._tokenizer = _make_backend(proto, None if unk_token is None else str(unk_token))
+        proto.normalizer_spec.add_dummy_prefix = False  # decoding keeps every space; `_decode` knows the one to drop
+        self._sentencepiece = SentencePieceProcessor(model_proto=proto.SerializeToString())
+        self._set_normalizer([str(token) for token in (bos_token, eos_token, unk_token) if token is not None], [])
+        for name in ("backend", "tokenizer_file", "is_local", "local_files_only"):
+            kwargs.pop(name, None)
+        super().__init__(
+            vocab_file=vocab_file,
+            legacy=self.legacy,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            add_bos_token=add_bos_token is None or add_bos_token,
+            add_eos_token=bool(add_eos_token),
+            **kwargs,
+        )
+
+    @classmethod
+    def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
+        """Leaves the file to `__init__`; transformers would build its own backend from it."""
+        return kwargs
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Writes `tokenizer.model`, `tokenizer.json` with the same ids, and a configuration that LLaVA reads, too."""
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        model_file, config_file = Path(save_directory) / SENTENCEPIECE_FILE, Path(files[0])
+        model_file.write_bytes(self.model_bytes)
+        settings = json.loads(config_file.read_text(encoding="utf-8"))
+        for name in ("backend", "is_local", "local_files_only"):
+            settings.pop(name, None)
+        if extra := settings.pop("extra_special_tokens", None):
+            settings["additional_special_tokens"] = extra
+        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": self.legacy}
+        settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        settings["added_tokens_decoder"] = {
+            str(index): _describe(token) for index, token in sorted(self.added_tokens_decoder.items())
+        }
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+        config_file.write_text(text + "\n", encoding="utf-8")
+        return (*files, str(model_file))
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        """Adds tokens so that the text around them is tokenized as `legacy` says."""
+        tokens = [self._with_normalization(token, special_tokens) for token in new_tokens]
+        named = self.all_special_tokens
+        known = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        others = [content for content in (*known, *map(str, tokens)) if content not in named]
+        self._set_normalizer(named, others)  # before they are added: adding brings all tokens under the normalizer
+        return self._tokenizer.add_tokens(tokens)
+
+    def _with_normalization(self, token: str | AddedToken, special: bool) -> AddedToken:
+        """A token that is found before the text is normalized with `legacy`, and in the whole normalized text without.
+
+        Only so does the normalizer see each stretch of text, or where the whole begins.
+        """
+        own = AddedToken(token) if isinstance(token, str) else token
+        return AddedToken(
+            own.content,
+            single_word=own.single_word,
+            lstrip=own.lstrip,
+            rstrip=own.rstrip,
+            normalized=not self.legacy,
+            special=own.special or special,
+        )
+
+    def _set_normalizer(self, named: Iterable[str], others: Iterable[str]) -> None:
+        """Puts the prefix in front of text, but not of the special tokens `named`.
+
+        Behind an added <image> text begins again, since LLaVA tokenizes what is before and behind it apart. The backend
+        looks for each of `others` in the form that the normalizer gives it by itself, so alone it gets no prefix.
+        """
+        steps: list[Any] = []
+        if self._has_prefix and self.legacy:
+            steps.append(normalizers.Prepend(SPACE))
+        elif self._has_prefix:
+            image = [DEFAULT_IMAGE_TOKEN] if DEFAULT_IMAGE_TOKEN in others else []
+            begin = r"(?:\A|(?<=<image>))" if image else r"\A"
+            unmarked = [re.escape(token) for token in (*named, *image)]
+            unmarked += [rf"{re.escape(token)}\z" for token in others]
+            refusal = f"(?!{'|'.join(unmarked)})" if unmarked else ""
+            steps.append(normalizers.Replace(Regex(rf"{begin}{refusal}(?=[\s\S])"), SPACE))
+        self._tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
+        """Decodes by SentencePiece, byte by byte where bytes form no character; inverts encoding.
+
+        Ids that are no token's, such as rows that pad an embedding, say nothing.
+        """
+        ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
+        added = self._tokenizer.get_added_tokens_decoder()
+        pieces = self._sentencepiece.get_piece_size()
+        text, run = "", []
+        for index in [ids] if isinstance(ids, int) else ids:
+            token = added.get(int(index))
+            if token is None and 0 <= index < pieces:
+                run.append(int(index))
+            elif token is not None and not (skip_special_tokens and token.special):
+                text += self._decode_run(run, not text) + token.content
+                run = []
+        return text + self._decode_run(run, not text)
+
+    def _decode_run(self, ids: list[int], is_first: bool) -> str:
+        """The text of ids without added tokens, without the prefix that encoding puts in front."""
+        text = self._sentencepiece.decode(ids) if ids else ""
+        return text.removeprefix(" ") if self._has_prefix and (is_first or self.legacy) else text
+
+
+def _class_name(folder: Path) -> str | None:
+    """The tokenizer class that a checkpoint names."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds {type(settings).__name__}; it must be an object")
+    return settings.get("tokenizer_class")
+
+
+def _parse(content: bytes, file: str) -> Any:
+    """A SentencePiece model's parts.
+
+    Raises:
+        ValueError: it is none, or not of Llama's kind: BPE, text as it is.
+    """
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    except Exception as error:  # protobuf's DecodeError has no public home
+        raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    oddities = {
+        "no pieces": not proto.pieces,
+        "model_type other than BPE": trainer.model_type != trainer.BPE,
+        f"the normalizer {normalizer.name!r}": bool(normalizer.precompiled_charsmap),
+        "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+        "escape_whitespaces off": not normalizer.escape_whitespaces,
+        "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        "user-defined symbols": any(piece.type == piece.USER_DEFINED for piece in proto.pieces),
+    }
+    if found := [name for name, holds in oddities.items() if holds]:
+        raise ValueError(
+            f"{file} has {', '.join(found)}, which Llama's tokenizer does not have; give a {TOKENIZERS_FILE} with"
+            ' tokenizer_class "PreTrainedTokenizerFast" in tokenizer_config.json instead'
+        )
+    return proto
+
+
+def _make_backend(proto: Any, unknown: str | None) -> Tokenizer:
+    """A tokenizer with the same pieces, merged in the same order: by score, the likeliest first."""
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    merges = []
+    for piece in proto.pieces:
+        if piece.type != piece.NORMAL:  # bytes and control tokens are never merged
+            continue
+        text = piece.piece
+        pairs = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
+        merges += [(-piece.score, *pair) for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
+    merges.sort(key=lambda merge: merge[0])  # a stable sort: of equal scores the first piece's come first
+    model = BPE(
+        vocab=vocabulary,
+        merges=[(left, right) for _, left, right in merges],
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=proto.trainer_spec.byte_fallback,
+    )
+    tokenizer = Tokenizer(model)
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])  # for readers of tokenizer.json
+    return tokenizer
+
+
+def _describe(token: AddedToken) -> dict[str, Any]:
+    """An added token as `tokenizer_config.json` has it."""
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {name: getattr(token, name) for name in names}
