@@ -43,6 +43,7 @@ from llava.model.checkpoint import (
     weight_files,
     weight_shapes,
 )
+from llava.model.config import with_old_names
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
 from llava.model.tokenizer import load_tokenizer
@@ -185,7 +186,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     )
     if config.qlip is not None:
         settings.qlip = config.qlip
-    settings.save_pretrained(out)
+    write_config(settings, out)
     generation = checkpoint.folder / "generation_config.json"
     generated = GenerationConfig.from_pretrained(checkpoint.folder) if generation.is_file() else GenerationConfig()
     generated.update(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
@@ -201,6 +202,13 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     )
     processor.save_pretrained(out)
     rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
+
+
+def write_config(settings: TransformersConfig, out: Path) -> None:
+    """Writes config.json with the names that transformers 4 reads beside today's."""
+    values = json.loads(settings.to_json_string())
+    values["text_config"] = with_old_names(values["text_config"])
+    (out / "config.json").write_text(json.dumps(with_old_names(values), indent=2, sort_keys=True) + "\n")
 
 
 def image_processor(checkpoint: Checkpoint) -> Any:

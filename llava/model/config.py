@@ -5,6 +5,8 @@ Field names and meanings are those of LLaVA's config.json. Knows nothing of file
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, LlamaConfig
@@ -74,10 +76,41 @@ class LlavaConfig(LlamaConfig):
         if not (self.qlip is None or isinstance(self.qlip, (bool, dict))):
             raise ValueError(f"qlip is {self.qlip!r}; allowed are true, false, null and an object of QLIP settings")
 
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Formats config.json so that LLaVA's own code reads it, too: old names beside new ones, no empty fields.
+
+        LLaVA asks whether a field is there, not whether it holds anything.
+        """
+        values = json.loads(super().to_json_string(use_diff))
+        kept = {name: value for name, value in values.items() if value is not None or name not in LLAVA_FIELDS}
+        return json.dumps(with_old_names(kept), indent=2, sort_keys=True) + "\n"
+
     @property
     def context_length(self) -> int:
         """Tokens that a prompt and its answer may take together."""
         return self.max_sequence_length or self.tokenizer_model_max_length or self.max_position_embeddings
+
+
+LLAVA_FIELDS = frozenset(LlavaConfig.__annotations__)
+"""What LLaVA's config.json holds beside Llama's."""
+
+
+def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds `torch_dtype`, `rope_theta` and `rope_scaling`, which transformers 4 reads, to a language model's fields.
+
+    Without them it would take its own defaults, and say nothing.
+    """
+    old: dict[str, Any] = {}
+    if values.get("dtype") is not None:
+        old["torch_dtype"] = values["dtype"]
+    if rope := values.get("rope_parameters"):
+        kind = rope.get("rope_type", "default")
+        old["rope_theta"] = rope.get("rope_theta", 10000.0)
+        if kind in ("linear", "dynamic"):
+            old["rope_scaling"] = {"type": kind, "factor": rope["factor"]}  # these two fields, or LLaVA refuses it
+        elif kind != "default":
+            old["rope_scaling"] = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}
+    return {**values, **old}
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
