@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         self._tokenizer = _make_backend(proto, None if unk_token is None else str(unk_token))
         proto.normalizer_spec.add_dummy_prefix = False  # decoding keeps every space; `_decode` knows the one to drop
         self._sentencepiece = SentencePieceProcessor(model_proto=proto.SerializeToString())
-        self._set_normalizer([str(token) for token in (bos_token, eos_token, unk_token) if token is not None], [])
+        self._set_normalizer([])
         for name in ("backend", "tokenizer_file", "is_local", "local_files_only"):
             kwargs.pop(name, None)
         super().__init__(
@@ -132,10 +132,8 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Adds tokens so that the text around them is tokenized as `legacy` says."""
         tokens = [self._with_normalization(token, special_tokens) for token in new_tokens]
-        named = self.all_special_tokens
-        known = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-        others = [content for content in (*known, *map(str, tokens)) if content not in named]
-        self._set_normalizer(named, others)  # before they are added: adding brings all tokens under the normalizer
+        known = [*self._tokenizer.get_added_tokens_decoder().values(), *tokens]
+        self._set_normalizer(known)  # before they are added: adding brings all tokens under the normalizer
         return self._tokenizer.add_tokens(tokens)
 
     def _with_normalization(self, token: str | AddedToken, special: bool) -> AddedToken:
@@ -153,20 +151,19 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
             special=own.special or special,
         )
 
-    def _set_normalizer(self, named: Iterable[str], others: Iterable[str]) -> None:
-        """Puts the prefix in front of text, but not of the special tokens `named`.
+    def _set_normalizer(self, added: Sequence[AddedToken]) -> None:
+        """Puts the prefix in front of text, but not of special tokens.
 
         Behind an added <image> text begins again, since LLaVA tokenizes what is before and behind it apart. The backend
-        looks for each of `others` in the form that the normalizer gives it by itself, so alone it gets no prefix.
+        looks for an added token in the form that the normalizer gives it by itself, so alone none gets a prefix.
         """
         steps: list[Any] = []
         if self._has_prefix and self.legacy:
             steps.append(normalizers.Prepend(SPACE))
         elif self._has_prefix:
-            image = [DEFAULT_IMAGE_TOKEN] if DEFAULT_IMAGE_TOKEN in others else []
-            begin = r"(?:\A|(?<=<image>))" if image else r"\A"
-            unmarked = [re.escape(token) for token in (*named, *image)]
-            unmarked += [rf"{re.escape(token)}\z" for token in others]
+            has_image = any(token.content == DEFAULT_IMAGE_TOKEN for token in added)
+            begin = r"(?:\A|(?<=<image>))" if has_image else r"\A"
+            unmarked = [re.escape(token.content) + ("" if token.special else r"\z") for token in added]
             refusal = f"(?!{'|'.join(unmarked)})" if unmarked else ""
             steps.append(normalizers.Replace(Regex(rf"{begin}{refusal}(?=[\s\S])"), SPACE))
         self._tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -191,8 +188,11 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
 
     def _decode_run(self, ids: list[int], is_first: bool) -> str:
         """The text of ids without added tokens, without the prefix that encoding puts in front."""
-        text = self._sentencepiece.decode(ids) if ids else ""
-        return text.removeprefix(" ") if self._has_prefix and (is_first or self.legacy) else text
+        if not ids:
+            return ""
+        text = self._sentencepiece.decode(ids)
+        has_prefix = self._has_prefix and self._sentencepiece.id_to_piece(ids[0]).startswith(SPACE)
+        return text[1:] if has_prefix and (is_first or self.legacy) else text
 
 
 def _class_name(folder: Path) -> str | None:
