@@ -5,18 +5,18 @@ Field names and meanings are those of LLaVA's config.json. Knows nothing of file
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, MistralConfig
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
 
 
-class LlavaConfig(LlamaConfig):
-    """Llama's configuration and what LLaVA adds to it."""
-
-    model_type = "llava_llama"
+@dataclass(kw_only=True, init=False, repr=False, eq=False)
+class MultimodalConfig:
+    """What LLaVA adds to a language model's configuration; mixed in before one of transformers' classes."""
 
     mm_vision_tower: str | None = None
     """Hub id or folder of the vision tower; None is a model without eyes."""
@@ -67,7 +67,7 @@ class LlavaConfig(LlamaConfig):
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
         _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
@@ -77,7 +77,20 @@ class LlavaConfig(LlamaConfig):
     @property
     def context_length(self) -> int:
         """Tokens that a prompt and its answer may take together."""
-        return self.max_sequence_length or self.tokenizer_model_max_length or self.max_position_embeddings
+        longest: int = self.max_position_embeddings  # type: ignore[attr-defined]
+        return self.max_sequence_length or self.tokenizer_model_max_length or longest
+
+
+class LlavaConfig(MultimodalConfig, LlamaConfig):
+    """Llama's configuration and what LLaVA adds to it."""
+
+    model_type = "llava_llama"
+
+
+class LlavaMistralConfig(MultimodalConfig, MistralConfig):
+    """Mistral's configuration and what LLaVA adds to it."""
+
+    model_type = "llava_mistral"
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -85,4 +98,5 @@ def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
-AutoConfig.register(LlavaConfig.model_type, LlavaConfig, exist_ok=True)
+for config_class in (LlavaConfig, LlavaMistralConfig):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

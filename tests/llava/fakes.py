@@ -51,7 +51,7 @@ class Tower:
     dtype = torch.float64
     num_patches = 16
 
-    def __call__(self, pixels: list[Tensor]) -> list[Tensor]:
+    def encode_tokens(self, pixels: list[Tensor]) -> list[Tensor]:
         return pixels
 
     def count_tokens(self, pixels: Tensor) -> int:

@@ -130,7 +130,7 @@ def test_lmms_eval_measures_the_loss_that_a_choice_by_likelihood_does(
     options = ["a red circle", "a blue square and a green ring", "yes"]
     engine = lmms.engine()
     with torch.inference_mode():
-        encoded = engine.model.encode_images(engine.prepare_images([picture]))[0]
+        encoded = engine.model.encode_tokens(engine.prepare_images([picture]))[0]
     expected = option_losses(engine, encoded, question, options)
     for option, loss in zip(options, expected, strict=True):
         image = process_images([picture], lmms.processor, lmms.model.config).to(dtype=torch.float16, device="cpu")
