@@ -100,7 +100,7 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, int, int]) 
 
 
 def unpad_image(tensor: Tensor, original_size: Size) -> Tensor:
-    """Cuts away what padding added to a picture (C, H, W) of `original_size` (width, height) that was fitted into it."""
+    """Cuts off what padding added to a picture of `original_size` (width, height) that was fitted into (C, H, W)."""
     height, width = tensor.shape[1:]
     original_width, original_height = original_size
     if original_width * height > original_height * width:  # wider than the frame: padded above and below
@@ -243,9 +243,7 @@ def encode_image_to_base64(image: Image.Image, image_format: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def fit_for_chat(
-    image: Image.Image, mode: str, max_len: int = CHAT_LONG, min_len: int = CHAT_SHORT
-) -> Image.Image:
+def fit_for_chat(image: Image.Image, mode: str, max_len: int = CHAT_LONG, min_len: int = CHAT_SHORT) -> Image.Image:
     """Fits a picture for a chat request.
 
     Args:
