@@ -84,7 +84,9 @@ class ScriptedModel:
     def __init__(self, script: Sequence[str | Exception], tower: Tower | None = None, **config: Any) -> None:
         self.script = list(script)
         self.tower = tower or Tower()
-        self.config = SimpleNamespace(**{"conv_mode": None, "mm_use_im_start_end": False, **config})
+        self.config = SimpleNamespace(
+            **{"conv_mode": None, "mm_use_im_start_end": False, "mm_vision_tower": None, **config}
+        )
         self.calls: list[dict[str, Any]] = []
         self.emitted = 0
 
