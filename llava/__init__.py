@@ -1,8 +1,15 @@
-"""LLaVA v1.5 for today's PyTorch and transformers."""
+"""LLaVA v1.5 for today's PyTorch and transformers.
+
+`import llava` makes its checkpoints known to transformers' auto classes and imports nothing heavy.
+"""
 
 from typing import Any
 
+from llava.auto_classes import register_lazily
+
 __all__ = ["LlavaLlamaForCausalLM"]
+
+register_lazily()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.mm_utils import encode_image_to_base64, fit_for_chat
+from llava.mm_utils import CHAT_LONG, CHAT_SHORT, encode_image_to_base64, fit_for_chat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -123,15 +123,27 @@ class Conversation:
             prompt += f"{self.sep}[INST] {text} [/INST]" if i % 2 == 0 else f" {text} {self.sep2}"
         return prompt.removeprefix(self.sep)  # the tokenizer adds the first separator, <s>, itself
 
-    def get_images(self, return_pil: bool = False) -> list[Image.Image] | list[str]:
+    def process_image(
+        self,
+        image: Image.Image,
+        image_process_mode: str,
+        return_pil: bool = False,
+        image_format: str = "PNG",
+        max_len: int = CHAT_LONG,
+        min_len: int = CHAT_SHORT,
+    ) -> Image.Image | str:
+        """Fits a picture as `fit_for_chat` does; a Pillow image, or the base64 text of a file of `image_format`."""
+        fitted = fit_for_chat(image, image_process_mode, max_len, min_len)
+        return fitted if return_pil else encode_image_to_base64(fitted, image_format)
+
+    def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
         """Returns the user's pictures, fitted as their messages ask.
 
         Args:
             return_pil: Give Pillow images; otherwise base64 text of PNG files.
         """
         pictures = [m for _, m in self.messages[self.offset :: 2] if isinstance(m, tuple)]
-        fitted = [fit_for_chat(image, mode) for _, image, mode in pictures]
-        return fitted if return_pil else [encode_image_to_base64(image, "PNG") for image in fitted]
+        return [self.process_image(image, mode, return_pil) for _, image, mode in pictures]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
         """Returns `[user, assistant]` pairs; a picture becomes an HTML `img` tag ahead of its message's text."""
@@ -141,8 +153,8 @@ class Conversation:
                 pairs[-1][1] = message
             elif isinstance(message, tuple):
                 text, image, _ = message
-                source = "data:image/jpeg;base64," + encode_image_to_base64(fit_for_chat(image, "Default"), "JPEG")
-                tag = f'<img src="{source}" alt="user upload image" />'
+                source = self.process_image(image, "Default", image_format="JPEG")
+                tag = f'<img src="data:image/jpeg;base64,{source}" alt="user upload image" />'
                 pairs.append([tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip(), None])
             else:
                 pairs.append([message, None])

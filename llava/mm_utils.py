@@ -24,7 +24,7 @@ from llava.serve.images import load_image_from_base64 as load_image_from_base64 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow and LLaVA's configs give it
 
 _CHAT_PADDING = (122, 116, 104)  # CLIP's mean colour
-_CHAT_SHORT, _CHAT_LONG = 672, 1344  # pixels
+CHAT_SHORT, CHAT_LONG = 672, 1344  # pixels
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
@@ -99,11 +99,38 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, int, int]) 
     return square
 
 
+def unpad_image(tensor: Tensor, original_size: Size) -> Tensor:
+    """Cuts off what padding added to a picture of `original_size` (width, height) that was fitted into (C, H, W)."""
+    height, width = tensor.shape[1:]
+    original_width, original_height = original_size
+    if original_width * height > original_height * width:  # wider than the frame: padded above and below
+        padding = (height - original_height * width // original_width) // 2
+        return tensor[:, padding : height - padding, :]
+    padding = (width - original_width * height // original_height) // 2
+    return tensor[:, :, padding : width - padding]
+
+
+class ImageList(list[Tensor]):
+    """Pictures of several sizes, moved and converted like the one tensor that pictures of one size make."""
+
+    def to(self, *args: Any, **kwargs: Any) -> ImageList:
+        """`Tensor.to` of each picture."""
+        return ImageList(image.to(*args, **kwargs) for image in self)
+
+    def half(self) -> ImageList:
+        """Each picture in float16."""
+        return self.to(torch.float16)
+
+    def cuda(self, device: Any = None) -> ImageList:
+        """Each picture on a GPU."""
+        return self.to("cuda" if device is None else device)
+
+
 def _pixels(image: Image.Image, image_processor: Any) -> Tensor:
     return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
 
-def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> Tensor | list[Tensor]:
+def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> Tensor | ImageList:
     """Turns pictures into what the vision tower takes.
 
     Args:
@@ -114,7 +141,7 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
 
     Returns:
         Float tensor (images, channels, height, width), for "anyres" (images, 1 + tiles, channels, height, width), when
-        all shapes agree; otherwise a list.
+        all shapes agree; otherwise a list, which has `to` and `half` as a tensor has.
     """
     # Clients pass bare namespaces and processors of their own: an absent attribute means LLaVA's default.
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
@@ -129,7 +156,7 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     else:
         tensors = [_pixels(image, image_processor) for image in images]
     same_shape = len({tensor.shape for tensor in tensors}) == 1
-    return torch.stack(tensors) if same_shape else tensors
+    return torch.stack(tensors) if same_shape else ImageList(tensors)
 
 
 def tokenizer_image_token(
@@ -216,12 +243,14 @@ def encode_image_to_base64(image: Image.Image, image_format: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def fit_for_chat(image: Image.Image, mode: str) -> Image.Image:
-    """Fits a picture for a chat request, at most 672 x 1344 pixels.
+def fit_for_chat(image: Image.Image, mode: str, max_len: int = CHAT_LONG, min_len: int = CHAT_SHORT) -> Image.Image:
+    """Fits a picture for a chat request.
 
     Args:
         image: The picture.
         mode: "Pad" to a square, "Resize" to 336 x 336, "Default" or "Crop" to keep its shape.
+        max_len: Longer side from which a picture is shrunk, and its largest value then, in pixels.
+        min_len: Largest shorter side of a picture that is shrunk.
 
     Raises:
         ValueError: for any other mode.
@@ -233,8 +262,8 @@ def fit_for_chat(image: Image.Image, mode: str) -> Image.Image:
     elif mode not in ("Default", "Crop"):
         raise ValueError(f"mode must be 'Pad', 'Resize', 'Default' or 'Crop', got {mode!r}")
     long, short = max(image.size), min(image.size)
-    if long <= _CHAT_LONG:
+    if long <= max_len:
         return image
-    new_short = max(int(min(_CHAT_LONG * short / long, _CHAT_SHORT, short)), 1)
+    new_short = max(int(min(max_len * short / long, min_len, short)), 1)
     new_long = int(new_short * long / short)
     return image.resize((new_long, new_short) if image.width >= image.height else (new_short, new_long))

@@ -1,4 +1,4 @@
-"""Small services shared by LLaVA's front ends: the embedded demo, the device, logging.
+"""Small services shared by LLaVA's front ends: the embedded demo, the device, logging, what a page says of failures.
 
 It finds the demo's files but never imports the package that holds them.
 """
@@ -6,6 +6,7 @@ It finds the demo's files but never imports the package that holds them.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import torch
 
 from llava.constants import LOGDIR
+
+server_error_msg = "**The model gave no answer. Try again, or reload this page.**"
+moderation_msg = "This question does not pass moderation. Please ask another one."
 
 
 def _playground() -> Path:
@@ -59,7 +63,11 @@ def disable_torch_init() -> None:
 
 
 def build_logger(logger_name: str, logger_filename: str | None = None) -> logging.Logger:
-    """Returns a logger that writes to the console and, given a name, to that file in `LOGDIR`."""
+    """Returns a logger that writes to the console and, given a name, to that file in `LOGDIR`.
+
+    LLaVA's also sends `sys.stdout` and `sys.stderr` to log files. This one leaves them as they are, since a library
+    that takes them hides other people's output; `sys.stdout = StreamToLogger(logger)` does it where it is wanted.
+    """
     logger = logging.getLogger(logger_name)
     if logger.handlers:
         return logger
@@ -74,8 +82,65 @@ def build_logger(logger_name: str, logger_filename: str | None = None) -> loggin
     return logger
 
 
+class StreamToLogger(io.TextIOBase):
+    """A text file whose lines go to a logger, to be put in place of `sys.stdout` or `sys.stderr`.
+
+    A logger that writes to the stream that this one replaces must do so through the old one (`logger.handlers`).
+    """
+
+    def __init__(self, logger: logging.Logger, log_level: int = logging.INFO) -> None:
+        """
+        Args:
+            logger: Where lines go.
+            log_level: Of each line.
+        """
+        self.logger = logger
+        self.log_level = log_level
+        self._begun = ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Lines are text: any character will do."""
+        return "utf-8"
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def isatty(self) -> bool:
+        """False: nobody should draw progress bars here."""
+        return False
+
+    def write(self, text: str) -> int:
+        """Logs each whole line; the rest waits for its end."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self.logger.log(self.log_level, line.rstrip())
+        return len(text)
+
+    def flush(self) -> None:
+        """Logs a line that was begun."""
+        begun, self._begun = self._begun.rstrip(), ""
+        if begun:
+            self.logger.log(self.log_level, begun)
+
+
 def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:
     """Returns a semaphore's free places and state as text for a log."""
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
+
+
+def violates_moderation(text: str) -> bool:
+    """Whether OpenAI's moderation flags a text, asked with the key in `OPENAI_API_KEY`.
+
+    LLaVA's takes a text for harmless where the service can't be asked; this one lets nothing pass unasked.
+
+    Raises:
+        ValueError: there is no key.
+        ModerationFailed: the service gave no verdict.
+    """
+    from llava.moderation import ModerationService  # here: most programs ask nothing of it
+
+    return ModerationService.from_environment("violates_moderation").flags(text)

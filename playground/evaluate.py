@@ -88,7 +88,7 @@ class Examinee:
     @torch.inference_mode()
     def _see(self, made: Scene) -> ImageTokens:
         pixels = self.engine.prepare_images([Image.fromarray(made.image)])
-        return self.engine.model.encode_images(pixels)[0]
+        return self.engine.model.encode_tokens(pixels)[0]
 
     def _answer(self, texts: Sequence[str], seen: Sequence[ImageTokens]) -> list[str]:
         """One answer a text, each about its own image, in lower case."""

@@ -34,10 +34,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.__main__",),
     ("llava.serve.errors",),
     ("llava.serve.images",),
-    ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.utils"),
+    ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.moderation", "llava.utils"),
     ("llava.model.*",),
     ("llava.serve.*", "llava.eval.*", "llava.train.*"),
-    ("llava",),
+    ("llava", "llava.auto_classes"),
     ("playground.*",),
     ("scripts.*",),
 )

@@ -117,13 +117,13 @@ def test_a_tree_within_its_budget_keeps_its_threshold(subject, image):
 def test_the_recursive_quadtree_does_the_work_of_ours(subject, image):
     settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=1.5, max_tokens=None)
     tower = subject.look_through(settings)
-    ours = tower([image])[0].features
+    ours = tower([image])[0]
     assert 4 < len(ours) < 256
     unlike = replace(settings, alpha=0.0)
     subject.look_through(unlike)  # the peer goes by its own threshold
     with recursive_quadtree(1.5, "cpu"):
         leaves = tower.partition(image)
-        theirs = tower([image])[0].features
+        theirs = tower([image])[0]
     assert isinstance(leaves, Leaves)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     assert len(tower.partition(image)) == 256

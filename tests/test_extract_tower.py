@@ -16,6 +16,6 @@ def test_the_extracted_tower_is_the_checkpoints_own(tmp_path):
     model = load_pretrained_model(demo_model_path(), device="cpu", qlip=False)[1]
     pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     extracted = CLIPVisionModel.from_pretrained(tmp_path / "tower")
-    own = model.get_vision_tower()([pixels[0]])[0].features
+    own = model.get_vision_tower()(pixels)[0]
     torch.testing.assert_close(extracted(pixels, output_hidden_states=True).hidden_states[-2][0, 1:], own)
     assert AutoImageProcessor.from_pretrained(tmp_path / "tower").crop_size["height"] == 112

@@ -90,7 +90,7 @@ class Answerer:
         """Answers (index into `pictures`, text) pairs, in their order.
 
         Args:
-            pictures: As the model's `encode_images` gives them.
+            pictures: As the model's `encode_tokens` gives them.
             questions: Each about one picture.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -108,14 +108,18 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     """
     read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
     questions = read(args)
-    preparer = make_preparer(args)
+    preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
     state = join_processes(args)
     with only_run(args.answers_file) if state is None or state.is_main_process else nullcontext():
         return _answer(name, args, questions, preparer, state)
 
 
 def _answer(
-    name: str, args: argparse.Namespace, questions: Sequence[Question], preparer: Preparer, state: PartialState | None
+    name: str,
+    args: argparse.Namespace,
+    questions: Sequence[Question],
+    preparer: Preparer | None,
+    state: PartialState | None,
 ) -> int:
     """Answers this process's share of what the file of answers lacks; the first process starts and ends the file."""
     sampling, limits = read_sampling(args), read_limits(args)
@@ -130,7 +134,9 @@ def _answer(
         todo = [todo[i] for i in chunk(todo, state.num_processes, state.process_index)]
     pictures = pictures_of(todo, limits)
     workers = choose_workers(args.workers, len(pictures), state.num_processes if state else 1)
-    ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
+    ready: Iterator[Any] = iter(())
+    if preparer is not None:
+        ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
     engine = load_engine(args)
     settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
     answers.check(settings)

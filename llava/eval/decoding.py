@@ -27,7 +27,7 @@ class Request:
     ids: Tensor
     """int64 (L,), IMAGE_TOKEN_INDEX where the picture stands."""
     picture: ImageTokens | None
-    """As the model's `encode_images` gives it."""
+    """As the model's `encode_tokens` gives it."""
     seed: int = 0
     """Of a sampled answer, in [0, 2^32)."""
 

@@ -84,20 +84,34 @@ def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row], pa
 
 
 def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+    """Reads the files that the flags name and scores them; of a folder of answers files, each gets a row."""
     content = read_json(args.annotation_file, dict)
     if not isinstance(content.get("data"), list):
         raise ValueError(f"{args.annotation_file} has no list `data`")
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
     annotations = keyed(args.annotation_file, told_apart(places), ("answers",), ("image_id", "question"))
-    answers = by_question(args.result_file)
-    check_surplus(annotations, answers, args.result_file)
-    return score(list(annotations.values()), texts_for(annotations, answers, args.result_file))
+    if args.result_dir is None:
+        return score(list(annotations.values()), texts_of(annotations, args.result_file))
+    files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]
+    if not files:
+        raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
+    scores = {path.name: score(list(annotations.values()), texts_of(annotations, path)) for path in files}
+    return Score("TextVQA", {name: single.rows["all"] for name, single in scores.items()})
+
+
+def texts_of(annotations: Mapping[Key, Row], path: Path) -> list[str]:
+    """The answers in a file, in the annotations' order; raises as `by_question` and `texts_for`."""
+    answers = by_question(path)
+    check_surplus(annotations, answers, path)
+    return texts_for(annotations, answers, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = score_parser("eval_textvqa", "Score answers to TextVQA.")
+    parser = score_parser("eval_textvqa", "Score answers to TextVQA.", result_file=False)
+    answers = parser.add_mutually_exclusive_group(required=True)
+    answers.add_argument("--result-file", type=Path, help="answers, as the runner writes them")
+    answers.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
     parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
     return run_scorer(parser, measure, argv)
 

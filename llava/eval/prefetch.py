@@ -40,7 +40,7 @@ class Prepared:
     """A picture as the model takes it, and what it will cost."""
 
     image: CutImage | Tensor
-    """What `encode_images` takes."""
+    """What `encode_tokens` takes."""
     tokens: int
     """Visual tokens."""
     span: int

@@ -149,7 +149,7 @@ class Runner:
         new = {plan.question.image: plan.picture for plan in plans if plan.question.image not in encoded}
         pictures = [(source, picture) for source, picture in new.items() if picture is not None]
         for batch in form_batches([picture.tokens for _, picture in pictures], self.limits):
-            tokens = self.engine.model.encode_images([pictures[i][1].image for i in batch])
+            tokens = self.engine.model.encode_tokens([pictures[i][1].image for i in batch])
             encoded.update(zip([pictures[i][0] for i in batch], tokens, strict=True))
 
 

@@ -190,7 +190,7 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
         for path, _ in some:
             pixels = prepare(engine, path)
             with torch.inference_mode():
-                pictures += engine.model.encode_images([pixels])
+                pictures += engine.model.encode_tokens([pixels])
             uniform.append(pixels.shape[-2] * pixels.shape[-1] // cell_area)
         tokens += [len(picture.features) for picture in pictures]
         pairs = [(index, question.text) for index, (_, questions) in enumerate(some) for question in questions]

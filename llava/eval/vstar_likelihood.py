@@ -77,7 +77,7 @@ def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, optio
 
     Args:
         engine: A loaded model with its prompt format.
-        picture: As the model's `encode_images` gives it.
+        picture: As the model's `encode_tokens` gives it.
         question: Without its options.
         options: The possible answers; a loss does not depend on the others.
 
@@ -122,7 +122,7 @@ def ask(engine: ChatEngine, preparer: Preparer, index: int, question: Question, 
     if isinstance(picture, Unreadable):
         return Outcome(index, question, None, picture.reason)
     with torch.inference_mode():
-        encoded = engine.model.encode_images([picture.image])[0]
+        encoded = engine.model.encode_tokens([picture.image])[0]
     try:
         losses = option_losses(engine, encoded, choice.question, list(choice.options.values()))
     except PromptTooLong as error:

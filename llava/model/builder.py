@@ -32,6 +32,14 @@ logger = logging.getLogger(__name__)
 
 UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 
+FROM_PRETRAINED = frozenset(
+    ["device_mesh", "distributed_config", "ignore_mismatched_sizes", "kernel_config", "low_cpu_mem_usage"]
+    + ["max_memory", "offload_buffers", "offload_folder", "offload_state_dict", "quantization_config", "tp_plan"]
+    + ["tp_size", "trust_remote_code", "use_kernels", "use_safetensors"]
+)
+"""Arguments of transformers' `from_pretrained` that are handed over. Not those that name files (`subfolder`), which are
+found before it is called, and not `weights_only`: no pickled code is run."""
+
 
 def load_pretrained_model(
     model_path: str | Path,
@@ -51,6 +59,7 @@ def load_pretrained_model(
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    **kwargs: Any,
 ) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, Any, int]:
     """Loads a LLaVA v1.5 checkpoint of LLaVA's or transformers' format.
 
@@ -70,22 +79,28 @@ def load_pretrained_model(
             the same.
         attn_implementation: of the language model: "sdpa", "eager", "flash_attention_2".
         cache_dir: where downloads lie. Also `revision`, `token` and `local_files_only` go to the hub.
+        **kwargs: of transformers' `from_pretrained`, handed over as they are: `FROM_PRETRAINED` lists them.
 
     Returns:
-        (tokenizer, model, image_processor, context_len); the image processor is None for a model without eyes.
+        (tokenizer, model, image_processor, context_len); the image processor is None for a text-only model.
 
     Raises:
         FileNotFoundError: no such checkpoint.
+        TypeError: an argument that neither this function nor `from_pretrained` has.
         ValueError: contradictory arguments, an unknown format, or missing weights.
     """
+    if unknown := sorted(set(kwargs) - FROM_PRETRAINED):
+        raise TypeError(f"load_pretrained_model() got an unexpected keyword argument {unknown[0]!r}")
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set; choose one")
+    if (load_8bit or load_4bit) and kwargs.get("quantization_config") is not None:
+        raise ValueError("quantization_config is set beside load_8bit or load_4bit; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     placement = choose_placement(device, "auto" if device_map is None else device_map)
     # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
-    options: dict[str, Any] = {"dtype": weights_dtype, "device_map": placement}
+    options: dict[str, Any] = {"dtype": weights_dtype, "device_map": placement, **kwargs}
     if use_flash_attn or attn_implementation:
         options["attn_implementation"] = attn_implementation or "flash_attention_2"
     if load_8bit or load_4bit:

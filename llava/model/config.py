@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, MistralConfig
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
 
 
-class LlavaConfig(LlamaConfig):
-    """Llama's configuration and what LLaVA adds to it."""
-
-    model_type = "llava_llama"
+@dataclass(kw_only=True, init=False, repr=False, eq=False)
+class MultimodalConfig:
+    """What LLaVA adds to a language model's configuration; mixed in before one of transformers' classes."""
 
     mm_vision_tower: str | None = None
     """Hub id or folder of the vision tower; None is a model without eyes."""
@@ -69,7 +69,7 @@ class LlavaConfig(LlamaConfig):
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
         _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
@@ -81,18 +81,31 @@ class LlavaConfig(LlamaConfig):
 
         LLaVA asks whether a field is there, not whether it holds anything.
         """
-        values = json.loads(super().to_json_string(use_diff))
+        values = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
         kept = {name: value for name, value in values.items() if value is not None or name not in LLAVA_FIELDS}
         return json.dumps(with_old_names(kept), indent=2, sort_keys=True) + "\n"
 
     @property
     def context_length(self) -> int:
         """Tokens that a prompt and its answer may take together."""
-        return self.max_sequence_length or self.tokenizer_model_max_length or self.max_position_embeddings
+        longest: int = self.max_position_embeddings  # type: ignore[attr-defined]
+        return self.max_sequence_length or self.tokenizer_model_max_length or longest
 
 
-LLAVA_FIELDS = frozenset(LlavaConfig.__annotations__)
-"""What LLaVA's config.json holds beside Llama's."""
+class LlavaConfig(MultimodalConfig, LlamaConfig):
+    """Llama's configuration and what LLaVA adds to it."""
+
+    model_type = "llava_llama"
+
+
+class LlavaMistralConfig(MultimodalConfig, MistralConfig):
+    """Mistral's configuration and what LLaVA adds to it."""
+
+    model_type = "llava_mistral"
+
+
+LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
+"""What LLaVA's config.json holds beside the language model's."""
 
 
 def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,4 +131,5 @@ def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
-AutoConfig.register(LlavaConfig.model_type, LlavaConfig, exist_ok=True)
+for config_class in (LlavaConfig, LlavaMistralConfig):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,19 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.config import LlavaConfig
-from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
+from llava.model.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import ImageTokens, VisionTower, stack_features
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import (
-    PaddedBatch,
-    check_image_count,
-    collate,
-    splice_row,
-    truncate,
-)
+from llava.model.splice import PaddedBatch, collate, share_images, splice_row, truncate
+from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.generation import GoesOnBehindImages
 from qlip.placement import decoder_mask
 from qlip.placement import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
-"""Pixels of each image, or what `encode_images` made of them: encode once, ask often."""
+"""Pixels of each image, or what `encode_tokens` made of them: encode once, ask often."""
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -42,33 +38,50 @@ TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.visi
 class LlavaMetaModel(nn.Module):
     """Adds a vision tower and a projector to a language model's trunk."""
 
-    config: LlavaConfig
+    config: MultimodalConfig
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: MultimodalConfig) -> None:
         super().__init__(config)
         if config.mm_vision_tower is not None or config.mm_vision_config is not None:
-            self.vision_tower = build_vision_tower(config)
+            self.vision_tower = build_vision_tower(config, delay_load=True)
             if config.mm_hidden_size is None and not self.vision_tower.is_loaded:
                 raise ValueError("mm_hidden_size is not set, and the tower that would tell it is not in the checkpoint")
-            width = config.mm_hidden_size or self.vision_tower.hidden_size
-            self.mm_projector = build_vision_projector(config.mm_projector_type, width, config.hidden_size)
+            config.mm_hidden_size = config.mm_hidden_size or self.vision_tower.hidden_size
+            self.mm_projector = build_vision_projector(config)
             # First in order: a device map fills the devices in order, and a tower or projector must not be offloaded.
             for name in [name for name in self._modules if name not in ("vision_tower", "mm_projector")]:
                 self._modules[name] = self._modules.pop(name)
 
     def get_vision_tower(self) -> VisionTower | None:
-        """The tower; None for a model without eyes."""
-        return getattr(self, "vision_tower", None)
+        """The tower; None for a text-only model."""
+        tower = getattr(self, "vision_tower", None)
+        return tower[0] if isinstance(tower, list) else tower
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+        """Adds a tower and a projector to a text-only model, as training starts: see `llava.model.vision_setup`."""
+        initialize_vision_modules(self, model_args, fsdp)
 
 
 class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
 
     def get_vision_tower(self) -> VisionTower | None:
-        """The tower; None for a model without eyes."""
+        """The tower; None for a text-only model."""
         return self.get_model().get_vision_tower()
 
-    def encode_images(self, images: Images) -> list[ImageTokens]:
+    def encode_images(self, images: Images) -> Tensor | list[Tensor]:
+        """Projected features of images, for callers that need no positions; `images` as `encode_tokens` takes them.
+
+        Returns:
+            (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
+        """
+        return stack_features(self.encode_tokens(images))
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Adds the image tokens that training asks for: see `llava.model.vision_setup`."""
+        initialize_vision_tokenizer(self, model_args, tokenizer)
+
+    def encode_tokens(self, images: Images) -> list[ImageTokens]:
         """Tokens of each image, projected to the language model's width in one pass.
 
         Args:
@@ -85,7 +98,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             raise ValueError("images were given, but the model has no vision tower loaded")
         if encoded:
             raise TypeError("some images are encoded and some are pixels; give one kind")
-        return self.project(tower(images))
+        return self.project(tower.encode_tokens(cast(Tensor | Sequence[Tensor], images)))
 
     def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
         """Brings the tower's tokens of some images to the language model's width, in one pass."""
@@ -109,24 +122,36 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             attention_mask: (B, L), nonzero on real tokens; by default all are.
             labels: int64 (B, L) or None. With labels, text behind the last image is cut down to
                 `tokenizer_model_max_length`.
-            images: one per placeholder, in order over the whole batch.
+            images: one per placeholder, in order over the whole batch; of more, see `share_images`.
 
         Raises:
-            ValueError: numbers of placeholders and images differ, or an image would be cut.
+            ValueError: there are too few images, or one would be cut.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
-        check_image_count(rows, 0 if images is None else len(images))
-        tokens = iter(self.encode_images(images) if images is not None and len(images) else [])
+        shares = share_images(rows, 0 if images is None else len(images))
+        shown = [share if IMAGE_TOKEN_INDEX in ids else share[:0] for ids, share in zip(rows, shares, strict=True)]
+        # In training the others are encoded, too: every process must use its projector, or the rest would wait for it.
+        tokens = self._encode_some(images, shares if self.training and torch.is_grad_enabled() else shown)
         embed = self.get_model().embed_tokens
         limit = None if labels is None else self.config.tokenizer_model_max_length
         placed = []
         for index, ids in enumerate(rows):
             embeds = embed(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
-            own = [next(tokens) for _ in range(int((ids == IMAGE_TOKEN_INDEX).sum()))]
+            own = [tokens[i] for i in shown[index]]
+            hidden = [tokens[i].features[:0].to(embeds) for i in shares[index] if i in tokens and not own]
+            embeds = torch.cat([embeds, *hidden])  # no rows of them, but the gradient's path to the projector
             row = splice_row(ids, embeds, own, None if labels is None else labels[index][real[index].bool()])
             placed.append(row if limit is None else truncate(row, limit))
         return collate(placed, padding_side)
+
+    def _encode_some(self, images: Images | None, shares: Sequence[range]) -> dict[int, ImageTokens]:
+        """The tokens of the images in `shares`, by their places."""
+        which = [i for share in shares for i in share]
+        if images is None or not which:
+            return {}
+        chosen = images if len(which) == len(images) else cast(Images, [images[i] for i in which])
+        return dict(zip(which, self.encode_tokens(chosen), strict=True))
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -167,7 +192,8 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
 
         Args:
             images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
-                (C, H, W), or what `encode_images` gave. Logits then count the images' tokens.
+                (C, H, W), or what `encode_tokens` gave. Logits then count the images' tokens. Of more images than
+                <image>, a prompt without <image> skips one, and the rest is ignored: see `share_images`.
             image_sizes: accepted for LLaVA's callers; not read.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
@@ -213,7 +239,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
 
         Args:
             inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image stands; `input_ids` is the same.
-            images: one per placeholder, in order over the whole batch.
+            images: one per placeholder, in order over the whole batch; of more, see `share_images`.
             image_sizes: accepted for LLaVA's callers; not read.
             attention_mask: (B, L), nonzero on real tokens.
             position_ids: must be None; positions follow from the images.
@@ -223,7 +249,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             What transformers' `generate` returns, the new tokens only.
 
         Raises:
-            ValueError: no prompt, embeddings instead of a prompt, or images that do not match the placeholders.
+            ValueError: no prompt, embeddings instead of a prompt, or too few images for the placeholders.
         """
         prompt = inputs if inputs is not None else input_ids
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
@@ -254,7 +280,13 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
 
     def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
         """float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
-        return bias_of_sizes(batch.sizes, self.config._attn_implementation)
+        bias = bias_of_sizes(batch.sizes, self.config._attn_implementation)
+        if bias is not None and (window := getattr(self.config, "sliding_window", None)) is not None:
+            raise ValueError(
+                f"the language model attends to a window of {window} tokens, which does not go with a bias on image"
+                " tokens; set llm_size_bias to 0 and llm_weight to 'each', or sliding_window to null in config.json"
+            )
+        return bias
 
     @staticmethod
     def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:

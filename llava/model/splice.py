@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -43,11 +44,28 @@ class PaddedBatch:
     next_positions: Tensor  # int64 (B,), where each prompt goes on
 
 
-def check_image_count(rows: Sequence[Tensor], images: int) -> None:
-    """Raises ValueError unless the prompts hold as many <image> as there are images."""
-    wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows)
-    if wanted != images:
-        raise ValueError(f"the prompt holds {wanted} <image>, but {images} images were given")
+def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
+    """Which images each prompt takes, in order: one per <image>, as LLaVA counts them.
+
+    With an image more for each prompt that holds no <image>, such a prompt takes one that it does not show: LLaVA's
+    training batches have a black picture for it. What is left behind the last prompt is ignored.
+
+    Args:
+        rows: int64 (L,), the prompts of a batch.
+        images: how many were given.
+
+    Raises:
+        ValueError: there are too few, or some of those extra ones are missing.
+    """
+    takes = [int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows]
+    wanted, bare = sum(takes), takes.count(0)
+    if images < wanted or wanted < images < wanted + bare:
+        extra = f"; allowed are {wanted}, or {wanted + bare} with one for each prompt that holds none" if bare else ""
+        raise ValueError(f"the prompt holds {wanted} <image>, but {images} images were given{extra}")
+    if images > wanted:
+        takes = [max(1, count) for count in takes]
+    ends = list(accumulate(takes))
+    return [range(end - count, end) for count, end in zip(takes, ends, strict=True)]
 
 
 def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], labels: Tensor | None = None) -> PlacedRow:

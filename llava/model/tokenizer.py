@@ -216,7 +216,7 @@ def _parse(content: bytes, file: str) -> Any:
         ValueError: it is none, or not of Llama's kind: BPE, text as it is.
     """
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+        proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except Exception as error:  # protobuf's DecodeError has no public home
         raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec

@@ -24,6 +24,7 @@ from llava.model.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.images import load_image
 from llava.serve.sampling import Sampling
+from llava.serve.templates import warn_of_guess
 from llava.utils import default_device, demo_model_path, demo_picture_path
 
 DEMO_NOTICE = """\
@@ -36,7 +37,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", help="checkpoint folder or hub id (default: the embedded demo model)")
     parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best this machine has)")
-    parser.add_argument("--conv-mode", choices=conv_templates, metavar="NAME", help="prompt format")
+    parser.add_argument(
+        "--conv-mode",
+        choices=conv_templates,
+        metavar="NAME",
+        help="prompt template (default: the checkpoint's, or vicuna_v1)",
+    )
     quantised = parser.add_mutually_exclusive_group()
     quantised.add_argument("--load-8bit", action="store_true", help="load the language model in 8 bits")
     quantised.add_argument("--load-4bit", action="store_true", help="load the language model in 4 bits")
@@ -94,7 +100,10 @@ def load_engine(
         use_flash_attn=use_flash_attn,
         qlip=option,
     )
-    return ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
+    engine = ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
+    if args.conv_mode is None:
+        warn_of_guess(model_path, model.config, engine.conv_mode)
+    return engine
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.mm_utils import process_images, tokenizer_image_token
+from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.serve.answer import Answer, Usage
 from llava.serve.batch_queue import BatchQueue, EngineLimits
 from llava.serve.errors import PromptTooLong
@@ -145,13 +145,10 @@ class ChatEngine:
         sampling = sampling or Sampling(temperature=0.0)
         return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
 
-    def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | list[Tensor]:
+    def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | ImageList:
         """Returns what the vision tower takes: float32 (images, C, H, W) or a list, on its device."""
-        tower = self.model.get_vision_tower()
-        tensors = process_images(images, self.image_processor, self.model.config)
-        if isinstance(tensors, list):
-            return [tensor.to(tower.device) for tensor in tensors]
-        return tensors.to(tower.device)
+        device = self.model.get_vision_tower().device
+        return process_images(images, self.image_processor, self.model.config).to(device)
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer that a conversation waits for. Closing the iterator stops the model."""

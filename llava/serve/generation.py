@@ -116,7 +116,7 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     Args:
         model: A LLaVA model; its `generate` takes encoded images and gives new tokens only.
         rows: The prompts; of one width of beam search.
-        images: As the model's `encode_images` gives them, in the order of their placeholders over all rows.
+        images: As the model's `encode_tokens` gives them, in the order of their placeholders over all rows.
         padding_id: Fills up shorter prompts, and rows that have ended.
     """
     device, sampling = model.device, rows[0].sampling

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     """Serves the page until interrupted."""
     if args.concurrency_count < 1:
         raise ValueError(f"--concurrency-count is {args.concurrency_count}; it must be at least 1")
-    moderator = Moderator.from_environment() if args.moderate else None
+    moderator = Moderator.from_environment("--moderate") if args.moderate else None
     if args.controller_url is None and not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     with backend_of(args) as backend:

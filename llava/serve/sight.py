@@ -169,9 +169,9 @@ class Sight:
         """The tower's tokens of pictures of one kind."""
         tower, settings = self.quadtree_tower, views[0].settings
         if tower is None or settings is None:
-            return self.tower([view.pixels for view in views])
+            return self.tower.encode_tokens([view.pixels for view in views])
         cuts = [view.cut for view in views if view.cut is not None]
-        return tower.under(settings)(cuts or [view.pixels for view in views])
+        return tower.under(settings).encode_tokens(cuts or [view.pixels for view in views])
 
 
 def _kind(view: View) -> tuple[QLIPConfig | None, bool]:

@@ -153,7 +153,7 @@ def run_once(subject: Subject, way: Way, picture: Image.Image, new_tokens: int) 
 def time_tower(tower: VisionTower, image: Tensor) -> tuple[ImageTokens, Milliseconds]:
     """Tokens of an image (C, H, W) on the tower's device, and the time of the quadtree's two stages and of the rest."""
     with quadtree_laps(image.device) as laps:
-        (tokens,), whole = timed(lambda: tower([image]), image.device)
+        (tokens,), whole = timed(lambda: tower.encode_tokens([image]), image.device)
     return tokens, {**laps, "tower": whole - sum(laps.values())}
 
 

@@ -51,7 +51,7 @@ class Tower:
     dtype = torch.float64
     num_patches = 16
 
-    def __call__(self, pixels: list[Tensor]) -> list[Tensor]:
+    def encode_tokens(self, pixels: list[Tensor]) -> list[Tensor]:
         return pixels
 
     def count_tokens(self, pixels: Tensor) -> int:
@@ -84,7 +84,9 @@ class ScriptedModel:
     def __init__(self, script: Sequence[str | Exception], tower: Tower | None = None, **config: Any) -> None:
         self.script = list(script)
         self.tower = tower or Tower()
-        self.config = SimpleNamespace(**{"conv_mode": None, "mm_use_im_start_end": False, **config})
+        self.config = SimpleNamespace(
+            **{"conv_mode": None, "mm_use_im_start_end": False, "mm_vision_tower": None, **config}
+        )
         self.calls: list[dict[str, Any]] = []
         self.emitted = 0
 

@@ -110,7 +110,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
 
 def encode(engine: ChatEngine, pictures: list[Image.Image]) -> list[ImageTokens]:
     with torch.inference_mode():
-        return engine.model.encode_images(list(engine.prepare_images(pictures)))
+        return engine.model.encode_tokens(list(engine.prepare_images(pictures)))
 
 
 @pytest.fixture(scope="module")

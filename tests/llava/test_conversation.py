@@ -164,6 +164,18 @@ def test_large_pictures_shrink_to_the_wire_size() -> None:
     assert conversation.get_images(return_pil=True)[0].size == (672, 1344)
 
 
+def test_one_picture_is_fitted_as_a_web_server_asks() -> None:
+    """Longer side to 100, or less where the shorter one would exceed 40; and as the file that is asked for."""
+    conversation = conv_templates["v1"].copy()
+    small, large = Image.new("RGB", (80, 60)), Image.new("RGB", (400, 200))
+    assert conversation.process_image(small, "Default", return_pil=True).size == (80, 60)
+    assert conversation.process_image(large, "Default", return_pil=True, max_len=100, min_len=40).size == (80, 40)
+    assert conversation.process_image(large, "Pad", return_pil=True, max_len=100, min_len=90).size == (90, 90)
+    text = conversation.process_image(small, "Resize", image_format="JPEG")
+    with Image.open(BytesIO(base64.b64decode(text))) as decoded:
+        assert (decoded.format, decoded.size) == ("JPEG", (336, 336))
+
+
 def test_an_unknown_way_to_fit_a_picture_is_refused() -> None:
     conversation = talk("vicuna_v1", ("Hi", Image.new("RGB", (8, 8)), "Stretch"))
     with pytest.raises(ValueError, match="'Stretch'"):

@@ -30,7 +30,7 @@ def pictures() -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def requests(engine: ChatEngine, pictures: list[Image.Image]) -> list[Request]:
     with torch.inference_mode():
-        encoded = engine.model.encode_images(list(engine.prepare_images(pictures)))
+        encoded = engine.model.encode_tokens(list(engine.prepare_images(pictures)))
     rows = [Request(prompt_ids(engine, text), image) for image in encoded for text in TEXTS]
     blind = Request(prompt_ids(engine, "What is in the picture?", 0), None)
     return [Request(row.ids, row.picture, row_seed(3, i)) for i, row in enumerate([*rows, blind])]

@@ -120,8 +120,8 @@ def test_positions_and_biases_reach_the_language_model(folder):
 
 
 def test_errors_name_what_is_wrong(model):
-    with pytest.raises(ValueError, match="holds 1 <image>, but 2 images were given"):
-        model.generate(torch.tensor([ROWS[0]]), images=IMAGES[:2], **GREEDY)
+    with pytest.raises(ValueError, match="holds 2 <image>, but 1 images were given"):
+        model.generate(torch.tensor([ROWS[1]]), images=IMAGES[:1], **GREEDY)
     with pytest.raises(ValueError, match="holds 1 <image>, but 0 images were given"):
         model(torch.tensor([ROWS[0]]))
     with pytest.raises(TypeError, match=r"an image is torch\.uint8"):
@@ -147,15 +147,15 @@ def test_size_bias_needs_an_attention_that_can_apply_it(folder):
 @torch.no_grad()
 def test_images_encoded_once_are_asked_as_pixels_are(model):
     ids, mask = pad(ROWS, "left")
-    encoded = model.encode_images(IMAGES)
+    encoded = model.encode_tokens(IMAGES)
     said = model.generate(ids, images=encoded, attention_mask=mask, **GREEDY)
     assert torch.equal(said, model.generate(ids, images=IMAGES, attention_mask=mask, **GREEDY))
-    assert model.encode_images(encoded) == encoded
+    assert model.encode_tokens(encoded) == encoded
 
 
 def test_encoded_images_and_pixels_do_not_mix(model):
     with pytest.raises(TypeError, match="some images are encoded and some are pixels"):
-        model.generate(torch.tensor([ROWS[1]]), images=[*model.encode_images(IMAGES[:1]), IMAGES[1]], **GREEDY)
+        model.generate(torch.tensor([ROWS[1]]), images=[*model.encode_tokens(IMAGES[:1]), IMAGES[1]], **GREEDY)
 
 
 def test_a_prompts_logits_are_computed_where_the_answer_begins_only(folder):

@@ -114,6 +114,20 @@ def test_a_processor_that_keeps_the_shape_gets_unpadded_pictures() -> None:
     assert [tuple(pixels.shape) for pixels in mixed] == [(3, 20, 40), (3, 20, 20)]
 
 
+def test_pictures_of_several_sizes_are_converted_as_one_tensor_is() -> None:
+    """VLMEvalKit calls `.to()` on whatever it gets; lmms-eval and LLaVA's scripts look whether it is a bare list."""
+    sizes = [gradient(40, 20), gradient(20, 20)]
+    mixed = mm_utils.process_images(sizes, NativeProcessor(), Namespace(image_aspect_ratio="pad"))
+    assert isinstance(mixed, list) and type(mixed) is not list
+    for moved in (mixed.to("cpu", dtype=torch.float16), mixed.to(torch.device("cpu")).half()):
+        assert [(tuple(image.shape), image.dtype) for image in moved] == [
+            ((3, 20, 40), torch.float16),
+            ((3, 20, 20), torch.float16),
+        ]
+        for image, original in zip(moved, mixed, strict=True):
+            assert torch.equal(image, original.half())
+
+
 @pytest.mark.parametrize("pinpoints", [[(28, 56), (56, 28), (56, 56)], "[(28, 56), (56, 28), (56, 56)]"])
 def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProcessor, pinpoints: object) -> None:
     image = gradient(56, 28)

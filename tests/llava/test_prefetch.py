@@ -46,9 +46,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
 def test_tokens_features_and_places_are_those_of_the_towers_own_pixels(engine: ChatEngine, files: list[Path]) -> None:
     ready = [Preparer.of(engine.model.get_vision_tower())(file) for file in files]
     pixels = [engine.prepare_images([load_image(file)])[0] for file in files]
-    expected = engine.model.encode_images(pixels)
+    expected = engine.model.encode_tokens(pixels)
     tower = engine.model.get_vision_tower()
-    found = engine.model.encode_images([picture.image for picture in ready if isinstance(picture, Prepared)])
+    found = engine.model.encode_tokens([picture.image for picture in ready if isinstance(picture, Prepared)])
     for picture, image, ours, theirs in zip(ready, pixels, found, expected, strict=True):
         assert isinstance(picture, Prepared)
         assert picture.tokens == tower.count_tokens(image) == len(theirs.features)
@@ -87,7 +87,7 @@ def test_workers_give_what_this_process_gives_in_the_order_asked(
                 other.uniform_tokens,
                 other.size,
             )
-            ours, theirs = engine.model.encode_images([one.image]) + engine.model.encode_images([other.image])
+            ours, theirs = engine.model.encode_tokens([one.image]) + engine.model.encode_tokens([other.image])
             assert torch.equal(ours.features, theirs.features)
 
 
@@ -161,6 +161,6 @@ def test_a_tower_without_weights_prepares_as_the_loaded_one(engine: ChatEngine, 
     assert isinstance(ours, Prepared) and isinstance(theirs, Prepared)
     assert (ours.tokens, ours.span, ours.size) == (theirs.tokens, theirs.span, theirs.size)
     with torch.inference_mode():
-        features = [engine.model.encode_images([ready.image])[0].features for ready in (ours, theirs)]
+        features = [engine.model.encode_tokens([ready.image])[0].features for ready in (ours, theirs)]
     assert torch.equal(*features)
     assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}

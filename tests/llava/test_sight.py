@@ -95,13 +95,13 @@ def test_the_tower_keeps_its_settings_whatever_is_asked(sight: Sight, picture: I
     tower = sight.tower
     before, weights = tower.settings, tower.vision_tower.embeddings.patch_embedding.weight
     pixels = sight.look(picture, before).pixels
-    expected = sight.model.encode_images([pixels])[0]
+    expected = sight.model.encode_tokens([pixels])[0]
     other = tower.under(CLIP_VIEW)
     assert other.vision_tower.embeddings.patch_embedding.weight is weights
     assert other.image_processor.qlip == other.vision_tower.qlip == other.settings == CLIP_VIEW
     sight.encode([sight.look(picture, None), sight.look(picture, replace(before, alpha=2.0))])
     assert tower.settings == tower.vision_tower.qlip == tower.image_processor.qlip == before
-    torch.testing.assert_close(sight.model.encode_images([pixels])[0].features, expected.features, atol=0, rtol=0)
+    torch.testing.assert_close(sight.model.encode_tokens([pixels])[0].features, expected.features, atol=0, rtol=0)
 
 
 def test_a_quadtree_of_clips_own_settings_goes_beside_clips_view(sight: Sight, picture: Image.Image) -> None:

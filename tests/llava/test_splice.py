@@ -7,7 +7,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.model.splice import check_image_count, collate, splice_row, truncate
+from llava.model.splice import collate, share_images, splice_row, truncate
 
 WIDTH = 4
 IMAGE = IMAGE_TOKEN_INDEX
@@ -72,10 +72,34 @@ def test_truncation_never_cuts_an_image(limit):
         truncate(row, limit)
 
 
-@pytest.mark.parametrize(("prompt", "images"), [([1, IMAGE], 0), ([1], 1), ([IMAGE, IMAGE], 3)])
-def test_numbers_of_placeholders_and_images_must_agree(prompt, images):
-    with pytest.raises(ValueError, match=f"holds {prompt.count(IMAGE)} <image>, but {images} images"):
-        check_image_count([torch.tensor(prompt)], images)
+SHARES = {
+    "one each": ([[1, IMAGE], [IMAGE, IMAGE]], 3, [[0], [1, 2]]),
+    "none for text": ([[1], [IMAGE], [2]], 1, [[], [0], []]),
+    "one for text, too, as in LLaVA's training batches": ([[1], [IMAGE], [2]], 3, [[0], [1], [2]]),
+    "one for text, and a surplus": ([[1], [IMAGE, IMAGE]], 5, [[0], [1, 2]]),
+    "a surplus behind the last prompt": ([[IMAGE], [IMAGE]], 4, [[0], [1]]),
+    "a picture beside text alone": ([[1, 2]], 1, [[0]]),
+    "nothing": ([[1], [2]], 0, [[], []]),
+}
+
+
+@pytest.mark.parametrize(("prompts", "images", "shares"), SHARES.values(), ids=SHARES.keys())
+def test_each_prompt_takes_the_images_that_llava_counts_for_it(prompts, images, shares):
+    assert [list(share) for share in share_images([torch.tensor(ids) for ids in prompts], images)] == shares
+
+
+@pytest.mark.parametrize(
+    ("prompts", "images", "reason"),
+    [
+        ([[1, IMAGE]], 0, "holds 1 <image>, but 0 images were given$"),
+        ([[IMAGE, IMAGE], [IMAGE]], 2, "holds 3 <image>, but 2 images were given$"),
+        ([[1], [IMAGE], [2]], 2, "holds 1 <image>, but 2 images were given; allowed are 1, or 3 with one for each"),
+        ([[1], [IMAGE]], 0, "holds 1 <image>, but 0 images were given; allowed are 1, or 2"),
+    ],
+)
+def test_too_few_images_are_an_error(prompts, images, reason):
+    with pytest.raises(ValueError, match=reason):
+        share_images([torch.tensor(ids) for ids in prompts], images)
 
 
 def test_tiles_of_one_image_follow_each_other():

@@ -131,14 +131,14 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
     material: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    encode = LlavaMetaForCausalLM.encode_images
+    encode = LlavaMetaForCausalLM.encode_tokens
 
     def counting(model: Any, images: Any) -> Any:
         if isinstance(images[0], torch.Tensor):
             encoded.append(len(images))
         return encode(model, images)
 
-    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_images", counting)
+    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_tokens", counting)
     monkeypatch.setattr(sweep, "PICTURES_AT_ONCE", 1)
     assert sweep.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
@@ -265,7 +265,7 @@ def test_every_cell_sees_by_its_own_settings_as_if_loaded_with_them(tmp_path: Pa
 
     def features(engine: ChatEngine) -> torch.Tensor:
         with torch.inference_mode():
-            return engine.model.encode_images(engine.prepare_images(picture))[0].features
+            return engine.model.encode_tokens(engine.prepare_images(picture))[0].features
 
     def load(settings: Any) -> ChatEngine:
         return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import sys
+from contextlib import redirect_stdout
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from llava import utils
+from llava.moderation import ModerationFailed
 
 
 @pytest.fixture
@@ -77,3 +83,55 @@ def test_a_semaphore_prints_its_free_places() -> None:
 def test_layers_keep_their_initial_values_when_clients_ask_to_disable_them() -> None:
     utils.disable_torch_init()
     assert torch.nn.Linear(8, 8).weight.abs().sum() > 0
+
+
+def test_a_stream_logs_whole_lines_and_what_is_left_when_flushed(caplog: pytest.LogCaptureFixture) -> None:
+    stream = utils.StreamToLogger(logging.getLogger("llava.stream"), logging.WARNING)
+    with caplog.at_level(logging.INFO):
+        print("one", file=stream)
+        print("t", "wo\nthree", end="", sep="", file=stream)
+        assert [record.message for record in caplog.records] == ["one", "two"]
+        stream.flush()
+        stream.flush()
+    assert [(record.message, record.levelno) for record in caplog.records][2:] == [("three", logging.WARNING)]
+
+
+def test_stdout_can_be_sent_to_a_logger(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), redirect_stdout(utils.StreamToLogger(logging.getLogger("llava.stream"))):
+        print("hello")
+    assert caplog.messages == ["hello"]
+
+
+def test_building_a_logger_leaves_the_streams_as_they_are() -> None:
+    before = sys.stdout, sys.stderr
+    utils.build_logger("llava.streams")
+    assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_moderation_is_asked_with_the_key_of_the_environment(flagged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((str(request.url), request.headers["authorization"], json.loads(request.content)["input"]))
+        return httpx.Response(200, json={"results": [{"flagged": flagged}]})
+
+    client = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=httpx.MockTransport(answer), **options))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert utils.violates_moderation("Hello?") is flagged
+    assert asked == [("https://api.openai.com/v1/moderations", "Bearer secret", "Hello?")]
+
+
+def test_without_a_key_or_a_verdict_nothing_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="needs an OpenAI key in the environment variable OPENAI_API_KEY"):
+        utils.violates_moderation("Hello?")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    with pytest.raises(ModerationFailed, match="gave no verdict"):
+        utils.violates_moderation("Hello?")
+
+
+def test_pages_have_words_for_failures() -> None:
+    assert utils.server_error_msg and utils.moderation_msg

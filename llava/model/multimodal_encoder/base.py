@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from llava.model.config import LlavaConfig
+from llava.model.config import MultimodalConfig
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor, vision_config
 
 
@@ -57,6 +57,13 @@ class ImageTokens:
         )
 
 
+def stack_features(tokens: Sequence[ImageTokens]) -> Tensor | list[Tensor]:
+    """Features of some images: one tensor (B, N, D) where all have N tokens, else a list of (N_i, D)."""
+    features = [image.features for image in tokens]
+    same = len({len(feature) for feature in features}) == 1
+    return torch.stack(features) if same else features
+
+
 class VisionTower(nn.Module, ABC):
     """A pretrained vision transformer, read at one hidden layer.
 
@@ -66,7 +73,7 @@ class VisionTower(nn.Module, ABC):
 
     vision_tower: Any
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: MultimodalConfig) -> None:
         super().__init__()
         self.llava_config = config
         self.vision_tower_name = config.mm_vision_tower
@@ -75,6 +82,7 @@ class VisionTower(nn.Module, ABC):
         self.image_processor: Any = None
         self.native_processor: Any = None
         self.is_loaded = False
+        self._config_only: PreTrainedConfig | None = None
         self.register_load_state_dict_pre_hook(_rename_llavas_keys)
         if config.mm_vision_config is not None:
             self._adopt(AutoModel.from_config(vision_config(config.mm_vision_config), attn_implementation="sdpa"))
@@ -96,18 +104,35 @@ class VisionTower(nn.Module, ABC):
         """Tokens that an image (C, H, W) takes in the language model; known before the tower runs."""
 
     def load_model(
-        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None, **hub: Any
+        self,
+        device_map: Any = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **hub: Any,
     ) -> None:
-        """Fetches the pretrained tower, unless it is there. `hub`: `cache_dir`, `revision`, `token`, ..."""
+        """Fetches the pretrained tower, frozen, unless it is there.
+
+        Args:
+            device_map: as transformers takes it.
+            dtype: of the weights; None is torch's default.
+            device: where the whole tower goes.
+            hub: `cache_dir`, `revision`, `token`, ...
+        """
         if self.is_loaded:
             return
+        name = self._name()
+        config = vision_config(AutoConfig.from_pretrained(name, **hub))
+        placed = {} if device_map is None else {"device_map": device_map}
+        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **placed, **hub)
+        self._adopt(model.to(device) if device is not None else model)
+        self.vision_tower.requires_grad_(False)
+        self.set_image_processor(load_image_processor(name, config, **hub))
+
+    def _name(self) -> str:
         if self.vision_tower_name is None:
             raise ValueError("mm_vision_tower is not set: there is no tower to load")
-        name = self.vision_tower_name
-        config = vision_config(AutoConfig.from_pretrained(name, **hub))
-        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **hub)
-        self._adopt(model.to(device))
-        self.set_image_processor(load_image_processor(name, config, **hub))
+        return self.vision_tower_name
 
     def set_image_processor(self, processor: Any) -> None:
         """Takes the pretrained model's image processor, kept as `native_processor`."""
@@ -120,7 +145,15 @@ class VisionTower(nn.Module, ABC):
     def save_prior(self, folder: Path) -> None:
         """Writes what `load_prior` reads."""
 
-    def forward(self, images: Tensor | Sequence[Tensor]) -> list[ImageTokens]:
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Features of images, as `encode_tokens` takes them; for callers that need no positions.
+
+        Returns:
+            (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
+        """
+        return stack_features(self.encode_tokens(images))
+
+    def encode_tokens(self, images: Tensor | Sequence[Tensor]) -> list[ImageTokens]:
         """One `ImageTokens` per image.
 
         Args:
@@ -144,13 +177,21 @@ class VisionTower(nn.Module, ABC):
                 f"mm_vision_select_layer is {self.select_layer!r}; {depth} layers have -{depth + 1} to {depth}"
             )
         self.vision_tower = self._wrap(model)
+        if not hasattr(self.vision_tower, "vision_model"):
+            # LLaVA's clients look for an inner model, which today's transformers has no more. Past nn.Module's
+            # registration: a module that holds itself has no state dict.
+            object.__setattr__(self.vision_tower, "vision_model", self.vision_tower)
         self.set_image_processor(default_image_processor(model.config))
         self.is_loaded = True
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The pretrained vision model's configuration."""
-        return self.vision_tower.config
+        """The pretrained vision model's configuration; before `load_model` it is read alone."""
+        if "vision_tower" in self._modules:
+            return self.vision_tower.config
+        if self._config_only is None:
+            self._config_only = vision_config(AutoConfig.from_pretrained(self._name()))
+        return self._config_only
 
     @property
     def dtype(self) -> torch.dtype:

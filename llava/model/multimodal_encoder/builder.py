@@ -5,19 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llava.model.config import LlavaConfig
+from llava.model.config import LlavaConfig, MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
 
 
-def build_vision_tower(config: LlavaConfig) -> VisionTower:
-    """QLIP where `config.qlip` is true or an object of settings, else CLIP."""
+def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **_: Any) -> VisionTower:
+    """QLIP where the flag `qlip` is true or an object of settings, else CLIP.
+
+    Args:
+        vision_tower_cfg: a configuration of `llava.model`, or another object that names the tower, as LLaVA's
+            training arguments do: see `tower_config`.
+        delay_load: leave the weights to `load_model`, unless they come with the checkpoint. Other keywords of LLaVA's
+            callers are not read.
+    """
+    config = vision_tower_cfg if isinstance(vision_tower_cfg, MultimodalConfig) else tower_config(vision_tower_cfg)
     settings = read_settings(config.qlip)
-    return CLIPVisionTower(config) if settings is None else QLIPVisionTower(config, settings)
+    tower = CLIPVisionTower(config) if settings is None else QLIPVisionTower(config, settings)
+    if not delay_load:
+        tower.load_model()
+    return tower
 
 
-def override_flag(config: LlavaConfig, qlip: Any) -> None:
+def tower_config(args: Any) -> LlavaConfig:
+    """The tower's part of a configuration, from an object with `mm_vision_tower` or `vision_tower`, a folder or hub id.
+
+    `mm_vision_select_layer`, `mm_vision_select_feature` and `qlip` are read where it has them.
+
+    Raises:
+        ValueError: it names no tower.
+    """
+    name = getattr(args, "mm_vision_tower", None) or getattr(args, "vision_tower", None)
+    if name is None:
+        raise ValueError(f"{type(args).__name__} has neither mm_vision_tower nor vision_tower: there is no tower")
+    known = ("mm_vision_select_layer", "mm_vision_select_feature", "qlip")
+    return LlavaConfig(mm_vision_tower=str(name), **{key: getattr(args, key) for key in known if hasattr(args, key)})
+
+
+def override_flag(config: MultimodalConfig, qlip: Any) -> None:
     """Replaces the checkpoint's flag by the caller's.
 
     Args:

@@ -30,6 +30,9 @@ class CLIPVisionTower(VisionTower):
         if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
             raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; it was given {wrong[0]}")
         output = self.vision_tower(torch.stack([image.to(self.dtype) for image in images]), output_hidden_states=True)
-        features = output.hidden_states[self.select_layer]
-        features = features[:, -self.count_tokens(images[0]) :]  # [CLS] stands first
-        return [ImageTokens(feature, None, len(feature), None) for feature in features]
+        return [ImageTokens(feature, None, len(feature), None) for feature in self.feature_select(output)]
+
+    def feature_select(self, image_forward_outs: Any) -> Tensor:
+        """The features (B, N, D) in what the vision model gives with `output_hidden_states=True`."""
+        features = image_forward_outs.hidden_states[self.select_layer]
+        return features[:, -self.count_tokens(features) :]  # [CLS] comes first

@@ -11,8 +11,8 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.model.config import LlavaConfig
-from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+from llava.model.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import ImageTokens, VisionTower, stack_features
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 from qlip.patches import CutImage
@@ -39,7 +39,7 @@ def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPCon
 class QLIPVisionTower(VisionTower):
     """Reads the same weights as the CLIP tower through `QLIPVisionModel`."""
 
-    def __init__(self, config: LlavaConfig, settings: QLIPConfig) -> None:
+    def __init__(self, config: MultimodalConfig, settings: QLIPConfig) -> None:
         if config.mm_vision_select_feature != "patch":
             raise ValueError(
                 f"mm_vision_select_feature is {config.mm_vision_select_feature!r}; the QLIP tower gives 'patch' only"
@@ -103,15 +103,19 @@ class QLIPVisionTower(VisionTower):
     def count_positions(self, image: Tensor) -> int:
         return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
-    def forward(self, images: Tensor | Sequence[Tensor] | Sequence[CutImage]) -> list[ImageTokens]:
-        """One `ImageTokens` per image; images that were cut before take the place of pixels."""
+    def encode_tokens(self, images: Tensor | Sequence[Tensor] | Sequence[CutImage]) -> list[ImageTokens]:
+        """One `ImageTokens` per image, given as pixels or cut already."""
         if len(images) == 0 or isinstance(images[0], Tensor):
-            return super().forward(cast(Sequence[Tensor], images))
+            return super().encode_tokens(cast(Sequence[Tensor], images))
         cuts = [cut.to(self.device) for cut in cast(Sequence[CutImage], images)]
         return self._tokens(self.vision_tower.encode_cut(cuts))
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         return self._tokens(self.vision_tower(images))
+
+    def feature_select(self, image_forward_outs: QLIPOutput) -> Tensor | list[Tensor]:
+        """The features in what the vision model gives: (B, N, D), or a list of (N_i, D) where counts differ."""
+        return stack_features(self._tokens(image_forward_outs))
 
     def _tokens(self, output: QLIPOutput) -> list[ImageTokens]:
         tokens = []

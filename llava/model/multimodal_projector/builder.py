@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import nn
 
 
-def build_vision_projector(projector_type: str, vision_width: int, text_width: int) -> nn.Module:
+def build_vision_projector(config: Any, delay_load: bool = False, **_: Any) -> nn.Module:
     """Makes a projector of LLaVA's types, with LLaVA's parameter names.
 
     Args:
-        projector_type: "linear"; "mlp<N>x_gelu", N linear layers with GELU in between; "identity".
-        vision_width: width of the tower's features.
-        text_width: width of the language model's embeddings.
+        config: a `LlavaConfig`, or another object with `mm_hidden_size`, `hidden_size` and, unless it is "linear",
+            `mm_projector_type`: "linear"; "mlp<N>x_gelu", N linear layers with GELU in between; "identity".
+        delay_load: accepted for LLaVA's callers, like any other keyword; not read.
 
     Raises:
         ValueError: an unknown type, or "identity" between different widths.
     """
+    projector_type = getattr(config, "mm_projector_type", "linear")  # configs of forks need not name it
+    vision_width, text_width = config.mm_hidden_size, config.hidden_size
     if projector_type == "linear":
         return nn.Linear(vision_width, text_width)
     if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", projector_type):
         layers: list[nn.Module] = [nn.Linear(vision_width, text_width)]
-        for _ in range(int(match[1]) - 1):
-            layers += [nn.GELU(), nn.Linear(text_width, text_width)]
+        layers += [layer for _ in range(int(match[1]) - 1) for layer in (nn.GELU(), nn.Linear(text_width, text_width))]
         return nn.Sequential(*layers)
     if projector_type == "identity":
         if vision_width != text_width:

@@ -107,7 +107,7 @@ class Subject:
         """The pictures' tokens, ready for the language model."""
         engine, settings = self.engine_of(way), self.settings(way)
         if settings is None:
-            return engine.model.encode_images(engine.prepare_images(pictures))
+            return engine.model.encode_tokens(engine.prepare_images(pictures))
         tower = engine.model.get_vision_tower()
         # A rival starts from the whole grid; a budget would make the image processor choose a smaller picture.
         tower.settings = replace(settings, max_tokens=None) if way.rival else settings
@@ -116,8 +116,8 @@ class Subject:
             return [self._reduce(way.rival, image, settings) for image in pixels]
         if way.scrambled:
             with scrambled_positions(tower.vision_tower):
-                return engine.model.encode_images(pixels)
-        return engine.model.encode_images(pixels)
+                return engine.model.encode_tokens(pixels)
+        return engine.model.encode_tokens(pixels)
 
     def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> ImageTokens:
         tower = self.engine.model.get_vision_tower()

@@ -31,7 +31,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
 @pytest.fixture
 def picture(engine: ChatEngine) -> ImageTokens:
     with torch.inference_mode():
-        return engine.model.encode_images(engine.prepare_images([load_image(demo_picture_path())]))[0]
+        return engine.model.encode_tokens(engine.prepare_images([load_image(demo_picture_path())]))[0]
 
 
 @torch.inference_mode()

@@ -93,6 +93,29 @@ def test_a_question_that_stands_twice_for_an_image_is_scored_twice_in_the_files_
     assert "a.jsonl:4: 'i1' / 'what brand?' is there a second time" in errors
 
 
+def test_each_answers_file_of_a_folder_gets_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LLaVA's `--result-dir`. What the runner could not answer is in files of another name."""
+    questions = ("i1", "What brand is it?"), ("i1", "what year?"), ("i2", "How many?")
+    annotations = textvqa_files(tmp_path, [])[:2]
+    for name, texts in {"b": ("kodak", "1999", "x"), "a": ("x", "1999", "x")}.items():
+        said = zip(questions, texts, strict=True)
+        rows = [{"question_id": image, "prompt": text + SUFFIX, "text": answer} for (image, text), answer in said]
+        write_rows(tmp_path / "run" / f"{name}.jsonl", rows)
+    write_rows(tmp_path / "run" / "b.errors.jsonl", [{"error": "no picture"}])
+    (tmp_path / "run" / "notes.txt").write_text("of another kind")
+    flags = [*annotations, "--result-dir", str(tmp_path / "run"), "--json", str(tmp_path / "s.json")]
+    assert eval_textvqa.main(flags) == 0
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert list(rows) == ["a.jsonl", "b.jsonl"]
+    assert [row["accuracy"] for row in rows.values()] == [pytest.approx(100 / 3), pytest.approx(200 / 3)]
+    (tmp_path / "empty").mkdir()
+    assert eval_textvqa.main([*annotations, "--result-dir", str(tmp_path / "empty")]) == 2
+    assert "holds no *.jsonl" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        eval_textvqa.main(annotations)
+    assert stopped.value.code == 2
+
+
 def gqa_question(answer: str, structural: str, semantic: str) -> dict[str, Any]:
     return {"answer": answer, "types": {"structural": structural, "semantic": semantic}}
 

@@ -1,0 +1,41 @@
+"""Adds a delta to its base model, which gives a fine-tuned model: `python -m llava.model.apply_delta`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.command import OneLineParser, parse_and_run
+from llava.model.checkpoint import local_folder
+from llava.model.deltas import add_base, check_empty, write_checkpoint
+
+
+def apply_delta(base_model_path: str, target_model_path: str | Path, delta_path: str) -> None:
+    """Writes base plus delta into the folder `target_model_path`, with the delta's configuration and tokenizer.
+
+    Raises:
+        ValueError: the two do not belong together, or the folder is not empty.
+    """
+    check_empty(Path(target_model_path))
+    delta = local_folder(delta_path)
+    write_checkpoint(Path(target_model_path), add_base(delta, local_folder(base_model_path), 1), delta)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="apply_delta", description="Add a delta to its base model.")
+    parser.add_argument("--base-model-path", required=True, help="the base model: folder or hub id")
+    parser.add_argument("--target-model-path", type=Path, required=True, help="folder to write")
+    parser.add_argument("--delta-path", required=True, help="the delta: folder or hub id")
+    return parse_and_run(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the flags say."""
+    apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

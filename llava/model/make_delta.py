@@ -1,0 +1,52 @@
+"""Writes what a fine-tuned model adds to its base model: `python -m llava.model.make_delta`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from llava.command import OneLineParser, parse_and_run
+from llava.model.checkpoint import local_folder
+from llava.model.deltas import add_base, check_empty, write_checkpoint
+from llava.model.utils import auto_upgrade
+
+
+def make_delta(
+    base_model_path: str, target_model_path: str, delta_path: str | Path, hub_repo_id: str | None = None
+) -> None:
+    """Writes target minus base into the folder `delta_path`, and uploads it to `hub_repo_id` if that is given.
+
+    Raises:
+        ValueError: the two do not belong together, or the folder is not empty.
+    """
+    check_empty(Path(delta_path))
+    auto_upgrade(target_model_path)
+    target = local_folder(target_model_path)
+    write_checkpoint(Path(delta_path), add_base(target, local_folder(base_model_path), -1), target)
+    if hub_repo_id is not None:
+        hub = HfApi()
+        hub.create_repo(hub_repo_id, exist_ok=True)
+        hub.upload_folder(repo_id=hub_repo_id, folder_path=delta_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="make_delta", description="Write what a fine-tuned model adds to its base model.")
+    parser.add_argument("--base-model-path", required=True, help="the base model: folder or hub id")
+    parser.add_argument("--target-model-path", required=True, help="the fine-tuned model: folder or hub id")
+    parser.add_argument("--delta-path", type=Path, required=True, help="folder to write")
+    parser.add_argument("--hub-repo-id", help="hub repository to upload the delta to")
+    return parse_and_run(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the flags say."""
+    make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

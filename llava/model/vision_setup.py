@@ -1,0 +1,113 @@
+"""How training adds images to a text-only model: the tower, the projector and the image tokens of the vocabulary.
+
+`args` is LLaVA's `ModelArguments`, or any object with its fields. Knows nothing of data or optimisers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+
+EMBEDDINGS = "model.embed_tokens.weight"
+SETTINGS = ("mm_vision_select_layer", "mm_vision_select_feature", "qlip")
+"""Fields of the arguments that the configuration takes over where they are there."""
+
+
+def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
+    """Gives a trunk the tower that the arguments name, loaded and frozen, and a projector to train.
+
+    Args:
+        model: a `LlavaMetaModel`; its configuration learns what it now has.
+        args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
+            `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
+            `pretrain_mm_mlp_adapter`, a file with the projector's weights.
+        fsdp: where it says anything, the tower is kept in a list, so that FSDP does not take it for a part to shard.
+
+    Raises:
+        ValueError: a way of joining tiles other than "flat", or a file that holds another projector.
+    """
+    config = model.config
+    if (merge := getattr(args, "mm_patch_merge_type", "flat")) != "flat":
+        raise ValueError(f"mm_patch_merge_type is {merge!r}; allowed is 'flat'")
+    config.mm_vision_tower = str(args.vision_tower)
+    for name in SETTINGS:
+        if hasattr(args, name):
+            setattr(config, name, getattr(args, name))
+    tower = model.get_vision_tower()
+    if tower is None:
+        tower = build_vision_tower(config)
+        model.vision_tower = [tower] if fsdp else tower
+    tower.load_model()
+
+    config.use_mm_proj = True  # read by LLaVA, not by us
+    config.mm_projector_type = getattr(args, "mm_projector_type", "linear")
+    config.mm_hidden_size = tower.hidden_size
+    if getattr(model, "mm_projector", None) is None:
+        model.mm_projector = build_vision_projector(config)
+    model.mm_projector.requires_grad_(True)
+    if (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
+        state = {
+            name.split("mm_projector.")[1]: tensor for name, tensor in _read(file).items() if "mm_projector." in name
+        }
+        if unlike := model.mm_projector.state_dict().keys() ^ state.keys():
+            raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
+        model.mm_projector.load_state_dict(state)
+
+
+def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:
+    """Adds the image tokens that the arguments ask for to the tokenizer, and their embeddings to the model.
+
+    A new token's rows are the mean of the old ones. The vocabulary never shrinks.
+
+    Args:
+        model: a causal language model.
+        args: `mm_use_im_patch_token`, `mm_use_im_start_end`; and, where it has them, `tune_mm_mlp_adapter`: only the
+            input embeddings of <im_start> and <im_end> are trained, with the projector; and `pretrain_mm_mlp_adapter`:
+            a file that may hold those embeddings.
+        tokenizer: of the model.
+
+    Raises:
+        ValueError: the file's embeddings are not of these tokens.
+    """
+    patch = [DEFAULT_IMAGE_PATCH_TOKEN] if args.mm_use_im_patch_token else []
+    ends = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if args.mm_use_im_start_end else []
+    if not patch and not ends:
+        return
+    old = len(tokenizer)
+    tokenizer.add_tokens([*patch, *ends], special_tokens=True)
+    new = len(tokenizer) - old
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    given, output = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        for table in (given.weight, output.weight):
+            table[old : old + new] = table[:old].float().mean(0).to(table.dtype)
+    if ends and new and (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
+        _copy_rows(given.weight, tokenizer.convert_tokens_to_ids(ends), file)
+    if getattr(args, "tune_mm_mlp_adapter", False):
+        given.weight.requires_grad_(bool(ends))
+        output.weight.requires_grad_(False)
+
+
+@torch.no_grad()
+def _copy_rows(table: Tensor, rows: list[int], file: Any) -> None:
+    """Copies the embeddings of some tokens from a file that holds theirs alone, or the whole table."""
+    saved = _read(file).get(EMBEDDINGS)
+    if saved is None:
+        raise ValueError(f"{file} holds no {EMBEDDINGS!r}, which mm_use_im_start_end needs")
+    if saved.shape not in (table.shape, (len(rows), table.shape[1])):
+        raise ValueError(
+            f"{file}: {EMBEDDINGS} is {tuple(saved.shape)}; allowed are {tuple(table.shape)} and the"
+            f" {len(rows)} new rows alone"
+        )
+    table[rows] = (saved[rows] if saved.shape == table.shape else saved).to(table)
+
+
+def _read(file: Any) -> dict[str, Tensor]:
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,75 @@
+"""Asks OpenAI's moderation service about a text, with the key that the environment holds."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+URL_VARIABLE = "OPENAI_BASE_URL"
+DEFAULT_URL = "https://api.openai.com/v1"
+MODEL = "omni-moderation-latest"
+TIMEOUT = 15.0  # seconds
+
+
+class ModerationFailed(RuntimeError):
+    """The service gave no verdict."""
+
+
+class ModerationService:
+    """The service at one address, asked with one key. It is shown text, no pictures."""
+
+    def __init__(self, key: str, base_url: str = DEFAULT_URL) -> None:
+        """
+        Args:
+            key: Of the service.
+            base_url: Of the service, up to its version.
+        """
+        self.key, self.url = key, f"{base_url.rstrip('/')}/moderations"
+
+    @classmethod
+    def from_environment(cls, asker: str = "moderation") -> Self:
+        """Takes the key, and the address where it is another, from OpenAI's environment variables.
+
+        Args:
+            asker: What needs the key, for the error.
+
+        Raises:
+            ValueError: there is no key.
+        """
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not key:
+            raise ValueError(f"{asker} needs an OpenAI key in the environment variable {KEY_VARIABLE}")
+        return cls(key, os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+
+    def flags(self, text: str) -> bool:
+        """Whether the service flags a text.
+
+        Raises:
+            ModerationFailed: it gave no verdict.
+        """
+        try:
+            with httpx.Client(timeout=TIMEOUT) as client:
+                return _verdict(client.post(self.url, **self._request(text)))
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
+
+    async def aflags(self, text: str) -> bool:
+        """`flags`, for an event loop."""
+        try:
+            async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+                return _verdict(await client.post(self.url, **self._request(text)))
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
+
+    def _request(self, text: str) -> dict[str, Any]:
+        return {"json": {"model": MODEL, "input": text}, "headers": {"Authorization": f"Bearer {self.key}"}}
+
+
+def _verdict(reply: httpx.Response) -> bool:
+    return bool(reply.raise_for_status().json()["results"][0]["flagged"])

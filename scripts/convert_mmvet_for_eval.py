@@ -1,0 +1,31 @@
+"""Answers to MM-Vet as its judge takes them: `python scripts/convert_mmvet_for_eval.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.command import OneLineParser, parse_and_run
+from llava.eval.records import read_answers
+from llava.eval.scoring import write_json
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes one object: question -> answer, a question by MM-Vet's name for it, "v1_0" for 0."""
+    answers = read_answers(args.src)
+    write_json(args.dst, {f"v1_{key[0]}": row["text"] for key, row in answers.items()})
+    print(f"{args.dst}: {len(answers)} answers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_mmvet_for_eval", description="Write the file that MM-Vet's judge takes.")
+    parser.add_argument("--src", type=Path, required=True, help="answers, as the runner writes them")
+    parser.add_argument("--dst", type=Path, required=True, help="file to write")
+    return parse_and_run(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

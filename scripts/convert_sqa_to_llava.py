@@ -1,0 +1,125 @@
+"""ScienceQA's problems as LLaVA's conversations, for training and for `model_vqa_science`.
+
+`python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir DIR --split train --prompt-format QCM-LEA` writes
+`DIR/llava_train_QCM-LEA.json`. A format names what is in the question and what is in the answer, in order: Q question,
+C context, M options, L lecture, E explanation, A answer. "QCM-LEPA" is the answer on lines of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.command import OneLineParser, parse_and_run
+from llava.eval.records import Row, read_json
+from llava.eval.scoring import write_json
+
+LETTERS = "ABCDE"
+FIELDS = ("question", "choices", "answer", "hint", "image", "lecture", "solution")
+FORMAT = re.compile(r"([QCMLE]+)-([LEA]*A[LE]*|LEPA)")
+
+
+def read_split(base_dir: Path, split: str) -> dict[str, Row]:
+    """The problems of a split, from `pid_splits.json` and `problems.json`.
+
+    Raises:
+        ValueError: no such split, or a problem is missing or incomplete.
+    """
+    splits, problems = (read_json(base_dir / name, dict) for name in ("pid_splits.json", "problems.json"))
+    if split not in splits:
+        raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
+    for name in splits[split]:
+        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
+            raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
+    return {name: problems[name] for name in splits[split]}
+
+
+def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
+    """What each letter of a format stands for."""
+    return {
+        "Q": f"Question: {problem['question']}",
+        "C": f"Context: {problem['hint'].strip() or 'N/A'}",
+        "M": "Options: " + " ".join(f"({LETTERS[i]}) {text}" for i, text in enumerate(problem["choices"])),
+        "L": problem["lecture"].replace("\n", "\\n"),
+        "E": problem["solution"].replace("\n", "\\n"),
+        "A": LETTERS[problem["answer"]],
+    }
+
+
+def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple[str, str]:
+    """What is asked and what is to be answered, in a format.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    if not (match := FORMAT.fullmatch(prompt_format)):
+        raise ValueError(f"--prompt-format is {prompt_format!r}; allowed are letters of QCMLE, '-' and A among L and E")
+    texts = texts_of(problem)
+    lines = [
+        "BECAUSE: " + " ".join(texts[letter] for letter in part) if part[0] in "LE" else texts[part]
+        for part in re.findall(r"[LE]+|.", match[1])
+    ]
+    question = tidy("\n".join(lines)).removeprefix("Question: ")
+    if match[2] == "LEPA":
+        before = [f"{name}: {texts[k]}\n" for name, k in (("LECTURE", "L"), ("SOLUTION", "E")) if texts[k].strip()]
+        return question, tidy("".join(before) + f"###\nANSWER: {texts['A']}.")
+    first, last = (" ".join(texts[letter] for letter in part) for part in match[2].split("A"))
+    answer = f"{first} The answer is {texts['A']}." + (f" BECAUSE: {last}" if last.strip() else "")
+    return question, tidy(answer)
+
+
+def tidy(text: str) -> str:
+    """Without double blanks, and without an announced reason that is not given."""
+    return text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes the file that the flags ask for."""
+    problems = read_split(args.base_dir, args.split)
+    rows = []
+    for name, problem in problems.items():
+        question, answer = question_and_answer(problem, args.prompt_format)
+        row: Row = {"id": name}
+        if problem["image"]:
+            row["image"] = f"{name}/{problem['image']}"
+            question += "\n<image>"
+        if args.task == "convert_to_llava":
+            row["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        else:
+            row |= {"instruction": question, "output": answer}
+        rows.append(row)
+    stem = f"{args.split}_{args.prompt_format}"
+    if args.task == "convert_to_llava":
+        out = args.base_dir / f"llava_{stem}.json"
+        write_json(out, rows)
+    else:
+        out = args.base_dir / f"scienceqa_{stem}.jsonl"
+        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{out}: {len(rows)} samples")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_sqa_to_llava", description="Write ScienceQA as LLaVA's conversations.")
+    parser.add_argument("task", choices=("convert_to_llava", "convert_to_jsonl"), help="LLaVA's JSON, or JSON lines")
+    parser.add_argument("--base-dir", "--base_dir", type=Path, required=True, help="folder of problems.json")
+    parser.add_argument("--split", required=True, help="train, val, minival, test, minitest")
+    parser.add_argument("--prompt-format", "--prompt_format", help="by default QCM-LEA, and QCM-LEPA for JSON lines")
+    return parse_and_run(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the flags say."""
+    args.prompt_format = (
+        args.prompt_format or {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}[args.task]
+    )
+    convert(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Writes a checkpoint's projector to a file of its own, as the second stage of training takes it.
+
+`python scripts/extract_mm_projector.py --model-path MODEL --output mm_projector.bin`
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from llava.command import OneLineParser, parse_and_run
+from llava.model.checkpoint import inspect, local_folder
+from llava.model.deltas import read_weights
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Saves the tensors of the projector by LLaVA's names, `model.mm_projector.*`.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
+    checkpoint = inspect(local_folder(args.model_path))
+    projector = {}
+    for name, tensor in read_weights(checkpoint.folder, "projector").items():
+        for pattern, replacement in checkpoint.names.items():  # transformers has other names
+            name = re.sub(pattern, replacement, name)
+        if "mm_projector." in name:
+            projector[name] = tensor.clone()
+    if not projector:
+        raise ValueError(f"{checkpoint.folder} holds no model.mm_projector.*")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(projector, args.output)
+    print(f"{args.output}: {', '.join(projector)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="extract_mm_projector", description="Write a checkpoint's projector to a file.")
+    parser.add_argument("--model-path", required=True, help="the checkpoint: folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, say mm_projector.bin")
+    return parse_and_run(parser, extract, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Writes a LoRA or projector checkpoint and its base model as one LLaVA checkpoint, in float16.
+
+`python scripts/merge_lora_weights.py --model-path LORA --model-base VICUNA --save-model-path OUT`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.command import OneLineParser, parse_and_run
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.model.deltas import check_empty
+
+
+def merge_lora(args: argparse.Namespace) -> None:
+    """Loads what the flags name and saves it as a whole."""
+    check_empty(args.save_model_path)
+    name = get_model_name_from_path(args.model_path)
+    tokenizer, model, _, _ = load_pretrained_model(
+        args.model_path, args.model_base, name, device_map="cpu", torch_dtype="float16"
+    )
+    model.save_pretrained(args.save_model_path)
+    tokenizer.save_pretrained(args.save_model_path)
+    print(f"{args.save_model_path}: {type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="merge_lora_weights", description="Write a LoRA and its base model as one checkpoint.")
+    parser.add_argument("--model-path", required=True, help="the LoRA or projector checkpoint: folder or hub id")
+    parser.add_argument("--model-base", required=True, help="the base model: folder or hub id")
+    parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
+    return parse_and_run(parser, merge_lora, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

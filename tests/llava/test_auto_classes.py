@@ -1,0 +1,62 @@
+"""`import llava` makes LLaVA's model types known to transformers, whichever is imported first, and loads nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import LlavaConfig as TransformersLlavaConfig
+
+import llava  # noqa: F401 (the import is what is tested)
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
+from tests.llava.checkpoints import TEXT, VISION, make_llava_checkpoint
+
+LOAD = """
+from transformers import AutoConfig, AutoModelForCausalLM
+assert not any(name.startswith("llava.model") for name in sys.modules)
+config = AutoConfig.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(type(config).__module__, type(config).__name__, type(model).__name__)
+"""
+ORDERS = {
+    "llava first": "import sys, llava\nassert not {'torch', 'transformers', 'PIL'} & set(sys.modules)\nimport qlip",
+    "auto classes first": "import sys\nfrom transformers import AutoTokenizer\nimport llava",
+}
+
+
+@pytest.mark.parametrize("start", ORDERS.values(), ids=ORDERS.keys())
+def test_a_fresh_process_loads_a_checkpoint_by_the_auto_classes(start, tmp_path):
+    folder = make_llava_checkpoint(tmp_path, model_type="llava_llama")
+    done = subprocess.run([sys.executable, "-c", start + LOAD, folder], capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["llava.model.config", "LlavaConfig", "LlavaLlamaForCausalLM"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "model"),
+    [
+        ("llava_llama", LlavaConfig, LlavaLlamaForCausalLM),
+        ("llava_mistral", LlavaMistralConfig, LlavaMistralForCausalLM),
+    ],
+)
+def test_both_types_build_their_models(model_type, config, model):
+    settings = AutoConfig.for_model(model_type, **TEXT, mm_vision_config=VISION)
+    assert type(settings) is config
+    with torch.device("meta"):
+        assert type(AutoModelForCausalLM.from_config(settings)) is model
+
+
+def test_transformers_own_llava_is_found_as_before():
+    """It has a class named LlavaConfig, too."""
+    assert type(AutoConfig.for_model("llava")) is TransformersLlavaConfig
+    assert AutoModelForImageTextToText._model_mapping[TransformersLlavaConfig].__name__ == (
+        "LlavaForConditionalGeneration"
+    )
+
+
+def test_star_import_names_the_classes():
+    names: dict[str, object] = {}
+    exec("from llava.model import *", names)
+    assert {"LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"} <= set(names)

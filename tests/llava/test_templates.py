@@ -1,0 +1,99 @@
+"""One line says which prompt template is in use where LLaVA would have guessed another from the folder's name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.eval import model_vqa_loader, run_llava
+from llava.serve import cli
+from llava.serve.templates import guess_template
+from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
+
+NAMES = {
+    "llava-v1.5-7b": "llava_v1",
+    "llava-v1.5-7b-lora": "llava_v1",
+    "llava-llama-2-13b-chat-lightning-preview": "llava_llama_2",
+    "LLaVA-Lightning-MPT-7B-preview": "mpt",
+    "llava-v1.6-mistral-7b": "mistral_instruct",
+    "llava-v1.6-34b": "chatml_direct",
+    "llava-v1.6-vicuna-7b": "llava_v1",
+    "LLaVA-7b-delta-v0": "llava_v0",
+    "my-model": "llava_v0",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llava_checkpoint(tmp_path_factory.mktemp("llava") / "checkpoint")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (50, 40)).save(tmp_path / "p.png")
+    return str(tmp_path / "p.png")
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "llava.serve.templates"]
+
+
+@pytest.mark.parametrize(("name", "template"), NAMES.items())
+def test_llavas_guess_is_known(name: str, template: str) -> None:
+    assert guess_template(name) == template
+
+
+def test_all_commands_warn_alike_and_once(
+    checkpoint: Path, picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "llava-mpt"
+    path.symlink_to(checkpoint)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "image": "p.png", "text": "What?"}))
+    own = ["--model-path", str(path), "--device", "cpu"]
+    answers = ["--question-file", str(tmp_path / "q.jsonl"), "--answers-file", str(tmp_path / "a.jsonl")]
+    with caplog.at_level(logging.WARNING):
+        assert cli.main([*own, "--image-file", picture, "--prompt", "What?", "--max-new-tokens", "1"]) == 0
+        run_llava.eval_model(run_llava.parse_args([*own, "--image-file", picture, "--query", "What?"]))
+        assert model_vqa_loader.main([*own, *answers, "--image-folder", str(tmp_path), "--max_new_tokens", "1"]) == 0
+    (line,) = warnings(caplog)
+    assert line == (
+        f"the prompt template is 'vicuna_v1', since {path} names none (conv_mode in config.json); LLaVA would take"
+        " 'mpt', by the name: choose with --conv-mode"
+    )
+
+
+def load(path: Path, *flags: str) -> None:
+    parser = cli.OneLineParser()
+    cli.add_model_flags(parser)
+    cli.load_engine(parser.parse_args(["--model-path", str(path), "--device", "cpu", *flags]))
+
+
+def test_nothing_is_said_where_the_template_is_chosen_or_equal(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "llava-v1.5-7b").symlink_to(checkpoint)
+    (tmp_path / "llava-llama-2").symlink_to(checkpoint)
+    make_llava_checkpoint(tmp_path / "named", conv_mode="vicuna_v1")
+    transformers_model().save_pretrained(tmp_path / "theirs")
+    write_tokenizer(tmp_path / "theirs")
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path / "llava-v1.5-7b")
+        load(tmp_path / "llava-llama-2", "--conv-mode", "vicuna_v1")
+        load(tmp_path / "named")
+        load(tmp_path / "theirs")  # LLaVA can't load it
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("name", ["llava-llama-2-7b", "a-model-of-v0"])
+def test_each_checkpoint_is_warned_of(
+    checkpoint: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).symlink_to(checkpoint)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path / name)
+        load(tmp_path / name)
+    assert len(warnings(caplog)) == 1
