@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
     STOPPED,
@@ -42,7 +43,6 @@ from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
 from llava.eval.runner import Asked, Runner, pictures_of
 from llava.serve.cli import load_engine
-from llava.command import OneLineParser, run_command
 
 NAME = "ray_batch"
 SHARE = 2

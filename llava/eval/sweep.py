@@ -23,6 +23,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
 from llava.eval.journal import append_line
 from llava.eval.sweep_cells import Cell, as_settings, make_cells, make_task, read_axes, read_results
@@ -30,7 +31,6 @@ from llava.eval.sweep_plots import Record, describe, percent, table, write_figur
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong
 from llava.serve.images import ImageError, load_image
-from llava.command import OneLineParser, run_command
 from qlip.intervals import mean_interval
 
 DESCRIPTION = """Measure a model's accuracy on a question file over QLIP's settings, with the CLIP tower beside them.

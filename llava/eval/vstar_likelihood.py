@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
@@ -31,7 +32,6 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
-from llava.command import OneLineParser, run_command
 
 NAME = "vstar_likelihood"
 
