@@ -1,9 +1,9 @@
 """MMBench: accuracy in the options' first order and by CircularEval: `python -m llava.eval.eval_mmbench`.
 
 CircularEval counts a question as right if it is right in every order of its options that it was asked in. These are the
-table's rows whose indices differ by a multiple of a million (fewer than options where one, say "all of the above", keeps
-its place), the rounds of the runner (`--all-rounds`), or both. Answers are the runner's or LLaVA's JSON lines, or the
-Excel table for MMBench's server. Source: arXiv 2307.06281; letters are read by rule, no model is asked.
+table's rows whose indices differ by a multiple of a million (fewer than options where "none of these" keeps its
+place), the rounds of the runner (`--all-rounds`), or both. Answers are the runner's or LLaVA's JSON lines, or the Excel
+table for MMBench's server. Source: arXiv 2307.06281; letters are read by rule, no model is asked.
 """
 
 from __future__ import annotations
