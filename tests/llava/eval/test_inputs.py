@@ -1,4 +1,4 @@
-"""Every command that answers questions checks its inputs before the model is loaded, and can take the first few only."""
+"""Every command that answers questions checks its inputs before the model is loaded, and can take the first few."""
 
 from __future__ import annotations
 
