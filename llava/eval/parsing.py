@@ -19,10 +19,8 @@ _AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]
 # "A" before a blank and a word is the article, but for words that no article stands before; "I" is the pronoun.
 _NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
 _ARTICLE = rf"(?:A +(?!{_NO_NOUN})[A-Za-z]{{2}}|I +[a-z])"
-# No letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame" or "A型"; an article.
-_LETTER = (
-    rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z](?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|[级型类组座超])"
-)
+# No letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
+_LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z](?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
 _AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
 _NAMED = r"(?i:(?:the\s+)?(?:options?|choices?|answers?|letters?)\s+)?"
 _LETTERS = rf"{_OPEN}{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{0,25}}"
@@ -30,7 +28,7 @@ _LIST = re.compile(rf"{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLO
 
 # Letters that the answer rules out: "not B", "instead of B", "A and C are wrong", "不是B", "A不正确".
 _NOT = r"\b(?i:not|never|neither|nor|except|unlike|(?:rather|other)\s+than|instead\s+of"
-_NOT += r"|(?:cannot|\w+n['’]t)(?:\s+be)?)"
+_NOT += r"|cannot|\w+n['’]t)(?:\s+(?i:be|choose|pick|select))?"
 _NOT_CJK = r"(?:不(?:可能|应该|应|会|能)?(?:是|选择|选)|并非|而非|排除|除了)\s*(?:选项|答案)?"
 _WRONG = (
     r"(?:(?:all|both|also|clearly|simply|just)\s+)*(?:not(?!\s+(?:wrong|incorrect|false)\b)|wrong|incorrect|false|out)"
