@@ -83,9 +83,12 @@ def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool 
     if not faults:
         return
     parts = []
-    for kind in (MISSING, UNREADABLE):
+    kinds = {MISSING: "", UNREADABLE: f": not a readable image; broken, or not one of {', '.join(FORMATS)}"}
+    for kind, reason in kinds.items():
         if own := [_name(image) for image, fault in faults if fault == kind]:
-            parts.append(f"{len(own)} of {len(images)} pictures are {kind}, for example {' and '.join(own[:EXAMPLES])}")
+            parts.append(
+                f"{len(own)} of {len(images)} pictures are {kind}, for example {' and '.join(own[:EXAMPLES])}{reason}"
+            )
     report = "; ".join(parts)
     if not skip:
         other = "" if skip is None else ", or answer the other questions with --skip-unreadable"

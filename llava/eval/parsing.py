@@ -20,7 +20,8 @@ _AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]
 _NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
 _ARTICLE = rf"(?:A +(?!{_NO_NOUN})[A-Za-z]{{2}}|I +[a-z])"
 # No letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
-_LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z](?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
+_BEHIND = rf"(?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
+_LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND}"
 _AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
 _NAMED = r"(?i:(?:the\s+)?(?:options?|choices?|answers?|letters?)\s+)?"
 _LETTERS = rf"{_OPEN}{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{0,25}}"
