@@ -22,8 +22,13 @@ def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Writes the submission file."""
+    """Writes the submission file; with --check it only reads the question file."""
     questions = read_labelled(args.annotation_file, ("image",))
+    if args.check:
+        print(f"{args.annotation_file}: {len(questions)} questions, each with an id of its own")
+        return
+    if args.result_upload_file is None:
+        raise ValueError("--result-upload-file is needed with --result-file")
     said = texts_for(questions, read_answers(args.result_file), args.result_file)
     write_json(args.result_upload_file, submission(list(questions.values()), said))
     print(f"{args.result_upload_file}: {len(questions)} answers")
@@ -33,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = OneLineParser(prog="convert_vizwiz_for_submission", description="Write VizWiz's submission file.")
     parser.add_argument("--annotation-file", type=Path, required=True, help="the question file, llava_test.jsonl")
-    parser.add_argument("--result-file", type=Path, required=True, help="answers, as the runner writes them")
-    parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--result-file", type=Path, help="answers, as the runner writes them")
+    source.add_argument("--check", action="store_true", help="only check the question file, before it is answered")
+    parser.add_argument("--result-upload-file", type=Path, help="file to write")
     return parse_and_run(parser, convert, argv)
 
 

@@ -30,11 +30,19 @@ def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Reads answers/SPLIT/NAME/merge.jsonl and writes answers_upload/SPLIT/NAME.json, in the folder of VQAv2."""
+    """Reads answers/SPLIT/NAME/merge.jsonl and writes answers_upload/SPLIT/NAME.json, in the folder of VQAv2.
+
+    With --check it only looks whether the test set has the questions of the split.
+    """
+    asked = args.dir / f"{args.split}.jsonl"
+    split, test = read_labelled(asked, ()), read_labelled(args.dir / TEST_FILE, ())
+    if args.check:
+        rows_for(split, test, args.dir / TEST_FILE, "")
+        print(f"{asked}: the test set has its questions")
+        return
     result_file = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
     answers = read_answers(result_file)
-    rows_for(read_labelled(args.dir / f"{args.split}.jsonl", ()), answers, result_file)  # is the split complete?
-    test = read_labelled(args.dir / TEST_FILE, ())
+    rows_for(split, answers, result_file)  # is the split complete?
     if unknown := [key for key in answers if key not in test]:
         raise ValueError(f"{result_file} answers question {unknown[0][0]!r}, which {TEST_FILE} does not have")
     target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
@@ -46,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = OneLineParser(prog="convert_vqav2_for_submission", description="Write VQAv2's submission file.")
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"), help="(%(default)s)")
-    parser.add_argument("--ckpt", required=True, help="name of the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ckpt", help="name of the run")
+    source.add_argument("--check", action="store_true", help="only check the question files, before they are answered")
     parser.add_argument("--split", required=True, help="such as llava_vqav2_mscoco_test-dev2015")
     return parse_and_run(parser, convert, argv)
 

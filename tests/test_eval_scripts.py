@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llava.utils import demo_picture_path
+from tests.eval_scripts import (
+    COLOUR,
+    COUNT,
+    LISTED,
+    NO,
+    PICTURE,
+    RIGHT,
+    YES,
+    Run,
+    make_run,
+    parquet,
+    picture,
+    pope,
+    questions,
+    score,
+    vstar,
+)
 from tests.interpreter import start
 from tests.llava.eval.files import write_json, write_rows
 from tests.llava.eval.test_choice_scores import problem, seed_question
 from tests.llava.eval.test_yes_no_scores import TASKS
-
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "scripts" / "v1_5" / "eval"
-PICTURE = demo_picture_path().read_bytes()  # a purple ring, a cyan triangle and a blue square
-YES, NO = "Is there a purple ring?", "Is there a red ring?"
-COLOUR, COUNT = "What colour is the ring?", "How many objects are there?"
-RIGHT = {YES: "yes", NO: "no", COLOUR: "purple", COUNT: "3"}
-LISTED = f"{COLOUR}\n(A) red\n(B) purple"
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -42,48 +45,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def run(python: Path, tmp_path: Path) -> Run:
-    """Runs a script on the data in `tmp_path`."""
-
-    def run_script(name: str, *flags: str, check: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-        kept = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "CKPT", "SPLIT")}
-        own = {"EVAL_DIR": str(tmp_path), "PYTHON": str(python), "PYTHONPATH": str(ROOT), **variables}
-        command = ["bash", str(SCRIPTS / f"{name}.sh"), *flags]
-        done = subprocess.run(
-            command, env=kept | own, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == check, done.stderr
-        return done
-
-    return run_script
-
-
-def picture(path: Path) -> str:
-    """Writes the demo picture; its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PICTURE)
-    return path.name
-
-
-def questions(path: Path, images: Path, *texts: str, **more: Any) -> list[dict[str, Any]]:
-    """Writes a question file and the pictures that it names."""
-    rows = [
-        {"question_id": number, "image": picture(images / f"{number}.png"), "text": text, **more}
-        for number, text in enumerate(texts)
-    ]
-    write_rows(path, rows)
-    return rows
-
-
-def score(path: Path) -> dict[str, dict[str, float]]:
-    return json.loads(path.read_text())["rows"]
-
-
-def pope(folder: Path) -> Path:
-    data = folder / "pope"
-    rows = questions(data / "llava_pope_test.jsonl", data / "val2014", YES, NO, YES, category="random")
-    labels = [{"image": row["image"], "text": row["text"], "label": RIGHT[row["text"]]} for row in rows]
-    write_rows(data / "coco" / "coco_pope_random.json", labels)
-    return data
+    return make_run(python, tmp_path)
 
 
 def test_pope(run: Run, tmp_path: Path) -> None:
@@ -115,56 +77,6 @@ def test_each_gpu_answers_a_chunk_and_quadtree_flags_reach_the_model(run: Run, t
     assert max(row["metadata"]["visual_tokens"] for row in rows) <= 70
     single = [json.loads(line) for line in (data / "answers" / "llava-demo.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == [row["text"] for row in single] == ["yes", "no", "yes"]
-
-
-def test_a_question_without_an_answer_ends_the_script_and_the_others_are_kept(run: Run, tmp_path: Path) -> None:
-    data = pope(tmp_path)
-    (data / "val2014" / "1.png").unlink()
-    done = run("pope", check=1)
-    assert "not all questions were answered; the finished ones are kept, start it again" in done.stderr
-    assert len((data / "answers" / "llava-demo" / "1_0.jsonl").read_text().splitlines()) == 2
-    assert not (data / "scores").exists()
-    picture(data / "val2014" / "1.png")
-    run("pope")
-    assert score(data / "scores" / "llava-demo.json")["mean"]["accuracy"] == 100.0
-
-
-NEEDED = {
-    "cvbench": "cv-bench",
-    "gqa": "gqa/llava_gqa_testdev_balanced.jsonl",
-    "mmbench": "mmbench/mmbench_dev_20230712.tsv",
-    "mmbench_cn": "mmbench_cn/mmbench_dev_cn_20231003.tsv",
-    "mme": "MME/llava_mme.jsonl",
-    "pope": "pope/llava_pope_test.jsonl",
-    "realworldqa": "realworldqa",
-    "seed": "seed_bench/llava-seed-bench.jsonl",
-    "sqa": "scienceqa/llava_test_CQM-A.json",
-    "textvqa": "textvqa/llava_textvqa_val_v051_ocr.jsonl",
-    "vizwiz": "vizwiz/llava_test.jsonl",
-    "vqav2": "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl",
-    "vstar": "vstar/test_questions.jsonl",
-}
-
-
-def test_every_script_is_tried() -> None:
-    assert sorted(NEEDED) == sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "common")
-
-
-@pytest.mark.parametrize(("name", "path"), NEEDED.items())
-def test_missing_data_is_named_with_what_to_get(run: Run, tmp_path: Path, name: str, path: str) -> None:
-    lines = run(name, check=3).stderr.splitlines()
-    assert lines[0].endswith(f".sh: {tmp_path / path} is missing")
-    assert len(lines) % 2 == 0
-    for missing, get in zip(lines[::2], lines[1::2], strict=True):
-        assert missing.endswith(" is missing")
-        assert get.startswith("  get ")
-        assert "https://" in get or "http://" in get or "hf download" in get
-
-
-def test_only_what_is_missing_is_named(run: Run, tmp_path: Path) -> None:
-    (pope(tmp_path) / "llava_pope_test.jsonl").unlink()
-    (line, _) = run("pope", check=3).stderr.splitlines()
-    assert line == f"pope.sh: {tmp_path / 'pope' / 'llava_pope_test.jsonl'} is missing"
 
 
 def test_textvqa(run: Run, tmp_path: Path) -> None:
@@ -280,17 +192,6 @@ def test_mmbench(run: Run, tmp_path: Path, script: str, folder: str, split: str)
     assert "submit the file" in run(script, SPLIT="mmbench_test").stdout
 
 
-def vstar(folder: Path, categories: Sequence[str] = ("direct_attributes",)) -> Path:
-    data = folder / "vstar"
-    picture(data / "direct_attributes" / "sa_1.png")
-    row = {"image": "direct_attributes/sa_1.png", "text": LISTED, "label": "B"}
-    write_rows(
-        data / "test_questions.jsonl",
-        [row | {"question_id": str(number), "category": category} for number, category in enumerate(categories)],
-    )
-    return data
-
-
 def test_vstar_in_both_protocols(run: Run, tmp_path: Path) -> None:
     data = vstar(tmp_path)
     run("vstar")
@@ -298,14 +199,6 @@ def test_vstar_in_both_protocols(run: Run, tmp_path: Path) -> None:
     run("vstar", "--qlip", PROTOCOL="likelihood")
     assert score(data / "scores" / "llava-demo_qlip_likelihood.json")["overall"]["accuracy"] == 100.0
     assert "PROTOCOL is guess; it must be letter or likelihood" in run("vstar", PROTOCOL="guess", check=2).stderr
-
-
-def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as writer
-
-    path.parent.mkdir(parents=True)
-    writer.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def test_cvbench_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
@@ -328,11 +221,3 @@ def test_realworldqa_from_its_hubs_files(run: Run, tmp_path: Path) -> None:
     parquet(data / "data" / "a.parquet", [{"image": image, "question": t, "answer": RIGHT[t]} for t in (COLOUR, COUNT)])
     run("realworldqa")
     assert score(data / "scores" / "llava-demo.json")["open"] == {"accuracy": 100.0, "questions": 2}
-
-
-def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path) -> None:
-    data = tmp_path / "realworldqa"
-    parquet(data / "data" / "a.parquet", [{"image": {"bytes": b"text", "path": ""}, "question": "?", "answer": "A"}])
-    assert "row 0: image is no JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
-    (data / "data" / "a.parquet").rename(data / "data" / "a.txt")
-    assert "there is no .parquet file" in run("realworldqa", check=2).stderr

@@ -18,8 +18,8 @@ from qlip import QLIPConfig
 from scripts.paper import report
 from scripts.paper.runs import PAPER, make_runs, with_settings
 from scripts.paper.table import ALL, POPE, V_STAR, Column
+from tests.eval_scripts import PICTURE, pope, vstar
 from tests.interpreter import start
-from tests.test_eval_scripts import pope, vstar
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,7 +124,7 @@ def test_a_benchmark_that_fails_is_no_number_and_an_error_at_the_end(
     python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = pope(tmp_path)
-    (data / "val2014" / "0.png").unlink()
+    (data / "val2014" / "0.png").write_bytes(PICTURE[: len(PICTURE) // 2])
     flags = [f"--model-7b={demo_model_path()}", f"--eval-dir={tmp_path}", f"--python={python}", "--variants=clip"]
     assert report.main([POPE], flags) == 2
     said = capsys.readouterr()

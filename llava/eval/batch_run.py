@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
+from llava.eval.inputs import add_input_flags, check_asked_images, check_limit, check_question_file, wanted
 from llava.eval.lock import only_run
 from llava.eval.prefetch import Preparer, prepare_ahead
 from llava.eval.provenance import checkpoint_hash, run_settings
@@ -63,6 +64,7 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
     parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"), help="the answers (%(default)s)")
     parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
     parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
+    add_input_flags(parser)
     parser.add_argument(
         "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
     )
@@ -104,14 +106,29 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     """Answers what the file of answers lacks.
 
     Raises:
-        ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
+        ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
+            run at work on them.
     """
     read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
-    questions = read(args)
+    questions = read_inputs(args, read)
     preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
     state = join_processes(args)
-    with only_run(args.answers_file) if state is None or state.is_main_process else nullcontext():
+    first = state is None or state.is_main_process
+    if first:
+        check_asked_images(args, questions)
+    with only_run(args.answers_file) if first else nullcontext():
         return _answer(name, args, questions, preparer, state)
+
+
+def read_inputs(args: argparse.Namespace, read: ReadQuestions) -> list[Question]:
+    """The questions that the flags name.
+
+    Raises:
+        ValueError: no such file, a bad one, or an impossible `--limit`.
+    """
+    check_limit(args.limit)
+    check_question_file(args.question_file)
+    return read(args)
 
 
 def _answer(
@@ -149,13 +166,13 @@ def _answer(
     if state:
         state.wait_for_everyone()
         state.destroy_process_group()
-    return report(name, answers, chunk(questions, args.num_chunks, args.chunk_idx)) if first else 0
+    return report(name, answers, args, questions) if first else 0
 
 
 def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
-    """The questions of this chunk that have no answer yet."""
+    """The questions of this run that have no answer yet."""
     done = answers.done()
-    return [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
+    return [(i, questions[i]) for i in wanted(args, questions) if i not in done]
 
 
 def make_preparer(args: argparse.Namespace) -> Preparer:
@@ -177,11 +194,15 @@ def join_processes(args: argparse.Namespace) -> PartialState | None:
     return state
 
 
-def report(name: str, answers: AnswerFile, wanted: Iterable[int]) -> int:
+def report(name: str, answers: AnswerFile, args: argparse.Namespace, questions: Sequence[Question]) -> int:
     """Puts the file of answers in order; returns the exit code: 0 if all the wanted questions have an answer."""
     answered, failed = answers.finish()
-    lost = len(answers.lost(wanted))
+    asked, of_chunk = wanted(args, questions), chunk(questions, args.num_chunks, args.chunk_idx)
+    lost = len(answers.lost(asked))
     print(f"{name}: {answered} answers in {answers.path}", file=sys.stderr)
+    if len(asked) < len(of_chunk):
+        words = f"only the first {len(asked)} of {len(of_chunk)} questions were asked (--limit)"
+        print(f"{name}: {words}; without it the same command answers the others", file=sys.stderr)
     if failed:
         print(f"{name}: {failed} questions have no answer; {answers.errors} says why", file=sys.stderr)
     if lost:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.records import Row, read_answers, read_json, texts_for
-from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.records import Row, read_json
+from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 
 def prediction(text: str) -> str:
@@ -47,8 +47,7 @@ def measure(args: argparse.Namespace) -> Score:
             raise ValueError(
                 f"{args.question_file}: question {name!r} has no answer, or no structural and semantic type"
             )
-    said = texts_for([(name,) for name in questions], read_answers(args.result_file), args.result_file)
-    return score(questions, said)
+    return score(questions, Results.of(args).texts([(name,) for name in questions]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """MMBench: accuracy in the options' first order and by CircularEval: `python -m llava.eval.eval_mmbench`.
 
-CircularEval asks a question once for every rotation of its options and counts it as right if all answers are. The
-rotations come as rounds of the runner (`--all-rounds`) or as rows of the table, where the index of a copy exceeds its
-original's by a multiple of a million. Source: arXiv 2307.06281; letters are read by rule, no other model is asked.
+CircularEval counts a question as right if it is right in every order of its options that it was asked in. These are the
+table's rows whose indices differ by a multiple of a million (fewer than options where "none of these" keeps its
+place), the rounds of the runner (`--all-rounds`), or both. Answers are the runner's or LLaVA's JSON lines, or the Excel
+table for MMBench's server. Source: arXiv 2307.06281; letters are read by rule, no model is asked.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.parsing import option_letter
-from llava.eval.records import Key, Row, keyed, read_answers, read_table
-from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.records import Key, Row, keyed, read_sheet, read_table
+from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 COPY = 1_000_000
 LETTERS = "ABCD"
+NO_OPTION = ("", "nan", "none")
 
 Order = tuple[int, int]
 """Index in the table, round."""
@@ -36,55 +38,47 @@ def chosen(answer: Row) -> str | None:
 
 
 def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
-    """Scores answers; CircularEval where the questions were asked in more than one order.
+    """Scores answers; CircularEval where a question was asked in more than one order.
 
     Args:
         questions: index -> row of the table.
         answers: (index, round) -> answer row.
 
     Raises:
-        ValueError: a question has no answer, or CircularEval lacks an order of one.
+        ValueError: a row of the table, or a round of one, has no answer, or an answer no row.
     """
     if unknown := [index for index, _ in answers if index not in questions]:
         raise ValueError(f"there is an answer to question {unknown[0]}, which the table does not have")
     letters = {order: chosen(answer) for order, answer in answers.items()}
     right = {order: letters[order] == questions[order[0]]["answer"] for order in answers}
-    bases = [index for index in questions if index < COPY]
     if lacking := [index for index in questions if (index, 0) not in right]:
         raise ValueError(f"{len(lacking)} of {len(questions)} questions have no answer, for example {lacking[0]}")
-    first = [right[index, 0] for index in bases]
-    rows = {"first order": accuracy(first) | {"unparsed": sum(letters[index, 0] is None for index in bases)}}
+    check_rounds(answers)
+    bases: dict[int, int] = {}
+    for index in sorted(questions):
+        bases.setdefault(original(index), index)
+    first = [right[index, 0] for index in bases.values()]
+    rows = {"first order": accuracy(first) | {"unparsed": sum(letters[index, 0] is None for index in bases.values())}}
     hits = first
-    orders = rotations(answers)
-    if any(len(own) > 1 for own in orders.values()):
-        hits = [circular_hit(index, orders[index], answers, right) for index in bases]
+    if len(answers) > len(bases):
+        missed = {original(index) for (index, _), hit in right.items() if not hit}
+        hits = [base not in missed for base in bases]
         rows["CircularEval"] = accuracy(hits)
     for column in ("l2-category", "category"):
-        if all(questions[index].get(column) for index in bases):
-            rows |= accuracy_by(hits, [f"{column}: {questions[index][column]}" for index in bases])
+        if all(questions[index].get(column) for index in bases.values()):
+            rows |= accuracy_by(hits, [f"{column}: {questions[index][column]}" for index in bases.values()])
     return Score("MMBench", rows)
 
 
-def rotations(answers: Mapping[Order, Row]) -> dict[int, list[Order]]:
-    """Original index -> the orders in which it was asked."""
-    orders: dict[int, list[Order]] = {}
-    for order in answers:
-        orders.setdefault(original(order[0]), []).append(order)
-    return orders
-
-
-def circular_hit(
-    index: int, orders: Sequence[Order], answers: Mapping[Order, Row], right: Mapping[Order, bool]
-) -> bool:
-    """Whether a question is right in all orders.
-
-    Raises:
-        ValueError: there are not as many orders as options.
-    """
-    wanted = len(answers[index, 0]["options"])
-    if len(orders) != wanted:
-        raise ValueError(f"question {index} was asked in {len(orders)} orders; CircularEval needs all {wanted}")
-    return all(right[order] for order in orders)
+def check_rounds(answers: Mapping[Order, Row]) -> None:
+    """Raises ValueError unless, where a question was asked in rounds, all were asked in all of theirs."""
+    if not any(turn for _, turn in answers):
+        return
+    for (index, turn), answer in answers.items():
+        wanted = len(answer["options"])
+        if turn == 0 and (lacking := [other for other in range(wanted) if (index, other) not in answers]):
+            asked = wanted - len(lacking)
+            raise ValueError(f"question {index} was asked in {asked} orders; CircularEval needs all {wanted}")
 
 
 def read_questions(path: Path) -> dict[int, Row]:
@@ -106,10 +100,41 @@ def read_questions(path: Path) -> dict[int, Row]:
     return {int(key[0]): row for key, row in table.items()}
 
 
+def own_options(row: Row) -> dict[str, str]:
+    """Letter -> option of a row of the table, up to the first that is empty."""
+    texts = [str(row.get(letter) or "") for letter in LETTERS]
+    count = next((i for i, text in enumerate(texts) if text.strip().lower() in NO_OPTION), len(texts))
+    return dict(zip(LETTERS, texts[:count], strict=False))
+
+
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
-    rows = read_answers(args.result_file, ("question_id", "round_id"))
-    return score(read_questions(args.annotation_file), by_order(rows, args.result_file))
+    questions, results = read_questions(args.annotation_file), Results.of(args)
+    path = results.path
+    if results.checking:
+        return score(questions, from_table(read_table(path), "question", questions, path))
+    if path.suffix.lower() == ".xlsx":
+        return score(questions, from_table(read_sheet(path), "prediction", questions, path))
+    return score(questions, by_order(results.by("question_id", "round_id"), path))
+
+
+def from_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:
+    """The rows of a table of answers by index and round.
+
+    Args:
+        rows: with `index` and the column `said`.
+        said: the column that has the answers.
+        questions: which options were shown.
+        path: of the table.
+    """
+    table = keyed(path, [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)], (said,), ("index",))
+    if unknown := [index for (index,) in table if not index.isdigit() or int(index) not in questions]:
+        raise ValueError(f"{path} holds question {unknown[0]!r}, which the table does not have")
+    answers = {}
+    for (index,), row in table.items():
+        options = own_options(questions[int(index)])
+        answers[int(index), 0] = {"text": row[said], "options": [*options.values()], "option_char": [*options]}
+    return answers
 
 
 def by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:

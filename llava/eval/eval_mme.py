@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.parsing import mme_yes_no
-from llava.eval.records import Key, Row, keyed, read_answers, texts_for
-from llava.eval.scoring import Score, run_scorer, score_parser
+from llava.eval.records import Key, Row, keyed
+from llava.eval.scoring import Results, Score, run_scorer, score_parser
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -100,8 +100,8 @@ def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
     labels = read_labels(args.data_dir)
-    answers = by_question(read_answers(args.result_file, ("question_id", "prompt")), args.result_file)
-    return score(labels, texts_for(labels, answers, args.result_file))
+    results = Results.of(args)
+    return score(labels, results.texts(labels, by_question(results.by("question_id", "prompt"), results.path)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

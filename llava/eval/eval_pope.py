@@ -1,21 +1,32 @@
 """POPE: does a model see objects that are not there? `python -m llava.eval.eval_pope`.
 
 Accuracy, precision, recall, F1 ("yes" is positive) and share of "yes" on the random, popular and adversarial questions,
-and their means. Source: arXiv 2305.10355 and its evaluation's rule for reading an answer.
+and their means. An answer finds its question by id, a question its label by image and object. Source: arXiv 2305.10355
+and its evaluation's rule for reading an answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.parsing import pope_yes_no
-from llava.eval.records import Key, Row, read_answers, read_labelled, read_rows, texts_for
-from llava.eval.scoring import Score, run_scorer, score_parser
+from llava.eval.records import Key, Row, read_labelled, read_rows
+from llava.eval.scoring import Results, Score, run_scorer, score_parser
 
 MEASURES = ("accuracy", "precision", "recall", "F1", "yes")
+ADVICE = (
+    "LLaVA's question file fits the label files of commit e3e3926:"
+    " https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco"
+)
+_ASKED = re.compile(r"is there (?:an? |the |any )?(.+?)(?: in the im\w*ge)?\s*\??")
+
+Objects = Mapping[str, Mapping[Key, Row]]
+"""Category -> (image, object, how often the two came before) -> row."""
 
 
 def score(labels: Mapping[str, Sequence[tuple[Key, str]]], said: Mapping[str, Mapping[Key, str]]) -> Score:
@@ -53,13 +64,13 @@ def share(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
-def read_labels(folder: Path) -> dict[str, list[tuple[Key, str]]]:
+def read_labels(folder: Path) -> dict[str, list[Row]]:
     """The files `coco_pope_CATEGORY.json` of POPE, JSON lines `image, text, label`, by category.
 
     Raises:
         ValueError: there is none, or a label is neither yes nor no.
     """
-    labels: dict[str, list[tuple[Key, str]]] = {}
+    labels: dict[str, list[Row]] = {}
     for path in sorted(folder.glob("coco_pope_*.json")):
         own = labels.setdefault(path.stem.removeprefix("coco_pope_"), [])
         for number, row in read_rows(path):
@@ -67,10 +78,21 @@ def read_labels(folder: Path) -> dict[str, list[tuple[Key, str]]]:
                 raise ValueError(f"{path}:{number}: the row has no {', '.join(missing)}")
             if row["label"] not in ("yes", "no"):
                 raise ValueError(f"{path}:{number}: label is {row['label']!r}; it must be 'yes' or 'no'")
-            own.append(((row["image"], bare_question(row["text"])), row["label"]))
+            own.append(row)
     if not labels:
         raise ValueError(f"{folder} holds no coco_pope_CATEGORY.json")
     return labels
+
+
+def asked_object(text: str) -> str:
+    """The object that a question asks about, since files spell the same question differently.
+
+    "Is there an apple in the imange?", as LLaVA's question file has it in places, asks about "apple". A question of
+    another form is taken whole.
+    """
+    question = " ".join(bare_question(text).lower().split())
+    found = _ASKED.fullmatch(question)
+    return found[1] if found else question
 
 
 def bare_question(text: str) -> str:
@@ -78,28 +100,45 @@ def bare_question(text: str) -> str:
     return text.split("\n")[0].strip()
 
 
-def answers_by_category(
-    questions: Mapping[Key, Row], answers: Mapping[Key, Row], result_file: Path
-) -> dict[str, dict[Key, str]]:
-    """category -> (image, bare question) -> answer."""
-    said: dict[str, dict[Key, str]] = {}
-    for question, text in zip(questions.values(), texts_for(questions, answers, result_file), strict=True):
-        said.setdefault(question["category"], {})[(question["image"], bare_question(question["text"]))] = text
-    return said
+def by_object(rows: Iterable[Row]) -> dict[Key, Row]:
+    """Rows of one category by (image, object, how often the two came before)."""
+    seen: Counter[Key] = Counter()
+    found: dict[Key, Row] = {}
+    for row in rows:
+        key = (str(row["image"]), asked_object(row["text"]))
+        found[(*key, str(seen[key]))] = row
+        seen[key] += 1
+    return found
+
+
+def check_labels(labels: Objects, asked: Objects, args: argparse.Namespace) -> None:
+    """Raises ValueError unless labels and questions are, category by category, about the same objects and images."""
+    for category in dict.fromkeys((*labels, *asked)):
+        own, questions = labels.get(category, {}), asked.get(category, {})
+        for rows, others, lacking in (
+            (own, questions, f"{args.question_file} lacks"),
+            (questions, own, f"{args.annotation_dir} lacks the labels of"),
+        ):
+            if absent := [row for key, row in rows.items() if key not in others]:
+                raise ValueError(
+                    f"{lacking} {len(absent)} of the {len(rows)} {category} questions, for example"
+                    f" {bare_question(absent[0]['text'])!r} about {absent[0]['image']}; {ADVICE}"
+                )
 
 
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
-    labels = read_labels(args.annotation_dir)
+    labels = {category: by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
     questions = read_labelled(args.question_file, ("image", "text", "category"))
-    said = answers_by_category(questions, read_answers(args.result_file), args.result_file)
-    for category, own in labels.items():
-        if absent := [key for key, _ in own if key not in said.get(category, {})]:
-            raise ValueError(
-                f"{args.question_file} lacks {len(absent)} of the {len(own)} {category} questions,"
-                f" for example {absent[0][1]!r} about {absent[0][0]}"
-            )
-    return score(labels, said)
+    categories: dict[str, list[Row]] = {}
+    for name, row in questions.items():
+        categories.setdefault(row["category"], []).append(row | {"key": name})
+    asked = {category: by_object(rows) for category, rows in categories.items()}
+    check_labels(labels, asked, args)
+    texts = dict(zip(questions, Results.of(args).texts(questions), strict=True))
+    said = {category: {key: texts[row["key"]] for key, row in rows.items()} for category, rows in asked.items()}
+    truth = {category: [(key, row["label"]) for key, row in rows.items()] for category, rows in labels.items()}
+    return score(truth, said)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

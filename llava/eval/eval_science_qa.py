@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.parsing import option_letter
-from llava.eval.records import Row, read_answers, read_json, texts_for
-from llava.eval.scoring import Score, accuracy, run_scorer, score_parser, write_json
+from llava.eval.records import Key, Row, keyed, read_json
+from llava.eval.scoring import Results, Score, accuracy, run_scorer, score_parser, write_json
 
 GROUPS: dict[str, Callable[[Row], bool]] = {
     "IMG": lambda problem: bool(problem["image"]),
@@ -69,13 +69,27 @@ def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
     return {name: problems[name] for name in splits[split]}
 
 
+def read_asked(path: Path) -> dict[Key, Row]:
+    """LLaVA's question file, a list of `id, conversations`, by id, each as if it was answered with nothing.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    entries = read_json(path, list)
+    rows = [(f"{path}: entry {n}", {**entry, "text": ""}) for n, entry in enumerate(entries) if isinstance(entry, dict)]
+    return keyed(path, rows, ("conversations",), ("id",))
+
+
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name, scores them and writes LLaVA's two files where the flags want them."""
     problems = read_problems(args.base_dir, args.split)
-    texts = texts_for([(name,) for name in problems], read_answers(args.result_file), args.result_file)
+    results = Results.of(args)
+    texts = results.texts([(name,) for name in problems], read_asked(results.path) if results.checking else None)
     said = dict(zip(problems, texts, strict=True))
     predicted = predictions(problems, said, "".join(args.options))
     result = score(problems, predicted)
+    if results.checking:
+        return result
     if args.output_file:
         write_json(args.output_file, sorted_out(problems, said, predicted))
     if args.output_result:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.parsing import option_letter
-from llava.eval.records import Row, keyed, read_answers, read_json, texts_for
-from llava.eval.scoring import Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.records import Row, keyed, read_json
+from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 KINDS = ("image", "video")
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
@@ -62,8 +62,7 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
     questions, types = read_questions(args.annotation_file, args.only)
-    said = texts_for(questions, read_answers(args.result_file), args.result_file)
-    return score(list(questions.values()), types, said)
+    return score(list(questions.values()), types, Results.of(args).texts(questions))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.records import Key, Row, keyed, name_of, read_json, read_rows, texts_for
-from llava.eval.scoring import Score, accuracy, run_scorer, score_parser
+from llava.eval.records import Key, Row, keyed, name_of, read_json
+from llava.eval.scoring import Results, Score, accuracy, run_scorer, score_parser
 from llava.eval.vqa_text import soft_accuracy
 
 _OLD_FORM = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
@@ -58,29 +58,26 @@ def told_apart(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         yield place, row | {"asked": key, "question": key[1] if seen[key] == 1 else f"{key[1]} ({seen[key]})"}
 
 
-def by_question(path: Path) -> dict[Key, Row]:
+def by_question(results: Results) -> dict[Key, Row]:
     """The rows of an answers file by (image, question).
 
     Raises:
         ValueError: a row lacks a field, or its prompt is of no known form.
     """
-    lines = [(f"{path}:{number}", row | {"line": number}) for number, row in read_rows(path)]
-    said = keyed(path, lines, ("question_id", "prompt", "text"), ("line",)).values()
+    lines = [(place, row | {"place": place}) for place, row in results.rows()]
+    said = keyed(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
     rows = [
-        (
-            f"{path}:{row['line']}",
-            {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))},
-        )
+        (row["place"], {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))})
         for row in said
     ]
-    return keyed(path, told_apart(rows), ("text",), ("image_id", "question"))
+    return keyed(results.path, told_apart(rows), ("text",), ("image_id", "question"))
 
 
-def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row], path: Path) -> None:
+def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) -> None:
     """Raises ValueError if a question is answered more often than it was asked."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
-            raise ValueError(f"{path}:{row['line']}: {name_of(row['asked'])} is there a second time")
+            raise ValueError(f"{row['place']}: {name_of(row['asked'])} is there a second time")
 
 
 def measure(args: argparse.Namespace) -> Score:
@@ -91,27 +88,24 @@ def measure(args: argparse.Namespace) -> Score:
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
     annotations = keyed(args.annotation_file, told_apart(places), ("answers",), ("image_id", "question"))
     if args.result_dir is None:
-        return score(list(annotations.values()), texts_of(annotations, args.result_file))
+        return score(list(annotations.values()), texts_of(annotations, Results.of(args)))
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]
     if not files:
         raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
-    scores = {path.name: score(list(annotations.values()), texts_of(annotations, path)) for path in files}
+    scores = {path.name: score(list(annotations.values()), texts_of(annotations, Results(path))) for path in files}
     return Score("TextVQA", {name: single.rows["all"] for name, single in scores.items()})
 
 
-def texts_of(annotations: Mapping[Key, Row], path: Path) -> list[str]:
-    """The answers in a file, in the annotations' order; raises as `by_question` and `texts_for`."""
-    answers = by_question(path)
-    check_surplus(annotations, answers, path)
-    return texts_for(annotations, answers, path)
+def texts_of(annotations: Mapping[Key, Row], results: Results) -> list[str]:
+    """The answers in a file, in the annotations' order; raises as `by_question` and `Results.texts`."""
+    answers = by_question(results)
+    check_surplus(annotations, answers)
+    return results.texts(annotations, answers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = score_parser("eval_textvqa", "Score answers to TextVQA.", result_file=False)
-    answers = parser.add_mutually_exclusive_group(required=True)
-    answers.add_argument("--result-file", type=Path, help="answers, as the runner writes them")
-    answers.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
+    parser = score_parser("eval_textvqa", "Score answers to TextVQA.", result_dir=True)
     parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
     return run_scorer(parser, measure, argv)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llava.eval.parsing import letters, listed_options, option_letter
-from llava.eval.records import Row, read_answers, read_labelled, texts_for
-from llava.eval.scoring import Score, run_scorer, score_parser
+from llava.eval.records import Row, read_labelled
+from llava.eval.scoring import Results, Score, run_scorer, score_parser
 
 Scorer = Callable[[Sequence[Row], Sequence[str]], Score]
 """Questions and, in the same order, what the model said -> score."""
@@ -32,8 +32,7 @@ def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Score
 
     def measure(args: argparse.Namespace) -> Score:
         questions = read_labelled(args.question_file, ("text", *fields))
-        said = texts_for(questions, read_answers(args.result_file), args.result_file)
-        return score(list(questions.values()), said)
+        return score(list(questions.values()), Results.of(args).texts(questions))
 
     parser = score_parser(prog, f"Score answers to {benchmark}.")
     help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"

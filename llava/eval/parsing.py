@@ -9,51 +9,100 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# A letter with what people write around it: "B", "(B)", "B.", "[B]:", "**B**".
-_WHOLE = re.compile(r"[\s(\[*]*([A-Za-z])[\s)\].:,*]*")
-_LEADING = re.compile(r"[\s(\[*]*([A-Z])(?:[)\]]|[.:,](?=\s|$))")
-# "A" before a blank and a word is the article, but for words that no article stands before.
-_NO_NOUN = r"(?:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
-_ARTICLE = rf"A +(?!{_NO_NOUN})"
-_DECLARED = re.compile(
-    r"\b(?i:answer|option|choice)(?:\s+is|\s*:)+[\s(\[*]*"
-    rf"(?!{_ARTICLE}[a-z])((?=[A-Z]\b|[a-z][\s)\].*]*\Z)[A-Za-z])"  # in lower case at the end only
+# Chinese, Japanese and Korean are written without blanks, so their characters do not join a letter to a word.
+_CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_WORD = rf"[^\W{_CJK}]"
+# What people write round a letter: "(B)", "**B**", "'B'", "【B】", "B."
+_OPEN = r"[\s(\[{<*_\"'`“”‘’「『【《]*"
+_CLOSE = r"[)\]}>*_\"'`“”‘’」』】》]*"
+_AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]*"
+# "A" before a blank and a word is the article, but for words that no article stands before; "I" is the pronoun.
+_NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
+_ARTICLE = rf"(?:A +(?!{_NO_NOUN})[A-Za-z]{{2}}|I +[a-z])"
+# No letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
+_BEHIND = rf"(?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
+_LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND}"
+_AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
+_NAMED = r"(?i:(?:the\s+)?(?:options?|choices?|answers?|letters?)\s+)?"
+_LETTERS = rf"{_OPEN}{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{0,25}}"
+_LIST = re.compile(rf"{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{1,25}}")
+
+# Letters that the answer rules out: "not B", "instead of B", "A and C are wrong", "不是B", "A不正确".
+_NOT = r"\b(?i:not|never|neither|nor|except|unlike|(?:rather|other)\s+than|instead\s+of"
+_NOT += r"|cannot|\w+n['’]t)(?:\s+(?i:be|choose|pick|select))?"
+_NOT_CJK = r"(?:不(?:可能|应该|应|会|能)?(?:是|选择|选)|并非|而非|排除|除了)\s*(?:选项|答案)?"
+_WRONG = (
+    r"(?:(?:all|both|also|clearly|simply|just)\s+)*(?:not(?!\s+(?:wrong|incorrect|false)\b)|wrong|incorrect|false|out)"
 )
-_ALONE = re.compile(rf"(?<![\w'])(?!{_ARTICLE}[A-Za-z][a-z])([A-Z])(?![\w'])")
+_FAILS = (
+    rf"\s+(?i:(?:is|are|was|were|seems?|looks?)\s+{_WRONG}|(?:does|do|did|can|could|would)\s+not|cannot|\w+n['’]t)\b"
+)
+_FAILS_CJK = r"\s*(?:选项)?(?:都|均|也|是|就|明显|显然|肯定)*(?:错|没有|并非|不(?!应|选|是\W*[A-Z]))"
+_RULED_OUT = re.compile(rf"(?:{_NOT}\s+{_NAMED}|{_NOT_CJK}){_LETTERS}|{_LETTERS}(?:{_FAILS}|{_FAILS_CJK})")
+_GONE = "\0"
+"""Takes the place of what a rule must not read."""
+
+# What declares the letter behind it ("the answer to this is B", "I choose B", "故选B"), or before it ("B is correct").
+_HEDGES = "that|it|the|is|are|be|but|rather|instead|definitely|probably|clearly|likely|most|option|choice|answer|letter"
+_HEDGE = rf"(?i:(?:{_HEDGES})\s+){{0,6}}"
+_SAID = r"(?:\b(?i:answer|option|choice)s?\b[^.;!?\n。；！？]{0,60}?(?:\b(?i:is|are|be)\b|[:=])[\s:=]*"
+_SAID += r"|\b(?i:choose|chose|pick|select|go\s+with)\s+|\\boxed\s*\{\s*(?:\\text\s*\{)?"
+_SAID += r"|(?:答案|选项|正确的?)[^.;!?\n。；！？]{0,20}?[是为:=]\s*|答案\s*|选(?:择|取)?(?:选项|(?!项))\s*)"
+_DECLARED = (
+    rf"{_SAID}{_GONE}?[\s,，]*{_HEDGE}{_OPEN}(?:({_LETTER})|(?<!{_WORD})([a-z])(?={_AROUND}\Z)|(?<=\()([a-z])(?=\)))"
+)
+_RIGHT = r"(?i:\s+(?:is|seems|looks|must\s+be)\s+(?:(?:clearly|probably|definitely|the|most|therefore)\s+)*"
+_RIGHT += r"(?:correct|right|true|best|accurate|answer)\b)"
+_RIGHT += r"|\s*(?:选项)?(?:才)?(?:是|为)?(?:最)?(?:正确|正解|答案|合适|对(?![应于比面着]))"
+_DECLARATION = re.compile(rf"{_DECLARED}|({_LETTER})(?={_CLOSE}(?:{_RIGHT}))")
+
+_WHOLE = re.compile(rf"{_AROUND}([A-Za-z]){_AROUND}")
+_LEADING = re.compile(
+    rf"{_OPEN}(?:({_LETTER})(?:[)\]}}】]|{_CLOSE}(?:[.,:;](?=[\s{_CJK}]|$)|[。，、：]|\s+[-–—]\s|[ \t]*(?:\n|\Z)))"
+    r"|([a-z])\))"
+)
+_ALONE = re.compile(_LETTER)
 _LISTED = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.+?)\s*$", re.MULTILINE)
+_DENIED = re.compile(r"(?:\b(?:not|no|without|neither|nor)|n['’]t)\s+(?:(?:an?|the)\s+)?\Z|(?:不是|没有|并非|而非)\Z")
+
+# Letters, digits and signs of full width, as Chinese keyboards give them.
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 
 
 def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer to a multiple-choice question chooses.
 
-    The first rule that speaks decides: the whole answer is a letter, in any case; it begins with one ("B. a cat",
-    "(B) a cat"); it declares one ("the answer is B"); it is an option's text, but for a leading article; exactly one
-    option's letter stands alone in it; exactly one option's text stands in it. "A" is no letter where it is an article.
+    Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
+    ("vitamin C"), nor "A" where it is an article. The first rule that finds something decides: the whole answer is a
+    letter, in any case and decoration; the last letter that it declares ("the answer is B", "I choose B", "B is
+    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a line of its own), or its last line is
+    one; it is an option's text, but for a leading article; exactly one option's letter is alone in it; exactly one
+    option's text is in it.
 
     Args:
         text: What the model said.
         options: Upper-case letter -> text of the option, which may be "" where only letters are known.
 
     Returns:
-        One of the letters; None if no rule speaks, or if it points outside the options.
+        One of the letters; None if no rule finds one, or if the answer is a letter outside the options.
     """
+    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
     if whole := _WHOLE.fullmatch(text):
         letter = whole[1].upper()
         return letter if letter in options else None
-    for pattern in (_LEADING, _DECLARED):
-        found = pattern.match(text) if pattern is _LEADING else pattern.search(text)
-        if found and found[1].upper() in options:
-            return found[1].upper()
+    texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
+    left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
+    single = _without_ties(left, options)
+    if stated := _declared(single, options) or _at_an_end(single, options):
+        return stated
     said = _plain(text)
-    plain = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
     for form in (str, _without_article):
-        if equal := [letter for letter, option in plain.items() if form(option) == form(said)]:
+        if equal := [letter for letter, option in texts.items() if form(option) == form(said)]:
             return equal[0] if len(equal) == 1 else None
-    alone = {letter for letter in _ALONE.findall(text) if letter in options}
-    if alone:
+    if alone := {letter for letter in _ALONE.findall(left) if letter in options}:
         return alone.pop() if len(alone) == 1 else None
-    inside = [letter for letter, option in plain.items() if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)]
-    return inside[0] if len(inside) == 1 else None
+    inside = _texts_inside(said, texts)
+    return inside.pop() if len(inside) == 1 else None
 
 
 def listed_options(question: str) -> dict[str, str]:
@@ -78,8 +127,60 @@ def mme_yes_no(text: str) -> str | None:
     return "yes" if "yes" in start else "no" if "no" in start else None
 
 
+def _declared(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the last declaration that names an option."""
+    found = [match[match.lastindex or 0].upper() for match in _DECLARATION.finditer(text)]
+    return next((letter for letter in reversed(found) if letter in options), None)
+
+
+def _at_an_end(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter that the text begins with, or that is all of its last line."""
+    start, end = _LEADING.match(text), _WHOLE.fullmatch(text.strip().rpartition("\n")[2])
+    found = [start[start.lastindex or 0].upper() if start else "", end[1] if end else ""]
+    return next((letter for letter in found if letter in options), None)
+
+
+def _without_ties(text: str, options: Mapping[str, str]) -> str:
+    """The answer without the letters of options that it names in one breath: "A or B"."""
+
+    def untie(match: re.Match[str]) -> str:
+        several = len(set(_ALONE.findall(match[0])) & set(options)) > 1
+        return _ALONE.sub(_GONE, match[0]) if several else match[0]
+
+    return _LIST.sub(untie, text)
+
+
+def _without_texts(text: str, options: Mapping[str, str]) -> str:
+    """The answer without the options' texts in which a letter is alone, such as "vitamin C" or "A and B"."""
+    for option in sorted(options.values(), key=len, reverse=True):
+        option = option.translate(_FULL_WIDTH).strip().strip(".")
+        if len(option) > 1 and _ALONE.search(option):
+            text = re.sub(_bounded(option), _GONE, text, flags=re.IGNORECASE)
+    return text
+
+
+def _texts_inside(said: str, texts: Mapping[str, str]) -> set[str]:
+    """The options whose text is in the answer, undenied; not those inside the text of a longer one."""
+    inside = set()
+    for letter, option in sorted(texts.items(), key=lambda item: -len(item[1])):
+        same = [other for other, text in texts.items() if text == option]
+        found = [match for match in re.finditer(_bounded(option), said)]
+        if any(not _DENIED.search(said[: match.start()]) for match in found):
+            inside.update(same)
+        if letter == same[-1]:
+            said = re.sub(_bounded(option), _GONE, said)
+    return inside
+
+
+def _bounded(text: str) -> str:
+    """A pattern of a text that is no part of longer words."""
+    before = rf"(?<!{_WORD})" if re.match(_WORD, text) else ""
+    after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", text) else ""
+    return before + re.escape(text) + after
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.strip().strip(".").lower().split())
+    return " ".join(text.translate(_FULL_WIDTH).strip().strip(".。").lower().split())
 
 
 def _without_article(plain: str) -> str:

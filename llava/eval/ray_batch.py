@@ -30,17 +30,19 @@ from llava.eval.batch_run import (
     make_parser,
     make_preparer,
     open_questions,
+    read_inputs,
     read_limits,
     read_sampling,
     report,
     row_maker,
 )
 from llava.eval.batches import BatchLimits
+from llava.eval.inputs import check_asked_images
 from llava.eval.lock import only_run
 from llava.eval.model_vqa_loader import read
 from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question, chunk
+from llava.eval.questions import Question
 from llava.eval.runner import Asked, Runner, pictures_of
 from llava.serve.cli import load_engine
 
@@ -185,8 +187,8 @@ def run(args: argparse.Namespace) -> int:
     """Answers what the file of answers lacks.
 
     Raises:
-        ValueError: impossible flags, a bad question file, answers of another run or one at work on them, or nodes
-            that differ.
+        ValueError: impossible flags, a bad question file, images that are not there, answers of another run or one at
+            work on them, or nodes that differ.
     """
     limits = read_limits(args)
     read_sampling(args)
@@ -198,13 +200,14 @@ def run(args: argparse.Namespace) -> int:
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():
             setattr(args, name, str(Path(path).resolve()))
+    questions = read_inputs(args, read)
+    check_asked_images(args, questions)
     with only_run(args.answers_file):
-        return _answer(args, limits)
+        return _answer(args, limits, questions)
 
 
-def _answer(args: argparse.Namespace, limits: BatchLimits) -> int:
+def _answer(args: argparse.Namespace, limits: BatchLimits, questions: Sequence[Question]) -> int:
     """Answers what the file of answers lacks, by flags that were checked."""
-    questions = read(args)
     preparer = make_preparer(args)
     args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
     answers = AnswerFile(args.answers_file)
@@ -223,7 +226,7 @@ def _answer(args: argparse.Namespace, limits: BatchLimits) -> int:
         finally:
             progress.close()
             shares.unlink()
-    return report(NAME, answers, chunk(questions, args.num_chunks, args.chunk_idx))
+    return report(NAME, answers, args, questions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

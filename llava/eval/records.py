@@ -1,6 +1,6 @@
 """Reads the files that questions, answers and annotations come in; every error names the file and what is wrong in it.
 
-Knows the formats, JSON lines, JSON and tab-separated tables, and no benchmark.
+Knows the formats, JSON lines, JSON, tab-separated and Excel tables, and no benchmark.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
@@ -65,6 +66,27 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return frame.to_dict("records")
 
 
+def read_sheet(path: Path) -> list[dict[str, str]]:
+    """The rows of the first sheet of an Excel file with a header, all values as text; an empty cell is "".
+
+    Raises:
+        ImportError: openpyxl is not installed.
+        ValueError: the file is no Excel file, or empty.
+    """
+    try:
+        import openpyxl  # an extra
+    except ImportError:
+        raise ImportError(f'{path} is an Excel file; reading it takes openpyxl: pip install ".[eval]"') from None
+    try:
+        sheet = openpyxl.load_workbook(path, read_only=True).worksheets[0]
+        lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
+    except (BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
+        raise ValueError(f"{path} is no Excel file: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} holds no rows")
+    return [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
+
+
 def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
     """A file of JSON lines by `key`; every row must have the key's fields and `fields`.
 
@@ -94,23 +116,38 @@ def keyed(path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], ke
     return found
 
 
-def texts_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path) -> list[str]:
+def texts_for(
+    wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to "
+) -> list[str]:
     """The answers' texts in the order of `wanted`.
+
+    Args:
+        wanted: the questions.
+        answers: by question.
+        path: the file that they come from.
+        what: what a question has in it, for the error.
 
     Raises:
         ValueError: an answer is missing, with how many are.
     """
-    return [str(row["text"]) for row in rows_for(wanted, answers, path)]
+    return [str(row["text"]) for row in rows_for(wanted, answers, path, what)]
 
 
-def rows_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path) -> list[Row]:
-    """The answers in the order of `wanted`; raises as `texts_for`."""
+def rows_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to ") -> list[Row]:
+    """The answers in the order of `wanted`; arguments and errors as of `texts_for`."""
     keys = list(wanted)
     if missing := [key for key in keys if key not in answers]:
         raise ValueError(
-            f"{path} lacks the answers to {len(missing)} of {len(keys)} questions, for example {name_of(missing[0])}"
+            f"{path} lacks {what}{len(missing)} of {len(keys)} questions, for example {name_of(missing[0])}"
         )
     return [answers[key] for key in keys]
+
+
+def _cell(value: Any) -> str:
+    """A cell of a sheet as text; Excel keeps whole numbers as fractions, too."""
+    if value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def name_of(key: Key) -> str:

@@ -1,19 +1,21 @@
 """What all scorers share: a score's form, counting by groups, and the command around a scorer.
 
 A scorer is a pure function from rows to a `Score`; its command reads the files, prints the score as a table and writes
-it with `--json`.
+it with `--json`. With `--check` it reads the question file in place of the answers, and scores nothing: what is wrong
+with the labels shows before a model has answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
+from llava.eval.records import Key, Row, keyed, read_rows, texts_for
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -61,11 +63,57 @@ def accuracy_by(right: Sequence[bool | float], groups: Sequence[str]) -> dict[st
     return {group: accuracy(values) for group, values in found.items()}
 
 
-def score_parser(prog: str, description: str, result_file: bool = True) -> argparse.ArgumentParser:
-    """A scorer's parser, with the flags that all have."""
+@dataclass(frozen=True)
+class Results:
+    """The answers file that a command line names; with `--check` the question file, which has no answers yet."""
+
+    path: Path
+    """The file."""
+
+    checking: bool = False
+    """Whether it holds questions."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Results:
+        """The file that the flags of `score_parser` name; `check` may be absent where Python code calls a scorer."""
+        questions: Path | None = vars(args).get("check")
+        return cls(questions or args.result_file, questions is not None)
+
+    def rows(self) -> list[tuple[str, Row]]:
+        """The rows with their places; of a question, what the runner will write beside its answer."""
+        rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
+        if not self.checking:
+            return rows
+        return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
+
+    def by(self, *key: str) -> dict[Key, Row]:
+        """The rows by the fields of `key`; raises as `keyed`."""
+        return keyed(self.path, self.rows(), ("text",), key)
+
+    def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
+        """What was said to each question; raises as `texts_for`.
+
+        Args:
+            wanted: keys of the questions that have a label.
+            found: the rows by such keys; by `question_id` if not given.
+        """
+        found = self.by("question_id") if found is None else found
+        return texts_for(wanted, found, self.path, "" if self.checking else "the answers to ")
+
+
+def score_parser(
+    prog: str, description: str, result_file: bool = True, result_dir: bool = False
+) -> argparse.ArgumentParser:
+    """A scorer's parser, with the flags that all have; `result_dir` adds the flag for a folder of answers files."""
     parser = OneLineParser(prog=prog, description=description)
+    parser.set_defaults(check=None)
     if result_file:
-        parser.add_argument("--result-file", type=Path, required=True, help="answers, as the runner writes them")
+        source = parser.add_mutually_exclusive_group(required=True)
+        source.add_argument("--result-file", type=Path, help="answers, as the runner writes them")
+        words = "only check that the labels fit this question file, before it is answered"
+        if result_dir:
+            source.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
+        source.add_argument("--check", type=Path, metavar="QUESTIONS", help=words)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the score to this file, too")
     return parser
 
@@ -77,6 +125,9 @@ def run_scorer(
 
     def print_score(args: argparse.Namespace) -> None:
         score = measure(args)
+        if args.check:
+            print(f"{args.check}: all labels have their questions")
+            return
         print(score.table())
         if args.json:
             write_json(args.json, score.to_dict())

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from llava.command import OneLineParser, run_command
 from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
+from llava.eval.inputs import check_images, check_question_file
 from llava.eval.journal import append_line
 from llava.eval.sweep_cells import Cell, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep_plots import Record, describe, percent, table, write_figures
@@ -91,14 +92,15 @@ def command(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Measures the cells that the results lack, then prints a table and draws figures of all that are there.
 
-    Every picture must exist before the model is loaded; one that cannot be decoded shows when its turn comes, in the
-    first cell. A cell whose prompts exceed the model's context, or the GPU's memory, is skipped with a message.
+    Every picture must be there, with a readable header, before the model is loaded; one that cannot be decoded shows
+    in the first cell. A cell whose prompts exceed the model's context, or the GPU's memory, is skipped with a message.
 
     Raises:
         ValueError: impossible flags, a bad question file, missing or broken pictures.
     """
+    check_question_file(options.question_file)
     task = make_task(options)
-    asked = by_picture(read_questions(options.question_file, options.answers_file)[: task.limit], options.image_folder)
+    asked = by_picture(read_questions(options.question_file, options.answers_file)[: task.limit], options)
     axes = read_axes(options)
     cells = make_cells(options, axes)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -128,19 +130,18 @@ def run(options: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def by_picture(questions: Sequence[VisualQuestion], folder: Path) -> Asked:
+def by_picture(questions: Sequence[VisualQuestion], options: argparse.Namespace) -> Asked:
     """Pictures in the order of their first questions.
 
     Raises:
-        ValueError: a question has no right answer, or pictures are missing.
+        ValueError: a question has no right answer, or pictures are missing or unreadable.
     """
     if unknown := [question.question_id for question in questions if question.answer is None]:
         raise ValueError(f"question {unknown[0]!r} has no right answer; give --answers-file")
     pictures: dict[Path, list[VisualQuestion]] = {}
     for question in questions:
-        pictures.setdefault(folder / question.image, []).append(question)
-    if missing := [path for path in pictures if not path.is_file()]:
-        raise ValueError(f"{len(missing)} of {len(pictures)} pictures are missing, for example {missing[0]}")
+        pictures.setdefault(options.image_folder / question.image, []).append(question)
+    check_images(pictures, options.image_folder)
     return list(pictures.items())
 
 

@@ -20,12 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
+from llava.eval.inputs import add_input_flags, check_asked_images, check_limit, check_question_file
 from llava.eval.labelled import label_letter
 from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
 from llava.eval.prefetch import Preparer, Unreadable
 from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question, chunk
+from llava.eval.questions import Question
 from llava.eval.records import Row, read_json, read_labelled
 from llava.eval.runner import Outcome
 from llava.mm_utils import tokenizer_image_token
@@ -136,14 +137,18 @@ def run(args: argparse.Namespace) -> int:
     """Answers what the file of answers lacks; returns 1 if questions stayed without an answer.
 
     Raises:
-        ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
+        ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
+            run at work on them.
     """
+    check_limit(args.limit)
+    check_question_file(args.question_file)
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()
     choices = [read_choice(row, args.image_folder) for row in rows]
     questions = [
         Question(row["question_id"], choice.question, choice.question, args.image_folder / row["image"], row["image"])
         for row, choice in zip(rows, choices, strict=True)
     ]
+    check_asked_images(args, questions)
     with only_run(args.answers_file):
         return _answer(args, questions, choices)
 
@@ -164,7 +169,7 @@ def _answer(args: argparse.Namespace, questions: Sequence[Question], choices: Se
         answers.append([row])
         progress.add([row])
     progress.close()
-    return report(NAME, answers, chunk(questions, args.num_chunks, args.chunk_idx))
+    return report(NAME, answers, args, questions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers-file", type=Path, required=True, help="the answers")
     parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
     parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
+    add_input_flags(parser)
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
     )

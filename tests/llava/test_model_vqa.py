@@ -134,7 +134,7 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_goes_on(
     (tmp_path / "0.png").write_bytes((folder / "0.png").read_bytes())
     (tmp_path / "b.png").write_bytes(b"broken")
     arguments = [f"--question-file={questions}", f"--image-folder={tmp_path}", f"--answers-file={answers}"]
-    assert model_vqa_loader.main(arguments) == 1
+    assert model_vqa_loader.main([*arguments, "--skip-unreadable"]) == 1
     assert [row["question_id"] for row in read(answers)] == [1]
     errors = read(tmp_path / "answers.errors.jsonl")
     assert [(row["question_id"], row["error"].split(":")[0]) for row in errors] == [

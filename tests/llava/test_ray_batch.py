@@ -148,7 +148,7 @@ def test_faults_become_error_rows(flags: list[str], tmp_path: Path, monkeypatch:
     first = Path(flags[0].partition("=")[2]).read_text().splitlines()[0]
     questions.write_text(first + "\n" + json.dumps({"question_id": 1, "image": "no.png", "text": "What?"}))
     monkeypatch.setattr(ray_batch, "answer_on", here)
-    arguments = [*flags, f"--question-file={questions}", f"--answers-file={tmp_path / 'a.jsonl'}"]
+    arguments = [*flags, f"--question-file={questions}", f"--answers-file={tmp_path / 'a.jsonl'}", "--skip-unreadable"]
     assert ray_batch.main(arguments) == 1
     assert "no such image file" in json.loads((tmp_path / "a.errors.jsonl").read_text())["error"]
     assert (tmp_path / "a.jsonl").read_text().count("\n") == 1

@@ -8,7 +8,8 @@
 #   CKPT                       the run's name (default: the model's, with the flags that change answers)
 #   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
 #   PYTHON                     (default: python)
-# A run that was stopped goes on when started again.
+# A run that was stopped goes on when started again. With --limit N each process answers its first N questions, and
+# nothing is scored.
 
 set -euo pipefail
 
@@ -33,6 +34,7 @@ run_name() {
         case $flag in
             --model-path) model=$(basename "$value") ;;
             --batch-size | --batch-tokens | --workers | --device | --resume | --no-resume) ;;
+            --limit | --skip-unreadable) ;;
             *) suffix+="_${flag#--}${value:+-${value//\//-}}" ;;
         esac
     done
@@ -52,9 +54,14 @@ need() {
     if ((missing)); then exit 3; fi
 }
 
+# check COMMAND...: ends the script, before anything is answered, if the benchmark's labels do not fit its questions.
+check() {
+    "$PYTHON" "$@" || exit
+}
+
 # answer MODULE PARTS OUT FLAG...: answers questions, one process for each GPU; PARTS/N_I.jsonl, merged into OUT.
 answer() {
-    local module=$1 parts=$2 out=$3 gpus pids=() failed=0 i
+    local module=$1 parts=$2 out=$3 gpus pids=() failed=0 code i
     shift 3
     IFS=',' read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-}"
     local count=${#gpus[@]}
@@ -69,14 +76,23 @@ answer() {
         ) &
         pids+=($!)
     done
-    for i in "${!pids[@]}"; do wait "${pids[i]}" || failed=1; done
+    for i in "${!pids[@]}"; do
+        code=0
+        wait "${pids[i]}" || code=$?
+        if ((code > failed)); then failed=$code; fi
+    done
     trap - INT TERM
+    if ((failed == 2)); then exit 2; fi # a process said what is wrong with its input
     if ((failed)); then
         echo "$(basename "$0"): not all questions were answered; the finished ones are kept, start it again" >&2
         exit 1
     fi
     for ((i = 0; i < count; i++)); do cat "$parts/${count}_$i.jsonl"; done > "$out.part"
     mv "$out.part" "$out"
+    if [[ " ${FLAGS[*]-} " == *" --limit"[\ =]* ]]; then
+        echo "$(basename "$0"): no score over a part of the benchmark (--limit); its answers are in $out"
+        exit 0
+    fi
 }
 
 NAME=${CKPT:-$(run_name "$@")}

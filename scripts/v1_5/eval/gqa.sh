@@ -9,6 +9,7 @@ need "$DIR/$SPLIT.jsonl" "$ANNOTATIONS" \
     "$DIR/data/images" "the images of $SOURCE, as $DIR/data/images"
 
 MERGED=$DIR/answers/$SPLIT/$NAME/merge.jsonl
+check -m llava.eval.eval_gqa --question-file "$DIR/data/testdev_balanced_questions.json" --check "$DIR/$SPLIT.jsonl"
 answer llava.eval.model_vqa_loader "$DIR/answers/$SPLIT/$NAME" "$MERGED" --temperature 0 \
     --question-file "$DIR/$SPLIT.jsonl" --image-folder "$DIR/data/images"
 "$PYTHON" "$ROOT/scripts/convert_gqa_for_eval.py" --src "$MERGED" --dst "$DIR/data/testdev_balanced_predictions.json"

@@ -7,6 +7,7 @@ DIR=$EVAL_DIR/${MMBENCH_FOLDER:-mmbench}
 TABLE=$DIR/$SPLIT.tsv
 need "$TABLE" "https://download.openmmlab.com/mmclassification/datasets/mmbench/$SPLIT.tsv, into $DIR"
 
+[[ $SPLIT == *test* ]] || check -m llava.eval.eval_mmbench --annotation-file "$TABLE" --check "$TABLE"
 answer llava.eval.model_vqa_mmbench "$DIR/answers/$SPLIT/$NAME" "$DIR/answers/$SPLIT/$NAME.jsonl" \
     --single-pred-prompt --temperature 0 --lang "${MMBENCH_LANG:-en}" --question-file "$TABLE"
 "$PYTHON" "$ROOT/scripts/convert_mmbench_for_submission.py" --annotation-file "$TABLE" \

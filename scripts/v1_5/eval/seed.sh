@@ -8,6 +8,7 @@ need "$DIR/llava-seed-bench.jsonl" "$ANNOTATIONS" \
     "$DIR/SEED-Bench-image" "the images of $SOURCE, as $DIR/SEED-Bench-image, and the videos' frames beside them"
 
 MERGED=$DIR/answers/$NAME/merge.jsonl
+check -m llava.eval.eval_seed --annotation-file "$DIR/SEED-Bench.json" --check "$DIR/llava-seed-bench.jsonl"
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$MERGED" --temperature 0 \
     --question-file "$DIR/llava-seed-bench.jsonl" --image-folder "$DIR"
 "$PYTHON" "$ROOT/scripts/convert_seed_for_submission.py" --annotation-file "$DIR/SEED-Bench.json" \

@@ -8,6 +8,7 @@ need "$DIR/llava_test_CQM-A.json" "$ANNOTATIONS" \
     "$DIR/pid_splits.json" "pid_splits.json of $SOURCE, into $DIR" \
     "$DIR/images/test" "the test images of $SOURCE, as $DIR/images/test"
 
+check -m llava.eval.eval_science_qa --base-dir "$DIR" --check "$DIR/llava_test_CQM-A.json"
 answer llava.eval.model_vqa_science "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --single-pred-prompt \
     --temperature 0 --question-file "$DIR/llava_test_CQM-A.json" --image-folder "$DIR/images/test"
 "$PYTHON" -m llava.eval.eval_science_qa --base-dir "$DIR" --result-file "$DIR/answers/$NAME.jsonl" \

@@ -5,6 +5,7 @@ DIR=$EVAL_DIR/vizwiz
 need "$DIR/llava_test.jsonl" "$ANNOTATIONS" \
     "$DIR/test" "the test images of https://vizwiz.org/tasks-and-datasets/vqa/, as $DIR/test"
 
+check "$ROOT/scripts/convert_vizwiz_for_submission.py" --annotation-file "$DIR/llava_test.jsonl" --check
 answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
     --question-file "$DIR/llava_test.jsonl" --image-folder "$DIR/test"
 "$PYTHON" "$ROOT/scripts/convert_vizwiz_for_submission.py" --annotation-file "$DIR/llava_test.jsonl" \

@@ -10,6 +10,7 @@ case ${PROTOCOL:-letter} in
     likelihood) MODULE=llava.eval.vstar_likelihood NAME=${NAME}_likelihood ;;
     *) echo "vstar.sh: PROTOCOL is $PROTOCOL; it must be letter or likelihood" >&2 && exit 2 ;;
 esac
+check -m llava.eval.eval_vstar --question-file "$DIR/test_questions.jsonl" --check "$DIR/test_questions.jsonl"
 answer "$MODULE" "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" \
     --question-file "$DIR/test_questions.jsonl" --image-folder "$DIR"
 "$PYTHON" -m llava.eval.eval_vstar --question-file "$DIR/test_questions.jsonl" \

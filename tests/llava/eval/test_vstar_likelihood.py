@@ -137,7 +137,7 @@ def test_a_picture_that_cannot_be_opened_is_an_error_row_and_the_others_are_answ
     broken = LISTED | {"question_id": 1, "image": "direct_attributes/sa_2.png"}
     questions, answers = write_rows(tmp_path / "q.jsonl", [broken, LISTED]), tmp_path / "a.jsonl"
     flags = [f"--question-file={questions}", f"--image-folder={tmp_path}", f"--answers-file={answers}", "--device=cpu"]
-    assert vstar_likelihood.main(flags) == 1
+    assert vstar_likelihood.main([*flags, "--skip-unreadable"]) == 1
     assert [json.loads(line)["question_id"] for line in answers.read_text().splitlines()] == [0]
     (error,) = (json.loads(line) for line in (tmp_path / "a.errors.jsonl").read_text().splitlines())
     assert error["question_id"] == 1

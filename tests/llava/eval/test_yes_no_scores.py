@@ -60,6 +60,68 @@ def test_popes_labels_and_questions_must_fit(tmp_path: Path, capsys: pytest.Capt
     assert "label is 'maybe'; it must be 'yes' or 'no'" in capsys.readouterr().err
 
 
+LABELS = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there an apple in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a traffic light in the image?", "label": "no"},
+    {"question_id": 3, "image": "b.jpg", "text": "Is there a traffic light in the image?", "label": "yes"},
+]
+ASKED = ("Is there an apple in the imange?", "Is there a  traffic light in the imange?", LABELS[2]["text"])
+NAMES = ("--annotation-dir", "coco"), ("--question-file", "q.jsonl"), ("--result-file", "a.jsonl")
+
+
+def differing_files(folder: Path, asked: tuple[str, ...] = ASKED, labels: list[dict[str, Any]] = LABELS) -> list[str]:
+    """Labels as POPE has them today, questions as LLaVA has them, in another order and with other ids."""
+    write_rows(folder / "coco" / "coco_pope_adversarial.json", labels)
+    rows = [
+        {"question_id": 100 - i, "image": label["image"], "text": text + SUFFIX, "category": "adversarial"}
+        for i, (text, label) in enumerate(zip(asked, LABELS, strict=True))
+    ]
+    write_rows(folder / "q.jsonl", rows[::-1])
+    write_answers(folder / "a.jsonl", {100: "Yes", 99: "No", 98: "No"})
+    return [part for flag, name in NAMES for part in (flag, str(folder / name))]
+
+
+def test_popes_questions_find_their_labels_by_image_and_object(tmp_path: Path) -> None:
+    """Apple and the first traffic light right, the second missed: 2 of 3, one hit of two."""
+    assert eval_pope.main([*differing_files(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
+    row = json.loads((tmp_path / "s.json").read_text())["rows"]["adversarial"]
+    assert (row["accuracy"], row["precision"], row["recall"]) == (pytest.approx(200 / 3), 100.0, 50.0)
+
+
+OTHER = ("Is there a banana in the image?", *ASKED[1:])
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "words"),
+    [
+        (
+            OTHER,
+            LABELS,
+            "q.jsonl lacks 1 of the 3 adversarial questions, for example 'Is there an apple in the image?'",
+        ),
+        (ASKED, LABELS[:2], "coco lacks the labels of 1 of the 3 adversarial questions, for example"),
+    ],
+)
+def test_label_files_of_another_split_are_refused_before_and_after_answering_with_the_commit_that_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: Any, labels: Any, words: str
+) -> None:
+    flags = differing_files(tmp_path, asked, labels)
+    for more in (flags, [*flags[:4], "--check", flags[3]]):
+        assert eval_pope.main(more) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco" in error
+
+
+def test_every_category_of_popes_questions_needs_its_label_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = pope_files(tmp_path, {"random": [("no", "no")], "popular": [("yes", "yes")]})
+    (tmp_path / "coco" / "coco_pope_popular.json").unlink()
+    assert eval_pope.main(flags) == 2
+    assert "lacks the labels of 1 of the 1 popular questions" in capsys.readouterr().err
+
+
 TASKS = (*eval_mme.PERCEPTION, *eval_mme.COGNITION)
 
 
