@@ -110,19 +110,28 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     questions = read(args)
     preparer = make_preparer(args)
     state = join_processes(args)
-    with only_run(args.answers_file) if state is None or state.is_main_process else nullcontext():
-        return _answer(name, args, questions, preparer, state)
+    answers = AnswerFile(args.answers_file, state.process_index if state else None)
+    answers.check_place(args.question_file)
+    with only_run(answers.path) if state is None or state.is_main_process else nullcontext():
+        return _answer(name, args, questions, answers, preparer, state)
 
 
 def _answer(
-    name: str, args: argparse.Namespace, questions: Sequence[Question], preparer: Preparer, state: PartialState | None
+    name: str,
+    args: argparse.Namespace,
+    questions: Sequence[Question],
+    answers: AnswerFile,
+    preparer: Preparer,
+    state: PartialState | None,
 ) -> int:
-    """Answers this process's share of what the file of answers lacks; the first process starts and ends the file."""
+    """Answers this process's share of what the file of answers lacks; the first process starts and ends the file.
+
+    Nothing is written before the model is loaded and its settings are known to be those of the answers so far.
+    """
     sampling, limits = read_sampling(args), read_limits(args)
     first = state is None or state.is_main_process
-    answers = AnswerFile(args.answers_file, state.process_index if state else None)
     if first:
-        answers.start(questions, args.resume)
+        answers.check_rows(questions, args.resume)
     if state:
         state.wait_for_everyone()
     todo = open_questions(args, questions, answers)
@@ -133,7 +142,14 @@ def _answer(
     ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
     engine = load_engine(args)
     settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
-    answers.check(settings)
+    if args.resume:
+        answers.check(settings)
+    if state:
+        state.wait_for_everyone()
+    if first:
+        answers.start(args.resume)
+    if state:
+        state.wait_for_everyone()
     progress, make_row = Progress(len(todo), show=first), row_maker(args.model_path, settings)
     for outcomes in Runner(engine, sampling, args.seed, limits).run(todo, ready):
         rows = [make_row(outcome) for outcome in outcomes]
@@ -147,8 +163,8 @@ def _answer(
 
 
 def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
-    """The questions of this chunk that have no answer yet."""
-    done = answers.done()
+    """The questions of this chunk that have no answer yet, or that are asked anew."""
+    done = answers.done() if args.resume else set()
     return [(i, questions[i]) for i in chunk(questions, args.num_chunks, args.chunk_idx) if i not in done]
 
 

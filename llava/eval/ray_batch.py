@@ -14,13 +14,16 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
     STOPPED,
@@ -42,7 +45,6 @@ from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
 from llava.eval.runner import Asked, Runner, pictures_of
 from llava.serve.cli import load_engine
-from llava.command import OneLineParser, run_command
 
 NAME = "ray_batch"
 SHARE = 2
@@ -160,13 +162,15 @@ def start_cluster(args: argparse.Namespace) -> None:
     ray.init("local", num_cpus=cores, include_dashboard=False, **options)
 
 
-def check_rows(rows: Sequence[Row], settings: dict[str, Any] | None, answers: AnswerFile) -> dict[str, Any] | None:
+def check_rows(
+    rows: Sequence[Row], settings: dict[str, Any] | None, answers: AnswerFile | None
+) -> dict[str, Any] | None:
     """Raises ValueError unless rows were made with the settings of all before them.
 
     Args:
         rows: of the file of answers, errors among them.
         settings: of the run, None until the first answer shows them.
-        answers: the file, checked when they show.
+        answers: the file, checked when they show; None for one that begins anew.
 
     Returns:
         The run's settings, if they are known.
@@ -176,7 +180,8 @@ def check_rows(rows: Sequence[Row], settings: dict[str, Any] | None, answers: An
             continue
         if settings is None:
             settings = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
-            answers.check(settings)
+            if answers is not None:
+                answers.check(settings)
         check_settings("an answer from another node", row, settings)
     return settings
 
@@ -198,31 +203,47 @@ def run(args: argparse.Namespace) -> int:
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():
             setattr(args, name, str(Path(path).resolve()))
-    with only_run(args.answers_file):
-        return _answer(args, limits)
-
-
-def _answer(args: argparse.Namespace, limits: BatchLimits) -> int:
-    """Answers what the file of answers lacks, by flags that were checked."""
     questions = read(args)
     preparer = make_preparer(args)
-    args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
     answers = AnswerFile(args.answers_file)
-    answers.start(questions, args.resume)
+    answers.check_place(args.question_file)
+    with only_run(answers.path):
+        return _answer(args, limits, questions, answers, preparer)
+
+
+def _answer(
+    args: argparse.Namespace,
+    limits: BatchLimits,
+    questions: Sequence[Question],
+    answers: AnswerFile,
+    preparer: Preparer,
+) -> int:
+    """Answers what the file of answers lacks, by flags that were checked.
+
+    Nothing is written before an answer shows that the settings are those of the answers so far, or the run has ended.
+    """
+    args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
+    answers.check_rows(questions, args.resume)
     todo = open_questions(args, questions, answers)
-    shares = args.answers_file.with_name(f"{args.answers_file.stem}.shares.jsonl")
-    if todo:
-        settings: dict[str, Any] | None = None
-        progress = Progress(len(todo), show=True)
+    settings: dict[str, Any] | None = None
+    held: list[Row] = []  # not written yet: errors, which do not show the settings
+    progress = Progress(len(todo), show=bool(todo))
+    with tempfile.TemporaryDirectory() as scratch, closing(progress):
+        shares = Path(scratch) / "shares.jsonl"
         count = write_shares(shares, todo, SHARE * limits.rows)
-        try:
-            for rows in answer_on(args, preparer, shares.resolve(), count):
-                settings = check_rows(rows, settings, answers)
-                answers.append(rows)
-                progress.add(rows)
-        finally:
-            progress.close()
-            shares.unlink()
+        for rows in answer_on(args, preparer, shares, count) if todo else ():
+            known, settings = settings, check_rows(rows, settings, answers if args.resume else None)
+            held += rows
+            progress.add(rows)
+            if settings is None:
+                continue
+            if known is None:
+                answers.start(args.resume)
+            answers.append(held)
+            held = []
+    if settings is None:
+        answers.start(args.resume)
+        answers.append(held)
     return report(NAME, answers, chunk(questions, args.num_chunks, args.chunk_idx))
 
 

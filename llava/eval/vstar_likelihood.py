@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
@@ -31,7 +32,6 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
-from llava.command import OneLineParser, run_command
 
 NAME = "vstar_likelihood"
 
@@ -144,19 +144,24 @@ def run(args: argparse.Namespace) -> int:
         Question(row["question_id"], choice.question, choice.question, args.image_folder / row["image"], row["image"])
         for row, choice in zip(rows, choices, strict=True)
     ]
-    with only_run(args.answers_file):
-        return _answer(args, questions, choices)
-
-
-def _answer(args: argparse.Namespace, questions: Sequence[Question], choices: Sequence[Choice]) -> int:
-    """Chooses an option for what the file of answers lacks."""
     answers = AnswerFile(args.answers_file)
-    answers.start(questions, args.resume)
+    answers.check_place(args.question_file)
+    with only_run(answers.path):
+        return _answer(args, questions, answers, choices)
+
+
+def _answer(
+    args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile, choices: Sequence[Choice]
+) -> int:
+    """Chooses an option for what the file of answers lacks."""
+    answers.check_rows(questions, args.resume)
     todo = open_questions(args, questions, answers)
     engine = load_engine(args)
     settings = run_settings(engine, Sampling(), 0, args, checkpoint_hash(args.model_path, args.model_base))
     settings |= {"decoding": None, "protocol": "likelihood"}
-    answers.check(settings)
+    if args.resume:
+        answers.check(settings)
+    answers.start(args.resume)
     preparer = Preparer.of(engine.model.get_vision_tower())
     progress, make_row = Progress(len(todo), show=True), row_maker(args.model_path, settings)
     for index, question in todo:

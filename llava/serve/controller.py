@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from llava.command import OneLineParser
 from llava.serve import wire
 from llava.serve.dispatcher import MAX_SHORT, Dispatcher
 from llava.serve.errors import Failure, RequestError, explain
@@ -30,7 +31,6 @@ from llava.serve.http import (
     log_to_console,
     serve,
 )
-from llava.command import OneLineParser
 from llava.serve.registry import Dispatch, Registry
 from llava.serve.trust import (
     WORKER_TOKEN_VARIABLE,

@@ -16,6 +16,7 @@ from functools import partial
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from llava.command import OneLineParser, run_command
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import wire
@@ -38,7 +39,6 @@ from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
-from llava.command import OneLineParser, run_command
 from llava.serve.registration import Registration
 from llava.serve.trust import add_token_flag, host_of, is_loopback, plain, warn_of_open_port
 from llava.utils import demo_model_path

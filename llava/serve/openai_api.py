@@ -17,6 +17,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+from llava.command import OneLineParser, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
@@ -28,7 +29,6 @@ from llava.serve.openai_chat import APISettings, Chat
 from llava.serve.openai_errors import add_error_handlers, refusing
 from llava.serve.openai_replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai_schema import ChatRequest
-from llava.command import OneLineParser, run_command
 from llava.serve.trust import is_loopback
 from llava.utils import demo_model_path
 

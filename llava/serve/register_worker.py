@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import httpx
 
-from llava.serve.http import bearer_header
 from llava.command import OneLineParser
+from llava.serve.http import bearer_header
 from llava.serve.registration import TIMEOUT, explained
 from llava.serve.trust import add_token_flag, plain
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
+from llava.command import OneLineParser
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http import api_keys, bearer_header
-from llava.command import OneLineParser
 from llava.serve.registration import explained
 from llava.serve.wire import ErrorCode, FrameSplitter
 

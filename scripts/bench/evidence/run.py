@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from llava.eval.journal import append_line, whole_lines
+from llava.eval.journal import append_row, read_rows, replace
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
@@ -46,13 +46,27 @@ def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) ->
     return sorted(pairs, key=lambda pair: str(pair[1]))
 
 
+CELL = ("model", "split", "set", "way", "scenes")
+"""What tells one line of the journal from another."""
+
+
 class Journal:
     """The lines that are done, in a file that only grows."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: Of the file, which need not exist.
+
+        Raises:
+            ValueError: it is another kind of file.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.done = {_key(json.loads(line)) for line in whole_lines(path)}
+        rows = read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
+        if not rows.whole:
+            replace(path, rows.content)
+        self.done = {_key(row) for _, row in rows.numbered}
 
     def has(self, row: dict[str, Any]) -> bool:
         """Whether the row's cell is done."""
@@ -60,12 +74,17 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a line so that it survives a crash."""
-        append_line(self.path, row)
+        append_row(self.path, row)
         self.done.add(_key(row))
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps({name: row[name] for name in ("model", "split", "set", "way", "scenes")}, sort_keys=True)
+    return json.dumps({name: row[name] for name in CELL}, sort_keys=True)
+
+
+def _begins_row(line: bytes) -> bool:
+    opening = b'{"model": '
+    return line.startswith(opening) or opening.startswith(line)
 
 
 def run(
