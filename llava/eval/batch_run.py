@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
 from llava.eval.lock import only_run
@@ -61,37 +61,50 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
         "--question-file", type=Path, default=Path(defaults.question_file), help="the questions (%(default)s)"
     )
     parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"), help="the answers (%(default)s)")
-    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
-    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
+    add_chunk_flags(parser)
     parser.add_argument(
-        "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
+        "--temperature", type=real(), default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
     )
-    parser.add_argument("--top_p", "--top-p", type=float, help="share of the probability that is sampled from")
-    parser.add_argument("--num_beams", "--num-beams", type=int, default=1, help="width of the beam search")
+    parser.add_argument("--top_p", "--top-p", type=real(0, 1, above=True), help="share of the probability sampled from")
+    parser.add_argument("--num_beams", "--num-beams", type=integer(), default=1, help="width of the beam search")
     parser.add_argument(
         "--max_new_tokens",
         "--max-new-tokens",
-        type=int,
+        type=integer(),
         default=defaults.max_new_tokens,
         help="longest answer (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampled answers (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
+    )
     parser.add_argument(
         "--batch-tokens",
-        type=int,
+        type=integer(),
         default=BatchLimits.tokens,
         help="most tokens of a batch's prompts, padding included (%(default)s)",
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=integer(0),
         help=f"processes that make pictures ready (default: by the cores; 0 up to {FEW_PICTURES} pictures)",
     )
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
     )
     return parser
+
+
+def add_chunk_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which several runs share a question file."""
+    parser.add_argument("--num-chunks", type=integer(), default=1, help="cut the questions into so many chunks")
+    parser.add_argument("--chunk-idx", type=integer(0), default=0, help="and answer this one, from 0")
+
+
+def check_chunk(args: argparse.Namespace) -> None:
+    """Raises ValueError if there is no chunk of that number."""
+    if args.chunk_idx >= args.num_chunks:
+        raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
 
 
 def command(name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None) -> int:
@@ -106,7 +119,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     Raises:
         ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
-    read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
+    check_chunk(args)
     questions = read(args)
     preparer = make_preparer(args)
     state = join_processes(args)
@@ -265,18 +278,12 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
 def read_limits(args: argparse.Namespace) -> BatchLimits:
     """How large the flags let batches be; every beam is a row of its own."""
     rows, tokens = max(1, args.batch_size // args.num_beams), max(1, args.batch_tokens // args.num_beams)
-    return BatchLimits(rows if args.batch_size > 0 else args.batch_size, tokens if args.batch_tokens > 0 else 0)
+    return BatchLimits(rows, tokens)
 
 
 def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
-    """How many processes make pictures ready.
-
-    Raises:
-        ValueError: a negative number is wanted.
-    """
+    """How many processes make pictures ready."""
     if wanted is not None:
-        if wanted < 0:
-            raise ValueError(f"--workers is {wanted}; it must be at least 0")
         return wanted
     if pictures <= FEW_PICTURES:
         return 0

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
     STOPPED,
     Defaults,
     Progress,
+    check_chunk,
     make_parser,
     make_preparer,
     open_questions,
@@ -55,9 +56,9 @@ def parser() -> OneLineParser:
     """The flags: those of model_vqa_loader, and the cluster's."""
     flags = make_parser(NAME, "Answer a question file on a Ray cluster.", Defaults(temperature=0.0, max_new_tokens=128))
     flags.add_argument("--address", help="of the cluster; auto on one of its nodes (default: starts one here)")
-    flags.add_argument("--concurrency", type=int, default=1, help="actors that hold the model (%(default)s)")
-    flags.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (%(default)s)")
-    flags.add_argument("--cpus-per-actor", type=float, default=1.0, help="cores of an actor (%(default)s)")
+    flags.add_argument("--concurrency", type=integer(), default=1, help="actors that hold the model (%(default)s)")
+    flags.add_argument("--gpus-per-actor", type=real(), default=0.0, help="may be a fraction (%(default)s)")
+    flags.add_argument("--cpus-per-actor", type=real(), default=1.0, help="cores of an actor (%(default)s)")
     return flags
 
 
@@ -193,12 +194,11 @@ def run(args: argparse.Namespace) -> int:
         ValueError: impossible flags, a bad question file, answers of another run or one at work on them, or nodes
             that differ.
     """
+    check_chunk(args)
     limits = read_limits(args)
-    read_sampling(args)
     args.workers = args.concurrency if args.workers is None else args.workers
-    for flag in ("concurrency", "workers"):
-        if (value := getattr(args, flag)) < 1:
-            raise ValueError(f"--{flag} is {value}; it must be at least 1")
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; it must be at least 1 on a cluster")
     args.image_folder = args.image_folder.resolve()  # a node's working folder is another
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():

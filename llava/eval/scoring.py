@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, parse_and_run
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -71,11 +71,22 @@ def score_parser(prog: str, description: str, result_file: bool = True) -> argpa
 
 
 def run_scorer(
-    parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Score], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Score],
+    argv: Sequence[str] | None,
+    outputs: Sequence[str] = (),
 ) -> int:
-    """Runs a scorer's command line and returns the exit code."""
+    """Runs a scorer's command line and returns the exit code.
+
+    Args:
+        parser: from `score_parser`.
+        measure: reads the files that the flags name and scores them.
+        argv: the command line.
+        outputs: attributes of the flags for more files that `measure` writes.
+    """
 
     def print_score(args: argparse.Namespace) -> None:
+        check_outputs(args, "json", *outputs)
         score = measure(args)
         print(score.table())
         if args.json:

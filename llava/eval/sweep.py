@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, run_command
 from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
 from llava.eval.journal import append_row, replace
 from llava.eval.lock import only_run
@@ -71,9 +71,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, default=True, help="measure QLIP's cells")
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, default=True, help="measure the CLIP tower")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer, in tokens (%(default)s)")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="most tokens of a batch (%(default)s)")
+    parser.add_argument("--limit", type=integer(), metavar="N", help="only the first N questions")
+    parser.add_argument("--max-new-tokens", type=integer(), default=64, help="longest answer, in tokens (%(default)s)")
+    parser.add_argument("--batch-tokens", type=integer(), default=16384, help="most tokens of a batch (%(default)s)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

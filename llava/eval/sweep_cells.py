@@ -62,11 +62,6 @@ class Task:
     max_new_tokens: int
     """Longest answer."""
 
-    def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-
 
 def make_task(options: Namespace) -> Task:
     """What the flags say will be measured on; a local checkpoint by its full path."""

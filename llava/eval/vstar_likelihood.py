@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
-from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
+from llava.eval.batch_run import STOPPED, Progress, add_chunk_flags, check_chunk, open_questions, report, row_maker
 from llava.eval.labelled import label_letter
 from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
+    check_chunk(args)
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()
     choices = [read_choice(row, args.image_folder) for row in rows]
     questions = [
@@ -179,8 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
     parser.add_argument("--image-folder", type=Path, required=True, help="where the pictures lie")
     parser.add_argument("--answers-file", type=Path, required=True, help="the answers")
-    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
-    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
+    add_chunk_flags(parser)
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"
     )

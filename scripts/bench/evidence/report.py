@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.sweep_cells import own_settings
 from llava.utils import demo_model_path
 from playground.evaluate import V_STAR
@@ -205,17 +207,25 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"<!-- (?P<name>[^\n]+?) -->\n(?:.*?\n)?<!-- end (?P=name) -->", part, text, flags=re.DOTALL)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Fill the tables and figures of docs/RESULTS.md.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
     parser.add_argument("--journals", type=Path, nargs="+", default=[JOURNAL], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--model-path", default=demo_model_path(), help="whose settings are the shipped ones")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes or prints what the flags name.
+
+    Raises:
+        ValueError: a journal is missing, or the document has a mark that nothing fills.
+    """
     if missing := [str(path) for path in options.journals if not path.is_file()]:
-        parser.error(f"there is no journal {', '.join(missing)}; `run` writes one")
+        raise ValueError(f"there is no journal {', '.join(missing)}; python -m scripts.bench.evidence.run writes one")
     own = own_settings(options.model_path)
     answers = Answers(options.journals, options.split, own)
     parts = tables(answers, Answers(options.journals, "validation", own))
@@ -231,4 +241,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.journal import append_row, read_rows, replace
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
@@ -138,9 +140,9 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Run the experiments of docs/RESULTS.md.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="run", description="Run the experiments of docs/RESULTS.md.")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--sets", nargs="+", choices=SCENE_SETS, default=[], help="only these of the experiments' sets")
     parser.add_argument(
@@ -151,12 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--model", type=named_path, nargs="+", default=[("seed 1", demo_model_path())], help="NAME=CHECKPOINT ..."
     )
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="scenes a set, five questions each (%(default)s)")
+    parser.add_argument(
+        "--scenes", type=integer(), default=SCENES, help="scenes a set, five questions each (%(default)s)"
+    )
     parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch of questions")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--threads", type=integer(), default=os.cpu_count())
+    parser.add_argument("--batch-tokens", type=integer(), default=4096, help="tokens of a batch of questions")
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Runs what the flags name; what the journal holds is not run again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -166,11 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
     journal = Journal(options.journal)
-    try:
-        run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
-    except ValueError as error:
-        parser.error(str(error))
+    run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
