@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from llava.utils import demo_picture_path
+
 ROOT = Path(__file__).parents[1]
 ENDS = {"run_command", "parse_and_run", "run_scorer", "labelled_main", "command"}
 """What a `main` ends by: the runner itself, or a function that ends by it."""
@@ -251,3 +253,14 @@ def test_what_is_read_is_never_written(
         line = refused(module, [places.get(flag, flag) for flag in flags.split()], capsys)
         assert f"{output} {name} is the file of --" in line and "name another file to write" in line
     assert answers.read_bytes() == before
+
+
+def test_a_quadtree_is_not_drawn_over_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture, link = tmp_path / "a.png", tmp_path / "b.png"
+    picture.write_bytes(demo_picture_path().read_bytes())
+    link.symlink_to(picture)
+    before = picture.read_bytes()
+    for out in (picture, link):
+        assert import_module("qlip.cli").main(["show", str(picture), "--out", str(out)]) == 2
+        assert f"--out {out} is the picture itself; name another file" in capsys.readouterr().err
+    assert picture.read_bytes() == before

@@ -129,7 +129,7 @@ class WorkersOnly:
 def _token(text: str) -> str:
     """Checks that a secret can travel in a header; says nothing of what it is."""
     if not re.fullmatch("[!-~]+", text):
-        rule = "a secret holds ASCII letters, digits and signs, at least one, and no blanks"
+        rule = "a secret may not be empty, and may hold ASCII letters, digits and signs only, without blanks"
         raise argparse.ArgumentTypeError(f"{rule}; leave the flag out to do without")
     return text
 

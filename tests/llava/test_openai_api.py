@@ -302,7 +302,11 @@ BAD = {
     "path": (lambda: "/etc/passwd", "local image files are not allowed here"),
     "no URL": (lambda: "", "local image files are not allowed here"),
     "ftp:": (lambda: "ftp://example.org/a.png", "ftp: URLs are not allowed"),
-    "http:": (lambda: "http://example.org/a.png", "image URLs are not allowed here"),
+    "http:": (
+        lambda: "http://example.org/a.png",
+        "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or have"
+        " the server started with --allowed-media-domains HOST",
+    ),
     "metadata service": (lambda: "http://169.254.169.254/latest", "image URLs are not allowed here"),
 }
 
