@@ -116,8 +116,10 @@ def run(args: argparse.Namespace) -> None:
         for name, folder in folders.items():
             for dtype in ("float16", "float32"):
                 command = [sys.executable, "-m", "scripts.bench.loading", "--measure", folder, dtype]
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                weights, private, total, _ = json.loads(output)
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"{folder} could not be measured as {dtype}; the line above says why")
+                weights, private, total, _ = json.loads(done.stdout)
                 print(
                     f"{name:20s}  {dtype:9s}  {weights:12.0f}  {private / weights:11.2f} x  {total / weights:22.2f} x"
                 )

@@ -33,8 +33,15 @@ Pair = tuple[float, float]
 
 
 def theirs(task: str) -> Any:
-    """The functions of a task of lmms-eval."""
-    return import_module(f"lmms_eval.tasks.{task}")
+    """The functions of a task of lmms-eval.
+
+    Raises:
+        ImportError: lmms-eval is not installed.
+    """
+    try:
+        return import_module(f"lmms_eval.tasks.{task}")
+    except ImportError as error:
+        raise ImportError(f"{error}; this comparison needs lmms-eval: pip install lmms_eval") from None
 
 
 def vstar(draw: random.Random) -> Pair:

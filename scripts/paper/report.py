@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.command import OneLineParser, integer, parse_and_run, real
+from llava.command import OneLineParser, check_outputs, integer, parse_and_run, real
 from llava.eval.scoring import write_json
 from llava.model.checkpoint import local_folder
 from scripts.paper.runs import VARIANTS, Run, make_runs, with_settings
@@ -143,6 +143,7 @@ def main(columns: Sequence[Column], argv: Sequence[str] | None = None) -> int:
     """The command of some columns; returns the exit code."""
 
     def command(args: argparse.Namespace) -> None:
+        check_outputs(args, "json")
         lines = []
         print(markdown(HEAD), markdown(["---"] * len(HEAD)), sep="\n", flush=True)
         for line in measure_columns(columns, args):

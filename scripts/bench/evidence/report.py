@@ -23,7 +23,7 @@ from qlip import QLIPConfig
 from qlip.intervals import Estimate, mean_interval
 from qlip.plots import Curve, plot_curves
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.run import JOURNAL
+from scripts.bench.evidence.run import JOURNAL, read_cells
 from scripts.bench.evidence.sets import DETAIL_SET, KINDS, SIZES, SPLITS
 from scripts.bench.evidence.ways import Way
 
@@ -68,8 +68,7 @@ class Answers:
         self.own = own
         self._cells: dict[tuple[str, str], dict[str, Any]] = {}
         for path in journals:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for _, row in read_cells(path).numbered:
                 if row["split"] == split:
                     key = (json.dumps(row["way"], sort_keys=True), row["set"])
                     self._cells.setdefault(key, {})[row["model"]] = row

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.journal import append_row, read_rows, replace
+from llava.eval.journal import Rows, append_row, read_rows, replace
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
@@ -52,6 +52,11 @@ CELL = ("model", "split", "set", "way", "scenes")
 """What tells one line of the journal from another."""
 
 
+def read_cells(path: Path) -> Rows:
+    """The lines of a journal; raises ValueError where the file is another kind."""
+    return read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
+
+
 class Journal:
     """The lines that are done, in a file that only grows."""
 
@@ -65,7 +70,7 @@ class Journal:
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
+        rows = read_cells(path)
         if not rows.whole:
             replace(path, rows.content)
         self.done = {_key(row) for _, row in rows.numbered}
