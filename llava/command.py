@@ -6,8 +6,10 @@ Imports nothing heavy, so that commands without a model start at once.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import NoReturn
 
@@ -24,6 +26,79 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """Makes the type of a flag that takes an integer, `least` to `most`; the parser names the flag in its message."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer {bounds}")
+        return value
+
+    return read
+
+
+def real(
+    least: float = 0.0, most: float = math.inf, *, above: bool = False, infinite: bool = False
+) -> Callable[[str], float]:
+    """Makes the type of a flag that takes a number.
+
+    Args:
+        least: the smallest.
+        most: the largest.
+        above: `least` itself is not allowed.
+        infinite: infinity is.
+    """
+    bounds = f"above {least:g}" if above else f"of at least {least:g}"
+    if most < math.inf:
+        bounds += f" and at most {most:g}"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        allowed = least < value <= most if above else least <= value <= most
+        if not allowed or (math.isinf(value) and not infinite):
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be a number {bounds}")
+        return value
+
+    return read
+
+
+def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
+    """Raises ValueError if a file that flags say to write is one that other flags say to read.
+
+    Args:
+        args: the parsed flags; those that are paths, and not among `outputs`, are read.
+        outputs: names of the attributes that hold files to write; None where a flag is not given.
+    """
+    given = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
+    for output in outputs:
+        for name, values in given.items():
+            for read in () if name in outputs else values:
+                written = getattr(args, output)
+                if written and isinstance(read, Path) and _same_file(Path(written), read):
+                    flags = [f"--{flag.replace('_', '-')}" for flag in (output, name)]
+                    raise ValueError(f"{flags[0]} {written} is the file of {flags[1]}; name another file to write")
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises FileExistsError if something is at the folder that `--out` says to write, but for an empty folder."""
+    if out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"--out {out} is not empty; name another folder, or empty it")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file; name a folder")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)
 
 
 def run_command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.answering import Answerer
 from llava.eval.sweep_cells import own_settings
 from llava.model.builder import load_pretrained_model
@@ -120,17 +122,34 @@ def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
     return QLIPConfig.from_dict(own_settings(model_path).to_dict() | changes)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of `python -m playground.evaluate`."""
-    parser = argparse.ArgumentParser(description="Measure the demo model on held-out scenes.")
+def settings_text(text: str) -> dict[str, Any]:
+    """Type of a flag that takes settings as a JSON object."""
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object, such as '{{"alpha": 0.5}}'""")
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `python -m playground.evaluate` and returns the exit code."""
+    parser = OneLineParser(prog="evaluate", description="Measure the demo model on held-out scenes.")
     parser.add_argument("--model-path", default=str(CHECKPOINT), help="folder of the checkpoint")
-    parser.add_argument("--seed", type=int, default=9000, help="series of scenes; training used 1")
-    parser.add_argument("--n", type=int, default=100, help="scenes of each preset, with one question of each kind")
+    parser.add_argument("--seed", type=integer(0), default=9000, help="series of scenes; training used 1")
+    parser.add_argument(
+        "--n", type=integer(), default=100, help="scenes of each preset, with one question of each kind"
+    )
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=SHOWN_PRESETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--qlip", type=json.loads, default={}, help="settings laid over the checkpoint's, as JSON")
+    parser.add_argument("--qlip", type=settings_text, default={}, help="settings laid over the checkpoint's, as JSON")
     parser.add_argument("--device", default="cuda")
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what the flags name and prints a table."""
     shipped = shipped_settings(options.model_path, options.qlip)
     print(f"{'scenes':16}{'seen by':9}{'tokens':>7}{'V*':>7}" + "".join(f"{kind:>11}" for kind in KINDS))
     for preset in options.presets:
@@ -142,4 +161,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

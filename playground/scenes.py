@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llava.command import OneLineParser, integer, parse_and_run, real
 from playground.drawing import BACKGROUNDS, COLOURS, SHAPES, SceneObject, background, coverage
 from playground.questions import RELATION_GAP, scene_questions
 
@@ -186,31 +188,32 @@ def _flatten(rows: Iterator[list[tuple[dict[str, str], str]]]) -> Iterator[tuple
         yield from row
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of `python -m playground.scenes`."""
-    parser = argparse.ArgumentParser(description="Write synthetic scenes with questions and answers.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `python -m playground.scenes` and returns the exit code."""
+    parser = OneLineParser(prog="scenes", description="Write synthetic scenes with questions and answers.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--n", type=int, default=100, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n", type=integer(), default=100, help="number of scenes")
+    parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--preset", choices=PRESETS, default="base")
-    parser.add_argument("--size", type=int, help="side of the images in pixels")
-    parser.add_argument("--objects", type=int, nargs=2, metavar=("MIN", "MAX"), help="number of objects, 2 to 5")
-    parser.add_argument("--object-size", type=float, nargs=2, metavar=("MIN", "MAX"), help="side in pixels")
+    parser.add_argument("--size", type=integer(), help="side of the images in pixels")
+    parser.add_argument("--objects", type=integer(), nargs=2, metavar=("MIN", "MAX"), help="number of objects, 2 to 5")
+    parser.add_argument("--object-size", type=real(above=True), nargs=2, metavar=("MIN", "MAX"), help="side in pixels")
     parser.add_argument("--backgrounds", nargs="+", choices=BACKGROUNDS)
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Writes what the flags describe."""
     changes = {
         "size": options.size,
         "objects": options.objects and tuple(options.objects),
         "object_size": options.object_size and tuple(options.object_size),
         "backgrounds": options.backgrounds and tuple(options.backgrounds),
     }
-    try:
-        spec = replace(PRESETS[options.preset], **{name: value for name, value in changes.items() if value})
-    except ValueError as error:
-        parser.error(str(error))
+    spec = replace(PRESETS[options.preset], **{name: value for name, value in changes.items() if value})
     write_scenes(options.out, spec, options.seed, options.n)
     print(f"{options.n} scenes of {spec.size} px in {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ import argparse
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.model.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
@@ -202,16 +204,20 @@ def _scaled(schedule: Schedule, factor: float) -> Schedule:
     return Schedule(max(1, round(schedule.steps * factor)), schedule.rate, schedule.warmup, schedule.floor)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of `python -m playground.train`."""
-    parser = argparse.ArgumentParser(description="Train the embedded demo model.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `python -m playground.train` and returns the exit code."""
+    parser = OneLineParser(prog="train", description="Train the embedded demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for scenes, progress and the checkpoint")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies the steps of every stage")
-    parser.add_argument("--scenes", type=int, default=60_000, help="number of training scenes")
+    parser.add_argument("--seed", type=integer(0), default=0)
+    parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--steps-scale", type=real(above=True), default=1.0, help="multiplies the steps of every stage")
+    parser.add_argument("--scenes", type=integer(), default=60_000, help="number of training scenes")
     parser.add_argument("--stages", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="stages to run")
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Trains as the flags say."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     train(
@@ -226,4 +232,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -97,6 +97,9 @@ def show(options: argparse.Namespace) -> int:
     processor = QLIPImageProcessor(options.patch_size, options.native_size, qlip=config)
     if not options.image.is_file():
         raise ValueError(f"there is no file {options.image}")
+    out = options.out or options.image.with_suffix(".leaves.png")
+    if out.exists() and out.samefile(options.image):
+        raise ValueError(f"--out {out} is the picture itself; name another file")
     try:
         picture = to_rgb(Image.open(options.image))
     except UnidentifiedImageError:
@@ -104,7 +107,6 @@ def show(options: argparse.Namespace) -> int:
     pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
     leaves = processor.partition(pixels)
     print(report(leaves, options.patch_size))
-    out = options.out or options.image.with_suffix(".leaves.png")
     draw_leaves(picture, leaves).save(out)
     print(f"overlay  {out}")
     return 0

@@ -8,9 +8,9 @@ and settings exactly.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers import LlavaConfig as TransformersConfig
 
+from llava.command import OneLineParser, check_new_folder, parse_and_run
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -86,8 +87,7 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
         FileExistsError: `out` holds something.
         ValueError: the checkpoint is incomplete, or has parts that the other format has no place for.
     """
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty")
+    check_new_folder(out)
     checkpoint = inspect(local_folder(model_path))
     if checkpoint.kind != "full" and model_base is None:
         raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
@@ -293,15 +293,16 @@ def copy_prior(checkpoint: Checkpoint, out: Path) -> None:
         shutil.copy(checkpoint.folder / name, out / Path(name).name)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Convert a checkpoint between LLaVA's format and transformers'.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="convert_checkpoint", description="Convert between LLaVA's format and transformers'.")
     parser.add_argument("--model-path", required=True, help="folder or hub id, of either format")
     parser.add_argument("--model-base", help="the language model under a projector-only or LoRA checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    options = parser.parse_args(arguments)
-    print(f"{options.out}: {convert(options.model_path, options.out, options.model_base)} format")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, empty or absent")
+    return parse_and_run(
+        parser, lambda args: print(f"{args.out}: {convert(args.model_path, args.out, args.model_base)} format"), argv
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, parse_and_run
 from llava.eval.eval_gqa import prediction
 from llava.eval.records import read_answers
 from llava.eval.scoring import write_json
@@ -15,6 +15,7 @@ from llava.eval.scoring import write_json
 
 def convert(args: argparse.Namespace) -> None:
     """Writes GQA's predictions file."""
+    check_outputs(args, "dst")
     answers = read_answers(args.src)
     write_json(
         args.dst, [{"questionId": key[0], "prediction": prediction(row["text"])} for key, row in answers.items()]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.command import parse_and_run
+from llava.command import check_outputs, parse_and_run
 from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
 from llava.eval.records import Key, Row, read_answers, texts_for
 from llava.eval.scoring import score_parser, write_json
@@ -24,6 +24,7 @@ def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
 
 def convert(args: argparse.Namespace) -> None:
     """Prints the score and writes the submission, JSON lines; with --check it only checks the labels."""
+    check_outputs(args, "json", "result_upload_file")
     score = measure(args)
     if args.check:
         print(f"{args.check}: all labels have their questions")

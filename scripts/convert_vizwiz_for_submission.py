@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, parse_and_run
 from llava.eval.records import Row, read_answers, read_labelled, texts_for
 from llava.eval.scoring import write_json
 from llava.eval.vqa_text import normalise_answer
@@ -23,6 +23,7 @@ def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:
 
 def convert(args: argparse.Namespace) -> None:
     """Writes the submission file; with --check it only reads the question file."""
+    check_outputs(args, "result_upload_file")
     questions = read_labelled(args.annotation_file, ("image",))
     if args.check:
         print(f"{args.annotation_file}: {len(questions)} questions, each with an id of its own")

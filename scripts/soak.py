@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 import psutil
 
+from llava.command import OneLineParser, run_command
 from llava.conversation import conv_templates
 from llava.serve.images import load_image
 from llava.serve.wire import FrameSplitter
@@ -339,9 +340,14 @@ async def soak(scale: Scale) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Let faults happen to a controller and its workers.")
+    parser = OneLineParser(prog="soak", description="Let faults happen to a controller and its workers.")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Lets the faults happen; returns 1 if a promise was broken."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several programs share the cores
     scale = QUICK if args.quick else Scale()
     start = time.monotonic()

@@ -6,6 +6,7 @@ The server is started as docs/SCALING.md says. Written to vLLM's documented inte
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qlip
-from llava.serve.images import load_image
+from llava.command import OneLineParser, integer, parse_and_run, real
+from llava.serve.http import key_text
+from llava.serve.images import load_images
+from llava.serve.trust import server_url
 from qlip.vllm import encode_embeds
 
 
@@ -44,10 +48,14 @@ def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: 
 
     Raises:
         RuntimeError: the server refused the request; the text is the server's.
-        httpx.HTTPError: the server can't be reached.
+        ConnectionError: the server can't be reached.
     """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    response = httpx.post(f"{server.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
+    try:
+        response = httpx.post(f"{server.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
+    except httpx.HTTPError as error:
+        why = str(error) or type(error).__name__
+        raise ConnectionError(f"no vLLM server answers at {server} ({why}); name yours by --server") from None
     if response.is_error:
         raise RuntimeError(f"the server answered {response.status_code}: {response.text[:500]}")
     return response.json()["choices"][0]["message"]["content"]
@@ -62,27 +70,36 @@ def load_eyes(model_path: str, device: str, **settings: Any) -> Any:
     return model.to(device)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Ask a vLLM server about pictures seen through QLIP.")
-    parser.add_argument("--server", default="http://localhost:8000/v1", help="base address of the vLLM server")
+def command(args: argparse.Namespace) -> None:
+    """Asks what the flags say, and prints the answer."""
+    images = load_images(args.image_file)
+    model = load_eyes(args.model_path, args.device, alpha=args.alpha, max_tokens=args.max_tokens)
+    embeds = qlip.vllm_image_embeds(model, images)
+    name = args.served_name or args.model_path
+    body = chat_request(name, args.query, embeds, args.max_new_tokens, args.temperature)
+    print(ask(args.server, body, args.api_key))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="vllm_client", description="Ask a vLLM server about pictures seen through QLIP.")
+    parser.add_argument(
+        "--server", type=server_url, default="http://localhost:8000/v1", help="base address of the vLLM server"
+    )
     parser.add_argument("--model-path", required=True, help="the checkpoint that the server runs, transformers' format")
     parser.add_argument("--served-name", help="the server's name for it; by default the path")
     parser.add_argument("--image-file", nargs="+", required=True)
     parser.add_argument("--query", required=True)
-    parser.add_argument("--alpha", type=float, default=qlip.QLIPConfig.alpha)
-    parser.add_argument("--max-tokens", type=int, default=qlip.QLIPConfig.max_tokens, help="visual tokens an image")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--alpha", type=real(infinite=True), default=qlip.QLIPConfig.alpha)
+    parser.add_argument(
+        "--max-tokens", type=integer(), default=qlip.QLIPConfig.max_tokens, help="visual tokens an image"
+    )
+    parser.add_argument("--max-new-tokens", type=integer(), default=512)
+    parser.add_argument("--temperature", type=real(), default=0.0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--api-key")
-    options = parser.parse_args(arguments)
-    model = load_eyes(options.model_path, options.device, alpha=options.alpha, max_tokens=options.max_tokens)
-    embeds = qlip.vllm_image_embeds(model, [load_image(file) for file in options.image_file])
-    name = options.served_name or options.model_path
-    body = chat_request(name, options.query, embeds, options.max_new_tokens, options.temperature)
-    print(ask(options.server, body, options.api_key))
+    parser.add_argument("--api-key", type=key_text)
+    return parse_and_run(parser, command, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -179,7 +179,7 @@ def test_a_table_shows_medians_and_ratios_to_its_peers():
 def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cost, "UNIFORM_CELLS", 100)
     file = tmp_path / "cost.json"
-    cost.main(["--models", "demo", "--sizes", "112", "168", "--repeats", "2", "--json", str(file)])
+    assert cost.main(["--models", "demo", "--sizes", "112", "168", "--repeats", "2", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     report = json.loads(file.read_text())
     assert {"device", "cores", "threads", "torch", "transformers"} <= set(report["machine"])
@@ -200,7 +200,7 @@ def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys
     [
         (["--models", "llava-7b"], "on a GPU only"),
         (["--sizes", "100"], "100 is no positive multiple of 14"),
-        (["--repeats", "0"], "--repeats is 0"),
+        (["--repeats", "0"], "argument --repeats: '0' is not allowed"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(arguments, message, capsys):

@@ -47,7 +47,8 @@ def test_a_projector_is_merged_with_its_language_model(tmp_path):
     (projector / "config.json").write_text(json.dumps(config))
     names = {name: tensor for name, tensor in llava_state(oracle).items() if "mm_projector" in name}
     torch.save(names, projector / "mm_projector.bin")
-    main(["--model-path", str(projector), "--model-base", str(tmp_path / "base"), "--out", str(tmp_path / "out")])
+    flags = ["--model-path", str(projector), "--model-base", str(tmp_path / "base"), "--out", str(tmp_path / "out")]
+    assert main(flags) == 0
     merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert merged.config.qlip is True
     for name, tensor in oracle.state_dict().items():

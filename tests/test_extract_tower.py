@@ -12,10 +12,17 @@ from scripts.extract_tower import main
 
 @torch.no_grad()
 def test_the_extracted_tower_is_the_checkpoints_own(tmp_path):
-    main(["--out", str(tmp_path / "tower")])
+    assert main(["--out", str(tmp_path / "tower")]) == 0
     model = load_pretrained_model(demo_model_path(), device="cpu", qlip=False)[1]
     pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     extracted = CLIPVisionModel.from_pretrained(tmp_path / "tower")
     own = model.get_vision_tower()(pixels)[0]
     torch.testing.assert_close(extracted(pixels, output_hidden_states=True).hidden_states[-2][0, 1:], own)
     assert AutoImageProcessor.from_pretrained(tmp_path / "tower").crop_size["height"] == 112
+
+
+def test_a_checkpoint_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["--model-path", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "is not empty; name another folder" in capsys.readouterr().err
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"config.json": "{}"}

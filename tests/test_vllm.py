@@ -130,6 +130,7 @@ def test_command_line(server, tmp_path, capsys):
     make_processor("llava").save_pretrained(tmp_path / "model")
     PICTURES[1].save(tmp_path / "picture.png")
     arguments = ["--model-path", str(tmp_path / "model"), "--served-name", "llava", "--query", "what?"]
-    main([*arguments, "--image-file", str(tmp_path / "picture.png"), "--server", server.address, "--alpha", "0.3"])
+    arguments += ["--image-file", str(tmp_path / "picture.png"), "--alpha", "0.3"]
+    assert main([*arguments, "--server", server.address]) == 0
     (count,) = map(len, qlip.vllm_image_embeds(qlip.attach(make_language_model("llava"), **SETTINGS)[0], PICTURES[1:2]))
     assert capsys.readouterr().out == f"torch.float32 ({count}, {WIDTH})\n"

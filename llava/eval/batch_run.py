@@ -20,10 +20,10 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.answer_file import AnswerFile, Row
 from llava.eval.batches import BatchLimits
-from llava.eval.inputs import add_input_flags, check_asked_images, check_limit, check_question_file, wanted
+from llava.eval.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file, wanted
 from llava.eval.lock import only_run
 from llava.eval.prefetch import Preparer, prepare_ahead
 from llava.eval.provenance import checkpoint_hash, run_settings
@@ -62,32 +62,32 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
         "--question-file", type=Path, default=Path(defaults.question_file), help="the questions (%(default)s)"
     )
     parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"), help="the answers (%(default)s)")
-    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
-    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
     add_input_flags(parser)
     parser.add_argument(
-        "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
+        "--temperature", type=real(), default=defaults.temperature, help="0 takes the likeliest token (%(default)s)"
     )
-    parser.add_argument("--top_p", "--top-p", type=float, help="share of the probability that is sampled from")
-    parser.add_argument("--num_beams", "--num-beams", type=int, default=1, help="width of the beam search")
+    parser.add_argument("--top_p", "--top-p", type=real(0, 1, above=True), help="share of the probability sampled from")
+    parser.add_argument("--num_beams", "--num-beams", type=integer(), default=1, help="width of the beam search")
     parser.add_argument(
         "--max_new_tokens",
         "--max-new-tokens",
-        type=int,
+        type=integer(),
         default=defaults.max_new_tokens,
         help="longest answer (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampled answers (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
+    )
     parser.add_argument(
         "--batch-tokens",
-        type=int,
+        type=integer(),
         default=BatchLimits.tokens,
         help="most tokens of a batch's prompts, padding included (%(default)s)",
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=integer(0),
         help=f"processes that make pictures ready (default: by the cores; 0 up to {FEW_PICTURES} pictures)",
     )
     parser.add_argument(
@@ -109,24 +109,25 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
         ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
             run at work on them.
     """
-    read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
     questions = read_inputs(args, read)
     preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
     state = join_processes(args)
     first = state is None or state.is_main_process
+    answers = AnswerFile(args.answers_file, state.process_index if state else None)
+    answers.check_place(args.question_file)
     if first:
         check_asked_images(args, questions)
-    with only_run(args.answers_file) if first else nullcontext():
-        return _answer(name, args, questions, preparer, state)
+    with only_run(answers.path) if first else nullcontext():
+        return _answer(name, args, questions, answers, preparer, state)
 
 
 def read_inputs(args: argparse.Namespace, read: ReadQuestions) -> list[Question]:
     """The questions that the flags name.
 
     Raises:
-        ValueError: no such file, a bad one, or an impossible `--limit`.
+        ValueError: no such file, a bad one, or no chunk of that number.
     """
-    check_limit(args.limit)
+    check_chunk(args)
     check_question_file(args.question_file)
     return read(args)
 
@@ -135,15 +136,18 @@ def _answer(
     name: str,
     args: argparse.Namespace,
     questions: Sequence[Question],
+    answers: AnswerFile,
     preparer: Preparer | None,
     state: PartialState | None,
 ) -> int:
-    """Answers this process's share of what the file of answers lacks; the first process starts and ends the file."""
+    """Answers this process's share of what the file of answers lacks; the first process starts and ends the file.
+
+    Nothing is written before the model is loaded and its settings are known to be those of the answers so far.
+    """
     sampling, limits = read_sampling(args), read_limits(args)
     first = state is None or state.is_main_process
-    answers = AnswerFile(args.answers_file, state.process_index if state else None)
     if first:
-        answers.start(questions, args.resume)
+        answers.check_rows(questions, args.resume)
     if state:
         state.wait_for_everyone()
     todo = open_questions(args, questions, answers)
@@ -156,7 +160,14 @@ def _answer(
         ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
     engine = load_engine(args)
     settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
-    answers.check(settings)
+    if args.resume:
+        answers.check(settings)
+    if state:
+        state.wait_for_everyone()
+    if first:
+        answers.start(args.resume)
+    if state:
+        state.wait_for_everyone()
     progress, make_row = Progress(len(todo), show=first), row_maker(args.model_path, settings)
     for outcomes in Runner(engine, sampling, args.seed, limits).run(todo, ready):
         rows = [make_row(outcome) for outcome in outcomes]
@@ -170,8 +181,8 @@ def _answer(
 
 
 def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Asked]:
-    """The questions of this run that have no answer yet."""
-    done = answers.done()
+    """The questions of this run that have no answer yet, or that are asked again."""
+    done = answers.done() if args.resume else set()
     return [(i, questions[i]) for i in wanted(args, questions) if i not in done]
 
 
@@ -276,18 +287,12 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
 def read_limits(args: argparse.Namespace) -> BatchLimits:
     """How large the flags let batches be; every beam is a row of its own."""
     rows, tokens = max(1, args.batch_size // args.num_beams), max(1, args.batch_tokens // args.num_beams)
-    return BatchLimits(rows if args.batch_size > 0 else args.batch_size, tokens if args.batch_tokens > 0 else 0)
+    return BatchLimits(rows, tokens)
 
 
 def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
-    """How many processes make pictures ready.
-
-    Raises:
-        ValueError: a negative number is wanted.
-    """
+    """How many processes make pictures ready."""
     if wanted is not None:
-        if wanted < 0:
-            raise ValueError(f"--workers is {wanted}; it must be at least 0")
         return wanted
     if pictures <= FEW_PICTURES:
         return 0

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-result", type=Path, help="write the predicted choices to this file")
     parser.add_argument("--split", default="test")
     parser.add_argument("--options", nargs="+", default=list("ABCDE"), help="letters of the choices (A B C D E)")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, measure, argv, ("output_file", "output_result"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava.command import integer
 from llava.eval.questions import Question, chunk
 from llava.serve.images import FORMATS
 
@@ -32,7 +33,9 @@ THREADS = 16
 
 def add_input_flags(parser: Any) -> None:
     """Adds the flags that say how much of the input a run takes."""
-    parser.add_argument("--limit", type=int, metavar="N", help="answer only the first N questions of the chunk")
+    parser.add_argument("--num-chunks", type=integer(), default=1, help="cut the questions into N chunks", metavar="N")
+    parser.add_argument("--chunk-idx", type=integer(0), default=0, metavar="I", help="and answer this one, from 0")
+    parser.add_argument("--limit", type=integer(), metavar="N", help="answer only the first N questions of the chunk")
     parser.add_argument(
         "--skip-unreadable",
         action="store_true",
@@ -48,10 +51,10 @@ def check_question_file(path: Path) -> None:
         raise ValueError(f"{path} is a folder; --question-file must name a file")
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError unless `--limit` is left out or at least 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit is {limit}; it must be at least 1")
+def check_chunk(args: argparse.Namespace) -> None:
+    """Raises ValueError if there is no chunk of that number."""
+    if args.chunk_idx >= args.num_chunks:
+        raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
 
 
 def wanted(args: argparse.Namespace, questions: Sequence[Question]) -> range:

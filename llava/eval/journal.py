@@ -1,45 +1,118 @@
-"""Files of JSON lines that only grow, for work that may be killed at any time. Knows nothing of what a line says."""
+"""Files of JSON lines that only grow, for work that may be killed at any time. Knows nothing of what a row means.
+
+Reading changes nothing. What a crash leaves at the end of such a file is a line cut short, blanks or NULs; it is
+repaired by whoever knows that the file is one of theirs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+Row = dict[str, Any]
+
+BLANK = b"\0 \t\r\n"
+"""What may follow the last row; after a loss of power file systems put NULs for bytes that never reached the disk."""
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file, none where there is no file. One without its end, left by a killed process, is cut off."""
+@dataclass(frozen=True)
+class Rows:
+    """The content of a file of rows."""
+
+    numbered: list[tuple[int, Row]]
+    """Each row with the number of its line."""
+
+    content: bytes
+    """The lines of these rows, as the file has them."""
+
+    whole: bool
+    """Whether the file holds nothing else, so that a row may be appended."""
+
+
+def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: Callable[[bytes], bool]) -> Rows:
+    """Reads a file of rows, none where there is no file.
+
+    Args:
+        path: the file.
+        kind: what a row is, for messages.
+        is_row: whether an object is a row.
+        begins_row: whether bytes are the beginning of a row's line; only a last line like that may be cut short.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    check_regular(path)
     if not path.exists():
-        return []
+        return Rows([], b"", True)
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return content[:whole].split(b"\n")[:-1]
+    lines = content.rstrip(BLANK).split(b"\n")
+    numbered: list[tuple[int, Row]] = []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # RecursionError: lists in lists, a thousand deep
+            if number == len(lines) and begins_row(line):
+                break
+            row = None
+        if not (isinstance(row, dict) and is_row(row)):
+            raise ValueError(f"{path}:{number} is no {kind}, so the file stays as it is")
+        numbered.append((number, row))
+        kept.append(line + b"\n")
+    whole = b"".join(kept)
+    return Rows(numbered, whole, whole == content)
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line and waits until it is on the disk."""
-    append_lines(path, [row])
+def check_regular(path: Path) -> None:
+    """Raises ValueError if something is at a path that is no regular file: a folder, a pipe, a device."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; it must be a regular file")
 
 
-def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds lines and waits until they are on the disk."""
+def append_row(path: Path, row: Row) -> None:
+    """Adds a row and waits until it is on the disk."""
+    append_rows(path, [row])
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows and waits until they are on the disk."""
     with path.open("ab") as file:
-        file.write(_lines(rows))
-        file.flush()
-        os.fsync(file.fileno())
+        _write(file.fileno(), as_lines(rows))
 
 
-def replace_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Puts lines in the place of a file's, all at once: whoever is killed meanwhile leaves the old ones."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    append_lines(new, rows)
-    os.replace(new, path)
+def replace(path: Path, content: bytes) -> None:
+    """Replaces a file's content atomically; a crash leaves the old one."""
+    new = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
+    try:
+        with new.open("xb") as file:
+            _write(file.fileno(), content)
+        if path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
-def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+def as_lines(rows: Iterable[Row]) -> bytes:
+    """Rows as a file holds them."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+    os.fsync(descriptor)

@@ -1,23 +1,31 @@
 """One run at a time: a lock on a file's name that ends with the process that holds it, however that ends.
 
-Where the system or the folder's file system has no such locks, nothing is locked.
+Where the folder's file system has no locks, nothing is locked.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-if sys.platform != "win32":
-    import fcntl
+from filelock import FileLock, Timeout
+
+from llava.eval.journal import check_regular
 
 logger = logging.getLogger(__name__)
+
+HOLDER = "process "
+"""How the text of a lock file begins."""
+
+PATIENCE = 0.2
+"""Seconds to try for: a lock whose holder takes it away just now is free at the second try."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -25,38 +33,36 @@ def only_run(path: Path) -> Iterator[None]:
     """Keeps other runs away from PATH, which need not exist, by PATH.lock beside it.
 
     Raises:
-        ValueError: another run is at it.
+        ValueError: another run is at it, or PATH.lock is a file of another kind.
     """
-    if sys.platform == "win32":
-        yield
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f"{path.name}.lock")
-    while True:
-        with lock.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "it has just begun"
-                raise ValueError(f"{path} is being written by another run ({holder})") from None
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s); let no other run write it", path, error.strerror)
-            if not _is_at(file, lock):
-                continue  # its holder has just taken it away
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def _is_at(file: TextIO, path: Path) -> bool:
-    """Whether an open file is the one that a path leads to."""
+    file = path.with_name(f"{path.name}.lock")
+    check_regular(file)
+    found = _read(file)
+    if found and not found.startswith(HOLDER):
+        raise ValueError(f"{file} is no lock of a run, and a run needs that name; name another file than {path}")
+    lock = FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{path} is being written by another run ({_read(file) or 'it has just begun'})") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s cannot be locked (%s); let no other run write it", path, error.strerror)
+    try:
+        with suppress(PermissionError):  # on Windows nobody can write to a locked file
+            file.write_text(f"{HOLDER}{os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes no open file; it stays, and harms nobody
+            file.unlink(missing_ok=True)  # before the release: who waits for this very file then sees that it is gone
+        lock.release()
+
+
+def _read(file: Path) -> str:
+    """The text of a lock file; empty where there is none, or the system lets nobody read it while it is locked."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, PermissionError):
+        return ""

@@ -14,14 +14,16 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
     STOPPED,
@@ -55,9 +57,9 @@ def parser() -> OneLineParser:
     """The flags: those of model_vqa_loader, and the cluster's."""
     flags = make_parser(NAME, "Answer a question file on a Ray cluster.", Defaults(temperature=0.0, max_new_tokens=128))
     flags.add_argument("--address", help="of the cluster; auto on one of its nodes (default: starts one here)")
-    flags.add_argument("--concurrency", type=int, default=1, help="actors that hold the model (%(default)s)")
-    flags.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (%(default)s)")
-    flags.add_argument("--cpus-per-actor", type=float, default=1.0, help="cores of an actor (%(default)s)")
+    flags.add_argument("--concurrency", type=integer(), default=1, help="actors that hold the model (%(default)s)")
+    flags.add_argument("--gpus-per-actor", type=real(), default=0.0, help="may be a fraction (%(default)s)")
+    flags.add_argument("--cpus-per-actor", type=real(), default=1.0, help="cores of an actor (%(default)s)")
     return flags
 
 
@@ -162,13 +164,15 @@ def start_cluster(args: argparse.Namespace) -> None:
     ray.init("local", num_cpus=cores, include_dashboard=False, **options)
 
 
-def check_rows(rows: Sequence[Row], settings: dict[str, Any] | None, answers: AnswerFile) -> dict[str, Any] | None:
+def check_rows(
+    rows: Sequence[Row], settings: dict[str, Any] | None, answers: AnswerFile | None
+) -> dict[str, Any] | None:
     """Raises ValueError unless rows were made with the settings of all before them.
 
     Args:
         rows: of the file of answers, errors among them.
         settings: of the run, None until the first answer shows them.
-        answers: the file, checked when they show.
+        answers: the file, checked when they show; None for one that begins anew.
 
     Returns:
         The run's settings, if they are known.
@@ -178,7 +182,8 @@ def check_rows(rows: Sequence[Row], settings: dict[str, Any] | None, answers: An
             continue
         if settings is None:
             settings = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
-            answers.check(settings)
+            if answers is not None:
+                answers.check(settings)
         check_settings("an answer from another node", row, settings)
     return settings
 
@@ -191,41 +196,55 @@ def run(args: argparse.Namespace) -> int:
             work on them, or nodes that differ.
     """
     limits = read_limits(args)
-    read_sampling(args)
     args.workers = args.concurrency if args.workers is None else args.workers
-    for flag in ("concurrency", "workers"):
-        if (value := getattr(args, flag)) < 1:
-            raise ValueError(f"--{flag} is {value}; it must be at least 1")
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; it must be at least 1 on a cluster")
     args.image_folder = args.image_folder.resolve()  # a node's working folder is another
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():
             setattr(args, name, str(Path(path).resolve()))
     questions = read_inputs(args, read)
     check_asked_images(args, questions)
-    with only_run(args.answers_file):
-        return _answer(args, limits, questions)
-
-
-def _answer(args: argparse.Namespace, limits: BatchLimits, questions: Sequence[Question]) -> int:
-    """Answers what the file of answers lacks, by flags that were checked."""
     preparer = make_preparer(args)
-    args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
     answers = AnswerFile(args.answers_file)
-    answers.start(questions, args.resume)
+    answers.check_place(args.question_file)
+    with only_run(answers.path):
+        return _answer(args, limits, questions, answers, preparer)
+
+
+def _answer(
+    args: argparse.Namespace,
+    limits: BatchLimits,
+    questions: Sequence[Question],
+    answers: AnswerFile,
+    preparer: Preparer,
+) -> int:
+    """Answers what the file of answers lacks, by flags that were checked.
+
+    Nothing is written before an answer shows that the settings are those of the answers so far, or the run has ended.
+    """
+    args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
+    answers.check_rows(questions, args.resume)
     todo = open_questions(args, questions, answers)
-    shares = args.answers_file.with_name(f"{args.answers_file.stem}.shares.jsonl")
-    if todo:
-        settings: dict[str, Any] | None = None
-        progress = Progress(len(todo), show=True)
+    settings: dict[str, Any] | None = None
+    held: list[Row] = []  # not written yet: errors, which do not show the settings
+    progress = Progress(len(todo), show=bool(todo))
+    with tempfile.TemporaryDirectory() as scratch, closing(progress):
+        shares = Path(scratch) / "shares.jsonl"
         count = write_shares(shares, todo, SHARE * limits.rows)
-        try:
-            for rows in answer_on(args, preparer, shares.resolve(), count):
-                settings = check_rows(rows, settings, answers)
-                answers.append(rows)
-                progress.add(rows)
-        finally:
-            progress.close()
-            shares.unlink()
+        for rows in answer_on(args, preparer, shares, count) if todo else ():
+            known, settings = settings, check_rows(rows, settings, answers if args.resume else None)
+            held += rows
+            progress.add(rows)
+            if settings is None:
+                continue
+            if known is None:
+                answers.start(args.resume)
+            answers.append(held)
+            held = []
+    if settings is None:
+        answers.start(args.resume)
+        answers.append(held)
     return report(NAME, answers, args, questions)
 
 

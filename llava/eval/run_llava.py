@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import Sampling
-from llava.serve.images import load_image
+from llava.serve.images import load_images
 from llava.utils import demo_picture_path
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
     parser = OneLineParser(prog="run_llava", description="Ask a model one question about pictures.")
     add_model_flags(parser)
     parser.add_argument("--image-file", help="pictures, separated by --sep (default: the demo picture)")
     parser.add_argument("--query", help="the question")
     parser.add_argument("--sep", default=",", help="what separates the pictures' names")
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--temperature", type=real(), default=0.2)
+    parser.add_argument("--top_p", type=real(0, 1, above=True))
+    parser.add_argument("--num_beams", type=integer(), default=1)
+    parser.add_argument("--max_new_tokens", type=integer(), default=512)
     args = parser.parse_args(argv)
     if not args.query:
         parser.error("--query is required")
@@ -49,7 +50,7 @@ def eval_model(args: Any) -> None:
     """
     settings = _with_defaults(args)
     sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
-    images = [load_image(source) for source in sources]
+    images = load_images(sources)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
     print(load_engine(settings).ask(settings.query, images, sampling))
 
@@ -63,9 +64,9 @@ def _with_defaults(args: Any) -> argparse.Namespace:
     return settings
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    args = parse_args()
+    args = parse_args(argv)
     return run_command("run_llava", lambda: eval_model(args))
 
 

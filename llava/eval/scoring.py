@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, parse_and_run
 from llava.eval.records import Key, Row, keyed, read_rows, texts_for
 
 Table = Mapping[str, Mapping[str, float]]
@@ -119,11 +119,22 @@ def score_parser(
 
 
 def run_scorer(
-    parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Score], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Score],
+    argv: Sequence[str] | None,
+    outputs: Sequence[str] = (),
 ) -> int:
-    """Runs a scorer's command line and returns the exit code."""
+    """Runs a scorer's command line and returns the exit code.
+
+    Args:
+        parser: from `score_parser`.
+        measure: reads the files that the flags name and scores them.
+        argv: the command line.
+        outputs: attributes of the flags for more files that `measure` writes.
+    """
 
     def print_score(args: argparse.Namespace) -> None:
+        check_outputs(args, "json", *outputs)
         score = measure(args)
         if args.check:
             print(f"{args.check}: all labels have their questions")

@@ -1,14 +1,15 @@
 """Accuracy over QLIP's settings, from a question file: `qlip sweep`, or `python -m llava.eval.sweep`.
 
 A cell is one choice of settings, or the CLIP tower. It becomes a line of OUT/results.jsonl as soon as it is done, so
-that a sweep which was stopped, however hard, goes on when called again. One process per folder. How answers come about
-is `llava.eval.answering`'s matter.
+that a sweep which was stopped, however hard, goes on when called again. How answers come about is
+`llava.eval.answering`'s matter.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import platform
 import sys
 import time
@@ -23,11 +24,12 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, run_command
 from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
 from llava.eval.inputs import check_images, check_question_file
-from llava.eval.journal import append_line
-from llava.eval.sweep_cells import Cell, as_settings, make_cells, make_task, read_axes, read_results
+from llava.eval.journal import append_row, replace
+from llava.eval.lock import only_run
+from llava.eval.sweep_cells import Cell, Task, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep_plots import Record, describe, percent, table, write_figures
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong
@@ -70,9 +72,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, default=True, help="measure QLIP's cells")
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, default=True, help="measure the CLIP tower")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer, in tokens (%(default)s)")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="most tokens of a batch (%(default)s)")
+    parser.add_argument("--limit", type=integer(), metavar="N", help="only the first N questions")
+    parser.add_argument("--max-new-tokens", type=integer(), default=64, help="longest answer, in tokens (%(default)s)")
+    parser.add_argument("--batch-tokens", type=integer(), default=16384, help="most tokens of a batch (%(default)s)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,28 +98,39 @@ def run(options: argparse.Namespace) -> int:
     in the first cell. A cell whose prompts exceed the model's context, or the GPU's memory, is skipped with a message.
 
     Raises:
-        ValueError: impossible flags, a bad question file, missing or broken pictures.
+        ValueError: impossible flags, a bad question file, missing or broken pictures, a results.jsonl of another
+            kind, or another sweep at work in the folder.
     """
     check_question_file(options.question_file)
     task = make_task(options)
     asked = by_picture(read_questions(options.question_file, options.answers_file)[: task.limit], options)
     axes = read_axes(options)
     cells = make_cells(options, axes)
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out / "results.jsonl"
-    records = [record for record in read_results(results) if record["task"] == asdict(task)]
+    results = Path(os.path.realpath(options.out / "results.jsonl"))
+    with only_run(results):
+        return _measure(options, task, asked, cells, list(axes), results)
+
+
+def _measure(
+    options: argparse.Namespace, task: Task, asked: Asked, cells: Sequence[Cell], axes: Sequence[str], results: Path
+) -> int:
+    """Measures the cells that the results lack; see `run`."""
+    known, rows = read_results(results)
+    if not rows.whole:
+        replace(results, rows.content)
+    records = [record for record in known if record["task"] == asdict(task)]
     done = [record["settings"] for record in records]
     todo = [cell for cell in cells if as_settings(cell) not in done]
     print(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} of them done before", file=sys.stderr)
     seconds, skipped = 0.0, 0
     for number, (cell, outcome) in enumerate(measure_all(options, asked, todo), start=1):
-        line = f"sweep: {number} of {len(todo)}: {describe(as_settings(cell), list(axes))}"
+        line = f"sweep: {number} of {len(todo)}: {describe(as_settings(cell), axes)}"
         if isinstance(outcome, str):
             skipped += 1
             print(f"{line}: skipped: {outcome}", file=sys.stderr)
             continue
         record = {"task": asdict(task), "clip": cell is None, "settings": as_settings(cell), **outcome}
-        append_line(results, record)
+        append_row(results, record)
         records.append(record)
         seconds += outcome["seconds"]
         left = timedelta(seconds=round(seconds / (number - skipped) * (len(todo) - number)))

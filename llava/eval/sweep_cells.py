@@ -5,7 +5,6 @@ Knows settings and files, neither pictures nor loaded models.
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from llava.eval.journal import whole_lines
+from llava.eval.journal import Rows, read_rows
 from llava.eval.sweep_plots import Record
 from llava.model.checkpoint import inspect, local_folder
 from llava.model.multimodal_encoder.builder import override_flag
@@ -26,6 +25,7 @@ Cell = QLIPConfig | None
 """What is measured at once: settings, or None for the CLIP tower."""
 
 FIELD_TYPES = get_type_hints(QLIPConfig)
+_OPENING = b'{"task": {"model": '
 READERS: dict[type, Callable[[str], Any]] = {
     bool: {"true": True, "false": False}.__getitem__,
     int: int,
@@ -61,11 +61,6 @@ class Task:
 
     max_new_tokens: int
     """Longest answer."""
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 def make_task(options: Namespace) -> Task:
@@ -164,19 +159,31 @@ def as_settings(cell: Cell) -> dict[str, Any] | None:
     return None if cell is None else cell.to_dict()
 
 
-def read_results(path: Path) -> list[Record]:
-    """The finished cells; a line without its end is cut off the file.
+def read_results(path: Path) -> tuple[list[Record], Rows]:
+    """The finished cells, and the file as it is; a last line that a crash cut short is left out.
 
     Raises:
-        ValueError: a line is no cell.
+        ValueError: the file is not one that a sweep writes.
     """
+    try:
+        rows = read_rows(path, "cell of a sweep", _is_cell, begins_cell)
+    except ValueError as error:
+        raise ValueError(f"{error}; take the line out, or name another --out") from None
     records = []
-    for number, line in enumerate(whole_lines(path), start=1):
+    for number, record in rows.numbered:
+        own = record["settings"]
         try:
-            record = json.loads(line)
-            own = record["settings"]
-            record["settings"] = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
-            records.append(record | {"task": record["task"]})
-        except (ValueError, TypeError, KeyError) as error:
+            settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number} is no cell of a sweep ({error}); take it out to go on") from None
-    return records
+        records.append(record | {"settings": settings})
+    return records, rows
+
+
+def begins_cell(line: bytes) -> bool:
+    """Whether bytes are a beginning of a cell's line, which is JSON that opens with the task."""
+    return line.startswith(_OPENING) or _OPENING.startswith(line)
+
+
+def _is_cell(row: Record) -> bool:
+    return isinstance(row.get("task"), dict) and "accuracy" in row and isinstance(row.get("settings"), dict | None)

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
-from llava.eval.inputs import add_input_flags, check_asked_images, check_limit, check_question_file
+from llava.eval.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file
 from llava.eval.labelled import label_letter
 from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
             run at work on them.
     """
-    check_limit(args.limit)
+    check_chunk(args)
     check_question_file(args.question_file)
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()
     choices = [read_choice(row, args.image_folder) for row in rows]
@@ -149,19 +149,24 @@ def run(args: argparse.Namespace) -> int:
         for row, choice in zip(rows, choices, strict=True)
     ]
     check_asked_images(args, questions)
-    with only_run(args.answers_file):
-        return _answer(args, questions, choices)
-
-
-def _answer(args: argparse.Namespace, questions: Sequence[Question], choices: Sequence[Choice]) -> int:
-    """Chooses an option for what the file of answers lacks."""
     answers = AnswerFile(args.answers_file)
-    answers.start(questions, args.resume)
+    answers.check_place(args.question_file)
+    with only_run(answers.path):
+        return _answer(args, questions, answers, choices)
+
+
+def _answer(
+    args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile, choices: Sequence[Choice]
+) -> int:
+    """Chooses an option for what the file of answers lacks."""
+    answers.check_rows(questions, args.resume)
     todo = open_questions(args, questions, answers)
     engine = load_engine(args)
     settings = run_settings(engine, Sampling(), 0, args, checkpoint_hash(args.model_path, args.model_base))
     settings |= {"decoding": None, "protocol": "likelihood"}
-    answers.check(settings)
+    if args.resume:
+        answers.check(settings)
+    answers.start(args.resume)
     preparer = Preparer.of(engine.model.get_vision_tower())
     progress, make_row = Progress(len(todo), show=True), row_maker(args.model_path, settings)
     for index, question in todo:
@@ -179,8 +184,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
     parser.add_argument("--image-folder", type=Path, required=True, help="where the pictures lie")
     parser.add_argument("--answers-file", type=Path, required=True, help="the answers")
-    parser.add_argument("--num-chunks", type=int, default=1, help="cut the questions into so many chunks")
-    parser.add_argument("--chunk-idx", type=int, default=0, help="and answer this one, from 0")
     add_input_flags(parser)
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a stopped run ended"

@@ -16,13 +16,13 @@ from typing import Any
 from PIL import Image
 
 import qlip
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, real, run_command
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.images import load_image
+from llava.serve.images import load_images
 from llava.serve.sampling import Sampling
 from llava.serve.templates import warn_of_guess
 from llava.utils import default_device, demo_model_path, demo_picture_path
@@ -47,9 +47,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     quantised.add_argument("--load-8bit", action="store_true", help="load the language model in 8 bits")
     quantised.add_argument("--load-4bit", action="store_true", help="load the language model in 4 bits")
     parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, help="see by quadtree")
-    parser.add_argument("--alpha", type=float, help="split threshold of the quadtree; implies --qlip")
-    parser.add_argument("--max-tokens", type=int, help="most visual tokens per picture; implies --qlip")
-    parser.add_argument("--image-size", type=int, help="shorter side of a picture in pixels; implies --qlip")
+    parser.add_argument("--alpha", type=real(infinite=True), help="split threshold of the quadtree; implies --qlip")
+    parser.add_argument("--max-tokens", type=integer(), help="most visual tokens per picture; implies --qlip")
+    parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
 
 
 def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
@@ -112,8 +112,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
     parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, in tokens (default: 512)")
+    parser.add_argument("--temperature", type=real(), help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
+    parser.add_argument(
+        "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
+    )
     parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="write what the model sees to this file")
     parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
     args = parser.parse_args(argv)
@@ -135,7 +137,9 @@ def run(args: argparse.Namespace) -> int:
         temperature = 0.0 if args.prompt else Sampling.temperature
     sampling = Sampling(temperature=temperature, max_new_tokens=args.max_new_tokens)
     qlip_option(args)  # a contradiction should show before the model loads
-    images = [load_image(source) for source in args.image_file or [demo_picture_path()]]
+    sources = args.image_file or [demo_picture_path()]
+    check_drawings(args.show_quadtree, sources)
+    images = load_images(sources)
     if not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     engine = load_engine(args)
@@ -148,6 +152,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_drawings(path: Path | None, sources: Sequence[str | Path]) -> None:
+    """Raises ValueError unless each picture's drawing can be written beside `path` without replacing a picture."""
+    if path is None:
+        return
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--show-quadtree {path}: the name must end as an image's, for example in .png")
+    for place in range(1, len(sources) + 1):
+        target = drawing_path(path, place)
+        if target.is_dir():
+            raise ValueError(f"--show-quadtree {target} is a folder; name a file")
+        for source in sources:
+            if target.exists() and Path(source).exists() and target.samefile(source):
+                raise ValueError(
+                    f"--show-quadtree would write to {target}, a picture of --image-file; name another file"
+                )
+
+
+def drawing_path(path: Path, place: int) -> Path:
+    """The file of a picture's drawing, by its place from 1; from the second on, the name gets the place."""
+    return path if place == 1 else path.with_stem(f"{path.stem}-{place}")
+
+
 def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Path) -> None:
     """Writes each picture with its leaves drawn in; from the second on, the file's name gets a number.
 
@@ -158,7 +185,7 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
     if not hasattr(tower, "partition"):
         raise ValueError("--show-quadtree needs a model that sees by quadtree; add --qlip")
     for i, (image, pixels) in enumerate(zip(images, engine.prepare_images(images), strict=True), start=1):
-        target = path if i == 1 else path.with_stem(f"{path.stem}-{i}")
+        target = drawing_path(path, i)
         leaves = tower.partition(pixels)
         qlip.draw_leaves(image, leaves).save(target)
         print(f"{target}: {len(leaves)} visual tokens", file=sys.stderr)

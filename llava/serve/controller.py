@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from llava.command import OneLineParser
+from llava.command import OneLineParser, run_command
 from llava.serve import wire
 from llava.serve.dispatcher import MAX_SHORT, Dispatcher
 from llava.serve.errors import Failure, RequestError, explain
@@ -31,6 +31,7 @@ from llava.serve.http import (
     log_to_console,
     serve,
 )
+from llava.serve.listening import take_address
 from llava.serve.registry import Dispatch, Registry
 from llava.serve.trust import (
     WORKER_TOKEN_VARIABLE,
@@ -179,16 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until told to stop, and returns the exit code."""
     args = parse_args(argv)
     log_to_console()
-    try:
-        limits = RequestLimits(max_body=args.max_body_bytes)
-    except ValueError as error:
-        print(f"controller: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("controller", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves until told to stop."""
+    limits = RequestLimits(max_body=args.max_body_bytes)
     dispatcher, keys = Dispatcher(Registry(args.dispatch_method), args.worker_token), api_keys(args)
     app = create_app(dispatcher, args.worker_token, is_loopback(args.host), keys, limits)
-    warn_of_open_port(args.host, keys)
-    serve(app, args.host, args.port)
-    return 0
+    with take_address(args.host, args.port) as listener:
+        warn_of_open_port(args.host, keys)
+        serve(app, listener)
 
 
 if __name__ == "__main__":

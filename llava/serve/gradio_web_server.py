@@ -14,10 +14,12 @@ from contextlib import closing, contextmanager
 import gradio as gr
 from starlette.middleware import Middleware
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, run_command
 from llava.serve.cli import DEMO_NOTICE, add_model_flags, load_engine
-from llava.serve.http import API_KEY_VARIABLE, api_keys
+from llava.serve.http import API_KEY_VARIABLE, api_keys, key_text
 from llava.serve.images import DEFAULT_LIMITS
+from llava.serve.listening import port_number, take_address
+from llava.serve.trust import server_url
 from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo
@@ -65,13 +67,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="gradio_web_server", description="Chat about pictures in a browser.")
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    parser.add_argument("--port", type=port_number, default=7860, help="port; 0 is any free one (default: 7860)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
-    parser.add_argument("--controller-url", metavar="URL", help="ask a controller's workers; loads no model here")
-    parser.add_argument("--api-key", action="append", metavar="KEY", help=f"the controller's (or ${API_KEY_VARIABLE})")
+    parser.add_argument(
+        "--controller-url", type=server_url, metavar="URL", help="ask a controller's workers; loads no model here"
+    )
+    parser.add_argument(
+        "--api-key", action="append", type=key_text, metavar="KEY", help=f"the controller's (or ${API_KEY_VARIABLE})"
+    )
     parser.add_argument(
         "--native-size",
-        type=int,
+        type=integer(),
         default=NATIVE_SIZE,
         metavar="PIXELS",
         help=f"side of the pictures that the workers' towers were trained on, to draw by (default: {NATIVE_SIZE})",
@@ -83,7 +89,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="ask the controller for its models once, or for each visitor (default: once)",
     )
     parser.add_argument(
-        "--concurrency-count", type=int, default=16, help="most answers that go on at a time (default: 16)"
+        "--concurrency-count", type=integer(), default=16, help="most answers that go on at a time (default: 16)"
     )
     parser.add_argument("--moderate", action="store_true", help="have OpenAI's moderation check each question first")
     parser.add_argument("--embed", action="store_true", help="leave the heading out, for a page inside another")
@@ -122,14 +128,16 @@ def page_text(args: argparse.Namespace) -> PageText:
 
 def run(args: argparse.Namespace) -> None:
     """Serves the page until interrupted."""
-    if args.concurrency_count < 1:
-        raise ValueError(f"--concurrency-count is {args.concurrency_count}; it must be at least 1")
+    with take_address(args.host, args.port) as listener:  # looked at before the model is loaded; Gradio takes its own
+        port = listener.port
     moderator = Moderator.from_environment("--moderate") if args.moderate else None
     if args.controller_url is None and not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     with backend_of(args) as backend:
         page = build_page(Demo(backend, moderator), page_text(args), choose_model=args.controller_url is not None)
-        serve(page, args.host, args.port, args.share, concurrency=args.concurrency_count)
+        with take_address(args.host, port):  # Gradio's own words for a busy port name a variable
+            pass
+        serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

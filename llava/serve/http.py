@@ -17,8 +17,10 @@ import httpx
 import uvicorn
 from starlette.responses import JSONResponse
 
+from llava.command import integer
 from llava.serve.errors import Failure, RequestError
 from llava.serve.images import DEFAULT_LIMITS, ImageLimits
+from llava.serve.listening import Listener, port_number
 
 logger = logging.getLogger(__name__)
 
@@ -182,16 +184,16 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
     """
     defaults = RequestLimits()
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
+    parser.add_argument("--port", type=port_number, default=port, help=f"port; 0 is any free one (default: {port})")
     parser.add_argument(
         "--api-key",
         action="extend",
         nargs="+",
-        type=_key,
+        type=key_text,
         metavar="KEY",
         help=f"let only requests with such a key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
     )
-    parser.add_argument("--max-body-bytes", type=int, default=defaults.max_body, help="largest request")
+    parser.add_argument("--max-body-bytes", type=integer(), default=defaults.max_body, help="largest request")
     if not reads:
         return
     parser.add_argument(
@@ -202,15 +204,18 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
         type=_host,
         help="hosts that image URLs may name (default: none, pictures come inside the request)",
     )
-    parser.add_argument("--max-images", type=int, default=defaults.max_images, help="most pictures in a request")
-    parser.add_argument("--max-image-bytes", type=int, default=defaults.image.max_bytes, help="largest image file")
-    parser.add_argument("--max-image-pixels", type=int, default=defaults.image.max_pixels, help="largest picture")
-    parser.add_argument("--max-prompt-chars", type=int, default=defaults.max_prompt, help="longest text")
+    parser.add_argument("--max-images", type=integer(), default=defaults.max_images, help="most pictures in a request")
+    parser.add_argument(
+        "--max-image-bytes", type=integer(), default=defaults.image.max_bytes, help="largest image file"
+    )
+    parser.add_argument("--max-image-pixels", type=integer(), default=defaults.image.max_pixels, help="largest picture")
+    parser.add_argument("--max-prompt-chars", type=integer(), default=defaults.max_prompt, help="longest text")
 
 
-def _key(text: str) -> str:
+def key_text(text: str) -> str:
+    """Type of a flag that takes an API key; says nothing of what it is."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("a key may not be empty: it would let everybody in")
+        raise argparse.ArgumentTypeError("a key may not be empty; leave the flag out to do without")
     return text
 
 
@@ -249,21 +254,24 @@ def log_to_console() -> None:
 class Server(uvicorn.Server):
     """Says when it begins to listen and when it is told to stop; the latter before it waits for running streams."""
 
-    def __init__(self, config: uvicorn.Config, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_start: Hook | None = None, on_stop: Hook | None = None, at: str = ""
+    ) -> None:
         """
         Args:
             config: uvicorn's.
             on_start: Awaited once the server listens.
             on_stop: Awaited once it is told to stop, while it still listens.
+            at: The address, for the log.
         """
         super().__init__(config)
-        self.on_start, self.on_stop = on_start, on_stop
+        self.on_start, self.on_stop, self.at = on_start, on_stop, at
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
         await super().startup(sockets)
         if self.started:
-            logger.info("listening on %s:%d", self.config.host, self.config.port)
+            logger.info("listening on %s", self.at)
             if self.on_start is not None:
                 await self.on_start()
 
@@ -274,18 +282,19 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: Any, host: str, port: int, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
+def serve(app: Any, listener: Listener, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
     """Runs an ASGI application until SIGINT or SIGTERM, and then until its running streams have ended.
 
     Args:
         app: The application.
-        host: Where to listen.
-        port: Where to listen.
+        listener: Where to listen.
         on_start: See `Server`.
         on_stop: See `Server`.
+
+    Raises:
+        ValueError: another program listens there by now.
     """
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE
-    )
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+    listener.listen()
     with suppress(KeyboardInterrupt):
-        Server(config, on_start, on_stop).run()
+        Server(config, on_start, on_stop, f"{listener.host}:{listener.port}").run(list(listener.sockets))

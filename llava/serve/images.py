@@ -14,7 +14,7 @@ import re
 import socket
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -115,6 +115,18 @@ def load_image(
     return _decode(_read_file(Path(source), limits), limits)
 
 
+def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
+    """Opens pictures as `load_image`; an error names the one that it is about."""
+    images = []
+    for source in sources:
+        name = str(source) if len(str(source)) <= 200 else f"{str(source)[:60]}..."  # a data: URL holds the whole file
+        try:
+            images.append(load_image(source))
+        except ImageError as error:
+            raise ImageError(str(error) if name and name in str(error) else f"{name or 'no name'}: {error}") from None
+    return images
+
+
 def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Opens the base64 text of an image file; returns and raises as `load_image`."""
     return _decode(_read_base64(text, limits), limits)
@@ -174,6 +186,9 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
 def _read_base64(text: str | bytes, limits: ImageLimits) -> bytes:
     if len(text) > limits.max_bytes * 4 // 3 + 4:
         raise _too_large(limits)
+    opening = text[:8] if isinstance(text, str) else text[:8].decode("latin-1")
+    if opening.lower().startswith(("http://", "https://")):
+        raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -189,7 +204,10 @@ def _read_url(url: str, scheme: str, limits: ImageLimits, network: Network) -> b
     if scheme not in ("http", "https"):
         raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
     if not network.allow_urls:
-        raise ImageError("image URLs are not allowed here; send the picture itself as a data: URL")
+        raise ImageError(
+            "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or"
+            " have the server started with --allowed-media-domains HOST"
+        )
     try:
         return _download(url, limits, network)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -204,7 +222,10 @@ def _download(url: str, limits: ImageLimits, network: Network) -> bytes:
     host = parsed.raw_host.decode("ascii")
     # The very host that is connected to is compared, so that no two parsers can differ over the URL.
     if network.allowed_hosts is not None and host.lower() not in network.allowed_hosts:
-        raise ImageError(f"images from the host {host!r} are not allowed here")
+        raise ImageError(
+            f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have the"
+            " server started with this host among its --allowed-media-domains"
+        )
     port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
     address = _public_address(host, port, network.allow_loopback)
     # In a loop of its own: only there can the whole be bounded, a head that drips in included.

@@ -10,13 +10,14 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, run_command
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import wire
@@ -35,12 +36,13 @@ from llava.serve.http import (
     serve,
 )
 from llava.serve.images import load_image_from_base64
+from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
 from llava.serve.registration import Registration
-from llava.serve.trust import add_token_flag, host_of, is_loopback, plain, warn_of_open_port
+from llava.serve.trust import add_token_flag, host_of, is_loopback, machine_address, warn_of_open_port
 from llava.utils import demo_model_path
 
 PORT = 21002
@@ -188,28 +190,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--worker-address",
         "--worker",  # so LLaVA's users shorten it, which is no longer clear beside --worker-token
-        type=plain,
+        type=machine_address,
         help="where others reach this worker (default: http://localhost:PORT)",
     )
     parser.add_argument(
-        "--controller-address", type=plain, default=CONTROLLER, help=f"the controller (default: {CONTROLLER})"
+        "--controller-address",
+        type=machine_address,
+        default=CONTROLLER,
+        help=f"the controller (default: {CONTROLLER})",
     )
     parser.add_argument("--no-register", action="store_true", help="do without a controller")
     parser.add_argument("--model-name", help="what clients call the model (default: its folder's name)")
     parser.add_argument(
         "--limit-model-concurrency",
-        type=int,
+        type=integer(),
         default=5,
         metavar="N",
         help="most answers generated together, as one batch (default: 5); more requests wait",
     )
     waiting = EngineLimits.max_waiting
-    parser.add_argument("--max-waiting", type=int, default=waiting, help=f"most that wait (default: {waiting})")
-    parser.add_argument("--stream-interval", type=int, default=1, help="fewest tokens between frames (default: 1)")
+    parser.add_argument("--max-waiting", type=integer(), default=waiting, help=f"most that wait (default: {waiting})")
+    parser.add_argument("--stream-interval", type=integer(), default=1, help="fewest tokens a frame (default: 1)")
     parser.add_argument("--use-flash-attn", action="store_true", help="use FlashAttention 2")
     parser.add_argument("--multi-modal", action="store_true", help=argparse.SUPPRESS)  # old scripts still give it
     args = parser.parse_args(argv)
-    args.worker_address = args.worker_address or f"http://localhost:{args.port}"
+    if args.port:  # 0 is known once the server has found one
+        args.worker_address = args.worker_address or f"http://localhost:{args.port}"
     problem = complaint(args)
     if problem:
         parser.error(problem)
@@ -218,17 +224,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def complaint(args: argparse.Namespace) -> str | None:
     """Says which flags do not go together; None if they all do."""
-    if args.stream_interval < 1:
-        return f"--stream-interval must be at least 1, got {args.stream_interval}"
     if args.no_register:
         return None
     for name in ("worker_address", "controller_address"):
         flag, address = "--" + name.replace("_", "-"), getattr(args, name)
-        try:
-            host = host_of(address)
-        except ValueError as error:
-            return f"{flag} {address}: {error}"
-        if not args.worker_token and not is_loopback(host):
+        if address is None:
+            continue
+        if not args.worker_token and not is_loopback(host_of(address)):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
     if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
@@ -246,19 +248,24 @@ def run(args: argparse.Namespace) -> None:
     """Loads the model, registers at the controller and serves until told to stop."""
     limits = request_limits(args)
     engine_limits = EngineLimits(args.limit_model_concurrency, max_waiting=args.max_waiting)
-    engine = load_engine(args, switchable=True, limits=engine_limits, use_flash_attn=args.use_flash_attn)
+    with take_address(args.host, args.port) as listener:
+        engine = load_engine(args, switchable=True, limits=engine_limits, use_flash_attn=args.use_flash_attn)
+        with closing(engine):
+            serve_engine(args, engine, limits, listener)
+
+
+def serve_engine(args: argparse.Namespace, engine: ChatEngine, limits: RequestLimits, listener: Listener) -> None:
+    """Registers a loaded model at the controller and serves it until told to stop."""
     name = args.model_name or get_model_name_from_path(str(args.model_path or demo_model_path()))
     worker = ModelWorker(engine, [name], limits, args.stream_interval)
     app = create_app(worker, api_keys(args), args.worker_token)
     warn_of_open_port(args.host, api_keys(args))
-    try:
-        if args.no_register:
-            serve(app, args.host, args.port)
-        else:
-            link = Registration(args.controller_address, args.worker_address, worker.status, args.worker_token)
-            serve(app, args.host, args.port, link.start, link.stop)
-    finally:
-        engine.close()
+    if args.no_register:
+        serve(app, listener)
+        return
+    address = args.worker_address or f"http://localhost:{listener.port}"
+    link = Registration(args.controller_address, address, worker.status, args.worker_token)
+    serve(app, listener, link.start, link.stop)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, integer, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import EngineClosed
 from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
+from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import CountResponses, Metrics
 from llava.serve.openai_answer import EventStream
 from llava.serve.openai_chat import APISettings, Chat
@@ -219,8 +220,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="what clients may call the model (default: the name of its folder)",
     )
     limits = EngineLimits()
-    parser.add_argument("--max-batch", type=int, default=limits.max_batch, help="most answers generated together")
-    parser.add_argument("--max-waiting", type=int, default=limits.max_waiting, help="most requests that wait")
+    parser.add_argument("--max-batch", type=integer(), default=limits.max_batch, help="most answers at a time")
+    parser.add_argument("--max-waiting", type=integer(), default=limits.max_waiting, help="most requests that wait")
     return parser.parse_args(argv)
 
 
@@ -229,8 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
 
     def work() -> None:
-        engine, settings = load(args)
-        run(engine, settings, args.host, args.port)
+        with take_address(args.host, args.port) as listener:
+            engine, settings = load(args)
+            run(engine, settings, listener)
 
     return run_command("llava.serve.openai_api", work)
 
@@ -243,19 +245,23 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
     return load_engine(args, switchable=True, limits=limits), settings
 
 
-def run(engine: ChatEngine, settings: APISettings, host: str, port: int) -> None:
+def run(engine: ChatEngine, settings: APISettings, listener: Listener) -> None:
     """Serves an engine until it is told to stop, lets its answers end, and closes it."""
 
     async def announce() -> None:
-        print(f"{', '.join(settings.model_names)} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
-        if not settings.api_keys and not is_loopback(host):
+        print(
+            f"{', '.join(settings.model_names)} at http://{listener.host}:{listener.port}/v1",
+            file=sys.stderr,
+            flush=True,
+        )
+        if not settings.api_keys and not is_loopback(listener.host):
             print("whoever reaches this port may use it; --api-key lets only those in who have one", file=sys.stderr)
 
     async def refuse_more() -> None:
         asyncio.get_running_loop().run_in_executor(None, engine.close)
 
     try:
-        serve(openai_app(engine, settings), host, port, on_start=announce, on_stop=refuse_more)
+        serve(openai_app(engine, settings), listener, on_start=announce, on_stop=refuse_more)
     finally:
         engine.close()
 

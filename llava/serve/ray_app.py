@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, flags: Sequence[str]) -> None:
         """
         Args:
-            flags: Of `python -m llava.serve.openai_api`; --host and --port mean nothing here.
+            flags: Of `python -m llava.serve.openai_api`, but for --host and --port.
         """
         self.engine, self.settings = load(parse_args(flags))
 
@@ -67,6 +67,11 @@ def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.
     Raises:
         ValueError: a flag is wrong.
     """
+    if own := [flag for flag in flags if flag.partition("=")[0] in ("--host", "--port")]:
+        raise ValueError(
+            f"{', '.join(own)}: the address is Ray Serve's, not the application's; give it as http_options in the"
+            " config file, or to serve.start"
+        )
     try:
         args = parse_args(flags)
     except SystemExit:

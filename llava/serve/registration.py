@@ -100,6 +100,16 @@ class Registration:
         return reply.raise_for_status()
 
 
+def not_answered(error: httpx.HTTPError, controller: str) -> ConnectionError:
+    """Makes the error of a program that asked a controller in vain, for the person who runs it."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return ConnectionError(f"the controller at {controller} refused: {explained(error)}")
+    return ConnectionError(
+        f"no controller answers at {controller} ({explained(error)}); start one by python -m llava.serve.controller, or"
+        " name another by --controller-address"
+    )
+
+
 def explained(error: Exception) -> str:
     """Returns why a server did not do as asked, in its own words where it is one of ours."""
     if not isinstance(error, httpx.HTTPStatusError):

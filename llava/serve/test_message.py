@@ -15,11 +15,13 @@ from typing import Any
 
 import httpx
 
-from llava.command import OneLineParser
+from llava.command import OneLineParser, integer, real, run_command
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
-from llava.serve.http import api_keys, bearer_header
-from llava.serve.registration import explained
+from llava.serve.http import api_keys, bearer_header, key_text
+from llava.serve.images import load_images
+from llava.serve.registration import explained, not_answered
+from llava.serve.trust import server_url
 from llava.serve.wire import ErrorCode, FrameSplitter
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
@@ -28,17 +30,21 @@ TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame mo
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
     parser = OneLineParser(prog="test_message", description="Send one message to a worker.")
-    parser.add_argument("--controller-address", default="http://localhost:21001", help="default: %(default)s")
-    parser.add_argument("--worker-address", help="go to this worker (default: the one that the controller names)")
+    parser.add_argument(
+        "--controller-address", type=server_url, default="http://localhost:21001", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--worker-address", type=server_url, help="go to this worker (default: the one that the controller names)"
+    )
     parser.add_argument("--model-name", help="default: the first that the controller knows")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.7, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=integer(), default=32, help="default: %(default)s")
+    parser.add_argument("--temperature", type=real(), default=0.7, help="default: %(default)s")
     parser.add_argument("--message", default="Tell me a story with more than 1000 words.", help="what to say")
     parser.add_argument("--image-file", action="append", default=[], type=Path, help="show a picture; repeatable")
     parser.add_argument(
         "--conv-mode", choices=conv_templates, default="vicuna_v1", metavar="NAME", help="prompt format"
     )
-    parser.add_argument("--api-key", action="append", metavar="KEY", help="sent with each request")
+    parser.add_argument("--api-key", action="append", type=key_text, metavar="KEY", help="sent with each request")
     return parser.parse_args(argv)
 
 
@@ -46,11 +52,15 @@ def find_worker(client: httpx.Client, controller: str, model: str | None) -> tup
     """Asks the controller; returns a worker's address and the model's name.
 
     Raises:
-        LookupError: it knows no worker for that model.
+        ConnectionError: no controller answers there, or it refuses.
+        ValueError: it knows no worker for that model.
     """
 
     def ask(route: str, request: dict[str, Any] | None = None) -> Any:
-        return client.post(f"{controller.rstrip('/')}/{route}", json=request).raise_for_status().json()
+        try:
+            return client.post(f"{controller}/{route}", json=request).raise_for_status().json()
+        except httpx.HTTPError as error:
+            raise not_answered(error, controller) from None
 
     ask("refresh_all_workers")
     models = sorted(ask("list_models")["models"])
@@ -58,7 +68,10 @@ def find_worker(client: httpx.Client, controller: str, model: str | None) -> tup
     model = model or (models[0] if models else "")
     address = ask("get_worker_address", {"model": model})["address"]
     if not address:
-        raise LookupError(f"the controller at {controller} knows no worker for the model {model!r}")
+        raise ValueError(
+            f"the controller at {controller} knows no worker for the model {model!r}; start one by"
+            " python -m llava.serve.model_worker, or name another by --model-name"
+        )
     return address, model
 
 
@@ -66,25 +79,34 @@ def ask(client: httpx.Client, worker: str, request: dict[str, Any]) -> Iterator[
     """Yields the pieces of the answer.
 
     Raises:
+        ConnectionError: no worker answers there.
         RuntimeError: the worker refused or failed; holds what it said.
     """
     shown = request["prompt"]
     splitter = FrameSplitter()
-    with client.stream("POST", f"{worker.rstrip('/')}/worker_generate_stream", json=request) as reply:
-        for data in reply.iter_raw():
-            for frame in splitter.push(data):
-                message = json.loads(frame)
-                if message["error_code"] != ErrorCode.NONE:
-                    raise RuntimeError(f"{message['text']} (error code {message['error_code']})")
-                yield message["text"][len(shown) :]
-                shown = message["text"]
-        rest = b"".join(splitter.finish())
+    try:
+        with client.stream("POST", f"{worker}/worker_generate_stream", json=request) as reply:
+            for data in reply.iter_raw():
+                for frame in splitter.push(data):
+                    message = json.loads(frame)
+                    if message["error_code"] != ErrorCode.NONE:
+                        raise RuntimeError(f"{message['text']} (error code {message['error_code']})")
+                    yield message["text"][len(shown) :]
+                    shown = message["text"]
+            rest = b"".join(splitter.finish())
+    except httpx.HTTPError as error:
+        raise ConnectionError(
+            f"no worker answers at {worker} ({explained(error)}); start one by python -m llava.serve.model_worker, or"
+            " name another by --worker-address"
+        ) from None
     if rest or reply.status_code != 200:
         raise RuntimeError(f"HTTP {reply.status_code}: {rest[:500].decode(errors='replace')}")
 
 
-def request_for(args: argparse.Namespace, model: str, conversation: Conversation) -> dict[str, Any]:
-    """Returns the request that the flags describe."""
+def request_for(
+    args: argparse.Namespace, model: str, conversation: Conversation, images: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the request that the flags describe, with its pictures in base64."""
     user, assistant = conversation.roles
     tokens = f"{DEFAULT_IMAGE_TOKEN}\n" * len(args.image_file)
     conversation.append_message(user, tokens + args.message)
@@ -95,26 +117,28 @@ def request_for(args: argparse.Namespace, model: str, conversation: Conversation
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "stop": conversation.sep2 or conversation.sep,
-        "images": [base64.b64encode(path.read_bytes()).decode() for path in args.image_file],
+        "images": images,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sends the message and returns the exit code."""
     args = parse_args(argv)
+    return run_command("test_message", lambda: send(args))
+
+
+def send(args: argparse.Namespace) -> None:
+    """Sends the message and prints the answer as it comes."""
+    load_images(args.image_file)  # a worker could not say which of them is none
+    images = [base64.b64encode(path.read_bytes()).decode() for path in args.image_file]
     headers = {"User-Agent": "LLaVA Client"} | bearer_header(next(iter(api_keys(args)), None))
-    try:
-        with httpx.Client(timeout=TIMEOUT, headers=headers, trust_env=False) as client:
-            worker, model = args.worker_address, args.model_name or ""
-            if not worker:
-                worker, model = find_worker(client, args.controller_address, args.model_name)
-            for piece in ask(client, worker, request_for(args, model, conv_templates[args.conv_mode].copy())):
-                print(piece, end="", flush=True)
-            print()
-    except (httpx.HTTPError, httpx.InvalidURL, LookupError, OSError, RuntimeError, ValueError) as error:
-        print(f"test_message: error: {explained(error)}", file=sys.stderr)
-        return 1
-    return 0
+    with httpx.Client(timeout=TIMEOUT, headers=headers, trust_env=False) as client:
+        worker, model = args.worker_address, args.model_name or ""
+        if not worker:
+            worker, model = find_worker(client, args.controller_address, args.model_name)
+        for piece in ask(client, worker, request_for(args, model, conv_templates[args.conv_mode].copy(), images)):
+            print(piece, end="", flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from llava.serve.errors import Failure, RequestError
 from llava.serve.http import bearer_token, error_response, is_one_of
@@ -53,9 +54,30 @@ def host_of(address: str) -> str:
     return host
 
 
-def plain(address: str) -> str:
-    """Returns an address as it was written by hand, without a slash at its end."""
-    return address.removesuffix("/")
+def server_url(text: str) -> str:
+    """Type of a flag that takes the address of a server to ask; without a slash at its end.
+
+    Raises:
+        ArgumentTypeError: the text is no http(s) URL, or its port is none.
+    """
+    try:
+        parts = urlsplit(text)
+        wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    except ValueError:  # a port that is no number, or out of range
+        wrong = True
+    if wrong or any(sign.isspace() for sign in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no server's address; it must read http://HOST:PORT")
+    return text.rstrip("/")
+
+
+def machine_address(text: str) -> str:
+    """Type of a flag that takes an address which a controller is to use; without a slash at its end."""
+    address = text.removesuffix("/")
+    try:
+        host_of(address)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return address
 
 
 def warn_of_open_port(host: str, keys: Collection[str]) -> None:
@@ -106,13 +128,14 @@ class WorkersOnly:
 
 def _token(text: str) -> str:
     """Checks that a secret can travel in a header; says nothing of what it is."""
-    if text and not re.fullmatch("[!-~]+", text):
-        raise argparse.ArgumentTypeError("a secret may hold ASCII letters, digits and signs only, without blanks")
+    if not re.fullmatch("[!-~]+", text):
+        rule = "a secret may not be empty, and may hold ASCII letters, digits and signs only, without blanks"
+        raise argparse.ArgumentTypeError(f"{rule}; leave the flag out to do without")
     return text
 
 
 def add_token_flag(parser: argparse.ArgumentParser) -> None:
     """Adds the flag of the secret that workers and controller share."""
     help = f"secret shared by workers and controller; or ${WORKER_TOKEN_VARIABLE}; needed between machines"
-    default = os.environ.get(WORKER_TOKEN_VARIABLE)
+    default = os.environ.get(WORKER_TOKEN_VARIABLE) or None
     parser.add_argument("--worker-token", metavar="SECRET", type=_token, default=default, help=help)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.batches import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.tokenizer import load_tokenizer
@@ -172,17 +173,25 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="batch", description=__doc__.split(":")[0])
     models = tuple(dict.fromkeys(case.model for case in CASES))
     parser.add_argument("--models", nargs="+", choices=models, default=models)
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make pictures ready (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
+    parser.add_argument("--repeats", type=integer(), default=5, help="turns of each way (%(default)s)")
+    parser.add_argument(
+        "--workers", type=integer(0), default=1, help="processes that make pictures ready (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
+    )
     parser.add_argument("--device", default=default_device(), help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what the flags name and prints a table."""
     machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
     machine |= {"threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -199,4 +208,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

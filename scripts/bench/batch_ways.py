@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.answer_file import AnswerFile
 from llava.eval.batches import BatchLimits
 from llava.eval.decoding import prompt_ids
@@ -137,17 +138,17 @@ def serve(options: argparse.Namespace) -> None:
             print(json.dumps({**figures, "answers": answers}), flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line of a way's process."""
-    parser = argparse.ArgumentParser()
+    parser = OneLineParser(prog="batch_ways")
     for name in ("checkpoint", "device"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("new-tokens", "workers", "batch-size"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--way", choices=WAYS, required=True)
-    serve(parser.parse_args())
+    return parse_and_run(parser, serve, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 
+from llava.command import OneLineParser, integer, run_command
 from scripts.bench.cost_models import SHAPES, Subject, build_random, load_demo
 from scripts.bench.cost_stages import STAGES, Row, Way, measure
 from scripts.bench.quadtree import PATCH, multiple_of_patch
@@ -138,15 +140,13 @@ def machine(device: str) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Times each stage from a picture to an answer, for CLIP and QLIP.")
+    parser = OneLineParser(prog="cost", description="Times each stage from a picture to an answer, for CLIP and QLIP.")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all that the device can run")
     parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=SIZES, help="sides of pictures in pixels")
-    parser.add_argument("--repeats", type=int, help=f"timed turns; default: {TURNS}. One more warms up")
+    parser.add_argument("--repeats", type=integer(), help=f"timed turns; default: {TURNS}. One more warms up")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows, with every run, here")
     options = parser.parse_args(arguments)
-    if options.repeats is not None and options.repeats < 1:
-        parser.error(f"--repeats is {options.repeats}; it must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch finds no GPU here")
     options.models = options.models or [name for name in MODELS if options.device == "cuda" or name != "llava-7b"]
@@ -155,9 +155,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    options = parse(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    options = parse(argv)
+    return run_command("cost", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what the flags name and prints the tables."""
     torch.manual_seed(0)
     report: dict[str, Any] = {"machine": machine(options.device), "models": {}, "rows": [], "left_out": []}
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
@@ -179,4 +184,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

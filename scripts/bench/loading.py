@@ -15,10 +15,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from llava.command import OneLineParser, parse_and_run
 
 VISION = {
     "model_type": "clip_vision_model",
@@ -90,12 +93,16 @@ def measure(folder: str, dtype: str) -> None:
     print(json.dumps([weights, peak[0] - start[0], peak[1] - start[1], touched]))
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="loading", description=__doc__.split(":")[0])
     parser.add_argument("--checkpoint", help="measure this folder instead of a random model")
     parser.add_argument("--measure", nargs=2, metavar=("DIR", "DTYPE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parse_and_run(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures what the flags name and prints a table."""
     if args.measure:
         measure(*args.measure)
         return
@@ -108,12 +115,14 @@ def main() -> None:
         for name, folder in folders.items():
             for dtype in ("float16", "float32"):
                 command = [sys.executable, "-m", "scripts.bench.loading", "--measure", folder, dtype]
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                weights, private, total, _ = json.loads(output)
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"{folder} could not be measured as {dtype}; the line above says why")
+                weights, private, total, _ = json.loads(done.stdout)
                 print(
                     f"{name:20s}  {dtype:9s}  {weights:12.0f}  {private / weights:11.2f} x  {total / weights:22.2f} x"
                 )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,8 +11,9 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import qlip
+from llava.command import OneLineParser, integer, parse_and_run, real
 from scripts.bench.naive_quadtree import naive_partition, naive_patches
 
 PATCH = 14
@@ -115,20 +117,26 @@ def print_table(rows: list[Row], native_forward: float) -> None:
 
 
 def multiple_of_patch(text: str) -> int:
-    size = int(text)
-    if size < PATCH or size % PATCH:
+    size = integer(PATCH)(text)
+    if size % PATCH:
         raise argparse.ArgumentTypeError(f"{size} is no positive multiple of {PATCH} pixels")
     return size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times partition + extract_patches against a naive peer and a ViT-L.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(
+        prog="quadtree", description="Times partition + extract_patches against a naive peer and a ViT-L."
+    )
     parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=[336, 672, 896, 1792], help="pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements per photograph")
-    parser.add_argument("--alpha", type=float, default=0.1, help="split threshold")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    args = parser.parse_args()
+    parser.add_argument("--repeats", type=integer(), default=5, help="measurements per photograph")
+    parser.add_argument("--alpha", type=real(infinite=True), default=0.1, help="split threshold")
+    parser.add_argument("--threads", type=integer(), default=torch.get_num_threads(), help="threads of torch")
+    return parse_and_run(parser, run, argv)
 
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints a table."""
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {os.cpu_count()} cores, {platform.machine()}")
@@ -140,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

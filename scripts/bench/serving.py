@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.conversation import conv_templates
 from llava.serve.wire import FrameSplitter
 from playground.questions import WORDINGS
@@ -194,17 +195,21 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times a model worker under load, with batching and without.")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="clients at a time")
-    parser.add_argument("--requests", type=int, default=4, help="requests per client and round, at least 16 in all")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds per worker")
-    parser.add_argument("--batch", type=int, default=32, help="most answers generated together")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="serving", description="Times a model worker under load, with batching and without.")
+    parser.add_argument("--clients", type=integer(), nargs="+", default=[1, 8, 32], help="clients at a time")
+    parser.add_argument("--requests", type=integer(), default=4, help="of a client in a round, at least 16 in all")
+    parser.add_argument("--rounds", type=integer(), default=3, help="rounds per worker")
+    parser.add_argument("--batch", type=integer(), default=32, help="most answers generated together")
     parser.add_argument("--preset", choices=PRESETS, default="base", help="kind of scenes")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=integer(), default=64)
     parser.add_argument("--model-path", help="default: the embedded model")
-    args = parser.parse_args()
+    return parse_and_run(parser, run, argv)
 
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints a table."""
     most = max(args.clients)
     work = requests(max(16, args.requests * most), args.preset, args.max_new_tokens)
     model_flags = ["--model-path", args.model_path] if args.model_path else []
@@ -218,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval import model_vqa_loader
 from llava.eval.records import Row, read_rows
 from llava.eval.vstar_likelihood import option_losses
@@ -171,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="lmms_eval_check", description="Compare lmms-eval's answers with the runner's.")
     parser.add_argument("--model-path", default=demo_model_path(), help="a checkpoint (default: the embedded model)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=6, help="number of scenes, nine questions each (%(default)s)")
+    parser.add_argument(
+        "--scenes", type=integer(), default=6, help="number of scenes, nine questions each (%(default)s)"
+    )
     return parse_and_run(parser, check, argv)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 from typing import Any
 
+from llava.command import OneLineParser, run_command
 from llava.eval import eval_cvbench, eval_mmbench, eval_mme, eval_pope, eval_seed, eval_textvqa, eval_vstar
 from llava.eval.records import Key
 from llava.eval.vqa_text import normalise_answer
@@ -32,8 +33,15 @@ Pair = tuple[float, float]
 
 
 def theirs(task: str) -> Any:
-    """The functions of a task of lmms-eval."""
-    return import_module(f"lmms_eval.tasks.{task}")
+    """The functions of a task of lmms-eval.
+
+    Raises:
+        ImportError: lmms-eval is not installed.
+    """
+    try:
+        return import_module(f"lmms_eval.tasks.{task}")
+    except ImportError as error:
+        raise ImportError(f"{error}; this comparison needs lmms-eval: pip install lmms_eval") from None
 
 
 def vstar(draw: random.Random) -> Pair:
@@ -172,7 +180,14 @@ def compare() -> Iterator[tuple[str, float, float]]:
         yield name, ours, other
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code is 1 if a pair is not equal."""
+    parser = OneLineParser(prog="lmms_eval_scores", description="Compare our scorers with lmms-eval's.")
+    parser.parse_args(argv)
+    return run_command(parser.prog, print_all)
+
+
+def print_all() -> int:
     """Prints all comparisons; returns 1 if a pair is not equal."""
     equal = True
     for name, ours, other in compare():

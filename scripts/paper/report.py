@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, integer, parse_and_run, real
 from llava.eval.scoring import write_json
 from llava.model.checkpoint import local_folder
 from scripts.paper.runs import VARIANTS, Run, make_runs, with_settings
@@ -127,8 +127,10 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--download", action="store_true", help="fetch weights that are not here")
     parser.add_argument("--eval-dir", type=Path, default=Path("playground/data/eval"), help="the data (%(default)s)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="V", help="of clip, qlip, paper (all)")
-    parser.add_argument("--alpha", nargs="+", type=float, default=[0.1], metavar="A", help="of the paper's rule (0.1)")
-    parser.add_argument("--image-size", nargs="+", type=int, default=[672], metavar="PX", help="the same (672)")
+    parser.add_argument(
+        "--alpha", nargs="+", type=real(infinite=True), default=[0.1], metavar="A", help="of the paper's rule (0.1)"
+    )
+    parser.add_argument("--image-size", nargs="+", type=integer(), default=[672], metavar="PX", help="the same (672)")
     parser.add_argument("--prior", type=Path, help="MLP prior for the paper's rule (default: bicubic positions)")
     parser.add_argument("--protocol", choices=("letter", "likelihood"), default="letter", help="of V* (%(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter that runs the benchmarks")
@@ -141,6 +143,7 @@ def main(columns: Sequence[Column], argv: Sequence[str] | None = None) -> int:
     """The command of some columns; returns the exit code."""
 
     def command(args: argparse.Namespace) -> None:
+        check_outputs(args, "json")
         lines = []
         print(markdown(HEAD), markdown(["---"] * len(HEAD)), sep="\n", flush=True)
         for line in measure_columns(columns, args):

@@ -222,10 +222,12 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--prompt", "Hi"], "--image-file is required with --model-path"),
         (["--image-file", "nowhere.png"], "no such image file: nowhere.png"),
         (["--image-file", "file:///etc/passwd"], "file: URLs are not allowed"),
-        (["--image-file", "PICTURE", "--temperature", "-1"], "temperature must be at least 0, got -1.0"),
-        (["--image-file", "PICTURE", "--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
-        (["--image-file", "PICTURE", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["--image-file", "PICTURE", "--image-file", "TEXT", "--image-file", "PICTURE"], "notes.txt: not a readable"),
+        (["--image-file", "PICTURE", "--temperature", "hot"], "argument --temperature: 'hot' is not allowed; it must"),
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "argument --conv-mode: invalid choice: 'vicuna'"),
+        (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
+        (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
+        (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: the name must end as"),
         (["--image-file", "PICTURE", "--no-qlip", "--max-tokens", "9"], "--no-qlip contradicts --max-tokens"),
         (["--image-file", "PICTURE", "--load-8bit", "--load-4bit"], "not allowed with argument --load-8bit"),
     ],
@@ -233,7 +235,10 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
 def test_a_mistake_is_one_line_and_exit_code_2_before_any_model_loads(
     loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
-    flags = [picture if flag == "PICTURE" else flag for flag in flags]
+    notes = Path(picture).with_name("notes.txt")
+    notes.write_text("no picture")
+    flags = [{"PICTURE": picture, "TEXT": str(notes)}.get(flag, flag) for flag in flags]
+    before = Path(picture).read_bytes()
     try:
         code = cli.main(["--model-path", "m", *flags])
     except SystemExit as exit_:
@@ -244,6 +249,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_model_loads(
     assert words in captured.err
     assert captured.err.count("\n") == 1
     assert loader.calls == []
+    assert Path(picture).read_bytes() == before
 
 
 def test_a_tower_without_leaves_cannot_be_drawn(

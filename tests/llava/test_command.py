@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 
 import pytest
 import safetensors.torch
 
-from llava.command import format_error, run_command
+from llava.command import format_error, integer, real, run_command
 from llava.serve.errors import GenerationError
 
 
@@ -59,3 +60,20 @@ def test_exit_codes_pass_and_an_interrupt_is_130(capsys: pytest.CaptureFixture[s
 def test_a_models_failure_is_reported_by_its_cause() -> None:
     assert format_error(GenerationError(RuntimeError("no\nkernel"))) == "no kernel"
     assert format_error(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken", "refused"),
+    [
+        (integer(), ["1", "32", "007"], ["0", "-1", "1.0", "", "one", "nan"]),
+        (integer(0, 9), ["0", "9"], ["10", "-1"]),
+        (real(), ["0", "0.2", "1e3"], ["-0.1", "inf", "nan", "hot", ""]),
+        (real(infinite=True), ["0", "inf"], ["-inf", "nan"]),
+        (real(0, 1, above=True), ["0.001", "1"], ["0", "1.001", "nan", "inf"]),
+    ],
+)
+def test_a_number_within_its_bounds_is_taken_and_others_are_repeated_in_the_message(kind, taken, refused) -> None:
+    assert [kind(text) for text in taken] == [float(text) for text in taken]
+    for text in refused:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}' is not allowed; it must be a"):
+            kind(text)

@@ -507,9 +507,7 @@ def test_the_page_asks_nothing_of_other_hosts(url: str) -> None:
     ("flags", "told"),
     [
         (["--model-path", "{tmp}/nothing"], "nothing"),
-        (["--concurrency-count", "0"], "--concurrency-count is 0; it must be at least 1"),
         (["--moderate"], "--moderate needs an OpenAI key in the environment variable OPENAI_API_KEY"),
-        (["--controller-url", "ftp://x"], "'ftp://x'; it must begin with http:// or https://"),
         (["--controller-url", "http://x", "--native-size", "3"], "native size is 3; it must be at least 14"),
         (["--controller-url", "http://x", "--alpha", "1", "--load-4bit"], "so --alpha, --load-4bit cannot be given"),
     ],
@@ -518,7 +516,7 @@ def test_flags_that_cannot_work_are_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], told: str
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert main([flag.format(tmp=tmp_path) for flag in flags]) == 2
+    assert main([*(flag.format(tmp=tmp_path) for flag in flags), "--port=0"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gradio_web_server: error: ")
     assert told in last

@@ -152,11 +152,6 @@ def test_flags_become_limits() -> None:
     assert request_limits(parse("--max-image-bytes", "7", "--max-image-pixels", "8")).image.max_pixels == 8
 
 
-def test_a_limit_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_images must be positive, got 0"):
-        request_limits(parse("--max-images", "0"))
-
-
 def test_keys_come_from_the_flag_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_API_KEY", "a b")
     assert api_keys(parse()) == ["a", "b"]

@@ -58,18 +58,23 @@ def test_the_answer_is_the_engines(
     ("flags", "said"),
     [
         (["--api-key", "wrong"], "an API key is needed"),
-        (["--api-key", "k", "--model-name", "other"], "knows no worker for the model 'other'"),
+        (["--api-key", "k", "--model-name", "other"], "no worker for the model 'other'; start one by python -m llava"),
         (["--api-key", "k", "--message", "Hi <image>"], "1 <image>, but 0 images were given (error code 1)"),
-        (["--api-key", "k", "--image-file", "/no/such.png"], "No such file"),
-        (["--api-key", "k", "--controller-address", "nowhere"], "protocol"),
-        (["--api-key", "k", "--controller-address", "http://127.0.0.1:1"], "Connection refused"),
+        (["--api-key", "k", "--image-file", "/no/such.png"], "no such image file: /no/such.png"),
+        (["--api-key", "k", "--image-file", "PICTURE", "--image-file", __file__], f"{__file__}: not a readable image"),
+        (["--controller-address", "http://127.0.0.1:1"], "no controller answers at http://127.0.0.1:1 ("),
+        (
+            ["--controller-address", "http://127.0.0.1:1"],
+            "start one by python -m llava.serve.controller, or name anoth",
+        ),
+        (["--worker-address", "http://127.0.0.1:1"], "no worker answers at http://127.0.0.1:1 ("),
         (["--worker-address", "WORKER"], "an API key is needed"),
     ],
 )
 def test_what_went_wrong_is_said_in_one_line(
     flags: list[str], said: str, controller: str, worker: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [worker if flag == "WORKER" else flag for flag in flags]
-    assert test_message.main(["--controller-address", controller, *flags]) == 1
+    flags = [{"WORKER": worker, "PICTURE": str(picture_paths()[0])}.get(flag, flag) for flag in flags]
+    assert test_message.main(["--controller-address", controller, *flags]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("test_message: error: ") and said in line

@@ -202,7 +202,7 @@ HOSTILE: list[tuple[dict[str, Any], int, str]] = [
     ({"images": [encoded()] * 4}, 400, "4 images; at most 3"),
     ({"images": ["!!!"]}, 400, "base64"),
     ({"images": ["/etc/passwd"]}, 400, "image"),
-    ({"images": ["http://127.0.0.1/a.png"]}, 400, "base64"),
+    ({"images": ["http://127.0.0.1/a.png"]}, 400, "send the file's content as base64"),
     ({"images": [encoded(b"")]}, 400, "image"),
     ({"images": [encoded(b"hello")]}, 400, "not a readable image"),
     ({"images": [encoded(png((64, 64))[:60])]}, 400, "not a readable image"),
@@ -410,9 +410,10 @@ def test_an_address_may_end_in_a_slash() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--stream-interval", "0"], "--stream-interval must be at least 1, got 0"),
-        (["--worker-address", "localhost:21002"], "--worker-address localhost:21002: an address must read"),
-        (["--controller-address", "http://a/b"], "--controller-address http://a/b: an address must read"),
+        (["--worker-address", "localhost:21002"], "'localhost:21002': an address must read http://HOST:PORT"),
+        (["--worker-address", "http://localhost:99999", "--no-register"], "argument --worker-address/--worker: 'http:"),
+        (["--controller-address", "http://a/b"], "argument --controller-address: 'http://a/b': an address must read"),
+        (["--worker-token", ""], "argument --worker-token: a secret may not be empty"),
         (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so that --worker-token is needed"),
         (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),
         (["--api-key", "k"], "--worker-token"),
@@ -434,5 +435,7 @@ def test_the_concurrency_limit_is_the_size_of_a_batch(monkeypatch: pytest.Monkey
         raise RuntimeError("that is enough")
 
     monkeypatch.setattr(model_worker, "load_engine", load)
-    assert model_worker.main(["--limit-model-concurrency", "3", "--max-waiting", "9", "--use-flash-attn"]) == 2
+    assert (
+        model_worker.main(["--limit-model-concurrency", "3", "--max-waiting", "9", "--use-flash-attn", "--port=0"]) == 2
+    )
     assert seen == {"switchable": True, "limits": EngineLimits(3, max_waiting=9), "use_flash_attn": True}

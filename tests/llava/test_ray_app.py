@@ -135,6 +135,12 @@ def test_wrong_arguments_are_refused_before_anything_is_deployed() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("arguments", [{"port": 99999}, {"host": "0.0.0.0"}])
+def test_an_address_is_ray_serves_own(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the address is Ray Serve's.*http_options in the config"):
+        app(arguments)
+
+
 def test_several_keys_are_a_list() -> None:
     assert (
         deployment(flags_of({"api_key": ["one", "two"], "max_batch": 3, "max_waiting": 4})).max_ongoing_requests == 15

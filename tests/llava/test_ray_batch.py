@@ -163,7 +163,26 @@ def test_shares_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert [pair for line in lines for pair in ray_batch.read_share(json.loads(line)["questions"])] == asked
 
 
-@pytest.mark.parametrize("flag", ["concurrency", "workers"])
-def test_impossible_numbers_are_named(flags: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ray_batch.main([*flags, f"--{flag}=0"]) == 2
-    assert f"--{flag} is 0; it must be at least 1" in capsys.readouterr().err
+def test_a_cluster_needs_a_worker(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ray_batch.main([*flags, "--workers=0"]) == 2
+    assert "--workers is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_errors_alone_change_nothing_before_an_answer_shows_the_settings(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first share has no picture; the second one's answer is of other settings than the file's."""
+    questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    first = json.loads(Path(flags[0].partition("=")[2]).read_text().splitlines()[0])
+    lines = [first, {**first, "image": "no.png"}, {**first, "text": "What?"}]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [*flags, f"--question-file={questions}", f"--answers-file={answers}", "--batch-size=1"]
+    monkeypatch.setattr(ray_batch, "answer_on", here)
+    monkeypatch.setattr(ray_batch, "SHARE", 1)
+    assert ray_batch.main(arguments) == 1
+    answers.write_bytes(answers.read_bytes().splitlines(keepends=True)[0])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(before) == ["a.errors.jsonl", "a.jsonl", "q.jsonl"]
+    assert ray_batch.main([*arguments, "--max-tokens=64"]) == 2
+    assert "max_tokens is 128 there and 64 now" in capsys.readouterr().err.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

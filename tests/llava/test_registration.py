@@ -200,10 +200,12 @@ def test_a_worker_is_registered_by_hand(capsys: pytest.CaptureFixture[str]) -> N
 def test_why_a_worker_was_not_registered_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with controller(Watched(), token="s3cret") as url:
         flags = ["--controller-address", url, "--worker-name", WORKER]
-        assert register_worker.main([*flags, "--worker-token", "guessed"]) == 1
-        assert register_worker.main([*flags, "--worker-token", "s3cret"]) == 1
-    assert register_worker.main(["--controller-address", url, "--worker-name", WORKER]) == 1
+        assert register_worker.main([*flags, "--worker-token", "guessed"]) == 2
+        assert register_worker.main([*flags, "--worker-token", "s3cret"]) == 2
+    assert register_worker.main(["--controller-address", url, "--worker-name", WORKER]) == 2
     refused, unreachable, gone = capsys.readouterr().err.splitlines()
-    assert refused.startswith("register_worker: error: workers need the controller's secret")
-    assert unreachable.startswith(f"register_worker: error: the worker {WORKER} tells no status")
-    assert gone == "register_worker: error: [Errno 111] Connection refused"
+    said = f"register_worker: error: the controller at {url} refused: "
+    assert refused.startswith(f"{said}workers need the controller's secret")
+    assert unreachable.startswith(f"{said}the worker {WORKER} tells no status")
+    assert gone.startswith(f"register_worker: error: no controller answers at {url} ([Errno 111] Connection refused); ")
+    assert gone.endswith("or name another by --controller-address")

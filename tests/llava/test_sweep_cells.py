@@ -103,8 +103,6 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
         (["--set", "interpolation=mlp", "mlp=absent.safetensors"], "there is no MLP prior at"),
         (["--no-qlip", "--alpha", "0.1"], "--no-qlip contradicts values of alpha"),
         (["--no-qlip", "--no-clip"], "--no-clip and --no-qlip leave nothing to measure"),
-        (["--limit", "0"], "limit is 0; it must be at least 1"),
-        (["--max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1"),
         (["--model-path", "no/such/model"], "'no/such/model' is neither a folder nor"),
         (["--question-file", "absent.jsonl"], "absent.jsonl"),
     ],

@@ -62,10 +62,10 @@ def test_settings_are_the_checkpoints_with_changes_laid_over(checkpoint):
 
 
 def test_the_command_prints_a_row_for_each_method(checkpoint, capsys):
-    main([
+    assert main([
         "--model-path", checkpoint, "--n", "1", "--presets", "base", "--methods", "clip", "qlip",
         "--qlip", json.dumps({"max_tokens": 64}), "--device", "cpu",
-    ])  # fmt: skip
+    ]) == 0  # fmt: skip
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[-len(KINDS) :] == list(KINDS)
     assert [row.split()[:2] for row in rows] == [["base", "clip"], ["base", "qlip"]]

@@ -85,8 +85,9 @@ def test_an_impossible_spec_is_refused(change, message):
 
 
 def test_the_command_writes_pictures_questions_and_answers(tmp_path):
-    main(["--out", str(tmp_path / "two"), "--n", "2", "--seed", "4", "--size", "56", "--object-size", "6", "12"])
-    main(["--out", str(tmp_path / "three"), "--n", "3", "--seed", "4", "--size", "56", "--object-size", "6", "12"])
+    for name, count in (("two", "2"), ("three", "3")):
+        size = ["--size", "56", "--object-size", "6", "12"]
+        assert main(["--out", str(tmp_path / name), "--n", count, "--seed", "4", *size]) == 0
     questions, answers = (
         [json.loads(line) for line in (tmp_path / "two" / name).read_text().splitlines()]
         for name in ("questions.jsonl", "answers.jsonl")

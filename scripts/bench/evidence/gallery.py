@@ -7,12 +7,14 @@ seeing lists all objects rightly and the other does not; nobody picks them.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.answering import Answerer, same_answer
 from llava.utils import default_device, demo_model_path
 from playground.questions import listing
@@ -100,18 +102,22 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
     document.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Write docs/GALLERY.md.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="gallery", description="Write docs/GALLERY.md.")
     parser.add_argument("--model-path", default=demo_model_path())
-    parser.add_argument("--scenes", type=int, default=60, help="scenes of each set to look through")
+    parser.add_argument("--scenes", type=integer(), default=60, help="scenes of each set to look through")
     parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
     parser.add_argument("--device", default=None)
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Looks through the scenes and writes the page."""
     subject = Subject(options.model_path, {}, options.device or default_device(), 4096)
     won, lost = find(subject, options.scenes)
     write_page(subject, won, lost, options.document)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

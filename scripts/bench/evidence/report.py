@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.sweep_cells import own_settings
 from llava.utils import demo_model_path
 from playground.evaluate import V_STAR
@@ -21,7 +23,7 @@ from qlip import QLIPConfig
 from qlip.intervals import Estimate, mean_interval
 from qlip.plots import Curve, plot_curves
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.run import JOURNAL
+from scripts.bench.evidence.run import JOURNAL, read_cells
 from scripts.bench.evidence.sets import DETAIL_SET, KINDS, SIZES, SPLITS
 from scripts.bench.evidence.ways import Way
 
@@ -66,8 +68,7 @@ class Answers:
         self.own = own
         self._cells: dict[tuple[str, str], dict[str, Any]] = {}
         for path in journals:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for _, row in read_cells(path).numbered:
                 if row["split"] == split:
                     key = (json.dumps(row["way"], sort_keys=True), row["set"])
                     self._cells.setdefault(key, {})[row["model"]] = row
@@ -205,17 +206,25 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"<!-- (?P<name>[^\n]+?) -->\n(?:.*?\n)?<!-- end (?P=name) -->", part, text, flags=re.DOTALL)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Fill the tables and figures of docs/RESULTS.md.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
     parser.add_argument("--journals", type=Path, nargs="+", default=[JOURNAL], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--model-path", default=demo_model_path(), help="whose settings are the shipped ones")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
-    options = parser.parse_args(arguments)
+    return parse_and_run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes or prints what the flags name.
+
+    Raises:
+        ValueError: a journal is missing, or the document has a mark that nothing fills.
+    """
     if missing := [str(path) for path in options.journals if not path.is_file()]:
-        parser.error(f"there is no journal {', '.join(missing)}; `run` writes one")
+        raise ValueError(f"there is no journal {', '.join(missing)}; python -m scripts.bench.evidence.run writes one")
     own = own_settings(options.model_path)
     answers = Answers(options.journals, options.split, own)
     parts = tables(answers, Answers(options.journals, "validation", own))
@@ -231,4 +240,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

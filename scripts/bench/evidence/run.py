@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 
-from llava.eval.journal import append_line, whole_lines
+from llava.command import OneLineParser, integer, parse_and_run
+from llava.eval.journal import Rows, append_row, read_rows, replace
 from llava.utils import default_device, demo_model_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
@@ -46,13 +48,32 @@ def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) ->
     return sorted(pairs, key=lambda pair: str(pair[1]))
 
 
+CELL = ("model", "split", "set", "way", "scenes")
+"""What tells one line of the journal from another."""
+
+
+def read_cells(path: Path) -> Rows:
+    """The lines of a journal; raises ValueError where the file is another kind."""
+    return read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
+
+
 class Journal:
     """The lines that are done, in a file that only grows."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: Of the file, which need not exist.
+
+        Raises:
+            ValueError: it is another kind of file.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.done = {_key(json.loads(line)) for line in whole_lines(path)}
+        rows = read_cells(path)
+        if not rows.whole:
+            replace(path, rows.content)
+        self.done = {_key(row) for _, row in rows.numbered}
 
     def has(self, row: dict[str, Any]) -> bool:
         """Whether the row's cell is done."""
@@ -60,12 +81,17 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a line so that it survives a crash."""
-        append_line(self.path, row)
+        append_row(self.path, row)
         self.done.add(_key(row))
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps({name: row[name] for name in ("model", "split", "set", "way", "scenes")}, sort_keys=True)
+    return json.dumps({name: row[name] for name in CELL}, sort_keys=True)
+
+
+def _begins_row(line: bytes) -> bool:
+    opening = b'{"model": '
+    return line.startswith(opening) or opening.startswith(line)
 
 
 def run(
@@ -119,9 +145,9 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Run the experiments of docs/RESULTS.md.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = OneLineParser(prog="run", description="Run the experiments of docs/RESULTS.md.")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--sets", nargs="+", choices=SCENE_SETS, default=[], help="only these of the experiments' sets")
     parser.add_argument(
@@ -132,12 +158,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--model", type=named_path, nargs="+", default=[("seed 1", demo_model_path())], help="NAME=CHECKPOINT ..."
     )
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="scenes a set, five questions each (%(default)s)")
+    parser.add_argument(
+        "--scenes", type=integer(), default=SCENES, help="scenes a set, five questions each (%(default)s)"
+    )
     parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch of questions")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--threads", type=integer(), default=os.cpu_count())
+    parser.add_argument("--batch-tokens", type=integer(), default=4096, help="tokens of a batch of questions")
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Runs what the flags name; what the journal holds is not run again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -147,11 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
     journal = Journal(options.journal)
-    try:
-        run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
-    except ValueError as error:
-        parser.error(str(error))
+    run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -162,5 +162,6 @@ def test_a_limit_answers_the_first_of_the_chunk_and_the_rest_follows_without_it(
 @pytest.mark.parametrize("name", FROM_FILES)
 def test_a_limit_is_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     flags = make_flags(name, tmp_path, make_folder(tmp_path / "images"))
-    assert FROM_FILES[name]([*flags, "--limit", "0"]) == 2
-    assert "limit is 0; it must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        FROM_FILES[name]([*flags, "--limit", "0"])
+    assert "argument --limit: '0' is not allowed; it must be an integer of at least 1" in capsys.readouterr().err
