@@ -295,7 +295,6 @@ def test_a_siglip_tower_keeps_all_its_patches_both_ways(tmp_path):
 def test_command_line(tmp_path, capsys):
     source = llava_checkpoint(tmp_path / "source")
     command = ["--model-path", str(source), "--out", str(tmp_path / "out")]
-    assert main(command) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: transformers format\n"
+    assert (main(command), capsys.readouterr().out) == (0, f"{tmp_path / 'out'}: transformers format\n")
     assert main(command) == 2
     assert f"out {tmp_path / 'out'} is not empty; name another folder, or empty it\n" in capsys.readouterr().err
