@@ -54,8 +54,8 @@ def image() -> torch.Tensor:
 @torch.inference_mode()
 def test_both_towers_have_the_same_weights(subject):
     pixels = process_images([photograph(112, 0)], subject.qlip.image_processor, None)
-    by_clip = subject.look_through(None)(pixels)[0].features
-    by_qlip = subject.look_through(NATIVE)(pixels)[0].features
+    by_clip = subject.look_through(None)(pixels)[0]
+    by_qlip = subject.look_through(NATIVE)(pixels)[0]
     torch.testing.assert_close(by_qlip, by_clip, atol=1e-5, rtol=1e-5)
 
 

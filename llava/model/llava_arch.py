@@ -150,7 +150,7 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
         which = [i for share in shares for i in share]
         if images is None or not which:
             return {}
-        chosen = images if len(which) == len(images) else cast(Images, [images[i] for i in which])
+        chosen: Any = images if len(which) == len(images) else [images[i] for i in which]
         return dict(zip(which, self.encode_tokens(chosen), strict=True))
 
     def prepare_inputs_labels_for_multimodal(

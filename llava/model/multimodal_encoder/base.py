@@ -145,20 +145,28 @@ class VisionTower(nn.Module, ABC):
     def save_prior(self, folder: Path) -> None:
         """Writes what `load_prior` reads."""
 
-    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Features of images, as `encode_tokens` takes them; for callers that need no positions.
+    def forward(self, images: Tensor | Sequence[Any], as_tokens: bool = False) -> Any:
+        """Features of images, as `encode_tokens` takes them.
+
+        Args:
+            images: see `encode_tokens`.
+            as_tokens: give what `encode_tokens` does.
 
         Returns:
             (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
         """
-        return stack_features(self.encode_tokens(images))
+        tokens = self._encode_all(images)
+        return tokens if as_tokens else stack_features(tokens)
 
-    def encode_tokens(self, images: Tensor | Sequence[Tensor]) -> list[ImageTokens]:
+    def encode_tokens(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
         """One `ImageTokens` per image.
 
         Args:
             images: (B, C, H, W), or one entry per image: (C, H, W), or (T, C, H, W) for an image of T tiles.
         """
+        return self(images, as_tokens=True)  # by the module's call, with whatever hooks it has
+
+    def _encode_all(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
         entries = [image if image.ndim == 4 else image[None] for image in images]
         tiles = [tile.to(self.device) for entry in entries for tile in entry]
         if wrong := [tile.dtype for tile in tiles if not tile.is_floating_point()]:

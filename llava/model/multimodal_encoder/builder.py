@@ -11,7 +11,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
 
 
-def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **_: Any) -> VisionTower:
+def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs: Any) -> VisionTower:
     """QLIP where the flag `qlip` is true or an object of settings, else CLIP.
 
     Args:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,7 +15,6 @@ from llava.model.config import MultimodalConfig
 from llava.model.multimodal_encoder.base import ImageTokens, VisionTower, stack_features
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
-from qlip.patches import CutImage
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
@@ -103,12 +102,11 @@ class QLIPVisionTower(VisionTower):
     def count_positions(self, image: Tensor) -> int:
         return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
 
-    def encode_tokens(self, images: Tensor | Sequence[Tensor] | Sequence[CutImage]) -> list[ImageTokens]:
-        """One `ImageTokens` per image, given as pixels or cut already."""
+    def _encode_all(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
+        """Takes images that are cut already, too (`CutImage`)."""
         if len(images) == 0 or isinstance(images[0], Tensor):
-            return super().encode_tokens(cast(Sequence[Tensor], images))
-        cuts = [cut.to(self.device) for cut in cast(Sequence[CutImage], images)]
-        return self._tokens(self.vision_tower.encode_cut(cuts))
+            return super()._encode_all(images)
+        return self._tokens(self.vision_tower.encode_cut([cut.to(self.device) for cut in images]))
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
         return self._tokens(self.vision_tower(images))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 
-def build_vision_projector(config: Any, delay_load: bool = False, **_: Any) -> nn.Module:
+def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
     """Makes a projector of LLaVA's types, with LLaVA's parameter names.
 
     Args:
