@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
 Layout = Literal["aligned", "centered"]
 Interpolation = Literal["bilinear", "bicubic", "mlp"]
-LeafPosition = Literal["centre", "mean"]
+LeafPosition = Literal["centre", "cell", "mean"]
 Coarsest = Literal["any", "native"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
@@ -63,7 +63,8 @@ class QLIPConfig:
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
 
     leaf_position: LeafPosition = "centre"
-    """A leaf's position is that of its centre, or the mean over its cells."""
+    """A leaf's position is that of its centre, that of its cell (row + size // 2, col + size // 2) as in the authors'
+    code, or the mean over its cells."""
 
     coarsest: Coarsest = "native"
     """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is seen coarser than CLIP
