@@ -108,7 +108,10 @@ class QLIPVisionModel(nn.Module):
         model_type = AutoConfig.from_pretrained(path).model_type
         if model_type not in VISION_MODELS:
             raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
-        model = cls(VISION_MODELS[model_type].from_pretrained(path, dtype=dtype), config, select_layer)
+        vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
+        if absent := sorted(report["missing_keys"]):
+            raise ValueError(f"{path} lacks {len(absent)} weights of its vision tower, such as {absent[0]}")
+        model = cls(vision, config, select_layer)
         model.load_prior()
         return model.eval()
 

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 FREQUENCIES = "frequencies"
 
+AUTHORS_BANDS = 48
+"""Bands of the authors' training script."""
+
 PRIOR_FILE = "prior.safetensors"
 """Its name in a checkpoint's folder."""
 
@@ -90,10 +93,8 @@ class CoordinateMLP(nn.Module):
                 f" least 0, as its first layer has {2 + 4 * bands} inputs"
             )
         prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
-        with torch.no_grad():
-            for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
+        for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
+            layer.load_state_dict({"weight": weight, "bias": bias})
         return prior
 
 

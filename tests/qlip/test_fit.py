@@ -22,11 +22,12 @@ import qlip.fit
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
 from qlip.cli import main
 from qlip.fit import fit_prior, hold_out, learning_rate_factor, make_batches, train
-from qlip.fit_config import FitConfig
+from qlip.fit_config import RECIPES, FitConfig
 from qlip.pictures import find_pictures
 from qlip.prior_loss import PriorLoss
+from qlip.tower import load_tower
 from tests.qlip.authors import make_authors_prior
-from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_tower, weights
+from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_clip, make_tower, weights
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +41,10 @@ def accelerate_on_cpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with two towers, a small prior and five pictures."""
+    """A folder with three towers, one of them with CLIP's projection, a small prior and five pictures."""
     folder = tmp_path_factory.mktemp("fit")
-    for kind in CLASSES:
-        make_tower(kind).save_pretrained(folder / kind)
+    for kind in (*CLASSES, "whole"):
+        (make_clip() if kind == "whole" else make_tower(kind)).save_pretrained(folder / kind)
         CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / kind)
     torch.manual_seed(1)
     CoordinateMLP(WIDTH, hidden=48, depth=2).save(folder / "small.safetensors")
@@ -76,10 +77,10 @@ def test_without_pictures_the_prior_in_its_pure_form_is_the_table(files, tmp_pat
 @pytest.mark.parametrize("kind", CLASSES)
 def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(files, tmp_path, kind):
     settings, accelerator = config(files, tmp_path, kind=kind, steps=25, lr=3e-3), Accelerator()
-    tower = QLIPVisionModel.from_pretrained(settings.tower)
+    tower, processor = load_tower(settings.tower)
     before = copy.deepcopy(tower.state_dict())
     loss = PriorLoss(CoordinateMLP.load(settings.init), tower)
-    batches = make_batches(settings, find_pictures(settings.images), tower, accelerator)
+    batches = make_batches(settings, find_pictures(settings.images), tower, processor, accelerator)
     consistency = train(loss, batches, batches, settings, accelerator)
     assert consistency.after < 0.95 * consistency.before
     assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
@@ -87,8 +88,8 @@ def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(file
 
 
 def test_bounds_follow_from_the_towers_native_size(files, tmp_path):
-    tower = QLIPVisionModel.from_pretrained(str(files / "clip"))
-    batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, Accelerator())
+    tower, processor = load_tower(str(files / "clip"))
+    batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, processor, Accelerator())
     assert batches.largest_cells == 6 and tower.qlip.max_tokens == 36  # 5/3 of 4 cells, rounded down; its square
     assert len(tower.partition(torch.randn(3, 6 * PATCH, 20 * PATCH))) <= 36
 
@@ -102,15 +103,17 @@ def test_some_pictures_are_kept_from_training(monkeypatch, count, apart):
     assert set(training) | set(held_out) == set(paths) - ({paths[10]} if count == 60 else set())
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch):
-    whole = fit_prior(config(files, tmp_path))
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, recipe):
+    recipe = {**RECIPES[recipe], "kind": "whole", "batch": 2}
+    whole = fit_prior(config(files, tmp_path, **recipe))
 
     def killed(step, total):
         if step == 5:
             raise KeyboardInterrupt
         return learning_rate_factor(step, total)
 
-    settings = replace(config(files, tmp_path), out=tmp_path / "killed.safetensors")
+    settings = replace(config(files, tmp_path, **recipe), out=tmp_path / "killed.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(qlip.fit, "learning_rate_factor", killed)
         fit_prior(settings)
