@@ -76,8 +76,8 @@ def test_the_loss_is_the_mse_of_clips_image_embeddings_and_l1_on_the_table(files
     grid = (prior(coordinates(4, 4)) - table[1:]).abs().mean()
     loss = PriorLoss(prior, load_tower(str(files / "whole"))[0], load_projection(str(files / "whole")))
     terms = loss(Batch(references, list(images), [0.0] * 3, [0, 1, 2]))
-    assert expected > 1e-3
-    torch.testing.assert_close(terms, torch.stack([expected, grid]), atol=1e-6, rtol=1e-4)
+    assert expected > 1e-4
+    torch.testing.assert_close(terms, torch.stack([expected, grid]), atol=1e-7, rtol=1e-3)
 
 
 def test_a_recipe_is_its_settings_and_what_is_given_is_laid_over_them():
