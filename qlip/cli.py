@@ -15,7 +15,7 @@ from typing import Any, NoReturn, get_args
 
 import torch
 import transformers
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from qlip.encoder import QLIPVisionModel
 from qlip.fit_command import add_fit
 from qlip.image_processing import QLIPImageProcessor, to_rgb
 from qlip.mlp import CoordinateMLP
-from qlip.pictures import Shape, find_pictures, read_picture
+from qlip.pictures import UNREADABLE, Shape, find_pictures, read_picture
 from qlip.quadtree import Leaves
 from qlip.tower import load_tower
 
@@ -121,8 +121,8 @@ def show(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no file {options.image}")
     try:
         picture = to_rgb(Image.open(options.image))
-    except UnidentifiedImageError:
-        raise ValueError(f"{options.image} is no picture that can be read") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{options.image} is no picture that can be read: {error}") from None
     pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
     leaves = processor.partition(pixels)
     print(report(leaves, options.patch_size))

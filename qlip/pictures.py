@@ -27,6 +27,10 @@ AlphaPer = Literal["batch", "picture"]
 Sizes = Literal["drawn", "own"]
 
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises over a file that is no picture, is damaged, or is too large."""
+
+
 class Batch(NamedTuple):
     """Pictures twice: as a tower was trained to see them, and larger."""
 
@@ -172,7 +176,7 @@ def read_picture(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as picture:
             return to_rgb(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         logger.warning("%s is skipped: %s", path, error)
         return None
 

@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedConfig
@@ -17,8 +18,8 @@ from qlip.encoder import QLIPVisionModel
 LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral")
 """Model types of checkpoints whose tower `scripts.extract_tower` writes."""
 
-UNREADABLE = (OSError, RuntimeError, SafetensorError, UnpicklingError)
-"""What transformers raises over files that are absent or damaged."""
+UNREADABLE = (OSError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError)
+"""What transformers raises over files that are absent or damaged, and over configurations with impossible values."""
 
 Result = TypeVar("Result")
 
@@ -32,8 +33,7 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
     Raises:
         ValueError: there is none, it is damaged, or of another kind.
     """
-    config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
-    if config.get("model_type") in LLAVA_TYPES:
+    if _model_type(path) in LLAVA_TYPES:
         raise ValueError(
             f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"
             f" scripts.extract_tower --model-path {path} --out TOWER` and give TOWER"
@@ -48,7 +48,7 @@ def load_projection(path: str) -> nn.Linear:
     Raises:
         ValueError: the checkpoint has none.
     """
-    kind = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0]).get("model_type")
+    kind = _model_type(path)
     missing: set[str] | list[str] = ["visual_projection.weight"]
     if kind in ("clip", "clip_vision_model"):
         load = CLIPVisionModelWithProjection.from_pretrained
@@ -62,6 +62,14 @@ def load_projection(path: str) -> nn.Linear:
     return model.visual_projection
 
 
+def _model_type(path: str) -> Any:
+    """What a checkpoint's config.json says that it is."""
+    config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
+    if not isinstance(config, dict):
+        raise ValueError(f"no tower could be had from {path!r}: its config.json holds a {type(config).__name__}")
+    return config.get("model_type")
+
+
 def _read(path: str, load: Callable[[], Result]) -> Result:
     """What `load` reads of a checkpoint, without transformers' report on weights of other parts, say the text model."""
     verbosity = logging.get_verbosity()
@@ -69,6 +77,11 @@ def _read(path: str, load: Callable[[], Result]) -> Result:
     try:
         return load()
     except UNREADABLE as error:
-        raise ValueError(f"no tower could be had from {path!r}: {str(error).splitlines()[0]}") from error
+        text = str(error)
+        if isinstance(error, StrictDataclassError):
+            text = " ".join(text.split())  # the first line alone names no value
+        raise ValueError(
+            f"no tower could be had from {path!r}: {(text.splitlines() or [type(error).__name__])[0]}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
