@@ -152,9 +152,9 @@ class QLIPConfig:
 
 def check_threshold(alpha: float) -> None:
     """Raises unless `alpha` is a number >= 0 (infinity included)."""
-    allowed = "a number >= 0 (0 is the uniform grid, infinity the coarsest tree)"
+    allowed = ">= 0 (0 is the uniform grid, infinity the coarsest tree)"
     if not is_number(alpha):
-        raise TypeError(f"alpha is {alpha!r}; it must be {allowed}")
+        raise TypeError(f"alpha is {alpha!r}; it must be a number {allowed}")
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha!r}; it must be {allowed}")
 

@@ -65,9 +65,9 @@ def load_projection(path: str) -> nn.Linear:
 def _model_type(path: str) -> Any:
     """What a checkpoint's config.json says that it is."""
     config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
-    if not isinstance(config, dict):
-        raise ValueError(f"no tower could be had from {path!r}: its config.json holds a {type(config).__name__}")
-    return config.get("model_type")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f"no tower could be had from {path!r}: it has no config.json with a model_type")
+    return config["model_type"]
 
 
 def _read(path: str, load: Callable[[], Result]) -> Result:
