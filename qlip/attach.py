@@ -236,7 +236,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             f"the language model {text.model_type!r} has no rotary positions, which places between whole numbers need;"
             " give llm_positions='sequential'"
         )
-    biased = settings.llm_size_bias != 0 or settings.llm_weight != "each"
+    biased = settings.biases_language_model
     if biased and text._attn_implementation not in BIASABLE:
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language"

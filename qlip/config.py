@@ -124,6 +124,11 @@ class QLIPConfig:
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
+    @property
+    def biases_language_model(self) -> bool:
+        """Whether an image's tokens may weigh otherwise than one each in the language model's attention."""
+        return self.llm_size_bias != 0 or self.llm_weight != "each"
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values; an infinite alpha becomes the string "inf"."""
         values = asdict(self)
