@@ -90,7 +90,7 @@ class Attachment:
         if isinstance(pixel_values, Tensor) and pixel_values.shape[2:] == (size, size):
             raise ValueError(
                 f"pixel_values are {tuple(pixel_values.shape)}, patches of {size} x {size} pixels, and leaf_boxes and"
-                f" leaf_grids are missing: {PROCESSOR} and give all it returns; give whole images of one patch in a list"
+                f" leaf_grids are missing: {PROCESSOR} and give all it returns; whole images of one patch go in a list"
             )
 
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
