@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.eval_gqa import prediction
 from llava.eval.records import read_answers
 from llava.eval.scoring import write_json
-from llava.command import OneLineParser, parse_and_run
 
 
 def convert(args: argparse.Namespace) -> None:

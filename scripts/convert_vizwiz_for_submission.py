@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.records import Row, read_answers, read_labelled, texts_for
 from llava.eval.scoring import write_json
 from llava.eval.vqa_text import normalise_answer
-from llava.command import OneLineParser, parse_and_run
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:

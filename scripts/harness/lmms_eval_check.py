@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval import model_vqa_loader
 from llava.eval.records import Row, read_rows
 from llava.eval.vstar_likelihood import option_losses
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, write_scenes
 

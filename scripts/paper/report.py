@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llava.command import OneLineParser, parse_and_run
 from llava.eval.scoring import write_json
 from llava.model.checkpoint import local_folder
-from llava.command import OneLineParser, parse_and_run
 from scripts.paper.runs import VARIANTS, Run, make_runs, with_settings
 from scripts.paper.table import MODELS, Column
 
