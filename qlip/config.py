@@ -58,7 +58,7 @@ class QLIPConfig:
     """How position embeddings are read between the points of the pretrained table."""
 
     mlp: str | None = None
-    """Path of the MLP prior's weights; needed by, and only read for, interpolation="mlp"."""
+    """Path of the MLP prior's weights, ours or the authors' .pt; needed by, and only read for, interpolation="mlp"."""
 
     mlp_residual: bool = True
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
