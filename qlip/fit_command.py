@@ -73,6 +73,8 @@ def add_fit(commands: Any) -> None:
 def fit(options: argparse.Namespace) -> int:
     """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
     values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
+    if "init" in values and "frequencies" in values:
+        raise ValueError(f"--frequencies {options.frequencies} goes without --init, whose weights have their own")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
     result = fit_prior(FitConfig.from_recipe(getattr(options, "recipe", "paper"), **values))

@@ -181,9 +181,8 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
                 positions and the bias that its images need.
         """
         encoded = (mm_encoder_outputs or {}).get("image") is not None
-        self._check_images(pixel_values, leaf_boxes, leaf_grids, encoded or input_ids is None)
-        if pixel_values is not None and leaf_boxes is None:
-            leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
+        packed = self._pack(pixel_values, leaf_boxes, leaf_grids, encoded or input_ids is None)
+        pixel_values, leaf_boxes, leaf_grids = packed
         if encoded and leaf_boxes is None and position_ids is None:
             self._check_lost()
         new = inputs_embeds if inputs_embeds is not None else input_ids
@@ -222,9 +221,7 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         pixel_values = kwargs.pop("pixel_values", None)
         boxes, grids = kwargs.pop("leaf_boxes", None), kwargs.pop("leaf_grids", None)
         encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
-        self._check_images(pixel_values, boxes, grids, encoded)
-        if pixel_values is not None and boxes is None:
-            boxes, grids, pixel_values = self._pack(pixel_values)
+        pixel_values, boxes, grids = self._pack(pixel_values, boxes, grids, encoded)
         if boxes is not None and grids is not None:
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
@@ -242,16 +239,24 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
     def _spans(self, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[ImageSpan]:
         return [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
 
-    def _check_images(
+    def _pack(
         self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None, encoded: bool
-    ) -> None:
-        """Raises where leaves come without their grids or, unless the images are `encoded`, without their pixels."""
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Images as packed tensors; whole ones are cut here.
+
+        Raises:
+            ValueError: leaves without their grids or, unless the images are `encoded`, without their pixels.
+        """
         check_pair(leaf_boxes, leaf_grids)
+        if pixel_values is not None and leaf_boxes is None:
+            packed = self.attachment.pack(pixel_values)
+            return packed["pixel_values"], packed["leaf_boxes"], packed["leaf_grids"]
         if leaf_boxes is not None and pixel_values is None and not encoded:
             raise ValueError(
                 f"leaf_boxes of {len(leaf_boxes)} images are given without pixel_values; give all that the attached"
                 " processor returns, or none of it"
             )
+        return pixel_values, leaf_boxes, leaf_grids
 
     def _check_lost(self) -> None:
         """Raises where encoded images, of which nothing else is known, would lose their places or weights."""
@@ -271,10 +276,6 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []
         if lost:
             raise ValueError(f"{NO_PROMPT}; give {' and '.join(lost)} (see place_images)")
-
-    def _pack(self, pixel_values: Any) -> tuple[Tensor, Tensor, Tensor]:
-        packed = self.attachment.pack(pixel_values)
-        return packed["leaf_boxes"], packed["leaf_grids"], packed["pixel_values"]
 
     def _bias(self, placed: Placed) -> Tensor | None:
         return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)

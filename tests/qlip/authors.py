@@ -1,7 +1,7 @@
 """The authors' InterpolationMLP by its published facts, for several test files: an oracle, apart from `qlip.mlp`.
 
 Inputs are (row, col) in [-1, 1], then for each coordinate all sines and all cosines; the angle of band j, from 0, is
-the coordinate times pi j, times pi j. Between linear layers stands tanh.
+the coordinate times pi j, times pi j. Every linear layer but the last is followed by tanh.
 """
 
 from __future__ import annotations

@@ -250,3 +250,6 @@ def test_the_command_refuses_in_one_line(files, tmp_path, capsys):
     out = str(tmp_path / "prior.safetensors")
     assert main(["fit", "--tower", str(files / "clip"), "--out", out, "--theta", "-2"]) == 2
     assert "theta is -2.0" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    given = ["--init", str(files / "small.safetensors"), "--frequencies", "authors"]
+    assert main(["fit", "--tower", str(files / "clip"), "--out", out, *given]) == 2
+    assert "--frequencies authors goes without --init" in capsys.readouterr().err
