@@ -17,6 +17,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     SiglipModel,
     VipLlavaForConditionalGeneration,
@@ -35,6 +36,8 @@ from qlip.vision_hosts import ContrastiveModel, ForeignVisionModel, VisionModel
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
+
+NAMES = ", ".join(known.__name__ for known in (*LANGUAGE_MODELS, *CONTRASTIVE_MODELS))
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,10 +64,11 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
 
     Raises:
         FileNotFoundError: the settings name an MLP prior that is nowhere.
-        TypeError: QLIP can't stand in this model, or it is a part of an attached one; the text says why.
+        TypeError: there is no such place in this model, or it is a part of an attached one, or model or processor is
+            something else; the text says what is allowed.
         ValueError: a setting is out of range, or one that the model's attention can't apply.
     """
-    check_whole(model)
+    check_model(model)
     chosen = choose_settings(model, config, settings)
     tower, layers = find_tower(model)
     check_tower(tower)
@@ -73,6 +77,7 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     elif chosen.thumbnail:
         raise ValueError("thumbnail is true; it is for models with a language model, this is a vision model")
     plain = plain_processor(model, processor)
+    check_processor(plain)
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
     attachment = Attachment(vision, make_image_processor(vision, plain), plain)
@@ -106,9 +111,9 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         The model, and the processor that `attach` was given.
 
     Raises:
-        TypeError: the model is not attached, or is a part of one that is.
+        TypeError: the model is not attached, or is a part of one that is, or is something else.
     """
-    check_whole(model)
+    check_model(model)
     if attachment_of(model) is None:
         raise TypeError(f"{type(model).__name__} is not attached")
     plain = plain_processor(model, processor)
@@ -116,6 +121,30 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
     if isinstance(model, PreTrainedModel):
         del model.config.qlip
     return model, plain  # type: ignore[return-value]
+
+
+def check_model(model: object) -> None:
+    """Raises TypeError unless `model` is a whole model, loaded."""
+    if isinstance(model, nn.Module):
+        return check_whole(model)
+    what = repr(model) if model is None or isinstance(model, (str, type)) else f"a {type(model).__name__}"
+    hint = "load it first, by its class's from_pretrained"
+    if isinstance(model, (ProcessorMixin, PreTrainedTokenizerBase)):
+        hint = "the model comes first, then its processor"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        hint = "give the model in it, its attribute `model`"
+    raise TypeError(f"model is {what}; it must be one of {NAMES}, or a vision model such as CLIPVisionModel; {hint}")
+
+
+def check_processor(processor: Any) -> None:
+    """Raises TypeError unless `processor` is None or knows how pictures are normalised."""
+    plain = getattr(processor, "image_processor", processor)
+    if plain is not None and getattr(plain, "image_mean", None) is None:
+        what = repr(plain) if isinstance(plain, (str, type)) else f"a {type(plain).__name__}"
+        raise TypeError(
+            f"processor is {what}; it must be the model's processor (AutoProcessor), or for a vision model its image"
+            " processor (AutoImageProcessor), or None"
+        )
 
 
 def plain_processor(model: nn.Module, processor: Any) -> Any:
@@ -139,7 +168,7 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
     own = config
     if own is None:
         saved = getattr(getattr(model, "config", None), "qlip", None)  # no field of transformers' configurations
-        own = QLIPConfig.from_dict(saved) if isinstance(saved, Mapping) else QLIPConfig()
+        own = QLIPConfig() if saved is None or isinstance(saved, bool) else QLIPConfig.from_dict(saved)
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
     if chosen.mlp is not None and isinstance(model, PreTrainedModel):
         beside = Path(model.config._name_or_path) / chosen.mlp  # the prior lies in the checkpoint's folder
@@ -167,10 +196,16 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.vision_model, -1
     if (foreign := foreign_tower(model)) is not None:
         return foreign, -1
+    if hasattr(model, "get_base_model"):
+        raise TypeError(f"{type(model).__name__} is wrapped by PEFT; attach the model in it, model.get_base_model()")
+    if hasattr(model, "get_vision_tower"):
+        raise TypeError(
+            f"{type(model).__name__} is LLaVA's own class, which is not attached but loaded with QLIP inside:"
+            f" llava.model.builder.load_pretrained_model(..., qlip=True). attach goes with {NAMES}"
+        )
     if hasattr(getattr(model, "config", None), "vision_config"):
-        names = ", ".join(known.__name__ for known in (*LANGUAGE_MODELS, *CONTRASTIVE_MODELS))
         reason = why_not(model) or "whether it takes a variable number of tokens is not known"
-        raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It goes with {names}")
+        raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It goes with {NAMES}")
     return model, -1
 
 
@@ -201,7 +236,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             f"the language model {text.model_type!r} has no rotary positions, which places between whole numbers need;"
             " give llm_positions='sequential'"
         )
-    biased = settings.llm_size_bias != 0 or settings.llm_weight != "each"
+    biased = settings.biases_language_model
     if biased and text._attn_implementation not in BIASABLE:
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language"

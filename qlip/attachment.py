@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import PRIOR_FILE
-from qlip.packing import pack, unpack
+from qlip.packing import check_pair, pack, unpack
 from qlip.patches import CutImage
+
+PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
 
 
 @dataclass
@@ -44,25 +46,52 @@ class Attachment:
             leaf_grids: (B, 2) or None.
 
         Raises:
-            ValueError: the tensors do not belong together.
+            TypeError: whole images are not floating point.
+            ValueError: the tensors do not belong together, or are not of this model's patches.
         """
         if len(pixel_values) == 0:
             raise ValueError("pixel_values hold no image; give at least one, or leave them out where there is text")
-        if (leaf_boxes is None) != (leaf_grids is None):
-            raise ValueError("leaf_boxes and leaf_grids go together; one of them is missing")
+        check_pair(leaf_boxes, leaf_grids)
         if leaf_boxes is not None and leaf_grids is not None:
             images = unpack(pixel_values, leaf_boxes, leaf_grids)
-            if (given := images[0].thumbnail is not None) != (own := self.vision.qlip.thumbnail):
-                raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
-        elif any(image.ndim != 3 for image in pixel_values):
-            raise ValueError(
-                f"pixel_values of {tuple(pixel_values[0].shape)} an image and no leaf_boxes: give all that the attached"
-                " processor returns, or whole images (C, H, W)"
-            )
+            self._check_patches(images[0])
         else:
+            self._check_whole(pixel_values)
             images = [self.image_processor.cut(image) for image in pixel_values]
         device = self.vision.position_table.device
         return [image.to(device) for image in images]
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """(C, P, P) of a patch."""
+        return tuple(self.vision.anatomy.patch_projection.weight.shape[1:])
+
+    def _check_patches(self, image: CutImage) -> None:
+        """Raises unless an image was cut for this model with its settings; those of one batch are cut alike."""
+        if (given := image.thumbnail is not None) != (own := self.vision.qlip.thumbnail):
+            raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
+        shape, native = tuple(image.patches.shape[1:]), self.vision.native_grid
+        if shape != self.patch_shape:
+            raise ValueError(f"pixel_values are patches of {shape}, the model's are {self.patch_shape}; {PROCESSOR}")
+        side = native if image.thumbnail is None else image.thumbnail.shape[1] // shape[1]
+        if side != native:
+            raise ValueError(f"the thumbnails have {side} x {side} patches, the model {native} x {native}; {PROCESSOR}")
+
+    def _check_whole(self, pixel_values: Any) -> None:
+        """Raises unless these are whole images."""
+        channels, size, _ = self.patch_shape
+        for image in pixel_values:
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != channels:
+                raise ValueError(
+                    f"pixel_values of {shape} an image and no leaf_boxes: give all that the attached processor returns,"
+                    f" or whole images, tensors of ({channels}, height, width)"
+                )
+        if isinstance(pixel_values, Tensor) and pixel_values.shape[2:] == (size, size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape)}, patches of {size} x {size} pixels, and leaf_boxes and"
+                f" leaf_grids are missing: {PROCESSOR} and give all it returns; whole images of one patch go in a list"
+            )
 
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
         """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors."""

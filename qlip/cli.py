@@ -10,37 +10,59 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, get_args
+from pickle import UnpicklingError
+from typing import Any, NoReturn, get_args
 
 import torch
 import transformers
-from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
 from qlip.draw import draw_leaves
 from qlip.encoder import QLIPVisionModel
-from qlip.fit import fit_prior
-from qlip.fit_config import FitConfig, Precision
+from qlip.fit_command import add_fit
 from qlip.image_processing import QLIPImageProcessor, to_rgb
 from qlip.mlp import CoordinateMLP
-from qlip.pictures import Shape, find_pictures, read_picture
+from qlip.pictures import UNREADABLE, Shape, find_pictures, read_picture
 from qlip.quadtree import Leaves
+from qlip.tower import load_tower
 
 COMMANDS = "qlip.commands"
 """Entry-point group of other packages' commands: functions that take the subparsers and add one, with its `run`."""
 
 
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+"""What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Runs a command; an error that is the user's ends in one line on stderr and exit status 2, Ctrl-C in 130."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
         return options.run(options)
-    except (OSError, ValueError) as error:
-        print(f"qlip: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except USER_ERRORS as error:
+        print(f"qlip: {format_error(error)}", file=sys.stderr)
         return 2
+
+
+def format_error(error: Exception) -> str:
+    """One line; of an error with the traceback of a process that read pictures, the last line says what it was."""
+    text = str(error)
+    if text.startswith("Caught ") and " in DataLoader worker process " in text:
+        text = text.strip().splitlines()[-1]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
@@ -49,7 +71,7 @@ def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
     Args:
         asked: the first argument. Another package is loaded only where it names that package's command, or no command.
     """
-    parser = argparse.ArgumentParser(prog="qlip", description="Content-aware quadtrees for vision transformers.")
+    parser = OneLineParser(prog="qlip", description="Content-aware quadtrees for vision transformers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("show", help="print and draw the quadtree of a picture")
     command.add_argument("image", type=Path, help="a picture that Pillow reads")
@@ -102,8 +124,8 @@ def show(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} is the picture itself; name another file")
     try:
         picture = to_rgb(Image.open(options.image))
-    except UnidentifiedImageError:
-        raise ValueError(f"{options.image} is no picture that can be read") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{options.image} is no picture that can be read: {error}") from None
     pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
     leaves = processor.partition(pixels)
     print(report(leaves, options.patch_size))
@@ -139,7 +161,7 @@ def add_bias(commands: Any) -> None:
     command.add_argument(
         "--modes", nargs="+", help="bilinear, bicubic, mlp, mlp-pure; by default the first two, and all with --mlp"
     )
-    command.add_argument("--mlp", type=Path, help="weights of the MLP prior")
+    command.add_argument("--mlp", type=Path, help="weights of the MLP prior: our .safetensors, or the authors' .pt")
     quadtree = command.add_argument_group("measure a quadtree as well", argument_default=argparse.SUPPRESS)
     quadtree.add_argument("--alpha", type=float, help="its split threshold")
     quadtree.add_argument("--max-tokens", type=token_budget, help="its budget, or none")
@@ -164,7 +186,7 @@ def bias(options: argparse.Namespace) -> int:
         quadtree=QLIPConfig(**given) if given else None,
     )
     paths = spread(find_pictures(options.images), options.limit)
-    model, processor = load_tower(options.tower, options.mlp, options.device)
+    model, processor = prepare_tower(options.tower, options.mlp, options.device)
     sizes = choose_sizes(model, config)
     options.out.parent.mkdir(parents=True, exist_ok=True)  # now, not when all is measured
     pictures = (picture for path in tqdm(paths, "pictures") if (picture := read_picture(path)) is not None)
@@ -198,71 +220,18 @@ def bias(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVisionModel, QLIPImageProcessor]:
+def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVisionModel, QLIPImageProcessor]:
     """A frozen tower in float32 with its prior, on a device, and the processor of its pictures.
 
     Raises:
-        ValueError: there is no such tower or device, or the tower is neither CLIP nor SigLIP.
+        ValueError: there is no such tower or device, or the prior is none or of another width.
     """
     try:
         place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    try:
-        pixels = transformers.AutoImageProcessor.from_pretrained(path)
-        model = QLIPVisionModel.from_pretrained(path, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(f"no tower could be had from {path!r}: {str(error).splitlines()[0]}") from None
+    model, pixels = load_tower(path)
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))
     model.to(place).requires_grad_(False)
     return model, QLIPImageProcessor.from_clip(pixels, model.config.patch_size, QLIPConfig())
-
-
-def add_fit(commands: Any) -> None:
-    """Adds `qlip fit` to the subparsers; a flag that is not given takes the default of `FitConfig`."""
-    default = {field.name: field.default for field in fields(FitConfig)}
-    command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
-    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
-    command.add_argument("--out", type=Path, required=True, help="write the prior here, .safetensors")
-    command.add_argument("--init", type=Path, help="weights to start from, .safetensors or the authors' .pt")
-    command.add_argument("--seed", type=int, help=f"({default['seed']})")
-    images = command.add_argument_group("train on pictures as well", argument_default=argparse.SUPPRESS)
-    images.add_argument("--images", type=Path, help="folder of pictures, searched recursively")
-    images.add_argument(
-        "--random-start", dest="exact_start", action="store_false", help="start at random, as the paper"
-    )
-    images.add_argument("--epochs", type=int, help=f"passes over the pictures ({default['epochs']})")
-    images.add_argument("--steps", type=int, help="batches to train for, instead of epochs")
-    images.add_argument("--batch", type=int, help=f"pictures per step, over all processes ({default['batch']})")
-    images.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
-    images.add_argument("--theta", type=float, help=f"weight of the grid term ({default['theta']})")
-    images.add_argument(
-        "--alpha", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"range of split thresholds {default['alpha']}"
-    )
-    images.add_argument("--largest-size", type=int, help="longest shorter side in pixels (5/3 of the native size)")
-    images.add_argument("--max-tokens", type=int, help="most tokens of a picture (those of a square of that size)")
-    images.add_argument("--shape", choices=get_args(Shape), help=f"whole pictures, or squares ({default['shape']})")
-    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default what accelerate is set to")
-    images.add_argument("--workers", type=int, help=f"processes that read pictures ({default['workers']})")
-    images.add_argument("--save-every", type=int, help=f"steps between checkpoints ({default['save_every']})")
-    images.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
-    images.add_argument("--log-dir", type=Path, help="write a TensorBoard log here")
-    command.set_defaults(run=fit)
-
-
-def fit(options: argparse.Namespace) -> int:
-    """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
-    values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
-    if "alpha" in values:
-        values["alpha"] = tuple(values["alpha"])
-    result = fit_prior(FitConfig(**values))
-    state = PartialState()
-    if state.is_main_process:
-        print(f"grid         off by {result.max_error:.2e} at most, {result.mean_error:.2e} on average")
-        if result.consistency is not None:
-            before, after, bicubic = result.consistency
-            print(f"consistency  {before:.4f} before, {after:.4f} after; bicubic interpolation {bicubic:.4f}")
-        print(f"prior        {options.out}")
-    state.destroy_process_group()
-    return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
 Layout = Literal["aligned", "centered"]
 Interpolation = Literal["bilinear", "bicubic", "mlp"]
-LeafPosition = Literal["centre", "mean"]
+LeafPosition = Literal["centre", "cell", "mean"]
 Coarsest = Literal["any", "native"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
@@ -57,13 +58,14 @@ class QLIPConfig:
     """How position embeddings are read between the points of the pretrained table."""
 
     mlp: str | None = None
-    """Path of the MLP prior's weights; needed by, and only read for, interpolation="mlp"."""
+    """Path of the MLP prior's weights, ours or the authors' .pt; needed by, and only read for, interpolation="mlp"."""
 
     mlp_residual: bool = True
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
 
     leaf_position: LeafPosition = "centre"
-    """A leaf's position is that of its centre, or the mean over its cells."""
+    """A leaf's position is that of its centre, that of its cell (row + size // 2, col + size // 2) as in the authors'
+    code, or the mean over its cells."""
 
     coarsest: Coarsest = "native"
     """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is seen coarser than CLIP
@@ -109,17 +111,23 @@ class QLIPConfig:
         for name in ("mlp_residual", "thumbnail"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        if not isinstance(self.mlp, (str, type(None))):
+            raise TypeError(f"mlp is {self.mlp!r}; it must be the path of the prior's weights, as a string, or null")
         for name in ("max_tokens", "image_size"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value)
         check_count("max_cells", self.max_cells)
         check_window(self.structure_size)
         for name in ("size_bias", "llm_size_bias"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}; it must be a finite number")
+            check_number(name, getattr(self, name))
+        check_count("seed", self.seed, least=0)
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
+
+    @property
+    def biases_language_model(self) -> bool:
+        """Whether an image's tokens may weigh otherwise than one each in the language model's attention."""
+        return self.llm_size_bias != 0 or self.llm_weight != "each"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values; an infinite alpha becomes the string "inf"."""
@@ -133,28 +141,51 @@ class QLIPConfig:
         """The inverse of `to_dict`; fields left out take their defaults.
 
         Raises:
+            TypeError: `values` is no mapping, or a value is of another type than its field.
             ValueError: a key is no field, or a value is out of range.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"the QLIP settings are {values!r}; they must be an object of settings by name")
         allowed = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - allowed):
+        if unknown := sorted(str(name) for name in set(values) - allowed):
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
         if isinstance(values.get("alpha"), str):
-            values = {**values, "alpha": float(values["alpha"])}
+            with suppress(ValueError):  # a text that is no number is reported by its field's check
+                values = {**values, "alpha": float(values["alpha"])}
         return cls(**values)
 
 
 def check_threshold(alpha: float) -> None:
-    """Raises ValueError unless `alpha` is a number >= 0 (infinity included)."""
-    if not isinstance(alpha, (int, float)) or not alpha >= 0:
-        raise ValueError(f"alpha is {alpha!r}; it must be >= 0 (0 is the uniform grid, infinity the coarsest tree)")
+    """Raises unless `alpha` is a number >= 0 (infinity included)."""
+    allowed = ">= 0 (0 is the uniform grid, infinity the coarsest tree)"
+    if not is_number(alpha):
+        raise TypeError(f"alpha is {alpha!r}; it must be a number {allowed}")
+    if not alpha >= 0:
+        raise ValueError(f"alpha is {alpha!r}; it must be {allowed}")
 
 
-def check_count(name: str, value: int) -> None:
-    """Raises unless `value` is a positive integer."""
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raises unless `value` is an integer of at least `least`, and of less than 64 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if value >= 2**63:
+        raise ValueError(f"{name} is {value}; it must be below 2^63")
+
+
+def check_number(name: str, value: float, least: float = -math.inf) -> None:
+    """Raises unless `value` is a finite number of at least `least`."""
+    if not is_number(value):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    if not (math.isfinite(value) and value >= least):
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{name} is {value!r}; it must be a finite number{bound}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is an integer or a float, which a bool is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_window(size: int) -> None:

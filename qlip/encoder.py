@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from qlip.config import QLIPConfig
 from qlip.lookup import VISION_MODELS, anatomy_of
@@ -105,10 +105,13 @@ class QLIPVisionModel(nn.Module):
         cls, path: str, config: QLIPConfig | None = None, select_layer: int = -2, dtype: torch.dtype | None = None
     ) -> QLIPVisionModel:
         """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
-        model_type = AutoConfig.from_pretrained(path).model_type
+        model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
         if model_type not in VISION_MODELS:
             raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
-        model = cls(VISION_MODELS[model_type].from_pretrained(path, dtype=dtype), config, select_layer)
+        vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
+        if absent := sorted(report["missing_keys"]):
+            raise ValueError(f"{path} lacks {len(absent)} weights of its vision tower, such as {absent[0]}")
+        model = cls(vision, config, select_layer)
         model.load_prior()
         return model.eval()
 

@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoImageProcessor
 
 from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.fit_config import FitConfig
 from qlip.image_processing import QLIPImageProcessor
-from qlip.mlp import CoordinateMLP
+from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
 from qlip.pictures import PictureBatches, find_pictures, read_picture
 from qlip.prior_loss import PriorLoss, solve_last_layer
+from qlip.tower import load_projection, load_tower
 
 WARM_UP = 0.01
 """Share of the steps in which the learning rate rises."""
@@ -76,14 +76,12 @@ def fit_prior(config: FitConfig) -> FitResult:
     paths = None if config.images is None else find_pictures(config.images)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tower = QLIPVisionModel.from_pretrained(config.tower, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(f"no tower could be had from {config.tower!r}: {str(error).splitlines()[0]}") from error
-    objective = PriorLoss(initial_prior(config, tower.position_table), tower).to(accelerator.device)
+    tower, processor = load_tower(config.tower)
+    projection = load_projection(config.tower) if config.loss == "projected" and paths is not None else None
+    objective = PriorLoss(initial_prior(config, tower.position_table), tower, projection).to(accelerator.device)
     consistency = None
     if paths is not None:
-        batches, held_out = (make_batches(config, part, tower, accelerator) for part in hold_out(paths))
+        batches, held_out = (make_batches(config, part, tower, processor, accelerator) for part in hold_out(paths))
         consistency = train(objective, batches, held_out, config, accelerator)
     with torch.no_grad():
         errors = objective.grid_errors()
@@ -105,7 +103,8 @@ def initial_prior(config: FitConfig, table: Tensor) -> CoordinateMLP:
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            prior = CoordinateMLP(table.shape[1])
+            frequencies = authors_frequencies(AUTHORS_BANDS) if config.frequencies == "authors" else None
+            prior = CoordinateMLP(table.shape[1], frequencies=frequencies)
     if config.images is None or (config.init is None and config.exact_start):
         solve_last_layer(prior, table)
     return prior
@@ -120,20 +119,21 @@ def hold_out(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def make_batches(
-    config: FitConfig, paths: list[Path], tower: QLIPVisionModel, accelerator: Accelerator
+    config: FitConfig, paths: list[Path], tower: QLIPVisionModel, processor: Any, accelerator: Accelerator
 ) -> PictureBatches:
-    """This process's share of the batches of some pictures; sets the tower's budget."""
+    """This process's share of the batches of some pictures; sets how the tower cuts them."""
     patch_size, n = tower.config.patch_size, tower.native_grid
     largest = config.largest_size or n * 5 // 3 * patch_size
     most = config.max_tokens or (largest // patch_size) ** 2
-    tower.qlip = QLIPConfig(criterion="gradient", coarsest="any", max_tokens=most)  # the paper's quadtree
-    processor = AutoImageProcessor.from_pretrained(config.tower)
+    tower.qlip = QLIPConfig(criterion=config.criterion, coarsest="any", max_tokens=most)
     return PictureBatches(
         paths,
         QLIPImageProcessor(patch_size, n * patch_size, processor.image_mean, processor.image_std, tower.qlip),
         batch=config.batch,
         largest_size=largest,
         alpha=config.alpha,
+        alpha_per=config.alpha_per,
+        sizes=config.sizes,
         shape=config.shape,
         seed=config.seed,
         share=(accelerator.process_index, accelerator.num_processes),
@@ -170,7 +170,7 @@ def train(
             consistency, grid = accelerator.reduce(terms.detach(), "mean").tolist()
             if not math.isfinite(consistency + grid):
                 raise ValueError(f"the loss is {consistency} + theta * {grid} at step {step}; try a lower lr")
-            bar.set_postfix(consistency=f"{consistency:.4f}", grid=f"{grid:.5f}", refresh=False)
+            bar.set_postfix(consistency=f"{consistency:.4g}", grid=f"{grid:.5f}", refresh=False)
             bar.update()
             if log is not None:
                 log.add_scalar("loss/consistency", consistency, step)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlip.config import check_choice, check_count, check_threshold
-from qlip.pictures import Shape
+from qlip.config import Criterion, check_choice, check_count, check_number, check_threshold
+from qlip.pictures import AlphaPer, Shape, Sizes
 
 Precision = Literal["no", "fp16", "bf16"]
+Frequencies = Literal["smooth", "authors"]
+Loss = Literal["distance", "projected"]
+Recipe = Literal["paper", "released"]
+
+RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
+    "paper": {},
+    "released": {
+        "frequencies": "authors",
+        "criterion": "random",
+        "alpha_per": "picture",
+        "sizes": "own",
+        "loss": "projected",
+        "batch": 56,
+    },
+}
+"""Settings in which a recipe differs from the defaults: none in the paper's, these in the authors' released script."""
 
 MAY_CHANGE = ("out", "images", "init", "workers", "save_every", "resume", "log_dir")
 """Settings that a resumed run need not share with the one it continues."""
@@ -33,6 +50,9 @@ class FitConfig:
     """Weights to start from, anything that `CoordinateMLP.load` reads; None: random ones,
     in the paper's 4 hidden layers of 1024."""
 
+    frequencies: Frequencies = "smooth"
+    """Of a prior without `init`: our 12 bands, or the authors' 48 (`qlip.mlp`). One from `init` keeps its own."""
+
     exact_start: bool = True
     """Without `init`, solve for the last layer before training on pictures, so that it starts exact on the native
     grid; False starts at random, as the paper."""
@@ -52,11 +72,25 @@ class FitConfig:
     theta: float = 1.0
     """Weight of the grid term against the consistency term, >= 0."""
 
+    loss: Loss = "distance"
+    """Consistency term: the L2 distance of the pooled outputs; or the mean squared difference of CLIP's image
+    embeddings, which are projected and of unit length."""
+
+    criterion: Criterion = "gradient"
+    """What scores a block of the quadtree; "random" draws other splits for every picture of every batch."""
+
     alpha: tuple[float, float] = (0.0, 0.1)
-    """Range that the split threshold (criterion "gradient") is drawn from, anew for every batch."""
+    """Range that the split threshold is drawn from."""
+
+    alpha_per: AlphaPer = "batch"
+    """Draw one threshold for the pictures of a batch, or one for each."""
+
+    sizes: Sizes = "drawn"
+    """Sizes of pictures. "drawn": one shorter side a batch, between the native size and `largest_size`. "own": as they
+    are; those whose longer side exceeds `largest_size` are shrunk to it."""
 
     largest_size: int | None = None
-    """Pixels; a batch's shorter side is drawn between the native size and this. None: 5/3 of it (560 for 336)."""
+    """Pixels, see `sizes`. None: 5/3 of the native size (560 for 336)."""
 
     max_tokens: int | None = None
     """Most leaves of a picture, which bounds memory. None: the cells of a square of the largest size."""
@@ -65,7 +99,7 @@ class FitConfig:
     """Show whole pictures, squeezed to a square at the native size, or their central squares ("cropped")."""
 
     seed: int = 0
-    """Of the weights, the order of the pictures, sizes and thresholds."""
+    """Of the weights, the order of the pictures, sizes, thresholds and random splits."""
 
     mixed_precision: Precision | None = None
     """Autocast of the tower; None: what `accelerate` is set to. The prior is always computed in float32."""
@@ -91,18 +125,30 @@ class FitConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         for name in ("seed", "workers"):
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise ValueError(f"{name} is {value!r}; it must be an integer of at least 0")
+            check_count(name, getattr(self, name), least=0)
         for name in ("lr", "theta"):
-            if not isinstance(value := getattr(self, name), (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
+            check_number(name, getattr(self, name), least=0.0)
+        if not isinstance(self.alpha, tuple) or len(self.alpha) != 2:
+            raise TypeError(f"alpha is {self.alpha!r}; it must be (lowest, highest)")
         for value in self.alpha:
             check_threshold(value)
-        if len(self.alpha) != 2 or not self.alpha[0] <= self.alpha[1] < math.inf:
+        if not self.alpha[0] <= self.alpha[1] < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be (lowest, highest), both finite")
-        check_choice("shape", self.shape, Shape)
+        choices = {"frequencies": Frequencies, "loss": Loss, "criterion": Criterion, "shape": Shape}
+        for name, allowed in {**choices, "alpha_per": AlphaPer, "sizes": Sizes}.items():
+            check_choice(name, getattr(self, name), allowed)
         if self.mixed_precision is not None:
             check_choice("mixed_precision", self.mixed_precision, Precision)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **values: Any) -> FitConfig:
+        """The settings of a recipe, with `values` laid over them.
+
+        Raises:
+            TypeError, ValueError: there is no such recipe, or a value is not allowed.
+        """
+        check_choice("recipe", recipe, Recipe)
+        return cls(**{**RECIPES[recipe], **values})
 
     @property
     def checkpoint(self) -> Path:

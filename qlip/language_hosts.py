@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.attachment import AttachedPretrained
 from qlip.generation import GoesOnBehindImages
-from qlip.packing import unpack_leaves
+from qlip.packing import check_pair, unpack_leaves
 from qlip.placement import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 
 NO_PROMPT = "images were given without input_ids: where they stand can't be told from embeddings"
@@ -92,6 +92,11 @@ class LanguageTrunk(AttachedPretrained):
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
         if images is not None:
+            if kwargs.get("position_ids") is None and self.attachment.vision.qlip.llm_positions == "raster":
+                raise ValueError(
+                    f"{type(self).__name__} is given images without position_ids: call the model around it, or give"
+                    " those of its place_images"
+                )
             inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
         for name in ("vision_feature_select_strategy", "image_sizes"):  # said by the model around, about images only
             kwargs.pop(name, None)
@@ -175,8 +180,11 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
             ValueError: image tokens that do not match the images, or embeddings instead of a prompt without the
                 positions and the bias that its images need.
         """
-        if pixel_values is not None and leaf_boxes is None:
-            leaf_boxes, leaf_grids, pixel_values = self._pack(pixel_values)
+        encoded = (mm_encoder_outputs or {}).get("image") is not None
+        packed = self._pack(pixel_values, leaf_boxes, leaf_grids, encoded or input_ids is None)
+        pixel_values, leaf_boxes, leaf_grids = packed
+        if encoded and leaf_boxes is None and position_ids is None:
+            self._check_lost()
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if leaf_boxes is not None and leaf_grids is not None:
             if input_ids is None:
@@ -212,8 +220,8 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         """
         pixel_values = kwargs.pop("pixel_values", None)
         boxes, grids = kwargs.pop("leaf_boxes", None), kwargs.pop("leaf_grids", None)
-        if pixel_values is not None and boxes is None:
-            boxes, grids, pixel_values = self._pack(pixel_values)
+        encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
+        pixel_values, boxes, grids = self._pack(pixel_values, boxes, grids, encoded)
         if boxes is not None and grids is not None:
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
@@ -231,6 +239,34 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
     def _spans(self, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[ImageSpan]:
         return [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
 
+    def _pack(
+        self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None, encoded: bool
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Images as packed tensors; whole ones are cut here.
+
+        Raises:
+            ValueError: leaves without their grids or, unless the images are `encoded`, without their pixels.
+        """
+        check_pair(leaf_boxes, leaf_grids)
+        if pixel_values is not None and leaf_boxes is None:
+            packed = self.attachment.pack(pixel_values)
+            return packed["pixel_values"], packed["leaf_boxes"], packed["leaf_grids"]
+        if leaf_boxes is not None and pixel_values is None and not encoded:
+            raise ValueError(
+                f"leaf_boxes of {len(leaf_boxes)} images are given without pixel_values; give all that the attached"
+                " processor returns, or none of it"
+            )
+        return pixel_values, leaf_boxes, leaf_grids
+
+    def _check_lost(self) -> None:
+        """Raises where encoded images, of which nothing else is known, would lose their places or weights."""
+        settings = self.attachment.vision.qlip
+        if settings.llm_positions == "raster" or settings.biases_language_model:
+            raise ValueError(
+                "encoded images are given without leaf_boxes and leaf_grids; give both, or position_ids and key_bias"
+                " (see place_images)"
+            )
+
     def _check_placed(
         self, position_ids: Tensor | None, key_bias: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
     ) -> None:
@@ -240,10 +276,6 @@ class LanguageModel(GoesOnBehindImages, AttachedPretrained):
         lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []
         if lost:
             raise ValueError(f"{NO_PROMPT}; give {' and '.join(lost)} (see place_images)")
-
-    def _pack(self, pixel_values: Any) -> tuple[Tensor, Tensor, Tensor]:
-        packed = self.attachment.pack(pixel_values)
-        return packed["leaf_boxes"], packed["leaf_grids"], packed["pixel_values"]
 
     def _bias(self, placed: Placed) -> Tensor | None:
         return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)

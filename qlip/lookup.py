@@ -49,6 +49,8 @@ def anatomy_of(vision_model: nn.Module) -> type[Anatomy]:
     if (foreign := foreign_anatomy(vision_model)) is not None:
         return foreign
     known_names = ", ".join(known.__name__ for known, _ in ANATOMIES)
+    if getattr(vision_model, "main_input_name", None) == "input_ids":
+        raise TypeError(f"{type(vision_model).__name__} is none of {known_names}: it takes text alone, and no pictures")
     reason = why_not(vision_model) or "QLIP needs a ViT with a table of absolute positions whose insides it knows"
     raise TypeError(f"{type(vision_model).__name__} is none of {known_names}: {reason}")
 

@@ -6,17 +6,29 @@ Knows nothing of leaves or towers; `qlip.positions` evaluates it.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FREQUENCIES = "frequencies"
 
+AUTHORS_BANDS = 48
+"""Bands of the authors' training script."""
+
 PRIOR_FILE = "prior.safetensors"
 """Its name in a checkpoint's folder."""
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Names under which training scripts save a state dict among other things."""
+
+EXPECTED = "expected what CoordinateMLP.save writes, or layers.N.weight and layers.N.bias as the authors save them"
 
 
 class CoordinateMLP(nn.Module):
@@ -27,20 +39,24 @@ class CoordinateMLP(nn.Module):
         hidden: width of the hidden layers.
         depth: number of hidden layers.
         bands: frequencies per coordinate; each gives a sine and a cosine, so 12 bands are the paper's 48 features.
+        frequencies: float (bands,), at least 0; by default `smooth_frequencies`.
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, hidden: int = 1024, depth: int = 4, bands: int = 12) -> None:
+    def __init__(
+        self, dim: int, hidden: int = 1024, depth: int = 4, bands: int = 12, frequencies: Tensor | None = None
+    ) -> None:
         super().__init__()
-        # Up to `bands` quarter periods each way: below the Nyquist rate of a 24 x 24 table, hence smooth in between.
-        self.register_buffer(FREQUENCIES, torch.arange(1, bands + 1, dtype=torch.float32) * (math.pi / 2))
-        widths = [2 + 4 * bands] + [hidden] * depth + [dim]
+        self.register_buffer(FREQUENCIES, smooth_frequencies(bands) if frequencies is None else frequencies.float())
+        widths = [2 + 4 * len(self.frequencies)] + [hidden] * depth + [dim]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(..., 2) -> (..., D), float32."""
-        angles = (coordinates[..., None] * self.frequencies).flatten(-2)  # (..., 2 bands)
+        # Two equal factors, as in the authors' code: at their frequencies of up to 2e4 float32 then rounds as theirs.
+        factors = self.frequencies.sqrt()
+        angles = (coordinates[..., None] * factors * factors).flatten(-2)  # (..., 2 bands)
         features = torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
         for layer in self.layers[:-1]:
             features = torch.tanh(layer(features))
@@ -52,43 +68,108 @@ class CoordinateMLP(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> CoordinateMLP:
-        """Reads our safetensors, or a `.pt` state dict of linear layers in order, such as the authors'.
+        """Reads a prior: our file, or the state dict of the authors' InterpolationMLP.
 
-        A `.pt` is read with `weights_only=True`; names do not matter, the order of the layers does. Where it holds no
-        `frequencies`, ours are taken.
+        Ours, as `save` writes it, records its frequencies. Theirs (`.pt`, read with `weights_only=True`) holds none:
+        its number of bands follows from its width, and its function is computed with `authors_frequencies`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the weights are no chain of linear layers from coordinates to an embedding.
+            ValueError: the file is damaged or holds anything else; nothing is guessed.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no MLP prior at {path}")
-        if path.suffix == ".safetensors":
-            state = load_file(str(path))
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        weights = [tensor.float() for name, tensor in state.items() if tensor.ndim == 2 and name.endswith("weight")]
-        biases = [tensor.float() for name, tensor in state.items() if tensor.ndim == 1 and name.endswith("bias")]
-        _check_chain(weights, biases, path)
+        state = _read_state(path)
+        frequencies = state.pop(FREQUENCIES, None)
+        weights, biases = _linear_layers(state, path)
         bands = (weights[0].shape[1] - 2) // 4
-        interleaved = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-        prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, bands)
-        with torch.no_grad():
-            for parameter, tensor in zip(prior.layers.parameters(), interleaved, strict=True):
-                parameter.copy_(tensor)
-            if FREQUENCIES in state:
-                prior.frequencies.copy_(state[FREQUENCIES])
+        if frequencies is None:
+            frequencies = authors_frequencies(bands)
+            weights[0] = _reorder_authors_inputs(weights[0])
+        elif frequencies.shape != (bands,) or not (frequencies.isfinite() & (frequencies >= 0)).all():
+            raise ValueError(
+                f"{path} holds frequencies of shape {tuple(frequencies.shape)}; expected {bands} finite numbers of at"
+                f" least 0, as its first layer has {2 + 4 * bands} inputs"
+            )
+        prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
+        for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
+            layer.load_state_dict({"weight": weight, "bias": bias})
         return prior
 
 
-def _check_chain(weights: list[Tensor], biases: list[Tensor], path: Path) -> None:
-    shapes = [tuple(weight.shape) for weight in weights]
-    chained = len(shapes) > 1 and all(a[0] == b[1] for a, b in pairwise(shapes))
-    hidden_equal = len({shape[0] for shape in shapes[:-1]}) == 1
-    matched = [bias.shape[0] for bias in biases] == [shape[0] for shape in shapes]
-    if not (chained and hidden_equal and matched) or shapes[0][1] < 6 or (shapes[0][1] - 2) % 4:
+def smooth_frequencies(bands: int) -> Tensor:
+    """Our frequencies: pi / 2 (j + 1) for band j from 0.
+
+    Up to `bands` quarter periods each way: below the Nyquist rate of a 24 x 24 table, hence smooth in between.
+    """
+    return torch.arange(1, bands + 1, dtype=torch.float32) * (math.pi / 2)
+
+
+def authors_frequencies(bands: int) -> Tensor:
+    """Frequencies of the authors' released code: (pi j)^2 for band j from 0."""
+    return (torch.arange(bands, dtype=torch.float64) * math.pi).float() ** 2
+
+
+def _reorder_authors_inputs(weight: Tensor) -> Tensor:
+    """Columns of a first layer for our order of features: coordinates, sines of (row, col), cosines of (row, col).
+
+    The authors' order is coordinates, sines of row, cosines of row, sines of col, cosines of col.
+    """
+    coordinates, features = weight.split([2, weight.shape[1] - 2], dim=1)
+    sin_row, cos_row, sin_col, cos_col = features.chunk(4, dim=1)
+    return torch.cat([coordinates, sin_row, sin_col, cos_row, cos_col], dim=1)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, out of what wraps them and without the prefix of a wrapped module."""
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from None
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged pickle raises errors of any kind
+            raise ValueError(
+                f"{path} can't be read: it is damaged, or holds more than tensors, as a whole pickled module does. Such"
+                " files can run code and are refused; save torch.save(module.state_dict(), FILE)"
+            ) from None
+    for name in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+            break
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, which is no MLP prior; {EXPECTED}")
+    if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path} is no MLP prior: {others[0]!r} is no tensor; {EXPECTED}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _linear_layers(state: Mapping[str, Tensor], path: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """float32 weights and biases in order, of layers that make one chain from coordinates to an embedding."""
+    parts: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"layers\.(\d+)\.(weight|bias)", name)
+        if match is None:
+            raise ValueError(f"{path} is no MLP prior: it holds {name!r}; {EXPECTED}")
+        parts[match[2]][int(match[1])] = tensor.float()
+    weights, biases = ([tensors[number] for number in sorted(tensors)] for tensors in parts.values())
+    if parts["weight"].keys() != parts["bias"].keys() or not _is_chain(weights, biases):
         raise ValueError(
-            f"{path} is no MLP prior: linear layers of shapes {shapes}; expected (hidden, 2 + 4 bands),"
-            " (hidden, hidden) ..., (embedding, hidden), each with a bias"
+            f"{path} is no MLP prior: linear layers of shapes {[tuple(weight.shape) for weight in weights]}; expected"
+            " (hidden, 2 + 4 bands), (hidden, hidden) ..., (embedding, hidden), each with a bias"
         )
+    return weights, biases
+
+
+def _is_chain(weights: list[Tensor], biases: list[Tensor]) -> bool:
+    """Whether layers lead from coordinates over hidden layers of one width to an embedding."""
+    if len(weights) < 2 or any(weight.ndim != 2 for weight in weights):
+        return False
+    chained = all(a.shape[0] == b.shape[1] for a, b in pairwise(weights))
+    hidden_equal = len({len(weight) for weight in weights[:-1]}) == 1
+    matched = all(bias.shape == weight.shape[:1] for bias, weight in zip(biases, weights, strict=True))
+    inputs = weights[0].shape[1]
+    return chained and hidden_equal and matched and inputs >= 6 and (inputs - 2) % 4 == 0

@@ -23,6 +23,12 @@ from qlip.image_processing import QLIPImageProcessor, to_rgb
 logger = logging.getLogger(__name__)
 
 Shape = Literal["native", "cropped"]
+AlphaPer = Literal["batch", "picture"]
+Sizes = Literal["drawn", "own"]
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises over a file that is no picture, is damaged, or is too large."""
 
 
 class Batch(NamedTuple):
@@ -32,14 +38,17 @@ class Batch(NamedTuple):
     """float32 (B, 3, S, S): the whole view squeezed to the native size."""
 
     images: list[Tensor]
-    """float32 (3, H, W) each: the same views at the batch's size, in their own aspect ratio."""
+    """float32 (3, H, W) each: the same views larger, in their own aspect ratio."""
 
-    alpha: float
-    """The batch's split threshold."""
+    alphas: list[float]
+    """Split threshold of each."""
+
+    seeds: list[int]
+    """Of the random splits of each, where the splits are random."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(self.references.to(device), [image.to(device) for image in self.images], self.alpha)
+        return Batch(self.references.to(device), [image.to(device) for image in self.images], self.alphas, self.seeds)
 
 
 class PictureBatches(Dataset[Batch]):
@@ -52,10 +61,13 @@ class PictureBatches(Dataset[Batch]):
         paths: the pictures.
         processor: gives patch size, native size, normalisation and bounds on the grid.
         batch: pictures in a batch, over all processes; a multiple of their number.
-        largest_size: pixels. A batch's shorter side is drawn from whole cells between the native size and this.
-        alpha: lowest and highest split threshold that a batch's is drawn from.
+        largest_size: pixels, see `sizes`.
+        alpha: lowest and highest split threshold to draw from.
+        alpha_per: draw one threshold a batch, or one for each picture.
+        sizes: "drawn": a batch's shorter side is drawn from whole cells between the native size and `largest_size`;
+            "own": each picture at its own size, shrunk where its longer side exceeds `largest_size`.
         shape: "native" shows the whole picture, "cropped" its central square.
-        seed: of order, sizes and thresholds.
+        seed: of order, sizes, thresholds and random splits.
         share: (rank, number of processes); batches hold this process's pictures only.
 
     Raises:
@@ -70,11 +82,15 @@ class PictureBatches(Dataset[Batch]):
         batch: int,
         largest_size: int,
         alpha: tuple[float, float],
+        alpha_per: AlphaPer = "batch",
+        sizes: Sizes = "drawn",
         shape: Shape = "native",
         seed: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         check_choice("shape", shape, Shape)
+        check_choice("alpha_per", alpha_per, AlphaPer)
+        check_choice("sizes", sizes, Sizes)
         check_count("batch", batch)
         native_size = processor.crop_size["height"]
         if not paths:
@@ -84,8 +100,9 @@ class PictureBatches(Dataset[Batch]):
         if batch % share[1]:
             raise ValueError(f"batch is {batch}; {share[1]} processes share it, so it must be a multiple of that")
         self.paths, self.processor, self.batch = list(paths), processor, batch
-        self.largest_cells = largest_size // processor.patch_size
-        self.alpha, self.shape, self.seed, self.share = alpha, shape, seed, share
+        self.largest_size, self.largest_cells = largest_size, largest_size // processor.patch_size
+        self.alpha, self.alpha_per, self.sizes = alpha, alpha_per, sizes
+        self.shape, self.seed, self.share = shape, seed, share
         self.unreadable: set[Path] = set()
 
     @property
@@ -98,14 +115,23 @@ class PictureBatches(Dataset[Batch]):
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
         draws = np.random.default_rng([self.seed, epoch, number])
         cells = int(draws.integers(self.processor.native_grid, self.largest_cells, endpoint=True))
-        alpha = float(draws.uniform(*self.alpha))
+        drawn = draws.uniform(*self.alpha, size=self.batch if self.alpha_per == "picture" else 1)
+        alphas = np.broadcast_to(drawn, self.batch).tolist()
+        seeds = draws.integers(2**63, size=self.batch).tolist()
         rank, processes = self.share
         first = number * self.batch
         views = [self._view(order, place) for place in range(first + rank, first + self.batch, processes)]
         native_size = self.processor.crop_size["height"]
         squares = [view.resize((native_size, native_size), Image.Resampling.BICUBIC) for view in views]
         references = torch.stack([self._prepare(square, None) for square in squares])
-        return Batch(references, [self._prepare(view, cells * self.processor.patch_size) for view in views], alpha)
+        sides = [cells * self.processor.patch_size if self.sizes == "drawn" else self._own_side(view) for view in views]
+        images = [self._prepare(view, side) for view, side in zip(views, sides, strict=True)]
+        return Batch(references, images, alphas[rank::processes], seeds[rank::processes])
+
+    def _own_side(self, view: Image.Image) -> int | None:
+        """Shorter side, in pixels, of a picture whose longer one is too long; None keeps the size."""
+        short, long = sorted(view.size)
+        return None if long <= self.largest_size else max(1, short * self.largest_size // long)
 
     def _view(self, order: np.ndarray, place: int) -> Image.Image:
         """The picture at a place in the order, or the next that can be read."""
@@ -150,7 +176,7 @@ def read_picture(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as picture:
             return to_rgb(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         logger.warning("%s is skipped: %s", path, error)
         return None
 

@@ -30,7 +30,8 @@ def interpolate_positions(
         leaves: N leaves.
         mode: "bilinear", "bicubic" (corners aligned, borders clamped) or "mlp", the trained prior.
         mlp: the prior, for mode "mlp".
-        leaf_position: position of the leaf's centre, or the mean over its cells.
+        leaf_position: position of the leaf's centre, of its cell (row + size // 2, col + size // 2), or the mean over
+            its cells.
         mlp_residual: with "mlp", add (table - prior on the native grid), interpolated bicubically, so that the native
             grid is exact whatever the fit. False is the paper's form.
 
@@ -95,8 +96,8 @@ def _table_weights(leaves: Leaves, side: int, mode: Interpolation, leaf_position
 def _axis_weights(leaves: Leaves, axis: int, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
     """float64 (N, n): the same along one axis. A one-hot row, exactly, where a leaf stands on a point of the table."""
     length, starts, sizes = leaves.grid[axis], leaves.boxes[:, axis], leaves.sizes
-    if leaf_position == "centre":
-        return _point_weights(starts + (sizes.double() - 1) / 2, length, side, mode)
+    if leaf_position != "mean":
+        return _point_weights(_places(leaves, leaf_position)[:, axis], length, side, mode)
     cells = torch.arange(length)
     inside = (cells >= starts[:, None]) & (cells < (starts + sizes)[:, None])
     return (inside / sizes[:, None].double()) @ _point_weights(cells.double(), length, side, mode)
@@ -126,13 +127,18 @@ def _cubic_far(x: Tensor) -> Tensor:
     return ((BICUBIC_A * x - 5 * BICUBIC_A) * x + 8 * BICUBIC_A) * x - 4 * BICUBIC_A
 
 
+def _places(leaves: Leaves, leaf_position: LeafPosition) -> Tensor:
+    """float64 (N, 2): (row, col), in cells, that a leaf's position is read at."""
+    return (leaves.centres if leaf_position == "centre" else leaves.boxes[:, :2] + leaves.boxes[:, 2:] // 2).double()
+
+
 def _prior_positions(mlp: CoordinateMLP, leaves: Leaves, leaf_position: LeafPosition, device: torch.device) -> Tensor:
     """float32 (N, D): the prior at the leaves' normalised coordinates u = -1 + 2 c / (extent - 1), 0 for extent 1."""
-    spots = leaves if leaf_position == "centre" else Leaves.uniform(leaves.grid)
+    places = _places(Leaves.uniform(leaves.grid) if leaf_position == "mean" else leaves, leaf_position).float()
     extent = torch.tensor(leaves.grid) - 1
-    coordinates = torch.where(extent > 0, 2 * spots.centres / extent.clamp(min=1) - 1, 0.0)
+    coordinates = torch.where(extent > 0, 2 * places / extent.clamp(min=1) - 1, 0.0)
     positions = mlp(coordinates.to(device)).float()
-    if leaf_position == "centre":
+    if leaf_position != "mean":
         return positions
     tokens = leaves.token_map().flatten().to(device)
     sums = torch.zeros(len(leaves), positions.shape[1], device=device).index_add_(0, tokens, positions)

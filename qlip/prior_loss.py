@@ -1,4 +1,4 @@
-"""The paper's loss of an MLP prior to a frozen tower (section 3.2), and its grid term solved in closed form.
+"""The loss of an MLP prior to a frozen tower (paper section 3.2), and its grid term solved in closed form.
 
 Pure of files and optimisers: `qlip.fit` trains with it.
 """
@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlip.config import Interpolation
@@ -21,17 +22,19 @@ from qlip.quadtree import Leaves, partition_as
 
 
 class PriorLoss(nn.Module):
-    """Both terms of the paper's loss, of a prior to a frozen tower.
+    """Both terms of the loss of a prior to a frozen tower.
 
     Args:
         prior: what is trained.
-        tower: its settings give the quadtree; alpha comes with the batch.
+        tower: its settings give the quadtree; alpha and the seed of random splits come with the batch.
+        projection: CLIP's, for the consistency term of the authors' released script; None for the paper's.
     """
 
-    def __init__(self, prior: CoordinateMLP, tower: QLIPVisionModel) -> None:
+    def __init__(self, prior: CoordinateMLP, tower: QLIPVisionModel, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.prior = prior
         self.tower = tower.requires_grad_(False).eval()
+        self.projection = None if projection is None else projection.requires_grad_(False)
         self.native = Leaves.uniform((tower.native_grid, tower.native_grid))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -47,23 +50,32 @@ class PriorLoss(nn.Module):
         return interpolate_positions(self.tower.position_table, leaves, mode, self.prior, mlp_residual=False)
 
     def consistency(self, batch: Batch, mode: Interpolation = "mlp") -> Tensor:
-        """|| E(native size, uniform) - E(larger, quadtree) ||_2, the mean over pictures; E the pooled output."""
+        """The difference of E(native size, uniform) and E(larger, quadtree), the mean over pictures.
+
+        The L2 norm, of pooled outputs E; with a projection the mean square over D, of E projected to unit length.
+        """
         tower = self.tower
         with torch.no_grad():
             reference = self._embed(list(batch.references), [self.native] * len(batch.references), "bicubic")
-        settings = replace(tower.qlip, alpha=batch.alpha)
         patch_size, native_grid = tower.config.patch_size, tower.native_grid
-        leaves = [partition_as(settings, image, patch_size, native_grid) for image in batch.images]
-        return (self._embed(batch.images, leaves, mode) - reference).norm(dim=1).mean()
+        leaves = [
+            partition_as(replace(tower.qlip, alpha=alpha, seed=seed), image, patch_size, native_grid)
+            for image, alpha, seed in zip(batch.images, batch.alphas, batch.seeds, strict=True)
+        ]
+        difference = self._embed(batch.images, leaves, mode) - reference
+        return difference.norm(dim=1).mean() if self.projection is None else difference.square().mean()
 
     def _embed(self, images: list[Tensor], leaves: list[Leaves], mode: Interpolation) -> Tensor:
-        """float32 (B, D): pooled outputs, with the positions of `mode`; on the native grid bicubic is the table."""
+        """float32 (B, D): E of `consistency`, with the positions of `mode`; on the native grid bicubic is the table."""
         cls = self.tower.cls_position.float()
         positions = [torch.cat([cls, self.place(tree, mode)]) for tree in leaves]
         pooled = self.tower.encode(images, leaves, positions, pool=True).pooled
         if pooled is None:
             raise ValueError("the tower gave no pooled output")
-        return pooled.float()
+        if self.projection is None:
+            return pooled.float()
+        with torch.autocast(pooled.device.type, enabled=False):  # differences of unit vectors are small
+            return F.normalize(self.projection(pooled.float()), dim=1)
 
 
 @torch.no_grad()

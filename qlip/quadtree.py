@@ -51,13 +51,13 @@ class Leaves:
         return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
 
     def token_map(self) -> Tensor:
-        """int64 (rows, cols): the index of the leaf that covers each cell."""
+        """int64 (rows, cols): the index of the leaf that covers each cell; -1 where none does."""
         areas = self.sizes**2
         leaf = torch.repeat_interleave(torch.arange(len(self)), areas)
         place = torch.arange(len(leaf)) - (areas.cumsum(0) - areas)[leaf]  # running count inside the leaf
         row = self.boxes[leaf, 0] + place // self.sizes[leaf]
         col = self.boxes[leaf, 1] + place % self.sizes[leaf]
-        tokens = torch.empty(self.grid, dtype=torch.int64)
+        tokens = torch.full(self.grid, -1)
         tokens[row, col] = leaf
         return tokens
 

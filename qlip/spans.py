@@ -44,7 +44,7 @@ def _sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | N
     Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one number
     for all where `llm_weight` is "native". None where every token weighs one.
     """
-    if settings.llm_size_bias == 0 and settings.llm_weight == "each":
+    if not settings.biases_language_model:
         return None
     sizes = leaves.sizes.float()
     if settings.thumbnail:

@@ -1,1 +1,29 @@
-"""QLIP inside transformers, each in a few lines."""
+"""QLIP inside transformers, each in a few lines, and the command line that they share."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from llava.command import OneLineParser, run_command
+
+
+def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs an example on a command line made of its parameters, and exits; an error is one line and exit code 2."""
+    parser = OneLineParser(prog=Path(inspect.getfile(example)).stem)
+    names: list[str] = []
+    options: list[str] = []
+    for name, parameter in inspect.signature(example).parameters.items():
+        if parameter.default is parameter.empty:
+            names.append(name)
+            parser.add_argument(name, nargs="+" if parameter.kind is parameter.VAR_POSITIONAL else None)
+        else:
+            options.append(name)
+            flag, default = f"--{name.replace('_', '-')}", parameter.default
+            parser.add_argument(flag, default=default, help=f"a folder or a hub id ({default})")
+    args = vars(parser.parse_args(argv))
+    words = [word for name in names for word in (args[name] if isinstance(args[name], list) else [args[name]])]
+    sys.exit(run_command(parser.prog, lambda: example(*words, **{name: args[name] for name in options})))

@@ -1,12 +1,11 @@
 """Features of leaves, drawn back on the picture: `python -m scripts.examples.feature_map PICTURE OUT.png`."""
 
-import sys
-
 import torch
 from PIL import Image
 from transformers import AutoModel
 
 import qlip
+from scripts.examples import run
 
 
 def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> None:
@@ -22,4 +21,4 @@ def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> No
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

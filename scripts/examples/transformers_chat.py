@@ -1,17 +1,17 @@
 """A question to a LLaVA of transformers: `python -m scripts.examples.transformers_chat PICTURE QUESTION`."""
 
-import sys
-
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qlip
+from scripts.examples import run
 
 
 def main(picture: str, question: str, model_path: str = "llava-hf/llava-1.5-7b-hf") -> None:
+    image = Image.open(picture)
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype="auto", device_map="auto")
     model, processor = qlip.attach(model, AutoProcessor.from_pretrained(model_path), max_tokens=1152)
-    content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": question}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
     answer = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=128)
@@ -19,4 +19,4 @@ def main(picture: str, question: str, model_path: str = "llava-hf/llava-1.5-7b-h
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
+import qlip.cli
 from qlip import Leaves, draw_leaves
 from qlip.cli import main
 
@@ -49,11 +52,76 @@ def test_bad_values_are_refused_in_one_line(picture, capsys, flags, message):
     assert message in error and error.count("\n") == 1
 
 
-def test_what_is_no_picture_is_refused(tmp_path, capsys):
+def test_what_is_no_picture_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     assert main(["show", str(tmp_path / "text.png")]) == 2
     assert main(["show", str(tmp_path / "absent.png")]) == 2
     assert "no picture" in (error := capsys.readouterr().err) and "there is no file" in error
+    Image.new("RGB", (200, 200)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert main(["show", str(tmp_path / "large.png")]) == 2
+    assert "large.png is no picture that can be read: Image size (40000 pixels)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "qlip: error: the following arguments are required: COMMAND"),
+        (["fit"], "qlip fit: error: the following arguments are required: --tower, --out"),
+        (["fit", "--recipe", "theirs"], "qlip fit: error: argument --recipe: invalid choice: 'theirs'"),
+        (["show", "a.png", "--max-tokens", "96.5"], "qlip show: error: argument --max-tokens: invalid"),
+        (["sweep", "--nothing"], "qlip sweep: error: "),
+    ],
+)
+def test_a_wrong_flag_is_one_line(capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith(message) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a\nb"), TypeError("a\nb"), OSError("a\nb"), RuntimeError("a\nb"), ImportError("a\nb"),
+        SafetensorError("a\nb"), pickle.UnpicklingError("a\nb"),
+        ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nValueError: a b\n"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["show", "bias", "fit"])
+def test_an_error_of_the_user_is_one_line_in_every_command(capsys, monkeypatch, command, error):
+    def fail(*arguments, **options):
+        raise error
+
+    names = {
+        "show": "qlip.cli.QLIPImageProcessor",
+        "bias": "qlip.cli.find_pictures",
+        "fit": "qlip.fit_command.fit_prior",
+    }
+    flags = {"show": ["a.png"], "bias": ["--tower", "t", "--images", "i", "--out", "o.json"]}
+    parser = qlip.cli.build_parser("show")
+    monkeypatch.setattr(qlip.cli, "build_parser", lambda asked: parser)
+    monkeypatch.setattr(names[command], fail)
+    assert main([command, *flags.get(command, ["--tower", "t", "--out", "o.safetensors"])]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("qlip: ") and said.endswith("a b\n") and said.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_and_ctrl_c_says_nothing(capsys, monkeypatch):
+    def raising(error):
+        def find_pictures(folder):
+            raise error
+
+        return find_pictures
+
+    flags = ["bias", "--tower", "t", "--images", "i", "--out", "o.json"]
+    monkeypatch.setattr(qlip.cli, "find_pictures", raising(AssertionError("a fault")))
+    with pytest.raises(AssertionError, match="a fault"):
+        main(flags)
+    monkeypatch.setattr(qlip.cli, "find_pictures", raising(KeyboardInterrupt()))
+    assert main(flags) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_the_module_runs():

@@ -98,7 +98,36 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, message):
         QLIPConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "image_size", "max_cells", "structure_size"])
-def test_a_count_is_a_whole_number(name):
-    with pytest.raises(TypeError, match=f"{name}.*12.5"):
-        QLIPConfig(**{name: 12.5})
+COUNTS = ("max_tokens", "image_size", "max_cells", "structure_size", "seed")
+NUMBERS = ("alpha", "size_bias", "llm_size_bias")
+FLAGS = ("mlp_residual", "thumbnail")
+WORDS = ("criterion", "layout", "interpolation", "leaf_position", "coarsest", "llm_positions", "llm_weight")
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "allowed"),
+    [
+        (COUNTS, [96.5, 96.0, math.nan, "96", True, [96], {}], "it must be an integer"),
+        (COUNTS[2:], [None], "it must be an integer"),
+        (COUNTS, [-1, 2**63], "it must be (at least|below)"),
+        (NUMBERS, ["x", True, None, [1.0], {}], "it must be a number"),
+        (NUMBERS[1:], [math.nan, math.inf, -math.inf], "it must be a finite number"),
+        (FLAGS, [1, "true", None, 0.0], "it must be true or false"),
+        (WORDS, [1, None, True, [], "no"], "allowed are '"),
+        (("mlp",), [1, True, 0.5, ["prior.pt"]], "it must be the path"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_field_and_what_is_allowed(names, values, allowed):
+    assert {*COUNTS, *NUMBERS, *FLAGS, *WORDS, "mlp"} == {field.name for field in dataclasses.fields(QLIPConfig)}
+    for name in names:
+        for value in values:
+            for make in (lambda given: QLIPConfig(**given), QLIPConfig.from_dict):
+                with pytest.raises((TypeError, ValueError), match=f"^{name} is .*{allowed}") as error:
+                    make({name: value})
+                assert repr(value) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [None, 3, "alpha", [0.5], True], ids=str)
+def test_settings_that_are_no_object_are_refused(values):
+    with pytest.raises(TypeError, match="the QLIP settings are .*; they must be an object of settings by name"):
+        QLIPConfig.from_dict(values)

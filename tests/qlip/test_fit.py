@@ -22,10 +22,12 @@ import qlip.fit
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
 from qlip.cli import main
 from qlip.fit import fit_prior, hold_out, learning_rate_factor, make_batches, train
-from qlip.fit_config import FitConfig
+from qlip.fit_config import RECIPES, FitConfig
 from qlip.pictures import find_pictures
 from qlip.prior_loss import PriorLoss
-from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, make_tower, weights
+from qlip.tower import load_tower
+from tests.qlip.authors import make_authors_prior
+from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_clip, make_tower, weights
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +41,10 @@ def accelerate_on_cpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with two towers, a small prior and five pictures."""
+    """A folder with three towers, one of them with CLIP's projection, a small prior and five pictures."""
     folder = tmp_path_factory.mktemp("fit")
-    for kind in CLASSES:
-        make_tower(kind).save_pretrained(folder / kind)
+    for kind in (*CLASSES, "whole"):
+        (make_clip() if kind == "whole" else make_tower(kind)).save_pretrained(folder / kind)
         CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / kind)
     torch.manual_seed(1)
     CoordinateMLP(WIDTH, hidden=48, depth=2).save(folder / "small.safetensors")
@@ -75,10 +77,10 @@ def test_without_pictures_the_prior_in_its_pure_form_is_the_table(files, tmp_pat
 @pytest.mark.parametrize("kind", CLASSES)
 def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(files, tmp_path, kind):
     settings, accelerator = config(files, tmp_path, kind=kind, steps=25, lr=3e-3), Accelerator()
-    tower = QLIPVisionModel.from_pretrained(settings.tower)
+    tower, processor = load_tower(settings.tower)
     before = copy.deepcopy(tower.state_dict())
     loss = PriorLoss(CoordinateMLP.load(settings.init), tower)
-    batches = make_batches(settings, find_pictures(settings.images), tower, accelerator)
+    batches = make_batches(settings, find_pictures(settings.images), tower, processor, accelerator)
     consistency = train(loss, batches, batches, settings, accelerator)
     assert consistency.after < 0.95 * consistency.before
     assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
@@ -86,8 +88,8 @@ def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(file
 
 
 def test_bounds_follow_from_the_towers_native_size(files, tmp_path):
-    tower = QLIPVisionModel.from_pretrained(str(files / "clip"))
-    batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, Accelerator())
+    tower, processor = load_tower(str(files / "clip"))
+    batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, processor, Accelerator())
     assert batches.largest_cells == 6 and tower.qlip.max_tokens == 36  # 5/3 of 4 cells, rounded down; its square
     assert len(tower.partition(torch.randn(3, 6 * PATCH, 20 * PATCH))) <= 36
 
@@ -101,15 +103,17 @@ def test_some_pictures_are_kept_from_training(monkeypatch, count, apart):
     assert set(training) | set(held_out) == set(paths) - ({paths[10]} if count == 60 else set())
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch):
-    whole = fit_prior(config(files, tmp_path))
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, recipe):
+    recipe = {**RECIPES[recipe], "kind": "whole", "batch": 2}
+    whole = fit_prior(config(files, tmp_path, **recipe))
 
     def killed(step, total):
         if step == 5:
             raise KeyboardInterrupt
         return learning_rate_factor(step, total)
 
-    settings = replace(config(files, tmp_path), out=tmp_path / "killed.safetensors")
+    settings = replace(config(files, tmp_path, **recipe), out=tmp_path / "killed.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(qlip.fit, "learning_rate_factor", killed)
         fit_prior(settings)
@@ -156,11 +160,13 @@ def test_in_mixed_precision_the_prior_stays_in_float32(files, tmp_path):
 
 
 def test_weights_to_start_from_may_be_the_authors_pt(files, tmp_path):
-    start = CoordinateMLP.load(files / "small.safetensors")
-    torch.save({f"net.{name}": value for name, value in start.layers.state_dict().items()}, tmp_path / "authors.pt")
+    start = make_authors_prior(WIDTH)
+    torch.save(start.state_dict(), tmp_path / "authors.pt")
     fitted = fit_prior(config(files, tmp_path, init=tmp_path / "authors.pt", lr=0.0))
-    assert torch.equal(weights(fitted.prior), weights(start))
     assert fitted.consistency.before == fitted.consistency.after
+    with torch.no_grad():
+        for prior in (fitted.prior, CoordinateMLP.load(tmp_path / "out.safetensors")):
+            torch.testing.assert_close(prior(coordinates(5, 7)), start(coordinates(5, 7)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -244,3 +250,6 @@ def test_the_command_refuses_in_one_line(files, tmp_path, capsys):
     out = str(tmp_path / "prior.safetensors")
     assert main(["fit", "--tower", str(files / "clip"), "--out", out, "--theta", "-2"]) == 2
     assert "theta is -2.0" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    given = ["--init", str(files / "small.safetensors"), "--frequencies", "authors"]
+    assert main(["fit", "--tower", str(files / "clip"), "--out", out, *given]) == 2
+    assert "--frequencies authors goes without --init" in capsys.readouterr().err

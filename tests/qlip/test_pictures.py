@@ -60,7 +60,7 @@ def test_epochs_differ_in_order_and_steps_in_what_is_drawn(folder):
     data = batches(folder)
     orders = {tuple(name for step in range(3) for name in greys(data[3 * epoch + step])) for epoch in range(6)}
     assert len(orders) > 3
-    assert len({data[step].alpha for step in range(12)}) == 12
+    assert len({data[step].alphas[0] for step in range(12)}) == 12
 
 
 def test_a_step_gives_the_same_batch_whatever_came_before(folder):
@@ -68,16 +68,18 @@ def test_a_step_gives_the_same_batch_whatever_came_before(folder):
     for step in range(5):
         walked[step]
     direct, again = batches(folder)[5], walked[5]
-    assert direct.alpha == again.alpha
+    assert direct.alphas == again.alphas and direct.seeds == again.seeds
     assert all(torch.equal(a, b) for a, b in zip(direct.images, again.images, strict=True))
-    assert batches(folder, seed=4)[5].alpha != direct.alpha
+    assert batches(folder, seed=4)[5].alphas != direct.alphas
 
 
 def test_processes_share_out_the_batch_of_one(folder):
     whole = batches(folder, batch=4)[1]
     shares = [batches(folder, batch=4, share=(rank, 2))[1] for rank in range(2)]
     assert [greys(share) for share in shares] == [greys(whole)[0::2], greys(whole)[1::2]]
-    assert {share.alpha for share in shares} == {whole.alpha}
+    for name in ("alphas", "seeds"):
+        drawn = getattr(whole, name)
+        assert [getattr(share, name) for share in shares] == [drawn[0::2], drawn[1::2]]
     assert {image.shape for share in shares for image in share.images} == {image.shape for image in whole.images}
 
 
@@ -86,7 +88,8 @@ def test_sizes_and_thresholds_lie_in_their_ranges_and_reach_both_ends(folder):
     drawn = [data[step] for step in range(40)]
     assert all(batch.references.shape == (1, 3, 56, 56) for batch in drawn)
     assert {min(batch.images[0].shape[1:]) for batch in drawn} == {56, 70, 84}
-    assert all(0 <= batch.alpha < 0.1 for batch in drawn) and max(batch.alpha for batch in drawn) > 0.09
+    alphas = [alpha for batch in drawn for alpha in batch.alphas]
+    assert all(0 <= alpha < 0.1 for alpha in alphas) and max(alphas) > 0.09
 
 
 def test_shape_decides_between_the_whole_picture_and_its_central_square(tmp_path):

@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_a_native_and_a_larger_model_with_the_priors_positio
         larger.load_state_dict(state, strict=False)
         expected = (native(references).pooler_output - larger(images).pooler_output).norm(dim=1).mean()
         grid = (prior(coordinates(4, 4)) - native.state_dict()[name][len(cls) :]).abs().mean()
-        terms = PriorLoss(prior, QLIPVisionModel(native))(Batch(references, list(images), alpha=0.0))
+        terms = PriorLoss(prior, QLIPVisionModel(native))(Batch(references, list(images), [0.0, 0.0], [0, 0]))
     torch.testing.assert_close(terms, torch.stack([expected, grid]), atol=1e-4, rtol=1e-4)
 
 
@@ -76,7 +76,7 @@ def test_the_gradient_passes_through_the_tower_into_the_prior():
     """Oracle: the central difference of the consistency term along its gradient."""
     torch.manual_seed(0)
     loss = PriorLoss(CoordinateMLP(WIDTH, hidden=16, depth=1), QLIPVisionModel(make_tower("clip")))
-    batch = Batch(torch.randn(1, 3, NATIVE, NATIVE), [torch.randn(3, 70, 84)], alpha=1.0)
+    batch = Batch(torch.randn(1, 3, NATIVE, NATIVE), [torch.randn(3, 70, 84)], [1.0], [0])
     parameters = list(loss.prior.parameters())
     gradient = torch.autograd.grad(loss.consistency(batch), parameters)
     length = torch.cat([part.flatten() for part in gradient]).norm()

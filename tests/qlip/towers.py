@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from qlip import CoordinateMLP
 
@@ -17,6 +24,21 @@ SHAPE = {
     "patch_size": PATCH,
 }
 CLASSES = {"clip": (CLIPVisionConfig, CLIPVisionModel), "siglip": (SiglipVisionConfig, SiglipVisionModel)}
+
+
+TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+PROJECTED = 24
+
+
+def make_clip(image_size: int = NATIVE) -> CLIPModel:
+    """The CLIP tower with a text model and projections around it."""
+    vision = {**SHAPE, "image_size": image_size, "projection_dim": PROJECTED}
+    model = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=PROJECTED)).eval()
+    model.vision_model.load_state_dict(make_tower("clip", image_size).state_dict())
+    with torch.no_grad():
+        drawn = torch.randn(PROJECTED, WIDTH, generator=torch.Generator().manual_seed(5))
+        model.visual_projection.weight.copy_(drawn)
+    return model
 
 
 def make_tower(kind: str, image_size: int = NATIVE):

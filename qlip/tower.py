@@ -1,0 +1,87 @@
+"""Reads the vision tower of `qlip fit` and `qlip bias` from a checkpoint, or says in one line why it can't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedConfig
+from transformers.utils import logging
+
+from qlip.encoder import QLIPVisionModel
+
+LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral")
+"""Model types of checkpoints whose tower `scripts.extract_tower` writes."""
+
+UNREADABLE = (OSError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError)
+"""What transformers raises over files that are absent or damaged, and over configurations with impossible values."""
+
+Result = TypeVar("Result")
+
+
+def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
+    """A tower in float32 and its own image processor.
+
+    Args:
+        path: a CLIP, SigLIP or DINOv2 checkpoint: a folder or a hub id.
+
+    Raises:
+        ValueError: there is none, it is damaged, or of another kind.
+    """
+    if _model_type(path) in LLAVA_TYPES:
+        raise ValueError(
+            f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"
+            f" scripts.extract_tower --model-path {path} --out TOWER` and give TOWER"
+        )
+    model = _read(path, lambda: QLIPVisionModel.from_pretrained(path, dtype=torch.float32))
+    return model, _read(path, lambda: AutoImageProcessor.from_pretrained(path))
+
+
+def load_projection(path: str) -> nn.Linear:
+    """CLIP's `visual_projection`, from a checkpoint that `load_tower` reads; float32.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
+    kind = _model_type(path)
+    missing: set[str] | list[str] = ["visual_projection.weight"]
+    if kind in ("clip", "clip_vision_model"):
+        load = CLIPVisionModelWithProjection.from_pretrained
+        model, info = _read(path, lambda: load(path, dtype=torch.float32, output_loading_info=True))
+        missing = info["missing_keys"]
+    if "visual_projection.weight" in missing:
+        raise ValueError(
+            f"{path}, of type {kind!r}, has no visual_projection.weight, behind which loss 'projected' compares images;"
+            " give a whole CLIP checkpoint, or loss 'distance' (--loss distance)"
+        )
+    return model.visual_projection
+
+
+def _model_type(path: str) -> Any:
+    """What a checkpoint's config.json says that it is."""
+    config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f"no tower could be had from {path!r}: it has no config.json with a model_type")
+    return config["model_type"]
+
+
+def _read(path: str, load: Callable[[], Result]) -> Result:
+    """What `load` reads of a checkpoint, without transformers' report on weights of other parts, say the text model."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return load()
+    except UNREADABLE as error:
+        text = str(error)
+        if isinstance(error, StrictDataclassError):
+            text = " ".join(text.split())  # the first line alone names no value
+        raise ValueError(
+            f"no tower could be had from {path!r}: {(text.splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
