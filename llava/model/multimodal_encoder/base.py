@@ -98,13 +98,20 @@ class VisionTower(nn.Module, ABC):
     def load_model(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None, **hub: Any
     ) -> None:
-        """Fetches the pretrained tower, unless it is there. `hub`: `cache_dir`, `revision`, `token`, ..."""
+        """Fetches the pretrained tower, unless it is there.
+
+        Args:
+            dtype: of the tower, whatever its own files say; by default that of the model's configuration.
+            device: where it goes; by default the CPU.
+            **hub: `cache_dir`, `revision`, `token`, ...
+        """
         if self.is_loaded:
             return
         if self.vision_tower_name is None:
             raise ValueError("mm_vision_tower is not set: there is no tower to load")
         name = self.vision_tower_name
         config = vision_config(AutoConfig.from_pretrained(name, **hub))
+        dtype = dtype or self.llava_config.dtype or torch.get_default_dtype()
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **hub)
         self._adopt(model.to(device))
         self.set_image_processor(load_image_processor(name, config, **hub))

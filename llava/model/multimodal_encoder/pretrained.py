@@ -24,11 +24,16 @@ PROCESSORS: dict[str, Any] = {
     "siglip_vision_model": SiglipImageProcessorPil,
 }
 
+DTYPE_NAMES = ("dtype", "torch_dtype")
+"""Today's and the former name of a configuration's dtype."""
+
 CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the weights do not tell
 
 
 def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
     """The vision part of a CLIP or SigLIP configuration, given as an object or a dict, whole or vision part.
+
+    It names no dtype: a tower has that of the model that it is part of.
 
     Raises:
         ValueError: it is of another type.
@@ -40,7 +45,7 @@ def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedCon
     model_type = values.pop("model_type", None)
     if model_type not in CONFIGS:
         raise ValueError(f"the vision tower is of type {model_type!r}; allowed are {', '.join(CONFIGS)}")
-    return CONFIGS[model_type](**values)
+    return CONFIGS[model_type](**{name: value for name, value in values.items() if name not in DTYPE_NAMES})
 
 
 def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
