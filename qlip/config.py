@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -116,8 +118,12 @@ class QLIPConfig:
         check_window(self.structure_size)
         for name in ("size_bias", "llm_size_bias"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}; it must be a finite number")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise TypeError(f"seed is {self.seed!r}; it must be an integer")
+        if not isinstance(self.mlp, (str, os.PathLike, type(None))):
+            raise TypeError(f"mlp is {self.mlp!r}; it must be the path of a file, or None")
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
@@ -139,14 +145,20 @@ class QLIPConfig:
         if unknown := sorted(set(values) - allowed):
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
         if isinstance(values.get("alpha"), str):
-            values = {**values, "alpha": float(values["alpha"])}
+            with suppress(ValueError):  # what is no number is refused below, by name
+                values = {**values, "alpha": float(values["alpha"])}
         return cls(**values)
 
 
 def check_threshold(alpha: float) -> None:
     """Raises ValueError unless `alpha` is a number >= 0 (infinity included)."""
-    if not isinstance(alpha, (int, float)) or not alpha >= 0:
+    if not is_number(alpha) or not alpha >= 0:
         raise ValueError(f"alpha is {alpha!r}; it must be >= 0 (0 is the uniform grid, infinity the coarsest tree)")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_count(name: str, value: int) -> None:

@@ -6,26 +6,31 @@ What is loaded follows from the checkpoint's own files (`llava.model.checkpoint`
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import (
-    NON_LORA_FILE,
-    PROJECTOR_FILE,
-    Checkpoint,
-    inspect,
-    local_folder,
-)
+from llava.model.adapters import merge_adapter, read_adapter
+from llava.model.checkpoint import Checkpoint, inspect, local_folder, require_tower
+from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, vision_config
+from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
+from llava.model.weights import (
+    TOWER,
+    add_weights,
+    check_complete,
+    extra_file,
+    grow_vocabulary,
+    holds_part,
+    load_weights,
+    read_extra_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +98,8 @@ def load_pretrained_model(
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
     override_flag(checkpoint.config, qlip)
     if checkpoint.kind == "full":
-        model = load_weights(checkpoint, options, hub)
+        model, missing = load_weights(checkpoint, options, hub)
+        check_complete(missing, checkpoint.folder)
         tokenizer_folder = checkpoint.folder
     else:
         if model_base is None:
@@ -125,13 +131,12 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
     checkpoint = inspect(local_folder(str(model_path)))
     config = checkpoint.config
     override_flag(config, qlip)
-    if config.mm_vision_config is None and model_base is not None:
-        config.mm_vision_config = inspect(local_folder(str(model_base))).config.mm_vision_config
+    if checkpoint.kind != "full" and model_base is not None:
+        take_tower_config(config, inspect(local_folder(str(model_base))), read_extra_weights(checkpoint))
+    require_tower(config, model_path)
     elsewhere = config.mm_vision_tower
-    if config.mm_vision_config is None and elsewhere is None:
-        raise ValueError(f"{model_path} has no vision tower")
     if is_outside := config.mm_vision_config is None:
-        config.mm_vision_config = vision_config(AutoConfig.from_pretrained(elsewhere)).to_dict()
+        config.mm_vision_config = read_vision_config(str(elsewhere)).to_dict()
     with torch.device("meta"):
         tower = build_vision_tower(config)
     if is_outside:
@@ -187,74 +192,42 @@ def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
 
 
-def load_weights(checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> LlavaLlamaForCausalLM:
-    """Reads a checkpoint's weights into a model of its configuration, and the tower from elsewhere if it is there.
+def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
+    """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds.
 
     Raises:
-        ValueError: weights are missing that nothing else provides.
+        FileNotFoundError: a part has no weights.
+        ValueError: weights are nowhere, or do not fit.
     """
-    model, report = LlavaLlamaForCausalLM.from_pretrained(
-        checkpoint.folder,
-        config=checkpoint.config,
-        key_mapping=checkpoint.names,
-        output_loading_info=True,
-        **options,
-    )
-    missing = [name for name in report["missing_keys"] if checkpoint.kind == "full" or "mm_projector" not in name]
-    if missing:
-        raise ValueError(
-            f"{checkpoint.folder} lacks {len(missing)} weights of the model, for example {sorted(missing)[0]!r}"
-        )
-    if (tower := model.get_vision_tower()) is not None:
-        tower.load_model(dtype=model.dtype, device=model.device, **hub)
-    return model
-
-
-def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
-    """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds."""
     below = inspect(base)
+    if below.kind != "full":
+        raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
+    adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
+    extra = read_extra_weights(checkpoint)
     config = checkpoint.config
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
-    config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
-    model = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
+    take_tower_config(config, below, extra)
+    model, missing = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
+    given = {*extra, *(adapter.whole if adapter else ())}
+    check_complete(missing - given, base, checkpoint.folder)
     if vocabulary > config.vocab_size:
-        model.resize_token_embeddings(vocabulary)
-    if checkpoint.kind == "projector":
-        add_weights(model, checkpoint.folder / PROJECTOR_FILE)
-        return model
-    if (extra := checkpoint.folder / NON_LORA_FILE).is_file():
-        add_weights(model, extra)
-    from peft import PeftModel  # here, since it takes seconds to import and few checkpoints need it
-
-    return PeftModel.from_pretrained(model, checkpoint.folder).merge_and_unload()
+        grow_vocabulary(model, vocabulary)
+    add_weights(model, extra, extra_file(checkpoint))
+    return merge_adapter(model, adapter) if adapter else model
 
 
-def add_weights(model: LlavaLlamaForCausalLM, file: Path) -> None:
-    """Copies the tensors of a .bin file over the model's.
+def take_tower_config(config: LlavaConfig, below: Checkpoint, extra: Iterable[str]) -> None:
+    """Sets the configuration of the tower whose weights are at hand: in the base model, or among the extra weights.
 
-    Raises:
-        ValueError: a tensor has no place in the model, or the projector is not in the file.
+    Args:
+        config: of a projector-only or LoRA checkpoint; changed in place.
+        below: the base model.
+        extra: names of the whole weights in the checkpoint.
     """
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    own = model.state_dict()
-    named = {our_name(name): tensor for name, tensor in state.items()}
-    if unknown := sorted(set(named) - set(own)):
-        raise ValueError(f"{file} holds {unknown[0]!r}, which the model has no place for")
-    if absent := sorted(name for name in own if "mm_projector" in name and name not in named):
-        raise ValueError(f"{file} lacks the projector's {absent[0]!r}")
-    with torch.no_grad():
-        for name, tensor in named.items():
-            if own[name].shape != tensor.shape:
-                raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
-            own[name].copy_(tensor)
-
-
-def our_name(name: str) -> str:
-    """Strips the prefixes that peft and LLaVA's training leave on a parameter's name."""
-    name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", name)
-    for pattern, replacement in TOWER_NAMES.items():
-        name = re.sub(pattern, replacement, name)
-    return name
+    if below.config.mm_vision_config is not None:
+        config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
+    elif config.mm_vision_tower is not None and not holds_part(extra, TOWER):
+        config.mm_vision_config = None  # it is loaded from mm_vision_tower
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM) -> None:
@@ -267,7 +240,7 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCau
     if extra:
         tokenizer.add_tokens(extra, special_tokens=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        grow_vocabulary(model, len(tokenizer))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -137,6 +137,19 @@ def write_config(folder: Path, **changes: Any) -> None:
     write_tokenizer(folder)
 
 
+def write_shards(folder: Path, state: dict[str, Tensor], suffix: str) -> Path:
+    """Weights in two files, ".safetensors" or ".bin", and their index, whose path comes back."""
+    stem, places = {".safetensors": "model", ".bin": "pytorch_model"}[suffix], {}
+    for number in (1, 2):
+        shard = {name: state[name] for name in list(state)[number - 1 :: 2]}
+        file = folder / f"{stem}-0000{number}-of-00002{suffix}"
+        save_file(shard, file, {"format": "pt"}) if suffix == ".safetensors" else torch.save(shard, file)
+        places.update(dict.fromkeys(shard, file.name))
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
 def write_tower(folder: Path, model: LlavaForConditionalGeneration, dtype: torch.dtype = torch.float32) -> Path:
     """The oracle's vision tower as a CLIP checkpoint of its own."""
     vision = CLIPVisionModel(model.config.vision_config)
@@ -168,3 +181,14 @@ def logits(model: Any) -> Tensor:
     """What our model answers to `PROMPT` about `PICTURE`."""
     with torch.no_grad():
         return model(PROMPT, images=PICTURE).logits
+
+
+def load_llava_state(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
+    """Gives the oracle weights that have LLaVA's names; those left out stay."""
+    theirs = dict(zip(llava_state(model), model.state_dict(), strict=True))
+    model.load_state_dict({theirs[name]: tensor for name, tensor in state.items()}, strict=False)
+
+
+def projector_state(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """The oracle's projector under LLaVA's names."""
+    return {name: tensor for name, tensor in llava_state(model).items() if "mm_projector" in name}

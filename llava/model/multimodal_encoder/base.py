@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava.model.config import LlavaConfig
-from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor, vision_config
+from llava.model.files import check_weights
+from llava.model.multimodal_encoder.pretrained import (
+    default_image_processor,
+    load_image_processor,
+    read_vision_config,
+    vision_config,
+)
+from llava.model.strict import read_pretrained
 
 
 @dataclass(frozen=True)
@@ -104,16 +111,32 @@ class VisionTower(nn.Module, ABC):
             dtype: of the tower, whatever its own files say; by default that of the model's configuration.
             device: where it goes; by default the CPU.
             **hub: `cache_dir`, `revision`, `token`, ...
+
+        Raises:
+            FileNotFoundError: there is no such tower.
+            ValueError: it is neither CLIP nor SigLIP, or lacks weights.
         """
         if self.is_loaded:
             return
         if self.vision_tower_name is None:
             raise ValueError("mm_vision_tower is not set: there is no tower to load")
         name = self.vision_tower_name
-        config = vision_config(AutoConfig.from_pretrained(name, **hub))
+        config = read_vision_config(name, **hub)
+        if Path(name).is_dir():
+            check_weights(Path(name))
         dtype = dtype or self.llava_config.dtype or torch.get_default_dtype()
-        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **hub)
-        self._adopt(model.to(device))
+        try:
+            loaded = read_pretrained(AutoModel, name, config=config, dtype=dtype, attn_implementation="sdpa", **hub)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"the weights of the vision tower {name!r} (mm_vision_tower) cannot be had: {error}"
+            ) from error
+        if loaded.missing:
+            raise ValueError(
+                f"{name} (mm_vision_tower) lacks {len(loaded.missing)} weights of the tower, for example "
+                f"{min(loaded.missing)!r}"
+            )
+        self._adopt(loaded.model.to(device))
         self.set_image_processor(load_image_processor(name, config, **hub))
 
     def set_image_processor(self, processor: Any) -> None:
