@@ -204,8 +204,9 @@ def load_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVis
     """
     try:
         place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError):
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(f"--device is {device!r}, but this machine has {here} only") from None
     try:
         pixels = transformers.AutoImageProcessor.from_pretrained(path)
         model = QLIPVisionModel.from_pretrained(path, dtype=torch.float32)

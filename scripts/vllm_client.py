@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qlip
 from llava.serve.images import load_image
+from llava.utils import device_flag
 from qlip.vllm import encode_embeds
 
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=qlip.QLIPConfig.max_tokens, help="visual tokens an image")
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_flag, default="cpu")
     parser.add_argument("--api-key")
     options = parser.parse_args(arguments)
     model = load_eyes(options.model_path, options.device, alpha=options.alpha, max_tokens=options.max_tokens)

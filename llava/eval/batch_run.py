@@ -30,7 +30,7 @@ from llava.eval.questions import Question, chunk
 from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_empty_tower
-from llava.serve.cli import add_model_flags, load_engine, qlip_option
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.serve.sampling import Sampling
 from llava.utils import demo_model_path
 
@@ -106,7 +106,8 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
     Raises:
         ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
-    read_sampling(args), read_limits(args)  # before the long work, so that impossible flags are told at once
+    # Before the long work, so that impossible flags are reported at once.
+    read_sampling(args), read_limits(args), check_model_flags(args)
     questions = read(args)
     preparer = make_preparer(args)
     state = join_processes(args)

@@ -41,7 +41,7 @@ from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
 from llava.eval.runner import Asked, Runner, pictures_of
-from llava.serve.cli import load_engine
+from llava.serve.cli import check_model_flags, load_engine
 from llava.command import OneLineParser, run_command
 
 NAME = "ray_batch"
@@ -194,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("concurrency", "workers"):
         if (value := getattr(args, flag)) < 1:
             raise ValueError(f"--{flag} is {value}; it must be at least 1")
+    if args.address is None:  # nodes of a cluster may have other devices
+        check_model_flags(args)
     args.image_folder = args.image_folder.resolve()  # a node's working folder is another
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():

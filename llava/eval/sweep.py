@@ -27,7 +27,7 @@ from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_
 from llava.eval.journal import append_line
 from llava.eval.sweep_cells import Cell, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep_plots import Record, describe, percent, table, write_figures
-from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong
 from llava.serve.images import ImageError, load_image
 from llava.command import OneLineParser, run_command
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: impossible flags, a bad question file, missing or broken pictures.
     """
+    check_model_flags(options)
     task = make_task(options)
     asked = by_picture(read_questions(options.question_file, options.answers_file)[: task.limit], options.image_folder)
     axes = read_axes(options)

@@ -29,7 +29,7 @@ from llava.eval.records import Row, read_json, read_labelled
 from llava.eval.runner import Outcome
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
 from llava.command import OneLineParser, run_command
 
@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: impossible flags, a bad question file, answers of another run, or another run at work on them.
     """
+    check_model_flags(args)
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()
     choices = [read_choice(row, args.image_folder) for row in rows]
     questions = [

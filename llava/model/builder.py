@@ -31,6 +31,7 @@ from llava.model.weights import (
     load_weights,
     read_extra_weights,
 )
+from llava.utils import check_device
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def load_pretrained_model(
         load_4bit: quantise it to 4 bits (NF4).
         device_map: where the parts go, as transformers takes it; read where `device` is "cuda".
         device: "cuda", "cuda:1", "cpu", "mps"; everything goes there. Plain "cuda" is left to `device_map`, and means
-            the CPU on a machine without a GPU.
+            the CPU, with a warning, on a machine without a GPU.
         use_flash_attn: FlashAttention 2 in the language model.
         qlip: None is what the checkpoint says; False the CLIP tower; True QLIP; a dict of settings is laid over the
             checkpoint's; a `qlip.QLIPConfig` replaces them.
@@ -79,13 +80,14 @@ def load_pretrained_model(
         (tokenizer, model, image_processor, context_len); the image processor is None for a model without eyes.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
-        ValueError: contradictory arguments, an unknown format, or missing weights.
+        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
+        ValueError: contradictory arguments, no such device, a checkpoint that is not supported, a damaged file, or
+            missing weights.
     """
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    placement = choose_placement(device, "auto" if device_map is None else device_map)
+    placement = choose_placement(str(device), "auto" if device_map is None else device_map)
     # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
@@ -147,19 +149,20 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
 
 
 def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
-    """The device map that `device` and `device_map` mean together on this machine."""
+    """The device map that `device` and `device_map` mean together on this machine.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
     if device != "cuda":
-        place = torch.device(device)
-        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-        if place.type == "mps" and not torch.backends.mps.is_available():
-            raise ValueError("device is 'mps', but this machine has no MPS device")
+        check_device(device, "device")
         return {"": device}
     if device_map == "auto" and not torch.cuda.is_available():
-        logger.info("no CUDA device here: running on the CPU")
+        logger.warning("this machine has no CUDA device: loading the model on the CPU")
         return {"": "cpu"}
     if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return choose_placement(device_map, "auto") if device_map != "cuda" else {"": "cuda:0"}
+        check_device(device_map, "device_map")
+        return {"": "cuda:0" if device_map == "cuda" else device_map}
     return device_map
 
 

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 
 from llava.eval.batches import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, device_flag, demo_model_path
 from scripts.bench.batch_ways import WAYS
 from scripts.bench.cost import markdown as markdown_row
 from scripts.bench.cost_models import CLIP_LARGE, demo_scene
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make pictures ready (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=BatchLimits.rows, help="most questions at once (%(default)s)")
-    parser.add_argument("--device", default=default_device(), help="(%(default)s)")
+    parser.add_argument("--device", type=device_flag, default=default_device(), help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args(arguments)
     machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava.eval.answering import Answerer, same_answer
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from playground.questions import listing
 from qlip import draw_leaves
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model-path", default=demo_model_path())
     parser.add_argument("--scenes", type=int, default=60, help="scenes of each set to look through")
     parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", type=device_flag)
     options = parser.parse_args(arguments)
     subject = Subject(options.model_path, {}, options.device or default_device(), 4096)
     won, lost = find(subject, options.scenes)

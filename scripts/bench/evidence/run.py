@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from llava.eval.journal import append_line, whole_lines
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
 from scripts.bench.evidence.ways import Subject, Way
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
     parser.add_argument("--scenes", type=int, default=SCENES, help="scenes a set, five questions each (%(default)s)")
     parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", type=device_flag)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch of questions")
     options = parser.parse_args(arguments)
