@@ -106,7 +106,8 @@ def load_pretrained_model(
     else:
         if model_base is None:
             raise ValueError(
-                f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
+                f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base "
+                "(--model-base)"
             )
         tokenizer_folder = local_folder(str(model_base), **hub)
         model = load_on_base(tokenizer_folder, checkpoint, options, hub)

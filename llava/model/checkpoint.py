@@ -34,6 +34,7 @@ Kind = Literal["full", "projector", "lora"]
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 LORA_FILE = "adapter_config.json"
+FURTHER_CONFIGS = ("preprocessor_config.json", "generation_config.json")
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
 TRANSFORMERS_NAMES = {
@@ -90,13 +91,17 @@ def inspect(folder: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: it has no config.json.
-        ValueError: its config.json is no LLaVA checkpoint's on Llama, asks for what is not supported, or is wrong.
+        ValueError: its config.json is no LLaVA checkpoint's on Llama, asks for what is not supported, or is wrong; or
+            another of its JSON files is damaged.
     """
     file = folder / "config.json"
     if not file.is_file():
         beside = f"; a LoRA checkpoint of LLaVA has one beside {LORA_FILE}" if (folder / LORA_FILE).is_file() else ""
         raise FileNotFoundError(f"{folder} has no config.json; expected a LLaVA checkpoint's folder{beside}")
     values = read_json(file)
+    for name in FURTHER_CONFIGS:
+        if (further := folder / name).is_file():
+            read_json(further)  # transformers would take its own defaults for a damaged one, or find it after minutes
     if problem := describe_unsupported(values):
         raise ValueError(f"{file}: {problem}")
     try:
@@ -186,4 +191,7 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
         return None
     if (config_file := Path(tower) / "config.json").is_file():
         return vision_config(read_json(config_file)).to_dict()
-    return clip_config_from_shapes(shapes).to_dict()
+    try:
+        return clip_config_from_shapes(shapes).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, Checkpoint
-from llava.model.files import check_weights, load_tensors, read_json
+from llava.model.files import check_weights, load_tensors
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.strict import read_pretrained
@@ -36,8 +36,6 @@ def load_weights(
         ValueError: a file is damaged, or holds a weight of another shape.
     """
     check_weights(checkpoint.folder)
-    if (generation := checkpoint.folder / "generation_config.json").is_file():
-        read_json(generation)  # transformers takes its own defaults for a damaged one
     loaded = read_pretrained(
         LlavaLlamaForCausalLM, checkpoint.folder, config=checkpoint.config, key_mapping=checkpoint.names, **options
     )
