@@ -5,6 +5,7 @@ It finds the demo's files but never imports the package that holds them.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import logging
@@ -56,6 +57,40 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def devices() -> list[str]:
+    """Returns the names of this machine's devices: "cpu", then "cuda:0", "cuda:1", ... or "mps"."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    if accelerator.type == "mps":
+        return ["cpu", "mps"]
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+def check_device(device: str, name: str = "--device") -> None:
+    """Checks that this machine has a device.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps".
+        name: what the caller calls it.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    here = devices()
+    if device not in here and f"{device}:0" not in here:
+        raise ValueError(f"{name} is {device!r}, but this machine has {', '.join(here)} only")
+
+
+def device_flag(text: str) -> str:
+    """Returns the value of a `--device` flag, for argparse's `type`; one that this machine lacks is a wrong flag."""
+    try:
+        check_device(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def disable_torch_init() -> None:

@@ -25,6 +25,7 @@ from llava.eval.sweep_cells import own_settings
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.engine import ChatEngine
+from llava.utils import default_device, device_flag
 from playground.questions import KINDS, Question, scene_questions
 from playground.scenes import PRESETS, Scene, SceneSpec, scene
 from qlip import QLIPConfig
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=SHOWN_PRESETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--qlip", type=settings_text, default={}, help="settings laid over the checkpoint's, as JSON")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=device_flag, default=default_device(), help="(%(default)s)")
     return parse_and_run(parser, run, argv)
 
 

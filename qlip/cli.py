@@ -228,8 +228,9 @@ def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIP
     """
     try:
         place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError):
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(f"--device is {device!r}, but this machine has {here} only") from None
     model, pixels = load_tower(path)
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))

@@ -20,6 +20,7 @@ from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.serve.http import key_text
 from llava.serve.images import load_images
 from llava.serve.trust import server_url
+from llava.utils import device_flag
 from qlip.vllm import encode_embeds
 
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--max-new-tokens", type=integer(), default=512)
     parser.add_argument("--temperature", type=real(), default=0.0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_flag, default="cpu")
     parser.add_argument("--api-key", type=key_text)
     return parse_and_run(parser, command, argv)
 

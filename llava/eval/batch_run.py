@@ -31,7 +31,7 @@ from llava.eval.questions import Question, chunk
 from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_empty_tower
-from llava.serve.cli import add_model_flags, load_engine, qlip_option
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.serve.sampling import Sampling
 from llava.utils import demo_model_path
 
@@ -109,6 +109,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
         ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
             run at work on them.
     """
+    check_model_flags(args)
     questions = read_inputs(args, read)
     preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
     state = join_processes(args)

@@ -74,16 +74,10 @@ class Preparer:
 
     @classmethod
     def of(cls, tower: VisionTower) -> Preparer:
-        """The preparer for a tower, which needs no weights.
-
-        Raises:
-            ValueError: the model cuts pictures into tiles.
-        """
-        if (aspect := tower.llava_config.image_aspect_ratio) == "anyres":
-            raise ValueError("image_aspect_ratio 'anyres' (tiles) is not supported")
+        """The preparer for a tower, which needs no weights."""
         quadtree = isinstance(tower.image_processor, QLIPImageProcessor)
         native = tower.num_patches if quadtree else tower.count_tokens(torch.empty(3, 1, 1))
-        return cls(tower.image_processor, aspect, native)
+        return cls(tower.image_processor, tower.llava_config.image_aspect_ratio, native)
 
     def __call__(self, source: Source) -> Prepared | Unreadable:
         """Opens a picture and makes it ready."""

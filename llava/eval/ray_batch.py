@@ -46,7 +46,7 @@ from llava.eval.prefetch import Preparer, pack, unpack
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question
 from llava.eval.runner import Asked, Runner, pictures_of
-from llava.serve.cli import load_engine
+from llava.serve.cli import check_model_flags, load_engine
 
 NAME = "ray_batch"
 SHARE = 2
@@ -199,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     args.workers = args.concurrency if args.workers is None else args.workers
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; it must be at least 1 on a cluster")
+    if args.address is None:  # nodes of a cluster may have other devices
+        check_model_flags(args)
     args.image_folder = args.image_folder.resolve()  # a node's working folder is another
     for name in ("model_path", "model_base"):
         if (path := getattr(args, name)) is not None and Path(path).is_dir():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.command import OneLineParser, integer, real, run_command
-from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine
 from llava.serve.engine import Sampling
 from llava.serve.images import load_images
 from llava.utils import demo_picture_path
@@ -32,8 +32,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.query:
         parser.error("--query is required")
-    if args.model_path and not args.image_file:
-        parser.error("--image-file is required with --model-path")
     return args
 
 
@@ -46,9 +44,13 @@ def eval_model(args: Any) -> None:
             `model_name` is accepted and decides nothing.
 
     Raises:
-        ValueError: for a picture that cannot be loaded, wrong settings, or a prompt too long for the model.
+        ValueError: for a picture that is not named or cannot be loaded, wrong settings, a model that sees no pictures,
+            or a prompt too long for it.
     """
     settings = _with_defaults(args)
+    check_model_flags(settings)
+    if settings.model_path and not settings.image_file:
+        raise ValueError("--image-file is required with --model-path")
     sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
     images = load_images(sources)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)

@@ -31,7 +31,7 @@ from llava.eval.journal import append_row, replace
 from llava.eval.lock import only_run
 from llava.eval.sweep_cells import Cell, Task, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep_plots import Record, describe, percent, table, write_figures
-from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong
 from llava.serve.images import ImageError, load_image
 from qlip.intervals import mean_interval
@@ -101,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: impossible flags, a bad question file, missing or broken pictures, a results.jsonl of another
             kind, or another sweep at work in the folder.
     """
+    check_model_flags(options)
     check_question_file(options.question_file)
     task = make_task(options)
     asked = by_picture(read_questions(options.question_file, options.answers_file)[: task.limit], options)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava.eval.journal import Rows, read_rows
 from llava.eval.sweep_plots import Record
-from llava.model.checkpoint import inspect, local_folder
+from llava.model.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.utils import demo_model_path
@@ -147,8 +147,7 @@ def make_cells(options: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
 def own_settings(model_path: str) -> QLIPConfig:
     """The QLIP settings in a checkpoint's configuration, or the defaults; no weight is read."""
     checkpoint = inspect(local_folder(model_path))
-    if checkpoint.config.mm_vision_tower is None and checkpoint.config.mm_vision_config is None:
-        raise ValueError(f"{model_path} has no vision tower")
+    require_tower(checkpoint.config, model_path)
     override_flag(checkpoint.config, True)
     settings = read_settings(checkpoint.config.qlip) or QLIPConfig()
     return replace(settings, mlp=settings.mlp and str((checkpoint.folder / settings.mlp).resolve()))

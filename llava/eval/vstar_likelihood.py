@@ -31,7 +31,7 @@ from llava.eval.records import Row, read_json, read_labelled
 from llava.eval.runner import Outcome
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.cli import add_model_flags, check_model_flags, load_engine
 from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
 
 NAME = "vstar_likelihood"
@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
             run at work on them.
     """
+    check_model_flags(args)
     check_chunk(args)
     check_question_file(args.question_file)
     rows = read_labelled(args.question_file, ("image", "text", "label")).values()

@@ -6,34 +6,40 @@ What is loaded follows from the checkpoint's own files (`llava.model.checkpoint`
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import (
-    NON_LORA_FILE,
-    PROJECTOR_FILE,
-    Checkpoint,
-    inspect,
-    local_folder,
-)
+from llava.model.adapters import merge_adapter, read_adapter
+from llava.model.checkpoint import Checkpoint, inspect, local_folder, require_tower
+from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, vision_config
+from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
 from llava.model.tokenizer import load_tokenizer
+from llava.model.weights import (
+    TOWER,
+    add_weights,
+    check_complete,
+    extra_file,
+    grow_vocabulary,
+    holds_part,
+    load_weights,
+    read_extra_weights,
+)
+from llava.utils import check_device
 
 logger = logging.getLogger(__name__)
 
 UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 
 FROM_PRETRAINED = frozenset(
-    ["device_mesh", "distributed_config", "ignore_mismatched_sizes", "kernel_config", "low_cpu_mem_usage"]
+    ["device_mesh", "distributed_config", "kernel_config", "low_cpu_mem_usage"]
     + ["max_memory", "offload_buffers", "offload_folder", "offload_state_dict", "quantization_config", "tp_plan"]
     + ["tp_size", "trust_remote_code", "use_kernels", "use_safetensors"]
 )
@@ -71,7 +77,7 @@ def load_pretrained_model(
         load_4bit: quantise it to 4 bits (NF4).
         device_map: where the parts go, as transformers takes it; read where `device` is "cuda".
         device: "cuda", "cuda:1", "cpu", "mps"; everything goes there. Plain "cuda" is left to `device_map`, and means
-            the CPU on a machine without a GPU.
+            the CPU, with a warning, on a machine without a GPU.
         use_flash_attn: FlashAttention 2 in the language model.
         qlip: None is what the checkpoint says; False the CLIP tower; True QLIP; a dict of settings is laid over the
             checkpoint's; a `qlip.QLIPConfig` replaces them.
@@ -85,9 +91,10 @@ def load_pretrained_model(
         (tokenizer, model, image_processor, context_len); the image processor is None for a text-only model.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
+        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
         TypeError: an argument that neither this function nor `from_pretrained` has.
-        ValueError: contradictory arguments, an unknown format, or missing weights.
+        ValueError: contradictory arguments, no such device, a checkpoint that is not supported, a damaged file, or
+            missing weights.
     """
     if unknown := sorted(set(kwargs) - FROM_PRETRAINED):
         raise TypeError(f"load_pretrained_model() got an unexpected keyword argument {unknown[0]!r}")
@@ -96,7 +103,7 @@ def load_pretrained_model(
     if (load_8bit or load_4bit) and kwargs.get("quantization_config") is not None:
         raise ValueError("quantization_config is set beside load_8bit or load_4bit; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    placement = choose_placement(device, "auto" if device_map is None else device_map)
+    placement = choose_placement(str(device), "auto" if device_map is None else device_map)
     # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
@@ -111,11 +118,13 @@ def load_pretrained_model(
     if checkpoint.kind != "full" and model_base is None:
         raise ValueError(
             f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
+            " (--model-base)"
         )
     base = checkpoint.folder if checkpoint.kind == "full" else local_folder(str(model_base), **hub)
     tokenizer = load_tokenizer(base)  # before the weights, so that a missing file shows at once
     if checkpoint.kind == "full":
-        model = load_weights(checkpoint, options, hub)
+        model, missing = load_weights(checkpoint, options, hub)
+        check_complete(missing, checkpoint.folder)
     else:
         model = load_on_base(base, checkpoint, options, hub)
     add_image_tokens(tokenizer, model)
@@ -140,13 +149,12 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
     checkpoint = inspect(local_folder(str(model_path)))
     config = checkpoint.config
     override_flag(config, qlip)
-    if config.mm_vision_config is None and model_base is not None:
-        config.mm_vision_config = inspect(local_folder(str(model_base))).config.mm_vision_config
+    if checkpoint.kind != "full" and model_base is not None:
+        take_tower_config(config, inspect(local_folder(str(model_base))), read_extra_weights(checkpoint))
+    require_tower(config, model_path)
     elsewhere = config.mm_vision_tower
-    if config.mm_vision_config is None and elsewhere is None:
-        raise ValueError(f"{model_path} has no vision tower")
     if is_outside := config.mm_vision_config is None:
-        config.mm_vision_config = vision_config(AutoConfig.from_pretrained(elsewhere)).to_dict()
+        config.mm_vision_config = read_vision_config(str(elsewhere)).to_dict()
     with torch.device("meta"):
         tower = build_vision_tower(config)
     if is_outside:
@@ -157,19 +165,20 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
 
 
 def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
-    """The device map that `device` and `device_map` mean together on this machine."""
+    """The device map that `device` and `device_map` mean together on this machine.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
     if device != "cuda":
-        place = torch.device(device)
-        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-        if place.type == "mps" and not torch.backends.mps.is_available():
-            raise ValueError("device is 'mps', but this machine has no MPS device")
+        check_device(device, "device")
         return {"": device}
     if device_map == "auto" and not torch.cuda.is_available():
-        logger.info("no CUDA device here: running on the CPU")
+        logger.warning("this machine has no CUDA device: loading the model on the CPU")
         return {"": "cpu"}
     if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return choose_placement(device_map, "auto") if device_map != "cuda" else {"": "cuda:0"}
+        check_device(device_map, "device_map")
+        return {"": "cuda:0" if device_map == "cuda" else device_map}
     return device_map
 
 
@@ -202,74 +211,42 @@ def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
 
 
-def load_weights(checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> LlavaLlamaForCausalLM:
-    """Reads a checkpoint's weights into a model of its configuration, and the tower from elsewhere if it is there.
+def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
+    """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds.
 
     Raises:
-        ValueError: weights are missing that nothing else provides.
+        FileNotFoundError: a part has no weights.
+        ValueError: weights are nowhere, or do not fit.
     """
-    model, report = LlavaLlamaForCausalLM.from_pretrained(
-        checkpoint.folder,
-        config=checkpoint.config,
-        key_mapping=checkpoint.names,
-        output_loading_info=True,
-        **options,
-    )
-    missing = [name for name in report["missing_keys"] if checkpoint.kind == "full" or "mm_projector" not in name]
-    if missing:
-        raise ValueError(
-            f"{checkpoint.folder} lacks {len(missing)} weights of the model, for example {sorted(missing)[0]!r}"
-        )
-    if (tower := model.get_vision_tower()) is not None:
-        tower.load_model(dtype=model.dtype, device=model.device, **hub)
-    return model
-
-
-def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
-    """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds."""
     below = inspect(base)
+    if below.kind != "full":
+        raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
+    adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
+    extra = read_extra_weights(checkpoint)
     config = checkpoint.config
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
-    config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
-    model = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
+    take_tower_config(config, below, extra)
+    model, missing = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
+    given = {*extra, *(adapter.whole if adapter else ())}
+    check_complete(missing - given, base, checkpoint.folder)
     if vocabulary > config.vocab_size:
-        model.resize_token_embeddings(vocabulary)
-    if checkpoint.kind == "projector":
-        add_weights(model, checkpoint.folder / PROJECTOR_FILE)
-        return model
-    if (extra := checkpoint.folder / NON_LORA_FILE).is_file():
-        add_weights(model, extra)
-    from peft import PeftModel  # here, since it takes seconds to import and few checkpoints need it
-
-    return PeftModel.from_pretrained(model, checkpoint.folder).merge_and_unload()
+        grow_vocabulary(model, vocabulary)
+    add_weights(model, extra, extra_file(checkpoint))
+    return merge_adapter(model, adapter) if adapter else model
 
 
-def add_weights(model: LlavaLlamaForCausalLM, file: Path) -> None:
-    """Copies the tensors of a .bin file over the model's.
+def take_tower_config(config: LlavaConfig, below: Checkpoint, extra: Iterable[str]) -> None:
+    """Sets the configuration of the tower whose weights are at hand: in the base model, or among the extra weights.
 
-    Raises:
-        ValueError: a tensor has no place in the model, or the projector is not in the file.
+    Args:
+        config: of a projector-only or LoRA checkpoint; changed in place.
+        below: the base model.
+        extra: names of the whole weights in the checkpoint.
     """
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    own = model.state_dict()
-    named = {our_name(name): tensor for name, tensor in state.items()}
-    if unknown := sorted(set(named) - set(own)):
-        raise ValueError(f"{file} holds {unknown[0]!r}, which the model has no place for")
-    if absent := sorted(name for name in own if "mm_projector" in name and name not in named):
-        raise ValueError(f"{file} lacks the projector's {absent[0]!r}")
-    with torch.no_grad():
-        for name, tensor in named.items():
-            if own[name].shape != tensor.shape:
-                raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
-            own[name].copy_(tensor)
-
-
-def our_name(name: str) -> str:
-    """Strips the prefixes that peft and LLaVA's training leave on a parameter's name."""
-    name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", name)
-    for pattern, replacement in TOWER_NAMES.items():
-        name = re.sub(pattern, replacement, name)
-    return name
+    if below.config.mm_vision_config is not None:
+        config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
+    elif config.mm_vision_tower is not None and not holds_part(extra, TOWER):
+        config.mm_vision_config = None  # it is loaded from mm_vision_tower
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM) -> None:
@@ -282,7 +259,7 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCau
     if extra:
         tokenizer.add_tokens(extra, special_tokens=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        grow_vocabulary(model, len(tokenizer))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,35 +1,40 @@
-"""What a checkpoint folder holds: its kind, its configuration, the names and shapes of its weights.
+"""What a checkpoint folder holds: its kind, its configuration, the names of its weights.
 
 Reads JSON and headers, never a weight's data. The folder's name means nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
 )
-from safetensors import safe_open
 
 from llava.model.config import LlavaConfig
+from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import clip_config_from_shapes, vision_config
+from llava.model.multimodal_encoder.qlip_encoder import read_settings
+from llava.model.multimodal_projector.builder import check_projector_type
+from llava.model.unsupported import describe_unsupported
 
 Kind = Literal["full", "projector", "lora"]
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 LORA_FILE = "adapter_config.json"
+FURTHER_CONFIGS = ("preprocessor_config.json", "generation_config.json")
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
 TRANSFORMERS_NAMES = {
@@ -69,9 +74,14 @@ def local_folder(path: str, **hub: Any) -> Path:
             folder = Path(snapshot_download(path, allow_patterns=[*small, "pytorch_model*.bin"], **hub))
     except GatedRepoError as error:
         raise PermissionError(f"{path!r} is gated: accept its terms on the hub, then log in or give token") from error
-    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{path!r} has no revision {hub.get('revision')!r} on the hub") from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"{path!r} is neither a folder nor a model id that the hub knows") from error
+    except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{path!r} is neither a folder nor a model id that the hub, or the local cache, knows"
+            f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub cannot be asked "
+            "(no connection, HF_HUB_OFFLINE=1, or local_files_only)"
         ) from error
     return folder
 
@@ -81,22 +91,58 @@ def inspect(folder: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: it has no config.json.
-        ValueError: it is no LLaVA checkpoint on Llama.
+        ValueError: its config.json is no LLaVA checkpoint's on Llama, asks for what is not supported, or is wrong; or
+            another of its JSON files is damaged.
     """
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; expected a LLaVA checkpoint's folder")
-    values = json.loads(config_file.read_text())
-    if "text_config" in values and "vision_config" in values:
-        return Checkpoint(folder, "full", config_from_transformers(values), TRANSFORMERS_NAMES)
-    config = config_from_llava(values, folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        beside = f"; a LoRA checkpoint of LLaVA has one beside {LORA_FILE}" if (folder / LORA_FILE).is_file() else ""
+        raise FileNotFoundError(f"{folder} has no config.json; expected a LLaVA checkpoint's folder{beside}")
+    values = read_json(file)
+    for name in FURTHER_CONFIGS:
+        if (further := folder / name).is_file():
+            read_json(further)  # transformers would take its own defaults for a damaged one, or find it after minutes
+    if problem := describe_unsupported(values):
+        raise ValueError(f"{file}: {problem}")
+    try:
+        config, names = read_config(values, folder)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if names is TRANSFORMERS_NAMES:
+        return Checkpoint(folder, "full", config, names)
     if (folder / LORA_FILE).is_file():
-        return Checkpoint(folder, "lora", config, TOWER_NAMES)
+        return Checkpoint(folder, "lora", config, names)
     if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
-        return Checkpoint(folder, "projector", config, TOWER_NAMES)
+        return Checkpoint(folder, "projector", config, names)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
         config.mm_vision_config = tower_config_inside(folder, config.mm_vision_tower)
-    return Checkpoint(folder, "full", config, TOWER_NAMES)
+    return Checkpoint(folder, "full", config, names)
+
+
+def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict[str, str]]:
+    """The configuration in a config.json, checked, and the names of its checkpoint's weights."""
+    read_settings(values.get("qlip"))
+    if "text_config" in values and "vision_config" in values:
+        return config_from_transformers(values), TRANSFORMERS_NAMES
+    config = config_from_llava(values, folder)
+    if config.has_tower:
+        check_projector_type(config.mm_projector_type)
+    if config.mm_vision_config is not None:
+        vision_config(config.mm_vision_config)
+    return config, TOWER_NAMES
+
+
+def require_tower(config: LlavaConfig, path: str | Path) -> None:
+    """Raises unless a checkpoint's configuration names a vision tower.
+
+    Raises:
+        ValueError: it is a language model alone.
+    """
+    if not config.has_tower:
+        raise ValueError(
+            f"{path} has no vision tower, it is a language model alone; give a LLaVA checkpoint, or the projector or "
+            "LoRA checkpoint on top of it, with it as the base model (--model-base)"
+        )
 
 
 def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
@@ -104,9 +150,6 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
 
     `mm_vision_tower` becomes a path where it names a folder, seen from the checkpoint or from here.
     """
-    model_type = values.get("model_type")
-    if model_type not in ("llava", "llava_llama", "llama"):
-        raise ValueError(f"{folder} is of type {model_type!r}; allowed are 'llava', 'llava_llama' and 'llama'")
     config = LlavaConfig(**{name: value for name, value in values.items() if name != "model_type"})
     tower = config.mm_vision_tower
     if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():
@@ -116,14 +159,11 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
 
 def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
     """The configuration of a checkpoint of transformers' LlavaForConditionalGeneration (llava-hf/llava-1.5-*)."""
-    text = dict(values["text_config"])
-    if values.get("model_type", "llava") != "llava":
-        raise ValueError(
-            f"the checkpoint is of type {values['model_type']!r}; of transformers' formats only 'llava' fits"
-        )
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values[part], Mapping):
+            raise TypeError(f"{part} is {values[part]!r}; it must be an object")
+    text = {name: value for name, value in values["text_config"].items() if name != "model_type"}
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
-    if text.pop("model_type", "llama") != "llama":
-        raise ValueError(f"the language model is of type {values['text_config']['model_type']!r}; allowed is 'llama'")
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
     # Without a [CLS] to keep, SigLIP's "full" is the patches.
     keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
@@ -150,29 +190,8 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     if not shapes:
         return None
     if (config_file := Path(tower) / "config.json").is_file():
-        return vision_config(json.loads(config_file.read_text())).to_dict()
-    return clip_config_from_shapes(shapes).to_dict()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's weights, safetensors before .bin, whole or in shards."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if (single := folder / f"{stem}{suffix}").is_file():
-            return [single]
-        if (index := folder / f"{stem}{suffix}.index.json").is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return []
-
-
-def weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors whose names contain `part`, by name."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                names = [name for name in tensors.keys() if part in name]  # noqa: SIM118 (no mapping)
-                shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in names})
-        else:
-            state = torch.load(file, map_location="meta", weights_only=True)
-            shapes.update({name: tuple(tensor.shape) for name, tensor in state.items() if part in name})
-    return shapes
+        return vision_config(read_json(config_file)).to_dict()
+    try:
+        return clip_config_from_shapes(shapes).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

@@ -73,6 +73,12 @@ class MultimodalConfig:
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
         _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
+        for name, kind, allowed in (
+            ("mm_vision_tower", str, "a name or null"),
+            ("mm_vision_config", dict, "an object"),
+        ):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
         if not (self.qlip is None or isinstance(self.qlip, (bool, dict))):
             raise ValueError(f"qlip is {self.qlip!r}; allowed are true, false, null and an object of QLIP settings")
 
@@ -84,6 +90,11 @@ class MultimodalConfig:
         values = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
         kept = {name: value for name, value in values.items() if value is not None or name not in LLAVA_FIELDS}
         return json.dumps(with_old_names(kept), indent=2, sort_keys=True) + "\n"
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether the model has a vision tower, in the checkpoint or elsewhere."""
+        return self.mm_vision_tower is not None or self.mm_vision_config is not None
 
     @property
     def context_length(self) -> int:

@@ -42,7 +42,7 @@ class LlavaMetaModel(nn.Module):
 
     def __init__(self, config: MultimodalConfig) -> None:
         super().__init__(config)
-        if config.mm_vision_tower is not None or config.mm_vision_config is not None:
+        if config.has_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             if config.mm_hidden_size is None and not self.vision_tower.is_loaded:
                 raise ValueError("mm_hidden_size is not set, and the tower that would tell it is not in the checkpoint")

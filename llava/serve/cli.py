@@ -20,12 +20,12 @@ from llava.command import OneLineParser, integer, real, run_command
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import inspect, local_folder
+from llava.model.checkpoint import inspect, local_folder, require_tower
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.images import load_images
 from llava.serve.sampling import Sampling
 from llava.serve.templates import warn_of_guess
-from llava.utils import default_device, demo_model_path, demo_picture_path
+from llava.utils import check_device, default_device, demo_model_path, demo_picture_path
 
 DEMO_NOTICE = """\
 This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
@@ -66,6 +66,18 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
     return given or args.qlip
 
 
+def check_model_flags(args: argparse.Namespace) -> None:
+    """Checks what the flags of `add_model_flags` name, without loading it.
+
+    Raises:
+        ValueError: this machine has no such device, or the model's folder holds no checkpoint that sees pictures.
+    """
+    if args.device is not None:
+        check_device(args.device)
+    if args.model_path and Path(args.model_path).is_dir() and args.model_base is None:
+        require_tower(inspect(Path(args.model_path)).config, args.model_path)
+
+
 def load_engine(
     args: argparse.Namespace,
     *,
@@ -73,7 +85,7 @@ def load_engine(
     limits: EngineLimits | None = None,
     use_flash_attn: bool = False,
 ) -> ChatEngine:
-    """Loads the model that the flags of `add_model_flags` name.
+    """Loads the model that the flags of `add_model_flags` name. It has a vision tower.
 
     Args:
         args: The parsed flags.
@@ -81,14 +93,19 @@ def load_engine(
             checkpoint say is then the default.
         limits: What the engine takes on at a time.
         use_flash_attn: FlashAttention 2 in the language model.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
+        ValueError: contradictory flags, no such device, or a checkpoint that cannot be used.
     """
     model_path = str(args.model_path or demo_model_path())
     option = qlip_option(args)
+    check_model_flags(args)
     quadtree = True
     if switchable:
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
-        if config.mm_vision_select_feature == "patch" and config.image_aspect_ratio != "anyres":
+        if config.mm_vision_select_feature == "patch":
             option = option or True
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,
@@ -100,6 +117,8 @@ def load_engine(
         use_flash_attn=use_flash_attn,
         qlip=option,
     )
+    if image_processor is None:  # the model came from the hub, or consists of two parts
+        require_tower(model.config, model_path)
     engine = ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
     if args.conv_mode is None:
         warn_of_guess(model_path, model.config, engine.conv_mode)
@@ -118,10 +137,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="write what the model sees to this file")
     parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
-    args = parser.parse_args(argv)
-    if args.model_path and not args.image_file:
-        parser.error("--image-file is required with --model-path")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,7 +152,9 @@ def run(args: argparse.Namespace) -> int:
     if temperature is None:
         temperature = 0.0 if args.prompt else Sampling.temperature
     sampling = Sampling(temperature=temperature, max_new_tokens=args.max_new_tokens)
-    qlip_option(args)  # a contradiction should show before the model loads
+    qlip_option(args), check_model_flags(args)  # what is wrong should show before pictures and model are loaded
+    if args.model_path and not args.image_file:
+        raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [demo_picture_path()]
     check_drawings(args.show_quadtree, sources)
     images = load_images(sources)

@@ -29,7 +29,7 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.batches import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.tokenizer import load_tokenizer
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from scripts.bench.batch_ways import WAYS
 from scripts.bench.cost import markdown as markdown_row
 from scripts.bench.cost_models import CLIP_LARGE, demo_scene
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
     )
-    parser.add_argument("--device", default=default_device(), help="(%(default)s)")
+    parser.add_argument("--device", type=device_flag, default=default_device(), help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     return parse_and_run(parser, run, argv)
 

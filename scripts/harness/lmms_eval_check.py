@@ -25,7 +25,7 @@ from llava.eval.records import Row, read_rows
 from llava.eval.vstar_likelihood import option_losses
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.utils import demo_model_path
+from llava.utils import demo_model_path, device_flag
 from playground.scenes import PRESETS, write_scenes
 
 SEED = 77
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = OneLineParser(prog="lmms_eval_check", description="Compare lmms-eval's answers with the runner's.")
     parser.add_argument("--model-path", default=demo_model_path(), help="a checkpoint (default: the embedded model)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", type=device_flag, default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument(
         "--scenes", type=integer(), default=6, help="number of scenes, nine questions each (%(default)s)"
     )

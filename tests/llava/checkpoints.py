@@ -15,7 +15,15 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from llava.constants import IMAGE_TOKEN_INDEX
 
 VOCABULARY = 384
 IMAGE_TOKEN = VOCABULARY - 1
@@ -38,6 +46,8 @@ TEXT = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 4096,
 }
+PROMPT = torch.tensor([[1, 20, IMAGE_TOKEN_INDEX, 30, 31]])
+PICTURE = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 SENTENCES = [
     "A chat between a curious user and an artificial intelligence assistant.",
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
@@ -119,3 +129,67 @@ def make_llava_checkpoint(folder: Path, qlip: Any = None, **config: Any) -> Path
     (folder / "config.json").write_text(json.dumps(llava_config(**flag, **config)))
     write_tokenizer(folder)
     return folder
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    """A config.json as LLaVA writes it, and a tokenizer, in a folder without weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(llava_config(**changes)))
+    write_tokenizer(folder)
+
+
+def write_shards(folder: Path, state: dict[str, Tensor], suffix: str) -> Path:
+    """Weights in two files, ".safetensors" or ".bin", and their index, whose path comes back."""
+    stem, places = {".safetensors": "model", ".bin": "pytorch_model"}[suffix], {}
+    for number in (1, 2):
+        shard = {name: state[name] for name in list(state)[number - 1 :: 2]}
+        file = folder / f"{stem}-0000{number}-of-00002{suffix}"
+        save_file(shard, file, {"format": "pt"}) if suffix == ".safetensors" else torch.save(shard, file)
+        places.update(dict.fromkeys(shard, file.name))
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+def write_tower(folder: Path, model: LlavaForConditionalGeneration, dtype: torch.dtype = torch.float32) -> Path:
+    """The oracle's vision tower as a CLIP checkpoint of its own."""
+    vision = CLIPVisionModel(model.config.vision_config)
+    vision.load_state_dict(model.model.vision_tower.state_dict())
+    vision.to(dtype).save_pretrained(folder)
+    square = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    CLIPImageProcessorPil(size={"shortest_edge": VISION["image_size"]}, crop_size=square).save_pretrained(folder)
+    return folder
+
+
+def write_language_model(folder: Path, model: LlavaForConditionalGeneration) -> Path:
+    """The oracle's language model alone, as a Vicuna is published."""
+    llama = LlamaForCausalLM(model.config.text_config)
+    llama.model.load_state_dict(model.model.language_model.state_dict())
+    llama.lm_head.load_state_dict(model.lm_head.state_dict())
+    llama.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def oracle_logits(model: LlavaForConditionalGeneration) -> Tensor:
+    """What transformers' class answers to `PROMPT` about `PICTURE`."""
+    ids = torch.tensor([[1, 20] + [IMAGE_TOKEN] * 64 + [30, 31]])
+    with torch.no_grad():
+        return model(ids, pixel_values=PICTURE.to(model.dtype), attention_mask=torch.ones_like(ids)).logits
+
+
+def logits(model: Any) -> Tensor:
+    """What our model answers to `PROMPT` about `PICTURE`."""
+    with torch.no_grad():
+        return model(PROMPT, images=PICTURE).logits
+
+
+def load_llava_state(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
+    """Gives the oracle weights that have LLaVA's names; those left out stay."""
+    theirs = dict(zip(llava_state(model), model.state_dict(), strict=True))
+    model.load_state_dict({theirs[name]: tensor for name, tensor in state.items()}, strict=False)
+
+
+def projector_state(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """The oracle's projector under LLaVA's names."""
+    return {name: tensor for name, tensor in llava_state(model).items() if "mm_projector" in name}

@@ -175,7 +175,8 @@ def test_quadtree_flags_override_the_checkpoints_fields_one_by_one(
     assert type(loader.call["qlip"]) is type(option)
 
 
-def test_model_flags_reach_the_loader(loader: Loader, picture: str) -> None:
+def test_model_flags_reach_the_loader(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava.utils.devices", lambda: ["cpu", "cuda:0", "cuda:1"])
     loader.model.script += ["yes"]
     flags = ["--model-path", "some/llava", "--model-base", "base", "--device", "cuda:1", "--load-4bit"]
     cli.main([*flags, "--image-file", picture, "--prompt", "Hi", "--conv-mode", "llava_v1", "--max-new-tokens", "7"])

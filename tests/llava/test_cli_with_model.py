@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from llava.serve import cli
-from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,66 @@ def test_a_checkpoint_can_be_made_to_see_by_quadtree_and_drawn(
     assert Image.open(seen).getbbox() is not None
     tokens = int(capsys.readouterr().err.partition(f"{seen}: ")[2].split()[0])
     assert 1 <= tokens <= 20
+
+
+@pytest.mark.parametrize("flags", [[], ["--load-8bit"], ["--qlip"]], ids=["plain", "8 bits", "qlip"])
+def test_a_checkpoint_whose_tower_states_half_precision_answers(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    """transformers' format, which states a dtype for each part."""
+    transformers_model().save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags += ["--model-path", str(tmp_path), "--image-file", picture, "--device", "cpu", "--max-new-tokens", "2"]
+    assert cli.main([*flags, "--prompt", "What?"]) == 0, capsys.readouterr().err
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors", b"\0" * 99, "model.safetensors is damaged or cut short (99 bytes)"),
+        ("model.safetensors", None, "holds no weights: expected model.safetensors"),
+        ("config.json", b"[]", "config.json holds no JSON object"),
+        ("config.json", b"", "config.json is no valid JSON"),
+        ("preprocessor_config.json", b"{", "preprocessor_config.json is no valid JSON"),
+        (
+            "adapter_config.json",
+            b"{}",
+            "is a lora checkpoint: it needs its language model; give model_base (--model-base)",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_that_names_the_file(
+    checkpoint: str,
+    picture: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes | None,
+    words: str,
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    flags = ["--model-path", str(folder), "--image-file", picture, "--device", "cpu", "--prompt", "Hi"]
+    assert cli.main(flags) == 2
+    captured = capsys.readouterr()
+    [*progress, line] = captured.err.splitlines()
+    assert captured.out == "" and all(text.startswith("Loading weights") for text in progress)
+    assert line.startswith(f"llava: error: {folder}") and words in line
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_one_line(
+    picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert cli.main(["--model-path", "some/model", "--image-file", picture, "--prompt", "Hi"]) == 2
+    assert capsys.readouterr().err.startswith("llava: error: 'some/model' is neither a folder nor a model id that the")
 
 
 def test_a_missing_checkpoint_is_one_clear_line(

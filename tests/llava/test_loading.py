@@ -5,40 +5,34 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import infer_auto_device_map
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    CLIPImageProcessorPil,
-    CLIPVisionModel,
-    LlamaForCausalLM,
     LlavaForConditionalGeneration,
 )
 
 import qlip
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.builder import load_empty_tower, load_pretrained_model
+from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from tests.llava.checkpoints import (
-    IMAGE_TOKEN,
-    TEXT,
-    VISION,
-    llava_config,
+    PICTURE,
+    PROMPT,
     llava_state,
+    logits,
     make_llava_checkpoint,
+    oracle_logits,
     transformers_model,
+    write_config,
+    write_shards,
     write_tokenizer,
+    write_tower,
 )
-
-PROMPT = torch.tensor([[1, 20, IMAGE_TOKEN_INDEX, 30, 31]])
-PICTURE = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +42,7 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def expected(oracle):
-    ids = torch.tensor([[1, 20] + [IMAGE_TOKEN] * 64 + [30, 31]])
-    with torch.no_grad():
-        return oracle(ids, pixel_values=PICTURE, attention_mask=torch.ones_like(ids)).logits
+    return oracle_logits(oracle)
 
 
 @pytest.fixture(scope="module")
@@ -58,33 +50,12 @@ def folder(tmp_path_factory):
     return make_llava_checkpoint(tmp_path_factory.mktemp("llava"))
 
 
-def logits(model: LlavaLlamaForCausalLM) -> torch.Tensor:
-    with torch.no_grad():
-        return model(PROMPT, images=PICTURE).logits
-
-
-def write_config(folder: Path, **changes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(llava_config(**changes)))
-    write_tokenizer(folder)
-
-
-def split(state: dict) -> tuple[dict, dict]:
-    names = list(state)
-    return {n: state[n] for n in names[::2]}, {n: state[n] for n in names[1::2]}
-
-
 def as_safetensors(folder, oracle):
     save_file(llava_state(oracle), folder / "model.safetensors", {"format": "pt"})
 
 
 def as_safetensors_shards(folder, oracle):
-    shards = split(llava_state(oracle))
-    names = {f"model-0000{i}-of-00002.safetensors": shard for i, shard in enumerate(shards, 1)}
-    for name, shard in names.items():
-        save_file(shard, folder / name, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {key: name for name, shard in names.items() for key in shard}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_shards(folder, llava_state(oracle), ".safetensors")
 
 
 def as_bin(folder, oracle):
@@ -92,12 +63,7 @@ def as_bin(folder, oracle):
 
 
 def as_bin_shards(folder, oracle):
-    shards = split(llava_state(oracle))
-    names = {f"pytorch_model-0000{i}-of-00002.bin": shard for i, shard in enumerate(shards, 1)}
-    for name, shard in names.items():
-        torch.save(shard, folder / name)
-    index = {"metadata": {}, "weight_map": {key: name for name, shard in names.items() for key in shard}}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    write_shards(folder, llava_state(oracle), ".bin")
 
 
 def with_todays_tower_names(folder, oracle):
@@ -124,10 +90,7 @@ def test_llava_checkpoints_load_from_every_kind_of_file(tmp_path, oracle, expect
 @pytest.mark.parametrize("place", ["relative", "absolute"])
 def test_the_tower_may_lie_in_a_folder_of_its_own(tmp_path, oracle, expected, place):
     tower = tmp_path / "checkpoint" / "tower"
-    vision = CLIPVisionModel(oracle.config.vision_config)
-    vision.load_state_dict(oracle.model.vision_tower.state_dict())
-    vision.save_pretrained(tower)
-    CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(tower)
+    write_tower(tower, oracle)
     write_config(tmp_path / "checkpoint", mm_vision_tower="tower" if place == "relative" else str(tower))
     state = {name: tensor for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
     save_file(state, tmp_path / "checkpoint" / "model.safetensors", {"format": "pt"})
@@ -162,96 +125,6 @@ def test_a_transformers_checkpoint_saved_again_in_half_precision_loads(tmp_path,
     half.save_pretrained(tmp_path / "half")
     write_tokenizer(tmp_path / "half")
     assert load_pretrained_model(str(tmp_path / "half"), device="cpu", dtype="auto")[1].dtype == torch.float16
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, oracle):
-    """The bare language model."""
-    folder = tmp_path_factory.mktemp("vicuna")
-    llama = LlamaForCausalLM(oracle.config.text_config)
-    llama.model.load_state_dict(oracle.model.language_model.state_dict())
-    llama.lm_head.load_state_dict(oracle.lm_head.state_dict())
-    llama.save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture
-def tower_folder(tmp_path, oracle):
-    vision = CLIPVisionModel(oracle.config.vision_config)
-    vision.load_state_dict(oracle.model.vision_tower.state_dict())
-    vision.save_pretrained(tmp_path / "tower")
-    CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(
-        tmp_path / "tower"
-    )
-    return tmp_path / "tower"
-
-
-def assert_same_eyes(empty, model) -> None:
-    """A tower without weights prepares pictures as the loaded model's does."""
-    tower = model.get_vision_tower()
-    assert empty.image_processor.to_dict() == tower.image_processor.to_dict()
-    assert (type(empty), empty.num_patches, empty.select_layer) == (type(tower), tower.num_patches, tower.select_layer)
-
-
-def projector_of(oracle) -> dict:
-    return {name: tensor for name, tensor in llava_state(oracle).items() if "mm_projector" in name}
-
-
-def test_a_projector_loads_onto_its_language_model(tmp_path, oracle, expected, base, tower_folder):
-    write_config(tmp_path / "projector", mm_vision_tower=str(tower_folder))
-    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
-    model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
-    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
-    assert_same_eyes(load_empty_tower(tmp_path / "projector", base), model)
-
-
-@pytest.mark.parametrize("format", ["llava", "transformers"])
-def test_a_projector_loads_onto_a_whole_llava_and_takes_its_tower(tmp_path, oracle, expected, format):
-    if format == "llava":
-        base = make_llava_checkpoint(tmp_path / "base")
-    else:
-        base = tmp_path / "base"
-        oracle.save_pretrained(base)
-        write_tokenizer(base)
-    write_config(tmp_path / "projector")
-    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
-    model = load_pretrained_model(str(tmp_path / "projector"), str(base), device="cpu")[1]
-    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
-    assert_same_eyes(load_empty_tower(tmp_path / "projector", base), model)
-
-
-@pytest.mark.parametrize("flag", [False, {"max_tokens": 90, "image_size": 224}])
-def test_a_tower_without_weights_sees_as_the_loaded_one(tmp_path, flag):
-    folder = make_llava_checkpoint(tmp_path / "model")
-    model = load_pretrained_model(str(folder), device="cpu", qlip=flag)[1]
-    assert_same_eyes(load_empty_tower(folder, qlip=flag), model)
-
-
-def test_a_model_without_eyes_has_no_tower_to_make(base):
-    with pytest.raises(ValueError, match="has no vision tower"):
-        load_empty_tower(base)
-
-
-def test_a_lora_is_merged_into_its_language_model(tmp_path, oracle, base, tower_folder):
-    full = make_llava_checkpoint(tmp_path / "full")
-    tuned = get_peft_model(
-        load_pretrained_model(str(full), device="cpu")[1],
-        LoraConfig(r=4, target_modules=r"model\.layers\.\d+\.self_attn\.(q|v)_proj", lora_alpha=8),
-    )
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    with torch.no_grad():
-        wanted = tuned(PROMPT, images=PICTURE).logits
-    lora = tmp_path / "lora"
-    tuned.save_pretrained(lora)
-    write_config(lora, mm_vision_tower=str(tower_folder))
-    extra = {f"base_model.model.{name}": tensor for name, tensor in projector_of(oracle).items()}
-    torch.save(extra, lora / "non_lora_trainables.bin")
-    model = load_pretrained_model(str(lora), str(base), device="cpu")[1]
-    torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=0)
 
 
 def test_the_folders_name_decides_nothing(tmp_path, folder, expected):
@@ -398,69 +271,3 @@ def test_the_signature_is_llavas_and_unknown_arguments_are_a_type_error(folder):
     ]
     with pytest.raises(TypeError, match="multimodal"):
         load_pretrained_model(str(folder), None, "llava", device_map="auto", multimodal=True)
-
-
-def test_errors_say_what_is_wrong(tmp_path, folder, oracle):
-    with pytest.raises(FileNotFoundError, match="'nowhere/at-all' is neither a folder nor a model id"):
-        load_pretrained_model("nowhere/at-all", local_files_only=True)
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        load_pretrained_model(str(tmp_path), device="cpu")
-    with pytest.raises(ValueError, match="both set"):
-        load_pretrained_model(str(folder), load_8bit=True, load_4bit=True)
-    with pytest.raises(ValueError, match="device is 'cuda:7', but this machine has"):
-        load_pretrained_model(str(folder), device="cuda:7")
-    with pytest.raises(ValueError, match="dtype is 'int8'"):
-        load_pretrained_model(str(folder), device="cpu", torch_dtype="int8")
-    with pytest.raises(ValueError, match="unknown QLIP setting aplha"):
-        load_pretrained_model(str(folder), device="cpu", qlip={"aplha": 1})
-    with pytest.raises(TypeError, match="qlip is 3"):
-        load_pretrained_model(str(folder), device="cpu", qlip=3)
-
-    oracle.save_pretrained(tmp_path / "next")
-    config = json.loads((tmp_path / "next" / "config.json").read_text())
-    (tmp_path / "next" / "config.json").write_text(json.dumps({**config, "model_type": "llava_next"}))
-    with pytest.raises(ValueError, match="of type 'llava_next'"):
-        load_pretrained_model(str(tmp_path / "next"), device="cpu")
-
-    with pytest.raises(ValueError, match="mm_vision_select_layer is -30"):
-        load_pretrained_model(str(make_llava_checkpoint(tmp_path / "deep", mm_vision_select_layer=-30)), device="cpu")
-
-    write_config(tmp_path / "extra")
-    torch.save({**projector_of(oracle), "model.unheard_of": torch.zeros(1)}, tmp_path / "extra" / "mm_projector.bin")
-    with pytest.raises(ValueError, match=r"holds 'model\.unheard_of'"):
-        load_pretrained_model(str(tmp_path / "extra"), str(folder), device="cpu")
-
-    write_config(tmp_path / "gpt", model_type="gpt2")
-    with pytest.raises(ValueError, match="is of type 'gpt2'"):
-        load_pretrained_model(str(tmp_path / "gpt"), device="cpu")
-
-    write_config(tmp_path / "projector")
-    torch.save(projector_of(oracle), tmp_path / "projector" / "mm_projector.bin")
-    with pytest.raises(ValueError, match="is a projector checkpoint: .* give model_base"):
-        load_pretrained_model(str(tmp_path / "projector"), device="cpu")
-
-    write_config(tmp_path / "partial")
-    state = llava_state(oracle)
-    del state["model.layers.1.mlp.up_proj.weight"]
-    save_file(state, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights .*layers\.1\.mlp\.up_proj\.weight"):
-        load_pretrained_model(str(tmp_path / "partial"), device="cpu")
-
-
-def test_pickled_code_in_a_bin_is_never_run(tmp_path, oracle):
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    write_config(tmp_path)
-    torch.save({**llava_state(oracle), "evil": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match="(?i)weights.only"):
-        load_pretrained_model(str(tmp_path), device="cpu")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_config_fields_are_validated():
-    with pytest.raises(ValueError, match="mm_vision_select_feature is 'all'; allowed are 'patch', 'cls_patch'"):
-        LlavaConfig(mm_vision_select_feature="all")
-    with pytest.raises(ValueError, match="mm_projector_type is 'resampler'"):
-        LlavaLlamaForCausalLM(LlavaConfig(**TEXT, mm_projector_type="resampler", mm_vision_config=VISION))

@@ -105,11 +105,15 @@ def test_settings_reach_the_model(model: ScriptedModel, picture: str) -> None:
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
 )
-def test_missing_flags_are_told_in_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run_llava.parse_args(flags)
-    captured = capsys.readouterr()
-    assert captured.err == f"run_llava: error: {words}\n"
+def test_missing_flags_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_llava", *flags])
+    try:
+        code = run_llava.main()
+    except SystemExit as exit_:
+        code = exit_.code
+    assert (code, capsys.readouterr().err) == (2, f"run_llava: error: {words}\n")
 
 
 def test_the_command_prints_one_answer(tmp_path_factory: pytest.TempPathFactory, picture: str) -> None:

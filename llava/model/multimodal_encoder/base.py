@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava.model.config import MultimodalConfig
-from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor, vision_config
+from llava.model.files import check_weights
+from llava.model.multimodal_encoder.pretrained import (
+    default_image_processor,
+    load_image_processor,
+    read_vision_config,
+    vision_config,
+)
+from llava.model.strict import read_pretrained
 
 
 @dataclass(frozen=True)
@@ -115,17 +122,36 @@ class VisionTower(nn.Module, ABC):
 
         Args:
             device_map: as transformers takes it.
-            dtype: of the weights; None is torch's default.
-            device: where the whole tower goes.
-            hub: `cache_dir`, `revision`, `token`, ...
+            dtype: of the tower, whatever its own files say; by default that of the model's configuration.
+            device: where the whole tower goes; by default the CPU.
+            **hub: `cache_dir`, `revision`, `token`, ...
+
+        Raises:
+            FileNotFoundError: there is no such tower.
+            ValueError: it is neither CLIP nor SigLIP, or lacks weights.
         """
         if self.is_loaded:
             return
         name = self._name()
-        config = vision_config(AutoConfig.from_pretrained(name, **hub))
-        placed = {} if device_map is None else {"device_map": device_map}
-        model = AutoModel.from_pretrained(name, config=config, dtype=dtype, attn_implementation="sdpa", **placed, **hub)
-        self._adopt(model.to(device) if device is not None else model)
+        config = read_vision_config(name, **hub)
+        if Path(name).is_dir():
+            check_weights(Path(name))
+        own: torch.dtype | None = self.llava_config.dtype  # type: ignore[attr-defined]
+        options: dict[str, Any] = {"dtype": dtype or own or torch.get_default_dtype(), **hub}
+        if device_map is not None:
+            options["device_map"] = device_map
+        try:
+            loaded = read_pretrained(AutoModel, name, config=config, attn_implementation="sdpa", **options)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"the weights of the vision tower {name!r} (mm_vision_tower) cannot be had: {error}"
+            ) from error
+        if loaded.missing:
+            raise ValueError(
+                f"{name} (mm_vision_tower) lacks {len(loaded.missing)} weights of the tower, for example "
+                f"{min(loaded.missing)!r}"
+            )
+        self._adopt(loaded.model if device is None else loaded.model.to(device))
         self.vision_tower.requires_grad_(False)
         self.set_image_processor(load_image_processor(name, config, **hub))
 
@@ -198,7 +224,7 @@ class VisionTower(nn.Module, ABC):
         if "vision_tower" in self._modules:
             return self.vision_tower.config
         if self._config_only is None:
-            self._config_only = vision_config(AutoConfig.from_pretrained(self._name()))
+            self._config_only = read_vision_config(self._name())
         return self._config_only
 
     @property

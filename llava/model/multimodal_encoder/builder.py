@@ -1,4 +1,4 @@
-"""Chooses the vision tower. The flag `qlip` is read here and nowhere else."""
+"""Chooses the vision tower by the flag `qlip`."""
 
 from __future__ import annotations
 

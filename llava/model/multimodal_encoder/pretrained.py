@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from transformers import (
+    AutoConfig,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     PreTrainedConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
+
+from llava.model.files import read_json
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "clip_vision_model": CLIPVisionConfig,
@@ -24,11 +29,16 @@ PROCESSORS: dict[str, Any] = {
     "siglip_vision_model": SiglipImageProcessorPil,
 }
 
+DTYPE_NAMES = ("dtype", "torch_dtype")
+"""Today's and the former name of a configuration's dtype."""
+
 CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the weights do not tell
 
 
 def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
     """The vision part of a CLIP or SigLIP configuration, given as an object or a dict, whole or vision part.
+
+    It names no dtype: a tower has that of the model that it is part of.
 
     Raises:
         ValueError: it is of another type.
@@ -40,7 +50,31 @@ def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedCon
     model_type = values.pop("model_type", None)
     if model_type not in CONFIGS:
         raise ValueError(f"the vision tower is of type {model_type!r}; allowed are {', '.join(CONFIGS)}")
-    return CONFIGS[model_type](**values)
+    return CONFIGS[model_type](**{name: value for name, value in values.items() if name not in DTYPE_NAMES})
+
+
+def read_vision_config(name: str, **hub: Any) -> PreTrainedConfig:
+    """The vision part of the configuration in a CLIP or SigLIP checkpoint.
+
+    Args:
+        name: folder or hub id, as `mm_vision_tower` gives it.
+        **hub: `cache_dir`, `revision`, `token`, ...
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: its configuration is damaged, or of another type.
+    """
+    try:
+        if (file := Path(name) / "config.json").is_file():
+            return vision_config(read_json(file))
+        return vision_config(AutoConfig.from_pretrained(name, **hub))
+    except (OSError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"the vision tower {name!r} (mm_vision_tower) is neither a folder with a config.json nor a model id that "
+            "the hub, or the local cache, gives"
+        ) from error
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"the vision tower {name!r} (mm_vision_tower): {error}") from error
 
 
 def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
@@ -88,4 +122,6 @@ def default_image_processor(config: PreTrainedConfig) -> Any:
 
 def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any:
     """The image processor in a folder or hub repository that goes with a vision model of this configuration."""
+    if (file := Path(name) / "preprocessor_config.json").is_file():
+        read_json(file)  # names the file where it is damaged
     return PROCESSORS[config.model_type].from_pretrained(name, **hub)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.answering import Answerer, same_answer
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from playground.questions import listing
 from qlip import draw_leaves
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-path", default=demo_model_path())
     parser.add_argument("--scenes", type=integer(), default=60, help="scenes of each set to look through")
     parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", type=device_flag, default=None)
     return parse_and_run(parser, run, argv)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.journal import Rows, append_row, read_rows, replace
-from llava.utils import default_device, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
 from scripts.bench.evidence.ways import Subject, Way
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scenes", type=integer(), default=SCENES, help="scenes a set, five questions each (%(default)s)"
     )
     parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", type=device_flag, default=None)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count())
     parser.add_argument("--batch-tokens", type=integer(), default=4096, help="tokens of a batch of questions")
     return parse_and_run(parser, command, argv)

@@ -1,0 +1,130 @@
+"""A checkpoint's files: where they are and how they are read. Every error names its file.
+
+Knows nothing of models. Weights are safetensors, or .bin files that hold tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+"""Stem and suffix of a checkpoint's weights files, the preferred ones first."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else than an object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return values
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights, safetensors before .bin, whole or in shards; empty if there are none.
+
+    Raises:
+        FileNotFoundError: an index names a file that is not in the folder.
+        ValueError: an index cannot be read, or names a file outside the folder.
+    """
+    for stem, suffix in WEIGHTS:
+        if (single := folder / f"{stem}{suffix}").is_file():
+            return [single]
+        if (index := folder / f"{stem}{suffix}.index.json").is_file():
+            return read_index(index)
+    return []
+
+
+def read_index(index: Path) -> list[Path]:
+    """The shards that an index names, all of them beside it. A shard may be a link, as in the hub's cache."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map, which names the file of each weight")
+    for weight, name in places.items():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise ValueError(f"{index} places {weight!r} in {name!r}; allowed are names of files beside it")
+    shards = [index.parent / name for name in sorted(set(places.values()))]
+    if absent := [shard for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} names {absent[0].name!r}, which is not in the folder; download it again")
+    return shards
+
+
+def weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors whose names contain `part`, by name; no data is read.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        shapes.update({name: shape for name, shape in tensor_shapes(file).items() if part in name})
+    return shapes
+
+
+def check_weights(folder: Path) -> None:
+    """Raises unless a folder holds weights, and all their files are whole; no data is read.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: a file is damaged.
+    """
+    files = weight_files(folder)
+    if not files:
+        names = " or ".join(stem + suffix for stem, suffix in WEIGHTS)
+        raise FileNotFoundError(f"{folder} holds no weights: expected {names}, or shards and their index")
+    for file in files:
+        tensor_shapes(file)
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file, by name; no data is read."""
+    if file.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in load_tensors(file, "meta").items()}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise damaged(file, error) from error
+
+
+def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a file, by name. No pickled code is run.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else than tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file, device)
+        state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise damaged(file, error) from error
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{file} is damaged, or holds Python objects, which are never loaded (weights_only); allowed are tensors"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{file} holds something else than tensors by name")
+    return dict(state)
+
+
+def damaged(file: Path, error: Exception) -> ValueError:
+    """What to raise for a file that cannot be read."""
+    reason = str(error).partition(". ")[0] or type(error).__name__
+    return ValueError(f"{file} is damaged or cut short ({file.stat().st_size} bytes): {reason}; download it again")

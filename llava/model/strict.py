@@ -1,0 +1,57 @@
+"""transformers' `from_pretrained` for callers that refuse gaps, which transformers fills at random and reports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and where it and its files differ."""
+
+    model: Any
+    missing: set[str]
+    """The model's weights that no file holds: their values are random."""
+
+    unread: set[str]
+    """Tensors of the files that the model has no place for."""
+
+
+def read_pretrained(model_class: Any, name: str | Path, **options: Any) -> Loaded:
+    """Loads a model by `model_class.from_pretrained`.
+
+    Raises:
+        ValueError: the files hold a weight of another shape than the configuration asks for.
+    """
+    with _without_report():
+        # The flag lets transformers name the weights, instead of a table and an error without them.
+        model, report = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    if wrong := sorted(report["mismatched_keys"]):
+        weight, found, wanted = wrong[0]
+        raise ValueError(
+            f"{name}: the files hold {weight!r} of shape {tuple(found)}, config.json asks for {tuple(wanted)}"
+            + (f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else "")
+        )
+    return Loaded(model, set(report["missing_keys"]), set(report["unexpected_keys"]))
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Drops transformers' table of missing, unexpected and mismatched weights from its log."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)

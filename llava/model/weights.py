@@ -1,0 +1,141 @@
+"""Fills models with weights from files. What no file holds is an error: nothing is left at random."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, Checkpoint
+from llava.model.files import check_weights, load_tensors
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.llava_arch import TOWER_NAMES
+from llava.model.strict import read_pretrained
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR = "model.mm_projector."
+TOWER = "model.vision_tower."
+
+
+def load_weights(
+    checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]
+) -> tuple[LlavaLlamaForCausalLM, set[str]]:
+    """Reads a checkpoint's weights into a model of its configuration, and the tower from elsewhere if it is there.
+
+    Returns:
+        The model, and the names of its weights that no file holds.
+
+    Raises:
+        FileNotFoundError: there are no weights, or no tower.
+        ValueError: a file is damaged, or holds a weight of another shape.
+    """
+    check_weights(checkpoint.folder)
+    loaded = read_pretrained(
+        LlavaLlamaForCausalLM, checkpoint.folder, config=checkpoint.config, key_mapping=checkpoint.names, **options
+    )
+    if loaded.unread:
+        logger.warning(
+            "%s holds %d tensors that the model has no place for, for example %r; they are not read",
+            checkpoint.folder,
+            len(loaded.unread),
+            min(loaded.unread),
+        )
+    if (tower := loaded.model.get_vision_tower()) is not None:
+        tower.load_model(dtype=loaded.model.dtype, device=loaded.model.device, **hub)
+    return loaded.model, loaded.missing
+
+
+def check_complete(missing: set[str], *places: Path) -> None:
+    """Raises unless all of a model's weights were found.
+
+    Args:
+        missing: names of the weights that were not.
+        *places: where they were looked for.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if not missing:
+        return
+    lacking = f"neither {' nor '.join(map(str, places))} holds" if len(places) > 1 else f"{places[0]} lacks"
+    if holds_part(missing, PROJECTOR):
+        example = min(name for name in missing if name.startswith(PROJECTOR))
+        way_out = "; give a whole LLaVA checkpoint as the base model (--model-base)" if len(places) > 1 else ""
+        raise ValueError(f"{lacking} the projector, {PROJECTOR}* (for example {example!r}){way_out}")
+    raise ValueError(f"{lacking} {len(missing)} weights of the model, for example {min(missing)!r}")
+
+
+def extra_file(checkpoint: Checkpoint) -> Path:
+    """The file of the whole weights that a projector or LoRA checkpoint holds."""
+    return checkpoint.folder / (PROJECTOR_FILE if checkpoint.kind == "projector" else NON_LORA_FILE)
+
+
+def read_extra_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors in `extra_file`, by our names; empty where a LoRA checkpoint has no such file.
+
+    Raises:
+        ValueError: the file is damaged, or a projector's holds none.
+    """
+    file = extra_file(checkpoint)
+    weights = {our_name(name): tensor for name, tensor in load_tensors(file).items()} if file.is_file() else {}
+    if checkpoint.kind == "projector" and not holds_part(weights, PROJECTOR):
+        raise ValueError(f"{file} does not hold the projector, {PROJECTOR}*")
+    return weights
+
+
+def holds_part(weights: Iterable[str], prefix: str) -> bool:
+    """Whether any weight's name begins with `prefix`."""
+    return any(name.startswith(prefix) for name in weights)
+
+
+def add_weights(model: LlavaLlamaForCausalLM, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copies tensors over the model's.
+
+    Args:
+        model: changed in place.
+        weights: by our names.
+        source: where they come from, for errors.
+
+    Raises:
+        ValueError: a tensor has no place in the model, or another shape, or the projector is there in part.
+    """
+    own = model.state_dict()
+    if unknown := sorted(set(weights) - set(own)):
+        raise ValueError(f"{source} holds {unknown[0]!r}, which the model has no place for")
+    projector = {name for name in own if name.startswith(PROJECTOR)}
+    if (absent := projector - set(weights)) and absent != projector:
+        raise ValueError(f"{source} holds a part of the projector, {PROJECTOR}*: it lacks {min(absent)!r}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if own[name].shape != tensor.shape:
+                raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
+            own[name].copy_(tensor)
+
+
+def our_name(name: str) -> str:
+    """Strips the prefixes that peft and LLaVA's training leave on a parameter's name."""
+    name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", name)
+    name = re.sub(r"\.(?:base_layer|modules_to_save\.default)(?=\.)", "", name)
+    for pattern, replacement in TOWER_NAMES.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:
+    """Adds rows to the embeddings and the output layer, each the mean of those before, as LLaVA's training begins.
+
+    So an added token that was never trained has the mean of the others' logits, never the largest.
+    """
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    old = layers[0].weight.shape[0]
+    means = [layer.weight.detach().float().mean(0) for layer in layers]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer, mean in zip((model.get_input_embeddings(), model.get_output_embeddings()), means, strict=True):
+            layer.weight[old:] = mean.to(layer.weight)
