@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.adapters import merge_adapter, read_adapter
@@ -21,6 +21,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
 from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
+from llava.model.quantization import check_four_bit, quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import (
     TOWER,
@@ -35,8 +36,6 @@ from llava.model.weights import (
 from llava.utils import check_device
 
 logger = logging.getLogger(__name__)
-
-UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 
 FROM_PRETRAINED = frozenset(
     ["device_mesh", "distributed_config", "kernel_config", "low_cpu_mem_usage"]
@@ -121,6 +120,8 @@ def load_pretrained_model(
             " (--model-base)"
         )
     base = checkpoint.folder if checkpoint.kind == "full" else local_folder(str(model_base), **hub)
+    if load_4bit:
+        check_four_bit(checkpoint.config, placement)
     tokenizer = load_tokenizer(base)  # before the weights, so that a missing file shows at once
     if checkpoint.kind == "full":
         model, missing = load_weights(checkpoint, options, hub)
@@ -196,19 +197,6 @@ def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | st
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}; allowed are 'float32', 'float16', 'bfloat16' and 'auto'")
     return chosen
-
-
-def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig:
-    """bitsandbytes' 4-bit (NF4, doubly quantised) or 8-bit linear layers, in the language model only."""
-    if four_bit:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_compute_dtype=torch.float16 if dtype == "auto" else dtype,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type="nf4",
-            llm_int8_skip_modules=UNQUANTISED,
-        )
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
 
 
 def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:

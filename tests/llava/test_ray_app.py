@@ -16,7 +16,7 @@ from ray import serve
 
 from llava.serve.ray_app import Replica, app, deployment, flags_of
 
-DEADLINE = 120  # seconds
+DEADLINE = 600  # seconds
 KEY = "a-key-for-tests"
 
 

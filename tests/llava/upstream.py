@@ -34,7 +34,7 @@ def address_of(controller: str, model: str) -> str:
 def raw_chunks(url: str, body: Any) -> Iterator[dict[str, Any]]:
     """The chunks of a stream, whatever its status: LLaVA's clients do not look at that."""
     headers = {"User-Agent": "LLaVA Client"}
-    with requests.post(url + "/worker_generate_stream", headers=headers, json=body, stream=True, timeout=10) as reply:
+    with requests.post(url + "/worker_generate_stream", headers=headers, json=body, stream=True, timeout=600) as reply:
         for chunk in reply.iter_lines(decode_unicode=False, delimiter=b"\0"):
             if chunk:
                 yield json.loads(chunk.decode())

@@ -1,0 +1,69 @@
+"""4-bit and 8-bit language models by bitsandbytes, and which of them a CPU's kernels can multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, LlamaConfig
+
+UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
+"""Modules that keep their dtype."""
+
+INPUTS, OUTPUTS = 64, 32
+"""Blocks in which bitsandbytes multiplies 4-bit weights on CPUs with AVX512-BF16."""
+
+
+def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig:
+    """Makes the settings of 4-bit (NF4, doubly quantised) or 8-bit linear layers, in the language model only.
+
+    Args:
+        four_bit: 4 bits rather than 8.
+        dtype: of the products of 4-bit weights; "auto" is float16.
+    """
+    if four_bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=torch.float16 if dtype == "auto" else dtype,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+            llm_int8_skip_modules=UNQUANTISED,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
+
+
+def check_four_bit(config: LlamaConfig, placement: dict[str, Any] | str) -> None:
+    """Raises unless this machine's kernels take the 4-bit layers of a language model.
+
+    Args:
+        config: of the language model.
+        placement: its device map. Only CPUs with AVX512-BF16 multiply in blocks; all others take any width.
+
+    Raises:
+        ValueError: a layer's width is no multiple of a block's.
+    """
+    if placement != {"": "cpu"} or not multiplies_in_blocks():
+        return
+    for name, inputs, outputs in linear_layers(config):
+        if inputs % INPUTS or outputs % OUTPUTS:
+            raise ValueError(
+                f"this CPU (AVX512-BF16) multiplies 4-bit weights in blocks of {INPUTS} inputs and {OUTPUTS} outputs, "
+                f"but {name} has {inputs} and {outputs}; load the model in 8 bits (--load-8bit) or without quantisation"
+            )
+
+
+def multiplies_in_blocks() -> bool:
+    """Whether bitsandbytes uses its AVX512-BF16 kernels on this machine's CPU."""
+    from bitsandbytes.functional import has_avx512bf16  # here, since it takes seconds to import and few ask
+
+    return bool(has_avx512bf16())
+
+
+def linear_layers(config: LlamaConfig) -> Iterator[tuple[str, int, int]]:
+    """Name, inputs and outputs of each kind of linear layer in Llama's blocks."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield from (("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys))
+    yield from (("o_proj", queries, width), ("gate_proj", width, inner), ("up_proj", width, inner))
+    yield "down_proj", inner, width
