@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.model import quantization
 from llava.model.builder import load_pretrained_model
 from llava.serve.cli import main
-from llava.utils import demo_model_path
 from tests.llava.checkpoints import make_llava_checkpoint
 
 
