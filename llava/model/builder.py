@@ -87,7 +87,8 @@ def load_pretrained_model(
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    placement = choose_placement(str(device), "auto" if device_map is None else device_map)
+    device = str(device)
+    placement = choose_placement(device, "auto" if device_map is None else device_map)
     # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
