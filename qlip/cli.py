@@ -203,7 +203,8 @@ def load_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVis
         ValueError: there is no such tower or device, or the tower is neither CLIP nor SigLIP.
     """
     try:
-        place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+        probe = torch.zeros(1, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        probe.item()  # "meta" has no values
     except (RuntimeError, AssertionError):
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ValueError(f"--device is {device!r}, but this machine has {here} only") from None
@@ -214,7 +215,7 @@ def load_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIPVis
         raise ValueError(f"no tower could be had from {path!r}: {str(error).splitlines()[0]}") from None
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))
-    model.to(place).requires_grad_(False)
+    model.to(probe.device).requires_grad_(False)
     return model, QLIPImageProcessor.from_clip(pixels, model.config.patch_size, QLIPConfig())
 
 

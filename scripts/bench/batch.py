@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 
 from llava.eval.batches import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.utils import default_device, device_flag, demo_model_path
+from llava.utils import default_device, demo_model_path, device_flag
 from scripts.bench.batch_ways import WAYS
 from scripts.bench.cost import markdown as markdown_row
 from scripts.bench.cost_models import CLIP_LARGE, demo_scene
