@@ -227,12 +227,13 @@ def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIP
         ValueError: there is no such tower or device, or the prior is none or of another width.
     """
     try:
-        place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+        probe = torch.zeros(1, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        probe.item()  # "meta" has no values
     except (RuntimeError, AssertionError):
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ValueError(f"--device is {device!r}, but this machine has {here} only") from None
     model, pixels = load_tower(path)
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))
-    model.to(place).requires_grad_(False)
+    model.to(probe.device).requires_grad_(False)
     return model, QLIPImageProcessor.from_clip(pixels, model.config.patch_size, QLIPConfig())

@@ -102,7 +102,8 @@ def load_pretrained_model(
     if (load_8bit or load_4bit) and kwargs.get("quantization_config") is not None:
         raise ValueError("quantization_config is set beside load_8bit or load_4bit; choose one")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    placement = choose_placement(str(device), "auto" if device_map is None else device_map)
+    device = str(device)
+    placement = choose_placement(device, "auto" if device_map is None else device_map)
     # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)

@@ -103,9 +103,14 @@ def add_weights(model: LlavaLlamaForCausalLM, weights: Mapping[str, Tensor], sou
         source: where they come from, for errors.
 
     Raises:
-        ValueError: a tensor has no place in the model, or another shape, or the projector is there in part.
+        ValueError: a tensor has no place in the model, another shape, or a quantised or offloaded weight to replace; or
+            the projector is there in part.
     """
     own = model.state_dict()
+    if quantised := sorted(name for name in set(weights) & set(own) if not own[name].is_floating_point()):
+        raise ValueError(
+            f"{source} holds {quantised[0]!r}, which is quantised; load it without --load-8bit, --load-4bit"
+        )
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"{source} holds {unknown[0]!r}, which the model has no place for")
     projector = {name for name in own if name.startswith(PROJECTOR)}
@@ -115,6 +120,8 @@ def add_weights(model: LlavaLlamaForCausalLM, weights: Mapping[str, Tensor], sou
         for name, tensor in weights.items():
             if own[name].shape != tensor.shape:
                 raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
+            if own[name].is_meta:  # a copy would be lost
+                raise ValueError(f"{source} holds {name}, which device_map offloads; give the model more memory")
             own[name].copy_(tensor)
 
 

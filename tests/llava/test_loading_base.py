@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from llava.model.builder import load_empty_tower, load_pretrained_model
+from llava.model.weights import add_weights
 from tests.llava.checkpoints import (
     PICTURE,
     PROMPT,
@@ -161,6 +162,21 @@ def test_a_projectors_file_without_projector_is_an_error(tmp_path, whole):
 def test_weights_that_do_not_fit_are_an_error(tmp_path, oracle, whole, change, message):
     with pytest.raises(ValueError, match=message):
         load(write_projector(tmp_path, {**projector_state(oracle), **change}), whole)
+
+
+@pytest.mark.parametrize("flag", ["load_8bit", "load_4bit"])
+def test_a_whole_weight_cannot_replace_a_quantised_one(tmp_path, oracle, whole, flag):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    folder = write_lora(tmp_path, {name: llava_state(oracle)[name]})
+    with pytest.raises(ValueError, match=rf"non_lora_trainables\.bin holds '{name}', which is quantised"):
+        load_pretrained_model(str(folder), str(whole), device="cpu", **{flag: True})
+
+
+def test_a_whole_weight_cannot_replace_an_offloaded_one(oracle, whole):
+    model = load_pretrained_model(str(whole), device="cpu")[1]
+    model.lm_head.to("meta")
+    with pytest.raises(ValueError, match=r"x\.bin holds lm_head\.weight, which device_map offloads"):
+        add_weights(model, {"lm_head.weight": llava_state(oracle)["lm_head.weight"]}, Path("x.bin"))
 
 
 def test_another_base_models_shapes_are_an_error(tmp_path, oracle, whole, vicuna):

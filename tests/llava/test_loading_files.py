@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
+from llava.model import checkpoint
 from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import (
     llava_state,
@@ -180,6 +182,15 @@ def test_missing_and_misshapen_weights_are_refused(tmp_path, capfd, state, confi
     assert "REPORT" not in capfd.readouterr().err
 
 
+def test_tensors_that_are_not_read_are_one_line_in_the_log(tmp_path, caplog, capfd, state):
+    write_config(tmp_path)
+    tensors = {**state, "model.image_newline": torch.zeros(64), "model.zebra": torch.zeros(1)}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    load(tmp_path)
+    assert "holds 2 tensors that the model has no place for, for example 'model.image_newline'" in caplog.text
+    assert "REPORT" not in caplog.text + capfd.readouterr().err
+
+
 def test_missing_weights_of_transformers_format_are_refused(tmp_path):
     transformers_model().save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
@@ -237,6 +248,23 @@ def test_a_hub_id_that_cannot_be_had_is_named(tmp_path, monkeypatch, offline):
         FileNotFoundError, match="'no/such/model' is neither a folder nor a model id that the hub knows"
     ):
         load_pretrained_model("no/such/model", device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (errors.RepositoryNotFoundError, "'some/model' is neither a folder nor a model id that the hub knows"),
+        (errors.RevisionNotFoundError, "'some/model' has no revision 'v9' on the hub"),
+        (errors.GatedRepoError, "'some/model' is gated: accept its terms on the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line(monkeypatch, refusal, message):
+    def refuse(*args, **options):
+        raise refusal("404", response=httpx.Response(404, request=httpx.Request("GET", "https://hub.test")))
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    with pytest.raises(OSError, match=message):
+        load_pretrained_model("some/model", device="cpu", revision="v9")
 
 
 def test_a_download_that_was_stopped_is_incomplete(tmp_path, monkeypatch, folder):

@@ -84,6 +84,7 @@ def test_without_the_quadtrees_flags_the_uniform_grid_alone_is_measured_and_none
         (["--modes", "cubic"], "modes is 'cubic'"),
         (["--plot", "bias.gif"], "a figure is written as .svg or .png, got 'bias.gif'"),
         (["--device", "abacus"], "--device is 'abacus', but this machine has cpu"),
+        (["--device", "meta"], "--device is 'meta', but this machine has cpu"),
         (["--limit", "-1"], "limit is -1"),
     ],
 )
