@@ -9,6 +9,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Of tests side by side, one thread each. A process takes about 1.5 GB.
+JOBS ?= 2
+
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
@@ -21,7 +24,7 @@ demo: $(VENV)/installed
 	@$(RUN) -m llava.serve.gradio_web_server $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

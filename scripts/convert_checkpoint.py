@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlavaImageProcessorPil,
-    LlavaProcessor,
-)
+from transformers import GenerationConfig, LlamaConfig, LlavaImageProcessorPil, LlavaProcessor
 from transformers import LlavaConfig as TransformersConfig
 
 from llava.command import OneLineParser, check_new_folder, parse_and_run
@@ -186,7 +181,9 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     )
     if config.qlip is not None:
         settings.qlip = config.qlip
-    write_config(settings, out)
+    values = with_old_names(json.loads(settings.to_json_string()))
+    values["text_config"] = with_old_names(values["text_config"])
+    (out / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     generation = checkpoint.folder / "generation_config.json"
     generated = GenerationConfig.from_pretrained(checkpoint.folder) if generation.is_file() else GenerationConfig()
     generated.update(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
@@ -202,13 +199,6 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     )
     processor.save_pretrained(out)
     rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
-
-
-def write_config(settings: TransformersConfig, out: Path) -> None:
-    """Writes config.json with the names that transformers 4 reads beside today's."""
-    values = json.loads(settings.to_json_string())
-    values["text_config"] = with_old_names(values["text_config"])
-    (out / "config.json").write_text(json.dumps(with_old_names(values), indent=2, sort_keys=True) + "\n")
 
 
 def image_processor(checkpoint: Checkpoint) -> Any:

@@ -96,20 +96,25 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
     return parser
 
 
-def command(name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None) -> int:
-    """Runs a command line; returns 0, 1 if questions stayed without an answer, 2 for an error, 130 if interrupted."""
+def command(
+    name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None, needs_tower: bool = True
+) -> int:
+    """Runs a command line; returns 0, 1 if questions stayed without an answer, 2 for an error, 130 if interrupted.
+
+    `needs_tower` is false where questions have no pictures, so that a language model alone may answer them.
+    """
     args = parser.parse_args(argv)
-    return run_command(name, lambda: run(name, args, read), interrupted=STOPPED)
+    return run_command(name, lambda: run(name, args, read, needs_tower), interrupted=STOPPED)
 
 
-def run(name: str, args: argparse.Namespace, read: ReadQuestions) -> int:
+def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: bool = True) -> int:
     """Answers what the file of answers lacks.
 
     Raises:
         ValueError: impossible flags, a bad question file, images that are not there, answers of another run, or another
             run at work on them.
     """
-    check_model_flags(args)
+    check_model_flags(args, needs_tower=needs_tower)
     questions = read_inputs(args, read)
     preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
     state = join_processes(args)
@@ -159,7 +164,7 @@ def _answer(
     ready: Iterator[Any] = iter(())
     if preparer is not None:
         ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
-    engine = load_engine(args)
+    engine = load_engine(args, needs_tower=preparer is not None)
     settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
     if args.resume:
         answers.check(settings)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = make_parser(NAME, "Answer a file of questions without pictures.", Defaults())
     parser.add_argument("--model-name", dest="model_path", help="LLaVA's name for --model-path in this command")
-    return command(NAME, parser, read, argv)
+    return command(NAME, parser, read, argv, needs_tower=False)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,12 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
     return given or args.qlip
 
 
-def check_model_flags(args: argparse.Namespace) -> None:
+def check_model_flags(args: argparse.Namespace, *, needs_tower: bool = True) -> None:
     """Checks what the flags of `add_model_flags` name, without loading it.
+
+    Args:
+        args: the parsed flags.
+        needs_tower: whether there will be pictures, which a language model alone does not see.
 
     Raises:
         ValueError: this machine has no such device, or the model's folder holds no checkpoint that sees pictures.
@@ -75,7 +79,9 @@ def check_model_flags(args: argparse.Namespace) -> None:
     if args.device is not None:
         check_device(args.device)
     if args.model_path and Path(args.model_path).is_dir() and args.model_base is None:
-        require_tower(inspect(Path(args.model_path)).config, args.model_path)
+        config = inspect(Path(args.model_path)).config
+        if needs_tower:
+            require_tower(config, args.model_path)
 
 
 def load_engine(
@@ -84,8 +90,9 @@ def load_engine(
     switchable: bool = False,
     limits: EngineLimits | None = None,
     use_flash_attn: bool = False,
+    needs_tower: bool = True,
 ) -> ChatEngine:
-    """Loads the model that the flags of `add_model_flags` name. It has a vision tower.
+    """Loads the model that the flags of `add_model_flags` name.
 
     Args:
         args: The parsed flags.
@@ -93,6 +100,7 @@ def load_engine(
             checkpoint say is then the default.
         limits: What the engine takes on at a time.
         use_flash_attn: FlashAttention 2 in the language model.
+        needs_tower: Refuse a language model alone.
 
     Raises:
         FileNotFoundError: no such checkpoint, or a file that it needs is absent.
@@ -100,7 +108,7 @@ def load_engine(
     """
     model_path = str(args.model_path or demo_model_path())
     option = qlip_option(args)
-    check_model_flags(args)
+    check_model_flags(args, needs_tower=needs_tower)
     quadtree = True
     if switchable:
         config = inspect(local_folder(model_path)).config
@@ -117,7 +125,7 @@ def load_engine(
         use_flash_attn=use_flash_attn,
         qlip=option,
     )
-    if image_processor is None:  # the model came from the hub, or consists of two parts
+    if needs_tower and image_processor is None:  # the model came from the hub, or consists of two parts
         require_tower(model.config, model_path)
     engine = ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
     if args.conv_mode is None:

@@ -177,6 +177,7 @@ def test_errors_alone_change_nothing_before_an_answer_shows_the_settings(
     lines = [first, {**first, "image": "no.png"}, {**first, "text": "What?"}]
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [*flags, f"--question-file={questions}", f"--answers-file={answers}", "--batch-size=1"]
+    arguments += ["--skip-unreadable"]
     monkeypatch.setattr(ray_batch, "answer_on", here)
     monkeypatch.setattr(ray_batch, "SHARE", 1)
     assert ray_batch.main(arguments) == 1

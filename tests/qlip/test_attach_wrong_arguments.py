@@ -92,7 +92,7 @@ def test_models_that_are_switched_otherwise(make, message):
         (make_tokenizer, "a .*Tokenizer"),
         (lambda: "openai/clip", "'openai/clip'"),
         (lambda: SimpleNamespace(image_processor=3), "a int"),
-        (lambda: print, "a builtin_function"),
+        (lambda: len, "a builtin_function"),
     ],
     ids=["a tokenizer", "a name", "of something else", "a function"],
 )
