@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	@$(RUN) -m llava.serve.gradio_web_server $(ARGS)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real photographs."""
+"""Shared by all tests: real photographs, and the order of files where processes share them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,23 @@ from PIL import Image
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+LONGEST = (
+    "test_soak",
+    "test_model_vqa",
+    "test_ray_batch",
+    "test_eval_scripts",
+    "test_sweep",
+    "test_fit",
+    "test_bench_cost",
+)
+"""Files that take longest; begun first, so that no process waits for another's last file."""
+
 Photograph = Callable[..., torch.Tensor]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 def run(*command: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs a command as a newcomer would, without the flags of the `make` that may have started the tests."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    inherited = {name: value for name, value in os.environ.items() if name != "ARGS" and not name.startswith("MAKE")}
     return subprocess.run(
         command, cwd=folder, env=inherited, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
     )

@@ -19,9 +19,13 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.model.files import read_json
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZERS_FILE = "tokenizer.json"
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""What transformers reads beside them, where it is there."""
+
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
@@ -37,8 +41,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ValueError: a file is corrupt, or its SentencePiece model is of a kind that Llama's tokenizer is not.
     """
     folder = Path(folder)
+    files = {name: read_json(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     has_json = (folder / TOKENIZERS_FILE).is_file()
-    if (folder / SENTENCEPIECE_FILE).is_file() and not (has_json and _class_name(folder) == "PreTrainedTokenizerFast"):
+    wants_json = files.get("tokenizer_config.json", {}).get("tokenizer_class") == "PreTrainedTokenizerFast"
+    if (folder / SENTENCEPIECE_FILE).is_file() and not (has_json and wants_json):
         return LlavaTokenizer.from_pretrained(str(folder))
     if not has_json:
         raise FileNotFoundError(
@@ -193,20 +199,6 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         text = self._sentencepiece.decode(ids)
         has_prefix = self._has_prefix and self._sentencepiece.id_to_piece(ids[0]).startswith(SPACE)
         return text[1:] if has_prefix and (is_first or self.legacy) else text
-
-
-def _class_name(folder: Path) -> str | None:
-    """The tokenizer class that a checkpoint names."""
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} holds {type(settings).__name__}; it must be an object")
-    return settings.get("tokenizer_class")
 
 
 def _parse(content: bytes, file: str) -> Any:

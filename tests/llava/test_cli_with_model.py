@@ -89,6 +89,9 @@ def test_a_checkpoint_whose_tower_states_half_precision_answers(
         ("config.json", b"[]", "config.json holds no JSON object"),
         ("config.json", b"", "config.json is no valid JSON"),
         ("preprocessor_config.json", b"{", "preprocessor_config.json is no valid JSON"),
+        ("tokenizer.model", None, "has no tokenizer.model and no tokenizer.json"),
+        ("tokenizer.model", b"\0" * 99, "tokenizer.model is no SentencePiece model"),
+        ("tokenizer_config.json", b"{", "tokenizer_config.json is no valid JSON"),
         (
             "adapter_config.json",
             b"{}",
