@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture(scope="module", params=TOWERS)
+@pytest.fixture(scope="module", params=list(TOWERS))
 def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
     yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=TOWERS[request.param]))
 
@@ -67,6 +67,7 @@ def test_the_uniform_grid_is_counted_at_the_same_size(engine: ChatEngine, files:
     assert ready.uniform_tokens == cells
 
 
+@pytest.mark.parametrize("engine", ["clip", "qlip"], indirect=True)
 def test_workers_give_what_this_process_gives_in_the_order_asked(
     engine: ChatEngine, files: list[Path], tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -124,9 +124,11 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_ctrl_c_says_nothing(caps
     assert capsys.readouterr().err == ""
 
 
-def test_the_module_runs():
-    result = subprocess.run([sys.executable, "-m", "qlip", "show", "--help"], capture_output=True, text=True)
-    assert result.returncode == 0 and "--criterion" in result.stdout
+def test_the_module_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["qlip", "show", "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("qlip", run_name="__main__")
+    assert done.value.code == 0 and "--criterion" in capsys.readouterr().out
 
 
 def test_every_border_of_every_leaf_is_drawn():
