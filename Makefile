@@ -9,8 +9,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Of tests side by side, one thread each. A process takes about 1.5 GB.
-JOBS ?= 2
+# Processes that share the tests, one thread each, about 1.5 GB each; many tests wait for programs of their own.
+JOBS ?= 3
 
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
