@@ -2,7 +2,7 @@
 
 transformers finds the class of a model type by a table of names, and imports the module `transformers.models.TYPE` when
 it is asked for one. LLaVA's types are written into that table as soon as it exists, and those modules are provided
-here, so that `llava.model`, and with it torch, is imported by whoever loads such a checkpoint and by nobody else.
+here, so that `llava.model`, and with it torch, is imported when such a checkpoint is loaded, and not before.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unique_name(model_type: str) -> str:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds transformers' table, to add to it once it is made, and the modules that the added types stand for."""
+    """Finds transformers' table, to add to it once it is made, and the modules of the added types."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

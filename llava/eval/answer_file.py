@@ -56,7 +56,7 @@ class AnswerFile:
 
         Args:
             questions: all of the question file.
-            resume: False begins anew, so that answers to other questions may go.
+            resume: False starts over, so that answers to other questions may be replaced.
 
         Raises:
             ValueError: a file is not one that this runner writes, or answers other questions.
@@ -76,7 +76,7 @@ class AnswerFile:
         """Merges what a killed run left and forgets its errors, so that those questions are asked again.
 
         Args:
-            resume: False begins anew.
+            resume: False starts over.
         """
         for file in (self.errors, *self._parts(self.errors)):
             file.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Files of JSON lines that only grow, for work that may be killed at any time. Knows nothing of what a row means.
 
 Reading changes nothing. What a crash leaves at the end of such a file is a line cut short, blanks or NULs; it is
-repaired by whoever knows that the file is one of theirs.
+repaired by the caller, who knows whether the file is its own.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def check_rows(
     Args:
         rows: of the file of answers, errors among them.
         settings: of the run, None until the first answer shows them.
-        answers: the file, checked when they show; None for one that begins anew.
+        answers: the file, checked when they show; None for one that is started over.
 
     Returns:
         The run's settings, if they are known.
