@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
 from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.answer_file import AnswerFile, Row
@@ -26,6 +25,7 @@ from llava.eval.batches import BatchLimits
 from llava.eval.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file, wanted
 from llava.eval.lock import only_run
 from llava.eval.prefetch import Preparer, prepare_ahead
+from llava.eval.progress import Progress
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question, chunk
 from llava.eval.runner import WINDOW, Asked, Outcome, Runner, pictures_of
@@ -225,32 +225,6 @@ def report(name: str, answers: AnswerFile, args: argparse.Namespace, questions: 
     if lost:
         print(f"{name}: {lost} questions have neither answer nor error; the same command goes on", file=sys.stderr)
     return 1 if failed or lost else 0
-
-
-class Progress:
-    """A bar: questions and pictures a second, visual tokens saved against the uniform grid, and the time left."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
-        self.bar = tqdm(total=total, unit="question", disable=not show, mininterval=every, smoothing=0.05)
-        self.pictures: set[str] = set()
-        self.tokens = self.uniform = 0
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Counts rows of the file of answers."""
-        answered = [row["metadata"] for row in rows if "text" in row]
-        self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
-        self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
-        self.pictures |= {metadata["image"] for metadata in answered if metadata["image"] is not None}
-        seconds = self.bar.format_dict["elapsed"]
-        if self.uniform and seconds:
-            speed, saved = len(self.pictures) / seconds, 1 - self.tokens / self.uniform
-            self.bar.set_postfix_str(f"{speed:.2f} images/s, {saved:.0%} tokens saved", refresh=False)
-        self.bar.update(len(rows))
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self.bar.close()
 
 
 def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[Outcome], Row]:

@@ -28,7 +28,6 @@ from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
 from llava.eval.batch_run import (
     STOPPED,
     Defaults,
-    Progress,
     make_parser,
     make_preparer,
     open_questions,
@@ -43,6 +42,7 @@ from llava.eval.inputs import check_asked_images
 from llava.eval.lock import only_run
 from llava.eval.model_vqa_loader import read
 from llava.eval.prefetch import Preparer, pack, unpack
+from llava.eval.progress import Progress
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question
 from llava.eval.runner import Asked, Runner, pictures_of

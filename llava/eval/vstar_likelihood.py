@@ -19,12 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.command import OneLineParser, run_command
 from llava.eval.answer_file import AnswerFile
-from llava.eval.batch_run import STOPPED, Progress, open_questions, report, row_maker
+from llava.eval.batch_run import STOPPED, open_questions, report, row_maker
 from llava.eval.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file
 from llava.eval.labelled import label_letter
 from llava.eval.lock import only_run
 from llava.eval.parsing import listed_options
 from llava.eval.prefetch import Preparer, Unreadable
+from llava.eval.progress import Progress
 from llava.eval.provenance import checkpoint_hash, run_settings
 from llava.eval.questions import Question
 from llava.eval.records import Row, read_json, read_labelled
