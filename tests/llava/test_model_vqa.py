@@ -20,8 +20,8 @@ from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.answer_file import AnswerFile
-from llava.eval.batch_run import Progress
 from llava.eval.lock import only_run
+from llava.eval.progress import Progress
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine, Sampling
 from llava.serve.images import load_image
