@@ -138,5 +138,7 @@ def parse_and_run(
 
 def format_error(error: BaseException) -> str:
     """Formats an error in one line for the person who runs the program; a model's failure by its cause."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
     cause = error.__cause__ if isinstance(error, GenerationError) and not error.out_of_memory else None
     return " ".join(str(cause or error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
     Raises:
         ValueError: there is none, it is damaged, or of another kind.
     """
+    if not Path(path).is_dir() and (Path(path).is_absolute() or path.count("/") > 1):
+        raise ValueError(f"--tower {path} is neither a folder nor a model id of the hub (NAME or OWNER/NAME)")
     if _model_type(path) in LLAVA_TYPES:
         raise ValueError(
             f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"

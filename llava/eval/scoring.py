@@ -83,6 +83,9 @@ class Results:
         """The rows with their places; of a question, what the runner will write beside its answer."""
         rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         if not self.checking:
+            for place, row in rows:
+                if "image" in row and not row.keys() & {"prompt", "answer_id", "model_id"}:
+                    raise ValueError(f"{place} is a question, not an answer; name the answers with --result-file")
             return rows
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 

@@ -106,7 +106,7 @@ def inspect(folder: Path) -> Checkpoint:
         raise ValueError(f"{file}: {problem}")
     try:
         config, names = read_config(values, folder)
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:  # torch has no such dtype
         raise ValueError(f"{file}: {error}") from error
     if names is TRANSFORMERS_NAMES:
         return Checkpoint(folder, "full", config, names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,22 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     has_json = (folder / TOKENIZERS_FILE).is_file()
     wants_json = files.get("tokenizer_config.json", {}).get("tokenizer_class") == "PreTrainedTokenizerFast"
     if (folder / SENTENCEPIECE_FILE).is_file() and not (has_json and wants_json):
-        return LlavaTokenizer.from_pretrained(str(folder))
+        return _load_sentencepiece(folder, files)
     if not has_json:
         raise FileNotFoundError(
             f"{folder} has no {SENTENCEPIECE_FILE} and no {TOKENIZERS_FILE}; copy the tokenizer's files of the language"
             " model there"
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     except Exception as error:  # the tokenizers library raises Exception itself
         raise ValueError(f"{folder / TOKENIZERS_FILE} cannot be read: {' '.join(str(error).split())}") from error
+    if (ids := tokenizer("").input_ids) and tokenizer.bos_token_id is None:
+        raise ValueError(
+            f"{folder / TOKENIZERS_FILE} begins every text with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but no"
+            " tokenizer_config.json names it as bos_token, so that it would be repeated behind an image"
+        )
+    return tokenizer
 
 
 class LlavaTokenizer(PreTrainedTokenizerFast):
@@ -91,6 +97,12 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
             ValueError: the file is no SentencePiece model of Llama's kind.
         """
         self.legacy = legacy is None or bool(legacy)
+        # An empty name, as the first conversions of Llama have it, is none; as a token it would match everywhere.
+        bos_token, eos_token, unk_token = (
+            default if token is not None and str(token) == "" else token
+            for token, default in ((bos_token, "<s>"), (eos_token, "</s>"), (unk_token, "<unk>"))
+        )
+        kwargs = {name: None if str(value) == "" else value for name, value in kwargs.items()}
         self.model_bytes = Path(vocab_file).read_bytes()
         proto = _parse(self.model_bytes, vocab_file)
         self._has_prefix = proto.normalizer_spec.add_dummy_prefix
@@ -154,7 +166,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
             lstrip=own.lstrip,
             rstrip=own.rstrip,
             normalized=not self.legacy,
-            special=own.special or special,
+            special=own.special or special or own.content in self.all_special_tokens,
         )
 
     def _set_normalizer(self, added: Sequence[AddedToken]) -> None:
@@ -201,6 +213,28 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         return text[1:] if has_prefix and (is_first or self.legacy) else text
 
 
+def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> LlavaTokenizer:
+    """Loads `tokenizer.model` with the settings in `files`, the JSON files beside it by name."""
+    settings = files.get("tokenizer_config.json", {})
+    # transformers drops these two where there is a tokenizer.json, which it takes to be what is read.
+    ends = {name: settings[name] for name in ("add_bos_token", "add_eos_token") if name in settings}
+    try:
+        tokenizer = LlavaTokenizer.from_pretrained(str(folder), **ends)
+        given = settings.get("added_tokens_decoder") or {}
+        added = {token["content"]: int(index) for index, token in given.items()} or files.get("added_tokens.json", {})
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder / 'tokenizer_config.json'} cannot be read: {error}") from error
+    for content, index in added.items():
+        if (found := tokenizer.convert_tokens_to_ids(content)) != index:
+            raise ValueError(
+                f"{folder} gives the added token {content!r} the id {index}, but behind {SENTENCEPIECE_FILE} it is {found}"
+                "; ids of added tokens must follow each other from the end of its vocabulary"
+            )
+    return tokenizer
+
+
 def _parse(content: bytes, file: str) -> Any:
     """A SentencePiece model's parts.
 
@@ -211,9 +245,10 @@ def _parse(content: bytes, file: str) -> Any:
         proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except Exception as error:  # protobuf's DecodeError has no public home
         raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
+    if not proto.pieces:
+        raise ValueError(f"{file} is no SentencePiece model: it is empty or truncated")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     oddities = {
-        "no pieces": not proto.pieces,
         "model_type other than BPE": trainer.model_type != trainer.BPE,
         f"the normalizer {normalizer.name!r}": bool(normalizer.precompiled_charsmap),
         "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,

@@ -15,7 +15,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from llava.command import OneLineParser, integer, run_command
-from llava.serve.cli import DEMO_NOTICE, add_model_flags, load_engine
+from llava.serve.cli import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine
 from llava.serve.http import API_KEY_VARIABLE, api_keys, key_text
 from llava.serve.images import DEFAULT_LIMITS
 from llava.serve.listening import port_number, take_address
@@ -131,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
     with take_address(args.host, args.port) as listener:  # looked at before the model is loaded; Gradio takes its own
         port = listener.port
     moderator = Moderator.from_environment("--moderate") if args.moderate else None
+    if args.controller_url is None:
+        check_model_flags(args)
     if args.controller_url is None and not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     with backend_of(args) as backend:

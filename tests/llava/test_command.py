@@ -57,6 +57,12 @@ def test_exit_codes_pass_and_an_interrupt_is_130(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "qa: stopped\n"
 
 
+def test_a_missing_file_is_named_without_its_number(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        (tmp_path / "answers.jsonl").read_text()
+    assert format_error(raised.value) == f"{tmp_path / 'answers.jsonl'}: no such file or directory"
+
+
 def test_a_models_failure_is_reported_by_its_cause() -> None:
     assert format_error(GenerationError(RuntimeError("no\nkernel"))) == "no kernel"
     assert format_error(MemoryError()) == "MemoryError"

@@ -176,3 +176,8 @@ def test_config_fields_are_validated():
         LlavaConfig(mm_vision_select_feature="all")
     with pytest.raises(ValueError, match="mm_projector_type is 'resampler'"):
         LlavaLlamaForCausalLM(LlavaConfig(**TEXT, mm_projector_type="resampler", mm_vision_config=VISION))
+
+
+def test_a_dtype_that_torch_does_not_have_is_named_with_its_file(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json: .*float99"):
+        load_pretrained_model(write(tmp_path, llava_config(torch_dtype="float99")), device="cpu")
