@@ -229,8 +229,8 @@ def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) ->
     for content, index in added.items():
         if (found := tokenizer.convert_tokens_to_ids(content)) != index:
             raise ValueError(
-                f"{folder} gives the added token {content!r} the id {index}, but behind {SENTENCEPIECE_FILE} it is {found}"
-                "; ids of added tokens must follow each other from the end of its vocabulary"
+                f"{folder} gives the added token {content!r} the id {index}, but behind {SENTENCEPIECE_FILE} it is"
+                f" {found}; ids of added tokens must follow each other from the end of its vocabulary"
             )
     return tokenizer
 
