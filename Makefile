@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Processes that share the tests, one thread each, about 1.5 GB each; many tests wait for programs of their own.
-JOBS ?= 3
+JOBS ?= 2
 
 export PROMPT
 export TOKENIZERS_PARALLELISM := false

@@ -35,7 +35,9 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
         ValueError: there is none, it is damaged, or of another kind.
     """
     if not Path(path).is_dir() and (Path(path).is_absolute() or path.count("/") > 1):
-        raise ValueError(f"--tower {path} is neither a folder nor a model id of the hub (NAME or OWNER/NAME)")
+        raise ValueError(
+            f"no tower could be had from {path!r}: it is neither a folder nor a model id of the hub (OWNER/NAME)"
+        )
     if _model_type(path) in LLAVA_TYPES:
         raise ValueError(
             f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"
