@@ -140,7 +140,8 @@ class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
             embeds = embed(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
             own = [tokens[i] for i in shown[index]]
             hidden = [tokens[i].features[:0].to(embeds) for i in shares[index] if i in tokens and not own]
-            embeds = torch.cat([embeds, *hidden])  # no rows of them, but the gradient's path to the projector
+            if hidden:  # no rows of them, but the gradient's path to the projector
+                embeds = torch.cat([embeds, *hidden])
             row = splice_row(ids, embeds, own, None if labels is None else labels[index][real[index].bool()])
             placed.append(row if limit is None else truncate(row, limit))
         return collate(placed, padding_side)

@@ -133,8 +133,8 @@ def run(args: argparse.Namespace) -> None:
     moderator = Moderator.from_environment("--moderate") if args.moderate else None
     if args.controller_url is None:
         check_model_flags(args)
-    if args.controller_url is None and not args.model_path:
-        print(DEMO_NOTICE, file=sys.stderr)
+        if not args.model_path:
+            print(DEMO_NOTICE, file=sys.stderr)
     with backend_of(args) as backend:
         page = build_page(Demo(backend, moderator), page_text(args), choose_model=args.controller_url is not None)
         with take_address(args.host, port):  # Gradio's own words for a busy port name a variable
