@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llava.serve.answer import Answer
+from llava.serve.disconnects import wait_until_gone
 from llava.serve.errors import explain
 from llava.serve.metrics import Metrics
 from llava.serve.openai_errors import INTERNAL, refusing
@@ -164,6 +165,5 @@ def event(data: str) -> str:
 
 async def cancel_when_gone(request: Request, answer: Answer) -> None:
     """Waits until the client has gone, and cancels its answer."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    await wait_until_gone(request.receive)
     answer.cancel()
