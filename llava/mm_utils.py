@@ -24,6 +24,7 @@ from llava.serve.images import load_image_from_base64 as load_image_from_base64 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow and LLaVA's configs give it
 
 _CHAT_PADDING = (122, 116, 104)  # CLIP's mean colour
+_BAND_PIXELS = 4_000_000
 CHAT_SHORT, CHAT_LONG = 672, 1344  # pixels
 
 
@@ -99,6 +100,54 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, int, int]) 
     return square
 
 
+def resize_padded(image: Image.Image, background: tuple[int, int, int], side: int, resample: int) -> Image.Image:
+    """Computes `expand2square(image, background).resize((side, side), resample)` without the square.
+
+    The square of a long strip takes gigabytes. Pillow resizes rows first and columns then, and rounds in between, so
+    that the padding above and below can be added between the two, and that on the sides to some rows at a time. The
+    result is equal to the pixel; for an image more than eight times as tall as wide, to one level of 255.
+    """
+    width, height = image.size
+    rows = Image.new("RGB", (side, max(width, height)), background)
+    if width >= height:
+        rows.paste(image.resize((side, height), resample), (0, (width - height) // 2))
+        return rows.resize((side, side), resample)
+    first, last, start, stop, box = 0, side, 0, height, (0.0, float(height))
+    left, scale = (height - width) // 2, height / side
+    if height > 8 * width:  # most of each row is padding: only what the image reaches is computed
+        reach = 3 * max(scale, 1.0) + 2  # pixels; the widest filter, Lanczos, has a radius of three
+        first, last = max(0, int((left - reach) / scale)), min(side, int((left + width + reach) / scale) + 1)
+        start, stop = max(0, int(first * scale - reach)), min(height, int(last * scale + reach) + 1)
+        box = first * scale - start, min(last * scale, height) - start
+    step = max(1, _BAND_PIXELS // (stop - start))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        band = Image.new("RGB", (stop - start, bottom - top), background)
+        band.paste(image.crop((0, top, width, bottom)), (left - start, 0))
+        resized = band.resize((last - first, bottom - top), resample, (box[0], 0, box[1], bottom - top))
+        rows.paste(resized, (first, top))
+    return rows.resize((side, side), resample)
+
+
+def _padded_pixels(image: Image.Image, processor: Any) -> Tensor:
+    """A picture on a square of the processor's mean colour, prepared by the processor."""
+    red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+    image, background = image.convert("RGB"), (red, green, blue)
+    size, resample = getattr(processor, "size", None), getattr(processor, "resample", None)
+    side = _square_side(size) if getattr(processor, "do_resize", False) and resample is not None else None
+    if side is None:  # a processor of somebody's own, which resizes in its own way
+        return _pixels(expand2square(image, background), processor)
+    return _pixels(resize_padded(image, background, side, int(resample)), processor)
+
+
+def _square_side(size: Any) -> int | None:
+    """The side that a processor resizes square pictures to; None where its `size` does not say."""
+    if not hasattr(size, "get"):  # a dict, or transformers' SizeDict, which is none
+        return None
+    height, width = size.get("height"), size.get("width")
+    return size.get("shortest_edge") or (height if height == width else None)
+
+
 def unpad_image(tensor: Tensor, original_size: Size) -> Tensor:
     """Cuts off what padding added to a picture of `original_size` (width, height) that was fitted into (C, H, W)."""
     height, width = tensor.shape[1:]
@@ -148,9 +197,7 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     if getattr(image_processor, "keeps_aspect_ratio", False):
         tensors = [_pixels(image, image_processor) for image in images]
     elif aspect_ratio == "pad":
-        red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
-        squares = [expand2square(image.convert("RGB"), (red, green, blue)) for image in images]
-        tensors = [_pixels(square, image_processor) for square in squares]
+        tensors = [_padded_pixels(image, image_processor) for image in images]
     elif aspect_ratio == "anyres":
         tensors = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
     else:

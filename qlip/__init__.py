@@ -1,17 +1,26 @@
-"""QLIP: a content-aware quadtree in place of CLIP's uniform grid, without retraining (arXiv 2505.23004)."""
+"""QLIP: a content-aware quadtree in place of CLIP's uniform grid, without retraining (arXiv 2505.23004).
 
-from qlip.attach import attach, detach
-from qlip.config import QLIPConfig
-from qlip.draw import draw_leaves
-from qlip.encoder import QLIPOutput, QLIPVisionModel
-from qlip.image_processing import QLIPImageProcessor
-from qlip.mlp import CoordinateMLP
-from qlip.packing import PACKED_NAMES
-from qlip.patches import extract_patches
-from qlip.placement import key_bias
-from qlip.positions import interpolate_positions, raster_positions
-from qlip.quadtree import Leaves, partition
-from qlip.vllm import vllm_image_embeds
+Importing the package loads nothing heavy; a name's module is loaded when the name is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qlip.config import QLIPConfig
+    from qlip.draw import draw_leaves
+    from qlip.encoder import QLIPOutput, QLIPVisionModel
+    from qlip.image_processing import QLIPImageProcessor
+    from qlip.integrations.attach import attach, detach
+    from qlip.mlp import CoordinateMLP
+    from qlip.packing import PACKED_NAMES
+    from qlip.patches import extract_patches
+    from qlip.placement import key_bias
+    from qlip.positions import interpolate_positions, raster_positions
+    from qlip.quadtree import Leaves, partition
+    from qlip.vllm import vllm_image_embeds
 
 __all__ = [
     "PACKED_NAMES",
@@ -31,3 +40,34 @@ __all__ = [
     "raster_positions",
     "vllm_image_embeds",
 ]
+
+_MODULES = {
+    "PACKED_NAMES": "qlip.packing",
+    "CoordinateMLP": "qlip.mlp",
+    "Leaves": "qlip.quadtree",
+    "QLIPConfig": "qlip.config",
+    "QLIPImageProcessor": "qlip.image_processing",
+    "QLIPOutput": "qlip.encoder",
+    "QLIPVisionModel": "qlip.encoder",
+    "attach": "qlip.integrations.attach",
+    "detach": "qlip.integrations.attach",
+    "draw_leaves": "qlip.draw",
+    "extract_patches": "qlip.patches",
+    "interpolate_positions": "qlip.positions",
+    "key_bias": "qlip.placement",
+    "partition": "qlip.quadtree",
+    "raster_positions": "qlip.positions",
+    "vllm_image_embeds": "qlip.vllm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name's module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'qlip' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

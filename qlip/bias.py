@@ -26,12 +26,13 @@ from torch import Tensor
 
 from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
 from qlip.encoder import QLIPVisionModel
-from qlip.image_processing import QLIPImageProcessor, to_rgb
+from qlip.image_processing import QLIPImageProcessor
 from qlip.intervals import mean_interval
 from qlip.pictures import Shape, crop_square
 from qlip.plots import Curve, Panel, plot_panels
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, grid_of, partition_as
+from qlip.rgb import to_rgb
 
 Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
 Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row

@@ -23,10 +23,11 @@ from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
 from qlip.draw import draw_leaves
 from qlip.encoder import QLIPVisionModel
 from qlip.fit_command import add_fit
-from qlip.image_processing import QLIPImageProcessor, to_rgb
+from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
 from qlip.pictures import UNREADABLE, Shape, find_pictures, read_picture
 from qlip.quadtree import Leaves
+from qlip.rgb import to_rgb
 from qlip.tower import load_tower
 
 COMMANDS = "qlip.commands"

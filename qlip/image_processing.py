@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -21,6 +21,7 @@ from qlip.config import QLIPConfig, check_count
 from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage, downsize, extract_patches
 from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
+from qlip.rgb import to_rgb
 
 OWN_OPTIONS = frozenset(
     ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -216,21 +217,3 @@ def as_picture(image: Any) -> Any:
             raise ValueError(f"the image holds floats from {low:g} to {high:g}; allowed are 0 to 1, and uint8")
         image = (image.astype(np.float32) * 255).round().astype(np.uint8)
     return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The upright RGB form of a picture of any Pillow mode.
-
-    EXIF orientation is applied, transparency laid over white. Grey of more than 8 bits is scaled down: integers above
-    255 are taken as 16-bit, floats up to 1 as shares of white.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        grey = np.array(image, dtype=np.float32)  # scaled in place: a large picture has room for one copy
-        top = grey.max(initial=0.0)
-        grey *= np.float32(255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0)
-        image = Image.fromarray(np.clip(grey, 0, 255, out=grey).round(out=grey).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

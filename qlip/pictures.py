@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qlip.config import check_choice, check_count
-from qlip.image_processing import QLIPImageProcessor, to_rgb
+from qlip.image_processing import QLIPImageProcessor
+from qlip.rgb import to_rgb
 
 logger = logging.getLogger(__name__)
 

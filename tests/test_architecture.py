@@ -17,7 +17,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # qlip each file has its layer; modules of one layer do not know each other. "name.*" stands for all below a package;
 # the lowest layer that names a module holds. The picture loader lies below llava's utilities, which offer it on.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement", "qlip.generation"),
+    ("qlip.config", "qlip.rgb", "qlip.intervals", "qlip.plots", "qlip.anatomy", "qlip.placement", "qlip.generation"),
     ("qlip.criteria", "qlip.mlp", "qlip.foreign"),
     ("qlip.lookup",),
     ("qlip.quadtree",),
@@ -28,12 +28,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.attachment",),
     ("qlip.language_hosts", "qlip.vision_hosts"),
     ("qlip.fit_config", "qlip.prior_loss", "qlip.tower"),
-    ("qlip.attach", "qlip.vllm", "qlip.fit", "qlip.bias"),
+    ("qlip.integrations.attach", "qlip.vllm", "qlip.fit", "qlip.bias"),
+    ("qlip.integrations",),
     ("qlip",),
     ("qlip.fit_command",),
     ("qlip.cli",),
     ("qlip.__main__",),
     ("llava.serve.errors",),
+    ("llava.images",),
     ("llava.serve.images",),
     ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.moderation", "llava.utils"),
     ("llava.model.*",),
@@ -46,6 +48,7 @@ SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
 # The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
 QLIP_USERS = (
+    "llava.images",
     "llava.model.multimodal_encoder.qlip_encoder",
     "llava.model.splice",
     "llava.model.llava_arch",

@@ -85,6 +85,8 @@ class ChatEngine:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
         self.queue = BatchQueue(lambda batch: self._generate(batch), self.limits)
         self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
+        # Threads of their own for text: it never waits for images.
+        self._text_preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare-text")
 
     @property
     def padding_id(self) -> int:
@@ -196,12 +198,13 @@ class ChatEngine:
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
-        """`submit`, which leaves the event loop free while pictures are opened and prepared, a few requests' at a time.
+        """`submit`, which leaves the event loop free while images are opened and prepared, a few requests' at a time.
 
-        Cancelled in the meantime, it leaves no request behind that nobody waits for.
+        Cancelled in the meantime, it leaves no request behind that nobody waits for, and ends the opening of images.
         """
         self.queue.admit()
-        preparing = self._preparers.submit(self._enqueue, _Request(prompt, images, sampling, qlip, shorten))
+        preparers = self._preparers if images else self._text_preparers
+        preparing = preparers.submit(self._enqueue, _Request(prompt, images, sampling, qlip, shorten))
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -209,12 +212,15 @@ class ChatEngine:
                 self.queue.dismiss()
             else:
                 preparing.add_done_callback(_abandon)
+                for image in images:
+                    getattr(image, "cancel", lambda: None)()
             raise
 
     def close(self) -> None:
         """Takes no more requests, and waits until those taken on are answered."""
         self.queue.close()
         self._preparers.shutdown(wait=True)
+        self._text_preparers.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
         """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""

@@ -1,7 +1,7 @@
-"""Opens pictures from paths, URLs, base64 text and bytes: the one place where LLaVA reads image data.
+"""Opens images from paths, URLs, base64 text and bytes. What decodes them is `llava.images`.
 
-Everything that comes in is taken for hostile: sizes are checked before pixels are decoded, URLs reach public addresses
-only, and errors never repeat what a library said. What a model does with the picture is not known here.
+Everything that comes in is taken for hostile: files are bounded, URLs reach public addresses only, and errors never
+repeat what a library said.
 """
 
 from __future__ import annotations
@@ -12,61 +12,19 @@ import binascii
 import ipaddress
 import re
 import socket
-import struct
-import zlib
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import httpx
 from PIL import Image
 
+from llava.images import DEFAULT_LIMITS as DEFAULT_LIMITS
+from llava.images import FORMATS as FORMATS
+from llava.images import ImageLimits as ImageLimits
+from llava.images import decode_image
 from llava.serve.errors import ImageError
-from qlip.image_processing import to_rgb
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-# What Pillow's decoders raise on broken files.
-_BROKEN = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may cost."""
-
-    max_bytes: int = 20 * 2**20
-    """Largest file, in bytes."""
-    max_pixels: int = 64_000_000
-    """Largest width x height."""
-    max_side: int = 16_384
-    """Longest side, in pixels."""
-    min_side: int = 4
-    """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
-    max_aspect: float = 64.0
-    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
-    timeout: float = 10.0
-    """Seconds a download may take."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -87,32 +45,63 @@ def load_image(
     allow_loopback: bool = False,
     allowed_hosts: Collection[str] | None = None,
 ) -> Image.Image:
-    """Opens a picture.
+    """Opens an image in this process. Servers, which open strangers' files, use `decoder_pool` instead.
 
     Args:
-        source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
-        limits: What the picture may cost.
-        allow_paths: Whether to read local files.
-        allow_urls: Whether to download.
-        allow_loopback: Whether URLs may name this very machine.
-        allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
+        source: See `read_image`, as all other arguments.
 
     Returns:
         The first frame, upright, RGB; transparency is laid on white.
 
     Raises:
-        ImageError: if the source is not allowed, cannot be read, is no picture, or is beyond the limits.
+        ImageError: if the source is not allowed, cannot be read, is no image, or is beyond the limits.
+    """
+    data = read_image(
+        source,
+        limits,
+        allow_paths=allow_paths,
+        allow_urls=allow_urls,
+        allow_loopback=allow_loopback,
+        allowed_hosts=allowed_hosts,
+    )
+    return decode_image(data, limits)
+
+
+def read_image(
+    source: str | Path | bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    allow_paths: bool = True,
+    allow_urls: bool = True,
+    allow_loopback: bool = False,
+    allowed_hosts: Collection[str] | None = None,
+) -> bytes:
+    """Reads an image file, without decoding it.
+
+    Args:
+        source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
+        limits: What the image may cost.
+        allow_paths: Whether to read local files.
+        allow_urls: Whether to download.
+        allow_loopback: Whether URLs may name this very machine.
+        allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
+
+    Raises:
+        ImageError: if the source is not allowed, cannot be read, or is larger than allowed.
     """
     if isinstance(source, bytes):
-        return _decode(source, limits)
+        return source
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
         if scheme:
             network = Network(allow_urls, allow_loopback, allowed_hosts)
-            return _decode(_read_url(source, scheme[0].lower(), limits, network), limits)
+            return _read_url(source, scheme[0].lower(), limits, network)
     if not allow_paths:
-        raise ImageError("local image files are not allowed here; send a data: URL or an http(s) URL")
-    return _decode(_read_file(Path(source), limits), limits)
+        raise ImageError(
+            "local image files are not allowed here, and this text is no URL; send a data: URL (base64 text needs"
+            " data:image/png;base64, before it) or an http(s) URL"
+        )
+    return _read_file(Path(source), limits)
 
 
 def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
@@ -129,42 +118,29 @@ def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
 
 def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Opens the base64 text of an image file; returns and raises as `load_image`."""
-    return _decode(_read_base64(text, limits), limits)
+    return decode_image(read_base64(text, limits), limits)
 
 
-def _decode(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Image file to upright RGB picture, its declared size checked before any pixel is decoded."""
-    if len(data) > limits.max_bytes:
+def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Decodes the base64 text of a file. Line breaks and blanks are skipped, as MIME's encoders write them.
+
+    Raises:
+        ImageError: the text is no base64, or longer than allowed.
+    """
+    if len(text) > 2 * limits.max_bytes + 1000:
         raise _too_large(limits)
+    if isinstance(text, str):
+        text = text.encode("utf-8", "replace")
+    if text[:8].lower().startswith((b"http://", b"https://")):
+        raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
+    if text[:5].lower() == b"data:":
+        text = text.partition(b",")[2]
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, limits)
-            image.load()
-            return to_rgb(image)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
-    except _BROKEN as error:
-        # Pillow's words may hold memory addresses, so only the kind of the failure is told.
-        kinds = ", ".join(FORMATS)
-        raise ImageError(
-            f"not a readable image ({type(error).__name__}); it is broken, or not one of {kinds}"
-        ) from None
-
-
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
-    width, height = size
-    long, short = max(size), min(size)
-    if short < limits.min_side:
-        raise ImageError(f"the image is {width}x{height} pixels; each side needs at least {limits.min_side}")
-    if long > limits.max_side:
-        raise ImageError(f"the image is {width}x{height} pixels; each side may have at most {limits.max_side}")
-    if width * height > limits.max_pixels:
-        raise ImageError(f"the image is {width}x{height} pixels; at most {limits.max_pixels:,} pixels are allowed")
-    if long > limits.max_aspect * short:
-        ratio = f"{limits.max_aspect:g}"
-        raise ImageError(f"the image is {width}x{height} pixels; one side may be at most {ratio} times the other")
+        data = base64.b64decode(b"".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("the image's base64 text is broken") from None
+    limits.check_bytes(len(data))
+    return data
 
 
 def _too_large(limits: ImageLimits) -> ImageError:
@@ -183,24 +159,12 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
         raise ImageError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _read_base64(text: str | bytes, limits: ImageLimits) -> bytes:
-    if len(text) > limits.max_bytes * 4 // 3 + 4:
-        raise _too_large(limits)
-    opening = text[:8] if isinstance(text, str) else text[:8].decode("latin-1")
-    if opening.lower().startswith(("http://", "https://")):
-        raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError("the image's base64 text is broken") from None
-
-
 def _read_url(url: str, scheme: str, limits: ImageLimits, network: Network) -> bytes:
     if scheme == "data":
         header, comma, body = url.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise ImageError("a data: URL must read data:image/...;base64,...")
-        return _read_base64(body, limits)
+        return read_base64(body, limits)
     if scheme not in ("http", "https"):
         raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
     if not network.allow_urls:

@@ -23,6 +23,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.serve import wire
 from llava.serve.answer import Answer
 from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.decoder_pool import UnopenedImage
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import GenerationError, explain
 from llava.serve.http import (
@@ -35,7 +36,7 @@ from llava.serve.http import (
     request_limits,
     serve,
 )
-from llava.serve.images import load_image_from_base64
+from llava.serve.images import read_base64
 from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import Metrics
 from llava.serve.openai_api import add_openai_routes
@@ -94,7 +95,8 @@ class ModelWorker:
         sampling, options = request.sampling(), qlip_of(request.qlip)
         self.engine.sight.settings(options)  # checked before any picture is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
-        images = [partial(load_image_from_base64, text, self.limits.image) for text in request.images or ()]
+        limits = self.limits.image
+        images = [UnopenedImage(partial(read_base64, text, limits), limits) for text in request.images or ()]
         return await self.engine.asubmit(prompt, images, sampling, options, shorten=True)
 
 

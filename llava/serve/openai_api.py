@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from llava.command import OneLineParser, integer, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.disconnects import ClientGone, unless_gone
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import EngineClosed
 from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
@@ -156,7 +157,10 @@ def chat_routes(chat: Chat) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENTS)
     async def chat_completions(asked: ChatRequest, request: Request) -> Any:
         """Answers the last message of a dialogue, whole or as a stream of events."""
-        reply = await chat.begin(asked)
+        try:
+            reply = await unless_gone(request.receive, chat.begin(asked))
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
         if asked.stream:
             return EventStream(reply)
         completion = await reply.whole(request)

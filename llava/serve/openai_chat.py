@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from PIL import Image
-
+from llava.serve.decoder_pool import UnopenedImage
 from llava.serve.dialogue import Turn, converse
 from llava.serve.engine import ChatEngine
 from llava.serve.errors import Failure
 from llava.serve.http import RequestLimits
-from llava.serve.images import load_image
+from llava.serve.images import read_image
 from llava.serve.metrics import Metrics
 from llava.serve.openai_answer import Reply
 from llava.serve.openai_errors import Refusal, refusing, shortened
@@ -86,7 +85,7 @@ class Chat:
         turns = []
         for i, message in enumerate(asked.messages):
             images = tuple(
-                partial(self._image, part.image_url.url, f"messages[{i}].content[{j}].image_url")
+                self._image(part.image_url.url, f"messages[{i}].content[{j}].image_url")
                 for j, part in enumerate(message.content)
                 if isinstance(part, ImagePart)
             )
@@ -94,17 +93,18 @@ class Chat:
             turns.append(Turn(role, message.text, images))
         return turns
 
-    def _image(self, url: str, param: str) -> Image.Image:
+    def _image(self, url: str, param: str) -> UnopenedImage:
         limits = self.settings.limits
-        with refusing(param):
-            return load_image(
-                url,
-                limits.image,
-                allow_paths=False,
-                allow_urls=bool(limits.media_hosts),
-                allow_loopback=self.settings.allow_loopback,
-                allowed_hosts=limits.media_hosts,
-            )
+        read = partial(
+            read_image,
+            url,
+            limits.image,
+            allow_paths=False,
+            allow_urls=bool(limits.media_hosts),
+            allow_loopback=self.settings.allow_loopback,
+            allowed_hosts=limits.media_hosts,
+        )
+        return UnopenedImage(read, limits.image, partial(refusing, param))
 
 
 def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:

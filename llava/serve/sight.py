@@ -21,7 +21,8 @@ from qlip import Leaves, QLIPConfig, QLIPImageProcessor
 from qlip.patches import CutImage
 
 Picture = Image.Image | Callable[[], Image.Image]
-"""A picture, RGB, or what opens it: large ones need not lie in memory before their turn comes."""
+"""An image, RGB, or what opens it: large ones need not lie in memory before their turn comes. What opens it may have a
+`cancel`, which makes a call in another thread end with an error."""
 
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""

@@ -15,8 +15,10 @@ from typing import Any
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from llava.serve.decoder_pool import shared_decoders
 from llava.serve.dialogue import Turn
-from llava.serve.images import ImageError, load_image
+from llava.serve.errors import ImageError
+from llava.serve.images import read_image
 
 MAX_PIXELS = 8_000_000
 """Larger pictures are kept at this size, since each visitor's is held in memory. A tower takes at most 3.2 million."""
@@ -88,7 +90,7 @@ def open_upload(upload: Mapping[str, Any]) -> Image.Image:
     Raises:
         ImageError: if it was not uploaded, cannot be read, is no picture, or is beyond the limits.
     """
-    picture = load_image(uploaded_file(upload))
+    picture = shared_decoders().decode(read_image(uploaded_file(upload)))
     pixels = picture.width * picture.height
     if pixels > MAX_PIXELS:
         scale = math.sqrt(MAX_PIXELS / pixels)

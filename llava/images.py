@@ -1,0 +1,151 @@
+"""Decodes image files into upright RGB images. Pillow and numpy only: processes without torch use it.
+
+Every file is taken for hostile: its structure and declared size are checked before a pixel is decoded, and errors
+never repeat what a library said.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image
+
+from llava.serve.errors import ImageError
+from qlip.rgb import to_rgb
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+MAX_SCANS = 500
+"""Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all of its pixels, and takes ten
+bytes when it is empty."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+# What Pillow's decoders raise on broken files.
+_BROKEN = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost."""
+
+    max_bytes: int = 20 * 2**20
+    """Largest file, in bytes."""
+    max_pixels: int = 64_000_000
+    """Largest width x height."""
+    max_side: int = 16_384
+    """Longest side, in pixels."""
+    min_side: int = 4
+    """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
+    max_aspect: float = 64.0
+    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
+    timeout: float = 10.0
+    """Seconds a download may take."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def check_bytes(self, size: int) -> None:
+        """Raises ImageError for a file of more bytes than allowed."""
+        if size > self.max_bytes:
+            raise ImageError(f"the image file is larger than {self.max_bytes:,} bytes")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ImageError for sides, in pixels, beyond the limits."""
+        found = f"the image is {width}x{height} pixels"
+        long, short = max(width, height), min(width, height)
+        if short < self.min_side:
+            raise ImageError(f"{found}; each side needs at least {self.min_side}")
+        if long > self.max_side:
+            raise ImageError(f"{found}; each side may have at most {self.max_side}")
+        if width * height > self.max_pixels:
+            raise ImageError(f"{found}; at most {self.max_pixels:,} pixels are allowed")
+        if long > self.max_aspect * short:
+            raise ImageError(f"{found}; one side may be at most {self.max_aspect:g} times the other")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode_image(
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, before_pixels: Callable[[int], None] = lambda pixels: None
+) -> Image.Image:
+    """Decodes an image file.
+
+    Args:
+        data: The file.
+        limits: What it may cost.
+        before_pixels: Called with width x height once the file is found to be within the limits, before decoding.
+
+    Returns:
+        The first frame, upright, RGB; transparency is laid on white.
+
+    Raises:
+        ImageError: the file is no image, broken or truncated, or beyond the limits.
+        MemoryError: there is not enough memory.
+    """
+    limits.check_bytes(len(data))
+    try:
+        if data.startswith(_PNG_SIGNATURE):
+            _check_png(data)
+        elif data.startswith(b"\xff\xd8"):
+            _check_scans(data)
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            limits.check_size(*image.size)
+            before_pixels(image.width * image.height)
+            image.load()
+            return to_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
+    except _BROKEN as error:
+        # Pillow's words may hold memory addresses, so the message names only the kind of the failure.
+        kinds = ", ".join(FORMATS)
+        raise ImageError(
+            f"not a readable image ({type(error).__name__}); it is broken, or not one of {kinds}"
+        ) from None
+
+
+def _check_png(data: bytes) -> None:
+    """Checks the chunks of a PNG file up to its end, since Pillow skips the checksums of pixels and may miss the end.
+
+    Raises:
+        ImageError: a checksum is wrong, or the file is truncated.
+    """
+    view, place = memoryview(data), len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">L", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
+            raise ImageError("not a readable image: a checksum in the PNG file is wrong")
+        if data[place + 4 : place + 8] == b"IEND":
+            return
+        place = end + 4
+    raise ImageError("not a readable image: the PNG file is truncated")
+
+
+def _check_scans(data: bytes) -> None:
+    """Raises ImageError for a JPEG file of far more scans than any camera or program writes."""
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")

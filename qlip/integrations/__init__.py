@@ -1,0 +1,1 @@
+"""QLIP inside models of other libraries."""

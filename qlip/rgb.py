@@ -1,0 +1,99 @@
+"""An image of any Pillow mode -> upright RGB. Pillow and numpy only, so that processes without torch can use it."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.Image import Transpose
+
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What makes an image of an EXIF orientation upright; the others are upright, or unknown."""
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_MAX_XMP = 2**20  # bytes that are searched
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Copies an image of any Pillow mode as upright RGB.
+
+    EXIF orientation is applied, transparency laid over white. Grey of more than 8 bits is scaled down: integers above
+    255 are taken as 16-bit, floats up to 1 as shares of white.
+    """
+    image.load()
+    turn = TURNS.get(read_orientation(image))
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = np.array(image, dtype=np.float32)  # scaled in place: a large image has room for one copy
+        top = grey.max(initial=0.0)
+        grey *= np.float32(255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0)
+        image = Image.fromarray(np.clip(grey, 0, 255, out=grey).round(out=grey).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info = {}  # an orientation that is kept would be applied again by the next reader
+    return image if turn is None else image.transpose(turn)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Reads the EXIF orientation of a loaded image, 1 (upright) where it has none.
+
+    Looks for this one tag in the places where Pillow's `getexif` does, XMP last. `getexif` itself unfolds all tags,
+    which may point at the same bytes over and over, so that a file of 5 MB takes gigabytes. TIFF images have been made
+    upright by Pillow on loading.
+    """
+    info: dict[str, Any] = image.info
+    found = find_orientation(info.get("exif") or _raw_profile(info.get("Raw profile type exif")))
+    if found is None:
+        found = _orientation_in_xmp(info.get("XML:com.adobe.xmp") or info.get("xmp"))
+    return 1 if found is None else found
+
+
+def _raw_profile(text: object) -> bytes:
+    """EXIF as ImageMagick writes it into PNG text: three lines of a header, then hexadecimal digits."""
+    if not isinstance(text, str):
+        return b""
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return b""
+
+
+def find_orientation(exif: object) -> int | None:
+    """Finds the orientation in an EXIF block, a TIFF header and directory; None where it has none.
+
+    Args:
+        exif: The block's bytes, with or without the "Exif" marker of a JPEG file.
+    """
+    if not isinstance(exif, bytes):
+        return None
+    data = memoryview(exif)[6 if exif.startswith(b"Exif\0\0") else 0 :]
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    if order is None or len(data) < 8:
+        return None
+    start = struct.unpack_from(order + "L", data, 4)[0]
+    if start + 2 > len(data):
+        return None
+    count = struct.unpack_from(order + "H", data, start)[0]
+    for offset in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
+        tag, kind, values = struct.unpack_from(order + "HHL", data, offset)
+        if tag == ORIENTATION and values == 1 and kind in (3, 4):  # SHORT as EXIF wants it, or LONG
+            return struct.unpack_from(order + ("H" if kind == 3 else "L"), data, offset + 8)[0]
+    return None
+
+
+def _orientation_in_xmp(xmp: object) -> int | None:
+    data = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
+    match = _XMP_ORIENTATION.search(data[:_MAX_XMP]) if isinstance(data, bytes) else None
+    return int(match[1]) if match else None
