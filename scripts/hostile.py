@@ -126,15 +126,17 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_that_claims(width: int, height: int) -> bytes:
     """A PNG of a few bytes that says it is so large."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" * 1_000_000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def deep_grey() -> bytes:
@@ -155,6 +157,49 @@ def animated() -> bytes:
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+def jpeg_of_scans(side: int = 8000, scans: int = 45_000) -> bytes:
+    """A progressive JPEG that repeats an empty scan: ten bytes each, and a pass over all pixels."""
+    data = saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10)
+    return data.removesuffix(b"\xff\xd9") + scans * scan + b"\xff\xd9"
+
+
+def slow_jpeg() -> bytes:
+    """A JPEG within all limits but that on time: five seconds or more, depending on the processor."""
+    return jpeg_of_scans(scans=490)
+
+
+def directory(entries: list[bytes], tags: int, size: int, place: int) -> bytes:
+    """A TIFF directory: entries of its own, and tags that all point at the same bytes."""
+    entries = entries + [struct.pack("<HHLL", 50_000 + i, 7, size, place) for i in range(tags)]
+    return struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def png_with_tags(tags: int = 200, size: int = 5 * 2**20) -> bytes:
+    """A PNG whose EXIF tags unfold to a gigabyte; none of them is the orientation."""
+    place = 8 + len(directory([], tags, size, 0))
+    exif = b"II*\0" + struct.pack("<L", 8) + directory([], tags, size, place) + bytes(size)
+    png = saved(Image.new("RGB", (64, 64), "teal"))
+    return png[:33] + png_chunk(b"eXIf", exif) + png[33:]  # behind the header
+
+
+def tiff_with_tags(tags: int = 600, size: int = 14 * 2**20) -> bytes:
+    """A TIFF whose tags unfold to eight gigabytes."""
+    grey = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: 4096}
+    entries = [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in grey.items()]
+    start = 8 + 64 * 64
+    place = start + len(directory(entries, tags, size, 0))
+    header = b"II*\0" + struct.pack("<L", start)
+    return header + bytes(64 * 64) + directory(entries, tags, size, place) + bytes(size)
+
+
+def with_wrong_checksum() -> bytes:
+    """A PNG whose pixels have changed on the way."""
+    data = bytearray(saved(noise(64, 64)))
+    data[data.index(b"IDAT") + 2000] ^= 1
+    return bytes(data)
+
+
 PICTURES: dict[str, tuple[Callable[[], bytes], bool]] = {
     "1 x 1": (lambda: saved(Image.new("RGB", (1, 1))), False),
     "20000 x 10": (lambda: saved(Image.new("RGB", (20_000, 10))), False),
@@ -166,6 +211,12 @@ PICTURES: dict[str, tuple[Callable[[], bytes], bool]] = {
     "text": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", False),
     "pickle": (lambda: b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix", False),
     "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", False),
+    "wrong checksum": (with_wrong_checksum, False),
+    "45000 scans": (jpeg_of_scans, False),
+    "tags in TIFF": (tiff_with_tags, False),
+    "tags in EXIF": (png_with_tags, True),
+    "wide strip": (lambda: saved(Image.new("RGB", (16_384, 256))), True),
+    "tall strip": (lambda: saved(Image.new("RGB", (256, 16_384))), True),
     "broken header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\0" * 64, False),
     "16 bits": (deep_grey, True),
     "CMYK": (lambda: saved(noise(64, 64, "CMYK"), "JPEG"), True),

@@ -24,6 +24,7 @@ from llava.serve import wire
 from llava.serve.answer import Answer
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.decoder_pool import UnopenedImage
+from llava.serve.disconnects import ClientGone, unless_gone
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import GenerationError, explain
 from llava.serve.http import (
@@ -39,7 +40,7 @@ from llava.serve.http import (
 from llava.serve.images import read_base64
 from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import Metrics
-from llava.serve.openai_api import add_openai_routes
+from llava.serve.openai_api import CLIENT_GONE, add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
 from llava.serve.registration import Registration
@@ -173,7 +174,11 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
 
     @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
-        return await worker.generate(await request.body(), metrics)
+        body = await request.body()
+        try:
+            return await unless_gone(request.receive, worker.generate(body, metrics))
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> wire.WorkerStatus:

@@ -1,0 +1,176 @@
+"""Servers decode images in processes of their own, which are killed at a limit or when nobody waits, and replaced."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from llava.images import ImageLimits, decode_image
+from llava.serve.decoder_pool import Cancellation, DecoderPool, UnopenedImage
+from llava.serve.errors import ImageError, RequestError
+from scripts import hostile
+
+ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]
+REFUSED = [name for name, (_, answered) in hostile.PICTURES.items() if not answered]
+SLOW = hostile.slow_jpeg()
+GOOD = hostile.saved(Image.new("RGB", (64, 64), "teal"))
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's memory this way")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    pool = DecoderPool(1)
+    yield pool
+    pool.close()
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "decoder_process" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_image_is_the_one_that_this_process_would_decode(pool: DecoderPool, name: str) -> None:
+    data = hostile.PICTURES[name][0]()
+    assert pool.decode(data).tobytes() == decode_image(data).tobytes()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_this_process_would_refuse_is_refused(pool: DecoderPool, name: str) -> None:
+    with pytest.raises(ImageError):
+        pool.decode(hostile.PICTURES[name][0]())
+    assert pool.decode(GOOD).size == (64, 64)
+
+
+def test_a_servers_own_limits_hold(pool: DecoderPool) -> None:
+    with pytest.raises(ImageError, match="64x64 pixels; at most 100 pixels"):
+        pool.decode(GOOD, ImageLimits(max_pixels=100))
+
+
+@linux
+def test_directories_of_tags_are_refused_for_the_memory_they_take(pool: DecoderPool) -> None:
+    with pytest.raises(ImageError, match="far more memory than an image of its size should"):
+        pool.decode(hostile.tiff_with_tags())
+    process = children()[0]
+    assert process.memory_info().rss < 200 * 2**20
+
+
+@linux
+def test_an_image_that_takes_too_long_ends_its_process_and_not_the_next_image() -> None:
+    pool = DecoderPool(1, cpu_seconds=0.1)  # the kernel counts whole seconds
+    try:
+        with pytest.raises(ImageError, match=r"takes more than 0.1 s; make it smaller"):
+            pool.decode(SLOW)
+        assert pool.decode(GOOD).size == (64, 64)
+    finally:
+        pool.close()
+
+
+def test_an_image_that_hangs_is_ended_by_the_clock() -> None:
+    pool = DecoderPool(1, wall_seconds=60)
+    try:
+        pool.decode(GOOD)
+        pool.wall_seconds = 0.3
+        with pytest.raises(ImageError, match="takes more than"):
+            pool.decode(SLOW)
+    finally:
+        pool.close()
+
+
+def test_cancelling_ends_a_decoding_at_once() -> None:
+    pool, cancellation, caught = DecoderPool(1, cpu_seconds=600, wall_seconds=600), Cancellation(), []
+    try:
+        pool.decode(GOOD)
+        (process,) = children()[-1:]
+
+        def work() -> None:
+            try:
+                pool.decode(SLOW, cancellation=cancellation)
+            except RequestError as error:
+                caught.append(error.kind)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while process.cpu_times().user < 0.3 and thread.is_alive():
+            process.cpu_percent(0.01)
+        cancellation.cancel()
+        thread.join(60)
+        assert caught == ["client_gone"]
+        assert not process.is_running()
+        assert pool.decode(GOOD).size == (64, 64)
+    finally:
+        pool.close()
+
+
+def test_what_was_cancelled_beforehand_is_not_begun(pool: DecoderPool) -> None:
+    image = UnopenedImage(lambda: GOOD, decoders=pool)
+    assert image().size == (64, 64)
+    image.cancel()
+    with pytest.raises(RequestError, match="the client has gone"):
+        image()
+    assert pool.decode(GOOD).size == (64, 64)
+
+
+def test_cancelling_after_the_end_leaves_the_next_image_alone(pool: DecoderPool) -> None:
+    cancellation = Cancellation()
+    pool.decode(GOOD, cancellation=cancellation)
+    before = children()
+    cancellation.cancel()
+    assert pool.decode(GOOD).size == (64, 64)
+    assert children() == before
+
+
+def test_a_process_that_was_killed_from_outside_is_replaced(pool: DecoderPool) -> None:
+    pool.decode(GOOD)
+    for process in children():
+        process.kill()
+        process.wait(60)
+    assert pool.decode(GOOD).size == (64, 64)
+
+
+def test_waiting_for_a_busy_pool_ends_with_503() -> None:
+    pool = DecoderPool(0, wall_seconds=0.01)
+    with pytest.raises(RequestError, match="too many images are being opened") as caught:
+        pool.decode(GOOD)
+    assert caught.value.status == 503
+
+
+@linux
+def test_its_processes_hold_no_secrets_and_no_torch(pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_API_KEY", "secret-key")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    fresh = DecoderPool(1)
+    try:
+        before = {process.pid for process in children()}
+        fresh.decode(GOOD)
+        (process,) = [process for process in children() if process.pid not in before]
+        assert "secret-key" not in str(process.environ())
+        assert not any("torch" in entry.path for entry in process.memory_maps())
+    finally:
+        fresh.close()
+
+
+def test_closing_ends_the_processes() -> None:
+    pool = DecoderPool(1)
+    before = {process.pid for process in children()}
+    pool.decode(GOOD)
+    (process,) = [process for process in children() if process.pid not in before]
+    pool.close()
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_source_tree_that_is_not_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    pool = DecoderPool(1)
+    try:
+        assert pool.decode(GOOD).size == (64, 64)
+    finally:
+        pool.close()
+    assert os.getcwd() == str(tmp_path)
