@@ -1,9 +1,8 @@
-"""Faults, seen to be survived: `python -m scripts.soak`. Bounded in number and time, on the loopback interface only.
+"""Faults and attacks, seen to be survived: `python -m scripts.soak`. Bounded in number and time, on this machine only.
 
 Runs a controller and two workers with the embedded model as programs, and lets happen to them what happens to servers:
-a worker killed in mid-stream, the controller started again, clients that vanish, malformed requests and hostile
-pictures among good ones, a queue that overflows. Prints what was promised and what was seen; exits with 1 where they
-differ.
+minutes of `attacks` among good requests, a queue that overflows, a worker killed in mid-stream, one that is stopped,
+the controller started again. Prints what was promised and what was seen; exits with 1 where they differ.
 """
 
 from __future__ import annotations
@@ -12,33 +11,35 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import httpx
 import psutil
 
-from llava.command import OneLineParser, run_command
+from llava.command import OneLineParser, real, run_command
 from llava.conversation import conv_templates
 from llava.serve.images import load_image
 from llava.serve.wire import FrameSplitter
 from llava.utils import demo_picture_path
-from scripts import hostile
+from scripts import attacks, hostile
 
 MODEL = "llava-demo"
 DEADLINE = 120.0  # seconds for anything to become true
 QUESTION = "What is in the picture?"
 BATCH, WAITING = 4, 12  # of each worker: small, so that a queue overflows soon
-LEAK = 60 * 2**20  # bytes; a hundred requests that were kept would hold some hundreds of MiB
+LEAK = 80 * 2**20  # bytes; what the attack sends is gigabytes
+MOST_EXTRA = 500 * 2**20  # bytes of each server, its decoders included
 
 
 @dataclass
@@ -58,14 +59,19 @@ class Report:
 class Scale:
     """How much is thrown at the servers."""
 
-    vanishing: int = 100
-    malformed: int = 200
-    pictures: int = 40
-    good: int = 60
+    seconds: float = 300.0
+    """Length of the attack."""
+    quiet: float = 30.0
+    """Seconds in which the good requests are timed beforehand."""
     burst: int = 80
+    """Requests at once, to fill the queues."""
+    large_bodies: int = 20
+    """Of 60 MiB each, at once."""
 
 
-QUICK = Scale(vanishing=10, malformed=40, pictures=20, good=10, burst=50)
+QUICK = Scale(seconds=15.0, quiet=3.0, burst=50, large_bodies=6)
+PAUSE = 0.4  # seconds between good requests
+SLOWER = 3.0  # times its quiet latency that a good request may take under attack
 
 
 class Program:
@@ -87,9 +93,22 @@ class Program:
         self.process.send_signal(how)
         self.process.wait(DEADLINE)
 
+    def family(self) -> list[psutil.Process]:
+        """The process and those that decode its images."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
     def memory(self) -> int:
-        """Its resident bytes."""
-        return psutil.Process(self.process.pid).memory_info().rss
+        """Resident bytes, of the processes that decode its images too."""
+        total = 0
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
+
+    def descriptors(self) -> int:
+        """Its open files and sockets."""
+        return psutil.Process(self.process.pid).num_fds()
 
 
 class Soak:
@@ -105,7 +124,10 @@ class Soak:
         conversation.append_message(conversation.roles[0], f"<image>\n{QUESTION}")
         conversation.append_message(conversation.roles[1], None)
         self.prompt = conversation.get_prompt()
-        self.answer = ""
+        self.answer = self.text_answer = ""
+        self.target = attacks.Target(
+            client, controller.url, [worker.url for worker in workers], MODEL, self.picture, self.prompt
+        )
 
     # Requests
 
@@ -115,7 +137,7 @@ class Soak:
 
     def babble(self) -> dict[str, Any]:
         """A request whose answer takes a while: so hot that hardly ever the end token is drawn."""
-        return self.request(temperature=50.0, max_new_tokens=1024, seed=1)
+        return self.request(temperature=50.0, max_new_tokens=512, seed=1)
 
     @asynccontextmanager
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
@@ -137,6 +159,17 @@ class Soak:
             async for frame in frames:
                 last = frame
         return last
+
+    async def ask_text(self) -> str:
+        """The answer to a good request of the OpenAI protocol, without an image."""
+        messages = [{"role": "user", "content": "What can you see?"}]
+        request = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 16}
+        reply = await self.client.post(f"{self.workers[1].url}{hostile.OPENAI}", json=request)
+        return reply.json()["choices"][0]["message"]["content"] if reply.status_code == 200 else ""
+
+    async def is_right_text(self) -> bool:
+        """Whether it is the answer that it was at first."""
+        return await self.ask_text() == self.text_answer
 
     async def is_right(self) -> bool:
         """Whether a good request gets the answer that it got at first."""
@@ -173,6 +206,8 @@ class Soak:
         said = await self.ask(self.request())
         self.answer = said.get("text", "").removeprefix(self.prompt)
         self.report.check(bool(self.answer.strip()), "a question is answered", self.answer.strip())
+        self.text_answer = await self.ask_text()
+        self.report.check(bool(self.text_answer), "one without an image too", self.text_answer)
 
     async def a_worker_is_killed(self) -> None:
         """SIGKILL in mid-stream."""
@@ -209,80 +244,115 @@ class Soak:
         self.report.check(await self.until(self.is_right), "the controller restarts: requests are answered again")
         self.report.check(await self.until(lambda: self.registered(2)), "both workers are known to it again")
 
-    async def clients_vanish(self) -> None:
-        """Hanging up after the first frame, ten clients at a time."""
-
-        async def vanish() -> None:
-            async with self.stream(self.babble()) as frames:
-                await anext(frames)
-
-        async def many(count: int) -> None:
-            for start in range(0, count, 10):
-                results = await asyncio.gather(
-                    *(vanish() for _ in range(start, min(start + 10, count))), return_exceptions=True
-                )
-                if errors := [result for result in results if isinstance(result, Exception)]:
-                    raise errors[0]
-                await self.until(self.idle)
-
-        await many(2 * self.scale.vanishing)  # until then the allocator's pools fill up
-        before = [worker.memory() for worker in self.workers]
-        await many(self.scale.vanishing)
-        self.report.check(await self.until(self.idle), f"{self.scale.vanishing} clients vanish: the queues are empty")
-        grown = [worker.memory() - size for worker, size in zip(self.workers, before, strict=True)]
-        told = ", ".join(f"{size / 2**20:+.0f} MiB" for size in grown)
-        self.report.check(max(grown) < LEAK, "memory is where it was", told)
-
-    async def bad_comes_with_good(self) -> None:
-        """Malformed requests and hostile pictures, in random order among good requests, eight at a time."""
-        kinds = Counter[str]()
-        wrong: list[str] = []
-        gate = asyncio.Semaphore(8)
-
-        async def send(work: Callable[[], Awaitable[tuple[str, str | None]]]) -> None:
-            async with gate:
-                kind, complaint = await work()
-            kinds[kind] += 1
-            if complaint:
-                wrong.append(complaint)
-
-        names = list(hostile.PICTURES)
-        work: list[Callable[[], Awaitable[tuple[str, str | None]]]] = []
-        work += [lambda i=i: self.send_malformed(i) for i in range(self.scale.malformed)]
-        work += [lambda i=i: self.send_picture(names[i % len(names)], i) for i in range(self.scale.pictures)]
-        work += [self.send_good for _ in range(self.scale.good)]
-        random.Random(0).shuffle(work)
-        await asyncio.gather(*map(send, work))
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        self.report.check(not wrong, "bad requests are refused with 4xx, every good one is answered right", told)
-        for complaint in wrong[:10]:
+    async def the_servers_are_attacked(self) -> None:
+        """All attacks side by side, each again and again, while good requests go on at a steady pace."""
+        quiet = await self.time_good_requests(self.scale.quiet)
+        await self.attack(5.0)  # so that pools and caches are filled before anything is measured
+        await self.until(self.idle)
+        before, files = self.memories(), self.descriptors()
+        counts, wrong, peaks = Counter[str](), list[str](), list[int](before)
+        attacking = asyncio.create_task(self.attack(self.scale.seconds, counts, wrong))
+        watching = asyncio.create_task(self.watch_memory(peaks))
+        timed = await self.time_good_requests(self.scale.seconds, until=attacking)
+        await attacking
+        watching.cancel()
+        told = ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
+        self.report.check(not wrong, f"{self.scale.seconds:g} s of attacks come to what they should", told)
+        for complaint in wrong[:20]:
             print(f"      {complaint}")
+        for name, times in timed.items():
+            right = [seconds for seconds in times if seconds is not None]
+            self.report.check(len(right) == len(times), f"good {name} are answered right", f"{len(right)}")
+            usual = sorted(seconds for seconds in quiet[name] if seconds is not None)
+            allowed = SLOWER * usual[-1]
+            told = f"quiet {spread(usual)}; attacked {spread(right)}"
+            self.report.check(max(right) <= allowed, f"good {name} within {SLOWER:g} x their quiet latency", told)
+        grown = [peak - size for peak, size in zip(peaks, before, strict=True)]
+        self.report.check(max(grown) < MOST_EXTRA, "extra memory at its peak", in_mib(grown))
+        self.report.check(await self.until(self.idle), "the queues are empty behind the attack")
+        left = [now - size for now, size in zip(self.memories(), before, strict=True)]
+        self.report.check(max(left) < LEAK, "memory is where it was", in_mib(left))
+        closed = await self.until(self.closes_files(files))
+        self.report.check(closed, "open files are as many as before", f"{files} and {self.descriptors()}")
 
-    async def send_malformed(self, number: int) -> tuple[str, str | None]:
-        """One malformed request; the complaint is None if it was refused as it should be."""
-        bad = hostile.malformed(number, MODEL, self.picture)
-        # OpenAI's routes are the workers' own; both kinds of server see bad requests in LLaVA's protocol.
-        server = self.controller if bad.path == hostile.LLAVA and number % 4 == 0 else self.workers[number % 2]
-        reply = await self.client.post(
-            f"{server.url}{bad.path}", content=bad.body, headers={"Content-Type": "application/json"}
-        )
-        refused = 400 <= reply.status_code < 500
-        return "refused", None if refused else f"{bad.path} {bad.what}: {reply.status_code} {reply.text[:100]}"
+    def programs(self) -> list[Program]:
+        """The controller and the workers."""
+        return [self.controller, *self.workers]
 
-    async def send_picture(self, name: str, number: int) -> tuple[str, str | None]:
-        """One hostile or odd picture."""
-        make, answered = hostile.PICTURES[name]
-        path = (hostile.LLAVA, hostile.OPENAI)[number // len(hostile.PICTURES) % 2]
-        request = hostile.good(path, MODEL, hostile.encoded(make()), QUESTION, self.prompt)
-        server = self.controller if path == hostile.LLAVA else self.workers[number % 2]
-        reply = await self.client.post(f"{server.url}{path}", json=request)
-        as_it_should = is_answer(reply) if answered else 400 <= reply.status_code < 500
-        kind = "odd pictures answered" if answered else "hostile pictures refused"
-        return kind, None if as_it_should else f"picture {name}: {reply.status_code} {reply.text[-100:]}"
+    def memories(self) -> list[int]:
+        """Resident bytes of each program."""
+        return [program.memory() for program in self.programs()]
 
-    async def send_good(self) -> tuple[str, str | None]:
-        """One good request."""
-        return "good", None if await self.is_right() else "a good request was not answered right"
+    def descriptors(self) -> list[int]:
+        """Open files and sockets of each program."""
+        return [program.descriptors() for program in self.programs()]
+
+    def closes_files(self, before: Sequence[int]) -> Callable[[], Awaitable[bool]]:
+        """Makes the check that no program has more open files than before, but for a connection or two."""
+
+        async def check() -> bool:
+            return all(now <= then + 4 for now, then in zip(self.descriptors(), before, strict=True))
+
+        return check
+
+    async def watch_memory(self, peaks: list[int]) -> None:
+        """Keeps the largest memory of each program."""
+        while True:
+            peaks[:] = map(max, peaks, self.memories())
+            await asyncio.sleep(0.2)
+
+    async def attack(self, seconds: float, counts: Counter[str] | None = None, wrong: list[str] | None = None) -> None:
+        """Runs each attack in a loop of its own."""
+        end = time.monotonic() + seconds
+
+        async def repeat(name: str, work: Callable[[attacks.Target], Awaitable[str | None]], pause: float) -> None:
+            while time.monotonic() < end:
+                try:
+                    complaint = await work(self.target)
+                except httpx.TransportError as error:
+                    complaint = f"{name}: {type(error).__name__}"
+                if counts is not None:
+                    counts[name] += 1
+                if complaint and wrong is not None:
+                    wrong.append(complaint)
+                await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+
+        chosen = dict(attacks.ATTACKS)
+        large = partial(attacks.send_large_bodies, count=self.scale.large_bodies)
+        chosen["large bodies"] = large, chosen.pop("20 bodies of 60 MiB")[1]
+        await asyncio.gather(*(repeat(name, work, pause) for name, (work, pause) in chosen.items()))
+
+    async def time_good_requests(
+        self, seconds: float, until: asyncio.Task[None] | None = None
+    ) -> dict[str, list[float | None]]:
+        """Seconds that good requests take, one after the other; None for one that was not answered right."""
+        kinds = {"questions about an image": self.is_right, "questions in text": self.is_right_text}
+        times: dict[str, list[float | None]] = {name: [] for name in kinds}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or (until is not None and not until.done()):
+            for name, ask in kinds.items():
+                start = time.monotonic()
+                right = await ask()
+                times[name].append(time.monotonic() - start if right else None)
+                await asyncio.sleep(PAUSE)
+        return times
+
+    async def a_worker_is_stopped(self) -> None:
+        """SIGSTOP, so that it takes connections and never answers."""
+        stopped = self.workers[0]
+        stopped.process.send_signal(signal.SIGSTOP)
+        try:
+            slowest = 0.0
+            right = []
+            for _ in range(4):
+                start = time.monotonic()
+                right.append(await self.is_right())
+                slowest = max(slowest, time.monotonic() - start)
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+        told = f"{sum(right)} of 4 right, the slowest after {slowest:.1f} s"
+        self.report.check(all(right) and slowest < 10, "a stopped worker is passed over within 10 s", told)
+        self.report.check(await self.until(lambda: self.registered(2)), "it is used again when it goes on")
 
     async def the_queue_overflows(self) -> None:
         """More requests at once than the workers take on."""
@@ -291,7 +361,7 @@ class Soak:
             reply = await self.client.post(f"{self.controller.url}{hostile.LLAVA}", json=self.babble())
             if reply.status_code == 429 and not reply.headers.get("Retry-After", "").isdigit():
                 return 0
-            return reply.status_code if reply.status_code != 200 or is_answer(reply) else 0
+            return reply.status_code if reply.status_code != 200 or attacks.is_answer(reply) else 0
 
         statuses = Counter(await asyncio.gather(*map(one, range(self.scale.burst))))
         told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
@@ -301,12 +371,16 @@ class Soak:
         self.report.check(await self.is_right(), "the next request is answered right")
 
 
-def is_answer(reply: httpx.Response) -> bool:
-    """Whether a reply is an answer that came to its end, in either protocol; its status alone does not tell."""
-    if reply.status_code != 200:
-        return False
-    last = json.loads(reply.content.rstrip(b"\0").rpartition(b"\0")[2])
-    return bool(last.get("finish_reason") or last.get("choices", [{}])[0].get("finish_reason"))
+def spread(times: Sequence[float]) -> str:
+    """Median, 95th percentile and maximum of some seconds."""
+    ordered = sorted(times)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return f"{statistics.median(ordered):.2f} / {p95:.2f} / {ordered[-1]:.2f} s of {len(ordered)}"
+
+
+def in_mib(sizes: Sequence[int]) -> str:
+    """Bytes of each program, as text."""
+    return ", ".join(f"{size / 2**20:+.0f} MiB" for size in sizes)
 
 
 @asynccontextmanager
@@ -330,9 +404,9 @@ async def soak(scale: Scale) -> list[str]:
     load_image(demo_picture_path())  # fails here if the demo is not installed
     async with servers(scale) as run:
         await run.begin()
-        await run.clients_vanish()
-        await run.bad_comes_with_good()
+        await run.the_servers_are_attacked()
         await run.the_queue_overflows()
+        await run.a_worker_is_stopped()
         await run.a_worker_is_killed()
         await run.the_controller_restarts()
         return run.report.failures
@@ -341,7 +415,8 @@ async def soak(scale: Scale) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = OneLineParser(prog="soak", description="Let faults happen to a controller and its workers.")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--seconds", type=real(1), help=f"length of the attack (default: {Scale.seconds:g})")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args))
 
@@ -350,6 +425,8 @@ def run(args: argparse.Namespace) -> int:
     """Lets the faults happen; returns 1 if a promise was broken."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several programs share the cores
     scale = QUICK if args.quick else Scale()
+    if args.seconds:
+        scale = replace(scale, seconds=args.seconds)
     start = time.monotonic()
     failures = asyncio.run(soak(scale))
     print(f"{len(failures)} promises broken, {time.monotonic() - start:.0f} s")

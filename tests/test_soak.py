@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from llava.serve.images import ImageError, load_image
-from scripts import hostile, soak
+from scripts import attacks, hostile, soak
 
 
 def test_faults_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[
     ],
 )
 def test_an_answer_is_one_that_came_to_its_end(status: int, body: bytes, expected: bool) -> None:
-    assert soak.is_answer(httpx.Response(status, content=body)) is expected
+    assert attacks.is_answer(httpx.Response(status, content=body)) is expected
 
 
 def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:
