@@ -125,10 +125,12 @@ Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 def _describe_optional_content(schema: dict[str, Any]) -> None:
-    """Lets a message's JSON schema have no `content`, or null; that only the assistant's may is left to the checks."""
+    """Lets a message's JSON schema have no `content`, or null, where the assistant's is described."""
     schema["maxProperties"] = MAX_FIELDS
     schema["required"] = [name for name in schema["required"] if name != "content"]
     schema["properties"]["content"]["anyOf"].append({"type": "null"})
+    given = {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}}
+    schema["anyOf"] = [given, {"properties": {"role": {"const": "assistant"}}}]
 
 
 class Message(_Cacheable):
