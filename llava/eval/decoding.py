@@ -64,4 +64,7 @@ def generate(engine: ChatEngine, requests: Sequence[Request], sampling: Sampling
     ]
     pictures = [request.picture for request in requests if request.picture is not None]
     generate_rows(engine.model, rows, pictures, engine.padding_id)
+    for row in rows:
+        if row.error is not None:
+            raise row.error
     return ["".join(pieces).strip() for pieces in answers]

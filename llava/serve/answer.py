@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from llava.serve.generation import FinishReason, Row
+from llava.serve.logprobs import AnswerLogprob
 from llava.serve.sight import View
 
 
@@ -68,7 +69,6 @@ class Answer:
         self._changed = threading.Condition()
         self._wake: Callable[[], object] | None = None
         self._ended = False
-        self._error: Exception | None = None
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -129,10 +129,16 @@ class Answer:
 
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error, which its reader gets after the text so far."""
-        if not self._ended:
-            self._end(error)
+        self.row.fail(error)
 
-    def _end(self, error: Exception | None = None) -> None:
+    def take_logprobs(self, characters: int) -> list[AnswerLogprob]:
+        """Removes and lists the tokens whose text begins within the answer's first characters."""
+        waiting, taken = self.row.logprobs, []
+        while waiting and waiting[0].start < characters:
+            taken.append(waiting.popleft())
+        return taken
+
+    def _end(self) -> None:
         now = time.perf_counter()
         first = self.row.first_token_at or now
         self.usage = replace(
@@ -142,7 +148,7 @@ class Answer:
             decode_seconds=now - first,
         )
         with self._changed:
-            self._ended, self._error = True, error
+            self._ended = True
             self._notify()
 
     def _put(self, piece: str) -> None:
@@ -161,5 +167,5 @@ class Answer:
         return pieces, self._ended
 
     def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.row.error is not None:
+            raise self.row.error

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import torch
 
 from llava.serve.answer import Answer
-from llava.serve.errors import EngineClosed, GenerationError, Overloaded
+from llava.serve.errors import EngineClosed, Overloaded
+from llava.serve.generation import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
 PATIENCE = 0.25  # of the last batch's time: how long a batch waits for requests that are being prepared
+MOST_PATIENCE = 0.5  # seconds that it waits at most
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class BatchQueue:
         wait for its whole answer.
         """
         with self._lock:
-            self._lock.wait_for(self._complete, PATIENCE * self._batch_seconds)
+            self._lock.wait_for(self._complete, min(PATIENCE * self._batch_seconds, MOST_PATIENCE))
             batch: list[Answer] = []
             visual = 0
             while self._waiting and len(batch) < self.limits.max_batch:
@@ -156,26 +158,30 @@ class BatchQueue:
         return waiting in (0, self.admitted) or waiting >= self.limits.max_batch
 
     def _run(self, batch: Sequence[Answer]) -> None:
-        """Answers a batch; where memory does not suffice for it, its halves."""
+        """Answers a batch. Where it fails before an answer has begun, smaller ones may do.
+
+        Its halves, if memory does not suffice for it; else each request alone, so that only those fail that are to
+        blame.
+        """
         try:
             self.generate(batch)
             return
         except Exception as error:  # whatever it is, it ends these answers and not the thread
             failure = error
-        out_of_memory = is_out_of_memory(failure)
-        if out_of_memory and len(batch) > 1 and not any(answer.row.generated for answer in batch):
+        if any(answer.row.generated for answer in batch) or len(batch) == 1:
+            for answer in batch:
+                answer.fail(failure)
+            return
+        if is_out_of_memory(failure):
             del failure  # its traceback holds the tensors that did not fit
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            half = len(batch) // 2
-            self._run(batch[:half])
-            self._run(batch[half:])
-            return
-        for answer in batch:
-            answer.fail(GenerationError(failure, out_of_memory))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a model failed for want of memory; on the CPU, only its allocator's words tell."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        else:
+            logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
+            del failure
+            parts = [[answer] for answer in batch]
+        for part in parts:
+            if left := [answer for answer in part if not answer.row.ended]:
+                self._run(left)

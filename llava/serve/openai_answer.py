@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from llava.serve.answer import Answer
 from llava.serve.disconnects import wait_until_gone
 from llava.serve.errors import explain
+from llava.serve.logprobs import AnswerLogprob
 from llava.serve.metrics import Metrics
 from llava.serve.openai_errors import INTERNAL, refusing
 from llava.serve.openai_replies import (
@@ -24,6 +25,7 @@ from llava.serve.openai_replies import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     CompletionUsage,
     Delta,
@@ -64,7 +66,7 @@ class Reply:
         watch = asyncio.create_task(cancel_when_gone(request, self.answer))
         try:
             with refusing():
-                text = "".join([piece async for piece in self._pieces()])
+                pieces = [piece async for piece in self._pieces()]
         except Exception:
             self.failed = True
             raise
@@ -73,11 +75,13 @@ class Reply:
             self.finish()
         if (reason := self._reason()) is None:
             return None
+        message = AnswerMessage(content="".join(text for text, _ in pieces))
+        tokens = [token for _, tokens in pieces for token in tokens]
         return ChatCompletion(
             id=self.id,
             created=self.created,
             model=self.asked.model,
-            choices=[Choice(message=AnswerMessage(content=text), finish_reason=reason)],
+            choices=[Choice(message=message, finish_reason=reason, logprobs=self._logprobs(tokens))],
             usage=CompletionUsage.of(self.answer),
         )
 
@@ -85,8 +89,8 @@ class Reply:
         """Yields server-sent events; a failure is the last one, and no `[DONE]` follows it."""
         yield self._chunk(Delta(role="assistant", content=""))
         try:
-            async for piece in self._pieces():
-                yield self._chunk(Delta(content=piece))
+            async for text, tokens in self._pieces():
+                yield self._chunk(Delta(content=text), logprobs=self._logprobs(tokens))
         except Exception as error:
             failure = explain(error)
             if failure.kind == INTERNAL:
@@ -104,13 +108,25 @@ class Reply:
             yield self._chunk(None, usage=CompletionUsage.of(self.answer))
         yield event("[DONE]")
 
-    async def _pieces(self) -> AsyncIterator[str]:
-        begun = False
+    async def _pieces(self) -> AsyncIterator[tuple[str, list[AnswerLogprob]]]:
+        """Yields pieces of text, and the tokens that begin in each."""
+        received = blank = 0
         async for piece in self.answer:
+            begun = blank < received
+            received += len(piece)
             text = piece if begun else piece.lstrip()
+            if not begun:
+                blank = received - len(text)
             if text:
-                begun = True
-                yield text
+                yield text, self._tokens(received, blank)
+
+    def _tokens(self, received: int, blank: int) -> list[AnswerLogprob]:
+        """The next tokens, up to some number of characters; without the blanks before the text, as it is told."""
+        taken = [token for token in self.answer.take_logprobs(received) if token.end > blank]
+        return [token.without_leading_blanks() if token.start < blank else token for token in taken]
+
+    def _logprobs(self, tokens: Sequence[AnswerLogprob]) -> ChoiceLogprobs | None:
+        return ChoiceLogprobs.of(tokens) if self.asked.logprobs else None
 
     @property
     def _tells_usage(self) -> bool:
@@ -122,14 +138,21 @@ class Reply:
         return None if reason == "cancelled" else reason
 
     def _chunk(
-        self, delta: Delta | None, reason: FinishReason | None = None, usage: CompletionUsage | None = None
+        self,
+        delta: Delta | None,
+        reason: FinishReason | None = None,
+        usage: CompletionUsage | None = None,
+        logprobs: ChoiceLogprobs | None = None,
     ) -> str:
+        choices = []
+        if delta is not None:
+            choices.append(ChunkChoice(index=0, delta=delta, finish_reason=reason, logprobs=logprobs))
         chunk = ChatCompletionChunk(
             id=self.id,
             object="chat.completion.chunk",
             created=self.created,
             model=self.asked.model,
-            choices=[] if delta is None else [ChunkChoice(index=0, delta=delta, finish_reason=reason)],
+            choices=choices,
         )
         if self._tells_usage:
             chunk.usage = usage

@@ -123,6 +123,9 @@ def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
     with refusing("stream_options"):
         if asked.stream_options is not None and not asked.stream:
             raise ValueError("stream_options come with stream=true only")
+    with refusing("top_logprobs"):
+        if asked.top_logprobs and not asked.logprobs:
+            raise ValueError(f"top_logprobs is {asked.top_logprobs}, which needs logprobs: true")
     temperature = Sampling.temperature if asked.temperature is None else asked.temperature
     sampling = Sampling(
         temperature=0.0 if asked.top_p == 0 else temperature,
@@ -130,6 +133,12 @@ def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
         max_new_tokens=max(longest, default=Sampling.max_new_tokens),
         stop=tuple(asked.stop or ()),
         seed=asked.seed,
+        top_k=Sampling.top_k if asked.top_k is None else asked.top_k,
+        min_p=Sampling.min_p if asked.min_p is None else asked.min_p,
+        repetition_penalty=(
+            Sampling.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
+        ),
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
     return sampling, bool(longest)
 

@@ -72,7 +72,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(HTTPException)
     async def unroutable(request: Request, error: HTTPException) -> Response:
         known = {
-            404: ("not_found", "there is nothing under this path"),
+            404: ("not_found", replacement_route(request.url.path) or "there is nothing under this path"),
             405: ("method_not_allowed", f"this path does not take {shortened(request.method)}"),
         }
         kind, message = known.get(error.status_code, ("invalid_request", error.detail))
@@ -83,19 +83,32 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
         return tell(explain(RuntimeError()))  # whatever it is, it is no request's fault; the server logs it
 
 
+def replacement_route(path: str) -> str | None:
+    """Names the route to use in place of one of OpenAI's that is missing here; None for other paths."""
+    for name in ("completions", "responses"):
+        if f"{path}/".startswith(f"/v1/{name}/"):
+            return f"this server has no /v1/{name}; send a chat request to /v1/chat/completions"
+    return None
+
+
 def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]:
     """Returns what a client is told of a request that has not the form it should, and which field is to blame."""
     if isinstance(error.body, bytes):
         return Failure(400, "invalid_request", "the body must be JSON, with Content-Type: application/json"), None
     first = error.errors()[0]
-    missing = first["type"] == "missing"
-    param = field_path(first["loc"][1:], error.body, missing) or None
+    loc, kind, words = first["loc"][1:], first["type"], first["msg"]
+    if kind == "union_tag_not_found":
+        loc, kind, words = (*loc, "", "type"), "missing", "Field required"
+    missing = kind == "missing"
+    param = field_path(loc, error.body, missing) or None
     kinds = {name: name for name in ("unknown_parameter", "unsupported_value")}
-    kind = (kinds | {"missing": "missing_required_parameter"}).get(first["type"], "invalid_value")
-    message = f"{param or 'the body'}: {first['msg']}"
-    if not missing and isinstance(first["input"], (str, int, float)):
+    code = (kinds | {"missing": "missing_required_parameter"}).get(kind, "invalid_value")
+    message = f"{param or 'the body'}: {words}"
+    if not missing and first["input"] is None:
+        message += ", got null"
+    elif not missing and isinstance(first["input"], (str, int, float)):
         message += f", got {shortened(first['input'])}"
-    return Failure(400, kind, message), param
+    return Failure(400, code, message), param
 
 
 def clipped(text: str, most: int = 500) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from llava.serve.answer import Answer
+from llava.serve.logprobs import AnswerLogprob, TextLogprob
 
 
 class PromptDetails(BaseModel):
@@ -82,6 +84,45 @@ class CompletionUsage(BaseModel):
 FinishReason = Literal["stop", "length"]
 
 
+class TopLogprob(BaseModel):
+    """A token that could have come."""
+
+    token: str
+    logprob: float = Field(description="of the model's own logits; -9999 for any lower one")
+    bytes: list[int] | None = Field(description="in UTF-8; null for a special token")
+
+    @classmethod
+    def of(cls, token: TextLogprob) -> TopLogprob:
+        """Converts a token."""
+        return cls(token=token.text, logprob=token.logprob, bytes=None if token.bytes is None else list(token.bytes))
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob] = Field(description="the likeliest ones in its place, best first")
+
+
+class ChoiceLogprobs(BaseModel):
+    """The tokens whose text begins in the content beside it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: Sequence[AnswerLogprob]) -> ChoiceLogprobs:
+        """Converts tokens."""
+        return cls(
+            content=[
+                TokenLogprob(
+                    **dict(TopLogprob.of(token.token)), top_logprobs=[TopLogprob.of(each) for each in token.top]
+                )
+                for token in tokens
+            ],
+            refusal=None,
+        )
+
+
 class AnswerMessage(BaseModel):
     """The model's message."""
 
@@ -96,7 +137,7 @@ class Choice(BaseModel):
     index: Literal[0] = 0
     message: AnswerMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -123,7 +164,7 @@ class ChunkChoice(BaseModel):
     index: Literal[0]
     delta: Delta
     finish_reason: FinishReason | None
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletionChunk(BaseModel):

@@ -19,21 +19,23 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from llava.serve.sampling import Sampling
+from llava.serve.sampling import MAX_LOGPROBS, Sampling
 
 MAX_INT = 2**31 - 1
 MAX_STOPS = 4
 MAX_ITEMS = 1000  # messages of a request, parts of a message
 MAX_FIELDS = 64  # of an object, so that there is an end to the errors it can hold
-EMPTY: tuple[Any, ...] = (None, [], {})
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-def _only(*allowed: Any) -> Any:
+def _only(*allowed: Any, way_out: str = "") -> Any:
     """A field that is understood, but not supported beyond some values."""
 
     def check(value: Any) -> Any:
@@ -41,18 +43,19 @@ def _only(*allowed: Any) -> Any:
             return value
         words = " or ".join(json.dumps(known) for known in allowed if known not in EMPTY)
         words = f"only {words} is" if words else "this is not"
-        raise PydanticCustomError("unsupported_value", "{words} supported here", {"words": words})
+        raise PydanticCustomError("unsupported_value", "{words} supported here{more}", {"words": words, "more": more})
 
+    more = way_out and f"; {way_out}"
     return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": list(allowed)})]
 
 
-def _or_text(wrap: Callable[[str], Any], full: type, name: str) -> Callable[[Any], Any]:
+def _or_text(wrap: Callable[[str], Any], full: type, name: str, may_be_null: bool = False) -> Callable[[Any], Any]:
     """A field that has a short form, text, beside its full one."""
 
     def expand(value: Any) -> Any:
         if isinstance(value, str):
             return wrap(value)
-        if value is None or isinstance(value, full):
+        if isinstance(value, full) or (value is None and may_be_null):
             return value
         raise PydanticCustomError("wrong_type", "should be text or {name}", {"name": name})
 
@@ -88,17 +91,24 @@ class ImageURL(_Asked):
     """A picture."""
 
     url: str = Field(description="`data:image/...;base64,...`, or http(s) where the server allows its host")
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="taken, without effect; see `qlip`")
+    detail: str | None = Field(None, description="taken, without effect; see `qlip`")
 
 
-class TextPart(_Asked):
+class _Cacheable(_Asked):
+    """A part of a prompt with hints for a cache, which say nothing about the answer."""
+
+    cache_control: Any = Field(None, description="taken, without effect")
+    prompt_cache_breakpoint: Any = Field(None, description="taken, without effect")
+
+
+class TextPart(_Cacheable):
     """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImagePart(_Asked):
+class ImagePart(_Cacheable):
     """Picture of a message; pictures stand before the message's text, in their order."""
 
     type: Literal["image_url"]
@@ -114,8 +124,19 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
-class Message(_Asked):
-    """What one side said."""
+def _describe_optional_content(schema: dict[str, Any]) -> None:
+    """Lets a message's JSON schema have no `content`, or null, where the assistant's is described."""
+    schema["maxProperties"] = MAX_FIELDS
+    schema["required"] = [name for name in schema["required"] if name != "content"]
+    schema["properties"]["content"]["anyOf"].append({"type": "null"})
+    given = {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}}
+    schema["anyOf"] = [given, {"properties": {"role": {"const": "assistant"}}}]
+
+
+class Message(_Cacheable):
+    """What one side said; `content` may be null or left out in the assistant's messages only."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_optional_content)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -127,6 +148,26 @@ class Message(_Asked):
         ),
     ]
     name: str | None = Field(None, description="taken, without effect")
+    refusal: str | None = Field(None, description="of an assistant's message without content: its text")
+
+    audio: _only(None, {}) = None  # type: ignore[valid-type]
+    function_call: _only(None, {}) = None  # type: ignore[valid-type]
+    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_assistant(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("role") != "assistant" or value.get("content") is not None:
+            return value
+        refusal = value.get("refusal")
+        return value | {"content": refusal if isinstance(refusal, str) else ""}
+
+    @field_validator("refusal")
+    @classmethod
+    def _check_refusal(cls, refusal: str | None, info: ValidationInfo) -> str | None:
+        if refusal and info.data.get("role") != "assistant":
+            raise PydanticCustomError("unsupported_value", "only messages of the assistant have a refusal")
+        return refusal
 
     @property
     def text(self) -> str:
@@ -171,10 +212,22 @@ class ChatRequest(_Asked):
     stop: Annotated[
         Stops | None,
         BeforeValidator(
-            _or_text(lambda text: [text], list, "a list of texts"), json_schema_input_type=StopText | Stops | None
+            _or_text(lambda text: [text], list, "a list of texts", may_be_null=True),
+            json_schema_input_type=StopText | Stops | None,
         ),
     ] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes a sampled answer repeatable")
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="sample from so many likeliest; -1 and 0 are all")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="sample no token less likely than this share of the likeliest one's probability"
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="above 1 makes the tokens of prompt and answer less likely, below 1 likelier"
+    )
+    logprobs: bool | None = Field(None, description="tells each token's log-probability")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="with `logprobs`: so many likeliest tokens in its place, too"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     qlip: QLIPFields | None = None
@@ -185,18 +238,21 @@ class ChatRequest(_Asked):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    cache_control: Any = None
     parallel_tool_calls: bool | None = None
 
     n: _only(None, 1) = None  # type: ignore[valid-type]
     presence_penalty: _only(None, 0) = None  # type: ignore[valid-type]
     frequency_penalty: _only(None, 0) = None  # type: ignore[valid-type]
-    logprobs: _only(None, False) = None  # type: ignore[valid-type]
-    top_logprobs: _only(None, 0) = None  # type: ignore[valid-type]
     logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
     modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
-    response_format: _only(None, {"type": "text"}) = None  # type: ignore[valid-type]
+    response_format: _only(  # type: ignore[valid-type]
+        None, {}, {"type": "text"}, way_out="ask for JSON in the prompt and check it"
+    ) = None
     tools: _only(None, []) = None  # type: ignore[valid-type]
-    tool_choice: _only(None, "none", "auto") = None  # type: ignore[valid-type]
+    tool_choice: _only(None, "", "none", "auto") = None  # type: ignore[valid-type]
 
 
 def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:
@@ -213,6 +269,8 @@ def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:
             if not isinstance(body, list) or key >= len(body):
                 continue
             path, body = f"{path}[{key}]", body[key]
+        elif i >= 2 and loc[i - 2] == "content" and isinstance(loc[i - 1], int):
+            continue  # the type of a part, which pydantic puts behind its index, and which may be a field's name too
         elif isinstance(body, dict) and (key in body or (missing and i == len(loc) - 1)):
             path, body = f"{path}.{key}", body.get(key)
     return path.lstrip(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-_UNFINISHED = "\ufffd"  # what a decoder gives for a character whose last bytes are still to come
+UNFINISHED = "\ufffd"  # what a decoder gives for a character whose last bytes are still to come
 
 
 class Detokenizer:
@@ -24,7 +24,7 @@ class Detokenizer:
         """Returns the text that a token adds; empty while a character is unfinished."""
         self.ids.append(token)
         text = self._new_text()
-        if text.endswith(_UNFINISHED):
+        if text.endswith(UNFINISHED):
             return ""
         if text:
             self.known, self.said = self.said, len(self.ids)
@@ -33,6 +33,15 @@ class Detokenizer:
     def finish(self) -> str:
         """Returns the text that was held back."""
         return self._new_text()
+
+    def text_of(self, token: int) -> str:
+        """Decodes a token as it would be read here; by itself, where an unfinished character comes before it."""
+        context = self.ids[self.known :]
+        before = self._decode(context)
+        if before.endswith(UNFINISHED):
+            context = self.ids[self.known : self.said]
+            before = self._decode(context)
+        return self._decode([*context, token])[len(before) :]
 
     def _new_text(self) -> str:
         before = self._decode(self.ids[self.known : self.said])

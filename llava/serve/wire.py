@@ -63,7 +63,7 @@ Stop = Annotated[str | Annotated[list[str], Field(fail_fast=True)], AfterValidat
 
 
 class GenerateRequest(BaseModel):
-    """What a client asks of a worker: LLaVA's fields, with LLaVA's defaults, and `qlip` and `seed`."""
+    """What a client asks of a worker: LLaVA's fields, with LLaVA's defaults, and some of this project's own."""
 
     model: str = ""
     prompt: str
@@ -74,6 +74,9 @@ class GenerateRequest(BaseModel):
     images: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
     qlip: QLIPFields | None = None
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
     def sampling(self) -> Sampling:
         """Returns how to choose tokens.
@@ -88,6 +91,11 @@ class GenerateRequest(BaseModel):
             max_new_tokens=min(self.max_new_tokens, MAX_NEW_TOKENS),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             seed=self.seed,
+            top_k=Sampling.top_k if self.top_k is None else self.top_k,
+            min_p=Sampling.min_p if self.min_p is None else self.min_p,
+            repetition_penalty=(
+                Sampling.repetition_penalty if self.repetition_penalty is None else self.repetition_penalty
+            ),
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from llava.model.builder import load_pretrained_model
+from llava.serve import batch_queue
 from llava.serve.answer import Answer
 from llava.serve.batch_queue import is_out_of_memory
 from llava.serve.engine import ChatEngine, EngineLimits
@@ -178,6 +179,7 @@ def test_a_batch_waits_for_requests_that_are_being_prepared_a_share_of_the_last_
     engine = new_engine()
     gate = Gate(engine, monkeypatch)
     monkeypatch.setattr(engine.queue, "_batch_seconds", last_batch)
+    monkeypatch.setattr(batch_queue, "MOST_PATIENCE", DEADLINE)  # so that a slow machine has time to prepare
     look, looked_at, go_on = engine.sight.look, threading.Event(), threading.Event()
 
     def look_slowly(*args: Any) -> Any:

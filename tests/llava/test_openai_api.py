@@ -99,6 +99,7 @@ def test_a_stream_has_the_form_that_clients_parse(client: httpx.Client) -> None:
     assert end == "[DONE]"
     first, *middle, last = [json.loads(chunk) for chunk in chunks]
     assert first["object"] == "chat.completion.chunk"
+    assert all(chunk["choices"][0].pop("logprobs") is None for chunk in (first, *middle, last))
     assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     assert all(list(chunk["choices"][0]["delta"]) == ["content"] for chunk in middle)
     assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]

@@ -168,7 +168,7 @@ def test_text_alone_needs_no_picture(client: OpenAI) -> None:
     assert completion.usage.qlip["images"] == []
 
 
-@pytest.mark.parametrize("detail", [None, "auto", "low", "high"])
+@pytest.mark.parametrize("detail", [None, "auto", "low", "high", "original", "finest", ""])
 def test_the_forms_of_a_picture_are_the_same(client: OpenAI, detail: str | None) -> None:
     url = data_url() if detail is None else {"url": data_url(), "detail": detail}
     message = {"role": "user", "content": [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": url}]}
@@ -307,10 +307,11 @@ def test_without_the_key_nothing_is_told(client: OpenAI) -> None:
         ({"stop": ""}, "stop", "at least 1 character"),
         ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is supported here, got 0.5"),
         ({"frequency_penalty": -1}, "frequency_penalty", "only 0 is supported here, got -1"),
-        ({"logprobs": True}, "logprobs", "only false is supported here"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported here"),
-        ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"} is supported here'),
-        ({"extra_body": {"top_k": 5}}, "top_k", "this server knows no such field, got 5"),
+        ({"extra_body": {"typical_p": 5}}, "typical_p", "this server knows no such field, got 5"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to -1, got -2"),
+        ({"extra_body": {"min_p": 1.5}}, "min_p", "less than or equal to 1, got 1.5"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "greater than 0, got 0"),
         ({"extra_body": {"qlip": {"alpah": 1}}}, "qlip.alpah", "this server knows no such field, got 1"),
         ({"extra_body": {"qlip": {"alpha": -1}}}, "qlip.alpha", "greater than or equal to 0, got -1"),
         ({"extra_body": {"qlip": {"image_size": 9000}}}, "qlip", "image_size is 9000; this server allows at most 4096"),
@@ -346,7 +347,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         {"user": "somebody", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
         {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "logit_bias": {}},
         {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "stop": []},
-        {"extra_body": {"top_k": None, "guided_json": {}, "plugins": []}},
+        {"extra_body": {"top_k": None, "guided_json": {}, "plugins": [], "suffix": ""}},
+        {"user": "", "service_tier": "", "tool_choice": "", "top_logprobs": 0, "response_format": {}},
+        {"extra_body": {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0}},
     ],
 )
 def test_what_asks_for_nothing_is_taken(client: OpenAI, fields: dict[str, Any]) -> None:
