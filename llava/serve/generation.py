@@ -174,10 +174,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
             rows[row].fail(error)
 
         recorder = LogprobRecorder(settings, fail)
-        sampler = RowSampler(settings, device, prompts, fail)
+        config = getattr(model, "generation_config", None)
+        penalty = getattr(config, "repetition_penalty", None) or 1.0
+        sampler = RowSampler(settings, device, prompts, fail, penalty)
         processors = [recorder, sampler] if recorder.counts else [sampler]
         options |= {"logits_processor": LogitsProcessorList(processors), "streamer": _Listener(rows, recorder)}
-        options["repetition_penalty"] = 1.0  # a checkpoint's own is not the request's
+        options["repetition_penalty"] = 1.0  # the rows have their own
         options["stopping_criteria"] = StoppingCriteriaList([_RowsFinished(rows)])
     elif not sampling.greedy:
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}

@@ -135,9 +135,7 @@ def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
         seed=asked.seed,
         top_k=Sampling.top_k if asked.top_k is None else asked.top_k,
         min_p=Sampling.min_p if asked.min_p is None else asked.min_p,
-        repetition_penalty=(
-            Sampling.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
-        ),
+        repetition_penalty=asked.repetition_penalty,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
     return sampling, bool(longest)

@@ -38,8 +38,9 @@ class Sampling:
     """Number of likeliest tokens that are sampled from; -1 or 0 for all."""
     min_p: float = 0.0
     """Tokens less likely than this share of the likeliest one's probability are not sampled; in [0, 1]."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens of the prompt and of the answer so far less likely, below 1 likelier."""
+    repetition_penalty: float | None = None
+    """Above 1 makes tokens of the prompt and of the answer so far less likely, below 1 likelier; None takes the
+    checkpoint's own, from its generation config, or else 1."""
     logprobs: int | None = None
     """Number of likeliest tokens listed beside each chosen one, with log-probabilities; None for no list at all."""
 
@@ -57,11 +58,12 @@ class Sampling:
             raise ValueError(f"top_k must be a positive integer, or -1 or 0 for all tokens, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not (_is_finite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty must be above 0 and finite, got {self.repetition_penalty}")
+        penalty = self.repetition_penalty
+        if penalty is not None and not (_is_finite(penalty) and penalty > 0):
+            raise ValueError(f"repetition_penalty must be above 0 and finite, got {penalty}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], got {self.logprobs}")
-        if self.num_beams > 1 and (self.repetition_penalty != 1 or self.logprobs is not None):
+        if self.num_beams > 1 and (penalty not in (None, 1) or self.logprobs is not None):
             raise ValueError(f"num_beams must be 1 with a repetition_penalty or logprobs, got {self.num_beams}")
 
     @property
@@ -146,6 +148,7 @@ class RowSampler(LogitsProcessor):
         device: torch.device,
         prompts: Sequence[Tensor] | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
+        penalty: float = 1.0,
     ) -> None:
         """
         Args:
@@ -153,7 +156,9 @@ class RowSampler(LogitsProcessor):
             device: where the logits will be.
             prompts: int64 (L,) of each row, negative where an image stands; counted by the repetition penalty.
             on_error: gets the number of a row that failed, and why; by default the error is raised.
+            penalty: the repetition penalty of rows that name none.
         """
+        self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
         self.rows, self.device, self.on_error = rows, device, on_error or _raise
         self.prompts = [] if prompts is None else [prompt[prompt >= 0].to(device) for prompt in prompts]
         self.generators = {i: torch.Generator() for i, row in enumerate(rows) if not row.greedy}
@@ -179,7 +184,7 @@ class RowSampler(LogitsProcessor):
         for row, peak in enumerate(scores.max(-1).values.tolist()):
             if not math.isfinite(peak):  # one NaN makes a NaN of it
                 self.on_error(row, ArithmeticError(f"the model's logits have no finite maximum: {peak}"))
-        if not self.generators and all(row.repetition_penalty == 1 for row in self.rows):
+        if not self.generators and all(penalty == 1 for penalty in self.penalties):
             return scores
         draws = {row: draw for row in self.generators if (draw := self._guarded(row, self._draw, row)) is not None}
         everyone = list(range(len(self.rows)))
@@ -198,9 +203,9 @@ class RowSampler(LogitsProcessor):
     ) -> Tensor:
         """The scores (B, V) with the settings of some rows applied; the others' are as they were."""
         chosen = scores
-        if penalized := [row for row in rows if self.rows[row].repetition_penalty != 1]:
+        if penalized := [row for row in rows if self.penalties[row] != 1]:
             seen = self._seen(penalized, input_ids, scores.shape[-1])
-            penalty = self._settings([self.rows[row].repetition_penalty for row in penalized])
+            penalty = self._settings([self.penalties[row] for row in penalized])
             chosen = scores.clone()
             chosen[penalized] = penalize(scores[penalized].float(), seen, penalty).to(scores.dtype)
         if sampled := [row for row in rows if row in draws]:

@@ -93,9 +93,7 @@ class GenerateRequest(BaseModel):
             seed=self.seed,
             top_k=Sampling.top_k if self.top_k is None else self.top_k,
             min_p=Sampling.min_p if self.min_p is None else self.min_p,
-            repetition_penalty=(
-                Sampling.repetition_penalty if self.repetition_penalty is None else self.repetition_penalty
-            ),
+            repetition_penalty=self.repetition_penalty,
         )
 
 

@@ -34,7 +34,7 @@ PROMPT = torch.tensor([3, 5, IMAGE_TOKEN_INDEX, 3, 39])
 
 def theirs(row: Sampling, ids: Tensor) -> Tensor:
     """The scores (V,) that transformers samples from, its processors in vLLM's order."""
-    steps: list[Any] = [RepetitionPenaltyLogitsProcessor(row.repetition_penalty)]
+    steps: list[Any] = [RepetitionPenaltyLogitsProcessor(row.repetition_penalty or 1.0)]
     if not row.greedy:
         steps += [TemperatureLogitsWarper(row.temperature), MinPLogitsWarper(row.min_p)]
         steps += [TopKLogitsWarper(row.top_k)] if row.top_k > 0 else []
@@ -189,7 +189,7 @@ def test_a_request_of_llavas_protocol_takes_the_same_settings() -> None:
     asked = GenerateRequest(prompt="", top_k=MAX_INT, min_p=0.1, repetition_penalty=1.2).sampling()
     assert (asked.top_k, asked.min_p, asked.repetition_penalty) == (MAX_INT, 0.1, 1.2)
     plain = GenerateRequest(prompt="", top_k=None, min_p=None, repetition_penalty=None).sampling()
-    assert (plain.top_k, plain.min_p, plain.repetition_penalty) == (-1, 0, 1)
+    assert (plain.top_k, plain.min_p, plain.repetition_penalty) == (-1, 0, None)
 
 
 # Rows that fail
@@ -236,3 +236,10 @@ def test_a_row_whose_generator_fails_leaves_its_neighbours_their_tokens(monkeypa
     found = drawn(rows, errors)
     assert list(errors) == [1]
     assert (found[0], found[2]) == (expected[0], expected[2])
+
+
+def test_a_checkpoints_own_penalty_holds_for_rows_that_name_none():
+    logits = torch.tensor([[2.0, 1.9], [2.0, 1.9], [2.0, 1.9]])
+    rows = [Sampling(0), Sampling(0, repetition_penalty=1.0), Sampling(0, repetition_penalty=4.0)]
+    sampler = RowSampler(rows, torch.device("cpu"), [torch.tensor([0])] * 3, penalty=2.0)
+    assert sampler(None, logits).tolist() == [pytest.approx(row) for row in ([1.0, 1.9], [2.0, 1.9], [0.5, 1.9])]
