@@ -41,9 +41,13 @@ class HeldBody:
         """Whether nobody holds the body any more once its reply has begun."""
 
     def grow(self, size: int) -> bool:
-        """Counts a body that has reached a size; False where the budget does not allow it."""
+        """Counts a body that has reached a size; gives its share back and says False where that is too much.
+
+        At once, for else all bodies that grow in this moment would be refused, where one is enough.
+        """
         counted = max(0, size - UNCOUNTED)
         if self.budget.held - self.counted + counted > self.budget.most:
+            self.release()
             return False
         self.budget.held += counted - self.counted
         self.counted = counted
