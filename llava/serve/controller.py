@@ -10,21 +10,26 @@ import argparse
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, get_args
+from typing import get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.command import OneLineParser, run_command
 from llava.serve import wire
-from llava.serve.dispatcher import MAX_SHORT, Dispatcher
-from llava.serve.errors import Failure, RequestError, explain
+from llava.serve.bodies import BodyLimit, take_body
+from llava.serve.connections import ConnectionLimits
+from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
+from llava.serve.dispatcher import HOPS, INSTANCE, MAX_SHORT, Dispatcher
+from llava.serve.errors import Failure, RequestError, explain, ran_out_of_memory
 from llava.serve.http import (
-    BodyLimit,
+    MemoryGuard,
     RequestLimits,
     RequireKey,
+    SameOrigin,
     add_server_flags,
     api_keys,
     error_response,
@@ -51,7 +56,7 @@ WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat"
 class BodyLimits:
     """ASGI middleware: pictures come with requests for an answer only; all others are short."""
 
-    def __init__(self, app: Any, limits: RequestLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         """
         Args:
             app: The application.
@@ -60,7 +65,7 @@ class BodyLimits:
         self.full = BodyLimit(app, max_body=limits.max_body, timeout=limits.body_timeout)
         self.short = BodyLimit(app, max_body=min(MAX_SHORT, limits.max_body), timeout=limits.body_timeout)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
         limit = self.full if scope.get("path") == ANSWERS else self.short
         await limit(scope, receive, send)
@@ -94,6 +99,8 @@ def create_app(
     app.add_middleware(BodyLimits, limits=limits)
     app.add_middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback)
     app.add_middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS})
+    app.add_middleware(SameOrigin)
+    app.add_middleware(MemoryGuard)
     add_workers_routes(app, dispatcher, token)
     add_clients_routes(app, dispatcher)
 
@@ -108,6 +115,8 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def tell(request: Request, error: HTTPException) -> Response:
+        if error.__cause__ is not None and ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
+            return error_response(explain(error.__cause__))
         return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
 
     return app
@@ -135,8 +144,8 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
     """Adds what clients ask of a controller; `/worker_...` also serve a controller above this one."""
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"}, headers={INSTANCE: dispatcher.instance})
 
     @app.post("/refresh_all_workers")
     async def refresh_all_workers() -> None:
@@ -152,7 +161,12 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
 
     @app.post(ANSWERS)
     async def worker_generate_stream(request: Request) -> Response:
-        return await dispatcher.generate(await request.body())
+        hops = [hop for hop in request.headers.get(HOPS, "").split(",") if hop]
+        work = dispatcher.generate(await take_body(request), hops)
+        try:
+            return await unless_gone(request.receive, work)
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> wire.WorkerStatus:
@@ -190,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
     app = create_app(dispatcher, args.worker_token, is_loopback(args.host), keys, limits)
     with take_address(args.host, args.port) as listener:
         warn_of_open_port(args.host, keys)
-        serve(app, listener)
+        serve(app, listener, limits=ConnectionLimits(args.max_connections))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from starlette.types import Receive
 
 T = TypeVar("T")
 
+CLIENT_GONE = 499  # status of a reply that nobody reads, as nginx has it; it is counted
+
 
 class ClientGone(Exception):
     """A client hung up before its reply had begun."""

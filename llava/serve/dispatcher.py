@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import httpx
 from starlette.responses import Response
@@ -21,10 +23,16 @@ from llava.serve.wire import ErrorCode
 
 logger = logging.getLogger(__name__)
 
-REFUSED = (429, 503)  # a worker that answers so has not begun; another one may
+T = TypeVar("T")
+
+REFUSED = (429, 503, 508)  # a worker that answers so has not begun; another one may
 MAX_SHORT = 2**16  # bytes of what is neither an answer nor a request for one
 
 MAX_EXPECTING = 256  # requests that wait for a worker to turn up
+INSTANCE = "X-LLaVA-Instance"  # header of /health: tells a controller that an address is its own
+HOPS = "X-LLaVA-Hops"  # header of a request: the controllers that have passed it on
+MAX_HOPS = 8
+PIECE = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,21 @@ class Timeouts:
     """For a worker's status."""
     silence: float = 90.0
     """Between two frames of an answer; our workers repeat the last one more often than that."""
+    begin: float = 4.0
+    """For an answer to begin, before its worker is asked whether it is alive."""
+    lull: float = 10.0
+    """Between two frames, before the worker is asked."""
+    alive: float = 4.0
+    """For any reply to that question."""
+    recognise: float = 1.0
+    """For an address that registers to show whether it is this controller's own."""
     newcomers: float = WORKER_HEART_BEAT_INTERVAL + 1.0
     """After its own start for a worker of the model that is asked for: a restarted controller hears from its workers
     with their next heartbeat."""
+
+
+class WorkerStopped(Exception):
+    """A worker sends nothing, and does not say that it is alive."""
 
 
 class Dispatcher:
@@ -60,6 +80,8 @@ class Dispatcher:
             transport: Leads to the workers, where it is not the network.
         """
         self.registry, self.token, self.timeouts = registry, token, timeouts or Timeouts()
+        self.instance = secrets.token_hex(16)
+        """Names this controller to itself and to others."""
         self.expecting = 0
         """Requests that wait for a worker to turn up."""
         self._arrival = asyncio.Condition()
@@ -77,8 +99,11 @@ class Dispatcher:
         """Registers a worker; asks for its status where it has not told.
 
         Raises:
-            RequestError: the worker does not answer.
+            RequestError: the worker does not answer, or is this controller itself.
         """
+        if await self._is_this(request.worker_name):
+            message = f"{request.worker_name} is this controller itself; name a worker or another controller"
+            raise RequestError(400, "own_address", message)
         status = request.worker_status or await self.status_of(request.worker_name)
         if status is None:
             raise RequestError(502, "worker_unreachable", f"the worker {request.worker_name} tells no status")
@@ -132,12 +157,20 @@ class Dispatcher:
             self.expecting -= 1
         return self.registry.choose(model, finishes=finishes)
 
-    async def generate(self, body: bytes) -> Response:
+    async def generate(self, body: bytes, hops: Sequence[str] = ()) -> Response:
         """Passes a request on to a worker, and its answer back.
 
-        A worker that cannot be reached or refuses has not begun with the answer, so that the next one is asked. One
-        that goes away later has; the client is told, since the request may have been what the worker died of.
+        A worker that cannot be reached, refuses or is stopped has not begun with the answer, so that the next one is
+        asked. One that goes away later has; the client is told, since the request may have been what the worker died
+        of.
+
+        Args:
+            body: The request, as its client sent it.
+            hops: The controllers that have passed it on.
         """
+        if self.instance in hops or len(hops) >= MAX_HOPS:
+            message = f"the request has passed {len(hops)} controllers; they are registered with each other in a circle"
+            return wire.error_reply(Failure(508, "loop_detected", message))
         try:
             model = wire.parsed(wire.ModelRequest, body).model
         except ValueError as error:
@@ -147,14 +180,17 @@ class Dispatcher:
         while (name := await self.choose(model, tried)) is not None:
             tried.append(name)
             try:
-                reply = await self._open(name, body)
-            except httpx.HTTPError as error:
+                reply = await self._open(name, body, hops)
+            except (httpx.HTTPError, WorkerStopped) as error:
                 self.registry.finish(name)
                 failure = self._unreachable(name, error)
                 refusal = wire.error_reply(failure, ErrorCode.UNREACHABLE)
-                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | WorkerStopped):
                     break
                 continue
+            except BaseException:  # the client has gone
+                self.registry.finish(name)
+                raise
             if reply.status_code == 200:
                 return wire.FrameStream(self._frames(name, reply), partial(self._close, name, reply))
             refusal = await self._refusal(name, reply)
@@ -166,16 +202,76 @@ class Dispatcher:
         """Closes the connections to the workers."""
         await self.client.aclose()
 
-    async def _open(self, name: str, body: bytes) -> httpx.Response:
+    async def _is_this(self, name: str) -> bool:
+        """Whether an address leads to this controller; what does not answer, as a worker that just starts, does not."""
+
+        async def ask() -> bool:
+            async with self.client.stream("GET", f"{name}/health", timeout=self.timeouts.recognise) as reply:
+                return reply.headers.get(INSTANCE) == self.instance
+
+        try:
+            return await asyncio.wait_for(ask(), self.timeouts.recognise)
+        except (httpx.HTTPError, asyncio.TimeoutError):
+            return False
+
+    async def _is_alive(self, name: str) -> bool:
+        """Whether a worker replies to a question; whatever it replies shows that it is not stopped."""
+
+        async def ask() -> None:
+            async with self.client.stream("POST", f"{name}/worker_get_status", timeout=self.timeouts.alive):
+                pass
+
+        try:
+            await asyncio.wait_for(ask(), self.timeouts.alive)
+        except (httpx.HTTPError, asyncio.TimeoutError):
+            return False
+        return True
+
+    async def _while_alive(self, name: str, work: Awaitable[T], patience: float) -> T:
+        """Awaits what a worker is to send, and asks whether it is alive whenever nothing has come for some time.
+
+        Raises:
+            WorkerStopped: it is not.
+            Others: what `work` raises.
+        """
+        coming = asyncio.ensure_future(work)
+        asking: asyncio.Future[bool] | None = None
+        try:
+            while not coming.done():
+                await asyncio.wait({coming}, timeout=patience)
+                if coming.done():
+                    break
+                asking = asyncio.ensure_future(self._is_alive(name))
+                await asyncio.wait({coming, asking}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done() and not asking.result():
+                    raise WorkerStopped
+            return coming.result()
+        finally:
+            for future in (coming, asking):
+                if future is not None and not future.done():
+                    future.cancel()
+                    await asyncio.gather(future, return_exceptions=True)
+
+    async def _open(self, name: str, body: bytes, hops: Sequence[str]) -> httpx.Response:
         times = self.timeouts
         request = self.client.build_request(
             "POST",
             f"{name}/worker_generate_stream",
-            content=body,
-            headers={"Content-Type": "application/json"},
+            content=pieces_of(body),  # so that the reply's request does not hold the body until the answer's end
+            headers={
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                HOPS: ",".join([*hops, self.instance]),
+            },
             timeout=httpx.Timeout(times.silence, connect=times.connect, pool=None),
         )
-        return await self.client.send(request, stream=True)
+        opening = asyncio.ensure_future(self.client.send(request, stream=True))
+        try:
+            return await self._while_alive(name, opening, times.begin)
+        except BaseException:
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await opening.result().aclose()  # it began just when the client went away
+            raise
 
     async def _close(self, name: str, reply: httpx.Response) -> None:
         self.registry.finish(name)
@@ -185,7 +281,8 @@ class Dispatcher:
         """A worker's frames, and one more if it goes away amid them or sends something else, which is not passed on."""
         splitter, begun = wire.FrameSplitter(), False
         try:
-            async for data in reply.aiter_raw():
+            chunks = reply.aiter_raw()
+            while (data := await self._while_alive(name, anext(chunks, None), self.timeouts.lull)) is not None:
                 for frame in splitter.push(data):
                     yield checked(frame)
                     begun = True
@@ -194,7 +291,7 @@ class Dispatcher:
                 begun = True
             if not begun:
                 raise ValueError("the reply is empty")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, WorkerStopped) as error:
             yield wire.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
         except ValueError as error:
             logger.error("%s answered with what is no frame: %s", name, error)
@@ -232,6 +329,12 @@ class Dispatcher:
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
         return wire.error_reply(failure, ErrorCode.NO_WORKER)
+
+
+async def pieces_of(body: bytes) -> AsyncIterator[bytes]:
+    """Yields a body piece by piece."""
+    for start in range(0, len(body), PIECE):
+        yield body[start : start + PIECE]
 
 
 def checked(frame: bytes) -> bytes:

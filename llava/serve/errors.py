@@ -97,6 +97,15 @@ class Failure:
         return {"error": error, "text": self.message, "error_code": 1}
 
 
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception says that memory does not suffice, Python's or that of PyTorch, which need not be there."""
+    return (
+        isinstance(error, MemoryError)
+        or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def explain(error: BaseException) -> Failure:
     """Says what an exception means to the client whose request raised it; what the client is not told is logged.
 
@@ -122,6 +131,11 @@ def _failure(error: BaseException) -> Failure:
         case EngineClosed():
             return Failure(503, "shutting_down", message, retry_after=10)
         case GenerationError(out_of_memory=True):
+            return Failure(503, "out_of_memory", message, retry_after=10)
+        case _ if ran_out_of_memory(error) or (
+            isinstance(error, GenerationError) and ran_out_of_memory(error.__cause__)
+        ):
+            message = "the server ran out of memory; try again, with fewer or smaller pictures or a shorter prompt"
             return Failure(503, "out_of_memory", message, retry_after=10)
         case GenerationError():
             return Failure(500, "model_failed", message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hmac
 import logging
 import os
@@ -16,9 +15,11 @@ from typing import Any
 import httpx
 import uvicorn
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.command import integer
-from llava.serve.errors import Failure, RequestError
+from llava.serve.connections import BACKLOG, ConnectionLimits, fit_open_files
+from llava.serve.errors import Failure, RequestError, explain, ran_out_of_memory
 from llava.serve.images import DEFAULT_LIMITS, ImageLimits
 from llava.serve.listening import Listener, port_number
 
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 API_KEY_VARIABLE = "LLAVA_API_KEY"
 Hook = Callable[[], Awaitable[None]]
 
-MAX_VALUES = 1_000_000  # in a body: parsing many tiny ones takes a hundred times their bytes, and stops the event loop
 GRACE = 60  # seconds that running streams have to finish when a server is told to stop
 
 
@@ -67,74 +67,74 @@ def error_response(failure: Failure, param: str | None = None) -> JSONResponse:
     return JSONResponse(failure.body(param), failure.status, failure.headers)
 
 
-class BodyLimit:
-    """ASGI middleware: receives the whole body before the application runs; refuses one too large or too slow.
+class SameOrigin:
+    """ASGI middleware: refuses what a page of another origin makes a browser send.
 
-    A body that could hold more than `MAX_VALUES` JSON values is too large whatever its bytes.
+    A browser asks before it sends JSON for a foreign page, but not before it sends text or a form, and the routes here
+    do not all insist on JSON's content type. That type cannot decide: `curl -d` sends a form's. Who asks can: today's
+    browsers say so with every POST, by `Sec-Fetch-Site` over https and on localhost (Chrome since 76, Firefox 90,
+    Safari 16.4) and by `Origin` everywhere, neither of which a page can set. Programs send neither.
     """
 
-    def __init__(self, app: Any, max_body: int, timeout: float) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         """
         Args:
             app: The application.
-            max_body: Most bytes.
-            timeout: Seconds.
         """
-        self.app, self.max_body, self.timeout = app, max_body, timeout
+        self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS") and is_cross_origin(scope):
+            message = (
+                "a page of another origin may not send requests here; send them from a program, or serve the page from"
+                " this server's own host and port"
+            )
+            await error_response(Failure(403, "cross_origin", message))(scope, receive, send)
             return
-        try:
-            messages = await asyncio.wait_for(self._receive(scope, receive), self.timeout)
-        except asyncio.TimeoutError:
-            failure = Failure(408, "request_timeout", f"the request's body took longer than {self.timeout:g} seconds")
-            await error_response(failure)(scope, receive, send)
-            return
-        except RequestError as error:
-            await error_response(Failure(error.status, error.kind, str(error)))(scope, receive, send)
-            return
-        if messages is None:  # the client has gone
-            return
+        await self.app(scope, receive, send)
 
-        async def replay() -> Any:
-            return messages.pop(0) if messages else await receive()
 
-        await self.app(scope, replay, send)
+def is_cross_origin(scope: Scope) -> bool:
+    """Whether a browser says that a page of another origin asks."""
+    headers = dict(scope["headers"])
+    if site := headers.get(b"sec-fetch-site"):  # where it is there it is right, also behind a proxy that changes Host
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
 
-    async def _receive(self, scope: Any, receive: Any) -> list[Any] | None:
-        """The body's messages; None if its client goes away.
 
-        Raises:
-            RequestError: it exceeds a limit.
+class MemoryGuard:
+    """ASGI middleware: a request for which memory does not suffice is one to send again, no fault of the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
         """
-        too_large = RequestError(413, "request_too_large", f"the request's body is larger than {self.max_body:,} bytes")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_body:
-            raise too_large
-        messages, size, values = [], 0, 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            messages.append(message)
-            body = message.get("body", b"")
-            size += len(body)
-            values += sum(map(body.count, (b"[", b"{", b",")))
-            if size > self.max_body:
-                raise too_large
-            if values > MAX_VALUES:
-                raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
-            if not message.get("more_body", False):
-                return messages
+        Args:
+            app: The application.
+        """
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            if begun or scope["type"] != "http" or not ran_out_of_memory(error):
+                raise
+            await error_response(explain(error))(scope, receive, send)
 
 
 class RequireKey:
     """ASGI middleware: lets requests in that carry one of the keys, as a bearer token; without keys, all."""
 
-    def __init__(self, app: Any, keys: Collection[str], open_paths: Collection[str] = ("/health",)) -> None:
+    def __init__(self, app: ASGIApp, keys: Collection[str], open_paths: Collection[str] = ("/health",)) -> None:
         """
         Args:
             app: The application.
@@ -148,7 +148,7 @@ class RequireKey:
             raise ValueError("an API key is empty")
         self.app, self.keys, self.open_paths = app, [key.encode() for key in keys], frozenset(open_paths)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
         guarded = scope["type"] in ("http", "websocket") and scope["path"] not in self.open_paths
         if guarded and self.keys and not is_one_of(bearer_token(scope["headers"]), self.keys):
@@ -194,6 +194,12 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
         help=f"let only requests with such a key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
     )
     parser.add_argument("--max-body-bytes", type=integer(), default=defaults.max_body, help="largest request")
+    parser.add_argument(
+        "--max-connections",
+        type=integer(),
+        default=ConnectionLimits().most,
+        help="most connections; of one client address that is not loopback, a quarter (default: %(default)s)",
+    )
     if not reads:
         return
     parser.add_argument(
@@ -282,7 +288,26 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: Any, listener: Listener, on_start: Hook | None = None, on_stop: Hook | None = None) -> None:
+def server_config(app: Any, limits: ConnectionLimits) -> uvicorn.Config:
+    """Makes uvicorn's configuration of a server that keeps its connections within limits."""
+    return uvicorn.Config(
+        app,
+        http=limits.protocol(),  # type: ignore[arg-type]
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+def serve(
+    app: Any,
+    listener: Listener,
+    on_start: Hook | None = None,
+    on_stop: Hook | None = None,
+    limits: ConnectionLimits | None = None,
+) -> None:
     """Runs an ASGI application until SIGINT or SIGTERM, and then until its running streams have ended.
 
     Args:
@@ -290,11 +315,12 @@ def serve(app: Any, listener: Listener, on_start: Hook | None = None, on_stop: H
         listener: Where to listen.
         on_start: See `Server`.
         on_stop: See `Server`.
+        limits: What clients may take of the server.
 
     Raises:
         ValueError: another program listens there by now.
     """
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+    config = server_config(app, fit_open_files(limits or ConnectionLimits()))
     listener.listen()
     with suppress(KeyboardInterrupt):
         Server(config, on_start, on_stop, f"{listener.host}:{listener.port}").run(list(listener.sockets))

@@ -22,15 +22,18 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import wire
 from llava.serve.answer import Answer
+from llava.serve.bodies import BodyLimit, take_body
 from llava.serve.cli import add_model_flags, load_engine
+from llava.serve.connections import ConnectionLimits
 from llava.serve.decoder_pool import UnopenedImage
-from llava.serve.disconnects import ClientGone, unless_gone
+from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import GenerationError, explain
 from llava.serve.http import (
-    BodyLimit,
+    MemoryGuard,
     RequestLimits,
     RequireKey,
+    SameOrigin,
     add_server_flags,
     api_keys,
     log_to_console,
@@ -40,7 +43,7 @@ from llava.serve.http import (
 from llava.serve.images import read_base64
 from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import Metrics
-from llava.serve.openai_api import CLIENT_GONE, add_openai_routes
+from llava.serve.openai_api import add_openai_routes
 from llava.serve.openai_chat import APISettings, qlip_of
 from llava.serve.openai_replies import CompletionUsage
 from llava.serve.registration import Registration
@@ -83,6 +86,7 @@ class ModelWorker:
         """Returns the answer to a request as a stream of frames, or one frame that says why there is none."""
         try:
             request: wire.GenerateRequest = wire.parsed(wire.GenerateRequest, body)
+            del body  # the pictures are in memory twice as it is
             self.limits.check(len(request.images or ()), len(request.prompt))
             answer = await self._submit(request)
         except Exception as error:  # whatever it is, the client is told in a form that it can read
@@ -124,7 +128,7 @@ class Exchange:
                 if not piece or self.answer.row.generated - sent >= interval:
                     sent = self.answer.row.generated
                     yield wire.frame(text)
-        except GenerationError as error:
+        except (GenerationError, MemoryError) as error:
             self.failed = True
             failure = explain(error)
             self.metrics.failed(failure)
@@ -171,12 +175,14 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     limits = worker.limits
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.body_timeout)
     app.add_middleware(RequireKey, keys=[*keys, token] if keys and token else keys)
+    app.add_middleware(SameOrigin)
+    app.add_middleware(MemoryGuard)
 
     @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
-        body = await request.body()
+        work = worker.generate(await take_body(request), metrics)
         try:
-            return await unless_gone(request.receive, worker.generate(body, metrics))
+            return await unless_gone(request.receive, work)
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
 
@@ -267,12 +273,13 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, limits: RequestLi
     worker = ModelWorker(engine, [name], limits, args.stream_interval)
     app = create_app(worker, api_keys(args), args.worker_token)
     warn_of_open_port(args.host, api_keys(args))
+    connections = ConnectionLimits(args.max_connections)
     if args.no_register:
-        serve(app, listener)
+        serve(app, listener, limits=connections)
         return
     address = args.worker_address or f"http://localhost:{listener.port}"
     link = Registration(args.controller_address, address, worker.status, args.worker_token)
-    serve(app, listener, link.start, link.stop)
+    serve(app, listener, link.start, link.stop, connections)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,21 @@ from pydantic_core import from_json
 
 from llava.command import OneLineParser, integer, run_command
 from llava.mm_utils import get_model_name_from_path
+from llava.serve.bodies import BodyLimit
 from llava.serve.cli import add_model_flags, load_engine
-from llava.serve.disconnects import ClientGone, unless_gone
+from llava.serve.connections import ConnectionLimits
+from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import EngineClosed
-from llava.serve.http import BodyLimit, RequireKey, add_server_flags, api_keys, request_limits, serve
+from llava.serve.http import (
+    MemoryGuard,
+    RequireKey,
+    SameOrigin,
+    add_server_flags,
+    api_keys,
+    request_limits,
+    serve,
+)
 from llava.serve.listening import Listener, take_address
 from llava.serve.metrics import CountResponses, Metrics
 from llava.serve.openai_answer import EventStream
@@ -35,7 +45,6 @@ from llava.serve.trust import is_loopback
 from llava.utils import demo_model_path
 
 DEFAULT_PORT = 8000
-CLIENT_GONE = 499  # as nginx has it; nobody reads it, but it is counted
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; `code` says why."},
     "5XX": {"model": ErrorReply, "description": "The server failed, or is shutting down."},
@@ -103,6 +112,8 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_body=settings.limits.max_body, timeout=settings.limits.body_timeout)
     app.add_middleware(RequireKey, keys=settings.api_keys)
+    app.add_middleware(SameOrigin)
+    app.add_middleware(MemoryGuard)
     app.add_middleware(CountResponses, metrics=metrics)
     return app
 
@@ -236,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         with take_address(args.host, args.port) as listener:
             engine, settings = load(args)
-            run(engine, settings, listener)
+            run(engine, settings, listener, ConnectionLimits(args.max_connections))
 
     return run_command("llava.serve.openai_api", work)
 
@@ -249,7 +260,9 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
     return load_engine(args, switchable=True, limits=limits), settings
 
 
-def run(engine: ChatEngine, settings: APISettings, listener: Listener) -> None:
+def run(
+    engine: ChatEngine, settings: APISettings, listener: Listener, connections: ConnectionLimits | None = None
+) -> None:
     """Serves an engine until it is told to stop, lets its answers end, and closes it."""
 
     async def announce() -> None:
@@ -265,7 +278,7 @@ def run(engine: ChatEngine, settings: APISettings, listener: Listener) -> None:
         asyncio.get_running_loop().run_in_executor(None, engine.close)
 
     try:
-        serve(openai_app(engine, settings), listener, on_start=announce, on_stop=refuse_more)
+        serve(openai_app(engine, settings), listener, on_start=announce, on_stop=refuse_more, limits=connections)
     finally:
         engine.close()
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from llava.serve.errors import Failure, explain
+from llava.serve.errors import Failure, explain, ran_out_of_memory
 from llava.serve.http import error_response
 from llava.serve.metrics import Metrics
 from llava.serve.openai_schema import field_path
@@ -71,6 +71,8 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def unroutable(request: Request, error: HTTPException) -> Response:
+        if error.__cause__ is not None and ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
+            return tell(explain(error.__cause__))
         known = {
             404: ("not_found", replacement_route(request.url.path) or "there is nothing under this path"),
             405: ("method_not_allowed", f"this path does not take {shortened(request.method)}"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.wire import WorkerStatus
+from llava.serve.wire import MAX_ITEMS, MAX_NUMBER, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,14 @@ class Registry:
         return sorted({model for worker in self.workers().values() for model in worker.status.model_names})
 
     def status(self) -> WorkerStatus:
-        """Returns all workers' status as if they were one."""
+        """Returns all workers' status as if they were one; no number or list is larger than one worker's may be."""
         said = [worker.status for worker in self.workers().values()]
         speed, queue = sum(status.speed for status in said), sum(status.queue_length for status in said)
-        return WorkerStatus(model_names=self.models(), speed=speed, queue_length=queue)
+        return WorkerStatus(
+            model_names=self.models()[:MAX_ITEMS],
+            speed=min(speed, MAX_NUMBER),
+            queue_length=min(queue, MAX_NUMBER),
+        )
 
     def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
         """Returns the worker that the next request goes to, which then waits in its queue; None where there is none.

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from enum import IntEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +27,7 @@ MAX_NEW_TOKENS = 1024
 MAX_ITEMS = 1000  # of a list; what fewer pictures a request may hold, its server says
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000  # characters
+MAX_NUMBER = 1_000_000  # of what a worker says of itself; a longer queue or a higher speed is a fault
 END = b"\0"
 
 
@@ -56,8 +58,18 @@ def _checked_stop(stop: str | list[str]) -> str | list[str]:
     return stop
 
 
+def _checked_number(value: Any) -> Any:
+    """Refuses what no worker can mean; what is no number at all is for its field to refuse."""
+    if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value <= MAX_NUMBER):
+        got = "a number of more than 20 digits" if isinstance(value, int) and abs(value) >= 10**20 else repr(value)
+        raise PydanticCustomError("out_of_range", f"must be a number from 0 to {MAX_NUMBER:,}, got {got}")
+    return value
+
+
 WorkerAddress = Annotated[str, AfterValidator(_checked_address)]
 Name = Annotated[str, Field(max_length=500)]
+QueueLength = Annotated[int, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER)]
+Speed = Annotated[int | float, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
 # Of the many errors that a list may hold, the first one is enough.
 Stop = Annotated[str | Annotated[list[str], Field(fail_fast=True)], AfterValidator(_checked_stop)]
 
@@ -107,8 +119,8 @@ class WorkerStatus(BaseModel):
     """What a worker says of itself."""
 
     model_names: Annotated[list[Name], Field(fail_fast=True, max_length=MAX_ITEMS)]
-    speed: int | float = Field(ge=0, allow_inf_nan=False)
-    queue_length: int = Field(ge=0)
+    speed: Speed
+    queue_length: QueueLength
 
 
 class WorkerRequest(BaseModel):
@@ -127,7 +139,7 @@ class RegisterRequest(WorkerRequest):
 class HeartBeat(WorkerRequest):
     """A worker is alive."""
 
-    queue_length: int = Field(ge=0)
+    queue_length: QueueLength
 
 
 class Frame(BaseModel):

@@ -62,14 +62,17 @@ def body(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def served(app: Any, port: int = 0, on_start: Hook | None = None, on_stop: Hook | None = None) -> Iterator[str]:
+def served(
+    app: Any, port: int = 0, on_start: Hook | None = None, on_stop: Hook | None = None, host: str = "127.0.0.1"
+) -> Iterator[str]:
     """Serves an application on a port of loopback, a free one by default; gives its address."""
-    listener = socket.create_server(("127.0.0.1", port))  # listens already, so that nobody needs to wait for it
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family)  # listens already, so that nobody needs to wait for it
     server = Server(uvicorn.Config(app, log_level="critical"), on_start, on_stop)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        yield "http://{}:{}".format(*listener.getsockname())
+        yield f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(DEADLINE)

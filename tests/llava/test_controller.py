@@ -51,6 +51,8 @@ class Setup:
         self.app = create_app(self.dispatcher, **{"on_loopback": True, **options})
 
     def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health":  # who registers is asked whether it is the controller itself
+            return httpx.Response(404)
         self.asked.append(request)
         reply = self.workers.get(f"{request.url.scheme}://{request.url.netloc.decode()}", unreachable)(request)
         if not reply.is_closed:

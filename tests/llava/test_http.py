@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llava.serve.bodies import BodyLimit
 from llava.serve.errors import (
     EngineClosed,
     Failure,
@@ -25,7 +26,7 @@ from llava.serve.errors import (
     RequestError,
     explain,
 )
-from llava.serve.http import BodyLimit, RequestLimits, RequireKey, add_server_flags, api_keys, request_limits
+from llava.serve.http import RequestLimits, RequireKey, add_server_flags, api_keys, request_limits
 
 
 async def echo(request: Request) -> Response:

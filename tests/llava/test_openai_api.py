@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from llava.serve import openai_api
+from llava.serve.connections import ConnectionLimits
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import Failure
 from llava.serve.http import RequestLimits
@@ -487,13 +488,14 @@ def test_it_stands_beside_the_routes_of_another_server() -> None:
 def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     apps: list[tuple[Any, str, int]] = []
 
-    def serve(app: Any, listener: Listener, on_start: Any, on_stop: Any) -> None:
+    def serve(app: Any, listener: Listener, on_start: Any, on_stop: Any, limits: ConnectionLimits) -> None:
+        assert limits.most == 77
         apps.append((app, listener.host, listener.port))
         asyncio.run(on_start())
 
     monkeypatch.setattr(openai_api, "serve", serve)
     flags = "--served-model-name tiny other --api-key sesame --max-images 1 --max-batch 2 --max-waiting 3 --port 0"
-    assert openai_api.main(flags.split()) == 0
+    assert openai_api.main([*flags.split(), "--max-connections", "77"]) == 0
     ((app, host, port),) = apps
     told = capsys.readouterr().err
     assert host == "127.0.0.1" and port > 0
@@ -508,7 +510,7 @@ def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_program_open_to_all_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(openai_api, "serve", lambda *address, on_start, on_stop: asyncio.run(on_start()))
+    monkeypatch.setattr(openai_api, "serve", lambda *address, on_start, **options: asyncio.run(on_start()))
     for flags, warned in (("--host 0.0.0.0", True), ("--host 0.0.0.0 --api-key a", False), ("--host ::1", False)):
         assert openai_api.main([*flags.split(), "--port=0"]) == 0
         assert ("whoever reaches this port may use it; --api-key" in capsys.readouterr().err) == warned

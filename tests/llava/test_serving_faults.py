@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
+from llava.serve.controller import create_app
+from llava.serve.dispatcher import Dispatcher, Timeouts
+from llava.serve.registry import Registry
 from tests.llava import upstream
+from tests.llava.openai_serving import served
 from tests.llava.programs import CONTROLLER, WORKER, Program, eventually, free_port, running
 from tests.llava.slow_worker import said
 
@@ -108,3 +112,40 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
             assert list(asking(anew.url, 5))[-1]["text"] == "Hi " + said(5)  # waits for the worker's heartbeat
             assert upstream.models_of(anew.url) == ["slow"]
             assert list(direct)[-1]["text"] == "Hi " + said(LONG)
+
+
+def test_a_worker_program_is_stopped_before_and_amid_its_answer(ports: list[int]) -> None:
+    """By SIGSTOP: the system still takes connections for it, and nobody answers."""
+    timeouts = Timeouts(newcomers=0, begin=0.5, lull=1, alive=0.5)
+    registry = Registry()
+    app = create_app(Dispatcher(registry, timeouts=timeouts), on_loopback=True)
+    with served(app) as url, ExitStack() as stack:
+        flags = ["--controller-address", url, "--model-name", "slow"]
+        programs = [
+            stack.enter_context(running(WORKER, port, *flags, "--worker-address", f"http://localhost:{port}"))
+            for port in ports[:2]
+        ]
+        workers = {program.url: program for program in programs}
+        eventually(lambda: len(registry.workers()) == 2)
+
+        def ask(tokens: int) -> Any:
+            return upstream.raw_chunks(url, {"model": "slow", "prompt": "Hi ", "max_new_tokens": tokens})
+
+        upstream.address_of(url, "slow")
+        turns = sorted(registry.workers().items(), key=lambda item: item[1].turn)
+        (next_one, _), (other, _) = turns  # they take turns
+        workers[next_one].signal(signal.SIGSTOP)
+        assert list(ask(5))[-1]["text"] == "Hi " + said(5)
+        assert list(registry.workers()) == [other]
+
+        workers[next_one].signal(signal.SIGCONT)
+        eventually(lambda: len(registry.workers()) == 2)  # its heart beats again
+
+        workers[next_one].signal(signal.SIGTERM)
+        eventually(lambda: len(registry.workers()) == 1)
+        chunks = ask(1000)
+        next(chunk for chunk in chunks if len(chunk["text"]) > 10)
+        workers[other].signal(signal.SIGSTOP)
+        last = list(chunks)[-1]
+        assert (last["error_code"], last["error"]["code"]) == (3, "worker_unreachable")
+        assert registry.workers() == {}
