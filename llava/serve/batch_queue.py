@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from llava.serve.answer import Answer
-from llava.serve.errors import EngineClosed, Overloaded
-from llava.serve.generation import is_out_of_memory
+from llava.serve.errors import EngineClosed, Overloaded, ran_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ class BatchQueue:
             for answer in batch:
                 answer.fail(failure)
             return
-        if is_out_of_memory(failure):
+        if ran_out_of_memory(failure):
             del failure  # its traceback holds the tensors that did not fit
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
             if torch.cuda.is_available():

@@ -8,7 +8,7 @@ from io import BytesIO
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava.serve.errors import Failure, RequestError
+from llava.serve.errors import Failure, RequestError, explain
 from llava.serve.http import error_response
 
 MAX_VALUES = 1_000_000  # in a body: parsing many tiny ones takes a hundred times their bytes, and stops the event loop
@@ -98,8 +98,7 @@ class BodyLimit:
             return
         except RequestError as error:
             held.release()
-            retry = 1 if error.status == 503 else None
-            await error_response(Failure(error.status, error.kind, str(error), retry))(scope, receive, send)
+            await error_response(explain(error))(scope, receive, send)
             return
         if message is None:  # the client has gone
             return
@@ -140,10 +139,16 @@ class BodyLimit:
                 raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
             if not held.grow(size):
                 said = f"the requests that this server has taken on hold {self.budget.most:,} bytes, the most allowed"
-                raise RequestError(503, "busy", f"{said}; try again, or send less than {UNCOUNTED:,} bytes")
+                raise RequestError(503, "busy", f"{said}; try again, or send less than {UNCOUNTED:,} bytes", 1)
             body.write(piece)
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": body.getvalue(), "more_body": False}
+
+
+def mark_taken(scope: Scope) -> None:
+    """Notes that nobody holds a request's body any more once its reply has begun."""
+    if HELD in scope:
+        scope[HELD].taken = True
 
 
 async def take_body(request: Request) -> bytes:
@@ -153,6 +158,5 @@ async def take_body(request: Request) -> bytes:
         starlette.requests.ClientDisconnect: the client has gone.
     """
     pieces = [piece async for piece in request.stream() if piece]
-    if HELD in request.scope:
-        request.scope[HELD].taken = True
+    mark_taken(request.scope)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -106,7 +106,7 @@ class DecoderPool:
         try:
             process = self._idle.get(timeout=self.wall_seconds)
         except queue.Empty:
-            raise RequestError(503, "busy", "too many images are being opened; try again in some seconds") from None
+            raise RequestError(503, "busy", "too many images are being opened; try again in some seconds", 5) from None
         healthy = False
         try:
             if process is None or process.poll() is not None:

@@ -57,9 +57,9 @@ class GenerationError(RuntimeError):
 class RequestError(Exception):
     """A request is refused for a reason of its server's own."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    def __init__(self, status: int, kind: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.status, self.kind = status, kind
+        self.status, self.kind, self.retry_after = status, kind, retry_after
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def explain(error: BaseException) -> Failure:
     ValueError and TypeError are taken for the request's fault: raise something else for one's own.
     """
     failure = _failure(error)
-    if failure.status >= 500 and not isinstance(error, EngineClosed):
+    if isinstance(error, RequestError) and failure.status >= 500:
+        logger.warning("%s", failure.message)
+    elif failure.status >= 500 and not isinstance(error, EngineClosed):
         logger.error("%s", failure.message, exc_info=error)
     return failure
 
@@ -121,7 +123,7 @@ def _failure(error: BaseException) -> Failure:
     message = str(error)
     match error:
         case RequestError():
-            return Failure(error.status, error.kind, message)
+            return Failure(error.status, error.kind, message, error.retry_after)
         case ImageError():
             return Failure(400, "invalid_image", message)
         case PromptTooLong():

@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.errors import GenerationError
+from llava.serve.errors import GenerationError, ran_out_of_memory
 from llava.serve.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs, describe_step
 from llava.serve.sampling import RowSampler, Sampling
 from llava.serve.text_stream import Detokenizer, StopFilter
@@ -104,7 +104,7 @@ class Row:
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error, unless it has ended."""
         if not self.ended:
-            self.error = GenerationError(error, is_out_of_memory(error))
+            self.error = GenerationError(error, ran_out_of_memory(error))
             self._tell_end()
 
     def _tell_end(self) -> None:
@@ -117,11 +117,6 @@ class Row:
         self._length += len(text)
         if text and (passed := self._stop.push(text)):
             self.emit(passed)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a model failed for want of memory; on the CPU, only its allocator's words tell."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Listener(BaseStreamer):

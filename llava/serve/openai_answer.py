@@ -42,6 +42,7 @@ class Reply:
 
     answer: Answer
     asked: ChatRequest
+    """What was asked for, without its messages."""
     metrics: Metrics
     failed: bool = False
     finished: bool = False

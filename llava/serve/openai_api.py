@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from llava.command import OneLineParser, integer, run_command
 from llava.mm_utils import get_model_name_from_path
-from llava.serve.bodies import BodyLimit
+from llava.serve.bodies import BodyLimit, mark_taken
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.connections import ConnectionLimits
 from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
@@ -173,6 +173,7 @@ def chat_routes(chat: Chat) -> APIRouter:
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
         if asked.stream:
+            mark_taken(request.scope)
             return EventStream(reply)
         completion = await reply.whole(request)
         return Response(status_code=CLIENT_GONE) if completion is None else completion

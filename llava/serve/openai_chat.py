@@ -65,7 +65,8 @@ class Chat:
             conversation, images = converse(self.engine, self._turns(asked))
         with refusing():
             answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
-        return Reply(answer, asked, self.metrics)
+        settings = asked.model_copy(update={"messages": []})  # which hold images, and are not needed any more
+        return Reply(answer, settings, self.metrics)
 
     def check_model(self, name: str, param: str | None = "model") -> None:
         """Raises Refusal unless the model is served under this name."""

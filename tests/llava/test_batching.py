@@ -15,9 +15,8 @@ from PIL import Image
 from llava.model.builder import load_pretrained_model
 from llava.serve import batch_queue
 from llava.serve.answer import Answer
-from llava.serve.batch_queue import is_out_of_memory
 from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import EngineClosed, GenerationError, ImageError, Overloaded
+from llava.serve.errors import EngineClosed, GenerationError, ImageError, Overloaded, ran_out_of_memory
 from llava.serve.images import load_image
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
@@ -464,6 +463,6 @@ def test_the_cpus_allocator_is_understood() -> None:
     words = (
         "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    assert is_out_of_memory(RuntimeError(words))
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("no kernel"))
+    assert ran_out_of_memory(RuntimeError(words))
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not ran_out_of_memory(RuntimeError("no kernel"))
