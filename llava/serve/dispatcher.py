@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import anyio
 import httpx
 from starlette.responses import Response
 
@@ -247,10 +248,12 @@ class Dispatcher:
                     raise WorkerStopped
             return coming.result()
         finally:
-            for future in (coming, asking):
-                if future is not None and not future.done():
-                    future.cancel()
-                    await asyncio.gather(future, return_exceptions=True)
+            # Shielded, since a client's leaving cancels every await here, and the connection would stay open.
+            with anyio.CancelScope(shield=True):
+                for future in (coming, asking):
+                    if future is not None and not future.done():
+                        future.cancel()
+                        await asyncio.gather(future, return_exceptions=True)
 
     async def _open(self, name: str, body: bytes, hops: Sequence[str]) -> httpx.Response:
         times = self.timeouts
@@ -270,7 +273,8 @@ class Dispatcher:
             return await self._while_alive(name, opening, times.begin)
         except BaseException:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await opening.result().aclose()  # it began just when the client went away
+                with anyio.CancelScope(shield=True):
+                    await opening.result().aclose()  # it began just when the client went away
             raise
 
     async def _close(self, name: str, reply: httpx.Response) -> None:

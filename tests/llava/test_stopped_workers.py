@@ -132,7 +132,11 @@ def test_an_answer_that_begins_amid_the_question_is_passed_on_without_its_reply(
 # Clients that go away
 
 
-def test_a_client_that_goes_before_the_worker_replies_ends_the_workers_request() -> None:
+BEGUN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n" % len(frame("Hi")) + frame("Hi") + b"\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", BEGUN], ids=["before the worker replies", "amid the answer"])
+def test_a_client_that_goes_ends_the_workers_request(begun: bytes) -> None:
     registry = Registry()
     controller = create_app(Dispatcher(registry, timeouts=Timeouts(newcomers=0)), on_loopback=True)
     with served(controller) as url, socket.create_server(("127.0.0.1", 0)) as worker:
@@ -150,6 +154,9 @@ def test_a_client_that_goes_before_the_worker_replies_ends_the_workers_request()
             while not received.endswith(body):
                 received += connection.recv(2**16)
             assert registry.status().queue_length == 1
+            connection.sendall(begun)
+            if begun:
+                client.recv(1)
         with connection:
             assert connection.recv(1) == b""  # the controller hangs up too
         eventually(lambda: registry.status().queue_length == 0)
@@ -160,7 +167,7 @@ def test_a_client_of_a_worker_that_goes_before_its_turn_leaves_no_request_behind
     limits = EngineLimits(max_preparing=1)
     engine = ChatEngine(BytesTokenizer(), ScriptedModel(["never said"]), SquareProcessor(), 2048, limits=limits)
     busy = threading.Event()
-    engine._preparers.submit(busy.wait)
+    engine._text_preparers.submit(busy.wait)
     try:
         with served(create_worker_app(ModelWorker(engine, ["m"]))) as url:
             host, port = url.removeprefix("http://").split(":")
