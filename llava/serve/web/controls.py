@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
 from llava.serve.web.backend import Backend
@@ -126,6 +127,9 @@ def read_question(value: Any) -> str:
         raise ValueError(
             f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are allowed, so shorten it"
         )
+    if DEFAULT_IMAGE_TOKEN in question:
+        why = "it stands for a picture; write it without the angle brackets"
+        raise ValueError(f"the question may not hold {DEFAULT_IMAGE_TOKEN!r}: {why}")
     try:
         question.encode("utf-8")
     except UnicodeEncodeError:

@@ -23,6 +23,13 @@ PICTURE_HEIGHT, VIEW_HEIGHT = 300, 380  # pixels
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # an event that programs have no use for
 SWITCH_APPEARANCE = "() => { document.body.classList.toggle('dark'); }"
 
+# The chatbot's copy buttons copy a message as it was sent, which is escaped.
+COPY_AS_SHOWN = """() => {
+    const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
+    const shown = (html) => new DOMParser().parseFromString("<pre>" + html, "text/html").body.textContent;
+    if (write) navigator.clipboard.writeText = (text) => write(shown(text));
+}"""
+
 
 @dataclass(frozen=True)
 class PageText:
@@ -87,6 +94,7 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         _tie_pictures(demo, parts, page, answering)
         if choose_model:
             page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
+        page.load(None, js=COPY_AS_SHOWN)
         page.unload(demo.leave)
     return page
 
