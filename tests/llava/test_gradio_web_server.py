@@ -254,7 +254,7 @@ def test_visitors_who_ask_at_the_same_time_are_answered_together(
         jobs = [visitor.submit(QUESTION, *controls(), api_name="/ask") for visitor in visitors]
         chats = [job.result()[0] for job in jobs]
         assert sum(gate.batches) == 4
-        assert len(gate.batches) == 2  # those who came before the model began, and those who waited for it
+        assert len(gate.batches) <= 2  # those who came before the model began, and those who waited for it, if any
     assert {talk_of(chat)[-1][1] for chat in chats} == {alone(engine, FIRST)}
 
 
