@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.fit_command",),
     ("qlip.cli",),
     ("qlip.__main__",),
-    ("llava.serve.errors",),
+    ("llava.serve.addresses", "llava.serve.errors"),
     ("llava.images",),
     ("llava.serve.images",),
     ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.moderation", "llava.utils"),

@@ -25,7 +25,7 @@ from llava.serve.web.controller_client import NATIVE_SIZE, ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
-from llava.serve.web.security import PageHeaders
+from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
 from llava.serve.web.theme import css, theme
 from llava.utils import demo_picture_path
 
@@ -55,7 +55,7 @@ def serve(
         css=css(),
         max_file_size=DEFAULT_LIMITS.max_bytes,
         state_session_capacity=MAX_SESSIONS,
-        app_kwargs={"middleware": [Middleware(PageHeaders)]},
+        app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
         run_history=False,
         ssr_mode=False,
         footer_links=[],

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.command import integer
+from llava.serve.addresses import is_host_name
 from llava.serve.connections import BACKLOG, ConnectionLimits, fit_open_files
 from llava.serve.errors import Failure, RequestError, explain, ran_out_of_memory
 from llava.serve.images import DEFAULT_LIMITS, ImageLimits
@@ -228,9 +229,9 @@ def key_text(text: str) -> str:
 def _host(text: str) -> str:
     try:
         host = httpx.URL(f"http://{text}").raw_host.decode("ascii").lower()
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):  # of half characters
         host = ""
-    if not host or any(sign in text for sign in ":/@?# "):
+    if not is_host_name(host) or any(sign in text for sign in ":/@?# "):
         raise argparse.ArgumentTypeError(f"{text!r} is no host name; give it without scheme, port or path")
     return host
 

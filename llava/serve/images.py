@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
 import re
 import socket
 from collections.abc import Collection, Iterable
@@ -24,7 +23,10 @@ from llava.images import DEFAULT_LIMITS as DEFAULT_LIMITS
 from llava.images import FORMATS as FORMATS
 from llava.images import ImageLimits as ImageLimits
 from llava.images import decode_image
+from llava.serve.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
 from llava.serve.errors import ImageError
+
+_URL_FORM = "http(s)://HOST[:PORT]/PATH"
 
 
 @dataclass(frozen=True)
@@ -180,22 +182,44 @@ def _read_url(url: str, scheme: str, limits: ImageLimits, network: Network) -> b
 
 def _download(url: str, limits: ImageLimits, network: Network) -> bytes:
     """Fetches a URL from the very address that was checked: names are resolved once, redirects are not followed."""
-    parsed = httpx.URL(url)
-    if parsed.userinfo or not parsed.host:
-        raise ImageError("an image URL needs a host and may not hold a password")
-    host = parsed.raw_host.decode("ascii")
+    parsed, host, port = _split_url(url)
     # The very host that is connected to is compared, so that no two parsers can differ over the URL.
     if network.allowed_hosts is not None and host.lower() not in network.allowed_hosts:
         raise ImageError(
             f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have the"
             " server started with this host among its --allowed-media-domains"
         )
-    port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
     address = _public_address(host, port, network.allow_loopback)
     # In a loop of its own: only there can the whole be bounded, a head that drips in included.
     fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, fetching).result()
+
+
+def _split_url(url: str) -> tuple[httpx.URL, str, int]:
+    """Parses a URL into itself, its host in ASCII and its port; whatever cannot be looked up is refused here.
+
+    Raises:
+        ImageError: it is no URL, or it holds a password.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:  # a host, a port, half a character
+        why = f"its URL cannot be read ({type(error).__name__}); it must read {_URL_FORM}"
+        raise ImageError(f"cannot download the image: {why}") from None
+    if parsed.userinfo or not parsed.raw_host:
+        raise ImageError(f"an image URL needs a host and may not hold a password; it must read {_URL_FORM}")
+    host = parsed.raw_host.decode("ascii")  # never `parsed.host`, which decodes international names and may raise
+    try:
+        valid = is_host_name(host) or (":" in host and bool(parse_ip(host)))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ImageError(f"the image URL's host {host[:100]!r} is no host name; it must read {_URL_FORM}")
+    port = {"http": 80, "https": 443}[parsed.scheme] if parsed.port is None else parsed.port
+    if not 0 < port < 2**16:
+        raise ImageError(f"the image URL's port is {port}; it must be 1 to 65535")
+    return parsed, host, port
 
 
 async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimits) -> bytes:
@@ -231,25 +255,19 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
 
 
 def _public_address(host: str, port: int, allow_loopback: bool) -> str:
-    """Resolves a host once; every address it has must be public, lest the choice among them be the attacker's."""
+    """Resolves a host once; every address it has must be public, or an attacker could pick the one that is used."""
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise ImageError(f"cannot find the host {host!r}") from None
-    addresses = [str(entry[4][0]) for entry in found]
-    if not all(_is_allowed(address, allow_loopback) for address in addresses):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in found]
+        refused = [address for address in addresses if not _is_allowed(address, allow_loopback)]
+    except (OSError, ValueError):
+        addresses, refused = [], []
+    if not addresses:
+        raise ImageError(f"cannot find the host {host!r}")
+    if refused:
         raise ImageError(f"the host {host!r} is not a public address")
     return addresses[0]
 
 
 def _is_allowed(address: str, allow_loopback: bool) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        # Addresses that carry an IPv4 address inside may lead into a private network by a translator.
-        if ip.ipv4_mapped:
-            return _is_allowed(str(ip.ipv4_mapped), allow_loopback)
-        if ip.sixtofour or ip.teredo or ip in ipaddress.ip_network("64:ff9b::/96"):
-            return False
-    if ip.is_loopback:
-        return allow_loopback
-    return ip.is_global and not ip.is_multicast
+    return is_global_unicast(address) or (allow_loopback and is_loopback_ip(address))

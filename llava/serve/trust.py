@@ -14,6 +14,9 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
+from llava.serve.addresses import is_host_name
 from llava.serve.errors import Failure, RequestError
 from llava.serve.http import bearer_token, error_response, is_one_of
 
@@ -48,10 +51,22 @@ def host_of(address: str) -> str:
     except ValueError:
         if bracketed:
             raise ValueError("the address in brackets is not one of IPv6") from None
+        if not _can_be_asked(address):
+            raise ValueError("a host name has parts of 1 to 63 characters, and after xn-- a valid encoding") from None
         return host
     if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
         raise ValueError("an address must be the worker's own, not a wildcard, a group's or a link's")
     return host
+
+
+def _can_be_asked(address: str) -> bool:
+    """Whether httpx can send to an address: it decodes a host's name in places, and the resolver encodes it."""
+    try:
+        url = httpx.URL(address)
+        host = url.raw_host.decode("ascii")
+        return bool(url.host) and (is_host_name(host) or ":" in host)
+    except (httpx.InvalidURL, ValueError):  # idna's errors are ValueErrors
+        return False
 
 
 def server_url(text: str) -> str:
@@ -62,9 +77,10 @@ def server_url(text: str) -> str:
     """
     try:
         parts = urlsplit(text)
-        wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        wrong = parts.scheme not in ("http", "https") or parts.port == 0 or not _can_be_asked(text)
     except ValueError:  # a port that is no number, or out of range
         wrong = True
+    wrong = wrong or "?" in text or "#" in text  # routes are added at the end
     if wrong or any(sign.isspace() for sign in text):
         raise argparse.ArgumentTypeError(f"{text!r} is no server's address; it must read http://HOST:PORT")
     return text.rstrip("/")

@@ -130,6 +130,13 @@ def test_a_closed_port_is_a_clear_error(localhost: list[str]) -> None:
         "::ffff:10.0.0.1",
         "64:ff9b::a00:1",
         "2002:a00:1::",
+        "64:ff9b:1::a00:1",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "fec0::1",
+        "192.88.99.1",
+        "5f00::1",
+        "3fff::1",
     ],
 )
 def test_a_host_with_any_address_that_is_not_public_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
@@ -139,10 +146,19 @@ def test_a_host_with_any_address_that_is_not_public_is_refused(monkeypatch: pyte
         load_image("http://example.org/a.png")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://2130706433/", "http://0x7f.1/", "http://[::1]/"])
-def test_spellings_of_this_machines_address_are_seen_through(url: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
+def test_spellings_of_this_machines_address_are_seen_through(host: str) -> None:
     with pytest.raises(ImageError, match="not a public address"):
-        load_image(url)
+        load_image(f"http://{host}/")
+
+
+@pytest.mark.parametrize("found", [[], [(0, 0, 0, "", ("no address", 80))]])
+def test_a_resolver_that_gives_no_address_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, found: list[object]
+) -> None:
+    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **options: found)
+    with pytest.raises(ImageError, match="cannot find the host 'example.org'"):
+        load_image("http://example.org/a.png")
 
 
 def test_an_unknown_host_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_visitors_who_ask_at_the_same_time_are_answered_together(
         jobs = [visitor.submit(QUESTION, *controls(), api_name="/ask") for visitor in visitors]
         chats = [job.result()[0] for job in jobs]
         assert sum(gate.batches) == 4
-        assert len(gate.batches) == 2  # those who came before the model began, and those who waited for it
+        assert len(gate.batches) <= 2  # those who came before the model began, and those who waited for it, if any
     assert {talk_of(chat)[-1][1] for chat in chats} == {alone(engine, FIRST)}
 
 
@@ -344,10 +344,10 @@ def test_controls_beyond_their_range_are_refused(demo: Demo) -> None:
             pass
 
     for said, told in [
-        ((QLIP, -1, 96, 0, 1, 8, None), "must be >= 0"),
-        ((QLIP, 1, 10**6, 0, 1, 8, None), "allows at most 4096"),
-        ((QLIP, 1, 96, -1, 1, 8, None), "Temperature must be at least 0"),
-        ((QLIP, 1, 96, 0, 1, 0, None), "Max_new_tokens must be at least 1"),
+        ((QLIP, -1, 96, 0, 1, 8, None), "Split threshold is -1; it must be a number from 0 to 3"),
+        ((QLIP, 1, 10**6, 0, 1, 8, None), "Token budget is 1000000; it must be a whole number from 1 to 2048"),
+        ((QLIP, 1, 96, -1, 1, 8, None), "Temperature is -1; it must be a number from 0 to 2"),
+        ((QLIP, 1, 96, 0, 1, 0, None), "Longest answer, in tokens is 0; it must be a whole number from 1 to 1024"),
     ]:
         with pytest.raises(gr.Error, match=re.escape(told)):
             asyncio.run(ask_with(*said))

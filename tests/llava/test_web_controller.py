@@ -30,8 +30,8 @@ from llava.serve.sampling import Sampling
 from llava.serve.sight import QLIPOptions
 from llava.serve.web.backend import Piece, Query
 from llava.serve.web.controller_client import ControllerBackend
-from llava.serve.web.handlers import complaining
 from llava.serve.web.moderation import Moderator
+from llava.serve.web.toasts import complaining
 from qlip import QLIPConfig, QLIPImageProcessor
 from tests.llava.openai_serving import MODEL, QUESTION, becomes_idle, loaded, picture, served
 

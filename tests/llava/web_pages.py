@@ -1,14 +1,41 @@
-"""The web demo's page on a real server over loopback, for tests."""
+"""The web demo's page on a real server over loopback, and visitors with a real browser, for tests."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Request, expect, sync_playwright
 
 from llava.serve.gradio_web_server import serve
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText, build_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
+DEADLINE = 120_000  # milliseconds; a test that waits longer has failed
+DESKTOP, PHONE = (1440, 900), (390, 844)
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium: apt-get install -y chromium"
+)
 
 
 def free_port() -> int:
@@ -26,3 +53,100 @@ def page_of(demo: Demo, text: PageText | None = None, choose_model: bool = False
         yield page.local_url
     finally:
         page.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Starts the browser."""
+    assert CHROMIUM, "no Chromium on a CI machine: apt-get install -y chromium"
+    expect.set_options(timeout=DEADLINE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def host_of(request: Request) -> str:
+    return re.sub(r"^(\w+:[^:/,]*(//[^:/]+)?).*", r"\1", request.url[:200])
+
+
+class Visitor:
+    """Somebody before a browser, with a session of their own."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context, self.page = context, context.new_page()
+        self.page.set_default_timeout(DEADLINE)
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(host_of(request)))
+        self.page.on("requestfailed", lambda request: self.blocked(request) if request.failure == "csp" else None)
+        self.page.goto(url)
+
+    def blocked(self, request: Request) -> None:
+        """Strikes out a request that the browser was told not to make."""
+        self.hosts.discard(host_of(request))
+
+    def at(self, selector: str) -> Any:
+        return self.page.locator(selector)
+
+    def sees_a_picture(self) -> Visitor:
+        expect(self.at("#seen img")).to_be_visible()
+        expect(self.at("#meter")).to_contain_text("visual token")
+        return self
+
+    @property
+    def view(self) -> str | None:
+        """Address of the drawing of what the model sees."""
+        return self.at("#seen img").get_attribute("src")
+
+    @property
+    def tokens(self) -> int:
+        return int(self.at("#meter strong").inner_text().replace(",", ""))
+
+    def upload(self, path: str) -> None:
+        before = self.view
+        self.at("#picture input[type=file]").first.set_input_files(path)
+        expect(self.at("#seen img")).not_to_have_attribute("src", before or "")
+
+    def ask(self, question: str) -> None:
+        self.at("#question textarea").fill(question)
+        self.at("#question textarea").press("Enter")
+
+    @property
+    def answer(self) -> Any:
+        return self.at("#chat .bot.message").last
+
+    def has_been_answered(self, text: str) -> None:
+        expect(self.answer).to_have_text(text)
+        expect(self.at("#spent")).to_contain_text("in total")
+
+    def greedy(self) -> Visitor:
+        self.at("#settings-card input[type=number]").first.fill("0")
+        return self
+
+    def overflow(self) -> list[str]:
+        """What sticks out of the window to the right."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll('main *')]
+                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)
+                .filter(e => !e.closest('.sr-only, [aria-hidden]')).map(e => e.outerHTML.slice(0, 120))"""
+        )
+
+
+@contextmanager
+def arrivals(browser: Browser, url: str) -> Iterator[Callable[..., Visitor]]:
+    """Lets visitors come, and fails the test where their page has a problem or calls another host."""
+    visitors: list[Visitor] = []
+
+    def arrive(size: tuple[int, int] = DESKTOP, address: str = url, **options: Any) -> Visitor:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+        visitors.append(Visitor(context, address))
+        return visitors[-1]
+
+    yield arrive
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.problems == []
+        assert visitor.hosts <= {"http://127.0.0.1", "data:image", "blob:http"}, visitor.hosts

@@ -78,7 +78,7 @@ class Backend(Protocol):
         """Prepares a picture and counts its tokens, without running a model."""
 
     def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
-        """Yields the answer's pieces. Closing the iterator stops the model."""
+        """Yields the answer's pieces, the first once the request is taken on. Closing the iterator stops the model."""
 
 
 class EngineBackend:

@@ -149,6 +149,7 @@ class ControllerBackend:
             client.stream("POST", "/worker_generate_stream", json=request) as reply,
         ):
             await check(reply)
+            yield Piece()  # taken on
             async for frame in frames(reply.aiter_bytes()):
                 message = read(frame)
                 yield Piece(message["text"][shown:], visual_tokens_in(message))

@@ -1,72 +1,32 @@
 """What happens when a visitor does something: sessions in, sessions and things to show out. Knows no layout.
 
-Text that a model or a visitor wrote leaves here as text; it is the components' matter to show it as such.
+Text that a model or a visitor wrote is escaped where it becomes a message, a toast or HTML: `Session.messages`,
+`toasts` and `views`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from llava.serve.errors import Failure, ImageError, explain
-from llava.serve.sampling import Sampling
+from llava.serve.errors import ImageError, explain
 from llava.serve.sight import QLIPOptions, View
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Piece, Query
+from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.session import Messages, Session, keep_drawing, open_upload
+from llava.serve.web.toasts import advised, complaining, complaint, encodable, warn
 from llava.serve.web.views import Cost
 
-QLIP, CLIP = "QLIP", "CLIP"
 SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree"}
-
-ADVICE = {
-    "invalid_image": "Choose another picture.",
-    "context_length_exceeded": "Lower the token budget, or clear the chat.",
-    "invalid_api_key": "The operator of this page must give the controller's key.",
-    "model_not_found": "Choose another model, or reload the page.",
-    "flagged": "Ask something else.",
-    "moderation_failed": "Try again in a minute.",
-    "unreachable": "Try again in a minute.",
-    "cut_off": "Try again.",
-    "internal_error": "Try again.",
-    "model_failed": "Try again, or lower the token budget.",
-}
-"""What to do about an error, by its kind; the messages of others say so themselves."""
-
-
-@dataclass(frozen=True)
-class Controls:
-    """What the page's controls say, in the order in which the page gives them."""
-
-    way: str = QLIP
-    """`QLIP` or `CLIP`."""
-    alpha: float = 0.0
-    budget: float = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: float = 512
-    model: str | None = ""
-
-    def options(self, backend: Backend, way: str | None = None) -> QLIPOptions:
-        """Returns how the pictures are to be seen, this way or as the switch says."""
-        if backend.defaults is None:
-            return QLIPOptions()
-        if (way or self.way) == CLIP:
-            return QLIPOptions(enabled=False)
-        return QLIPOptions(enabled=True, alpha=float(self.alpha), max_tokens=int(self.budget))
-
-    def sampling(self) -> Sampling:
-        """Returns how tokens are chosen."""
-        top_p = None if self.top_p == 1 else float(self.top_p)
-        return Sampling(float(self.temperature), top_p, max_new_tokens=int(self.max_new_tokens))
 
 
 class Tally:
@@ -86,32 +46,11 @@ class Tally:
             self.cost = replace(self.cost, tokens=piece.visual_tokens)
         if piece.text and self.cost.first is None:
             self.cost = replace(self.cost, first=time.perf_counter() - self._start)
-        self.text += piece.text
+        self.text += encodable(piece.text)
 
     def end(self) -> None:
         """Stops the clock."""
         self.cost = replace(self.cost, total=time.perf_counter() - self._start)
-
-
-def complaint(text: str) -> gr.Error:
-    """Returns an error that shows the visitor this text as a toast and leaves no traceback in the log."""
-    return gr.Error(text, title="That did not work", print_exception=False)
-
-
-@contextmanager
-def complaining() -> Iterator[None]:
-    """Turns what goes wrong into a toast that says what happened and what to do."""
-    try:
-        yield
-    except gr.Error:
-        raise
-    except Exception as error:
-        raise complaint(advised(explain(error))) from None
-
-
-def advised(failure: Failure) -> str:
-    """Returns in sentences what went wrong and what to do."""
-    return f"{failure.message[:1].upper()}{failure.message[1:]}. {ADVICE.get(failure.kind, '')}".strip()
 
 
 class Demo:
@@ -133,6 +72,8 @@ class Demo:
         Returns what the picture's place holds, then session, view, its cost, chatbot, last cost and comparison. A
         browser may tell of one change more than once.
         """
+        if not (upload is None or isinstance(upload, Mapping)):
+            raise complaint("The picture is no uploaded file. Choose one, or reload the page.")
         source = str(upload.get("path")) if upload else None
         if source == session.source:
             return (gr.skip(),) * 7
@@ -140,43 +81,48 @@ class Demo:
         try:
             picture = open_upload(upload) if upload else None
         except ImageError as error:
-            gr.Warning(advised(explain(error)), title="This picture cannot be used")
+            warn(advised(explain(error)), title="This picture cannot be used")
             place = None
         session = Session(picture, source)
         return place, session, *self.look(session, *controls), [], views.NOTHING_SPENT, gr.update(visible=False)
 
     def look(self, session: Session, *controls: Any) -> tuple[str | None, str]:
         """Draws what the model would see and says what it costs."""
+        with complaining():
+            said = Controls.read(controls, self.backend)
         if session.picture is None:
             return None, views.NOTHING_SEEN
         with complaining():
-            view = self.backend.look(session.picture, Controls(*controls).options(self.backend))
+            view = self.backend.look(session.picture, said.options(self.backend))
             drawing = keep_drawing(views.draw(view, self.backend.pixels))
         return drawing, views.meter(view, session.picture, self.backend.native_tokens)
 
     async def ask(
-        self, request: gr.Request, session: Session, question: str, *controls: Any
+        self, request: gr.Request, session: Session, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
-        """Streams the answer into session, chatbot and cost line, and empties the question box at once."""
-        async with aclosing(self._converse(request, session, question, Controls(*controls))) as steps:
-            box: Any = ""
+        """Streams the answer into session, chatbot and cost line; what else it yields is the question box's.
+
+        The box is emptied once the request has been taken on. If no text comes, the question is put back.
+        """
+        with complaining():
+            asked = read_question(question)
+        async with aclosing(self._converse(request, session, session, asked, controls)) as steps:
             async for step in steps:
-                yield *step, box
-                box = gr.skip()  # the visitor may be typing the next question
+                yield step
 
     async def regenerate(
         self, request: gr.Request, session: Session, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
-        """Asks the last question again, with the controls as they are now."""
+        """Asks the last question again, with the controls as they are now; the old answer stays until then."""
         if not session.exchanges:
             raise complaint("There is no answer to give anew. Ask something first.")
         question = session.exchanges[-1].question
-        async with aclosing(self._converse(request, session.without_last(), question, Controls(*controls))) as steps:
-            async for step in steps:
-                yield step
+        async with aclosing(self._converse(request, session, session.without_last(), question, controls)) as steps:
+            async for *step, _ in steps:
+                yield step[0], step[1], step[2]
 
     async def compare(
-        self, request: gr.Request, session: Session, question: str, *controls: Any
+        self, request: gr.Request, session: Session, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answers one question seen both ways, outside the conversation.
 
@@ -184,18 +130,19 @@ class Demo:
         each has its own time.
         """
         last = session.exchanges[-1].question if session.exchanges else ""
-        picture, question = self._checked(session, question.strip() or last)
+        with complaining():
+            asked, said = read_question(question) or last, Controls.read(controls, self.backend)
+        picture = self._checked(session, asked)
         if self.backend.defaults is None:
             raise complaint("This model sees one way only, so there is nothing to compare.")
-        said = Controls(*controls)
         seen: dict[str, View] = {}
         queries: dict[str, Query] = {}
         with complaining():
             for way in (CLIP, QLIP):
                 options = said.options(self.backend, way)
-                seen[way] = await self._prepare(picture, question if way == CLIP else None, options)
-                turns = replace(session, exchanges=()).turns(question)
-                queries[way] = Query(turns, said.sampling(), options, said.model or "")
+                seen[way] = await self._prepare(picture, asked if way == CLIP else None, options)
+                turns = replace(session, exchanges=()).turns(asked)
+                queries[way] = Query(turns, said.sampling(), options, said.model)
         tallies: dict[str, Tally] = {}
 
         def bodies() -> list[str]:
@@ -209,7 +156,7 @@ class Demo:
         drawn = [asyncio.to_thread(views.compare_head, way, view, self.backend.pixels) for way, view in seen.items()]
         heads = await asyncio.gather(*drawn)
         left, right = bodies()
-        yield gr.update(visible=True), views.compare_question(question), heads[0], left, heads[1], right
+        yield gr.update(visible=True), views.compare_question(asked), heads[0], left, heads[1], right
         for way, view in seen.items():
             tallies[way] = Tally(view.tokens)
             async with aclosing(self._answer(request, queries[way], tallies[way])) as steps:
@@ -229,34 +176,48 @@ class Demo:
     async def models(self) -> Any:
         """Offers the models that there are now."""
         with complaining():
-            names = await self.backend.models()
+            names = [encodable(name) for name in await self.backend.models()]
         return gr.update(choices=names, value=names[0] if names else None)
 
     async def _converse(
-        self, request: gr.Request, session: Session, question: str, said: Controls
-    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
-        """Yields session, messages and cost as the answer grows."""
-        picture, question = self._checked(session, question)
+        self, request: gr.Request, before: Session, session: Session, question: str, controls: tuple[Any, ...]
+    ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
+        """Yields session, messages, cost and the question box as the answer grows; nothing before it is taken on.
+
+        Args:
+            request: The visitor's.
+            before: What to return to if it fails before its first text.
+            session: What the exchange is added to.
+            question: Without blanks around it.
+            controls: As a client sent them.
+        """
+        with complaining():
+            said = Controls.read(controls, self.backend)
+        picture = self._checked(session, question)
         with complaining():
             options = said.options(self.backend)
             view = await self._prepare(picture, question, options)
-            query = Query(session.turns(question), said.sampling(), options, said.model or "")
-        answered, tally = session.with_answer(question, ""), Tally(view.tokens)
-        yield answered, answered.messages(), views.NOTHING_SPENT
-        async with aclosing(self._answer(request, query, tally)) as steps:
-            async for _ in steps:
-                answered = session.with_answer(question, tally.text.strip())
-                yield answered, answered.messages(), views.cost_line(tally.cost)
-        if not answered.exchanges[-1].answer:
+            query = Query(session.turns(question), said.sampling(), options, said.model)
+        tally, box = Tally(view.tokens), ""
+        try:
+            async with aclosing(self._answer(request, query, tally)) as steps:
+                async for _ in steps:
+                    answered = session.with_answer(question, tally.text.strip())
+                    yield answered, answered.messages(), views.cost_line(tally.cost), box
+                    box = gr.skip()  # the visitor may be typing the next question
+        except gr.Error:
+            if box != "" and not tally.text.strip():
+                yield before, before.messages(), views.NOTHING_SPENT, question
+            raise
+        if not tally.text.strip():
             gr.Info("The model had nothing to say. Ask in other words.")
 
-    def _checked(self, session: Session, question: str) -> tuple[Image.Image, str]:
-        question = question.strip()
+    def _checked(self, session: Session, question: str) -> Image.Image:
         if session.picture is None:
             raise complaint("There is no picture yet. Choose one, then ask.")
         if not question:
             raise complaint("The question is empty. Type one, then press Ask.")
-        return session.picture, question
+        return session.picture
 
     async def _prepare(self, picture: Image.Image, question: str | None, options: QLIPOptions) -> View:
         if self.moderator is not None and question is not None:

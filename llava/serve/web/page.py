@@ -10,16 +10,25 @@ import gradio as gr
 from gradio.helpers import Examples
 
 from llava.serve.sampling import Sampling
-from llava.serve.web.handlers import CLIP, QLIP, Demo
+from llava.serve.web.blocks import PageBlocks
+from llava.serve.web.controls import CLIP, MAX_QUESTION, QLIP, Range, ranges_of
+from llava.serve.web.handlers import Demo
 from llava.serve.web.session import Session
+from llava.serve.web.toasts import complaint
 from llava.serve.web.views import NOTHING_SEEN, NOTHING_SPENT
 
 TITLE = "LLaVA with QLIP"
 MODEL_EVENTS = "model"  # those that wait for a model share one bound on how many go on at a time
-LARGEST_ALPHA = 3.0
 PICTURE_HEIGHT, VIEW_HEIGHT = 300, 380  # pixels
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # an event that programs have no use for
 SWITCH_APPEARANCE = "() => { document.body.classList.toggle('dark'); }"
+
+# The chatbot's copy buttons copy a message as it was sent, which is escaped.
+COPY_AS_SHOWN = """() => {
+    const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
+    const shown = (html) => new DOMParser().parseFromString("<pre>" + html, "text/html").body.textContent;
+    if (write) navigator.clipboard.writeText = (text) => write(shown(text));
+}"""
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,14 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         choose_model: Whether visitors choose among models.
     """
     text = text or PageText()
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+    with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         session = gr.State(Session())
         model = _header(text, choose_model)
         with gr.Row(elem_id="stage"):
             with gr.Column(elem_id="picture-card", elem_classes="card"):
                 picture, examples = _picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
-                sampling = _settings_card()
+                sampling = _settings_card(ranges_of(demo.backend))
             with gr.Column(elem_id="sees-card", elem_classes="card"):
                 seen, cost, sight = _sees_card(demo)
             with gr.Column(elem_id="talk-card", elem_classes="card"):
@@ -85,13 +94,15 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         _tie_pictures(demo, parts, page, answering)
         if choose_model:
             page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
+        page.load(None, js=COPY_AS_SHOWN)
         page.unload(demo.leave)
     return page
 
 
 def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
     """Ties what makes the model answer; returns the events that a stop ends."""
-    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden"}
+    # Not preprocessed, here and below: the handlers check what clients send, and say what is wrong with it.
+    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden", "preprocess": False}
     buttons, question, session = parts.buttons, parts.question, parts.session
     talk = [session, parts.chat, parts.spent]
     asked, answered = [session, question, *parts.controls], [*talk, question]
@@ -113,15 +124,13 @@ def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
 
 def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
     """Ties what changes the picture or how it is seen; a new picture ends answers about the old one."""
-    hidden: dict[str, Any] = {"show_progress": "hidden"}
-    # Not preprocessed: load_image checks the file before anything is decoded, and says what is wrong with it.
+    hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     gr.on(
         [page.load, parts.picture.change],
         demo.open_picture,
         [parts.session, parts.picture, *parts.controls],
         [parts.picture, parts.session, parts.seen, parts.cost, parts.chat, parts.spent, parts.panel],
         api_name="open_picture",
-        preprocess=False,
         trigger_mode="always_last",  # a change amid another is not lost
         **hidden,
     )
@@ -141,9 +150,12 @@ def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence
     way.change(way_of_sliders, way, [alpha, budget], **PRIVATE, **hidden)
 
 
-def example_text(chosen: gr.SelectData) -> str:
-    """Returns the text of the example question that was clicked."""
-    return chosen.value["text"]
+def example_text(chosen: gr.EventData) -> str:
+    """Gives the text of the example question that was clicked."""
+    try:
+        return str(chosen._data["value"]["text"])  # gr.SelectData raises where a client sends something else
+    except (LookupError, TypeError):
+        raise complaint("This is no example question. Reload the page.") from None
 
 
 def way_of_sliders(way: str) -> list[Any]:
@@ -178,12 +190,16 @@ def _picture_card(text: PageText) -> tuple[gr.Image, Examples | None]:
     return picture, gr.Examples(rows, picture, label="Or try one of these", elem_id="examples", **PRIVATE)
 
 
-def _settings_card() -> list[gr.Slider]:
+def _slider(range: Range, value: float, step: float, **options: Any) -> gr.Slider:
+    return gr.Slider(range.low, range.high, value, step=step, label=range.label, **options)
+
+
+def _settings_card(ranges: Mapping[str, Range]) -> list[gr.Slider]:
     gr.HTML("<h2>Answer</h2>")
     return [
-        gr.Slider(0, 2, Sampling.temperature, step=0.05, label="Temperature", info="0 takes the likeliest word."),
-        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Share of the likeliest words to draw from."),
-        gr.Slider(1, 1024, Sampling.max_new_tokens, step=1, label="Longest answer, in tokens"),
+        _slider(ranges["temperature"], Sampling.temperature, 0.05, info="0 takes the likeliest word."),
+        _slider(ranges["top_p"], 1, 0.05, info="Share of the likeliest words to draw from."),
+        _slider(ranges["max_new_tokens"], Sampling.max_new_tokens, 1),
     ]
 
 
@@ -203,26 +219,13 @@ def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
     cost = gr.HTML(NOTHING_SEEN, elem_id="meter")
     start = QLIP if both and demo.backend.quadtree else CLIP
     way = gr.Radio([QLIP, CLIP], value=start, show_label=False, elem_id="way", visible=both, container=False)
-    alpha = gr.Slider(
-        0,
-        max(LARGEST_ALPHA, settings.alpha if settings else 0),
-        settings.alpha if settings else 0,
-        step=0.05,
-        label="Split threshold",
-        info="0 is the uniform grid; higher cuts less.",
-        visible=both,
-        elem_id="alpha",
+    ranges, shown = ranges_of(demo.backend), {"visible": both}
+    threshold = settings.alpha if settings else 0
+    alpha = _slider(
+        ranges["alpha"], threshold, 0.05, info="0 is the uniform grid; higher cuts less.", elem_id="alpha", **shown
     )
-    budget = gr.Slider(
-        1,
-        most,
-        min(settings.max_tokens or most, most) if settings else most,
-        step=1,
-        label="Token budget",
-        info="Most pieces per picture.",
-        visible=both,
-        elem_id="budget",
-    )
+    largest = min(settings.max_tokens or most, most) if settings else most
+    budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)
     if demo.backend.note:
         gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
     return seen, cost, [way, alpha, budget]
@@ -236,6 +239,8 @@ def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Text
         elem_id="chat",
         height=420,
         buttons=["copy"],
+        render_markdown=False,  # its text is escaped; it shows as it was written
+        latex_delimiters=[],
         placeholder="### What would you like to know?",
         examples=[{"text": question} for question in text.questions],
         feedback_options=None,
@@ -248,7 +253,7 @@ def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Text
             placeholder="Ask about the picture",
             lines=1,
             max_lines=5,
-            max_length=4000,
+            max_length=MAX_QUESTION,
             elem_id="question",
             container=False,
         )

@@ -1,8 +1,14 @@
-"""Headers that keep the page to itself: nothing from other hosts, whatever an answer's Markdown asks a browser for."""
+"""What guards the page's server: headers that keep a browser to this host, and an answer to malformed calls."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+
+from gradio.route_utils import FnIndexInferError
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; base-uri 'self'; "
@@ -18,16 +24,41 @@ HEADERS = {
 class PageHeaders:
     """ASGI middleware: adds the headers to every reply."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
 
-        async def send_on(message: Any) -> None:
+        async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [(name, value) for name, value in message["headers"] if name.lower() not in HEADERS]
                 message = {**message, "headers": [*kept, *HEADERS.items()]}
             await send(message)
 
         await self.app(scope, receive, send_on)
+
+
+class RefuseMalformedCalls:
+    """ASGI middleware: a call of an event that the page does not have is a 400; Gradio fails with a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except (FnIndexInferError, LookupError, TypeError, ValueError) as error:
+            if begun or scope["type"] != "http" or scope["method"] != "POST":
+                raise
+            logger.warning("refused a call of %s (%s)", ascii(scope["path"][:100]), type(error).__name__)
+            text = "the page has no such event, or its values are malformed; GET /gradio_api/info lists the events"
+            await JSONResponse({"error": text}, 400)(scope, receive, send)

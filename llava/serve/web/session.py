@@ -19,6 +19,7 @@ from llava.serve.decoder_pool import shared_decoders
 from llava.serve.dialogue import Turn
 from llava.serve.errors import ImageError
 from llava.serve.images import read_image
+from llava.serve.web.toasts import as_html
 
 MAX_PIXELS = 8_000_000
 """Larger pictures are kept at this size, since each visitor's is held in memory. A tower takes at most 3.2 million."""
@@ -67,9 +68,9 @@ class Session:
         return [replace(turns[0], images=images), *turns[1:]]
 
     def messages(self) -> Messages:
-        """Returns the conversation as a chatbot's messages."""
+        """Gives the conversation as a chatbot's messages, in HTML that shows each as it was written."""
         both = [(("user", exchange.question), ("assistant", exchange.answer)) for exchange in self.exchanges]
-        return [{"role": role, "content": text} for pair in both for role, text in pair if text]
+        return [{"role": role, "content": as_html(text)} for pair in both for role, text in pair if text]
 
 
 def uploaded_file(upload: Mapping[str, Any]) -> Path:

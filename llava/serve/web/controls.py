@@ -1,0 +1,137 @@
+"""What the page's controls may say, and what it means to a backend. Values come from a client, so all are checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.serve.sampling import Sampling
+from llava.serve.sight import QLIPOptions
+from llava.serve.web.backend import Backend
+
+QLIP, CLIP = "QLIP", "CLIP"
+LARGEST_ALPHA = 3.0
+MAX_QUESTION = 4000  # characters
+MAX_MODEL_NAME = 300  # characters
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a slider's value may be."""
+
+    label: str
+    low: float
+    high: float
+    whole: bool = False
+
+    def read(self, value: Any) -> float:
+        """Checks a value that a client sent.
+
+        Raises:
+            ValueError: it is no number, or out of range.
+        """
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # NaN is in no range, and an int may be too large for a float.
+        if not (number and self.low <= value <= self.high and (not self.whole or math.trunc(value) == value)):
+            kind = "a whole number" if self.whole else "a number"
+            allowed = f"{kind} from {self.low:g} to {self.high:g}"
+            raise ValueError(f"{self.label} is {describe(value)}; it must be {allowed}")
+        return int(value) if self.whole else float(value)
+
+
+def describe(value: Any) -> str:
+    """Describes a value that a client sent, in bounded length."""
+    if value is None:
+        return "empty"
+    if isinstance(value, (str, bool, float)):
+        shown = repr(value)
+        return shown if len(shown) <= 40 else shown[:40] + "…"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**20 else "a huge number"
+    return f"a JSON {'object' if isinstance(value, Mapping) else 'array'}"
+
+
+def ranges_of(backend: Backend) -> dict[str, Range]:
+    """Gives the sliders' ranges by the fields of `Controls`."""
+    alpha = backend.defaults.alpha if backend.defaults else 0.0
+    return {
+        "alpha": Range("Split threshold", 0, max(LARGEST_ALPHA, alpha)),
+        "budget": Range("Token budget", 1, backend.max_tokens, whole=True),
+        "temperature": Range("Temperature", 0, 2),
+        "top_p": Range("Top-p", 0.05, 1),
+        "max_new_tokens": Range("Longest answer, in tokens", 1, 1024, whole=True),
+    }
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the page's controls say, in the order in which the page gives them."""
+
+    way: str
+    """`QLIP` or `CLIP`."""
+    alpha: float
+    budget: float
+    temperature: float
+    top_p: float
+    max_new_tokens: float
+    model: str
+    """One of the backend's; "" where there is none to choose."""
+
+    @classmethod
+    def read(cls, values: Sequence[Any], backend: Backend) -> Controls:
+        """Checks values that a client sent.
+
+        Raises:
+            ValueError: one is missing, no value of its control, or out of its range.
+        """
+        if len(values) != 7:
+            raise ValueError(f"the page has 7 controls, and {len(values)} values came; reload the page")
+        way, *numbers, model = values
+        if way not in (QLIP, CLIP):
+            raise ValueError(f"the way to see is {describe(way)}; it must be {QLIP} or {CLIP}")
+        if not (model is None or (isinstance(model, str) and len(model) <= MAX_MODEL_NAME)):
+            raise ValueError(
+                f"the model is {describe(model)}; it must be a name of at most {MAX_MODEL_NAME} characters"
+            )
+        ranges = ranges_of(backend).items()
+        read = {name: field.read(value) for (name, field), value in zip(ranges, numbers, strict=True)}
+        return cls(way, **read, model=model or "")
+
+    def options(self, backend: Backend, way: str | None = None) -> QLIPOptions:
+        """Says how the pictures are to be seen, this way or as the switch says."""
+        if backend.defaults is None:
+            return QLIPOptions()
+        if (way or self.way) == CLIP:
+            return QLIPOptions(enabled=False)
+        return QLIPOptions(enabled=True, alpha=self.alpha, max_tokens=int(self.budget))
+
+    def sampling(self) -> Sampling:
+        """Says how tokens are chosen."""
+        top_p = None if self.top_p == 1 else self.top_p
+        return Sampling(self.temperature, top_p, max_new_tokens=int(self.max_new_tokens))
+
+
+def read_question(value: Any) -> str:
+    """Checks a question that a client sent; returns it without blanks around it.
+
+    Raises:
+        ValueError: it is no text, too long, or none that can be encoded.
+    """
+    if not (value is None or isinstance(value, str)):
+        raise ValueError(f"the question is {describe(value)}; it must be text")
+    question = (value or "").strip()
+    if len(question) > MAX_QUESTION:
+        raise ValueError(
+            f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are allowed, so shorten it"
+        )
+    if DEFAULT_IMAGE_TOKEN in question:
+        why = "it stands for a picture; write it without the angle brackets"
+        raise ValueError(f"the question may not hold {DEFAULT_IMAGE_TOKEN!r}: {why}")
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("the question holds half a character (a lone surrogate); type it again") from None
+    return question

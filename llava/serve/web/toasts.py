@@ -1,0 +1,67 @@
+"""What a visitor reads when something goes wrong: what happened and what to do, as plain text.
+
+Gradio renders a toast's text as HTML; whatever comes from a visitor, a file, a model or a controller is escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+
+import gradio as gr
+
+from llava.serve.errors import Failure, explain
+
+MAX_TEXT = 600  # characters of a toast
+
+ADVICE = {
+    "invalid_image": "Choose another picture.",
+    "context_length_exceeded": "Lower the token budget, or clear the chat.",
+    "invalid_api_key": "The operator of this page must give the controller's key.",
+    "model_not_found": "Choose another model, or reload the page.",
+    "flagged": "Ask something else.",
+    "moderation_failed": "Try again in a minute.",
+    "unreachable": "Try again in a minute.",
+    "cut_off": "Try again.",
+    "internal_error": "Try again.",
+    "model_failed": "Try again, or lower the token budget.",
+}
+"""What to do about an error, by its kind; the messages of others say so themselves."""
+
+
+def encodable(text: str) -> str:
+    """Replaces half characters (lone surrogates), which JSON can carry into this process and Gradio cannot send."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def as_html(text: str) -> str:
+    """Escapes a text so that a browser shows it as it was typed; quotes stay, since no attribute holds it."""
+    return escape(encodable(text), quote=False)
+
+
+def complaint(text: str) -> gr.Error:
+    """Makes an error that shows the visitor this text as a toast and leaves no traceback in the log."""
+    short = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+    return gr.Error(as_html(short), title="That did not work", print_exception=False)
+
+
+def warn(text: str, title: str) -> None:
+    """Shows the visitor a text as a toast, while the event goes on."""
+    gr.Warning(as_html(text), title=title)
+
+
+@contextmanager
+def complaining() -> Iterator[None]:
+    """Turns what goes wrong into a toast that says what happened and what to do."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise complaint(advised(explain(error))) from None
+
+
+def advised(failure: Failure) -> str:
+    """Writes in sentences what went wrong and what to do."""
+    return f"{failure.message[:1].upper()}{failure.message[1:]}. {ADVICE.get(failure.kind, '')}".strip()
