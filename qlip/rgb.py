@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,7 +52,7 @@ def read_orientation(image: Image.Image) -> int:
     which may point at the same bytes over and over, so that a file of 5 MB takes gigabytes. TIFF images have been made
     upright by Pillow on loading.
     """
-    info: dict[str, Any] = image.info
+    info = image.info
     found = find_orientation(info.get("exif") or _raw_profile(info.get("Raw profile type exif")))
     if found is None:
         found = _orientation_in_xmp(info.get("XML:com.adobe.xmp") or info.get("xmp"))

@@ -20,8 +20,6 @@ import httpx
 
 from scripts import hostile
 
-SLOWEST = 10.0  # seconds within which a costly image must be refused
-HEALTHY = 2.0  # seconds within which a server must say that it is well
 Complaint = str | None
 
 
@@ -37,6 +35,10 @@ class Target:
     """Base64 text of a good image."""
     prompt: str
     """A question about it, in the model's prompt format."""
+    slowest: float = 10.0
+    """Seconds within which a costly image must be refused."""
+    healthy: float = 2.0
+    """Seconds within which a server must say that it is well."""
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     made: dict[str, bytes] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ async def send_image(target: Target) -> Complaint:
     reply = await target.client.post(f"{server}{path}", json=target.about(path, target.image(name)))
     seconds = time.monotonic() - start
     answered = hostile.PICTURES[name][1]
-    if (is_answer(reply) if answered else 400 <= reply.status_code < 500) and seconds < SLOWEST:
+    if (is_answer(reply) if answered else 400 <= reply.status_code < 500) and seconds < target.slowest:
         return None
     return f"image {name}: {reply.status_code} after {seconds:.1f} s, {reply.text[-100:]}"
 
@@ -93,7 +95,7 @@ async def send_slow_image(target: Target) -> Complaint:
         f"{target.worker()}{hostile.OPENAI}", json=target.about(hostile.OPENAI, target.image("slow"))
     )
     seconds = time.monotonic() - start
-    fine = (400 <= reply.status_code < 500 or is_answer(reply)) and seconds < SLOWEST
+    fine = (400 <= reply.status_code < 500 or is_answer(reply)) and seconds < target.slowest
     return None if fine else f"a slow image: {reply.status_code} after {seconds:.1f} s"
 
 
@@ -178,7 +180,7 @@ async def hold_headers(target: Target, connections: int = 300, seconds: float = 
             start = time.monotonic()
             reply = await target.client.get(f"{server.geturl()}/health")
             took = time.monotonic() - start
-            if reply.status_code != 200 or took > HEALTHY:
+            if reply.status_code != 200 or took > target.healthy:
                 return f"{connections} half-sent headers: /health {reply.status_code} after {took:.1f} s"
             await asyncio.sleep(0.5)
         return None
