@@ -19,6 +19,9 @@ from qlip.rgb import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
+TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""TIFF's type of a value -> its bytes."""
+SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them with the image
 MAX_SCANS = 500
 """Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all of its pixels, and takes ten
 bytes when it is empty."""
@@ -107,6 +110,8 @@ def decode_image(
             _check_png(data)
         elif data.startswith(b"\xff\xd8"):
             _check_scans(data)
+        elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            _check_tags(data)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             limits.check_size(*image.size)
             before_pixels(image.width * image.height)
@@ -149,3 +154,32 @@ def _check_scans(data: bytes) -> None:
     scans = data.count(b"\xff\xda")
     if scans > MAX_SCANS:
         raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")
+
+
+def _check_tags(data: bytes) -> None:
+    """Checks that a TIFF file's tags hold no more bytes than the file, as they do where many point at the same bytes.
+
+    Pillow copies the value of each tag, so that a file of 15 MB takes 8 GB.
+
+    Raises:
+        ImageError: they do.
+        struct.error: the file is truncated.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    count, entry, offset = (order + code for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L")))
+    places, seen, total = [struct.unpack_from(offset, data, 8 if big else 4)[0]], set(), 0
+    while places:
+        place = places.pop()
+        if place in seen or not 0 < place < len(data):
+            continue
+        seen.add(place)
+        (entries,) = struct.unpack_from(count, data, place)
+        start, size = place + struct.calcsize(count), struct.calcsize(entry)
+        for number in range(min(entries, (len(data) - start) // size)):
+            tag, kind, values, value = struct.unpack_from(entry, data, start + number * size)
+            total += TAG_SIZES.get(kind, 0) * values
+            if total > len(data):
+                raise ImageError("not a readable image: the TIFF file's tags hold more bytes than the file")
+            if tag in SUB_DIRECTORIES:
+                places.append(struct.unpack(offset, value)[0])

@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 
+from llava.command import run_command
 from llava.images import ImageLimits, decode_image
 from llava.serve.errors import ImageError
 
@@ -96,7 +97,7 @@ def answer(request: Mapping[str, Any], data: bytes, budget: Budget, out: BinaryI
     out.flush()
 
 
-def main() -> None:
+def decode_all() -> None:
     """Decodes until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's; it ends this process by closing stdin
     with suppress(OSError, AttributeError):
@@ -112,5 +113,10 @@ def main() -> None:
         answer(request, data, budget, out)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Decodes until stdin ends; returns the exit code."""
+    return run_command("decoder_process", decode_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,11 +54,19 @@ def test_a_servers_own_limits_hold(pool: DecoderPool) -> None:
 
 
 @linux
-def test_directories_of_tags_are_refused_for_the_memory_they_take(pool: DecoderPool) -> None:
-    with pytest.raises(ImageError, match="far more memory than an image of its size should"):
-        pool.decode(hostile.tiff_with_tags())
-    process = children()[0]
-    assert process.memory_info().rss < 200 * 2**20
+def test_a_processs_memory_is_bounded_by_the_image_that_it_decodes() -> None:
+    pool = DecoderPool(1)
+    before = {process.pid for process in children()}
+    try:
+        pool.decode(GOOD)
+        (process,) = [process for process in children() if process.pid not in before]
+        soft, _ = process.rlimit(psutil.RLIMIT_AS)
+        room = 64 * 2**20 + 2 * len(GOOD) + 16 * 64 * 64
+        assert process.memory_info().vms < soft < process.memory_info().vms + room + 16 * 2**20
+        pool.decode(hostile.PICTURES["wide strip"][0]())
+        assert process.rlimit(psutil.RLIMIT_AS)[0] > soft + 16 * 4_000_000
+    finally:
+        pool.close()
 
 
 @linux

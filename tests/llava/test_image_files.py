@@ -152,6 +152,43 @@ def test_a_jpeg_of_many_scans_is_refused_before_any_is_decoded() -> None:
     assert decode_image(hostile.jpeg_of_scans(64, 400)).size == (64, 64)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "packbits"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("size", [(4, 4), (64, 48)])
+def test_a_tiff_as_pillow_writes_it_has_no_more_tags_than_bytes(
+    size: tuple[int, int], big: bool, compression: str | None
+) -> None:
+    tags = Image.Exif()
+    tags[ORIENTATION] = 1
+    tags.get_ifd(0x8769)[0x9286] = b"a comment"
+    data = hostile.saved(hostile.noise(*size), "TIFF", compression=compression, big_tiff=big, exif=tags)
+    assert decode_image(data).tobytes() == hostile.noise(*size).tobytes()
+
+
+@pytest.mark.parametrize("tag", [0x8769, 0x8825])
+def test_tags_that_unfold_in_a_directory_below_are_refused(tag: int) -> None:
+    base = hostile.saved(hostile.noise(16, 16), "TIFF", exif=exif(1))
+    (start,) = struct.unpack_from("<L", base, 4)
+    (count,) = struct.unpack_from("<H", base, start)
+    entries = [base[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    below = len(base) + 1000
+    directory = hostile.directory([*entries, struct.pack("<HHLL", tag, 4, 1, below)], 0, 0, 0)
+    unfolding = hostile.directory([], 100, 5000, 8)
+    data = base[:4] + struct.pack("<L", len(base)) + base[8:] + directory.ljust(1000, b"\0") + unfolding
+    with pytest.raises(ImageError, match="tags hold more bytes than the file"):
+        decode_image(data)
+
+
+def test_a_tiff_whose_tags_unfold_is_refused_before_any_is_read() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="the TIFF file's tags hold more bytes than the file"):
+            decode_image(hostile.tiff_with_tags(tags=100, size=2**20))
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_file_of_too_many_bytes_is_refused() -> None:
     with pytest.raises(ImageError, match="larger than 1,000 bytes"):
         decode_image(hostile.saved(hostile.noise(64, 64)), ImageLimits(max_bytes=1000))
