@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -85,6 +86,24 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+Fit = Callable[[int, int], tuple[int, int]]
+"""(width, height) of an image -> the (width, height) that it will be resized to, bicubically."""
+
+
+class ImageOpener(ABC):
+    """An image of a request that is opened when its turn comes, since large ones need memory."""
+
+    fit: Fit | None = None
+    """Where it is known what the image will be resized to, this may be done while it is opened."""
+
+    @abstractmethod
+    def __call__(self) -> Image.Image:
+        """Opens the image."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends a call that another thread is in, which raises, and lets none begin."""
 
 
 def decode_image(

@@ -132,7 +132,7 @@ def resize_padded(image: Image.Image, background: tuple[int, int, int], side: in
 def _padded_pixels(image: Image.Image, processor: Any) -> Tensor:
     """A picture on a square of the processor's mean colour, prepared by the processor."""
     red, green, blue = (int(255 * mean) for mean in processor.image_mean)
-    image, background = image.convert("RGB"), (red, green, blue)
+    image, background = image if image.mode == "RGB" else image.convert("RGB"), (red, green, blue)
     size, resample = getattr(processor, "size", None), getattr(processor, "resample", None)
     side = _square_side(size) if getattr(processor, "do_resize", False) and resample is not None else None
     if side is None:  # a processor of somebody's own, which resizes in its own way

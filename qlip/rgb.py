@@ -25,12 +25,14 @@ _MAX_XMP = 2**20  # bytes that are searched
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Copies an image of any Pillow mode as upright RGB.
+    """Makes an image of any Pillow mode upright RGB. One that is so already, without any metadata, is returned itself.
 
     EXIF orientation is applied, transparency laid over white. Grey of more than 8 bits is scaled down: integers above
     255 are taken as 16-bit, floats up to 1 as shares of white.
     """
     image.load()
+    if image.mode == "RGB" and not image.info:
+        return image  # copying a photograph takes as long as decoding it
     turn = TURNS.get(read_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         grey = np.array(image, dtype=np.float32)  # scaled in place: a large image has room for one copy

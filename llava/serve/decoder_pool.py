@@ -24,7 +24,7 @@ from typing import IO
 
 from PIL import Image
 
-from llava.images import DEFAULT_LIMITS, ImageLimits
+from llava.images import DEFAULT_LIMITS, Fit, ImageLimits, ImageOpener
 from llava.serve.errors import ImageError, RequestError
 
 try:
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 CPU_SECONDS = 5.0
 WALL_SECONDS = 9.0
-STRIP_BYTES = 2**20
+STRIP_BYTES = 96 * 2**10  # as in the processes
 PIPE_BYTES = 2**20
 
 # No secrets: what a hostile image might take over has nothing to tell.
@@ -93,9 +93,19 @@ class DecoderPool:
         self._closed = False
 
     def decode(
-        self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, cancellation: Cancellation | None = None
+        self,
+        data: bytes,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        cancellation: Cancellation | None = None,
+        fit: Fit | None = None,
     ) -> Image.Image:
         """Decodes an image file as `llava.images.decode_image`; blocks the calling thread.
+
+        Args:
+            data: The file.
+            limits: What it may cost.
+            cancellation: Ends it.
+            fit: Says what size to resize it to if that makes it smaller, so that less has to cross to this process.
 
         Raises:
             ImageError: the file is no image, broken, or beyond the limits, those on time and memory included.
@@ -112,7 +122,7 @@ class DecoderPool:
             if process is None or process.poll() is not None:
                 process = start_process()
             cancellation.watch(process)
-            image = self._exchange(process, data, limits, cancellation)
+            image = self._exchange(process, data, limits, cancellation, fit)
             healthy = True
             return image
         except _Refused as error:
@@ -134,13 +144,18 @@ class DecoderPool:
                 end_process(process)
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits, cancellation: Cancellation
+        self,
+        process: subprocess.Popen[bytes],
+        data: bytes,
+        limits: ImageLimits,
+        cancellation: Cancellation,
+        fit: Fit | None,
     ) -> Image.Image:
         timer = threading.Timer(self.wall_seconds, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            return exchange(process, data, limits, self.cpu_seconds)
+            return exchange(process, data, limits, self.cpu_seconds, fit)
         except (EOFError, OSError):  # killed, by whomever
             if cancellation.cancelled:
                 raise client_gone() from None
@@ -166,8 +181,8 @@ class DecoderPool:
 
 
 @dataclass
-class UnopenedImage:
-    """An image of a request, which is read and decoded when its turn comes."""
+class UnopenedImage(ImageOpener):
+    """An image of a request, which is read and decoded by a pool when its turn comes."""
 
     read: Callable[[], bytes]
     """Gives the image file."""
@@ -187,7 +202,7 @@ class UnopenedImage:
         """
         with self.guard():
             decoders = self.decoders or shared_decoders()
-            return decoders.decode(self.read(), self.limits, self.cancellation)
+            return decoders.decode(self.read(), self.limits, self.cancellation, self.fit)
 
     def cancel(self) -> None:
         """Ends a call that another thread is in, and lets none begin."""
@@ -198,15 +213,17 @@ class _Refused(Exception):
     """A decoder process is well and refuses an image."""
 
 
-def exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits, cpu_seconds: float) -> Image.Image:
-    """Sends a file to a decoder process and reads its image.
+def exchange(
+    process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits, cpu_seconds: float, fit: Fit | None = None
+) -> Image.Image:
+    """Sends a file to a decoder process and reads its image, made smaller if `fit` says so.
 
     Raises:
         _Refused: with the reason.
         EOFError, OSError: the process has ended.
     """
     assert process.stdin is not None and process.stdout is not None
-    request = {"bytes": len(data), "limits": asdict(limits), "cpu_seconds": cpu_seconds}
+    request = {"bytes": len(data), "limits": asdict(limits), "cpu_seconds": cpu_seconds, "fits": fit is not None}
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.write(data)
     process.stdin.flush()
@@ -217,6 +234,12 @@ def exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits,
     if "error" in reply:
         raise _Refused(reply["error"])
     width, height = reply["size"]
+    if fit is not None:
+        size = fit(width, height)
+        smaller = size[0] * size[1] < width * height
+        process.stdin.write(json.dumps(size if smaller else None).encode() + b"\n")
+        process.stdin.flush()
+        width, height = size if smaller else (width, height)
     image = Image.new("RGB", (width, height))
     rows = max(1, STRIP_BYTES // (3 * width))
     for top in range(0, height, rows):

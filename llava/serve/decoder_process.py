@@ -31,7 +31,7 @@ OPENING_BYTES = 64 * 2**20
 """Memory beyond twice the file that opening an image may take; directories of tags can unfold to gigabytes."""
 BYTES_PER_PIXEL = 16
 """Memory that decoding may take. Pillow keeps 4 bytes; a progressive JPEG takes 6 more, a change of mode 4 or 8."""
-STRIP_BYTES = 2**20
+STRIP_BYTES = 96 * 2**10  # below the size for which the allocator asks the system for fresh memory, each time
 NICENESS = 5  # the model's threads go first
 
 
@@ -81,8 +81,8 @@ def write_image(image: Image.Image, out: BinaryIO) -> None:
         out.write(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
 
 
-def answer(request: Mapping[str, Any], data: bytes, budget: Budget, out: BinaryIO) -> None:
-    """Decodes one file and writes what came of it."""
+def answer(request: Mapping[str, Any], data: bytes, budget: Budget, given: BinaryIO, out: BinaryIO) -> None:
+    """Decodes one file and writes what came of it, resized if its parent says so when it knows the size."""
     image = None
     try:
         image = decode_image(data, ImageLimits(**request["limits"]), budget.allow_pixels)
@@ -92,6 +92,10 @@ def answer(request: Mapping[str, Any], data: bytes, budget: Budget, out: BinaryI
     except MemoryError:
         reply = {"error": "opening the image takes far more memory than an image of its size should"}
     out.write(json.dumps(reply).encode() + b"\n")
+    if image is not None and request["fits"]:
+        out.flush()
+        size = json.loads(given.readline())
+        image = image if size is None else image.resize(size, Image.Resampling.BICUBIC)
     if image is not None:
         write_image(image, out)
     out.flush()
@@ -110,7 +114,7 @@ def decode_all() -> None:
         data = given.read(request["bytes"])
         if len(data) < request["bytes"]:
             return
-        answer(request, data, budget, out)
+        answer(request, data, budget, given, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

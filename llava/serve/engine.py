@@ -25,6 +25,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.images import ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.serve.answer import Answer, Usage
 from llava.serve.batch_queue import BatchQueue, EngineLimits
@@ -213,7 +214,8 @@ class ChatEngine:
             else:
                 preparing.add_done_callback(_abandon)
                 for image in images:
-                    getattr(image, "cancel", lambda: None)()
+                    if isinstance(image, ImageOpener):
+                        image.cancel()
             raise
 
     def close(self) -> None:
@@ -261,6 +263,8 @@ class ChatEngine:
         return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
 
     def _look(self, picture: Picture, settings: QLIPConfig | None) -> View:
+        if isinstance(picture, ImageOpener):
+            picture.fit = self.sight.fit(settings)
         opened = picture() if callable(picture) else picture
         return self.sight.look(opened, settings).for_tower()
 

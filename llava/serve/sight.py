@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from llava.images import Fit
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
@@ -21,8 +22,7 @@ from qlip import Leaves, QLIPConfig, QLIPImageProcessor
 from qlip.patches import CutImage
 
 Picture = Image.Image | Callable[[], Image.Image]
-"""An image, RGB, or what opens it: large ones need not lie in memory before their turn comes. What opens it may have a
-`cancel`, which makes a call in another thread end with an error."""
+"""An image, RGB, or what opens it, such as an `ImageOpener`: large ones need not lie in memory before their turn."""
 
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""
@@ -125,6 +125,19 @@ class Sight:
         settings = replace(tower.settings, **changes)  # checks the values
         enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
         return settings if enabled else None
+
+    def fit(self, settings: QLIPConfig | None) -> Fit | None:
+        """Says what an image will be resized to first; None where that is for another image processor to know."""
+        tower = self.quadtree_tower
+        if tower is None or settings is None:
+            return None
+        processor = tower.under(settings).image_processor
+
+        def fit(width: int, height: int) -> tuple[int, int]:
+            rows, cols = processor.choose_grid(height, width)
+            return cols * processor.patch_size, rows * processor.patch_size
+
+        return fit
 
     def look(self, image: Image.Image, settings: QLIPConfig | None) -> View:
         """Prepares a picture and counts its tokens, without running the tower.

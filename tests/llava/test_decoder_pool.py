@@ -182,3 +182,22 @@ def test_a_source_tree_that_is_not_installed_is_found(tmp_path: Path, monkeypatc
     finally:
         pool.close()
     assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (500, 333), (20, 300)])
+def test_an_image_resized_on_its_way_is_the_one_resized_here(pool: DecoderPool, size: tuple[int, int]) -> None:
+    image = hostile.noise(*size)
+    smaller = (max(4, size[0] // 3), max(4, size[1] // 2))
+    fitted = pool.decode(hostile.saved(image), fit=lambda width, height: smaller)
+    assert fitted.tobytes() == image.resize(smaller, Image.Resampling.BICUBIC).tobytes()
+    larger = pool.decode(hostile.saved(image), fit=lambda width, height: (2 * width, 2 * height))
+    assert larger.tobytes() == image.tobytes()  # making it larger is left to this process
+
+
+def test_a_size_that_cannot_be_chosen_leaves_the_pool_well(pool: DecoderPool) -> None:
+    def fail(width: int, height: int) -> tuple[int, int]:
+        raise LookupError("no size")
+
+    with pytest.raises(LookupError, match="no size"):
+        pool.decode(GOOD, fit=fail)
+    assert pool.decode(GOOD).size == (64, 64)
