@@ -36,7 +36,7 @@ class EngineLimits:
     """Most visual tokens of a batch; a request with more goes alone."""
     max_waiting: int = 64
     """Most requests that wait; one more is refused."""
-    max_preparing: int = 4
+    max_preparing: int = 8
     """Most requests whose pictures are opened and prepared at the same time, where event loops submit them."""
     max_image_tokens: int = 4096
     """Largest token budget that a request may ask for."""

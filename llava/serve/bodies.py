@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from io import BytesIO
+import ctypes
+import mmap
+from collections.abc import Callable
+from functools import cache
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,6 +16,7 @@ from llava.serve.http import error_response
 
 MAX_VALUES = 1_000_000  # in a body: parsing many tiny ones takes a hundred times their bytes, and stops the event loop
 LEAST_BUDGET = 256 * 2**20  # bytes
+LARGE = 2**20  # bytes; larger bodies are gathered outside of the allocator's heap, which keeps what it once had
 UNCOUNTED = 2**16  # bytes of each body: text never waits for pictures
 HELD = "llava.held_body"
 
@@ -26,6 +30,15 @@ class BodyBudget:
             most: Bytes, without the first 64 KiB of each body.
         """
         self.most, self.held = most, 0
+        self._peak = 0
+
+    def change(self, size: int) -> None:
+        """Counts bytes that have come, or gone. When large bodies have all gone, their memory is the system's again."""
+        self.held += size
+        self._peak = max(self._peak, self.held)
+        if self.held == 0 and self._peak > 64 * LARGE:
+            self._peak = 0
+            return_memory()
 
 
 class HeldBody:
@@ -49,14 +62,68 @@ class HeldBody:
         if self.budget.held - self.counted + counted > self.budget.most:
             self.release()
             return False
-        self.budget.held += counted - self.counted
+        self.budget.change(counted - self.counted)
         self.counted = counted
         return True
 
     def release(self) -> None:
         """Gives the share back."""
-        self.budget.held -= self.counted
-        self.counted = 0
+        counted, self.counted = self.counted, 0
+        self.budget.change(-counted)
+
+
+class BodyBuffer:
+    """Gathers a body's pieces."""
+
+    def __init__(self, most: int) -> None:
+        """
+        Args:
+            most: Bytes that it may come to.
+        """
+        self.most, self.size = most, 0
+        self._pieces: list[bytes] = []
+        self._large: mmap.mmap | None = None
+
+    def add(self, piece: bytes) -> None:
+        """Adds a piece."""
+        self.size += len(piece)
+        if self._large is not None:
+            self._large.write(piece)
+            return
+        self._pieces.append(piece)
+        if self.size > LARGE:
+            self._large = mmap.mmap(-1, max(self.most, self.size))  # pages that nobody writes to take no memory
+            self._large.write(b"".join(self._pieces))
+            self._pieces.clear()
+
+    def take(self) -> bytes:
+        """Gives the body, and keeps nothing."""
+        body = b"".join(self._pieces) if self._large is None else self._large[: self.size]
+        self.clear()
+        return body
+
+    def clear(self) -> None:
+        """Frees what has been gathered."""
+        self._pieces.clear()
+        if self._large is not None:
+            self._large.close()
+            self._large = None
+
+
+@cache
+def _trimmer() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`; None where the C library is another."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def return_memory() -> None:
+    """Gives the memory that the allocator keeps for later back to the system, where it can be told to."""
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
 
 
 class BodyLimit:
@@ -125,24 +192,32 @@ class BodyLimit:
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_body:
             raise too_large
-        body, size, values = BytesIO(), 0, 0
+        body = BodyBuffer(self.max_body)
+        try:
+            return await self._gather(body, receive, held, too_large)
+        finally:
+            body.clear()  # an error's traceback would keep it until the next collection of garbage
+
+    async def _gather(
+        self, body: BodyBuffer, receive: Receive, held: HeldBody, too_large: RequestError
+    ) -> Message | None:
+        values = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             piece = message.get("body", b"")
-            size += len(piece)
             values += sum(map(piece.count, (b"[", b"{", b",")))
-            if size > self.max_body:
+            if body.size + len(piece) > self.max_body:
                 raise too_large
             if values > MAX_VALUES:
                 raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
-            if not held.grow(size):
+            if not held.grow(body.size + len(piece)):
                 said = f"the requests that this server has taken on hold {self.budget.most:,} bytes, the most allowed"
                 raise RequestError(503, "busy", f"{said}; try again, or send less than {UNCOUNTED:,} bytes", 1)
-            body.write(piece)
+            body.add(piece)
             if not message.get("more_body", False):
-                return {"type": "http.request", "body": body.getvalue(), "more_body": False}
+                return {"type": "http.request", "body": body.take(), "more_body": False}
 
 
 def mark_taken(scope: Scope) -> None:

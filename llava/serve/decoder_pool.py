@@ -34,6 +34,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+PROCESSES = 8  # more than cores, so that a few slow images leave some for the others; started when they are needed
 CPU_SECONDS = 5.0
 WALL_SECONDS = 9.0
 STRIP_BYTES = 96 * 2**10  # as in the processes
@@ -292,6 +293,6 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 @cache
 def shared_decoders() -> DecoderPool:
     """The pool of this process, started with its first image and ended with the process."""
-    pool = DecoderPool(min(4, os.cpu_count() or 1))
+    pool = DecoderPool(PROCESSES)
     atexit.register(pool.close)
     return pool

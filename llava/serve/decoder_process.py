@@ -32,7 +32,7 @@ OPENING_BYTES = 64 * 2**20
 BYTES_PER_PIXEL = 16
 """Memory that decoding may take. Pillow keeps 4 bytes; a progressive JPEG takes 6 more, a change of mode 4 or 8."""
 STRIP_BYTES = 96 * 2**10  # below the size for which the allocator asks the system for fresh memory, each time
-NICENESS = 5  # the model's threads go first
+NICENESS = 10  # the model's threads go first
 
 
 class Budget:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from llava.serve import bodies
 from llava.serve.bodies import UNCOUNTED, BodyBudget, BodyLimit, take_body
 from llava.serve.controller import create_app
 from llava.serve.dispatcher import Dispatcher, Timeouts
@@ -75,6 +76,44 @@ def test_bodies_beyond_the_budget_are_refused_and_told_when_to_come_back() -> No
         counted.go.set()
         eventually(lambda: counted.budget.held == 0)
         assert httpx.post(url, content=b"x" * 5 * MIB, timeout=DEADLINE).text == str(5 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 503), ({"Transfer-Encoding": "chunked"}, 503)],
+    ids=["declared", "chunked"],
+)
+def test_a_refused_body_is_freed_at_once_and_not_with_the_garbage(
+    headers: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bodies.BodyBuffer] = []
+
+    class Noted(bodies.BodyBuffer):
+        def __init__(self, most: int) -> None:
+            super().__init__(most)
+            made.append(self)
+
+    monkeypatch.setattr(bodies, "BodyBuffer", Noted)
+    counted = Counted(4 * MIB)
+    counted.go.set()
+    with served(counted.app) as url:
+        reply = httpx.post(url, content=iter([b"x" * MIB] * 6) if headers else b"x" * 6 * MIB, timeout=DEADLINE)
+        assert reply.status_code == status
+    (buffer,) = made
+    assert buffer.size >= 4 * MIB
+    assert buffer._large is None and not buffer._pieces
+
+
+def test_large_bodies_leave_no_memory_with_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[None] = []
+    monkeypatch.setattr(bodies, "return_memory", lambda: returned.append(None))
+    counted = Counted(200 * MIB, max_body=100 * MIB)
+    counted.go.set()
+    with served(counted.app) as url:
+        assert httpx.post(url, content=b"x" * 2 * MIB, timeout=DEADLINE).text == str(2 * MIB)
+        assert returned == []  # not worth the time
+        assert httpx.post(url, content=b"x" * 70 * MIB, timeout=DEADLINE).text == str(70 * MIB)
+        eventually(lambda: returned == [None])
 
 
 def test_a_crowd_never_holds_more_than_the_budget_and_some_of_it_get_through() -> None:
