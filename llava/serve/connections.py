@@ -28,9 +28,8 @@ BACKLOG = 512  # connections that are accepted at once, before the first of them
 OTHER_FILES = 256  # a server's own: libraries, checkpoints, pipes
 LINGER = 1.0  # seconds for which a refused connection is kept, so that its client can read why
 MAX_LINGERING = 64
-SEND_BUFFER = (
-    2**17
-)  # bytes that the system keeps for a client: with its usual megabytes a slow one seems to read nothing
+# Bytes that the system keeps for a client: with its usual megabytes, a slow one seems to read nothing.
+SEND_BUFFER = 2**17
 
 NO_REQUEST, BODY_MISSING, ANSWERING = range(3)  # what a connection waits for; the first two are the client's to send
 
