@@ -1,6 +1,7 @@
 """What one hostile client does to the servers, an attack a function: each says what was wrong with the answer, or None.
 
-Every attack is bounded in size and number, and goes to servers of this machine only.
+Every attack is bounded in size and number, and goes to servers of this machine only. `python -m scripts.attacks` runs
+them in a process of its own, so that the soak run can time good requests beside them.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import asyncio
 import base64
 import itertools
 import json
+import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from llava.command import OneLineParser, run_command
 from scripts import hostile
 
 Complaint = str | None
@@ -252,6 +258,29 @@ ATTACKS: dict[str, tuple[Callable[[Target], Awaitable[Complaint]], float]] = {
 """Name -> what it does, and the seconds from one to the next."""
 
 
+async def attack(target: Target, seconds: float, large_bodies: int) -> dict[str, Any]:
+    """Runs each attack in a loop of its own; returns how often, and what was wrong."""
+    end = time.monotonic() + seconds
+    counts, wrong = Counter[str](), list[str]()
+
+    async def repeat(name: str, work: Callable[[Target], Awaitable[Complaint]], pause: float) -> None:
+        while time.monotonic() < end:
+            try:
+                complaint = await work(target)
+            except httpx.TransportError as error:
+                complaint = f"{name}: {type(error).__name__}"
+            counts[name] += 1
+            if complaint:
+                wrong.append(complaint)
+            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+
+    chosen = dict(ATTACKS)
+    large = partial(send_large_bodies, count=large_bodies)
+    chosen["large bodies"] = large, chosen.pop("20 bodies of 60 MiB")[1]
+    await asyncio.gather(*(repeat(name, work, pause) for name, (work, pause) in chosen.items()))
+    return {"counts": counts, "wrong": wrong}
+
+
 def unless(fine: bool, what: str, reply: httpx.Response) -> Complaint:
     """None for a reply as it should be; otherwise what was asked and what came."""
     return None if fine else f"{what}: {reply.status_code} {reply.text[-120:]}"
@@ -263,3 +292,26 @@ def is_answer(reply: httpx.Response) -> bool:
         return False
     last = json.loads(reply.content.rstrip(b"\0").rpartition(b"\0")[2])
     return bool(last.get("finish_reason") or last.get("choices", [{}])[0].get("finish_reason"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Attacks the servers that stdin names, as JSON, and prints what came of it as JSON; returns the exit code."""
+    OneLineParser(prog="attacks", description="Attack the servers of a soak run, which starts this.").parse_args(argv)
+
+    def run() -> None:
+        os.nice(10)  # on a machine of its own, a client would take no processor time from the servers
+        options = json.load(sys.stdin)
+        seconds, large_bodies = options.pop("seconds"), options.pop("large_bodies")
+
+        async def work() -> dict[str, Any]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
+                return await attack(Target(client, **options), seconds, large_bodies)
+
+        print(json.dumps(asyncio.run(work())))
+
+    return run_command("attacks", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 PROCESSES = 8  # more than cores, so that a few slow images leave some for the others; started when they are needed
 CPU_SECONDS = 5.0
-WALL_SECONDS = 9.0
+WALL_SECONDS = 8.0
 STRIP_BYTES = 96 * 2**10  # as in the processes
 PIPE_BYTES = 2**20
 
