@@ -55,7 +55,7 @@ class Scale:
     """Whether latency and memory are promises; in a short run, on a busy machine, they are only shown."""
 
 
-QUICK = Scale(seconds=12.0, quiet=2.0, burst=50, large_bodies=6, measured=False)
+QUICK = Scale(seconds=6.0, quiet=1.0, burst=50, large_bodies=6, measured=False)
 PAUSE = 0.4  # seconds between good requests
 SLOWER = 3.0  # times its quiet latency that a good request may take under attack
 

@@ -96,7 +96,7 @@ def test_a_refused_body_is_freed_at_once_and_not_with_the_garbage(
         reply = httpx.post(url, content=iter([b"x" * MIB] * 6) if chunked else b"x" * 6 * MIB, timeout=DEADLINE)
         assert reply.status_code == 503
     (buffer,) = made
-    assert buffer.size >= 4 * MIB
+    assert buffer.size > 3 * MIB
     assert buffer._large is None and not buffer._pieces
 
 

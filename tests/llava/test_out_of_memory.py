@@ -74,7 +74,7 @@ def test_other_faults_are_not_taken_for_it(error: Exception) -> None:
 def test_a_worker_and_its_openai_routes_say_so(
     engine: ChatEngine, route: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(*((bodies, "BytesIO", fail) if where == "receiving" else (engine, "_prepare", fail)))
+    monkeypatch.setattr(*((bodies, "BodyBuffer", fail) if where == "receiving" else (engine, "_prepare", fail)))
     body = CHAT if route.startswith("/v1") else ASKED
     assert_out_of_memory(post(create_worker_app(ModelWorker(engine, ["m"])), route, body))
 
@@ -82,7 +82,7 @@ def test_a_worker_and_its_openai_routes_say_so(
 @pytest.mark.parametrize("where", ["receiving", "reading", "preparing"])
 def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {
-        "receiving": (bodies, "BytesIO", fail),
+        "receiving": (bodies, "BodyBuffer", fail),
         "reading": (openai_api, "from_json", fail),  # FastAPI takes what is raised there for a bad body
         "preparing": (engine, "_prepare", fail),
     }
@@ -93,7 +93,7 @@ def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("where", "route", "body"),
     [
-        ((bodies, "BytesIO", fail), "/worker_generate_stream", ASKED),
+        ((bodies, "BodyBuffer", fail), "/worker_generate_stream", ASKED),
         ((wire, "parsed", fail), "/worker_generate_stream", ASKED),
         (("json.loads", fail), "/register_worker", registration()),
     ],

@@ -92,7 +92,7 @@ def test_an_answer_grows_to_what_the_worker_s_engine_says_seen_as_asked(
     pieces = answer(ControllerBackend(url, api_key=KEY), query(**options))
     own = engine.submit(engine.question(QUESTION, 1), [picture()], GREEDY, QLIPOptions(**options))
     assert text_of(pieces) == "".join(own).strip()
-    assert len([piece for piece in pieces if piece.text]) > 3
+    assert len([piece for piece in pieces if piece.text]) > 1  # on a busy machine several tokens come at once
     assert pieces[-1].visual_tokens == own.usage.visual_tokens
 
 
