@@ -143,6 +143,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
                 return rows, cols
             scale *= 0.98
 
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels, of whole cells, that a picture of these sides is resized to."""
+        rows, cols = self.choose_grid(height, width)
+        return cols * self.patch_size, rows * self.patch_size
+
     def _affordable(self, grid: tuple[int, int]) -> bool:
         if self.qlip.max_tokens is None:
             return True
@@ -167,8 +172,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
             kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
             raise TypeError(f"the image is a {kind}; it must be a Pillow image, or uint8 or floats in [0, 1]")
         image = to_rgb(image)
-        rows, cols = self.choose_grid(image.height, image.width)
-        size = (cols * self.patch_size, rows * self.patch_size)
+        size = self.fit(*image.size)
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()

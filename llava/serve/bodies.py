@@ -120,7 +120,7 @@ def _trimmer() -> Callable[[int], int] | None:
 
 
 def return_memory() -> None:
-    """Gives the memory that the allocator keeps for later back to the system, where it can be told to."""
+    """Gives the memory that the allocator keeps for later back to the system, where it can be asked to."""
     trim = _trimmer()
     if trim is not None:
         trim(0)
@@ -170,7 +170,7 @@ class BodyLimit:
         if message is None:  # the client has gone
             return
         messages = [message]
-        del message  # whoever reads the body is to be the only one who holds it
+        del message  # so that only the reader holds the body
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()

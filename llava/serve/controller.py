@@ -22,7 +22,7 @@ from llava.command import OneLineParser, run_command
 from llava.serve import wire
 from llava.serve.bodies import BodyLimit, take_body
 from llava.serve.connections import ConnectionLimits
-from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
+from llava.serve.disconnects import reply_unless_gone
 from llava.serve.dispatcher import HOPS, INSTANCE, MAX_SHORT, Dispatcher
 from llava.serve.errors import Failure, RequestError, explain, ran_out_of_memory
 from llava.serve.http import (
@@ -115,7 +115,7 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def tell(request: Request, error: HTTPException) -> Response:
-        if error.__cause__ is not None and ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
+        if ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
             return error_response(explain(error.__cause__))
         return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
 
@@ -163,10 +163,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
     async def worker_generate_stream(request: Request) -> Response:
         hops = [hop for hop in request.headers.get(HOPS, "").split(",") if hop]
         work = dispatcher.generate(await take_body(request), hops)
-        try:
-            return await unless_gone(request.receive, work)
-        except ClientGone:
-            return Response(status_code=CLIENT_GONE)
+        return await reply_unless_gone(request.receive, work)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> wire.WorkerStatus:

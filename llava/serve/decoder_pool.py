@@ -25,6 +25,7 @@ from typing import IO
 from PIL import Image
 
 from llava.images import DEFAULT_LIMITS, Fit, ImageLimits, ImageOpener
+from llava.serve.decoder_process import STRIP_BYTES
 from llava.serve.errors import ImageError, RequestError
 
 try:
@@ -37,8 +38,8 @@ logger = logging.getLogger(__name__)
 PROCESSES = 8  # more than cores, so that a few slow images leave some for the others; started when they are needed
 CPU_SECONDS = 5.0
 WALL_SECONDS = 8.0
-STRIP_BYTES = 96 * 2**10  # as in the processes
 PIPE_BYTES = 2**20
+ENDED_BY_A_LIMIT = {-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)}
 
 # No secrets: what a hostile image might take over has nothing to tell.
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
@@ -118,11 +119,12 @@ class DecoderPool:
             process = self._idle.get(timeout=self.wall_seconds)
         except queue.Empty:
             raise RequestError(503, "busy", "too many images are being opened; try again in some seconds", 5) from None
-        healthy = False
+        healthy = True
         try:
             if process is None or process.poll() is not None:
                 process = start_process()
             cancellation.watch(process)
+            healthy = False  # until the exchange has come to its end
             image = self._exchange(process, data, limits, cancellation, fit)
             healthy = True
             return image
@@ -167,7 +169,7 @@ class DecoderPool:
     def _explain_end(self, process: subprocess.Popen[bytes]) -> ImageError:
         code = process.wait()
         logger.warning("an image ended its decoder process (exit code %d)", code)
-        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        if code in ENDED_BY_A_LIMIT:
             limit = f"opening the image takes more than {self.cpu_seconds:g} s"
             return ImageError(f"{limit}; make it smaller, or save it again in another format")
         return ImageError("the image could not be opened; save it again in another format")

@@ -36,7 +36,7 @@ NICENESS = 10  # the model's threads go first
 
 
 class Budget:
-    """This process's own bounds on memory and processor time, set anew for each image."""
+    """This process's own bounds on memory and processor time, set again for each image."""
 
     def __init__(self) -> None:
         self.file_bytes = 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from starlette.responses import Response
 from starlette.types import Receive
 
 T = TypeVar("T")
@@ -39,6 +40,14 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def reply_unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
+    """Awaits a reply as `unless_gone`; for a client that hung up it is an empty one, which is counted."""
+    try:
+        return await unless_gone(receive, work)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
 
 
 async def wait_until_gone(receive: Receive) -> None:

@@ -25,7 +25,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.images import ImageOpener
+from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.serve.answer import Answer, Usage
 from llava.serve.batch_queue import BatchQueue, EngineLimits
@@ -253,7 +253,8 @@ class ChatEngine:
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
         settings = self.sight.settings(request.qlip)
         # One after the other, so that one picture at a time is in memory at its full size.
-        views = [self._look(image, settings) for image in images]
+        fit = self.sight.fit(settings) if images else None
+        views = [self._look(image, settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:
             left = max(1, self.context_len - text - context)
@@ -262,9 +263,9 @@ class ChatEngine:
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
 
-    def _look(self, picture: Picture, settings: QLIPConfig | None) -> View:
+    def _look(self, picture: Picture, settings: QLIPConfig | None, fit: Fit | None) -> View:
         if isinstance(picture, ImageOpener):
-            picture.fit = self.sight.fit(settings)
+            picture.fit = fit
         opened = picture() if callable(picture) else picture
         return self.sight.look(opened, settings).for_tower()
 

@@ -26,7 +26,7 @@ from llava.serve.bodies import BodyLimit, take_body
 from llava.serve.cli import add_model_flags, load_engine
 from llava.serve.connections import ConnectionLimits
 from llava.serve.decoder_pool import UnopenedImage
-from llava.serve.disconnects import CLIENT_GONE, ClientGone, unless_gone
+from llava.serve.disconnects import reply_unless_gone
 from llava.serve.engine import ChatEngine, EngineLimits
 from llava.serve.errors import GenerationError, explain
 from llava.serve.http import (
@@ -181,10 +181,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
         work = worker.generate(await take_body(request), metrics)
-        try:
-            return await unless_gone(request.receive, work)
-        except ClientGone:
-            return Response(status_code=CLIENT_GONE)
+        return await reply_unless_gone(request.receive, work)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> wire.WorkerStatus:

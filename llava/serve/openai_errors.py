@@ -71,7 +71,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def unroutable(request: Request, error: HTTPException) -> Response:
-        if error.__cause__ is not None and ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
+        if ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
             return tell(explain(error.__cause__))
         known = {
             404: ("not_found", replacement_route(request.url.path) or "there is nothing under this path"),

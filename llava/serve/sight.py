@@ -131,13 +131,7 @@ class Sight:
         tower = self.quadtree_tower
         if tower is None or settings is None:
             return None
-        processor = tower.under(settings).image_processor
-
-        def fit(width: int, height: int) -> tuple[int, int]:
-            rows, cols = processor.choose_grid(height, width)
-            return cols * processor.patch_size, rows * processor.patch_size
-
-        return fit
+        return tower.under(settings).image_processor.fit
 
     def look(self, image: Image.Image, settings: QLIPConfig | None) -> View:
         """Prepares a picture and counts its tokens, without running the tower.

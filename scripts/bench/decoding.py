@@ -47,15 +47,11 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(data: bytes, pool: DecoderPool, processor: QLIPImageProcessor, rounds: int) -> tuple[float, float]:
     """Median seconds to prepare an image, decoded in this process and by the pool."""
 
-    def fit(width: int, height: int) -> tuple[int, int]:
-        rows, cols = processor.choose_grid(height, width)
-        return cols * processor.patch_size, rows * processor.patch_size
-
     def prepare(decode: Callable[[bytes], Image.Image]) -> None:
         processor.cut(processor.preprocess(decode(data), return_tensors="pt")["pixel_values"][0])
 
     times = [
-        (seconds(lambda: prepare(decode_image)), seconds(lambda: prepare(partial(pool.decode, fit=fit))))
+        (seconds(lambda: prepare(decode_image)), seconds(lambda: prepare(partial(pool.decode, fit=processor.fit))))
         for _ in range(rounds)
     ]
     own, pooled = (statistics.median(column) for column in zip(*times, strict=True))

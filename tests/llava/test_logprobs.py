@@ -18,17 +18,15 @@ from llava.serve.answer import Answer
 from llava.serve.engine import ChatEngine
 from llava.serve.logprobs import StepLogprobs
 from llava.serve.sampling import Sampling
-from tests.llava.openai_serving import DEADLINE, QUESTION, Gate, api, body, picture
+from tests.llava.openai_serving import DEADLINE, QUESTION, Gate, body, openai_api, picture
 
 ASKED: dict[str, Any] = {"logprobs": True, "top_logprobs": 4}
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[ChatEngine, OpenAI]]:
-    with api() as (engine, http_client):
-        url = f"{http_client.base_url}/v1"
-        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=DEADLINE) as client:
-            yield engine, client
+    with openai_api() as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

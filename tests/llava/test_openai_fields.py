@@ -14,17 +14,15 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from llava.serve.engine import ChatEngine
 from llava.serve.sampling import Sampling
-from tests.llava.openai_serving import DEADLINE, MODEL, api, body, data_url, picture, user
+from tests.llava.openai_serving import MODEL, body, data_url, openai_api, picture, user
 
 HELLO = {"role": "user", "content": "Hello"}
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[ChatEngine, OpenAI]]:
-    with api() as (engine, http_client):
-        url = f"{http_client.base_url}/v1"
-        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=DEADLINE) as client:
-            yield engine, client
+    with openai_api() as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
