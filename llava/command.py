@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
-from llava.serve.errors import GenerationError
+from llava.serve.engine.errors import GenerationError
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""

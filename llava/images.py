@@ -1,33 +1,28 @@
-"""Decodes image files into upright RGB images. Pillow and numpy only: processes without torch use it.
+"""Opens images from paths, URLs, base64 text and bytes: the one place that reads image files.
 
-Every file is taken for hostile: its structure and declared size are checked before a pixel is decoded, and errors
-never repeat what a library said.
+Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL. Every file
+is taken for hostile: its structure and declared size are checked before a pixel is decoded, and errors never repeat
+what a library said.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
-from llava.serve.errors import ImageError
+from llava.image_limits import DEFAULT_LIMITS, ImageError, ImageLimits, check_structure
 from qlip.rgb import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""TIFF's type of a value -> its bytes."""
-SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them with the image
-MAX_SCANS = 500
-"""Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all of its pixels, and takes ten
-bytes when it is empty."""
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # What Pillow's decoders raise on broken files.
 _BROKEN = (
@@ -43,49 +38,6 @@ _BROKEN = (
     zlib.error,
 )
 
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What an image may cost."""
-
-    max_bytes: int = 20 * 2**20
-    """Largest file, in bytes."""
-    max_pixels: int = 64_000_000
-    """Largest width x height."""
-    max_side: int = 16_384
-    """Longest side, in pixels."""
-    min_side: int = 4
-    """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
-    max_aspect: float = 64.0
-    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
-    timeout: float = 10.0
-    """Seconds a download may take."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-
-    def check_bytes(self, size: int) -> None:
-        """Raises ImageError for a file of more bytes than allowed."""
-        if size > self.max_bytes:
-            raise ImageError(f"the image file is larger than {self.max_bytes:,} bytes")
-
-    def check_size(self, width: int, height: int) -> None:
-        """Raises ImageError for sides, in pixels, beyond the limits."""
-        found = f"the image is {width}x{height} pixels"
-        long, short = max(width, height), min(width, height)
-        if short < self.min_side:
-            raise ImageError(f"{found}; each side needs at least {self.min_side}")
-        if long > self.max_side:
-            raise ImageError(f"{found}; each side may have at most {self.max_side}")
-        if width * height > self.max_pixels:
-            raise ImageError(f"{found}; at most {self.max_pixels:,} pixels are allowed")
-        if long > self.max_aspect * short:
-            raise ImageError(f"{found}; one side may be at most {self.max_aspect:g} times the other")
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 Fit = Callable[[int, int], tuple[int, int]]
 """(width, height) of an image -> the (width, height) that it will be resized to, bicubically."""
@@ -125,12 +77,7 @@ def decode_image(
     """
     limits.check_bytes(len(data))
     try:
-        if data.startswith(_PNG_SIGNATURE):
-            _check_png(data)
-        elif data.startswith(b"\xff\xd8"):
-            _check_scans(data)
-        elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            _check_tags(data)
+        check_structure(data)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             limits.check_size(*image.size)
             before_pixels(image.width * image.height)
@@ -148,57 +95,144 @@ def decode_image(
         ) from None
 
 
-def _check_png(data: bytes) -> None:
-    """Checks the chunks of a PNG file up to its end, since Pillow skips the checksums of pixels and may miss the end.
+def load_image(
+    source: str | Path | bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    allow_paths: bool = True,
+    allow_urls: bool = True,
+    allow_loopback: bool = False,
+    allowed_hosts: Collection[str] | None = None,
+) -> Image.Image:
+    """Opens an image in this process. Servers, which open strangers' files, use `decoder_pool` instead.
+
+    Args:
+        source: See `read_image`, as all other arguments.
+
+    Returns:
+        The first frame, upright, RGB; transparency is laid on white.
 
     Raises:
-        ImageError: a checksum is wrong, or the file is truncated.
+        ImageError: if the source is not allowed, cannot be read, is no image, or is beyond the limits.
     """
-    view, place = memoryview(data), len(_PNG_SIGNATURE)
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from(">L", data, place)
-        end = place + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
-            raise ImageError("not a readable image: a checksum in the PNG file is wrong")
-        if data[place + 4 : place + 8] == b"IEND":
-            return
-        place = end + 4
-    raise ImageError("not a readable image: the PNG file is truncated")
+    data = read_image(
+        source,
+        limits,
+        allow_paths=allow_paths,
+        allow_urls=allow_urls,
+        allow_loopback=allow_loopback,
+        allowed_hosts=allowed_hosts,
+    )
+    return decode_image(data, limits)
 
 
-def _check_scans(data: bytes) -> None:
-    """Raises ImageError for a JPEG file of far more scans than any camera or program writes."""
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")
+def read_image(
+    source: str | Path | bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    allow_paths: bool = True,
+    allow_urls: bool = True,
+    allow_loopback: bool = False,
+    allowed_hosts: Collection[str] | None = None,
+) -> bytes:
+    """Reads an image file, without decoding it.
 
-
-def _check_tags(data: bytes) -> None:
-    """Checks that a TIFF file's tags hold no more bytes than the file, as they do where many point at the same bytes.
-
-    Pillow copies the value of each tag, so that a file of 15 MB takes 8 GB.
+    Args:
+        source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
+        limits: What the image may cost.
+        allow_paths: Whether to read local files.
+        allow_urls: Whether to download.
+        allow_loopback: Whether URLs may name this very machine.
+        allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
 
     Raises:
-        ImageError: they do.
-        struct.error: the file is truncated.
+        ImageError: if the source is not allowed, cannot be read, or is larger than allowed.
     """
-    order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")  # BigTIFF
-    count, entry, offset = (order + code for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L")))
-    places, seen, total = [struct.unpack_from(offset, data, 8 if big else 4)[0]], set(), 0
-    while places:
-        place = places.pop()
-        if place in seen or not 0 < place < len(data):
-            continue
-        seen.add(place)
-        (entries,) = struct.unpack_from(count, data, place)
-        start, size = place + struct.calcsize(count), struct.calcsize(entry)
-        for number in range(min(entries, (len(data) - start) // size)):
-            tag, kind, values, value = struct.unpack_from(entry, data, start + number * size)
-            total += TAG_SIZES.get(kind, 0) * values
-            if total > len(data):
-                raise ImageError("not a readable image: the TIFF file's tags hold more bytes than the file")
-            if tag in SUB_DIRECTORIES:
-                places.append(struct.unpack(offset, value)[0])
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str):
+        scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
+        if scheme:
+            return _read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback, allowed_hosts)
+    if not allow_paths:
+        raise ImageError(
+            "local image files are not allowed here, and this text is no URL; send a data: URL (base64 text needs"
+            " data:image/png;base64, before it) or an http(s) URL"
+        )
+    return _read_file(Path(source), limits)
+
+
+def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
+    """Opens pictures as `load_image`; an error names the one that it is about."""
+    images = []
+    for source in sources:
+        name = str(source) if len(str(source)) <= 200 else f"{str(source)[:60]}..."  # a data: URL holds the whole file
+        try:
+            images.append(load_image(source))
+        except ImageError as error:
+            raise ImageError(str(error) if name and name in str(error) else f"{name or 'no name'}: {error}") from None
+    return images
+
+
+def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Opens the base64 text of an image file; returns and raises as `load_image`."""
+    return decode_image(read_base64(text, limits), limits)
+
+
+def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Decodes the base64 text of a file. Line breaks and blanks are skipped, as MIME's encoders write them.
+
+    Raises:
+        ImageError: the text is no base64, or longer than allowed.
+    """
+    if len(text) > 2 * limits.max_bytes + 1000:
+        raise limits.too_large()
+    if isinstance(text, str):
+        text = text.encode("utf-8", "replace")
+    if text[:8].lower().startswith((b"http://", b"https://")):
+        raise ImageError("an image URL where base64 text is wanted; send the file's content as base64")
+    if text[:5].lower() == b"data:":
+        text = text.partition(b",")[2]
+    try:
+        data = base64.b64decode(b"".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("the image's base64 text is broken") from None
+    limits.check_bytes(len(data))
+    return data
+
+
+def _read_file(path: Path, limits: ImageLimits) -> bytes:
+    try:
+        if not path.exists():
+            raise ImageError(f"no such image file: {path}")
+        if not path.is_file():
+            raise ImageError(f"not a file: {path}")
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read_url(
+    url: str,
+    scheme: str,
+    limits: ImageLimits,
+    allow_urls: bool,
+    allow_loopback: bool,
+    allowed_hosts: Collection[str] | None,
+) -> bytes:
+    if scheme == "data":
+        header, comma, body = url.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise ImageError("a data: URL must read data:image/...;base64,...")
+        return read_base64(body, limits)
+    if scheme not in ("http", "https"):
+        raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
+    if not allow_urls:
+        raise ImageError(
+            "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or"
+            " have the server started with --allowed-media-domains HOST"
+        )
+    from llava.downloads import download  # here, since it loads httpx and asyncio, which local files need not
+
+    return download(url, limits, allow_loopback=allow_loopback, allowed_hosts=allowed_hosts)

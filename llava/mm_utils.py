@@ -1,7 +1,7 @@
 """Between pictures, text and tensors: image preparation, image tokens in prompts, stop keywords.
 
 It prepares inputs as LLaVA's checkpoints expect them. It knows image processors and tokenizers by their calls only, and
-nothing of models; opening files is left to `llava.serve.images`.
+nothing of models; opening files is left to `llava.images`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.serve.images import load_image_from_base64 as load_image_from_base64  # LLaVA's clients look for it here
+from llava.images import load_image_from_base64 as load_image_from_base64  # LLaVA's clients look for it here
 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow and LLaVA's configs give it
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qlip.config import QLIPConfig
-    from qlip.draw import draw_leaves
     from qlip.encoder import QLIPOutput, QLIPVisionModel
     from qlip.image_processing import QLIPImageProcessor
     from qlip.integrations.attach import attach, detach
+    from qlip.integrations.vllm import vllm_image_embeds
+    from qlip.language_positions import key_bias
     from qlip.mlp import CoordinateMLP
     from qlip.packing import PACKED_NAMES
     from qlip.patches import extract_patches
-    from qlip.placement import key_bias
     from qlip.positions import interpolate_positions, raster_positions
     from qlip.quadtree import Leaves, partition
-    from qlip.vllm import vllm_image_embeds
+    from qlip.tools.draw import draw_leaves
 
 __all__ = [
     "PACKED_NAMES",
@@ -51,13 +51,13 @@ _MODULES = {
     "QLIPVisionModel": "qlip.encoder",
     "attach": "qlip.integrations.attach",
     "detach": "qlip.integrations.attach",
-    "draw_leaves": "qlip.draw",
+    "draw_leaves": "qlip.tools.draw",
     "extract_patches": "qlip.patches",
     "interpolate_positions": "qlip.positions",
-    "key_bias": "qlip.placement",
+    "key_bias": "qlip.language_positions",
     "partition": "qlip.quadtree",
     "raster_positions": "qlip.positions",
-    "vllm_image_embeds": "qlip.vllm",
+    "vllm_image_embeds": "qlip.integrations.vllm",
 }
 
 

@@ -19,16 +19,16 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from qlip.backbones.pretrained import load_tower
 from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
-from qlip.draw import draw_leaves
 from qlip.encoder import QLIPVisionModel
-from qlip.fit_command import add_fit
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
-from qlip.pictures import UNREADABLE, Shape, find_pictures, read_picture
+from qlip.prior.command import add_fit
+from qlip.prior.pictures import UNREADABLE, Shape, find_pictures, read_picture
 from qlip.quadtree import Leaves
 from qlip.rgb import to_rgb
-from qlip.tower import load_tower
+from qlip.tools.draw import draw_leaves
 
 COMMANDS = "qlip.commands"
 """Entry-point group of other packages' commands: functions that take the subparsers and add one, with its `run`."""
@@ -173,8 +173,8 @@ def add_bias(commands: Any) -> None:
 
 def bias(options: argparse.Namespace) -> int:
     """Measures both biases of a tower over a folder, and writes the means and a figure."""
-    from qlip.bias import BiasConfig, choose_sizes, measure, spread, write_figure
-    from qlip.plots import check_suffix  # both bring matplotlib, which no other command needs
+    from qlip.tools.bias import BiasConfig, choose_sizes, measure, spread, write_figure
+    from qlip.tools.plots import check_suffix  # both bring matplotlib, which no other command needs
 
     if options.plot is not None:
         check_suffix(options.plot)

@@ -1,7 +1,7 @@
 """QLIP around a vision transformer: images of any size -> features of their leaves (paper section 3).
 
 The wrapped model's modules are adopted under their own names, so that its checkpoints load unchanged; where they are is
-known to `qlip.anatomy`. Knows nothing of language models beyond the places that they give an image's tokens.
+known to `qlip.backbones.base`. Knows nothing of language models beyond the places that they give an image's tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from qlip.backbones.registry import VISION_MODELS, find_adapter
 from qlip.config import QLIPConfig
-from qlip.lookup import VISION_MODELS, anatomy_of
+from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
 from qlip.patches import CutImage, downsize, extract_patches, native_cut, pad_ragged
-from qlip.placement import ImageSpan
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, partition_as
-from qlip.spans import image_span
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ class QLIPVisionModel(nn.Module):
         self, vision_model: nn.Module, config: QLIPConfig | None = None, select_layer: int | Sequence[int] = -2
     ) -> None:
         super().__init__()
-        kind = anatomy_of(vision_model)
+        kind = find_adapter(vision_model)
         for name, module in vision_model.named_children():
             self.add_module(name, module)
         for name, parameter in vision_model.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         self.config = getattr(vision_model, "config", None)  # timm's and open_clip's have none
-        self.anatomy = kind.of(self, vision_model)
+        self.adapter = kind.of(self, vision_model)
         self.qlip = config or QLIPConfig()
         self.prior = None
         self.select_layers = self.resolve_layers(select_layer)
@@ -94,7 +93,7 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: the model has no such layer.
         """
-        depth = self.anatomy.depth
+        depth = self.adapter.depth
         layers = [select] if isinstance(select, int) else list(select)
         if wrong := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
             raise ValueError(f"select_layer is {wrong[0]}; a model of {depth} layers has -{depth + 1} to {depth}")
@@ -126,33 +125,33 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: its width is not the model's.
         """
-        if (width := prior.layers[-1].out_features) != self.anatomy.width:
-            raise ValueError(f"the prior gives embeddings of {width}, the model has {self.anatomy.width}")
+        if (width := prior.layers[-1].out_features) != self.adapter.width:
+            raise ValueError(f"the prior gives embeddings of {width}, the model has {self.adapter.width}")
         object.__setattr__(self, "prior", prior.requires_grad_(False))  # past nn.Module's registration
 
     @property
     def native_grid(self) -> int:
         """n: cells per side of the image that the model was trained on."""
-        return self.anatomy.native_grid
+        return self.adapter.native_grid
 
     @property
     def has_cls(self) -> bool:
         """Whether a [CLS] token stands first."""
-        return self.anatomy.prefix > 0
+        return self.adapter.prefix > 0
 
     @property
     def position_table(self) -> Tensor:
         """(n * n, D): the pretrained position embeddings of the native grid, row by row, without [CLS]'s."""
-        return self.anatomy.position_embeddings[self.anatomy.prefix :]
+        return self.adapter.position_embeddings[self.adapter.prefix :]
 
     @property
     def cls_position(self) -> Tensor:
         """(k, D): the position embeddings of the tokens before the patches', of [CLS] as a rule."""
-        return self.anatomy.position_embeddings[: self.anatomy.prefix]
+        return self.adapter.position_embeddings[: self.adapter.prefix]
 
     def partition(self, image: Tensor) -> Leaves:
         """The leaves of one image (C, H, W), by the settings; scored in float32."""
-        return partition_as(self.qlip, image, self.anatomy.patch_size, self.native_grid)
+        return partition_as(self.qlip, image, self.adapter.patch_size, self.native_grid)
 
     def positions(self, leaves: Leaves) -> Tensor:
         """float32 ([CLS] +) N, D: position embeddings of an image's tokens, by the settings; [CLS] keeps its own."""
@@ -194,7 +193,7 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
-        size, cuts = self.anatomy.patch_size, []
+        size, cuts = self.adapter.patch_size, []
         for image, tree in zip(images, leaves, strict=True):
             small = downsize(image, self.native_grid * size) if self.qlip.thumbnail else None
             cuts.append(CutImage(tree, extract_patches(image.float(), tree, size), small))
@@ -219,10 +218,10 @@ class QLIPVisionModel(nn.Module):
             ValueError: positions of another number than the tokens, or a thumbnail is missing.
         """
         layers = self.select_layers if select is None else tuple(select)
-        hidden = self.hidden_states(cuts, {*layers, self.anatomy.depth} if pool else set(layers), positions)
+        hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else set(layers), positions)
         features = self._features(hidden, layers)
         if self.qlip.thumbnail:
-            size = self.anatomy.patch_size
+            size = self.adapter.patch_size
             small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
             native = self._features(self.hidden_states(small, set(layers)), layers)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
@@ -236,19 +235,19 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions or patches of another number than the tokens.
         """
-        leaves, anatomy = [cut.leaves for cut in cuts], self.anatomy
+        leaves, adapter = [cut.leaves for cut in cuts], self.adapter
         positions = [self.positions(tree) for tree in leaves] if positions is None else positions
         for cut, added in zip(cuts, positions, strict=True):
-            tokens = len(cut.leaves) + anatomy.prefix
+            tokens = len(cut.leaves) + adapter.prefix
             if len(added) != tokens or len(cut.patches) != len(cut.leaves):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
         sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
         mask = self._attention_mask(valid, [tree.sizes for tree in leaves], hidden.dtype)
-        hidden = anatomy.begin(hidden)
+        hidden = adapter.pre_norm(hidden)
         kept = {0: hidden} if 0 in layers else {}
-        for number, layer in enumerate(anatomy.layers[: max(layers)], start=1):
-            hidden = anatomy.run(layer, hidden, mask)
+        for number, layer in enumerate(adapter.layers[: max(layers)], start=1):
+            hidden = adapter.run(layer, hidden, mask)
             if number in layers:
                 kept[number] = hidden
         return HiddenStates(kept, valid, [len(sequence) for sequence in sequences])
@@ -259,10 +258,10 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: the model has none.
         """
-        if not self.anatomy.pools:
+        if not self.adapter.pools:
             raise ValueError("this model has no pooled output (SigLIP: vision_use_head is false)")
-        last = self.anatomy.finish(hidden.layers[self.anatomy.depth])
-        return torch.cat([self.anatomy.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
+        last = self.adapter.final_norm(hidden.layers[self.adapter.depth])
+        return torch.cat([self.adapter.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
 
     def language_span(self, leaves: Leaves) -> ImageSpan:
         """Where an image's tokens stand in the language model, and what they weigh there, by the settings."""
@@ -271,17 +270,17 @@ class QLIPVisionModel(nn.Module):
     def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
         """(M_i, D times layers) of each image, without [CLS] and padding."""
         joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
-        return [joined[i, self.anatomy.prefix : length] for i, length in enumerate(hidden.lengths)]
+        return [joined[i, self.adapter.prefix : length] for i, length in enumerate(hidden.lengths)]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""
-        projection = self.anatomy.patch_projection
+        projection = self.adapter.patch_projection
         dtype = projection.weight.dtype
         flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
         tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
         sequences = list(tokens.split([len(patch) for patch in patches]))
-        if self.anatomy.prefix:
-            first = self.anatomy.prefix_tokens.to(dtype)
+        if self.adapter.prefix:
+            first = self.adapter.prefix_tokens.to(dtype)
             sequences = [torch.cat([first, sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
 
@@ -293,7 +292,7 @@ class QLIPVisionModel(nn.Module):
             return None
         mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
         if bias:
-            areas = [F.pad(2 * size.float().log(), (self.anatomy.prefix, 0)) for size in sizes]
+            areas = [F.pad(2 * size.float().log(), (self.adapter.prefix, 0)) for size in sizes]
             mask += bias * pad_ragged(areas)[0].to(mask)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
         return mask.to(dtype)[:, None, None, :]

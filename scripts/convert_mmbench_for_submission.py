@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.records import Key, Row, read_answers, read_table, texts_for
+from llava.eval.score.rows import Key, Row, read_answers, read_table, texts_for
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns of the table that the server does not want."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.records import read_answers
-from llava.eval.scoring import write_json
+from llava.eval.score.rows import read_answers
+from llava.eval.score.score import write_json
 
 
 def convert(args: argparse.Namespace) -> None:

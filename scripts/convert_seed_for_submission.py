@@ -10,8 +10,8 @@ from pathlib import Path
 
 from llava.command import check_outputs, parse_and_run
 from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
-from llava.eval.records import Key, Row, read_answers, texts_for
-from llava.eval.scoring import score_parser, write_json
+from llava.eval.score.rows import Key, Row, read_answers, texts_for
+from llava.eval.score.score import score_parser, write_json
 
 
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.records import Row, read_json
-from llava.eval.scoring import write_json
+from llava.eval.score.rows import Row, read_json
+from llava.eval.score.score import write_json
 
 LETTERS = "ABCDE"
 FIELDS = ("question", "choices", "answer", "hint", "image", "lecture", "solution")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.records import Row, read_answers, read_labelled, texts_for
-from llava.eval.scoring import write_json
-from llava.eval.vqa_text import normalise_answer
+from llava.eval.score.rows import Row, read_answers, read_labelled, texts_for
+from llava.eval.score.score import write_json
+from llava.eval.score.vqa import normalise_answer
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.records import Key, Row, read_answers, read_labelled, rows_for
-from llava.eval.scoring import write_json
-from llava.eval.vqa_text import normalise_answer
+from llava.eval.score.rows import Key, Row, read_answers, read_labelled, rows_for
+from llava.eval.score.score import write_json
+from llava.eval.score.vqa import normalise_answer
 
 TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 

@@ -26,8 +26,8 @@ import httpx
 
 from llava.command import OneLineParser, real, run_command
 from llava.conversation import conv_templates
-from llava.serve.images import load_image
-from llava.serve.wire import FrameSplitter
+from llava.images import load_image
+from llava.serve.workers.protocol import FrameSplitter
 from llava.utils import demo_picture_path
 from scripts import attacks, hostile
 from scripts.soak_programs import DEADLINE, Program, Report

@@ -17,11 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qlip
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.serve.http import key_text
-from llava.serve.images import load_images
-from llava.serve.trust import server_url
+from llava.images import load_images
+from llava.serve.http.flags import key_text
+from llava.serve.workers.auth import server_url
 from llava.utils import device_flag
-from qlip.vllm import encode_embeds
+from qlip.integrations.vllm import encode_embeds
 
 
 def chat_request(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.answer_file import AnswerFile
-from llava.eval.prefetch import Preparer, prepare_ahead
-from llava.eval.questions import read_lines
-from llava.eval.runner import Runner, pictures_of
+from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.pictures import Preparer, prepare_ahead
+from llava.eval.run.questions import read_lines
+from llava.eval.run.runner import Runner, pictures_of
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine
-from llava.serve.sampling import Sampling
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from scripts.bench.batch import Case, measure, report, table, write_questions
 from scripts.bench.batch_ways import WAYS, one_at_a_time, run_batches

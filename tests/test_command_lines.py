@@ -76,7 +76,7 @@ NUMBERS = [
     ("llava.eval.model_vqa_science", "batch-size 0"),
     ("llava.eval.ray_batch", "concurrency 0", "gpus-per-actor -1", "cpus-per-actor nan", "batch-size 0"),
     ("llava.eval.vstar_likelihood", "num-chunks 0", "chunk-idx -1"),
-    ("llava.eval.sweep", "limit 0", "max-new-tokens 0", "batch-tokens 0"),
+    ("llava.eval.sweep.command", "limit 0", "max-new-tokens 0", "batch-tokens 0"),
     ("llava.serve.model_worker", "limit-model-concurrency 0", "max-waiting 0", "stream-interval 0", "max-images 0"),
     ("llava.serve.openai_api", "max-batch 0", "max-waiting -1", "max-image-bytes 0", "max-image-pixels 0"),
     ("llava.serve.openai_api", "max-body-bytes 0", "max-prompt-chars 0", "port 65536"),
@@ -161,7 +161,13 @@ def test_a_key_may_not_be_empty(module: str, key: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     "module",
-    ["llava.serve.cli", "llava.eval.run_llava", "llava.eval.model_vqa", "llava.serve.test_message", "llava.eval.sweep"],
+    [
+        "llava.serve.cli",
+        "llava.eval.run_llava",
+        "llava.eval.model_vqa",
+        "llava.serve.test_message",
+        "llava.eval.sweep.command",
+    ],
 )
 def test_an_unknown_prompt_format_lists_those_there_are(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(module, ["--conv-mode", "vicuna"], capsys)
@@ -190,7 +196,7 @@ READERS = [
     ("llava.eval.model_vqa_science", "--question-file NOTES"),
     ("llava.eval.ray_batch", "--question-file NOTES"),
     ("llava.eval.run_llava", "--image-file NOTES --query Hi"),
-    ("llava.eval.sweep", "--question-file NOTES --image-folder FOLDER --out FOLDER/out"),
+    ("llava.eval.sweep.command", "--question-file NOTES --image-folder FOLDER --out FOLDER/out"),
     ("llava.eval.vstar_likelihood", "--question-file NOTES --image-folder FOLDER --answers-file FOLDER/a"),
     ("llava.serve.cli", "--image-file NOTES"),
     ("llava.serve.model_worker", "--model-path NOTES --no-register --port 0"),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.model import sincos_2d
 from playground.scenes import PRESETS, write_scenes

@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 
-from llava.serve.images import ImageError, load_image
+from llava.images import ImageError, load_image
 from scripts import attacks, hostile, soak
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.records import Row, read_json
-from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.score.rows import Row, read_json
+from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 
 def prediction(text: str) -> str:

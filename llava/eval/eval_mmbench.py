@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.parsing import option_letter
-from llava.eval.records import Key, Row, keyed, read_sheet, read_table
-from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.score.parse import option_letter
+from llava.eval.score.rows import Key, Row, keyed, read_sheet, read_table
+from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 COPY = 1_000_000
 LETTERS = "ABCD"

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.parsing import mme_yes_no
-from llava.eval.records import Key, Row, keyed
-from llava.eval.scoring import Results, Score, run_scorer, score_parser
+from llava.eval.score.parse import mme_yes_no
+from llava.eval.score.rows import Key, Row, keyed
+from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"

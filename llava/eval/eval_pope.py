@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.parsing import pope_yes_no
-from llava.eval.records import Key, Row, read_labelled, read_rows
-from llava.eval.scoring import Results, Score, run_scorer, score_parser
+from llava.eval.score.parse import pope_yes_no
+from llava.eval.score.rows import Key, Row, read_labelled, read_rows
+from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 MEASURES = ("accuracy", "precision", "recall", "F1", "yes")
 ADVICE = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llava.eval.labelled import chosen, label_letter, labelled_main
-from llava.eval.parsing import listed_options
-from llava.eval.records import Row
-from llava.eval.scoring import Score, accuracy, accuracy_by
-from llava.eval.vqa_text import normalise_answer
+from llava.eval.score.choice import chosen, label_letter, labelled_main
+from llava.eval.score.parse import listed_options
+from llava.eval.score.rows import Row
+from llava.eval.score.score import Score, accuracy, accuracy_by
+from llava.eval.score.vqa import normalise_answer
 
 CHOICE, OPEN = "multiple choice", "open"
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.parsing import option_letter
-from llava.eval.records import Key, Row, keyed, read_json
-from llava.eval.scoring import Results, Score, accuracy, run_scorer, score_parser, write_json
+from llava.eval.score.parse import option_letter
+from llava.eval.score.rows import Key, Row, keyed, read_json
+from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser, write_json
 
 GROUPS: dict[str, Callable[[Row], bool]] = {
     "IMG": lambda problem: bool(problem["image"]),

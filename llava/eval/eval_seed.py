@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.parsing import option_letter
-from llava.eval.records import Row, keyed, read_json
-from llava.eval.scoring import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+from llava.eval.score.parse import option_letter
+from llava.eval.score.rows import Row, keyed, read_json
+from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 KINDS = ("image", "video")
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.records import Key, Row, keyed, name_of, read_json
-from llava.eval.scoring import Results, Score, accuracy, run_scorer, score_parser
-from llava.eval.vqa_text import soft_accuracy
+from llava.eval.score.rows import Key, Row, keyed, name_of, read_json
+from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
+from llava.eval.score.vqa import soft_accuracy
 
 _OLD_FORM = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -49,7 +49,7 @@ def bare_question(prompt: str) -> str:
     return lines[0].strip().lower()
 
 
-def told_apart(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """Rows with their places; a question's second row about an image gets "(2)" behind the question, and so on."""
     seen: Counter[Key] = Counter()
     for place, row in rows:
@@ -70,7 +70,7 @@ def by_question(results: Results) -> dict[Key, Row]:
         (row["place"], {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))})
         for row in said
     ]
-    return keyed(results.path, told_apart(rows), ("text",), ("image_id", "question"))
+    return keyed(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
 
 
 def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) -> None:
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> Score:
     if not isinstance(content.get("data"), list):
         raise ValueError(f"{args.annotation_file} has no list `data`")
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
-    annotations = keyed(args.annotation_file, told_apart(places), ("answers",), ("image_id", "question"))
+    annotations = keyed(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
     if args.result_dir is None:
         return score(list(annotations.values()), texts_of(annotations, Results.of(args)))
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]

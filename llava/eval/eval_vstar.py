@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llava.eval.labelled import chosen, label_letter, labelled_main
-from llava.eval.records import Row
-from llava.eval.scoring import Score, accuracy
+from llava.eval.score.choice import chosen, label_letter, labelled_main
+from llava.eval.score.rows import Row
+from llava.eval.score.score import Score, accuracy
 
 CATEGORIES = {"direct_attributes": "attributes", "relative_position": "relations"}
 

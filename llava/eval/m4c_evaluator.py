@@ -1,11 +1,11 @@
-"""LLaVA's names for the VQA answers' normalisation and accuracy; the rules are `llava.eval.vqa_text`'s."""
+"""LLaVA's names for the VQA answers' normalisation and accuracy; the rules are `llava.eval.score.vqa`'s."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.vqa_text import normalise_answer, soft_accuracy
+from llava.eval.score.vqa import normalise_answer, soft_accuracy
 
 
 class EvalAIAnswerProcessor:

@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.batch_run import Defaults, command, make_parser
-from llava.eval.questions import Question
-from llava.eval.records import read_labelled
+from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.questions import Question
+from llava.eval.score.rows import read_labelled
 
 NAME = "model_qa"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llava.eval.batch_run import Defaults, command, make_parser
 from llava.eval.model_vqa_loader import read
+from llava.eval.run.command import Defaults, command, make_parser
 
 NAME = "model_vqa"
 

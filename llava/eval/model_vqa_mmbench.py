@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.batch_run import Defaults, command, make_parser
-from llava.eval.questions import LETTER_ONLY, Question, read_mmbench
+from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.questions import LETTER_ONLY, Question, read_mmbench
 
 NAME = "model_vqa_mmbench"
 

@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.batch_run import Defaults, command, make_parser
-from llava.eval.questions import Question, read_science
+from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.questions import Question, read_science
 
 NAME = "model_vqa_science"
 

@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from llava.command import OneLineParser, integer, real, run_command
-from llava.eval.answer_file import PER_ROW, AnswerFile, Row, check_settings
-from llava.eval.batch_run import (
+from llava.eval.model_vqa_loader import read
+from llava.eval.run.answer_file import PER_ROW, AnswerFile, Row, check_settings
+from llava.eval.run.batching import BatchLimits
+from llava.eval.run.command import (
     STOPPED,
     Defaults,
     make_parser,
@@ -37,16 +39,14 @@ from llava.eval.batch_run import (
     report,
     row_maker,
 )
-from llava.eval.batches import BatchLimits
-from llava.eval.inputs import check_asked_images
-from llava.eval.lock import only_run
-from llava.eval.model_vqa_loader import read
-from llava.eval.prefetch import Preparer, pack, unpack
-from llava.eval.progress import Progress
-from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question
-from llava.eval.runner import Asked, Runner, pictures_of
-from llava.serve.cli import check_model_flags, load_engine
+from llava.eval.run.inputs import check_asked_images
+from llava.eval.run.lock import only_run
+from llava.eval.run.metadata import checkpoint_hash, run_settings
+from llava.eval.run.pictures import Preparer, pack, unpack
+from llava.eval.run.progress import Progress
+from llava.eval.run.questions import Question
+from llava.eval.run.runner import Asked, Runner, pictures_of
+from llava.serve.loading import check_model_flags, load_engine
 
 NAME = "ray_batch"
 SHARE = 2

@@ -18,22 +18,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.command import OneLineParser, run_command
-from llava.eval.answer_file import AnswerFile
-from llava.eval.batch_run import STOPPED, open_questions, report, row_maker
-from llava.eval.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file
-from llava.eval.labelled import label_letter
-from llava.eval.lock import only_run
-from llava.eval.parsing import listed_options
-from llava.eval.prefetch import Preparer, Unreadable
-from llava.eval.progress import Progress
-from llava.eval.provenance import checkpoint_hash, run_settings
-from llava.eval.questions import Question
-from llava.eval.records import Row, read_json, read_labelled
-from llava.eval.runner import Outcome
+from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.command import STOPPED, open_questions, report, row_maker
+from llava.eval.run.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file
+from llava.eval.run.lock import only_run
+from llava.eval.run.metadata import checkpoint_hash, run_settings
+from llava.eval.run.pictures import Preparer, Unreadable
+from llava.eval.run.progress import Progress
+from llava.eval.run.questions import Question
+from llava.eval.run.runner import Outcome
+from llava.eval.score.choice import label_letter
+from llava.eval.score.parse import listed_options
+from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.cli import add_model_flags, check_model_flags, load_engine
-from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 
 NAME = "vstar_likelihood"
 

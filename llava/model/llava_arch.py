@@ -24,9 +24,9 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import PaddedBatch, collate, share_images, splice_row, truncate
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
-from qlip.generation import GoesOnBehindImages
-from qlip.placement import decoder_mask
-from qlip.placement import key_bias as bias_of_sizes
+from qlip.integrations.mixins import ImagePositionsMixin
+from qlip.language_positions import decoder_mask
+from qlip.language_positions import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or what `encode_tokens` made of them: encode once, ask often."""
@@ -62,7 +62,7 @@ class LlavaMetaModel(nn.Module):
         initialize_vision_modules(self, model_args, fsdp)
 
 
-class LlavaMetaForCausalLM(GoesOnBehindImages, GenerationMixin):
+class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
 
     def get_vision_tower(self) -> VisionTower | None:

@@ -1,6 +1,6 @@
 """Places ragged image tokens among text embeddings and makes one padded batch of it. Pure functions.
 
-Where the tokens stand and what they weigh is `qlip.placement`'s. Knows nothing of towers, tokenisers or generation.
+Positions and weights come from `qlip.language_positions`. Knows nothing of towers, tokenizers or generation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.base import ImageTokens
-from qlip.placement import ImageSpan, place_tokens
+from qlip.language_positions import ImageSpan, place_tokens
 
 PER_TOKEN = ("embeds", "positions", "labels", "sizes", "is_image")
 

@@ -11,126 +11,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 import qlip
 from llava.command import OneLineParser, integer, real, run_command
-from llava.conversation import Conversation, conv_templates
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import inspect, local_folder, require_tower
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.images import load_images
-from llava.serve.sampling import Sampling
-from llava.serve.templates import warn_of_guess
-from llava.utils import check_device, default_device, demo_model_path, demo_picture_path
-
-DEMO_NOTICE = """\
-This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
-  llava --model-path liuhaotian/llava-v1.5-7b --image-file PICTURE"""
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which model to load, where, and how it sees."""
-    parser.add_argument("--model-path", help="checkpoint folder or hub id (default: the embedded demo model)")
-    parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best this machine has)")
-    parser.add_argument(
-        "--conv-mode",
-        choices=conv_templates,
-        metavar="NAME",
-        help="prompt template (default: the checkpoint's, or vicuna_v1)",
-    )
-    quantised = parser.add_mutually_exclusive_group()
-    quantised.add_argument("--load-8bit", action="store_true", help="load the language model in 8 bits")
-    quantised.add_argument("--load-4bit", action="store_true", help="load the language model in 4 bits")
-    parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, help="see by quadtree")
-    parser.add_argument("--alpha", type=real(infinite=True), help="split threshold of the quadtree; implies --qlip")
-    parser.add_argument("--max-tokens", type=integer(), help="most visual tokens per picture; implies --qlip")
-    parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
-
-
-def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
-    """Returns the `qlip` argument of `load_pretrained_model`: None for what the checkpoint says.
-
-    Raises:
-        ValueError: if quadtree flags come with `--no-qlip`.
-    """
-    given = {name: getattr(args, name) for name in ("alpha", "max_tokens", "image_size")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and args.qlip is False:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"--no-qlip contradicts {flags}")
-    return given or args.qlip
-
-
-def check_model_flags(args: argparse.Namespace, *, needs_tower: bool = True) -> None:
-    """Checks what the flags of `add_model_flags` name, without loading it.
-
-    Args:
-        args: the parsed flags.
-        needs_tower: whether there will be pictures, which a language model alone does not see.
-
-    Raises:
-        ValueError: this machine has no such device, or the model's folder holds no checkpoint that sees pictures.
-    """
-    if args.device is not None:
-        check_device(args.device)
-    if args.model_path and Path(args.model_path).is_dir() and args.model_base is None:
-        config = inspect(Path(args.model_path)).config
-        if needs_tower:
-            require_tower(config, args.model_path)
-
-
-def load_engine(
-    args: argparse.Namespace,
-    *,
-    switchable: bool = False,
-    limits: EngineLimits | None = None,
-    use_flash_attn: bool = False,
-    needs_tower: bool = True,
-) -> ChatEngine:
-    """Loads the model that the flags of `add_model_flags` name.
-
-    Args:
-        args: The parsed flags.
-        switchable: Load a tower that can see both ways, so that each request may choose; what the flags or the
-            checkpoint say is then the default.
-        limits: What the engine takes on at a time.
-        use_flash_attn: FlashAttention 2 in the language model.
-        needs_tower: Refuse a language model alone.
-
-    Raises:
-        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
-        ValueError: contradictory flags, no such device, or a checkpoint that cannot be used.
-    """
-    model_path = str(args.model_path or demo_model_path())
-    option = qlip_option(args)
-    check_model_flags(args, needs_tower=needs_tower)
-    quadtree = True
-    if switchable:
-        config = inspect(local_folder(model_path)).config
-        quadtree = bool(config.qlip if option is None else option)
-        if config.mm_vision_select_feature == "patch":
-            option = option or True
-    tokenizer, model, image_processor, context_len = load_pretrained_model(
-        model_path,
-        args.model_base,
-        get_model_name_from_path(model_path),
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-        device=args.device or default_device(),
-        use_flash_attn=use_flash_attn,
-        qlip=option,
-    )
-    if needs_tower and image_processor is None:  # the model came from the hub, or consists of two parts
-        require_tower(model.config, model_path)
-    engine = ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
-    if args.conv_mode is None:
-        warn_of_guess(model_path, model.config, engine.conv_mode)
-    return engine
+from llava.conversation import Conversation
+from llava.images import load_images
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import Sampling
+from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
+from llava.utils import demo_picture_path
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

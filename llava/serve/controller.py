@@ -19,26 +19,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava.command import OneLineParser, run_command
-from llava.serve import wire
-from llava.serve.bodies import BodyLimit, take_body
-from llava.serve.connections import ConnectionLimits
-from llava.serve.disconnects import reply_unless_gone
-from llava.serve.dispatcher import HOPS, INSTANCE, MAX_SHORT, Dispatcher
-from llava.serve.errors import Failure, RequestError, explain, ran_out_of_memory
-from llava.serve.http import (
-    MemoryGuard,
-    RequestLimits,
-    RequireKey,
-    SameOrigin,
-    add_server_flags,
-    api_keys,
-    error_response,
-    log_to_console,
-    serve,
-)
-from llava.serve.listening import take_address
-from llava.serve.registry import Dispatch, Registry
-from llava.serve.trust import (
+from llava.serve.engine.errors import ran_out_of_memory
+from llava.serve.http.auth import RequireKey, SameOrigin
+from llava.serve.http.bodies import BodyLimit, take_body
+from llava.serve.http.connections import ConnectionLimits
+from llava.serve.http.disconnects import reply_unless_gone
+from llava.serve.http.failures import Failure, RequestError, error_response, explain
+from llava.serve.http.flags import add_server_flags, api_keys
+from llava.serve.http.limits import RequestLimits
+from llava.serve.http.listening import take_address
+from llava.serve.http.server import MemoryGuard, log_to_console, serve
+from llava.serve.workers import protocol
+from llava.serve.workers.auth import (
     WORKER_TOKEN_VARIABLE,
     WorkersOnly,
     add_token_flag,
@@ -47,6 +39,8 @@ from llava.serve.trust import (
     refusal,
     warn_of_open_port,
 )
+from llava.serve.workers.dispatcher import HOPS, INSTANCE, MAX_SHORT, Dispatcher
+from llava.serve.workers.registry import Dispatch, Registry
 
 PORT = 21001
 ANSWERS = "/worker_generate_stream"
@@ -111,7 +105,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def complain(request: Request, error: RequestValidationError) -> Response:
-        return error_response(wire.invalid(error.errors()))
+        return error_response(protocol.invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def tell(request: Request, error: HTTPException) -> Response:
@@ -126,17 +120,17 @@ def add_workers_routes(app: FastAPI, dispatcher: Dispatcher, token: str | None) 
     """Adds what workers ask of a controller."""
 
     @app.post("/register_worker")
-    async def register_worker(request: wire.RegisterRequest) -> None:
+    async def register_worker(request: protocol.RegisterRequest) -> None:
         if not token and not is_loopback(host_of(request.worker_name)):
             raise refusal(token)
         await dispatcher.register(request)
 
     @app.post("/unregister_worker")
-    async def unregister_worker(request: wire.WorkerRequest) -> None:
+    async def unregister_worker(request: protocol.WorkerRequest) -> None:
         dispatcher.registry.remove(request.worker_name, "it said goodbye")
 
     @app.post("/receive_heart_beat")
-    async def receive_heart_beat(request: wire.HeartBeat) -> dict[str, bool]:
+    async def receive_heart_beat(request: protocol.HeartBeat) -> dict[str, bool]:
         return {"exist": dispatcher.registry.heart_beat(request.worker_name, request.queue_length)}
 
 
@@ -156,7 +150,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
         return {"models": dispatcher.registry.models()}
 
     @app.post("/get_worker_address")
-    async def get_worker_address(request: wire.ModelRequest) -> dict[str, str]:
+    async def get_worker_address(request: protocol.ModelRequest) -> dict[str, str]:
         return {"address": await dispatcher.choose(request.model, finishes=False) or ""}
 
     @app.post(ANSWERS)
@@ -166,7 +160,7 @@ def add_clients_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
         return await reply_unless_gone(request.receive, work)
 
     @app.post("/worker_get_status")
-    async def worker_get_status() -> wire.WorkerStatus:
+    async def worker_get_status() -> protocol.WorkerStatus:
         return dispatcher.registry.status()
 
 

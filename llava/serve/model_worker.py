@@ -19,35 +19,29 @@ from starlette.responses import Response
 
 from llava.command import OneLineParser, integer, run_command
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.images import read_base64
 from llava.mm_utils import get_model_name_from_path
-from llava.serve import wire
-from llava.serve.answer import Answer
-from llava.serve.bodies import BodyLimit, take_body
-from llava.serve.cli import add_model_flags, load_engine
-from llava.serve.connections import ConnectionLimits
-from llava.serve.decoder_pool import UnopenedImage
-from llava.serve.disconnects import reply_unless_gone
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import GenerationError, explain
-from llava.serve.http import (
-    MemoryGuard,
-    RequestLimits,
-    RequireKey,
-    SameOrigin,
-    add_server_flags,
-    api_keys,
-    log_to_console,
-    request_limits,
-    serve,
-)
-from llava.serve.images import read_base64
-from llava.serve.listening import Listener, take_address
-from llava.serve.metrics import Metrics
-from llava.serve.openai_api import add_openai_routes
-from llava.serve.openai_chat import APISettings, qlip_of
-from llava.serve.openai_replies import CompletionUsage
-from llava.serve.registration import Registration
-from llava.serve.trust import add_token_flag, host_of, is_loopback, machine_address, warn_of_open_port
+from llava.serve.decoding.pool import UnopenedImage
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine.errors import GenerationError
+from llava.serve.http.auth import RequireKey, SameOrigin
+from llava.serve.http.bodies import BodyLimit, take_body
+from llava.serve.http.connections import ConnectionLimits
+from llava.serve.http.disconnects import reply_unless_gone
+from llava.serve.http.failures import explain
+from llava.serve.http.flags import add_server_flags, api_keys, request_limits
+from llava.serve.http.limits import RequestLimits
+from llava.serve.http.listening import Listener, take_address
+from llava.serve.http.metrics import Metrics
+from llava.serve.http.server import MemoryGuard, log_to_console, serve
+from llava.serve.loading import add_model_flags, load_engine
+from llava.serve.openai.app import add_openai_routes
+from llava.serve.openai.chat import APISettings, qlip_of
+from llava.serve.openai.replies import CompletionUsage
+from llava.serve.workers import protocol
+from llava.serve.workers.auth import add_token_flag, host_of, is_loopback, machine_address, warn_of_open_port
+from llava.serve.workers.heartbeat import Registration
 from llava.utils import demo_model_path
 
 PORT = 21002
@@ -77,28 +71,28 @@ class ModelWorker:
         self.engine, self.model_names, self.limits = engine, list(model_names), limits or RequestLimits()
         self.stream_interval, self.silence = stream_interval, silence
 
-    def status(self) -> wire.WorkerStatus:
+    def status(self) -> protocol.WorkerStatus:
         """Returns what the controller wants to know."""
         queue = self.engine.waiting + self.engine.running
-        return wire.WorkerStatus(model_names=self.model_names, speed=1, queue_length=queue)
+        return protocol.WorkerStatus(model_names=self.model_names, speed=1, queue_length=queue)
 
     async def generate(self, body: bytes, metrics: Metrics) -> Response:
         """Returns the answer to a request as a stream of frames, or one frame that says why there is none."""
         try:
-            request: wire.GenerateRequest = wire.parsed(wire.GenerateRequest, body)
+            request: protocol.GenerateRequest = protocol.parsed(protocol.GenerateRequest, body)
             del body  # the pictures are in memory twice as it is
             self.limits.check(len(request.images or ()), len(request.prompt))
             answer = await self._submit(request)
         except Exception as error:  # whatever it is, the client is told in a form that it can read
             failure = explain(error)
             metrics.failed(failure)
-            return wire.error_reply(failure)
+            return protocol.error_reply(failure)
         exchange = Exchange(request.prompt, answer, metrics)
-        return wire.FrameStream(exchange.frames(self.stream_interval, self.silence), exchange.finish)
+        return protocol.FrameStream(exchange.frames(self.stream_interval, self.silence), exchange.finish)
 
-    async def _submit(self, request: wire.GenerateRequest) -> Answer:
+    async def _submit(self, request: protocol.GenerateRequest) -> Answer:
         sampling, options = request.sampling(), qlip_of(request.qlip)
-        self.engine.sight.settings(options)  # checked before any picture is decoded
+        self.engine.vision.settings(options)  # checked before any picture is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
         limits = self.limits.image
         images = [UnopenedImage(partial(read_base64, text, limits), limits) for text in request.images or ()]
@@ -127,15 +121,15 @@ class Exchange:
                 text += piece
                 if not piece or self.answer.row.generated - sent >= interval:
                     sent = self.answer.row.generated
-                    yield wire.frame(text)
+                    yield protocol.frame(text)
         except (GenerationError, MemoryError) as error:
             self.failed = True
             failure = explain(error)
             self.metrics.failed(failure)
-            yield wire.error_frame(failure)
+            yield protocol.error_frame(failure)
             return
         usage = CompletionUsage.of(self.answer).model_dump()
-        yield wire.frame(text, {"finish_reason": self.answer.finish_reason, "usage": usage})
+        yield protocol.frame(text, {"finish_reason": self.answer.finish_reason, "usage": usage})
 
     async def finish(self) -> None:
         """Counts the answer, and cancels it if it goes on: its client does not read it any more."""
@@ -184,7 +178,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
         return await reply_unless_gone(request.receive, work)
 
     @app.post("/worker_get_status")
-    async def worker_get_status() -> wire.WorkerStatus:
+    async def worker_get_status() -> protocol.WorkerStatus:
         return worker.status()
 
     metrics = add_openai_routes(app, worker.engine, APISettings(tuple(worker.model_names), limits, tuple(keys)))

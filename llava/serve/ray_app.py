@@ -13,8 +13,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from llava.serve.errors import EngineClosed
-from llava.serve.openai_api import load, openai_app, parse_args
+from llava.serve.engine.errors import EngineClosed
+from llava.serve.openai.app import openai_app
+from llava.serve.openai_api import load, parse_args
 
 
 class Replica:

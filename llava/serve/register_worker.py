@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import httpx
 
 from llava.command import OneLineParser, run_command
-from llava.serve.http import bearer_header
-from llava.serve.registration import TIMEOUT, not_answered
-from llava.serve.trust import add_token_flag, machine_address, server_url
+from llava.serve.http.auth import bearer_header
+from llava.serve.workers.auth import add_token_flag, machine_address, server_url
+from llava.serve.workers.heartbeat import TIMEOUT, not_answered
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

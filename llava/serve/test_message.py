@@ -18,11 +18,12 @@ import httpx
 from llava.command import OneLineParser, integer, real, run_command
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
-from llava.serve.http import api_keys, bearer_header, key_text
-from llava.serve.images import load_images
-from llava.serve.registration import explained, not_answered
-from llava.serve.trust import server_url
-from llava.serve.wire import ErrorCode, FrameSplitter
+from llava.images import load_images
+from llava.serve.http.auth import bearer_header
+from llava.serve.http.flags import api_keys, key_text
+from llava.serve.workers.auth import server_url
+from llava.serve.workers.heartbeat import explained, not_answered
+from llava.serve.workers.protocol import ErrorCode, FrameSplitter
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
 

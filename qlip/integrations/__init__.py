@@ -1,1 +1,1 @@
-"""QLIP inside models of other libraries."""
+"""QLIP inside models and programs of other libraries."""

@@ -1,7 +1,7 @@
 """QLIP in a few lines inside transformers: `model, processor = qlip.attach(model, processor)`.
 
-Decides which host class fits a model, and says why where none does. The hosts are `qlip.language_hosts` and
-`qlip.vision_hosts`, the processor is `qlip.processor`.
+Decides which host class fits a model, and says why where none does. The hosts are `qlip.integrations.llava` and
+`qlip.integrations.vision`, the processor is `qlip.integrations.processor`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from qlip.attachment import Attachment, attachment_of, check_whole, enter, leave_all, mark_part
+from qlip.backbones import open_clip
+from qlip.backbones.registry import find_adapter, why_not
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
-from qlip.foreign import foreign_tower
 from qlip.image_processing import QLIPImageProcessor
-from qlip.language_hosts import LanguageModel, LanguageTrunk
-from qlip.lookup import anatomy_of, why_not
-from qlip.placement import BIASABLE
-from qlip.processor import attach_processor, detach_processor
-from qlip.vision_hosts import ContrastiveModel, ForeignVisionModel, VisionModel
+from qlip.integrations.attachment import Attachment, attachment_of, check_whole, mark_part, patch_class, unpatch
+from qlip.integrations.llava import LanguageModel, LanguageTrunk
+from qlip.integrations.processor import attach_processor, detach_processor
+from qlip.integrations.vision import ContrastiveModel, LibraryVisionModel, VisionModel
+from qlip.language_positions import BIASABLE
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
@@ -82,19 +82,19 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     vision.load_prior()
     attachment = Attachment(vision, make_image_processor(vision, plain), plain)
     new_processor = join_processor(model, plain, attachment.image_processor)
-    leave_all(model)
+    unpatch(model)
     if isinstance(model, LANGUAGE_MODELS):
         for part in (model.model, tower):
             mark_part(part, model)
-        enter(model.model, LanguageTrunk, attachment)
-        enter(model, LanguageModel, attachment)
+        patch_class(model.model, LanguageTrunk, attachment)
+        patch_class(model, LanguageModel, attachment)
     elif isinstance(tower, PreTrainedModel):
-        enter(tower, VisionModel, attachment)
+        patch_class(tower, VisionModel, attachment)
         if tower is not model:
             mark_part(tower, model)
-            enter(model, ContrastiveModel, attachment)
+            patch_class(model, ContrastiveModel, attachment)
     else:
-        enter(tower, ForeignVisionModel, attachment)
+        patch_class(tower, LibraryVisionModel, attachment)
     if isinstance(model, PreTrainedModel):
         model.config.qlip = chosen.to_dict()
     return model, new_processor
@@ -117,7 +117,7 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
     if attachment_of(model) is None:
         raise TypeError(f"{type(model).__name__} is not attached")
     plain = plain_processor(model, processor)
-    leave_all(model)
+    unpatch(model)
     if isinstance(model, PreTrainedModel):
         del model.config.qlip
     return model, plain  # type: ignore[return-value]
@@ -194,7 +194,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.model.vision_tower, getattr(model.config, name)
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
-    if (foreign := foreign_tower(model)) is not None:
+    if (foreign := open_clip.find_tower(model)) is not None:
         return foreign, -1
     if hasattr(model, "get_base_model"):
         raise TypeError(f"{type(model).__name__} is wrapped by PEFT; attach the model in it, model.get_base_model()")
@@ -211,7 +211,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
 
 def check_tower(tower: nn.Module) -> None:
     """Raises unless leaves can be this tower's tokens."""
-    attention = anatomy_of(tower)(tower).attention
+    attention = find_adapter(tower)(tower).attention
     if attention not in BIASABLE:
         raise ValueError(
             f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
@@ -223,7 +223,7 @@ def check_tower(tower: nn.Module) -> None:
 
 def check_language_model(model: Any, settings: QLIPConfig) -> None:
     """Raises unless the tower's tokens, positions and weights fit the language model around it."""
-    has_cls = anatomy_of(model.model.vision_tower).prefix > 0
+    has_cls = find_adapter(model.model.vision_tower).prefix > 0
     # VipLlava knows no strategy: it always drops the first token.
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
     if strategy != ("default" if has_cls else "full"):
@@ -253,9 +253,9 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
 def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:
     """QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
-    anatomy = vision.anatomy
-    mean, std = anatomy.normalisation if plain is None else (plain.image_mean, plain.image_std)
-    ours = QLIPImageProcessor(anatomy.patch_size, anatomy.native_grid * anatomy.patch_size, mean, std, vision.qlip)
+    adapter = vision.adapter
+    mean, std = adapter.normalisation if plain is None else (plain.image_mean, plain.image_std)
+    ours = QLIPImageProcessor(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, vision.qlip)
     ours.plain = plain
     return ours
 

@@ -1,7 +1,7 @@
 """Questions a second, the runner against one at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
-is `llava.eval.runner` with worker processes and its file of answers. Each way runs in a process of its own
+is `llava.eval.run.runner` with worker processes and its file of answers. Each way runs in a process of its own
 (`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Times leave out loading and the
 start of the workers, which a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the
 first answer on. The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
@@ -26,7 +26,7 @@ import torch
 import transformers
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.batches import BatchLimits
+from llava.eval.run.batching import BatchLimits
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.tokenizer import load_tokenizer
 from llava.utils import default_device, demo_model_path, device_flag

@@ -18,17 +18,17 @@ import psutil
 import torch
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.answer_file import AnswerFile
-from llava.eval.batches import BatchLimits
-from llava.eval.decoding import prompt_ids
-from llava.eval.prefetch import Preparer, prepare_ahead
-from llava.eval.questions import Question, read_lines
-from llava.eval.runner import WINDOW, Asked, Runner, pictures_of
+from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.batching import BatchLimits
+from llava.eval.run.generate import prompt_ids
+from llava.eval.run.pictures import Preparer, prepare_ahead
+from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.runner import WINDOW, Asked, Runner, pictures_of
+from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, separators
-from llava.serve.images import load_image
-from llava.serve.sampling import Sampling
-from llava.serve.text_stream import until_stop
+from llava.serve.engine.chat_engine import ChatEngine, separators
+from llava.serve.engine.detokenize import until_stop
+from llava.serve.engine.params import Sampling
 
 WAYS = ("one at a time", "runner")
 
@@ -73,7 +73,7 @@ def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens:
 
 
 def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], file: AnswerFile) -> list[str]:
-    """As `llava.eval.batch_run` does it."""
+    """As `llava.eval.run.command` does it."""
     found: dict[int, str] = {}
     for outcomes in runner.run(asked, ready):
         rows = [{"text": str(outcome.text), "metadata": {"index": outcome.index}} for outcome in outcomes]

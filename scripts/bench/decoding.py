@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, run_command
 from llava.images import decode_image
-from llava.serve.decoder_pool import DecoderPool
+from llava.serve.decoding.pool import DecoderPool
 from qlip import QLIPConfig, QLIPImageProcessor
 
 SIZES = ((336, 336), (640, 480), (1024, 768), (2000, 1500), (4000, 3000))

@@ -28,7 +28,7 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.conversation import conv_templates
-from llava.serve.wire import FrameSplitter
+from llava.serve.workers.protocol import FrameSplitter
 from playground.questions import WORDINGS
 from playground.scenes import PRESETS, scene
 

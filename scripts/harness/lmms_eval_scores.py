@@ -16,8 +16,8 @@ from typing import Any
 
 from llava.command import OneLineParser, run_command
 from llava.eval import eval_cvbench, eval_mmbench, eval_mme, eval_pope, eval_seed, eval_textvqa, eval_vstar
-from llava.eval.records import Key
-from llava.eval.vqa_text import normalise_answer
+from llava.eval.score.rows import Key
+from llava.eval.score.vqa import normalise_answer
 
 SEED = 77
 CHOICES = {"A": "cat", "B": "dog", "C": "cow", "D": "ant"}

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, integer, parse_and_run, real
-from llava.eval.scoring import write_json
+from llava.eval.score.score import write_json
 from llava.model.checkpoint import local_folder
 from scripts.paper.runs import VARIANTS, Run, make_runs, with_settings
 from scripts.paper.table import MODELS, Column

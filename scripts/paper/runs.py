@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from llava.eval.scoring import write_json
+from llava.eval.score.score import write_json
 from qlip import QLIPConfig
 
 VARIANTS = ("clip", "qlip", "paper")

@@ -16,13 +16,13 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
+from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.answer import Answer
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.http import Hook, Server
-from llava.serve.images import load_image
-from llava.serve.openai_api import openai_app
-from llava.serve.openai_chat import APISettings
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.http.server import Hook, Server
+from llava.serve.openai.app import openai_app
+from llava.serve.openai.chat import APISettings
 from llava.utils import demo_model_path, demo_picture_path
 
 MODEL = "llava-demo"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from llava.serve import model_worker
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.registration import Registration
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.workers.heartbeat import Registration
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.serve.addresses import is_global_unicast, is_host_name, is_loopback_ip
+from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip
 
 # https://www.iana.org/assignments/iana-ipv4-special-registry: each block, and whether it is globally reachable.
 IPV4_REGISTRY = [

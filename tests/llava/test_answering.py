@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.answering import Answerer, VisualQuestion, read_questions, same_answer
+from llava.eval.run.answerer import Answerer, VisualQuestion, read_questions, same_answer
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong, Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

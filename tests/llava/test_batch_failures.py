@@ -11,15 +11,15 @@ import httpx
 import pytest
 import torch
 
-from llava.eval import decoding
+from llava.eval.run import generate
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve import batch_queue, sampling
-from llava.serve.answer import Answer
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import GenerationError
-from llava.serve.generation import Row
-from llava.serve.sampling import RowSampler, Sampling
-from llava.serve.text_stream import Detokenizer, StopFilter
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.chat_engine import ChatEngine, sampling, scheduler
+from llava.serve.engine.detokenize import Detokenizer, StopFilter
+from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.generate import Row
+from llava.serve.engine.params import Sampling
+from llava.serve.engine.sampling import RowSampler
 from tests.llava.openai_serving import CHAT, DEADLINE, QUESTION, Gate, api, body, loaded, picture
 
 ROWS = 3
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_fail_their_own_row(
 def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the features of one picture passes through the language model together with the others' rows."""
     alone = [told(ask(engine, each)) for each in SAMPLINGS]
-    encode = engine.sight.encode
+    encode = engine.vision.encode
 
     def spoil(answers: list[Answer]) -> None:
         (culprit,) = answers[CULPRIT].views
@@ -164,7 +164,7 @@ def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monke
                 for view, tokens in zip(views, encode(views), strict=True)
             ]
 
-        monkeypatch.setattr(engine.sight, "encode", spoilt)
+        monkeypatch.setattr(engine.vision, "encode", spoilt)
 
     found, batches = together(engine, spoil)
     assert found == [alone[0], ArithmeticError, alone[2]]
@@ -180,7 +180,7 @@ def test_a_batch_that_fails_before_its_answers_begin_is_tried_one_by_one(
 ) -> None:
     alone = [told(ask(engine, each)) for each in SAMPLINGS]
     culprits: list[Any] = []
-    encode, generate = engine.sight.encode, engine.model.generate
+    encode, generate = engine.vision.encode, engine.model.generate
 
     def encode_or_fail(views: Sequence[Any]) -> list[ImageTokens]:
         return raising() if any(view is culprits[0] for view in views) else encode(views)
@@ -192,7 +192,7 @@ def test_a_batch_that_fails_before_its_answers_begin_is_tried_one_by_one(
     def spoil(answers: list[Answer]) -> None:
         culprits.extend(answers[CULPRIT].views)
         if part == "images":
-            monkeypatch.setattr(engine.sight, "encode", encode_or_fail)
+            monkeypatch.setattr(engine.vision, "encode", encode_or_fail)
         else:
             monkeypatch.setattr(engine.model, "generate", generate_or_fail)
 
@@ -204,7 +204,7 @@ def test_a_batch_that_fails_before_its_answers_begin_is_tried_one_by_one(
 def test_a_request_that_ended_before_its_batch_failed_is_not_tried_again(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = engine.sight.encode
+    encode = engine.vision.encode
 
     def spoil(answers: list[Answer]) -> None:
         def fail_together(views: Sequence[Any]) -> list[ImageTokens]:
@@ -214,7 +214,7 @@ def test_a_request_that_ended_before_its_batch_failed_is_not_tried_again(
             assert answers[0].row.finished()
             return raising()
 
-        monkeypatch.setattr(engine.sight, "encode", fail_together)
+        monkeypatch.setattr(engine.vision, "encode", fail_together)
 
     alone = told(ask(engine, SAMPLINGS[2]))
     found, batches = together(engine, spoil)
@@ -238,9 +238,9 @@ def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeyp
 def test_a_run_without_readers_raises_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation must not take the beginning of an answer for all of it."""
     monkeypatch.setattr(Detokenizer, "push", after(3, Detokenizer.push))
-    request = decoding.Request(decoding.prompt_ids(engine, "Hello", 0), None)
+    request = generate.Request(generate.prompt_ids(engine, "Hello", 0), None)
     with pytest.raises(GenerationError, match=r"the model failed \(Spoilt\)"):
-        decoding.generate(engine, [request], Sampling(0, max_new_tokens=8))
+        generate.generate(engine, [request], Sampling(0, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -276,7 +276,7 @@ def test_a_batch_waits_half_a_second_at_most_for_requests_that_are_being_prepare
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The picture of one request is not opened before the other one's batch has begun."""
-    assert batch_queue.MOST_PATIENCE == 0.5
+    assert scheduler.MOST_PATIENCE == 0.5
     opening, go_on = threading.Event(), threading.Event()
 
     def open_late() -> Any:

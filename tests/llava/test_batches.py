@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.eval.batches import BatchLimits, form_batches
+from llava.eval.run.batching import BatchLimits, form_batches
 
 LENGTHS = st.lists(st.integers(1, 2000), max_size=40)
 LIMITS = st.builds(

@@ -12,14 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.images import ImageError, load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve import batch_queue
-from llava.serve.answer import Answer
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import EngineClosed, GenerationError, ImageError, Overloaded, ran_out_of_memory
-from llava.serve.images import load_image
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits, scheduler
+from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, ran_out_of_memory
+from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.utils import demo_model_path, demo_picture_path
 
 GREEDY = Sampling(temperature=0, max_new_tokens=32)
@@ -124,7 +122,7 @@ def test_one_model_sees_as_clip_and_by_quadtree(
         oracle = submit(clip, picture)
         assert "".join(answer) == "".join(oracle)
         assert answer.usage.visual_tokens == oracle.usage.visual_tokens == 64
-        (ours,), (theirs,) = engine.sight.encode(answer.views), clip.sight.encode(oracle.views)
+        (ours,), (theirs,) = engine.vision.encode(answer.views), clip.vision.encode(oracle.views)
         torch.testing.assert_close(ours.features, theirs.features, atol=1e-4, rtol=1e-4)
     assert "".join(submit(engine, pictures[0])) != "".join(submit(clip, pictures[0]))
     clip.close()
@@ -178,19 +176,19 @@ def test_a_batch_waits_for_requests_that_are_being_prepared_a_share_of_the_last_
     engine = new_engine()
     gate = Gate(engine, monkeypatch)
     monkeypatch.setattr(engine.queue, "_batch_seconds", last_batch)
-    monkeypatch.setattr(batch_queue, "MOST_PATIENCE", DEADLINE)  # so that a slow machine has time to prepare
-    look, looked_at, go_on = engine.sight.look, threading.Event(), threading.Event()
+    monkeypatch.setattr(scheduler, "MOST_PATIENCE", DEADLINE)  # so that a slow machine has time to prepare
+    look, looked_at, go_on = engine.vision.look, threading.Event(), threading.Event()
 
     def look_slowly(*args: Any) -> Any:
         looked_at.set()
         assert go_on.wait(DEADLINE)
         return look(*args)
 
-    monkeypatch.setattr(engine.sight, "look", look_slowly)
+    monkeypatch.setattr(engine.vision, "look", look_slowly)
     with ThreadPoolExecutor(1) as other:
         late = other.submit(submit, engine, pictures[0])
         assert looked_at.wait(DEADLINE)
-        monkeypatch.setattr(engine.sight, "look", look)
+        monkeypatch.setattr(engine.vision, "look", look)
         early = submit(engine, pictures[0])
         if last_batch == 0:
             assert gate.reached.wait(DEADLINE)

@@ -19,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from llava.serve import bodies
-from llava.serve.bodies import UNCOUNTED, BodyBudget, BodyLimit, take_body
 from llava.serve.controller import create_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.http.bodies import UNCOUNTED, BodyBudget, BodyLimit, take_body
+from llava.serve.http.server import bodies
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus, frame
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.registry import Registry
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import DEADLINE, served
 from tests.llava.programs import eventually

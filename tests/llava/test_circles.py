@@ -11,9 +11,9 @@ import pytest
 
 from llava.serve import register_worker
 from llava.serve.controller import create_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus, frame
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.registry import Registry
 from tests.llava.openai_serving import served
 from tests.llava.test_controller import ASKED, A, Setup, frames, generating, registration
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 
 from llava.command import format_error, integer, real, run_command
-from llava.serve.errors import GenerationError
+from llava.serve.engine.errors import GenerationError
 
 
 def raise_(error: BaseException) -> None:

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from llava.serve.bodies import BodyLimit
-from llava.serve.connections import ConnectionLimits, client_of
-from llava.serve.http import Server, server_config
+from llava.serve.http.bodies import BodyLimit
+from llava.serve.http.connections import ConnectionLimits, client_of
+from llava.serve.http.server import Server, server_config
 
 DEADLINE = 60  # seconds
 SOON = 5  # seconds: far less than any timeout of the servers here, far more than a health check takes
@@ -256,7 +256,7 @@ def test_who_a_client_is(address: str, client: str) -> None:
 
 def test_one_address_gets_a_quarter_of_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is counted as another machine is, since the tests have no other one."""
-    monkeypatch.setattr("llava.serve.connections.client_of", lambda address: str(address[1] % 2))
+    monkeypatch.setattr("llava.serve.http.connections.client_of", lambda address: str(address[1] % 2))
     with serving(ConnectionLimits(most=40)) as (address, _), ExitStack() as crowd:
         clients = [crowd.enter_context(opened(address, HALF)) for _ in range(80)]
         assert quick_health(address) < SOON
@@ -277,7 +277,7 @@ def test_the_limit_on_open_files_is_raised_or_kept_to(soft: int, hard: int, most
     program = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-        "from llava.serve.connections import ConnectionLimits, fit_open_files\n"
+        "from llava.serve.http.connections import ConnectionLimits, fit_open_files\n"
         "limits = fit_open_files(ConnectionLimits(1000))\n"
         "print(limits.most, *resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from llava.serve import dispatcher
 from llava.serve.controller import create_app, parse_args
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.http import RequestLimits
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus, frame
+from llava.serve.http.limits import RequestLimits
+from llava.serve.workers import dispatcher
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.registry import Registry
 
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}

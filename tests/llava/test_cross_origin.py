@@ -11,12 +11,12 @@ import httpx
 import pytest
 import requests
 
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
-from llava.serve.openai_api import openai_app
-from llava.serve.openai_chat import APISettings
-from llava.serve.wire import frame
+from llava.serve.openai.app import openai_app
+from llava.serve.openai.chat import APISettings
+from llava.serve.workers.protocol import frame
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import served
 from tests.llava.test_controller import A, Setup, generating

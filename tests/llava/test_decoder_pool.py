@@ -12,9 +12,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from llava.images import ImageLimits, decode_image
-from llava.serve.decoder_pool import Cancellation, DecoderPool, UnopenedImage
-from llava.serve.errors import ImageError, RequestError
+from llava.images import ImageError, ImageLimits, decode_image
+from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
+from llava.serve.http.failures import RequestError
 from scripts import hostile
 
 ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]

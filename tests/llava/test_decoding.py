@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.decoding import Request, generate, prompt_ids, row_seed
+from llava.eval.run.generate import Request, generate, prompt_ids, row_seed
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling
+from llava.serve.engine.chat_engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

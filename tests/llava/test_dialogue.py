@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.serve.dialogue import Turn, converse
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.prompting import Turn, build_conversation
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
 SYSTEM = conv_templates["vicuna_v1"].system
@@ -38,13 +38,13 @@ def engine(**config: object) -> ChatEngine:
     ],
 )
 def test_turns_become_a_prompt(turns: list[Turn], prompt: str) -> None:
-    conversation, images = converse(engine(), turns)
+    conversation, images = build_conversation(engine(), turns)
     assert conversation.get_prompt() == prompt
     assert images == [image for turn in turns for image in turn.images]
 
 
 def test_a_checkpoint_that_marks_its_pictures_gets_them_marked() -> None:
-    conversation, _ = converse(engine(mm_use_im_start_end=True), [Turn("user", "Hi", (RED,))])
+    conversation, _ = build_conversation(engine(mm_use_im_start_end=True), [Turn("user", "Hi", (RED,))])
     assert "USER: <im_start><image><im_end>\nHi" in conversation.get_prompt()
 
 
@@ -64,4 +64,4 @@ def test_a_checkpoint_that_marks_its_pictures_gets_them_marked() -> None:
 )
 def test_what_no_prompt_can_say_is_refused(turns: list[Turn], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        converse(engine(), turns)
+        build_conversation(engine(), turns)

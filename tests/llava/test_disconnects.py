@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava.serve.disconnects import ClientGone, unless_gone
+from llava.serve.http.disconnects import ClientGone, unless_gone
 
 
 class Connection:

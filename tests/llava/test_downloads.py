@@ -13,8 +13,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from llava.serve import images
-from llava.serve.images import ImageError, ImageLimits, load_image
+from llava import downloads
+from llava.images import ImageError, ImageLimits, load_image
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def localhost(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lookups.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(images.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(downloads.socket, "getaddrinfo", resolve)
     return lookups
 
 
@@ -141,7 +141,7 @@ def test_a_closed_port_is_a_clear_error(localhost: list[str]) -> None:
 )
 def test_a_host_with_any_address_that_is_not_public_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     found = [(0, 0, 0, "", ("93.184.216.34", 80)), (0, 0, 0, "", (address, 80))]
-    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **options: found)
+    monkeypatch.setattr(downloads.socket, "getaddrinfo", lambda *args, **options: found)
     with pytest.raises(ImageError, match="not a public address"):
         load_image("http://example.org/a.png")
 
@@ -156,7 +156,7 @@ def test_spellings_of_this_machines_address_are_seen_through(host: str) -> None:
 def test_a_resolver_that_gives_no_address_is_a_clear_error(
     monkeypatch: pytest.MonkeyPatch, found: list[object]
 ) -> None:
-    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **options: found)
+    monkeypatch.setattr(downloads.socket, "getaddrinfo", lambda *args, **options: found)
     with pytest.raises(ImageError, match="cannot find the host 'example.org'"):
         load_image("http://example.org/a.png")
 
@@ -165,7 +165,7 @@ def test_an_unknown_host_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*args: object, **options: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(images.socket, "getaddrinfo", fail)
+    monkeypatch.setattr(downloads.socket, "getaddrinfo", fail)
     with pytest.raises(ImageError, match="cannot find the host 'example.org'"):
         load_image("http://example.org/a.png")
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from llava.conversation import conv_templates
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import GenerationError
-from llava.serve.sampling import Sampling
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.params import Sampling
 from tests.llava.fakes import EOS, BytesTokenizer, QuadtreeTower, ScriptedModel, SquareProcessor, Tower
 
 PICTURE = Image.new("RGB", (8, 6))

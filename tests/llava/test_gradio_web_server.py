@@ -18,14 +18,13 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from llava.images import load_image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import RequestError
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.gradio_web_server import main
-from llava.serve.images import load_image
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions
+from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import CLIP, QLIP, Demo
 from llava.serve.web.moderation import Moderator
@@ -129,7 +128,7 @@ def test_moving_a_control_shows_what_the_model_would_see_without_running_it(
 ) -> None:
     visitor = new_visitor()
     options = QLIPOptions(enabled=False) if way == CLIP else QLIPOptions(alpha=alpha, max_tokens=budget)
-    view = engine.sight.look(picture(), engine.sight.settings(options))
+    view = engine.vision.look(picture(), engine.vision.settings(options))
     with Gate(engine) as gate:  # as while the model answers somebody else
         seen, cost = visitor.predict(*controls(way, alpha, budget), api_name="/look")
         assert gate.batches == []
@@ -223,7 +222,7 @@ def test_comparing_answers_both_ways_outside_the_conversation(
     final = steps(visitor, "/compare", QUESTION, *controls())[-1]
     (clip, qlip) = (part for part in final if isinstance(part, str))
     views = [
-        engine.sight.look(picture(), engine.sight.settings(o))
+        engine.vision.look(picture(), engine.vision.settings(o))
         for o in (QLIPOptions(enabled=False), QLIPOptions(alpha=ALPHA, max_tokens=BUDGET))
     ]
     for side, answer, view in zip(
@@ -470,7 +469,7 @@ def test_a_clip_model_is_shown_as_it_sees_and_cannot_be_switched(tmp_path: Path)
     ) as engine:
         demo = Demo(EngineBackend(engine))
         seen, cost = demo.look(Session(picture()), *controls())
-        assert seen is not None and count(cost) == engine.sight.tower.num_patches
+        assert seen is not None and count(cost) == engine.vision.tower.num_patches
         page = build_page(demo)
         hidden = {block.elem_id for block in page.blocks.values() if not getattr(block, "visible", True)}
         assert {"way", "alpha", "budget", "compare"} <= hidden

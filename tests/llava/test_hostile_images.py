@@ -10,9 +10,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from llava.serve import decoder_pool
-from llava.serve.decoder_pool import DecoderPool, end_process
-from llava.serve.engine import ChatEngine, EngineLimits
+from llava.serve.decoding import pool
+from llava.serve.decoding.pool import DecoderPool, end_process
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
 from llava.serve.model_worker import ModelWorker, create_app
 from scripts import hostile
 from tests.llava.openai_serving import DEADLINE, MODEL, becomes_idle, loaded, served
@@ -41,7 +41,7 @@ def url(engine: ChatEngine) -> Iterator[str]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
     """Decoders that end nothing by themselves."""
     pool = DecoderPool(PREPARING, cpu_seconds=DEADLINE, wall_seconds=DEADLINE)
-    monkeypatch.setattr(decoder_pool, "shared_decoders", lambda: pool)
+    monkeypatch.setattr(pool, "shared_decoders", lambda: pool)
     yield pool
     pool.close()
 
@@ -93,7 +93,7 @@ def test_text_does_not_wait_for_images_and_these_end_with_their_clients(
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
 
-    monkeypatch.setattr(decoder_pool, "end_process", lambda process: (ended.append("killed"), end_process(process)))
+    monkeypatch.setattr(pool, "end_process", lambda process: (ended.append("killed"), end_process(process)))
     asyncio.run(run())
     assert becomes_idle(engine)
     assert ask(url, path, GOOD).status_code == 200

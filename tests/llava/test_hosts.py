@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llava.serve import images
-from llava.serve.http import _host as media_domain
-from llava.serve.images import ImageError, load_image
-from llava.serve.trust import host_of, server_url
+from llava import downloads
+from llava.images import ImageError, load_image
+from llava.serve.http.flags import _host as media_domain
+from llava.serve.workers.auth import host_of, server_url
 
 ODD = [
     "xn--",
@@ -82,8 +82,8 @@ def nowhere() -> Iterator[None]:
         raise Connecting
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images.socket, "getaddrinfo", resolve)
-        patch.setattr(images, "_fetch", connect)
+        patch.setattr(downloads.socket, "getaddrinfo", resolve)
+        patch.setattr(downloads, "_fetch", connect)
         yield
 
 
@@ -98,7 +98,7 @@ def test_an_image_s_url_is_downloaded_or_refused_in_words(host: str) -> None:
     try:
         load_image(f"http://{host}")
     except Connecting:
-        url, name, port = images._split_url(f"http://{host}")
+        url, name, port = downloads._split_url(f"http://{host}")
         assert url.copy_with(host=PUBLIC).raw_host == PUBLIC.encode()
         assert name.isascii() and 0 < port < 2**16
     except ImageError as error:
@@ -168,7 +168,7 @@ def test_a_url_that_cannot_be_asked_is_told_what_is_wrong_with_it(url: str, word
         raise socket.gaierror(-2, "Name or service not known")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ImageError, match=words) as caught:
-        patch.setattr(images.socket, "getaddrinfo", fail)
+        patch.setattr(downloads.socket, "getaddrinfo", fail)
         load_image(url)
     assert "secret" not in str(caught.value)
 

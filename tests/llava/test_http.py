@@ -15,18 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llava.serve.bodies import BodyLimit
-from llava.serve.errors import (
-    EngineClosed,
-    Failure,
-    GenerationError,
-    ImageError,
-    Overloaded,
-    PromptTooLong,
-    RequestError,
-    explain,
-)
-from llava.serve.http import RequestLimits, RequireKey, add_server_flags, api_keys, request_limits
+from llava.images import ImageError
+from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong
+from llava.serve.http.auth import RequireKey
+from llava.serve.http.bodies import BodyLimit
+from llava.serve.http.failures import Failure, RequestError, explain
+from llava.serve.http.flags import add_server_flags, api_keys, request_limits
+from llava.serve.http.limits import RequestLimits
 
 
 async def echo(request: Request) -> Response:

@@ -12,9 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from llava.images import ImageLimits, decode_image
-from llava.serve.errors import ImageError
-from llava.serve.images import load_image, load_image_from_base64
+from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64
 from qlip.rgb import find_orientation
 from scripts import hostile
 

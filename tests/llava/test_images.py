@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.serve.images import ImageError, ImageLimits, load_image, load_image_from_base64
+from llava.images import ImageError, ImageLimits, load_image, load_image_from_base64
 
 EXIF_ORIENTATION = 0x0112
 

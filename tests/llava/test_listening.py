@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llava.serve import controller, gradio_web_server, model_worker, openai_api
-from llava.serve.listening import take_address
+from llava.serve.http.listening import take_address
 
 Main = Callable[[Sequence[str]], int]
 
@@ -79,7 +79,7 @@ def test_a_port_that_is_not_for_this_user_is_refused(monkeypatch: pytest.MonkeyP
     def refuse(*arguments: Any) -> None:
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("llava.serve.listening._bind", refuse)
+    monkeypatch.setattr("llava.serve.http.listening._bind", refuse)
     with pytest.raises(ValueError, match=r"--port 80 is not for this user \(Permission denied\); name one of 1024"):
         take_address("127.0.0.1", 80).__enter__()
 

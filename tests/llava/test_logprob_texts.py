@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.tokenizer import load_tokenizer
-from llava.serve.generation import Row
-from llava.serve.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs
-from llava.serve.sampling import Sampling
+from llava.serve.engine.generate import Row
+from llava.serve.engine.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 
 END = 2

@@ -14,10 +14,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.chat_completion import ChoiceLogprobs
 from torch import Tensor
 
-from llava.serve.answer import Answer
-from llava.serve.engine import ChatEngine
-from llava.serve.logprobs import StepLogprobs
-from llava.serve.sampling import Sampling
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.logprobs import StepLogprobs
+from llava.serve.engine.params import Sampling
 from tests.llava.openai_serving import DEADLINE, QUESTION, Gate, body, openai_api, picture
 
 ASKED: dict[str, Any] = {"logprobs": True, "top_logprobs": 4}
@@ -59,7 +59,7 @@ def forward(engine: ChatEngine, ids: list[int]) -> Tensor:
     list(answer)
     prompt = torch.cat([answer.row.prompt, torch.tensor(ids)])
     with torch.inference_mode():
-        logits = engine.model(prompt[None], images=engine.sight.encode(answer.views)).logits[0]
+        logits = engine.model(prompt[None], images=engine.vision.encode(answer.views)).logits[0]
     return logits[-len(ids) - 1 : -1].float().log_softmax(-1)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from llava.serve import test_message
 from llava.serve.controller import create_app as controller_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.model_worker import ModelWorker, create_app
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus
+from llava.serve.workers.registry import Registry
 from tests.llava.openai_serving import loaded, picture, picture_paths, served
 
 QUESTION = "What is in the picture?"

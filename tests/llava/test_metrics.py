@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.metrics import Metrics
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.http.metrics import Metrics
 from tests.llava.openai_serving import (
     CHAT,
     DEADLINE,

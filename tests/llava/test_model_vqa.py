@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answer_file import AnswerFile
-from llava.eval.lock import only_run
-from llava.eval.progress import Progress
+from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.lock import only_run
+from llava.eval.run.progress import Progress
+from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling
-from llava.serve.images import load_image
+from llava.serve.engine.chat_engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from tests.llava.checkpoints import make_llava_checkpoint

@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.images import ImageLimits
 from llava.serve import controller, model_worker
-from llava.serve.dispatcher import Dispatcher
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.http import RequestLimits
-from llava.serve.images import ImageLimits
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine.params import Sampling
+from llava.serve.http.limits import RequestLimits
 from llava.serve.model_worker import ModelWorker, create_app, parse_args
-from llava.serve.registry import Registry
-from llava.serve.sampling import Sampling
+from llava.serve.workers.dispatcher import Dispatcher
+from llava.serve.workers.registry import Registry
 from tests.llava import upstream
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import DEADLINE, Gate, body, loaded, picture, picture_paths, reaches, served

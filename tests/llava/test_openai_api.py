@@ -22,16 +22,16 @@ from fastapi import FastAPI
 from PIL import Image
 from pydantic import ValidationError
 
+from llava.images import ImageLimits
 from llava.serve import openai_api
-from llava.serve.connections import ConnectionLimits
-from llava.serve.engine import ChatEngine, EngineLimits
-from llava.serve.errors import Failure
-from llava.serve.http import RequestLimits
-from llava.serve.images import ImageLimits
-from llava.serve.listening import Listener
-from llava.serve.openai_api import add_openai_routes
-from llava.serve.openai_chat import APISettings
-from llava.serve.openai_schema import ChatRequest
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.http.connections import ConnectionLimits
+from llava.serve.http.failures import Failure
+from llava.serve.http.limits import RequestLimits
+from llava.serve.http.listening import Listener
+from llava.serve.openai.app import add_openai_routes
+from llava.serve.openai.chat import APISettings
+from llava.serve.openai.requests import ChatRequest
 from tests.llava.openai_serving import (
     CHAT,
     DEADLINE,

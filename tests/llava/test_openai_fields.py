@@ -12,8 +12,8 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from llava.serve.engine import ChatEngine
-from llava.serve.sampling import Sampling
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from tests.llava.openai_serving import MODEL, body, data_url, openai_api, picture, user
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -223,7 +223,7 @@ def test_a_repetition_penalty_counts_the_text_of_prompt_and_answer(
     engine, client = served
     answer = engine.submit(engine.question("Hello", 1), [picture()], Sampling(0, max_new_tokens=1))
     list(answer)
-    images, ids, new = engine.sight.encode(answer.views), answer.row.prompt, list[int]()
+    images, ids, new = engine.vision.encode(answer.views), answer.row.prompt, list[int]()
     processor = RepetitionPenaltyLogitsProcessor(penalty)
     while len(new) < 8 and not engine.end_tokens & {*new}:
         with torch.inference_mode():

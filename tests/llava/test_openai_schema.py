@@ -26,10 +26,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from llava.serve.engine import ChatEngine
-from llava.serve.openai_api import openai_app
-from llava.serve.openai_chat import APISettings
-from llava.serve.openai_schema import MAX_INT
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.openai.app import openai_app
+from llava.serve.openai.chat import APISettings
+from llava.serve.openai.requests import MAX_INT
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import CHAT, MODEL, api
 

@@ -10,13 +10,16 @@ import httpx
 import pytest
 import torch
 
-from llava.serve import bodies, openai_api, wire
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import GenerationError, explain
+from llava.serve import openai_api
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.errors import GenerationError
+from llava.serve.http.failures import explain
+from llava.serve.http.server import bodies
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
-from llava.serve.openai_api import openai_app
-from llava.serve.openai_chat import APISettings
+from llava.serve.openai.app import openai_app
+from llava.serve.openai.chat import APISettings
+from llava.serve.workers import protocol
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.test_controller import ASKED, A, Setup, generating, registration
 
@@ -94,7 +97,7 @@ def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pyt
     ("where", "route", "body"),
     [
         ((bodies, "BodyBuffer", fail), "/worker_generate_stream", ASKED),
-        ((wire, "parsed", fail), "/worker_generate_stream", ASKED),
+        ((protocol, "parsed", fail), "/worker_generate_stream", ASKED),
         (("json.loads", fail), "/register_worker", registration()),
     ],
     ids=["receiving", "passing on", "reading"],

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.prefetch import Prepared, Preparer, Unreadable, prepare_ahead
+from llava.eval.run.pictures import Prepared, Preparer, Unreadable, prepare_ahead
+from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
-from llava.serve.engine import ChatEngine
-from llava.serve.images import ImageError, load_image
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa_loader, ray_batch
-from llava.eval.answer_file import Row
-from llava.eval.prefetch import Preparer
-from llava.eval.questions import Question
+from llava.eval.run.answer_file import Row
+from llava.eval.run.pictures import Preparer
+from llava.eval.run.questions import Question
 from playground.scenes import PRESETS, scene
 
 DEADLINE = 600

@@ -14,10 +14,10 @@ from fastapi import FastAPI
 
 from llava.serve import register_worker
 from llava.serve.controller import create_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.registration import Registration
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.heartbeat import Registration
+from llava.serve.workers.protocol import WorkerStatus
+from llava.serve.workers.registry import Registry
 from tests.llava.openai_serving import DEADLINE, served
 
 WORKER = "http://127.0.0.1:1001"
@@ -127,7 +127,7 @@ def test_the_secret_is_shown_to_the_controller_and_not_to_the_log(caplog: pytest
         with registering(url, "s3cret"):
             assert registry.has_worker()
         warned = threading.Event()
-        logger = logging.getLogger("llava.serve.registration")
+        logger = logging.getLogger("llava.serve.workers.heartbeat")
         handler = logging.Handler()
         handler.emit = lambda record: warned.set()  # type: ignore[method-assign]
         logger.addHandler(handler)

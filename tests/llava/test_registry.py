@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus
+from llava.serve.workers.protocol import WorkerStatus
+from llava.serve.workers.registry import Registry
 
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import runner as module
-from llava.eval.batches import BatchLimits
-from llava.eval.prefetch import Prepared, Preparer, prepare_ahead
-from llava.eval.questions import Question
-from llava.eval.runner import Outcome, Runner, pictures_of
+from llava.eval.run import runner as module
+from llava.eval.run.batching import BatchLimits
+from llava.eval.run.pictures import Prepared, Preparer, prepare_ahead
+from llava.eval.run.questions import Question
+from llava.eval.run.runner import Outcome, Runner, pictures_of
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine, Sampling
+from llava.serve.engine.chat_engine import ChatEngine, Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip.patches import CutImage

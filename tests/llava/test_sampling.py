@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from llava.serve.sampling import RowSampler, Sampling, sample
+from llava.serve.engine.params import Sampling
+from llava.serve.engine.sampling import RowSampler, sample
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 3.0, -4.0, 0.4])
 

@@ -20,11 +20,12 @@ from transformers import (
 )
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.serve import sampling as module
-from llava.serve.openai_chat import sampling_of
-from llava.serve.openai_schema import MAX_INT, ChatRequest
-from llava.serve.sampling import RowSampler, Sampling, sample
-from llava.serve.wire import GenerateRequest
+from llava.serve.engine.chat_engine import sampling as module
+from llava.serve.engine.params import Sampling
+from llava.serve.engine.sampling import RowSampler, sample
+from llava.serve.openai.chat import sampling_of
+from llava.serve.openai.requests import MAX_INT, ChatRequest
+from llava.serve.workers.protocol import GenerateRequest
 
 CPU = torch.device("cpu")
 VOCABULARY = 40

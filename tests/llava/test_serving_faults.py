@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from llava.serve.controller import create_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.registry import Registry
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.registry import Registry
 from tests.llava import upstream
 from tests.llava.openai_serving import served
 from tests.llava.programs import CONTROLLER, WORKER, Program, eventually, free_port, running

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.images import load_image
-from llava.serve.sight import CLIP_VIEW, QLIPOptions, Sight
+from llava.serve.engine.params import QLIPOptions
+from llava.serve.engine.vision import CLIP_VIEW, VisionFrontend
 from llava.utils import demo_model_path, demo_picture_path
 from qlip import QLIPConfig, partition
 
@@ -22,8 +23,8 @@ def load(qlip: Any) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def sight() -> Sight:
-    return Sight(*load({"max_tokens": 100}), max_tokens=300, max_size=448)
+def vision() -> VisionFrontend:
+    return VisionFrontend(*load({"max_tokens": 100}), max_tokens=300, max_size=448)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +41,18 @@ def picture() -> Image.Image:
         (QLIPOptions(True, 0.2, 80, 224), {"alpha": 0.2, "max_tokens": 80, "image_size": 224}),
     ],
 )
-def test_options_are_laid_over_the_towers_settings(sight: Sight, options: QLIPOptions, changes: dict[str, Any]) -> None:
-    assert sight.settings(options) == replace(sight.tower.settings, **changes)
+def test_options_are_laid_over_the_towers_settings(
+    vision: VisionFrontend, options: QLIPOptions, changes: dict[str, Any]
+) -> None:
+    assert vision.settings(options) == replace(vision.tower.settings, **changes)
 
 
-def test_clips_view_is_a_requests_choice_or_the_servers(sight: Sight) -> None:
-    clip_first = Sight(sight.model, sight.image_processor, quadtree=False)
-    assert sight.settings(QLIPOptions(enabled=False)) is None
+def test_clips_view_is_a_requests_choice_or_the_servers(vision: VisionFrontend) -> None:
+    clip_first = VisionFrontend(vision.model, vision.image_processor, quadtree=False)
+    assert vision.settings(QLIPOptions(enabled=False)) is None
     assert clip_first.settings() is None
-    assert clip_first.settings(QLIPOptions(enabled=True)) == sight.tower.settings
-    assert clip_first.settings(QLIPOptions(alpha=0.5)) == replace(sight.tower.settings, alpha=0.5)
+    assert clip_first.settings(QLIPOptions(enabled=True)) == vision.tower.settings
+    assert clip_first.settings(QLIPOptions(alpha=0.5)) == replace(vision.tower.settings, alpha=0.5)
 
 
 @pytest.mark.parametrize(
@@ -62,53 +65,53 @@ def test_clips_view_is_a_requests_choice_or_the_servers(sight: Sight) -> None:
         (QLIPOptions(False, alpha=0.1, max_tokens=9), "qlip is not enabled, so it takes no alpha, max_tokens"),
     ],
 )
-def test_impossible_options_are_refused(sight: Sight, options: QLIPOptions, complaint: str) -> None:
+def test_impossible_options_are_refused(vision: VisionFrontend, options: QLIPOptions, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        sight.settings(options)
+        vision.settings(options)
 
 
 @pytest.mark.parametrize("options", [QLIPOptions(enabled=True), QLIPOptions(alpha=0.3)])
 def test_a_clip_tower_cannot_see_by_quadtree(options: QLIPOptions) -> None:
-    clip = Sight(*load(False))
+    clip = VisionFrontend(*load(False))
     assert clip.settings() is clip.settings(QLIPOptions(enabled=False)) is None
     with pytest.raises(ValueError, match="sees by CLIP's uniform grid only"):
         clip.settings(options)
 
 
-def test_a_view_counts_what_the_tower_will_give(sight: Sight, picture: Image.Image) -> None:
-    settings = [sight.settings(options) for options in (QLIPOptions(), QLIPOptions(max_tokens=70), QLIPOptions(False))]
-    settings.append(replace(sight.tower.settings, thumbnail=True, llm_positions="sequential"))
-    views = [sight.look(picture, setting) for setting in settings]
-    tokens = sight.encode(views)
+def test_a_view_counts_what_the_tower_will_give(vision: VisionFrontend, picture: Image.Image) -> None:
+    settings = [vision.settings(options) for options in (QLIPOptions(), QLIPOptions(max_tokens=70), QLIPOptions(False))]
+    settings.append(replace(vision.tower.settings, thumbnail=True, llm_positions="sequential"))
+    views = [vision.look(picture, setting) for setting in settings]
+    tokens = vision.encode(views)
     assert [view.tokens for view in views] == [len(token.features) for token in tokens]
     assert [view.context for view in views] == [max(len(token.features), token.span) for token in tokens]
     assert [view.uniform_tokens for view in views] == [1024, 1024, 64, 1024]
 
 
-def test_the_leaves_are_the_quadtrees_of_the_pixels(sight: Sight, picture: Image.Image) -> None:
-    view = sight.look(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
+def test_the_leaves_are_the_quadtrees_of_the_pixels(vision: VisionFrontend, picture: Image.Image) -> None:
+    view = vision.look(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
     oracle = partition(view.pixels, 14, alpha=0.9, criterion="gradient", max_tokens=200)
     assert torch.equal(view.leaves.boxes, oracle.boxes)
 
 
-def test_the_tower_keeps_its_settings_whatever_is_asked(sight: Sight, picture: Image.Image) -> None:
-    tower = sight.tower
+def test_the_tower_keeps_its_settings_whatever_is_asked(vision: VisionFrontend, picture: Image.Image) -> None:
+    tower = vision.tower
     before, weights = tower.settings, tower.vision_tower.embeddings.patch_embedding.weight
-    pixels = sight.look(picture, before).pixels
-    expected = sight.model.encode_tokens([pixels])[0]
+    pixels = vision.look(picture, before).pixels
+    expected = vision.model.encode_tokens([pixels])[0]
     other = tower.under(CLIP_VIEW)
     assert other.vision_tower.embeddings.patch_embedding.weight is weights
     assert other.image_processor.qlip == other.vision_tower.qlip == other.settings == CLIP_VIEW
-    sight.encode([sight.look(picture, None), sight.look(picture, replace(before, alpha=2.0))])
+    vision.encode([vision.look(picture, None), vision.look(picture, replace(before, alpha=2.0))])
     assert tower.settings == tower.vision_tower.qlip == tower.image_processor.qlip == before
-    torch.testing.assert_close(sight.model.encode_tokens([pixels])[0].features, expected.features, atol=0, rtol=0)
+    torch.testing.assert_close(vision.model.encode_tokens([pixels])[0].features, expected.features, atol=0, rtol=0)
 
 
-def test_a_quadtree_of_clips_own_settings_goes_beside_clips_view(sight: Sight, picture: Image.Image) -> None:
-    views = [sight.look(picture, None), sight.look(picture, CLIP_VIEW)]
+def test_a_quadtree_of_clips_own_settings_goes_beside_clips_view(vision: VisionFrontend, picture: Image.Image) -> None:
+    views = [vision.look(picture, None), vision.look(picture, CLIP_VIEW)]
     assert views[0].settings == views[1].settings
-    together = sight.encode(views)
+    together = vision.encode(views)
     assert [len(tokens.features) for tokens in together] == [64, 1024]
     for view, tokens in zip(views, together, strict=True):
-        (alone,) = sight.encode([view])
+        (alone,) = vision.encode([view])
         torch.testing.assert_close(tokens.features, alone.features, atol=1e-4, rtol=1e-4)

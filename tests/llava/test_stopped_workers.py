@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from llava.serve.controller import create_app
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.engine import ChatEngine, EngineLimits
+from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus, frame
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus, frame
+from llava.serve.workers.registry import Registry
 from tests.llava.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.openai_serving import DEADLINE, served
 from tests.llava.programs import eventually

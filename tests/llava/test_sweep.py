@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import sweep
-from llava.eval.answering import read_questions
+from llava.eval.run.answerer import read_questions
+from llava.eval.sweep.command import command
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.utils import demo_model_path
 from qlip import CoordinateMLP, QLIPConfig, cli
 from tests.llava.checkpoints import make_llava_checkpoint
@@ -59,13 +59,13 @@ def bare(records: list[Record]) -> list[Record]:
 def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished sweep: CLIP and 2 x 2 cells on 12 questions about two pictures."""
     out = tmp_path_factory.mktemp("finished")
-    assert sweep.main(flags(material, out, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, out, *GRID, "--limit", "12")) == 0
     return out
 
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "load_engine", lambda _: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(command, "load_engine", lambda _: pytest.fail("no model may be loaded"))
 
 
 def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -> None:
@@ -110,7 +110,7 @@ def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
     origin = [(Path(f"{chance.integers(30)}.png"), "count" if i % 3 else "colour") for i in range(240)]
     luck = chance.random(30)
     right = [bool(chance.random() < luck[int(path.stem)]) for path, _ in origin]
-    measured = sweep.scores(right, origin)
+    measured = command.scores(right, origin)
     rng = np.random.default_rng(1)
     for categories, estimate in [
         (("colour", "count"), measured["accuracy"]),
@@ -139,8 +139,8 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
         return encode(model, images)
 
     monkeypatch.setattr(LlavaMetaForCausalLM, "encode_tokens", counting)
-    monkeypatch.setattr(sweep, "PICTURES_AT_ONCE", 1)
-    assert sweep.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
+    monkeypatch.setattr(command, "PICTURES_AT_ONCE", 1)
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
 
@@ -165,14 +165,14 @@ def test_a_killed_sweep_goes_on_and_has_each_cell_once(material: Path, finished:
     assert len(read(tmp_path)) == 2
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"task": {"model": "')
-    assert sweep.main(command) == 0
+    assert command.main(command) == 0
     assert bare(read(tmp_path)) == bare(read(finished))
 
 
 @pytest.mark.usefixtures("no_model")
 def test_a_finished_sweep_only_reports(material: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results.jsonl").read_bytes()
-    assert sweep.main(flags(material, finished, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, finished, *GRID, "--limit", "12")) == 0
     assert (finished / "results.jsonl").read_bytes() == before
     assert len(capsys.readouterr().out.splitlines()) == 2 + 5
 
@@ -183,7 +183,7 @@ def test_results_of_another_task_do_not_count(
 ) -> None:
     old = (finished / "results.jsonl").read_bytes()
     (tmp_path / "results.jsonl").write_bytes(old)
-    assert sweep.main(flags(material, tmp_path, "--no-qlip", *more)) == 0
+    assert command.main(flags(material, tmp_path, "--no-qlip", *more)) == 0
     assert (tmp_path / "results.jsonl").read_bytes().startswith(old)
     assert len(read(tmp_path)) == 5 + 1
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1
@@ -197,7 +197,7 @@ def test_results_of_before_a_setting_was_there_count_as_its_default(
     for record in records[1:]:
         del record["settings"]["max_cells"]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert sweep.main(flags(material, tmp_path, *GRID, "--limit", "12")) == 0
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12")) == 0
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +206,7 @@ def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     line = {"question_id": 1, "image": "broken.png", "text": "What?"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(line))
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "red"}))
-    assert sweep.main(flags(tmp_path, tmp_path / "out", "--no-clip")) == 2
+    assert command.main(flags(tmp_path, tmp_path / "out", "--no-clip")) == 2
     assert "broken.png: not a readable image" in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ["--alpha", "0", "--max-tokens", "none", "--image-size", "896", "112", "--limit", "1", "--no-clip"]
-    assert sweep.main(flags(material, tmp_path, *sizes)) == 1
+    assert command.main(flags(material, tmp_path, *sizes)) == 1
     assert [record["settings"]["image_size"] for record in read(tmp_path)] == [112]
     captured = capsys.readouterr()
     assert "image_size=896: skipped: " in captured.err
@@ -229,22 +229,22 @@ def test_a_cell_beyond_the_memory_is_skipped_and_tried_again_next_time(
     with monkeypatch.context() as patch:
         outcomes = iter([torch.OutOfMemoryError("no memory")])
 
-        def measure(answerer: Any, asked: Any, real: Any = sweep.measure) -> Record:
+        def measure(answerer: Any, asked: Any, real: Any = command.measure) -> Record:
             for error in outcomes:
                 raise error
             return real(answerer, asked)
 
-        patch.setattr(sweep, "measure", measure)
-        assert sweep.main(command) == 1
+        patch.setattr(command, "measure", measure)
+        assert command.main(command) == 1
     assert [record["clip"] for record in read(tmp_path)] == [False, False]
-    assert sweep.main(command) == 0
+    assert command.main(command) == 0
     assert [record["clip"] for record in read(tmp_path)] == [False, False, True]
 
 
 def test_a_checkpoint_without_settings_takes_the_defaults(material: Path, tmp_path: Path) -> None:
     checkpoint = make_llava_checkpoint(tmp_path / "llava")
     more = ["--model-path", str(checkpoint), "--set", "size_bias=0,0.5", "--limit", "1", "--max-new-tokens", "1"]
-    assert sweep.main(flags(material, tmp_path / "out", *more, "--no-clip", "--alpha", "inf")) == 0
+    assert command.main(flags(material, tmp_path / "out", *more, "--no-clip", "--alpha", "inf")) == 0
     expected = [QLIPConfig(alpha=float("inf"), size_bias=bias).to_dict() for bias in (0.0, 0.5)]
     assert [record["settings"] for record in read(tmp_path / "out")] == expected
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.eval import sweep
-from llava.eval.sweep_cells import make_cells, parse_value, read_axes
+from llava.eval.sweep.cells import make_cells, parse_value, read_axes
+from llava.eval.sweep.command import command
 from llava.utils import demo_model_path
 from qlip import QLIPConfig, cli
 
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "load_engine", lambda _: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(command, "load_engine", lambda _: pytest.fail("no model may be loaded"))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
     material: Path, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
     (material / "results.jsonl").write_text(line)
-    assert sweep.main(flags(material, material)) == 2
+    assert command.main(flags(material, material)) == 2
     assert "results.jsonl:1 is no cell of a sweep" in capsys.readouterr().err
     assert (material / "results.jsonl").read_text() == line
 
@@ -110,7 +110,7 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
 def test_what_cannot_be_is_told_in_one_line(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
 ) -> None:
-    assert sweep.main(flags(material, tmp_path / "out", *more)) == 2
+    assert command.main(flags(material, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("sweep: error: ")
@@ -119,7 +119,7 @@ def test_what_cannot_be_is_told_in_one_line(
 
 
 def test_a_missing_picture_is_named(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep.main(flags(material, tmp_path, "--image-folder", str(tmp_path))) == 2
+    assert command.main(flags(material, tmp_path, "--image-folder", str(tmp_path))) == 2
     assert f"1 of 1 pictures are missing, for example {tmp_path / 'a.png'}" in capsys.readouterr().err
 
 
@@ -127,19 +127,19 @@ def test_a_question_without_a_right_answer_is_named(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (material / "questions.jsonl").write_text(json.dumps({"question_id": 7, "image": "a.png", "text": "What?"}))
-    assert sweep.main(flags(material, tmp_path)) == 2
+    assert command.main(flags(material, tmp_path)) == 2
     assert "question 7 has no right answer; give --answers-file" in capsys.readouterr().err
 
 
 def test_a_model_without_eyes_is_refused(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert sweep.main(flags(material, tmp_path / "out", "--model-path", str(tmp_path))) == 2
+    assert command.main(flags(material, tmp_path / "out", "--model-path", str(tmp_path))) == 2
     assert f"{tmp_path} has no vision tower" in capsys.readouterr().err
 
 
 def test_cells_are_the_product_of_what_is_given_and_none_is_there_twice(material: Path) -> None:
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    sweep.add_flags(parser)
+    command.add_flags(parser)
     more = ["--alpha", "0.1", "0.2", "0.1", "--image-size", "224", "none", "--set", "criterion=random", "seed=0,1"]
     options = parser.parse_args(flags(material, material, *more))
     cells = make_cells(options, read_axes(options))

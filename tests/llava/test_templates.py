@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.eval import model_vqa_loader, run_llava
 from llava.serve import cli
-from llava.serve.templates import guess_template
+from llava.serve.engine.templates import guess_template
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 NAMES = {
@@ -39,7 +39,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "llava.serve.templates"]
+    return [record.message for record in caplog.records if record.name == "llava.serve.engine.templates"]
 
 
 @pytest.mark.parametrize(("name", "template"), NAMES.items())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.tokenizer import load_tokenizer
-from llava.serve.text_stream import Detokenizer, StopFilter, until_stop
+from llava.serve.engine.detokenize import Detokenizer, StopFilter, until_stop
 from llava.utils import demo_model_path
 from tests.llava.fakes import BytesTokenizer
 

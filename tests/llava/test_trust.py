@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from llava.serve.trust import add_token_flag, host_of, is_loopback, warn_of_open_port
+from llava.serve.workers.auth import add_token_flag, host_of, is_loopback, warn_of_open_port
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]"])

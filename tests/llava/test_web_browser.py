@@ -13,15 +13,14 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from llava.serve import controller, model_worker
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.engine import ChatEngine
-from llava.serve.registry import Registry
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.registry import Registry
 from tests.llava.openai_serving import MODEL, QUESTION, Talker, becomes_idle, loaded, picture, picture_paths, served
 from tests.llava.web_pages import PHONE, Visitor, arrivals, chromium, needs_chromium, page_of
 

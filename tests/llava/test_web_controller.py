@@ -21,17 +21,16 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.serve import controller, model_worker
-from llava.serve.dialogue import Turn
-from llava.serve.dispatcher import Dispatcher, Timeouts
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import RequestError
-from llava.serve.registry import Registry
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.engine.prompting import Turn
+from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import complaining
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.registry import Registry
 from qlip import QLIPConfig, QLIPImageProcessor
 from tests.llava.openai_serving import MODEL, QUESTION, becomes_idle, loaded, picture, served
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
 from tests.llava.openai_serving import loaded
@@ -177,7 +177,7 @@ def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any
         assert 10 < len(str(error)) < 200
     else:
         options, sampling = controls.options(backend), controls.sampling()
-        assert (backend.engine.sight.settings(options) is None) == (controls.way == CLIP)
+        assert (backend.engine.vision.settings(options) is None) == (controls.way == CLIP)
         assert 0 <= sampling.temperature <= 2 and 1 <= sampling.max_new_tokens <= 1024
 
 

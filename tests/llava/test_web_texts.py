@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from playwright.sync_api import Browser, expect
 
-from llava.serve.engine import ChatEngine
-from llava.serve.errors import RequestError
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo

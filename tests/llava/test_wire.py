@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.serve.errors import Failure
-from llava.serve.sampling import Sampling
-from llava.serve.wire import (
+from llava.serve.engine.params import Sampling
+from llava.serve.http.failures import Failure
+from llava.serve.workers.protocol import (
     ErrorCode,
     FrameSplitter,
     GenerateRequest,

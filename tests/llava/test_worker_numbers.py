@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from llava.serve.registry import Registry
-from llava.serve.wire import WorkerStatus
+from llava.serve.workers.protocol import WorkerStatus
+from llava.serve.workers.registry import Registry
 from tests.llava.test_controller import STATUS, A, B, Setup, registration
 
 WRONG = ["-1", "1000001", "1e308", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "null", '"many"']

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
-from qlip.bias import (
+from qlip.tools.bias import (
     BiasConfig,
     default_sizes,
     embed,

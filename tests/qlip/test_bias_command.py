@@ -9,8 +9,8 @@ import torch
 from transformers import BertConfig, CLIPImageProcessorPil
 
 from qlip import CoordinateMLP, QLIPConfig, QLIPImageProcessor
-from qlip.bias import BiasConfig, measure
 from qlip.cli import main
+from qlip.tools.bias import BiasConfig, measure
 from tests.qlip.test_bias import NATIVE, picture, tower, vision_model
 
 

@@ -97,7 +97,7 @@ def test_an_error_of_the_user_is_one_line_in_every_command(capsys, monkeypatch, 
     names = {
         "show": "qlip.cli.QLIPImageProcessor",
         "bias": "qlip.cli.find_pictures",
-        "fit": "qlip.fit_command.fit_prior",
+        "fit": "qlip.prior.command.fit_prior",
     }
     flags = {"show": ["a.png"], "bias": ["--tower", "t", "--images", "i", "--out", "o.json"]}
     parser = qlip.cli.build_parser("show")

@@ -18,14 +18,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPImageProcessor, ViTConfig
 
-import qlip.fit
+import qlip.prior.train
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
+from qlip.backbones.pretrained import load_tower
 from qlip.cli import main
-from qlip.fit import fit_prior, hold_out, learning_rate_factor, make_batches, train
-from qlip.fit_config import RECIPES, FitConfig
-from qlip.pictures import find_pictures
-from qlip.prior_loss import PriorLoss
-from qlip.tower import load_tower
+from qlip.prior.config import RECIPES, FitConfig
+from qlip.prior.loss import PriorLoss
+from qlip.prior.pictures import find_pictures
+from qlip.prior.train import fit_prior, hold_out, learning_rate_factor, make_batches, train
 from tests.qlip.authors import make_authors_prior
 from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_clip, make_tower, weights
 
@@ -96,7 +96,7 @@ def test_bounds_follow_from_the_towers_native_size(files, tmp_path):
 
 @pytest.mark.parametrize(("count", "apart"), [(1, 1), (5, 1), (60, 6), (5600, 56)])
 def test_some_pictures_are_kept_from_training(monkeypatch, count, apart):
-    monkeypatch.setattr(qlip.fit, "read_picture", lambda path: None if path.stem == "00010" else path)
+    monkeypatch.setattr(qlip.prior.train, "read_picture", lambda path: None if path.stem == "00010" else path)
     paths = [Path(f"{i:05}.png") for i in range(count)]
     training, held_out = hold_out(paths)
     assert len(held_out) == apart - (count == 60) and (count == 1 or not set(training) & set(held_out))
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, 
 
     settings = replace(config(files, tmp_path, **recipe), out=tmp_path / "killed.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(qlip.fit, "learning_rate_factor", killed)
+        patch.setattr(qlip.prior.train, "learning_rate_factor", killed)
         fit_prior(settings)
     assert settings.checkpoint.exists() and not settings.out.exists()
     with pytest.raises(ValueError, match=r"killed\.checkpoint\.pt is of an unfinished run"):
@@ -136,8 +136,8 @@ def test_two_processes_end_with_the_weights_of_one(files, tmp_path):
     script.write_text(
         "import sys, torch\n"
         "from accelerate import PartialState\n"
-        "from qlip.fit import fit_prior\n"
-        "from qlip.fit_config import FitConfig\n"
+        "from qlip.prior.train import fit_prior\n"
+        "from qlip.prior.config import FitConfig\n"
         "tower, out, images, init = sys.argv[1:]\n"
         "fitted = fit_prior(FitConfig(tower, out, images, init, batch=4, steps=4, lr=1e-3))\n"
         "torch.save(fitted.prior.state_dict(), f'{out}.{PartialState().process_index}')\n"

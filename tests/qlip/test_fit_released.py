@@ -13,12 +13,12 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
 from qlip import CoordinateMLP
+from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.cli import main
-from qlip.fit import fit_prior, make_batches
-from qlip.fit_config import FitConfig
-from qlip.pictures import Batch, find_pictures
-from qlip.prior_loss import PriorLoss
-from qlip.tower import load_projection, load_tower
+from qlip.prior.config import FitConfig
+from qlip.prior.loss import PriorLoss
+from qlip.prior.pictures import Batch, find_pictures
+from qlip.prior.train import fit_prior, make_batches
 from tests.qlip.towers import CLASSES, NATIVE, PATCH, WIDTH, coordinates, make_clip, make_tower, weights
 
 SIZES = [(60, 60), (100, 70), (58, 84), (300, 60), (30, 44)]  # (width, height)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qlip.intervals import mean_interval
+from qlip.tools.intervals import mean_interval
 
 
 def normal(count: int, seed: int = 0) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from qlip import QLIPConfig, QLIPImageProcessor
-from qlip.pictures import PictureBatches, crop_square, find_pictures
+from qlip.prior.pictures import PictureBatches, crop_square, find_pictures
 
 SIZES = [(60, 60), (90, 60), (60, 120), (140, 100), (56, 70)]  # (width, height)
 PROCESSOR = QLIPImageProcessor(14, 56, qlip=QLIPConfig(coarsest="any", max_tokens=36))

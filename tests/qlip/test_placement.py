@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlip.placement import ImageSpan, causal_mask_with_bias, decoder_mask, key_bias, place_batch, place_tokens
+from qlip.language_positions import ImageSpan, causal_mask_with_bias, decoder_mask, key_bias, place_batch, place_tokens
 
 
 def span(count: int, positions: list[float] | None = None, of: int | None = None, size: float | None = None):

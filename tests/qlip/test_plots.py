@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qlip.plots import STYLES, Curve, Panel, check_suffix, plot_curves, plot_heat_map, plot_panels
+from qlip.tools.plots import STYLES, Curve, Panel, check_suffix, plot_curves, plot_heat_map, plot_panels
 
 LINE = Curve("line", [1, 2, 4], [3.0, 2.0, 1.0])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qlip
-from qlip.vllm import encode_embeds
+from qlip.integrations.vllm import encode_embeds
 from tests.qlip.hosts import PICTURES, attached
 
 

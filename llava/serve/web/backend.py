@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.serve.dialogue import Turn, converse
-from llava.serve.engine import ChatEngine
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions, View
+from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.engine.prompting import Turn, build_conversation
+from llava.serve.engine.vision import View
 from qlip import QLIPConfig
 
 
@@ -88,10 +88,10 @@ class EngineBackend:
 
     def __init__(self, engine: ChatEngine) -> None:
         self.engine = engine
-        tower: VisionTower = engine.sight.tower
-        quadtree = engine.sight.quadtree_tower
+        tower: VisionTower = engine.vision.tower
+        quadtree = engine.vision.quadtree_tower
         self.defaults = None if quadtree is None else quadtree.settings
-        self.quadtree = quadtree is not None and engine.sight.quadtree
+        self.quadtree = quadtree is not None and engine.vision.quadtree
         self.native_tokens = tower.num_patches
         self.max_tokens = min(engine.context_len, engine.limits.max_image_tokens)
         self.pixels = pixels_of(tower.native_processor, tower.config.patch_size)
@@ -102,11 +102,11 @@ class EngineBackend:
 
     def look(self, picture: Image.Image, options: QLIPOptions) -> View:
         """See `Backend`."""
-        return self.engine.sight.look(picture, self.engine.sight.settings(options))
+        return self.engine.vision.look(picture, self.engine.vision.settings(options))
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`; errors are the engine's."""
-        conversation, images = converse(self.engine, query.turns)
+        conversation, images = build_conversation(self.engine, query.turns)
         answer = await self.engine.asubmit(conversation, images, query.sampling, query.qlip, shorten=True)
         try:
             yield Piece(visual_tokens=answer.usage.visual_tokens)

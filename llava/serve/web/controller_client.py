@@ -21,14 +21,15 @@ from transformers import CLIPImageProcessorPil
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64, process_images
-from llava.serve import wire
-from llava.serve.dialogue import converse
-from llava.serve.engine import separators
-from llava.serve.errors import RequestError
-from llava.serve.http import bearer_header
-from llava.serve.sight import CLIP_VIEW, QLIPOptions, View, quadtree_view
+from llava.serve.engine.chat_engine import separators
+from llava.serve.engine.params import QLIPOptions
+from llava.serve.engine.prompting import build_conversation
+from llava.serve.engine.vision import CLIP_VIEW, View, quadtree_view
+from llava.serve.http.auth import bearer_header
+from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
-from llava.serve.wire import ErrorCode, FrameSplitter
+from llava.serve.workers import protocol
+from llava.serve.workers.protocol import ErrorCode, FrameSplitter
 from qlip import QLIPConfig, QLIPImageProcessor
 
 PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
@@ -131,7 +132,7 @@ class ControllerBackend:
         """
         if not query.model:
             raise RequestError(503, "no_worker", "no worker serves a model at present")
-        conversation, images = converse(self, query.turns)
+        conversation, images = build_conversation(self, query.turns)
         prompt = conversation.get_prompt()
         request = {
             "model": query.model,
@@ -197,7 +198,7 @@ def read(frame: bytes) -> dict[str, Any]:
         RequestError: the frame reports an error, or is none of LLaVA's.
     """
     try:
-        code = ErrorCode(wire.parsed(wire.Frame, frame).error_code)
+        code = ErrorCode(protocol.parsed(protocol.Frame, frame).error_code)
     except ValueError:
         raise not_llavas() from None
     message = json.loads(frame)
@@ -223,7 +224,7 @@ async def check(reply: httpx.Response) -> None:
     """Raises RequestError for a request that was refused, with the server's own reason where it gives one."""
     if reply.is_success:
         return
-    body = (await reply.aread()).rstrip(wire.END)
+    body = (await reply.aread()).rstrip(protocol.END)
     try:
         failure = failure_of(json.loads(body), "refused")
     except (ValueError, LookupError, TypeError):

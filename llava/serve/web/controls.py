@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.serve.sampling import Sampling
-from llava.serve.sight import QLIPOptions
+from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import Backend
 
 QLIP, CLIP = "QLIP", "CLIP"

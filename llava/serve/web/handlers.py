@@ -16,8 +16,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from llava.serve.errors import ImageError, explain
-from llava.serve.sight import QLIPOptions, View
+from llava.images import ImageError
+from llava.serve.engine.params import QLIPOptions
+from llava.serve.engine.vision import View
+from llava.serve.http.failures import explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Piece, Query
 from llava.serve.web.controls import CLIP, QLIP, Controls, read_question

@@ -6,7 +6,7 @@ Used where the operator says so (`--moderate`), with the operator's key. Where n
 from __future__ import annotations
 
 from llava.moderation import ModerationFailed, ModerationService
-from llava.serve.errors import RequestError
+from llava.serve.http.failures import RequestError
 
 
 class Moderator(ModerationService):

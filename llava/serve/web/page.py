@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.helpers import Examples
 
-from llava.serve.sampling import Sampling
+from llava.serve.engine.params import Sampling
 from llava.serve.web.blocks import PageBlocks
 from llava.serve.web.controls import CLIP, MAX_QUESTION, QLIP, Range, ranges_of
 from llava.serve.web.handlers import Demo

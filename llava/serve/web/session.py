@@ -15,10 +15,9 @@ from typing import Any
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from llava.serve.decoder_pool import shared_decoders
-from llava.serve.dialogue import Turn
-from llava.serve.errors import ImageError
-from llava.serve.images import read_image
+from llava.images import ImageError, read_image
+from llava.serve.decoding.pool import shared_decoders
+from llava.serve.engine.prompting import Turn
 from llava.serve.web.toasts import as_html
 
 MAX_PIXELS = 8_000_000

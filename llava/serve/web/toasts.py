@@ -11,7 +11,7 @@ from html import escape
 
 import gradio as gr
 
-from llava.serve.errors import Failure, explain
+from llava.serve.http.failures import Failure, explain
 
 MAX_TEXT = 600  # characters of a toast
 

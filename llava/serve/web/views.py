@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 import qlip
-from llava.serve.sight import View
+from llava.serve.engine.vision import View
 from llava.serve.web.backend import Pixels
 
 DRAWING_SIDE = 640

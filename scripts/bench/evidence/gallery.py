@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.answering import Answerer, same_answer
+from llava.eval.run.answerer import Answerer, same_answer
 from llava.utils import default_device, demo_model_path, device_flag
 from playground.questions import listing
 from qlip import draw_leaves

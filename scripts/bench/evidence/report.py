@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.sweep_cells import own_settings
+from llava.eval.sweep.cells import own_settings
 from llava.utils import demo_model_path
 from playground.evaluate import V_STAR
 from qlip import QLIPConfig
-from qlip.intervals import Estimate, mean_interval
-from qlip.plots import Curve, plot_curves
+from qlip.tools.intervals import Estimate, mean_interval
+from qlip.tools.plots import Curve, plot_curves
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.run import JOURNAL, read_cells
 from scripts.bench.evidence.sets import DETAIL_SET, KINDS, SIZES, SPLITS

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.journal import Rows, append_row, read_rows, replace
+from llava.eval.run.jsonl import Rows, append_row, read_rows, replace
 from llava.utils import default_device, demo_model_path, device_flag
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set

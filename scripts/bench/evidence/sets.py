@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava.eval.answering import VisualQuestion, read_questions
+from llava.eval.run.answerer import VisualQuestion, read_questions
 from playground.drawing import SceneObject
 from playground.questions import scene_questions
 from playground.scenes import PRESETS, SceneSpec, scene

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from llava.eval.answering import Answerer, same_answer
-from llava.eval.sweep_cells import own_settings
+from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.sweep.cells import own_settings
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.chat_engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.positions import native_side
 from scripts.bench.evidence.rivals import merge_similar, prune_by_cls, raster_places

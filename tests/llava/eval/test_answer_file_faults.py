@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava.eval.answer_file import AnswerFile, begins_row
-from llava.eval.lock import only_run
-from llava.eval.questions import Question
+from llava.eval.run.answer_file import AnswerFile, begins_row
+from llava.eval.run.lock import only_run
+from llava.eval.run.questions import Question
 
 SETTINGS = {"tower": "qlip", "alpha": 0.8}
 NAMES: tuple[int | str, ...] = ("a", 7, 'q"\\', "b", "b")

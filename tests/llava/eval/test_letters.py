@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.eval.parsing import letters, option_letter
+from llava.eval.score.parse import letters, option_letter
 
 OPTIONS = {"A": "a red car", "B": "a blue bus", "C": "a dog", "D": "none of these"}
 

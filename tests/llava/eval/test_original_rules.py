@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.parsing import option_letter
+from llava.eval.score.parse import option_letter
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
 OPTIONS = {"A": "a red car", "B": "a blue bus", "C": "a dog", "D": "none of these"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.parsing import letters, listed_options, mme_yes_no, option_letter, pope_yes_no
+from llava.eval.score.parse import letters, listed_options, mme_yes_no, option_letter, pope_yes_no
 
 OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.records import read_answers, read_json, read_table, texts_for
-from llava.eval.scoring import Score, accuracy_by, run_scorer, score_parser
+from llava.eval.score.rows import read_answers, read_json, read_table, texts_for
+from llava.eval.score.score import Score, accuracy_by, run_scorer, score_parser
 from tests.llava.eval.files import write_rows
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.eval import batch_run, model_vqa, model_vqa_loader, ray_batch, sweep, vstar_likelihood
+from llava.eval import model_vqa, model_vqa_loader, ray_batch, vstar_likelihood
+from llava.eval.run import command
+from llava.eval.sweep import command as sweep
 
 RUNS = [model_vqa.main, model_vqa_loader.main, ray_batch.main, vstar_likelihood.main]
 Main = Callable[[Sequence[str]], int]
@@ -22,7 +24,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    for module, name in ((batch_run, "load_engine"), (vstar_likelihood, "load_engine"), (ray_batch, "answer_on")):
+    for module, name in ((command, "load_engine"), (vstar_likelihood, "load_engine"), (ray_batch, "answer_on")):
         monkeypatch.setattr(module, name, never)
     monkeypatch.setattr(sweep, "load_engine", never)
 

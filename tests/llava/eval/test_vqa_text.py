@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvaluator
-from llava.eval.vqa_text import normalise_answer, soft_accuracy
+from llava.eval.score.vqa import normalise_answer, soft_accuracy
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
 from llava.eval.vstar_likelihood import Choice, option_losses, read_choice
+from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine import ChatEngine, PromptTooLong
-from llava.serve.images import load_image
+from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong
 from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 

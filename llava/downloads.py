@@ -1,0 +1,123 @@
+"""Downloads images: from public addresses only, bounded in time and size, without redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
+from llava.image_limits import ImageError, ImageLimits
+
+_URL_FORM = "http(s)://HOST[:PORT]/PATH"
+
+
+def download(
+    url: str, limits: ImageLimits, *, allow_loopback: bool = False, allowed_hosts: Collection[str] | None = None
+) -> bytes:
+    """Downloads a file from the very address that was checked: names are resolved once, redirects are not followed.
+
+    Args:
+        url: http or https.
+        limits: Its bytes and seconds.
+        allow_loopback: Whether the URL may name this very machine.
+        allowed_hosts: The only hosts that it may name, in lower case; None for any.
+
+    Raises:
+        ImageError: if the host is not allowed or not public, or the download fails.
+    """
+    try:
+        parsed, host, port = _split_url(url)
+        # The very host that is connected to is compared, so that no two parsers can differ over the URL.
+        if allowed_hosts is not None and host.lower() not in allowed_hosts:
+            raise ImageError(
+                f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have"
+                " the server started with this host among its --allowed-media-domains"
+            )
+        address = _public_address(host, port, allow_loopback)
+        # In an event loop of its own: only there can the whole be bounded, a head that drips in included.
+        fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, fetching).result()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ImageError(f"cannot download the image ({type(error).__name__})") from None
+
+
+def _split_url(url: str) -> tuple[httpx.URL, str, int]:
+    """Parses a URL into itself, its host in ASCII and its port; whatever cannot be looked up is refused here.
+
+    Raises:
+        ImageError: it is no URL, or it holds a password.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:  # a host, a port, half a character
+        why = f"its URL cannot be read ({type(error).__name__}); it must read {_URL_FORM}"
+        raise ImageError(f"cannot download the image: {why}") from None
+    if parsed.userinfo or not parsed.raw_host:
+        raise ImageError(f"an image URL needs a host and may not hold a password; it must read {_URL_FORM}")
+    host = parsed.raw_host.decode("ascii")  # never `parsed.host`, which decodes international names and may raise
+    try:
+        valid = is_host_name(host) or (":" in host and bool(parse_ip(host)))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ImageError(f"the image URL's host {host[:100]!r} is no host name; it must read {_URL_FORM}")
+    port = {"http": 80, "https": 443}[parsed.scheme] if parsed.port is None else parsed.port
+    if not 0 < port < 2**16:
+        raise ImageError(f"the image URL's port is {port}; it must be 1 to 65535")
+    return parsed, host, port
+
+
+async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimits) -> bytes:
+    """The body of a reply, all within the time limit.
+
+    Args:
+        url: As it was asked for.
+        pinned: The same with an address for its host.
+        host: For the certificate.
+        limits: Bytes and seconds.
+    """
+    # The plain bytes are asked for, since a compressed reply could unfold without bound; proxies would resolve anew.
+    headers = {"Host": url.netloc.decode("ascii"), "Accept": "image/*", "Accept-Encoding": "identity"}
+
+    async def fetch() -> bytes:
+        async with (
+            httpx.AsyncClient(timeout=limits.timeout, follow_redirects=False, trust_env=False) as client,
+            client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host}) as reply,
+        ):
+            if reply.status_code != 200:
+                raise ImageError(f"cannot download the image: the server answered {reply.status_code}")
+            data = bytearray()
+            async for chunk in reply.aiter_raw():
+                data += chunk
+                if len(data) > limits.max_bytes:
+                    raise limits.too_large()
+            return bytes(data)
+
+    try:
+        return await asyncio.wait_for(fetch(), limits.timeout)
+    except asyncio.TimeoutError:
+        raise ImageError(f"the download took longer than {limits.timeout:g} seconds") from None
+
+
+def _public_address(host: str, port: int, allow_loopback: bool) -> str:
+    """Resolves a host once; every address it has must be public, or an attacker could pick the one that is used."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in found]
+        refused = [address for address in addresses if not _is_allowed(address, allow_loopback)]
+    except (OSError, ValueError):
+        addresses, refused = [], []
+    if not addresses:
+        raise ImageError(f"cannot find the host {host!r}")
+    if refused:
+        raise ImageError(f"the host {host!r} is not a public address")
+    return addresses[0]
+
+
+def _is_allowed(address: str, allow_loopback: bool) -> bool:
+    return is_global_unicast(address) or (allow_loopback and is_loopback_ip(address))

@@ -1,0 +1,40 @@
+"""Scores question files whose rows carry their right answers: what V* Bench, CV-Bench and RealWorldQA share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llava.eval.score.parse import letters, listed_options, option_letter
+from llava.eval.score.rows import Row, read_labelled
+from llava.eval.score.score import Results, Score, run_scorer, score_parser
+
+Scorer = Callable[[Sequence[Row], Sequence[str]], Score]
+"""Questions and, in the same order, what the model said -> score."""
+
+
+def chosen(question: Row, text: str) -> str | None:
+    """The letter that an answer means; None where there is none.
+
+    The options are those that the question lists; where it lists none that can be read, the letters A to F.
+    """
+    return option_letter(text, listed_options(question["text"]) or letters(6))
+
+
+def label_letter(label: str) -> str:
+    """The letter of a label such as "B" or "(B)"."""
+    return label.strip().strip("().").upper()
+
+
+def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Scorer, argv: Sequence[str] | None) -> int:
+    """The command of a scorer: reads the two files, checks that every question has `fields`, scores."""
+
+    def measure(args: argparse.Namespace) -> Score:
+        questions = read_labelled(args.question_file, ("text", *fields))
+        return score(list(questions.values()), Results.of(args).texts(questions))
+
+    parser = score_parser(prog, f"Score answers to {benchmark}.")
+    help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"
+    parser.add_argument("--question-file", type=Path, required=True, help=help_text)
+    return run_scorer(parser, measure, argv)

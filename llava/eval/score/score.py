@@ -1,0 +1,161 @@
+"""What all scorers share: a score's form, counting by groups, and the command around a scorer.
+
+A scorer is a pure function from rows to a `Score`; its command reads the files, prints the score as a table and writes
+it with `--json`. With `--check` it reads the question file in place of the answers, and scores nothing: what is wrong
+with the labels shows before a model has answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.command import OneLineParser, check_outputs, parse_and_run
+from llava.eval.score.rows import Key, Row, keyed, read_rows, texts_for
+
+Table = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of a benchmark."""
+
+    benchmark: str
+    """Its name."""
+
+    rows: Table
+    """Group of questions -> measure -> value: shares in %, points as the benchmark gives them, counts as integers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"benchmark": self.benchmark, "rows": {name: dict(row) for name, row in self.rows.items()}}
+
+    def table(self) -> str:
+        """The score for people: a line a group, a column a measure."""
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        lines = [[self.benchmark, *columns]]
+        lines += [[name, *(_number(row.get(column)) for column in columns)] for name, row in self.rows.items()]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in lines
+        )
+
+
+def accuracy(right: Sequence[bool | float]) -> dict[str, float]:
+    """Mean in % and count of at least one question."""
+    if not right:
+        raise ValueError("there is no question to score")
+    return {"accuracy": 100 * sum(right) / len(right), "questions": len(right)}
+
+
+def accuracy_by(right: Sequence[bool | float], groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean in % and count of each group, in the groups' order of appearance."""
+    found: dict[str, list[bool | float]] = {}
+    for value, group in zip(right, groups, strict=True):
+        found.setdefault(group, []).append(value)
+    return {group: accuracy(values) for group, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The answers file that a command line names; with `--check` the question file, which has no answers yet."""
+
+    path: Path
+    """The file."""
+
+    checking: bool = False
+    """Whether it holds questions."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Results:
+        """The file that the flags of `score_parser` name; `check` may be absent where Python code calls a scorer."""
+        questions: Path | None = vars(args).get("check")
+        return cls(questions or args.result_file, questions is not None)
+
+    def rows(self) -> list[tuple[str, Row]]:
+        """The rows with their places; of a question, what the runner will write beside its answer."""
+        rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
+        if not self.checking:
+            for place, row in rows:
+                if "image" in row and not row.keys() & {"prompt", "answer_id", "model_id"}:
+                    raise ValueError(f"{place} is a question, not an answer; name the answers with --result-file")
+            return rows
+        return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
+
+    def by(self, *key: str) -> dict[Key, Row]:
+        """The rows by the fields of `key`; raises as `keyed`."""
+        return keyed(self.path, self.rows(), ("text",), key)
+
+    def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
+        """What was said to each question; raises as `texts_for`.
+
+        Args:
+            wanted: keys of the questions that have a label.
+            found: the rows by such keys; by `question_id` if not given.
+        """
+        found = self.by("question_id") if found is None else found
+        return texts_for(wanted, found, self.path, "" if self.checking else "the answers to ")
+
+
+def score_parser(
+    prog: str, description: str, result_file: bool = True, result_dir: bool = False
+) -> argparse.ArgumentParser:
+    """A scorer's parser, with the flags that all have; `result_dir` adds the flag for a folder of answers files."""
+    parser = OneLineParser(prog=prog, description=description)
+    parser.set_defaults(check=None)
+    if result_file:
+        source = parser.add_mutually_exclusive_group(required=True)
+        source.add_argument("--result-file", type=Path, help="answers, as the runner writes them")
+        words = "only check that the labels fit this question file, before it is answered"
+        if result_dir:
+            source.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
+        source.add_argument("--check", type=Path, metavar="QUESTIONS", help=words)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the score to this file, too")
+    return parser
+
+
+def run_scorer(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Score],
+    argv: Sequence[str] | None,
+    outputs: Sequence[str] = (),
+) -> int:
+    """Runs a scorer's command line and returns the exit code.
+
+    Args:
+        parser: from `score_parser`.
+        measure: reads the files that the flags name and scores them.
+        argv: the command line.
+        outputs: attributes of the flags for more files that `measure` writes.
+    """
+
+    def print_score(args: argparse.Namespace) -> None:
+        check_outputs(args, "json", *outputs)
+        score = measure(args)
+        if args.check:
+            print(f"{args.check}: all labels have their questions")
+            return
+        print(score.table())
+        if args.json:
+            write_json(args.json, score.to_dict())
+
+    return parse_and_run(parser, print_score, argv)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

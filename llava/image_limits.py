@@ -1,0 +1,142 @@
+"""What an image file may cost: limits, and checks of its structure before a pixel is decoded."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""TIFF's type of a value -> its bytes."""
+SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them with the image
+MAX_SCANS = 500
+"""Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all of its pixels, and takes ten
+bytes when it is empty."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageError(ValueError):
+    """A picture could not be had, or is refused; the message is fit for a user's eyes."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost."""
+
+    max_bytes: int = 20 * 2**20
+    """Largest file, in bytes."""
+    max_pixels: int = 64_000_000
+    """Largest width x height."""
+    max_side: int = 16_384
+    """Longest side, in pixels."""
+    min_side: int = 4
+    """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
+    max_aspect: float = 64.0
+    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
+    timeout: float = 10.0
+    """Seconds a download may take."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def check_bytes(self, size: int) -> None:
+        """Raises ImageError for a file of more bytes than allowed."""
+        if size > self.max_bytes:
+            raise self.too_large()
+
+    def too_large(self) -> ImageError:
+        """Builds the error for a file of more bytes than allowed."""
+        return ImageError(f"the image file is larger than {self.max_bytes:,} bytes")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ImageError for sides, in pixels, beyond the limits."""
+        found = f"the image is {width}x{height} pixels"
+        long, short = max(width, height), min(width, height)
+        if short < self.min_side:
+            raise ImageError(f"{found}; each side needs at least {self.min_side}")
+        if long > self.max_side:
+            raise ImageError(f"{found}; each side may have at most {self.max_side}")
+        if width * height > self.max_pixels:
+            raise ImageError(f"{found}; at most {self.max_pixels:,} pixels are allowed")
+        if long > self.max_aspect * short:
+            raise ImageError(f"{found}; one side may be at most {self.max_aspect:g} times the other")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def check_structure(data: bytes) -> None:
+    """Checks what Pillow does not: a PNG's checksums and end, a JPEG's number of scans, a TIFF's size of tags.
+
+    Args:
+        data: An image file of any format; only these three are looked at.
+
+    Raises:
+        ImageError: the file is broken, truncated, or made to cost more than its size.
+        struct.error: a TIFF file is truncated.
+    """
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(data)
+    elif data.startswith(b"\xff\xd8"):
+        _check_scans(data)
+    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tags(data)
+
+
+def _check_png(data: bytes) -> None:
+    """Checks the chunks of a PNG file up to its end, since Pillow skips the checksums of pixels and may miss the end.
+
+    Raises:
+        ImageError: a checksum is wrong, or the file is truncated.
+    """
+    view, place = memoryview(data), len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">L", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
+            raise ImageError("not a readable image: a checksum in the PNG file is wrong")
+        if data[place + 4 : place + 8] == b"IEND":
+            return
+        place = end + 4
+    raise ImageError("not a readable image: the PNG file is truncated")
+
+
+def _check_scans(data: bytes) -> None:
+    """Raises ImageError for a JPEG file of far more scans than any camera or program writes."""
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")
+
+
+def _check_tags(data: bytes) -> None:
+    """Checks that a TIFF file's tags hold no more bytes than the file, as they do where many point at the same bytes.
+
+    Pillow copies the value of each tag, so that a file of 15 MB takes 8 GB.
+
+    Raises:
+        ImageError: they do.
+        struct.error: the file is truncated.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    count, entry, offset = (order + code for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L")))
+    places, seen, total = [struct.unpack_from(offset, data, 8 if big else 4)[0]], set(), 0
+    while places:
+        place = places.pop()
+        if place in seen or not 0 < place < len(data):
+            continue
+        seen.add(place)
+        (entries,) = struct.unpack_from(count, data, place)
+        start, size = place + struct.calcsize(count), struct.calcsize(entry)
+        for number in range(min(entries, (len(data) - start) // size)):
+            tag, kind, values, value = struct.unpack_from(entry, data, start + number * size)
+            total += TAG_SIZES.get(kind, 0) * values
+            if total > len(data):
+                raise ImageError("not a readable image: the TIFF file's tags hold more bytes than the file")
+            if tag in SUB_DIRECTORIES:
+                places.append(struct.unpack(offset, value)[0])

@@ -1,0 +1,117 @@
+"""What a request may ask of the engine: how tokens are chosen, and when the answer ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+ALL_TOKENS = -1  # a `top_k` that leaves all tokens, as 0 does
+
+
+MAX_LOGPROBS = 20  # most alternatives listed beside each token
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the answer's tokens are chosen, and when it ends."""
+
+    temperature: float = 0.2
+    """0 takes the likeliest token each time; higher is freer."""
+    top_p: float | None = None
+    """Share of the probability that is sampled from, in (0, 1]; None for all."""
+    num_beams: int = 1
+    """Width of the beam search; above 1 the answer comes in one piece, and is the likeliest found."""
+    max_new_tokens: int = 512
+    """Longest answer, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    seed: int | None = None
+    """Makes a sampled answer repeatable; None draws anew each time."""
+    top_k: int = ALL_TOKENS
+    """Number of likeliest tokens that are sampled from; -1 or 0 for all."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are not sampled; in [0, 1]."""
+    repetition_penalty: float | None = None
+    """Above 1 makes tokens of the prompt and of the answer so far less likely, below 1 likelier; None takes the
+    checkpoint's own, from its generation config, or else 1."""
+    logprobs: int | None = None
+    """Number of likeliest tokens listed beside each chosen one, with log-probabilities; None for no list at all."""
+
+    def __post_init__(self) -> None:
+        if not (_is_finite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        for name in ("num_beams", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be a 64-bit integer, got {self.seed}")
+        if not isinstance(self.top_k, int) or self.top_k < ALL_TOKENS:
+            raise ValueError(f"top_k must be a positive integer, or -1 or 0 for all tokens, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
+        penalty = self.repetition_penalty
+        if penalty is not None and not (_is_finite(penalty) and penalty > 0):
+            raise ValueError(f"repetition_penalty must be above 0 and finite, got {penalty}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], got {self.logprobs}")
+        if self.num_beams > 1 and (penalty not in (None, 1) or self.logprobs is not None):
+            raise ValueError(f"num_beams must be 1 with a repetition_penalty or logprobs, got {self.num_beams}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature == 0
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine takes on at a time."""
+
+    max_batch: int = 16
+    """Most answers generated together; 1 turns batching off."""
+    max_batch_tokens: int = 16384
+    """Most visual tokens of a batch; a request with more goes alone."""
+    max_waiting: int = 64
+    """Most requests that wait; one more is refused."""
+    max_preparing: int = 8
+    """Most requests whose pictures are opened and prepared at the same time, where event loops submit them."""
+    max_image_tokens: int = 4096
+    """Largest token budget that a request may ask for."""
+    max_image_size: int = 4096
+    """Largest image size that a request may ask for, in pixels."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class QLIPOptions:
+    """What a request may say of how its pictures are seen; None is the server's own."""
+
+    enabled: bool | None = None
+    """False sees as CLIP does."""
+    alpha: float | None = None
+    """Split threshold, at least 0."""
+    max_tokens: int | None = None
+    """Most visual tokens of a picture."""
+    image_size: int | None = None
+    """Shorter side, in pixels, that a picture is resized to."""
+
+    def changes(self) -> dict[str, Any]:
+        """The quadtree's settings that the request names."""
+        return {name: value for name, value in vars(self).items() if name != "enabled" and value is not None}
+
+
+SERVERS_OWN = QLIPOptions()

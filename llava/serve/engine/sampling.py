@@ -1,0 +1,202 @@
+"""How tokens are chosen: the settings of one answer, and a sampler for batches whose rows have settings of their own.
+
+A row's choice depends on its own logits, prompt, settings and seed, never on its neighbours. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from llava.serve.engine.params import Sampling
+
+FLOAT32 = torch.finfo(torch.float32)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    draws: Tensor,
+    top_k: Tensor | None = None,
+    min_p: Tensor | None = None,
+) -> Tensor:
+    """Draws one token per row by inverting the cumulative distribution of the tokens that are kept.
+
+    As in vLLM, the temperature comes first; then `min_p` and `top_k` each keep the likeliest tokens, and `top_p` those
+    of the kept ones that together reach its share of their probability. Tokens tied with the last of `top_k` are kept.
+
+    Args:
+        logits: float (B, V); a row without a finite maximum gets some token.
+        temperature: float (B,), above 0.
+        top_p: float (B,), in (0, 1].
+        draws: float32 (B,), uniform in [0, 1).
+        top_k: int64 (B,), at least 1; by default all tokens are kept.
+        min_p: float (B,), in [0, 1]; by default 0.
+
+    Returns:
+        int64 (B,).
+    """
+    # In float32 a very low temperature is 0, and a very high one infinite: 0 / 0 and inf / inf are no numbers.
+    heat = temperature.double().clamp(FLOAT32.tiny, FLOAT32.max).float()
+    shifted = logits.float() - logits.max(-1, keepdim=True).values.float()
+    ordered, order = shifted.sort(dim=-1, descending=True, stable=True)
+    weights = (ordered / heat[:, None]).exp()  # of the likeliest token, 1
+    kept = torch.ones_like(ordered, dtype=torch.bool)
+    if min_p is not None:
+        kept &= weights >= min_p[:, None]
+    if top_k is not None:
+        last = top_k.clamp(1, ordered.shape[-1])[:, None] - 1
+        # By the logits themselves: at a high temperature all weights are the same.
+        kept &= ordered >= ordered.gather(-1, last)
+    weights = weights.masked_fill(~kept, 0)
+    reached = weights.cumsum(-1)
+    share = top_p.masked_fill(top_p >= 1, torch.inf)  # rounding must not cost the unlikely tokens their chance
+    nucleus = kept & (reached - weights < share[:, None] * reached[:, -1:])
+    # At least the likeliest token: a top_p that is 0 in float32 keeps none, and neither does a row that is no number.
+    count = nucleus.sum(-1, keepdim=True).clamp(min=1)
+    mass = reached.gather(-1, count - 1)
+    place = torch.searchsorted(reached, draws[:, None] * mass, right=True).minimum(count - 1)
+    return order.gather(-1, place)[:, 0]
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Makes the tokens that a row has seen less likely, as transformers and vLLM do.
+
+    Args:
+        logits: float32 (B, V).
+        seen: bool (B, V).
+        penalty: float (B,), above 0; divides positive logits and multiplies negative ones.
+
+    Returns:
+        float32 (B, V); finite where `logits` is.
+    """
+    factor = penalty.double().clamp(FLOAT32.tiny, FLOAT32.max).float()[:, None]
+    penalized = torch.where(logits < 0, logits * factor, logits / factor).clamp(FLOAT32.min, FLOAT32.max)
+    return torch.where(seen & logits.isfinite(), penalized, logits)
+
+
+class RowSampler(LogitsProcessor):
+    """Lets each row of a batch be sampled by its own settings while the batch is generated greedily.
+
+    Where a row samples, the token it draws is left as the only possible one. A row that fails is reported, and its
+    neighbours get the tokens that they would get without it.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sampling],
+        device: torch.device,
+        prompts: Sequence[Tensor] | None = None,
+        on_error: Callable[[int, Exception], None] | None = None,
+        penalty: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            rows: the settings of each row.
+            device: where the logits will be.
+            prompts: int64 (L,) of each row, negative where an image stands; counted by the repetition penalty.
+            on_error: gets the number of a row that failed, and why; by default the error is raised.
+            penalty: the repetition penalty of rows that name none.
+        """
+        self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
+        self.rows, self.device, self.on_error = rows, device, on_error or _raise
+        self.prompts = [] if prompts is None else [prompt[prompt >= 0].to(device) for prompt in prompts]
+        self.generators = {i: torch.Generator() for i, row in enumerate(rows) if not row.greedy}
+        # On the CPU, so that a seed means the same answer on every machine's device, to float tolerance.
+        for i, generator in self.generators.items():
+            seed = rows[i].seed
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed)
+        self.temperature = self._settings([rows[i].temperature for i in self.generators])
+
+    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
+        """Applies the settings of the rows.
+
+        Args:
+            input_ids: int64 (B, T), the answers so far; None for none.
+            scores: float (B, V), the model's logits.
+
+        Returns:
+            float (B, V); rows that are sampled have one token left.
+        """
+        for row, peak in enumerate(scores.max(-1).values.tolist()):
+            if not math.isfinite(peak):  # one NaN makes a NaN of it
+                self.on_error(row, ArithmeticError(f"the model's logits have no finite maximum: {peak}"))
+        if not self.generators and all(penalty == 1 for penalty in self.penalties):
+            return scores
+        draws = {row: draw for row in self.generators if (draw := self._guarded(row, self._draw, row)) is not None}
+        everyone = list(range(len(self.rows)))
+        try:
+            return self._choose(everyone, input_ids, scores, draws)
+        except Exception:  # of one row or another; alone, each of the others does well
+            chosen = scores.clone()
+            for row in everyone:
+                alone = self._guarded(row, self._choose, [row], input_ids, scores, draws)
+                if alone is not None:
+                    chosen[row] = alone[row]
+            return chosen
+
+    def _choose(
+        self, rows: Sequence[int], input_ids: Tensor | None, scores: Tensor, draws: dict[int, Tensor]
+    ) -> Tensor:
+        """The scores (B, V) with the settings of some rows applied; the others' are as they were."""
+        chosen = scores
+        if penalized := [row for row in rows if self.penalties[row] != 1]:
+            seen = self._seen(penalized, input_ids, scores.shape[-1])
+            penalty = self._settings([self.penalties[row] for row in penalized])
+            chosen = scores.clone()
+            chosen[penalized] = penalize(scores[penalized].float(), seen, penalty).to(scores.dtype)
+        if sampled := [row for row in rows if row in draws]:
+            tokens = self._sample(sampled, chosen[sampled], draws)
+            chosen = scores.clone() if chosen is scores else chosen
+            chosen[sampled] = -torch.inf
+            chosen[sampled, tokens] = 0
+        return chosen
+
+    def _sample(self, rows: Sequence[int], scores: Tensor, draws: dict[int, Tensor]) -> Tensor:
+        settings = [self.rows[row] for row in rows]
+        top_k = min_p = None
+        if any(row.top_k > 0 for row in settings):
+            vocabulary = scores.shape[-1]
+            limits = [min(row.top_k, vocabulary) if row.top_k > 0 else vocabulary for row in settings]
+            top_k = torch.tensor(limits, device=self.device)
+        if any(row.min_p > 0 for row in settings):
+            min_p = self._settings([row.min_p for row in settings])
+        temperature = self._settings([row.temperature for row in settings])
+        top_p = self._settings([1.0 if row.top_p is None else row.top_p for row in settings])
+        drawn = torch.cat([draws[row] for row in rows]).to(self.device)
+        return sample(scores, temperature, top_p, drawn, top_k, min_p)
+
+    def _seen(self, rows: Sequence[int], input_ids: Tensor | None, vocabulary: int) -> Tensor:
+        """bool (len(rows), V): the tokens of each row's prompt and answer."""
+        seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=self.device)
+        for place, row in enumerate(rows):
+            for ids in (*self.prompts[row : row + 1], *([] if input_ids is None else [input_ids[row]])):
+                seen[place, ids[ids < vocabulary]] = True
+        return seen
+
+    def _draw(self, row: int) -> Tensor:
+        return torch.rand(1, generator=self.generators[row])
+
+    def _settings(self, values: Sequence[float]) -> Tensor:
+        """float32 of one setting of some rows; what float32 cannot hold becomes 0 or infinite."""
+        return torch.tensor(values, dtype=torch.float64).float().to(self.device)
+
+    def _guarded(self, row: int, work: Callable[..., Tensor], *args: object) -> Tensor | None:
+        """The result of a row's work; None where it failed, which is reported."""
+        try:
+            return work(*args)
+        except Exception as error:
+            self.on_error(row, error)
+            return None
+
+
+def _raise(row: int, error: Exception) -> None:
+    raise error

@@ -1,0 +1,1 @@
+"""What all HTTP servers here share; no protocol, no model."""

@@ -1,0 +1,90 @@
+"""Who may send requests: API keys, and no pages of other origins."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection, Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llava.serve.http.failures import Failure, error_response
+
+
+class SameOrigin:
+    """ASGI middleware: refuses what a page of another origin makes a browser send.
+
+    A browser asks before it sends JSON for a foreign page, but not before it sends text or a form, and the routes here
+    do not all insist on JSON's content type. That type cannot decide: `curl -d` sends a form's. Who asks can: today's
+    browsers say so with every POST, by `Sec-Fetch-Site` over https and on localhost (Chrome since 76, Firefox 90,
+    Safari 16.4) and by `Origin` everywhere, neither of which a page can set. Programs send neither.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """
+        Args:
+            app: The application.
+        """
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS") and is_cross_origin(scope):
+            message = (
+                "a page of another origin may not send requests here; send them from a program, or serve the page from"
+                " this server's own host and port"
+            )
+            await error_response(Failure(403, "cross_origin", message))(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def is_cross_origin(scope: Scope) -> bool:
+    """Whether a browser says that a page of another origin asks."""
+    headers = dict(scope["headers"])
+    if site := headers.get(b"sec-fetch-site"):  # where it is there it is right, also behind a proxy that changes Host
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
+
+
+class RequireKey:
+    """ASGI middleware: lets requests in that carry one of the keys, as a bearer token; without keys, all."""
+
+    def __init__(self, app: ASGIApp, keys: Collection[str], open_paths: Collection[str] = ("/health",)) -> None:
+        """
+        Args:
+            app: The application.
+            keys: The keys; none leaves the server open.
+            open_paths: Paths that need no key.
+
+        Raises:
+            ValueError: a key is empty, which would let everybody in.
+        """
+        if not all(keys):
+            raise ValueError("an API key is empty")
+        self.app, self.keys, self.open_paths = app, [key.encode() for key in keys], frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        guarded = scope["type"] in ("http", "websocket") and scope["path"] not in self.open_paths
+        if guarded and self.keys and not is_one_of(bearer_token(scope["headers"]), self.keys):
+            failure = Failure(401, "invalid_api_key", "an API key is needed: Authorization: Bearer KEY")
+            await error_response(failure)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Returns the token of the Authorization header; empty where there is none."""
+    scheme, _, token = dict(headers).get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
+
+
+def bearer_header(token: str | None) -> dict[str, str]:
+    """Returns the header that carries a token; none without one."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def is_one_of(token: bytes, keys: Sequence[bytes]) -> bool:
+    """Whether a token is among the keys; takes as long wherever they differ."""
+    return any([hmac.compare_digest(token, key) for key in keys])

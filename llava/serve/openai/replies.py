@@ -1,0 +1,218 @@
+"""Replies of the OpenAI chat protocol. Beyond it, `usage` tells the visual tokens saved, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.logprobs import AnswerLogprob, TextLogprob
+
+
+class PromptDetails(BaseModel):
+    """The prompt's tokens by their kind."""
+
+    text_tokens: int
+    image_tokens: int
+    cached_tokens: Literal[0]
+
+
+class ImageTokens(BaseModel):
+    """What one picture took, against the uniform grid on the same pixels."""
+
+    tokens: int
+    uniform_tokens: int
+
+
+class VisualTokens(BaseModel):
+    """The same of all pictures of a request."""
+
+    tokens: int
+    uniform_tokens: int
+    tokens_saved: int
+    images: list[ImageTokens]
+
+
+class Seconds(BaseModel):
+    """Where the time went."""
+
+    queue: float
+    image: float
+    prefill: float
+    decode: float
+
+
+class CompletionUsage(BaseModel):
+    """What an answer cost."""
+
+    prompt_tokens: int = Field(description="text and pictures")
+    completion_tokens: int = Field(description="the end token included")
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    qlip: VisualTokens
+    seconds: Seconds
+
+    @classmethod
+    def of(cls, answer: Answer) -> CompletionUsage:
+        """Returns the usage of an answer that has ended."""
+        usage = answer.usage
+        images = [ImageTokens(tokens=view.tokens, uniform_tokens=view.uniform_tokens) for view in answer.views]
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.generated_tokens,
+            total_tokens=usage.prompt_tokens + usage.generated_tokens,
+            prompt_tokens_details=PromptDetails(
+                text_tokens=usage.text_tokens, image_tokens=usage.visual_tokens, cached_tokens=0
+            ),
+            qlip=VisualTokens(
+                tokens=usage.visual_tokens,
+                uniform_tokens=usage.uniform_tokens,
+                tokens_saved=usage.uniform_tokens - usage.visual_tokens,
+                images=images,
+            ),
+            seconds=Seconds(
+                queue=usage.queue_seconds,
+                image=usage.image_seconds,
+                prefill=usage.prefill_seconds,
+                decode=usage.decode_seconds,
+            ),
+        )
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class TopLogprob(BaseModel):
+    """A token that could have come."""
+
+    token: str
+    logprob: float = Field(description="of the model's own logits; -9999 for any lower one")
+    bytes: list[int] | None = Field(description="in UTF-8; null for a special token")
+
+    @classmethod
+    def of(cls, token: TextLogprob) -> TopLogprob:
+        """Converts a token."""
+        return cls(token=token.text, logprob=token.logprob, bytes=None if token.bytes is None else list(token.bytes))
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob] = Field(description="the likeliest ones in its place, best first")
+
+
+class ChoiceLogprobs(BaseModel):
+    """The tokens whose text begins in the content beside it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: Sequence[AnswerLogprob]) -> ChoiceLogprobs:
+        """Converts tokens."""
+        return cls(
+            content=[
+                TokenLogprob(
+                    **dict(TopLogprob.of(token.token)), top_logprobs=[TopLogprob.of(each) for each in token.top]
+                )
+                for token in tokens
+            ],
+            refusal=None,
+        )
+
+
+class AnswerMessage(BaseModel):
+    """The model's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The answer; there is one."""
+
+    index: Literal[0] = 0
+    message: AnswerMessage
+    finish_reason: FinishReason
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+
+
+class Delta(BaseModel):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What a chunk adds to the answer."""
+
+    index: Literal[0]
+    delta: Delta
+    finish_reason: FinishReason | None
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed answer; fields that are not set are left out."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class Model(BaseModel):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "llava"
+    max_model_len: int = Field(description="the context, in tokens")
+
+
+class ModelList(BaseModel):
+    """All its names."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """That the server takes requests."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(BaseModel):
+    """A refusal or failure; `text` and `error_code` are for LLaVA's clients."""
+
+    error: ErrorDetail
+    text: str
+    error_code: int

@@ -1,0 +1,276 @@
+"""Requests of the OpenAI chat protocol, as far as this server speaks it. Knows no engine and no server.
+
+A field is taken if the answer honours it, or if it says nothing about the answer (`user`, `metadata`, `store`). A field
+that would change the answer but cannot be honoured (`tools`, `response_format`) is taken with a value that asks for
+nothing, and refused with any other. A field of no known name is refused unless it is empty: an option that is dropped
+in silence would be believed. A request that breaks the rules a million times is judged by the first time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from llava.serve.engine.params import MAX_LOGPROBS, Sampling
+
+MAX_INT = 2**31 - 1
+MAX_STOPS = 4
+MAX_ITEMS = 1000  # messages of a request, parts of a message
+MAX_FIELDS = 64  # of an object, so that there is an end to the errors it can hold
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+def _only(*allowed: Any, way_out: str = "") -> Any:
+    """A field that is understood, but not supported beyond some values."""
+
+    def check(value: Any) -> Any:
+        if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in allowed):
+            return value
+        words = " or ".join(json.dumps(known) for known in allowed if known not in EMPTY)
+        words = f"only {words} is" if words else "this is not"
+        raise PydanticCustomError("unsupported_value", "{words} supported here{more}", {"words": words, "more": more})
+
+    more = way_out and f"; {way_out}"
+    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": list(allowed)})]
+
+
+def _or_text(wrap: Callable[[str], Any], full: type, name: str, may_be_null: bool = False) -> Callable[[Any], Any]:
+    """A field that has a short form, text, beside its full one."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, str):
+            return wrap(value)
+        if isinstance(value, full) or (value is None and may_be_null):
+            return value
+        raise PydanticCustomError("wrong_type", "should be text or {name}", {"name": name})
+
+    return expand
+
+
+def _nothing(value: Any) -> Any:
+    if value in EMPTY:
+        return value
+    raise PydanticCustomError("unknown_parameter", "this server knows no such field")
+
+
+Nothing = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": list(EMPTY)})]
+
+
+class _Asked(BaseModel):
+    """A part of a request; types are not converted, and an empty field of no known name is as none."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"maxProperties": MAX_FIELDS}
+    )
+    __pydantic_extra__: dict[str, Nothing]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", "has more than {most} fields", {"most": MAX_FIELDS})
+        return value
+
+
+class ImageURL(_Asked):
+    """A picture."""
+
+    url: str = Field(description="`data:image/...;base64,...`, or http(s) where the server allows its host")
+    detail: str | None = Field(None, description="taken, without effect; see `qlip`")
+
+
+class _Cacheable(_Asked):
+    """A part of a prompt with hints for a cache, which say nothing about the answer."""
+
+    cache_control: Any = Field(None, description="taken, without effect")
+    prompt_cache_breakpoint: Any = Field(None, description="taken, without effect")
+
+
+class TextPart(_Cacheable):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Cacheable):
+    """Picture of a message; pictures stand before the message's text, in their order."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        ImageURL,
+        BeforeValidator(
+            _or_text(lambda url: {"url": url}, dict, "an object with a url"), json_schema_input_type=str | ImageURL
+        ),
+    ]
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+def _describe_optional_content(schema: dict[str, Any]) -> None:
+    """Lets a message's JSON schema have no `content`, or null, where the assistant's is described."""
+    schema["maxProperties"] = MAX_FIELDS
+    schema["required"] = [name for name in schema["required"] if name != "content"]
+    schema["properties"]["content"]["anyOf"].append({"type": "null"})
+    given = {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}}
+    schema["anyOf"] = [given, {"properties": {"role": {"const": "assistant"}}}]
+
+
+class Message(_Cacheable):
+    """What one side said; `content` may be null or left out in the assistant's messages only."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_optional_content)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        Parts,
+        FailFast(),
+        BeforeValidator(
+            _or_text(lambda text: [{"type": "text", "text": text}], list, "a list of parts"),
+            json_schema_input_type=str | Parts,
+        ),
+    ]
+    name: str | None = Field(None, description="taken, without effect")
+    refusal: str | None = Field(None, description="of an assistant's message without content: its text")
+
+    audio: _only(None, {}) = None  # type: ignore[valid-type]
+    function_call: _only(None, {}) = None  # type: ignore[valid-type]
+    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_assistant(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("role") != "assistant" or value.get("content") is not None:
+            return value
+        refusal = value.get("refusal")
+        return value | {"content": refusal if isinstance(refusal, str) else ""}
+
+    @field_validator("refusal")
+    @classmethod
+    def _check_refusal(cls, refusal: str | None, info: ValidationInfo) -> str | None:
+        if refusal and info.data.get("role") != "assistant":
+            raise PydanticCustomError("unsupported_value", "only messages of the assistant have a refusal")
+        return refusal
+
+    @property
+    def text(self) -> str:
+        """The text parts, a line each."""
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+
+class QLIPFields(_Asked):
+    """How the pictures are seen, where it is not as the server does by itself."""
+
+    enabled: bool | None = Field(None, description="false sees as CLIP does")
+    alpha: float | None = Field(None, ge=0, description="split threshold")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="most visual tokens of a picture")
+    image_size: int | None = Field(None, ge=1, le=MAX_INT, description="shorter side, in pixels, of a picture")
+
+
+class StreamOptions(_Asked):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = Field(None, description="ends with a chunk that tells the usage")
+    include_obfuscation: bool | None = Field(None, description="taken, without effect")
+
+
+StopText = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+
+
+class ChatRequest(_Asked):
+    """What `/v1/chat/completions` takes."""
+
+    model: str
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MAX_ITEMS)
+    temperature: float | None = Field(None, ge=0, le=2, description=f"default {Sampling.temperature}; 0 is greedy")
+    top_p: float | None = Field(None, ge=0, le=1, description="0 is greedy")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="old name of `max_completion_tokens`")
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_INT,
+        description=f"longest answer; by default {Sampling.max_new_tokens}, or what the context leaves",
+    )
+    stop: Annotated[
+        Stops | None,
+        BeforeValidator(
+            _or_text(lambda text: [text], list, "a list of texts", may_be_null=True),
+            json_schema_input_type=StopText | Stops | None,
+        ),
+    ] = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes a sampled answer repeatable")
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="sample from so many likeliest; -1 and 0 are all")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="sample no token less likely than this share of the likeliest one's probability"
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="above 1 makes the tokens of prompt and answer less likely, below 1 likelier"
+    )
+    logprobs: bool | None = Field(None, description="tells each token's log-probability")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="with `logprobs`: so many likeliest tokens in its place, too"
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    qlip: QLIPFields | None = None
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    cache_control: Any = None
+    parallel_tool_calls: bool | None = None
+
+    n: _only(None, 1) = None  # type: ignore[valid-type]
+    presence_penalty: _only(None, 0) = None  # type: ignore[valid-type]
+    frequency_penalty: _only(None, 0) = None  # type: ignore[valid-type]
+    logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
+    modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
+    response_format: _only(  # type: ignore[valid-type]
+        None, {}, {"type": "text"}, way_out="ask for JSON in the prompt and check it"
+    ) = None
+    tools: _only(None, []) = None  # type: ignore[valid-type]
+    tool_choice: _only(None, "", "none", "auto") = None  # type: ignore[valid-type]
+
+
+def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:
+    """Returns the request's field that pydantic complains of, as `messages[0].content`.
+
+    Args:
+        loc: Where pydantic places the error; may hold names of types, which are no fields.
+        body: The request.
+        missing: Whether the field is not in the request.
+    """
+    path = ""
+    for i, key in enumerate(loc):
+        if isinstance(key, int):
+            if not isinstance(body, list) or key >= len(body):
+                continue
+            path, body = f"{path}[{key}]", body[key]
+        elif i >= 2 and loc[i - 2] == "content" and isinstance(loc[i - 1], int):
+            continue  # the type of a part, which pydantic puts behind its index, and which may be a field's name too
+        elif isinstance(body, dict) and (key in body or (missing and i == len(loc) - 1)):
+            path, body = f"{path}.{key}", body.get(key)
+    return path.lstrip(".")

@@ -1,0 +1,1 @@
+"""Controllers and workers: LLaVA's protocol between them."""

@@ -1,0 +1,141 @@
+"""The workers that a controller knows, and which of them gets the next request. Knows no network."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.serve.workers.protocol import MAX_ITEMS, MAX_NUMBER, WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+Dispatch = Literal["lottery", "shortest_queue"]
+
+
+@dataclass
+class Worker:
+    """What is known of a worker."""
+
+    status: WorkerStatus
+    """As it last said; the queue also counts what was sent to it since."""
+    check_heart_beat: bool
+    """Whether it is dropped when it falls silent."""
+    last_seen: float
+    """By the registry's clock."""
+    turn: int = 0
+    """Higher, the later it was chosen."""
+
+    @property
+    def wait(self) -> float:
+        """How long its queue takes, in no certain unit."""
+        return self.status.queue_length / self.status.speed
+
+
+class Registry:
+    """The workers by address. One that has been silent for too long counts as gone."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch = "shortest_queue",
+        expiration: float = CONTROLLER_HEART_BEAT_EXPIRATION,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int | None = None,
+    ) -> None:
+        """
+        Args:
+            dispatch: "lottery" draws a worker, a fast one more often; "shortest_queue" takes the one that should be
+                free first.
+            expiration: Seconds of silence after which a worker is gone.
+            clock: Gives the time, in seconds.
+            seed: Makes the lottery repeatable.
+        """
+        self.dispatch, self.expiration, self.clock = dispatch, expiration, clock
+        self._random = random.Random(seed)
+        self._turns = itertools.count(1)
+        self._workers: dict[str, Worker] = {}
+
+    def register(self, name: str, status: WorkerStatus, check_heart_beat: bool) -> None:
+        """Adds a worker, or renews what is known of it."""
+        known = self._workers.get(name)
+        if known is None or known.status.model_names != status.model_names:
+            logger.info("registered %s with %s", name, ", ".join(status.model_names) or "no model")
+        self._workers[name] = Worker(status.model_copy(), check_heart_beat, self.clock())
+
+    def heart_beat(self, name: str, queue_length: int) -> bool:
+        """Notes that a worker is alive; returns whether it is known."""
+        worker = self.workers().get(name)
+        if worker is None:
+            return False
+        worker.status = worker.status.model_copy(update={"queue_length": queue_length})
+        worker.last_seen = self.clock()
+        return True
+
+    def remove(self, name: str, why: str) -> None:
+        """Forgets a worker, if it is known."""
+        if self._workers.pop(name, None) is not None:
+            logger.info("dropped %s: %s", name, why)
+
+    def lose(self, name: str) -> None:
+        """Forgets a worker that could not be reached, unless nothing would ever bring it back."""
+        worker = self._workers.get(name)
+        if worker is not None and worker.check_heart_beat:
+            self.remove(name, "it could not be reached")
+
+    def workers(self) -> dict[str, Worker]:
+        """Returns the workers that are alive, in the order of their registration."""
+        oldest = self.clock() - self.expiration
+        for name, worker in list(self._workers.items()):
+            if worker.check_heart_beat and worker.last_seen < oldest:
+                self.remove(name, f"silent for {self.expiration:g} s")
+        return dict(self._workers)
+
+    def models(self) -> list[str]:
+        """Returns the names of the models that are served, sorted."""
+        return sorted({model for worker in self.workers().values() for model in worker.status.model_names})
+
+    def status(self) -> WorkerStatus:
+        """Returns all workers' status as if they were one; no number or list is larger than one worker's may be."""
+        said = [worker.status for worker in self.workers().values()]
+        speed, queue = sum(status.speed for status in said), sum(status.queue_length for status in said)
+        return WorkerStatus(
+            model_names=self.models()[:MAX_ITEMS],
+            speed=min(speed, MAX_NUMBER),
+            queue_length=min(queue, MAX_NUMBER),
+        )
+
+    def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
+        """Returns the worker that the next request goes to, which then waits in its queue; None where there is none.
+
+        Args:
+            model: What it must serve.
+            excluded: Workers that will not do.
+            finishes: Whether `finish` will be called; if not, only a heartbeat brings the queue back to what it is, so
+                that nothing is added to that of a worker without.
+        """
+        able = {
+            name: worker
+            for name, worker in self.workers().items()
+            if model in worker.status.model_names and worker.status.speed > 0 and name not in excluded
+        }
+        if not able:
+            return None
+        if self.dispatch == "lottery":
+            (name,) = self._random.choices(list(able), [worker.status.speed for worker in able.values()])
+        else:
+            name = min(able, key=lambda name: (able[name].wait, able[name].turn))
+        worker = able[name]
+        worker.turn = next(self._turns)
+        worker.status.queue_length += finishes or worker.check_heart_beat
+        return name
+
+    def finish(self, name: str) -> None:
+        """Notes that a worker is done with a request that it was chosen for."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.status.queue_length = max(0, worker.status.queue_length - 1)

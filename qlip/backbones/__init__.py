@@ -1,0 +1,1 @@
+"""What a vision model is made of, for each family that QLIP knows."""

@@ -1,0 +1,77 @@
+"""Adapter of open_clip's VisionTransformer. open_clip is neither imported nor needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from qlip.backbones.base import LibraryAdapter, Normalisation
+
+
+class OpenCLIPAdapter(LibraryAdapter):
+    """open_clip's VisionTransformer; its pooled output is the image's embedding."""
+
+    prefix = 1
+
+    @property
+    def width(self) -> int:
+        return self.model.conv1.out_channels
+
+    @property
+    def depth(self) -> int:
+        return len(self.model.transformer.resblocks)
+
+    @property
+    def patch_size(self) -> int:
+        return self.model.patch_size[0]
+
+    @property
+    def native_grid(self) -> int:
+        return self.model.grid_size[0]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        known = getattr(self.model, "preprocess_cfg", {})  # set by open_clip.create_model
+        return known.get("mean", OPENAI_CLIP_MEAN), known.get("std", OPENAI_CLIP_STD)
+
+    @property
+    def patch_projection(self) -> nn.Conv2d:
+        return self.model.conv1
+
+    @property
+    def prefix_tokens(self) -> Tensor:
+        return self.model.class_embedding[None]
+
+    @property
+    def position_embeddings(self) -> Tensor:
+        return self.model.positional_embedding
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return self.model.transformer.resblocks
+
+    def run(self, layer: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:  # torch's own attention wants one for every head and query
+            heads, length = layer.attn.num_heads, hidden.shape[1]
+            mask = mask.expand(-1, heads, length, -1).flatten(0, 1)
+        return layer(hidden, attn_mask=mask)
+
+    def pre_norm(self, hidden: Tensor) -> Tensor:
+        return self.model.ln_pre(hidden)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def pool(self, last: Tensor) -> Tensor:
+        pooled = self.model._pool(last)[0]
+        return pooled if self.model.proj is None else pooled @ self.model.proj
+
+
+def find_tower(model: Any) -> nn.Module | None:
+    """Finds the vision transformer of an open_clip model, or of the timm model that it wraps; None for other models."""
+    if type(model).__module__.split(".")[0] != "open_clip" or not hasattr(model, "visual"):
+        return None
+    return getattr(model.visual, "trunk", model.visual)

@@ -1,0 +1,193 @@
+"""What attached models have in common: their QLIP, and a class that goes back to the one it came from.
+
+A model is attached by giving the instance a subclass of its own class, under the same name: nothing of transformers is
+replaced, other models are untouched, and files name the class that transformers knows. Knows no particular model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from qlip.encoder import QLIPVisionModel
+from qlip.image_processing import QLIPImageProcessor
+from qlip.mlp import PRIOR_FILE
+from qlip.packing import check_pair, pack, unpack
+from qlip.patches import CutImage
+
+PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
+
+
+@dataclass
+class Attachment:
+    """QLIP in one model."""
+
+    vision: QLIPVisionModel
+    """The model's own vision tower, read through leaves; holds the settings."""
+
+    image_processor: QLIPImageProcessor
+    """Cuts pictures with the same settings."""
+
+    plain_processor: Any = None
+    """What `attach` was given."""
+
+    def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> list[CutImage]:
+        """Images as a model is given them, cut and on the tower's device.
+
+        Args:
+            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each, to
+                be cut here.
+            leaf_boxes: (B, N, 3) or None.
+            leaf_grids: (B, 2) or None.
+
+        Raises:
+            TypeError: whole images are not floating point.
+            ValueError: the tensors do not belong together, or are not of this model's patches.
+        """
+        if len(pixel_values) == 0:
+            raise ValueError("pixel_values hold no image; give at least one, or leave them out where there is text")
+        check_pair(leaf_boxes, leaf_grids)
+        if leaf_boxes is not None and leaf_grids is not None:
+            images = unpack(pixel_values, leaf_boxes, leaf_grids)
+            self._check_patches(images[0])
+        else:
+            self._check_whole(pixel_values)
+            images = [self.image_processor.cut(image) for image in pixel_values]
+        device = self.vision.position_table.device
+        return [image.to(device) for image in images]
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """(C, P, P) of a patch."""
+        return tuple(self.vision.adapter.patch_projection.weight.shape[1:])
+
+    def _check_patches(self, image: CutImage) -> None:
+        """Raises unless an image was cut for this model with its settings; those of one batch are cut alike."""
+        if (given := image.thumbnail is not None) != (own := self.vision.qlip.thumbnail):
+            raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
+        shape, native = tuple(image.patches.shape[1:]), self.vision.native_grid
+        if shape != self.patch_shape:
+            raise ValueError(f"pixel_values are patches of {shape}, the model's are {self.patch_shape}; {PROCESSOR}")
+        side = native if image.thumbnail is None else image.thumbnail.shape[1] // shape[1]
+        if side != native:
+            raise ValueError(f"the thumbnails have {side} x {side} patches, the model {native} x {native}; {PROCESSOR}")
+
+    def _check_whole(self, pixel_values: Any) -> None:
+        """Raises unless these are whole images."""
+        channels, size, _ = self.patch_shape
+        for image in pixel_values:
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != channels:
+                raise ValueError(
+                    f"pixel_values of {shape} an image and no leaf_boxes: give all that the attached processor returns,"
+                    f" or whole images, tensors of ({channels}, height, width)"
+                )
+        if isinstance(pixel_values, Tensor) and pixel_values.shape[2:] == (size, size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape)}, patches of {size} x {size} pixels, and leaf_boxes and"
+                f" leaf_grids are missing: {PROCESSOR} and give all it returns; whole images of one patch go in a list"
+            )
+
+    def pack(self, pixel_values: Any) -> dict[str, Tensor]:
+        """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors."""
+        return pack(self.cut(pixel_values, None, None), self.image_processor.patch_size)
+
+
+class Attached:
+    """Mixed into the class of every attached module."""
+
+    attachment: Attachment
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles by the two classes that this one is made of: it is found under no name of its own."""
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new, (mixin_of(self), base_of(self)), *parts[2:]
+
+
+class AttachedPretrained(Attached):
+    """Mixed into the class of an attached model of transformers."""
+
+    config: Any
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model's own; an MLP prior for positions is written beside it."""
+        prior = self.attachment.vision.prior
+        settings = getattr(self.config, "qlip", None)  # a part's configuration has none
+        if prior is None or settings is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        prior.save(Path(save_directory) / PRIOR_FILE)
+        self.config.qlip = {**settings, "mlp": PRIOR_FILE}
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.config.qlip = settings
+
+
+def _new(mixin: type, base: type) -> Any:
+    attached: Any = attached_class(mixin, base)
+    return attached.__new__(attached)
+
+
+@cache
+def attached_class(mixin: type, base: type) -> type:
+    """`base` with `mixin` before it, under the name of `base`."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (mixin, base), names)
+
+
+def base_of(module: Any) -> type:
+    """The class that an attached module was loaded as."""
+    return type(module).__bases__[1]
+
+
+def mixin_of(module: Any) -> type:
+    """The host class that an attached module was given."""
+    return type(module).__bases__[0]
+
+
+def patch_class(module: nn.Module, mixin: type, attachment: Attachment) -> None:
+    """Gives a module its attached class."""
+    _change_class(module, attached_class(mixin, type(module)))  # type: ignore[arg-type]
+    module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
+
+
+def mark_part(part: nn.Module, whole: nn.Module) -> None:
+    """Notes on a part of an attached model what it is a part of: it can't be attached or detached alone."""
+    part.attached_within = type(whole).__name__  # type: ignore[assignment]  # a name only: parts are copied and pickled
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raises if a model is a part of an attached one."""
+    if (whole := vars(model).get("attached_within")) is not None:
+        raise TypeError(f"this {type(model).__name__} is a part of an attached {whole}; attach or detach the whole")
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model, or to a part of it; None where nothing is."""
+    return next((module.attachment for module in model.modules() if isinstance(module, Attached)), None)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Gives a model and its parts, where they are attached, their own classes back."""
+    for module in list(model.modules()):
+        vars(module).pop("attached_within", None)
+        if isinstance(module, Attached):
+            _change_class(module, base_of(module))
+            del module.attachment
+
+
+def _change_class(module: nn.Module, new: type) -> None:
+    """Changes the class of an instance; accelerate's hooks, which wrap the instance's `forward`, then wrap the new one.
+
+    A `device_map` over several devices puts such hooks on every part of a model.
+    """
+    module.__class__ = new  # type: ignore[assignment]
+    if "_old_forward" in vars(module):
+        module._old_forward = MethodType(new.forward, module)  # type: ignore[attr-defined, assignment]
+        module.forward.__wrapped__ = module._old_forward  # type: ignore[attr-defined]

@@ -1,0 +1,281 @@
+"""QLIP inside transformers' LLaVA models: `LlavaForConditionalGeneration` and its kin.
+
+Two mixins: for the trunk, which encodes and projects images, and for the model around it, which knows prompts and
+generation. They call the model's own methods for everything but images, positions and the attention's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qlip.integrations.attachment import AttachedPretrained
+from qlip.integrations.mixins import ImagePositionsMixin
+from qlip.language_positions import ImageSpan, Placed, decoder_mask, key_bias, place_batch
+from qlip.packing import check_pair, unpack_leaves
+
+NO_PROMPT = "images were given without input_ids: where they stand can't be told from embeddings"
+
+
+class LanguageTrunk(AttachedPretrained):
+    """Mixed into LlavaModel, LlavaNextModel or VipLlavaModel."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+
+    def get_image_features(
+        self,
+        pixel_values: Any,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Projected tokens of each image.
+
+        Args:
+            pixel_values: packed, or whole images; see `Attachment.cut`.
+            leaf_boxes: int64 (B, N, 3), of packed images.
+            leaf_grids: int64 (B, 2), of packed images.
+            vision_feature_layer: by default the configuration's.
+            **kwargs: transformers' own; not read.
+
+        Returns:
+            `pooler_output`: a list of (M_i, D), in the language model's width.
+        """
+        vision = self.attachment.vision
+        images = self.attachment.cut(pixel_values, leaf_boxes, leaf_grids)
+        select = None if vision_feature_layer is None else vision.resolve_layers(vision_feature_layer)
+        output = vision.encode_cut(images, select=select)
+        projected = self.multi_modal_projector(torch.cat(output.features))
+        features = list(projected.split([len(feature) for feature in output.features]))
+        if (newline := getattr(self, "image_newline", None)) is not None:
+            features = [torch.cat([feature, newline[None].to(feature)]) for feature in features]
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+        """(B, T, D): a batch of prompts with the tokens of its images in place.
+
+        Args:
+            input_ids: int64 (B, T), or None where `inputs_embeds` (B, T, D) are given.
+            inputs_embeds: of the prompts; by default made from `input_ids`.
+            features: (M_i, D) of each image.
+
+        Raises:
+            ValueError: image tokens and features differ in number.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
+        joined = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds, joined)  # type: ignore[attr-defined]
+        return inputs_embeds.masked_scatter(places, joined)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The trunk's forward pass; images are put in place first, the rest is the model's own."""
+        images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
+        if images is not None:
+            if kwargs.get("position_ids") is None and self.attachment.vision.qlip.llm_positions == "raster":
+                raise ValueError(
+                    f"{type(self).__name__} is given images without position_ids: call the model around it, or give"
+                    " those of its place_images"
+                )
+            inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
+        for name in ("vision_feature_select_strategy", "image_sizes"):  # said by the model around, about images only
+            kwargs.pop(name, None)
+        output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+        if images is not None and not isinstance(output, tuple):
+            output.image_hidden_states = torch.cat(list(images.pooler_output))
+        return output
+
+
+class LanguageModel(ImagePositionsMixin, AttachedPretrained):
+    """Mixed into LlavaForConditionalGeneration and its kin."""
+
+    config: Any
+    model: LanguageTrunk
+    dtype: torch.dtype
+
+    def get_image_features(self, pixel_values: Any, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See `LanguageTrunk.get_image_features`."""
+        return self.model.get_image_features(pixel_values, *args, **kwargs)
+
+    def place_images(
+        self, input_ids: Tensor, attention_mask: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
+    ) -> Placed:
+        """Where the tokens of a batch of prompts stand (docs/METHOD.md, "Positions in the language model").
+
+        Args:
+            input_ids: int64 (B, T), an image token per feature.
+            attention_mask: (B, T), nonzero on real tokens; by default all are.
+            leaf_boxes: int64 (images, N, 3).
+            leaf_grids: int64 (images, 2).
+
+        Raises:
+            ValueError: image tokens and images do not match.
+        """
+        spans = self._spans(leaf_boxes, leaf_grids)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return place_batch(input_ids == self.config.image_token_id, real.bool(), spans)
+
+    def language_span(self, leaves: Any) -> ImageSpan:
+        """One image among the text; LLaVA-NeXT's newline stands behind it."""
+        span = self.attachment.vision.language_span(leaves)
+        return span.and_one_more() if hasattr(self.model, "image_newline") else span
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        *,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        next_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's forward pass.
+
+        Args:
+            input_ids: int64 (B, T); as many image tokens as each image has features.
+            pixel_values: packed by the attached processor, or whole images (C, H, W).
+            attention_mask: (B, past + T).
+            position_ids: (B, T); by default they follow from the images.
+            past_key_values: transformers' cache.
+            inputs_embeds: (B, T, D) instead of `input_ids`.
+            labels: int64 (B, T).
+            logits_to_keep: see transformers.
+            mm_encoder_outputs: what `get_image_features` gave, as {"image": ...}.
+            leaf_boxes: int64 (images, N, 3), from the attached processor.
+            leaf_grids: int64 (images, 2), from the attached processor.
+            key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
+            next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
+            **kwargs: the model's other arguments.
+
+        Raises:
+            ValueError: image tokens that do not match the images, or embeddings instead of a prompt without the
+                positions and the bias that its images need.
+        """
+        encoded = (mm_encoder_outputs or {}).get("image") is not None
+        packed = self._pack(pixel_values, leaf_boxes, leaf_grids, encoded or input_ids is None)
+        pixel_values, leaf_boxes, leaf_grids = packed
+        if encoded and leaf_boxes is None and position_ids is None:
+            self._check_lost()
+        new = inputs_embeds if inputs_embeds is not None else input_ids
+        if leaf_boxes is not None and leaf_grids is not None:
+            if input_ids is None:
+                self._check_placed(position_ids, key_bias, leaf_boxes, leaf_grids)
+            else:
+                placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids)
+                position_ids = placed.positions if position_ids is None else position_ids
+                key_bias = self._bias(placed) if key_bias is None else key_bias
+        if new is not None:
+            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
+        if mm_encoder_outputs is not None:
+            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            leaf_boxes=leaf_boxes,
+            leaf_grids=leaf_grids,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`: images are encoded, and the whole prompt placed, before it starts.
+
+        Raises:
+            ValueError: embeddings instead of a prompt, or image tokens that do not match the images.
+        """
+        pixel_values = kwargs.pop("pixel_values", None)
+        boxes, grids = kwargs.pop("leaf_boxes", None), kwargs.pop("leaf_grids", None)
+        encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
+        pixel_values, boxes, grids = self._pack(pixel_values, boxes, grids, encoded)
+        if boxes is not None and grids is not None:
+            prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+            if prompt is None:
+                raise ValueError(NO_PROMPT)
+            placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids)
+            kwargs["key_bias"] = self._bias(placed)
+            if kwargs.get("position_ids") is None:
+                kwargs |= {"position_ids": placed.positions, "next_positions": placed.end}
+            if pixel_values is not None:
+                features = self.model.get_image_features(pixel_values, boxes, grids).pooler_output
+                kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)
+            inputs = prompt
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _spans(self, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[ImageSpan]:
+        return [self.language_span(tree) for tree in unpack_leaves(leaf_boxes, leaf_grids)]
+
+    def _pack(
+        self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None, encoded: bool
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Images as packed tensors; whole ones are cut here.
+
+        Raises:
+            ValueError: leaves without their grids or, unless the images are `encoded`, without their pixels.
+        """
+        check_pair(leaf_boxes, leaf_grids)
+        if pixel_values is not None and leaf_boxes is None:
+            packed = self.attachment.pack(pixel_values)
+            return packed["pixel_values"], packed["leaf_boxes"], packed["leaf_grids"]
+        if leaf_boxes is not None and pixel_values is None and not encoded:
+            raise ValueError(
+                f"leaf_boxes of {len(leaf_boxes)} images are given without pixel_values; give all that the attached"
+                " processor returns, or none of it"
+            )
+        return pixel_values, leaf_boxes, leaf_grids
+
+    def _check_lost(self) -> None:
+        """Raises where encoded images, of which nothing else is known, would lose their places or weights."""
+        settings = self.attachment.vision.qlip
+        if settings.llm_positions == "raster" or settings.biases_language_model:
+            raise ValueError(
+                "encoded images are given without leaf_boxes and leaf_grids; give both, or position_ids and key_bias"
+                " (see place_images)"
+            )
+
+    def _check_placed(
+        self, position_ids: Tensor | None, key_bias: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
+    ) -> None:
+        """Raises where a prompt of embeddings would lose its images' places or weights."""
+        spans = self._spans(leaf_boxes, leaf_grids)
+        lost = ["position_ids"] if position_ids is None and any(span.positions is not None for span in spans) else []
+        lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []
+        if lost:
+            raise ValueError(f"{NO_PROMPT}; give {' and '.join(lost)} (see place_images)")
+
+    def _bias(self, placed: Placed) -> Tensor | None:
+        return key_bias(placed.sizes, self.config.get_text_config()._attn_implementation)

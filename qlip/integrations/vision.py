@@ -1,0 +1,105 @@
+"""QLIP inside transformers' vision models, alone or as the eye of a contrastive model (CLIP, SigLIP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qlip.integrations.attachment import Attached, AttachedPretrained
+from qlip.quadtree import Leaves
+
+
+@dataclass
+class QLIPVisionModelOutput(BaseModelOutputWithPooling):
+    """What an attached vision model gives: transformers' output, padded, and where its tokens are on the picture."""
+
+    token_mask: Tensor | None = None
+    """bool (B, T), True where a token stands; `last_hidden_state` is 0 elsewhere."""
+
+    leaves: list[Leaves] | None = None
+    """The trees; in `last_hidden_state` the leaves' tokens follow [CLS], where there is one."""
+
+    def feature_maps(self) -> list[Tensor]:
+        """(D, rows, cols) of each image: every cell of its grid has the feature of the leaf that covers it."""
+        if self.last_hidden_state is None or self.token_mask is None or self.leaves is None:
+            raise ValueError("this output holds no hidden states to draw")
+        maps = []
+        for hidden, mask, tree in zip(self.last_hidden_state, self.token_mask, self.leaves, strict=True):
+            tokens = hidden[mask][-len(tree) :]
+            maps.append(tokens[tree.token_map().to(tokens.device)].permute(2, 0, 1))
+        return maps
+
+
+class VisionModel(AttachedPretrained):
+    """Mixed into CLIPVisionModel, SiglipVisionModel, Dinov2Model."""
+
+    def forward(
+        self,
+        pixel_values: Any = None,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        output_hidden_states: Any = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Any,
+    ) -> QLIPVisionModelOutput | tuple[Any, ...]:
+        """The tokens of images of any sizes.
+
+        Args:
+            pixel_values: packed, or whole images; see `Attachment.cut`.
+            leaf_boxes: int64 (B, N, 3), of packed images.
+            leaf_grids: int64 (B, 2), of packed images.
+            output_hidden_states: give all layers too.
+            output_attentions: must not be true.
+            return_dict: False gives a tuple.
+            interpolate_pos_encoding: not read; positions always fit the image.
+            **kwargs: transformers' own; not read.
+
+        Raises:
+            ValueError: attentions are asked for, no images, or tensors that do not belong together.
+        """
+        if output_attentions:
+            raise ValueError("output_attentions is true; an attached model does not keep them")
+        if pixel_values is None:
+            raise ValueError("pixel_values is None; give the images")
+        vision = self.attachment.vision
+        images = self.attachment.cut(pixel_values, leaf_boxes, leaf_grids)
+        depth = vision.adapter.depth
+        layers = range(depth + 1) if output_hidden_states else (depth,)
+        hidden = vision.hidden_states(images, layers)
+        last = vision.adapter.final_norm(hidden.layers[depth])
+        output = QLIPVisionModelOutput(
+            last_hidden_state=last.masked_fill(~hidden.valid[..., None], 0),
+            pooler_output=vision.pool(hidden) if vision.adapter.pools else None,
+            hidden_states=tuple(hidden.layers[number] for number in layers) if output_hidden_states else None,
+            token_mask=hidden.valid,
+            leaves=[image.leaves for image in images],
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+class ContrastiveModel(AttachedPretrained):
+    """Mixed into CLIPModel or SiglipModel, whose vision model is attached: keeps what concerns images from the text."""
+
+    def get_text_features(
+        self, *args: Any, leaf_boxes: Tensor | None = None, leaf_grids: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The model's own."""
+        return super().get_text_features(*args, **kwargs)  # type: ignore[misc]
+
+
+class LibraryVisionModel(Attached):
+    """Mixed into the VisionTransformer of timm or open_clip."""
+
+    def forward(self, images: Any) -> Tensor:
+        """(B, D): what the model itself gives, an embedding or its head's logits.
+
+        Args:
+            images: (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.
+        """
+        vision = self.attachment.vision
+        return vision.pool(vision.hidden_states(self.attachment.cut(images, None, None), (vision.adapter.depth,)))

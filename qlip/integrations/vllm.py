@@ -1,0 +1,63 @@
+"""Image embeddings for vLLM: the tower and the projector run here, the language model there.
+
+vLLM takes, for LLaVA, one tensor per image behind the projector, with any number of tokens. Written to its documented
+shapes and not run against a live vLLM. Knows no server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlip.integrations.llava import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) -> list[Tensor]:
+    """What vLLM takes as `multi_modal_data={"image": [...]}`, with `enable_mm_embeds=True`.
+
+    vLLM counts positions one by one and biases no attention: attach with `llm_positions="sequential"` and
+    `llm_size_bias=0` to get there what transformers gives here; other settings are named in a warning.
+
+    Args:
+        model: an attached LlavaForConditionalGeneration or one of its kin.
+        images: pictures, as the image processor takes them.
+        batch_size: images in the tower at once.
+
+    Returns:
+        One (N_i, D) tensor per image, on the CPU, in the model's dtype; D is the language model's width. The prompt has
+        one <image> for each, which vLLM widens to N_i tokens itself.
+
+    Raises:
+        TypeError: the model is not attached, or has no language model.
+    """
+    if not isinstance(model, LanguageModel):
+        raise TypeError(f"{type(model).__name__} is no attached LLaVA model; call qlip.attach(model, processor) first")
+    settings = model.attachment.vision.qlip
+    lost = [f"llm_positions={settings.llm_positions!r}"] if settings.llm_positions != "sequential" else []
+    lost += [f"llm_size_bias={settings.llm_size_bias}"] if settings.llm_size_bias else []
+    lost += [f"llm_weight={settings.llm_weight!r}"] if settings.llm_weight != "each" else []
+    if lost:
+        logger.warning("vLLM can't follow %s: its answers will differ from this model's", ", ".join(lost))
+    embeds: list[Tensor] = []
+    for start in range(0, len(images), batch_size):
+        packed = model.attachment.image_processor.pack(images[start : start + batch_size])
+        output = model.get_image_features(**packed)
+        embeds += [features.cpu().clone() for features in output.pooler_output]  # a view keeps the whole batch
+    return embeds
+
+
+def encode_embeds(embeds: Tensor) -> str:
+    """One image's embeddings (N, D) as the base64 text that vLLM's OpenAI-compatible server takes as `image_embeds`."""
+    buffer = io.BytesIO()
+    own = embeds.detach().cpu().clone(memory_format=torch.contiguous_format)
+    torch.save(own, buffer)  # of a view, all that it is a part of would be written
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,249 @@
+"""Positions and attention weights of text and image tokens in a language model. Pure functions.
+
+Positions follow docs/METHOD.md: an image takes `span` positions, its
+tokens stand at their own places within it, and the next text token stands `span` after the image's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from qlip.config import QLIPConfig
+from qlip.positions import raster_positions
+from qlip.quadtree import Leaves
+
+BIASABLE = ("sdpa", "eager")
+"""transformers' attentions that take an additive mask."""
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """One image among the text."""
+
+    count: int
+    """Tokens."""
+
+    positions: Tensor | None
+    """float (count,): places relative to the image's start; None counts 0, 1, 2, ..."""
+
+    span: int
+    """Positions that the image takes; what follows stands that far behind its start."""
+
+    sizes: Tensor | None
+    """float (count,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
+
+    def and_one_more(self) -> ImageSpan:
+        """With a token behind the image, at a position of its own."""
+        positions = None if self.positions is None else F.pad(self.positions, (0, 1), value=self.span)
+        sizes = None if self.sizes is None else F.pad(self.sizes, (0, 1), value=1.0)
+        return ImageSpan(self.count + 1, positions, self.span + 1, sizes)
+
+
+def image_span(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> ImageSpan:
+    """Where an image's tokens stand, thumbnail first where there is one, and what they weigh.
+
+    Args:
+        settings: `llm_positions`, `llm_size_bias`, `llm_weight` and `thumbnail` decide.
+        leaves: of the image.
+        native_grid: n, cells per side of the grid that the tower was trained on.
+    """
+    count = len(leaves) + (native_grid**2 if settings.thumbnail else 0)
+    positions = _raster_places(settings, leaves, native_grid)
+    span = count if positions is None else native_grid**2
+    return ImageSpan(count, positions, span, _token_sizes(settings, leaves, native_grid))
+
+
+def _raster_places(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
+    """float32 (M,): places of an image's tokens on the native raster; None where positions are sequential."""
+    if settings.llm_positions == "sequential":
+        return None
+    places = raster_positions(leaves, native_grid)
+    if settings.thumbnail:
+        places = torch.cat([torch.arange(native_grid**2, dtype=torch.float32), places])
+    return places
+
+
+def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
+    """float32 (M,): side of the square of cells that each token weighs in the language model's attention.
+
+    Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one number
+    for all where `llm_weight` is "native". None where every token weighs one.
+    """
+    if not settings.biases_language_model:
+        return None
+    sizes = leaves.sizes.float()
+    if settings.thumbnail:
+        covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / native_grid
+        sizes = torch.cat([torch.full((native_grid**2,), covered), sizes])
+    sizes = sizes**settings.llm_size_bias
+    if settings.llm_weight == "native":
+        sizes = sizes * (native_grid / sizes.square().sum().sqrt())
+    return None if (sizes == 1).all() else sizes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One prompt of T tokens, or B of them."""
+
+    positions: Tensor
+    """(T,) or (B, T): int64, or float32 where an image has fractional places; 0 on padding."""
+
+    sizes: Tensor
+    """float32, shaped like `positions`: 1 on text and padding."""
+
+    end: Tensor
+    """int64 () or (B,): position of what follows the prompt."""
+
+
+def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
+    """Places the tokens of one prompt.
+
+    Args:
+        is_image: bool (T,), True on tokens of images; each image's stand together.
+        images: in the order of their tokens.
+
+    Raises:
+        ValueError: another number of image tokens than the images have, or an image's tokens with text between them.
+    """
+    device = is_image.device
+    where = is_image.nonzero()[:, 0]
+    counts = [image.count for image in images]
+    if len(where) != sum(counts):
+        raise ValueError(f"the prompt holds {len(where)} image tokens, its {len(images)} images have {sum(counts)}")
+    step = (~is_image).long()  # how far each token moves those behind it
+    if images:
+        ends = torch.tensor(counts, device=device).cumsum(0) - 1
+        first, last = where[ends + 1 - torch.tensor(counts, device=device)], where[ends]
+        if (last - first != torch.tensor(counts, device=device) - 1).any():
+            raise ValueError("text stands between the tokens of one image")
+        step[last] = torch.tensor([image.span for image in images], device=device)
+    positions, sizes = step.cumsum(0) - step, torch.ones(len(is_image), device=device)
+    own = [
+        torch.arange(image.count, device=device) if image.positions is None else image.positions.to(device)
+        for image in images
+    ]
+    if own:
+        places = torch.cat(own)
+        positions = positions.to(places.dtype)
+        positions[where] += places
+        weights = [torch.ones(i.count, device=device) if i.sizes is None else i.sizes.to(device) for i in images]
+        sizes[where] = torch.cat(weights)
+    return Placed(positions, sizes, step.sum())
+
+
+def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> Placed:
+    """Places the tokens of a padded batch of prompts.
+
+    Args:
+        is_image: bool (B, T), True on tokens of images.
+        real: bool (B, T), False on padding, whichever side it is on.
+        images: in order over the whole batch.
+
+    Raises:
+        ValueError: image tokens and images do not match.
+    """
+    left = list(images)
+    rows = []
+    for flags, keep in zip(is_image, real, strict=True):
+        flags, own, found = flags[keep], [], 0
+        while left and found < int(flags.sum()):
+            own.append(left.pop(0))
+            found += own[-1].count
+        rows.append(place_tokens(flags, own))
+    if left:
+        raise ValueError(f"{len(images)} images were given, {len(left)} more than the prompts have tokens for")
+    fractional = any(row.positions.is_floating_point() for row in rows)
+    positions = torch.zeros(real.shape, dtype=torch.float32 if fractional else torch.int64, device=real.device)
+    sizes = torch.ones(real.shape, device=real.device)
+    for index, row in enumerate(rows):
+        positions[index, real[index]] = row.positions.to(positions.dtype)
+        sizes[index, real[index]] = row.sizes
+    return Placed(positions, sizes, torch.stack([row.end for row in rows]))
+
+
+def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:
+    """float, shaped like `sizes`: log(size^2), to be added to the attention logits of a key; None where all are 1.
+
+    Args:
+        sizes: float (B, T), see `Placed`.
+        attention: transformers' name of the language model's attention.
+
+    Raises:
+        ValueError: there is a bias, and the attention can't apply it.
+    """
+    if (sizes == 1).all():
+        return None
+    if attention not in BIASABLE:
+        raise ValueError(
+            f"llm_size_bias and llm_weight bias the attention, which {attention!r} can't do; load the model with"
+            " attn_implementation 'sdpa' or 'eager', or set them to 0 and 'each'"
+        )
+    return 2 * sizes.log()
+
+
+def decoder_mask(
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    bias: Tensor | None,
+    new: Tensor,
+    cache: Cache | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The attention mask that positions with gaps and a bias on keys need; without either, the given one.
+
+    Args:
+        attention_mask: (B, past + Q), nonzero on real keys; or (B, 1, Q, K) over all keys of a static cache, true or 0
+            where a query may look; or None: all keys are real.
+        position_ids: of the new tokens; floating point where an image has fractional places.
+        bias: float (B, K0), of the first K0 keys.
+        new: (B, Q, ...), the new tokens' ids or embeddings.
+        cache: of the keys before them.
+        dtype: of the model.
+    """
+    queries = new.shape[1]
+    fractional = position_ids is not None and position_ids.is_floating_point()
+    if attention_mask is None and (bias is not None or fractional):
+        # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
+        past = 0 if cache is None else int(cache.get_seq_length())
+        attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+    if bias is None or attention_mask is None:
+        return attention_mask
+    if attention_mask.ndim == 4:
+        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+        return biased(allowed, bias, dtype)
+    keys = attention_mask.shape[1] if cache is None else cache.get_mask_sizes(queries, 0)[0]
+    return causal_mask_with_bias(attention_mask, bias, queries, dtype, keys)
+
+
+def causal_mask_with_bias(
+    attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype, keys: int | None = None
+) -> Tensor:
+    """The additive attention mask of a causal model with a bias on keys.
+
+    Args:
+        attention_mask: (B, T), nonzero on real keys; T counts cached keys and the new ones.
+        key_bias: float (B, K0), K0 <= T; later keys have none.
+        queries: Q, number of new tokens, the last Q of the T keys.
+        dtype: of the model.
+        keys: K, of a cache with room for more than T; by default T.
+
+    Returns:
+        (B, 1, Q, K): the bias where a query may look, the lowest number elsewhere.
+    """
+    seen = attention_mask.shape[1]
+    real = F.pad(attention_mask.bool(), (0, (seen if keys is None else keys) - seen))
+    key = torch.arange(real.shape[1], device=real.device)
+    causal = key[None, :] <= key[seen - queries : seen, None]  # (Q, K)
+    return biased((causal[None] & real[:, None, :])[:, None], key_bias, dtype)
+
+
+def biased(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, Q, K), like `allowed`: the bias (B, K0) of the first K0 keys where true, the lowest number elsewhere."""
+    bias = F.pad(key_bias, (0, allowed.shape[-1] - key_bias.shape[1]))[:, None, None, :].expand_as(allowed)
+    return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)

@@ -1,0 +1,1 @@
+"""The MLP prior for positions: its training."""

@@ -1,0 +1,89 @@
+"""`qlip fit`: the flags of `FitConfig`, and what is printed of a fit."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from accelerate import PartialState
+
+from qlip.config import Criterion
+from qlip.prior.config import RECIPES, FitConfig, Frequencies, Loss, Precision, Recipe
+from qlip.prior.pictures import AlphaPer, Shape, Sizes
+from qlip.prior.train import fit_prior
+
+
+def add_fit(commands: Any) -> None:
+    """Adds `qlip fit` to the subparsers; a flag that is not given takes the default of `FitConfig`."""
+    default = {field.name: field.default for field in fields(FitConfig)}
+    command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
+    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
+    command.add_argument("--out", type=Path, required=True, help="write the prior here, .safetensors")
+    command.add_argument(
+        "--recipe", choices=get_args(Recipe), help="settings of the paper (default) or of the authors' released script"
+    )
+    command.add_argument("--init", type=Path, help="weights to start from: our .safetensors, or the authors' .pt")
+    command.add_argument(
+        "--frequencies", choices=get_args(Frequencies), help="Fourier features without --init: ours or the authors'"
+    )
+    command.add_argument("--seed", type=int, help=f"({default['seed']})")
+    released = RECIPES["released"]
+    images = command.add_argument_group("train on pictures as well", argument_default=argparse.SUPPRESS)
+    images.add_argument("--images", type=Path, help="folder of pictures, searched recursively")
+    images.add_argument(
+        "--random-start", dest="exact_start", action="store_false", help="start at random, as the paper"
+    )
+    images.add_argument("--epochs", type=int, help=f"passes over the pictures ({default['epochs']})")
+    images.add_argument("--steps", type=int, help="batches to train for, instead of epochs")
+    images.add_argument(
+        "--batch",
+        type=int,
+        help=f"pictures per step of all processes ({default['batch']}; released {released['batch']})",
+    )
+    images.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
+    images.add_argument("--theta", type=float, help=f"weight of the grid term ({default['theta']})")
+    images.add_argument(
+        "--loss", choices=get_args(Loss), help="of pooled outputs (paper), or of CLIP's image embeddings (released)"
+    )
+    images.add_argument(
+        "--criterion", choices=get_args(Criterion), help="what splits blocks: gradient (paper), random (released)"
+    )
+    images.add_argument(
+        "--alpha", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"range of split thresholds {default['alpha']}"
+    )
+    images.add_argument(
+        "--alpha-per", choices=get_args(AlphaPer), help="draw one a batch (paper) or picture (released)"
+    )
+    images.add_argument(
+        "--sizes", choices=get_args(Sizes), help="of pictures: a shorter side for each batch (paper), own (released)"
+    )
+    images.add_argument("--largest-size", type=int, help="longest side that is drawn or kept (5/3 of the native size)")
+    images.add_argument("--max-tokens", type=int, help="most tokens of a picture (those of a square of that size)")
+    images.add_argument("--shape", choices=get_args(Shape), help=f"whole pictures, or squares ({default['shape']})")
+    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default what accelerate is set to")
+    images.add_argument("--workers", type=int, help=f"processes that read pictures ({default['workers']})")
+    images.add_argument("--save-every", type=int, help=f"steps between checkpoints ({default['save_every']})")
+    images.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
+    images.add_argument("--log-dir", type=Path, help="write a TensorBoard log here")
+    command.set_defaults(run=fit)
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
+    values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
+    if "init" in values and "frequencies" in values:
+        raise ValueError(f"--frequencies {options.frequencies} goes without --init, whose weights have their own")
+    if "alpha" in values:
+        values["alpha"] = tuple(values["alpha"])
+    result = fit_prior(FitConfig.from_recipe(getattr(options, "recipe", "paper"), **values))
+    state = PartialState()
+    if state.is_main_process:
+        print(f"grid         off by {result.max_error:.2e} at most, {result.mean_error:.2e} on average")
+        if result.consistency is not None:
+            before, after, bicubic = result.consistency
+            print(f"consistency  {before:.4g} before, {after:.4g} after; bicubic interpolation {bicubic:.4g}")
+        print(f"prior        {options.out}")
+    state.destroy_process_group()
+    return 0

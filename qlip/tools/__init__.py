@@ -1,0 +1,1 @@
+"""Measurements and drawings of quadtrees and towers."""

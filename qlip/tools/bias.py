@@ -1,0 +1,265 @@
+"""Mesoscopic and interpolation bias: how far a tower's embedding of a picture hangs on its size (paper section 3).
+
+Both compare E at size N with a reference, E of the same picture in the same shape at the tower's native size and on the
+uniform grid, as CLIP sees it. E is the pooled output: [CLS] behind the last norm; SigLIP: its attention head.
+
+- Mesoscopic bias: the cosine of the two with all position embeddings, [CLS]'s too, set to zero. 1 is best.
+- Interpolation bias: the L2 norm of the gradient of the cosine, positions in use, by P: the embeddings added to the
+  patch tokens at size N. 0 is best. [CLS]'s own is no part of P, as it is never interpolated. The more tokens, the less
+  each one counts and the smaller the norm: compare modes at one number of tokens, not sizes with each other.
+
+Knows no command line. Pictures pass one at a time, so memory is bounded by the largest size.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
+from qlip.encoder import QLIPVisionModel
+from qlip.image_processing import QLIPImageProcessor
+from qlip.positions import interpolate_positions
+from qlip.prior.pictures import Shape, crop_square
+from qlip.quadtree import Leaves, grid_of, partition_as
+from qlip.rgb import to_rgb
+from qlip.tools.intervals import mean_interval
+from qlip.tools.plots import Curve, Panel, plot_panels
+
+Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
+Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row
+
+LABELS = {
+    "mesoscopic": "mesoscopic bias: cosine to\nnative size, no positions",
+    "interpolation": "interpolation bias: norm of\nthe cosine's gradient",
+}
+TITLES = {"native": "own aspect ratio", "cropped": "central square"}
+
+
+@dataclass(frozen=True)
+class BiasConfig:
+    """What is measured."""
+
+    sizes: tuple[int, ...] | None = None
+    """Shorter sides in pixels, whole cells each; None: the paper's, see `default_sizes`."""
+
+    shapes: tuple[Shape, ...] = ("native", "cropped")
+    """Pictures in their own aspect ratio ("native"), or their central square ("cropped")."""
+
+    modes: tuple[Mode, ...] = ("bilinear", "bicubic")
+    """How positions are interpolated; "mlp" is the prior with its residual, "mlp-pure" the paper's form."""
+
+    quadtree: QLIPConfig | None = None
+    """Settings of a quadtree to measure besides the uniform grid; the size of pictures is not read from them."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("shapes", Shape), ("modes", Mode)):
+            for value in getattr(self, name):
+                check_choice(name, value, choices)
+        for name in ("sizes", "shapes", "modes"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} is {values}; it must hold at least one value, and none twice")
+        for size in self.sizes or ():
+            check_count("sizes", size)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mean over pictures."""
+
+    measure: str  # "mesoscopic" or "interpolation"
+    shape: str  # "native" or "cropped"
+    tiling: str  # "uniform" or "quadtree"
+    mode: str | None  # None for mesoscopic bias: without positions there is nothing to interpolate
+    size: int  # shorter side in pixels
+    tokens: float  # mean number of patch tokens
+    mean: float
+    low: float  # of the mean's 95 % interval
+    high: float
+    count: int  # pictures
+
+
+def default_sizes(native_grid: int, patch_size: int) -> tuple[int, ...]:
+    """The paper's sizes 224 + 28 k, k = 0 .. 21, for a tower of 336 px; the same multiples of any other native size.
+
+    Args:
+        native_grid: n, cells per side of the native image.
+        patch_size: P, pixels per side of a cell; sizes are rounded to whole cells, rising, each once.
+    """
+    cells = {max(1, round((224 + 28 * k) * native_grid / 336)) for k in range(22)}
+    return tuple(count * patch_size for count in sorted(cells))
+
+
+def embed(model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor) -> Tensor:
+    """E (D,): the pooled output of one image (3, H, W) with positions ([CLS] +) N, D; see `QLIPVisionModel.encode`."""
+    pooled = model.encode([image], [leaves], [positions], pool=True).pooled
+    if pooled is None:
+        raise TypeError(f"{type(model).__name__} gave no pooled output")
+    return pooled[0]
+
+
+@torch.no_grad()
+def embed_without_positions(model: QLIPVisionModel, image: Tensor, leaves: Leaves) -> Tensor:
+    """E with all position embeddings, [CLS]'s too, set to zero; see `embed`."""
+    cls = model.cls_position
+    return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]))
+
+
+def mesoscopic_bias(model: QLIPVisionModel, image: Tensor, leaves: Leaves, reference: Tensor) -> float:
+    """The cosine of E(image) without positions to a reference (paper section 3); 1 is best.
+
+    Args:
+        model: the tower, in eval mode.
+        image: float (3, H, W), normalised.
+        leaves: N leaves of the image.
+        reference: (D,), from `embed_without_positions`: the same picture at the native size.
+    """
+    return float(F.cosine_similarity(embed_without_positions(model, image, leaves), reference, dim=0))
+
+
+def interpolation_bias(
+    model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor, reference: Tensor
+) -> float:
+    """|| grad_P cos(E(image), reference) ||_2 over all entries of P (paper section 3); 0 is best.
+
+    Args:
+        model: the tower, in eval mode. Frozen parameters save memory.
+        image: float (3, H, W), normalised.
+        leaves: N leaves of the image.
+        positions: P, float (N, D), the embeddings added to the patch tokens; [CLS] has its own.
+        reference: (D,), from `embed`: the same picture at the native size; held fixed.
+    """
+    added = positions.detach().requires_grad_()
+    with torch.enable_grad():
+        embedding = embed(model, image, leaves, torch.cat([model.cls_position.detach(), added]))
+        cosine = F.cosine_similarity(embedding, reference.detach(), dim=0)
+        (gradient,) = torch.autograd.grad(cosine, added)
+    return float(gradient.norm())
+
+
+@torch.no_grad()
+def place(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
+    """float32 (N, D): position embeddings of leaves, [CLS] left out. ValueError where the mode lacks its prior."""
+    interpolation: Interpolation = "mlp" if mode == "mlp-pure" else mode
+    table = model.position_table
+    prior = None if model.prior is None else model.prior.to(table.device)
+    return interpolate_positions(table, leaves, interpolation, prior, mlp_residual=mode != "mlp-pure")
+
+
+def measure(
+    model: QLIPVisionModel, processor: QLIPImageProcessor, pictures: Iterable[Image.Image], config: BiasConfig
+) -> list[Row]:
+    """Both measures, each a mean over pictures, by shape, size, tiling and mode.
+
+    Args:
+        model: the tower, in eval mode, with its prior if a mode needs one.
+        processor: gives the mean and standard deviation that pictures are normalised with.
+        pictures: Pillow images of any mode and size. Those smaller than a size are enlarged to it; the sides of those
+            that would exceed `QLIPConfig.max_cells` shrink together.
+        config: what is measured.
+
+    Raises:
+        ValueError: no pictures; a size that is no whole cells, or too large; a mode without its prior; a budget below
+            the coarsest tree.
+    """
+    if model.prior is None and any(mode.startswith("mlp") for mode in config.modes):
+        raise ValueError(f"modes are {config.modes}, but the tower has no MLP prior")
+    processors = {size: _resizer(model, processor, size) for size in choose_sizes(model, config)}
+    at_native = _resizer(model, processor, model.native_grid * model.config.patch_size)
+    values: dict[Cell, list[float]] = defaultdict(list)
+    counts: dict[Cell, list[int]] = defaultdict(list)
+    for picture in map(to_rgb, pictures):
+        for shape in config.shapes:
+            view = crop_square(picture) if shape == "cropped" else picture
+            for cell, count, value in _measure_view(model, at_native, processors, view, shape, config):
+                values[cell].append(value)
+                counts[cell].append(count)
+    if not values:
+        raise ValueError("there are no pictures to measure")
+    return [Row(*cell, sum(counts[cell]) / len(counts[cell]), *astuple(mean_interval(values[cell]))) for cell in values]
+
+
+def choose_sizes(model: QLIPVisionModel, config: BiasConfig) -> list[int]:
+    """The sizes to measure in pixels, rising, each once. ValueError where one is no whole cells, or too large."""
+    patch_size = model.config.patch_size
+    sizes = config.sizes or default_sizes(model.native_grid, patch_size)
+    largest = int(QLIPConfig().max_cells ** 0.5) * patch_size
+    for size in sizes:
+        if size % patch_size or size > largest:
+            raise ValueError(f"size {size} is not allowed; multiples of {patch_size} up to {largest} are")
+    return sorted(set(sizes))
+
+
+def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
+    """`limit` paths, evenly spread over a sorted folder so that each of its classes comes up; None takes all."""
+    if limit is not None:
+        check_count("limit", limit)
+    count = min(limit or len(paths), len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def write_figure(rows: Sequence[Row], path: str | Path, native_size: int) -> None:
+    """Draws both measures over the image size, shapes side by side, a curve for each mode, into an SVG or PNG file."""
+    curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        name = ", ".join(filter(None, (row.tiling, row.mode)))
+        curves.setdefault((row.measure, row.shape), {}).setdefault(name, []).append(row)
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+
+    def panel(measure: str, shape: str) -> Panel:
+        drawn = [
+            Curve(name, *zip(*[(row.size, row.mean, row.low, row.high) for row in points], strict=True))
+            for name, points in curves[measure, shape].items()
+        ]
+        title = TITLES[shape] if measure == "mesoscopic" else None
+        return Panel(drawn, "shorter side, pixels (dotted: native size)", LABELS[measure], title, mark=native_size)
+
+    plot_panels(path, [[panel(measure, shape) for shape in shapes] for measure in LABELS])
+
+
+def _measure_view(
+    model: QLIPVisionModel,
+    at_native: QLIPImageProcessor,
+    processors: Mapping[int, QLIPImageProcessor],
+    view: Image.Image,
+    shape: Shape,
+    config: BiasConfig,
+) -> Iterator[tuple[Cell, int, float]]:
+    """Cell, number of patch tokens and value of both measures of one picture in one shape."""
+    device, patch_size = model.position_table.device, model.config.patch_size
+
+    def prepare(processor: QLIPImageProcessor) -> tuple[Tensor, Leaves]:
+        image = processor.preprocess(view, return_tensors="pt")["pixel_values"][0].to(device)
+        return image, Leaves.uniform(grid_of(image, patch_size))
+
+    image, uniform = prepare(at_native)
+    bare = embed_without_positions(model, image, uniform)
+    with torch.no_grad():
+        reference = embed(model, image, uniform, torch.cat([model.cls_position, place(model, uniform, "bicubic")]))
+    for size, processor in processors.items():
+        image, uniform = prepare(processor)
+        trees = {"uniform": uniform}
+        if config.quadtree is not None:
+            trees["quadtree"] = partition_as(config.quadtree, image, patch_size, model.native_grid)
+        for tiling, leaves in trees.items():
+            value = mesoscopic_bias(model, image, leaves, bare)
+            yield ("mesoscopic", shape, tiling, None, size), len(leaves), value
+            for mode in config.modes:
+                value = interpolation_bias(model, image, leaves, place(model, leaves, mode), reference)
+                yield ("interpolation", shape, tiling, mode, size), len(leaves), value
+
+
+def _resizer(model: QLIPVisionModel, processor: QLIPImageProcessor, size: int) -> QLIPImageProcessor:
+    """Brings the shorter side of pictures to `size` pixels and keeps the aspect ratio, in whole cells."""
+    settings = QLIPConfig(alpha=0.0, max_tokens=None, image_size=size)
+    mean, std = processor.image_mean, processor.image_std
+    return QLIPImageProcessor(model.config.patch_size, model.config.image_size, mean, std, settings)
