@@ -15,8 +15,6 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
-from llava.serve.engine.errors import GenerationError
-
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
 
@@ -140,5 +138,5 @@ def format_error(error: BaseException) -> str:
     """Formats an error in one line for the person who runs the program; a model's failure by its cause."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
-    cause = error.__cause__ if isinstance(error, GenerationError) and not error.out_of_memory else None
-    return " ".join(str(cause or error).split()) or type(error).__name__
+    full = getattr(error, "in_full", error)  # what an error keeps from remote clients
+    return " ".join(str(full).split()) or type(full).__name__

@@ -24,7 +24,7 @@ from llava.eval.run.answerer import Answerer
 from llava.eval.sweep.cells import own_settings
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.utils import default_device, device_flag
 from playground.questions import KINDS, Question, scene_questions
 from playground.scenes import PRESETS, Scene, SceneSpec, scene

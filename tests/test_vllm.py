@@ -17,7 +17,14 @@ import torch
 
 import qlip
 from scripts.vllm_client import ask, chat_request, main
-from tests.qlip.hosts import IMAGE_TOKEN, WIDTH, make_language_model, make_processor, make_vision_model, picture
+from tests.qlip.integrations.hosts import (
+    IMAGE_TOKEN,
+    WIDTH,
+    make_language_model,
+    make_processor,
+    make_vision_model,
+    picture,
+)
 
 PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(140, 98, 2)]
 SETTINGS = {"alpha": 0.3, "llm_positions": "sequential", "llm_size_bias": 0.0}

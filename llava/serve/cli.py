@@ -18,7 +18,7 @@ import qlip
 from llava.command import OneLineParser, integer, real, run_command
 from llava.conversation import Conversation
 from llava.images import load_images
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.utils import demo_picture_path

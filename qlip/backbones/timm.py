@@ -73,7 +73,7 @@ class TimmAdapter(LibraryAdapter):
 
 
 def check_fits(model: Any) -> None:
-    """Raises TypeError for a VisionTransformer whose tokens are not one per cell of a square grid with a position each."""
+    """Raises TypeError unless each cell of a square grid has one token and one position of the table."""
     if unfit := list(_unfit(model)):
         raise TypeError(
             f"this {type(model).__name__} of timm has {', '.join(unfit)}; QLIP needs a square grid, a table and plain"

@@ -24,7 +24,7 @@ from llava.eval import model_vqa_loader
 from llava.eval.score.rows import Row, read_rows
 from llava.eval.vstar_likelihood import option_losses
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path, device_flag
 from playground.scenes import PRESETS, write_scenes
 

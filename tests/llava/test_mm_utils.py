@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 
 from llava import mm_utils
 from llava.constants import IMAGE_TOKEN_INDEX
-from tests.llava.fakes import BytesTokenizer
+from tests.llava.serve.fakes import BytesTokenizer
 
 
 class NoBosTokenizer(BytesTokenizer):

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
-from qlip.backbones.base import run_one_by_one
+from qlip.backbones.transformers import run_one_by_one
 
 SHAPE = {
     "hidden_size": 48,

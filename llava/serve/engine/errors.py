@@ -38,6 +38,8 @@ class GenerationError(RuntimeError):
         )
         self.out_of_memory = out_of_memory
         self.__cause__ = cause
+        self.in_full: BaseException = self if out_of_memory else cause
+        """What the person who runs the program should read, where the message is for remote clients."""
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
-from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.http.failures import Failure
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, mark_taken

@@ -7,7 +7,7 @@ from functools import partial
 
 from llava.images import read_image
 from llava.serve.decoding.pool import UnopenedImage
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
 from llava.serve.http.failures import Failure

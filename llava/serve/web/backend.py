@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
 from llava.serve.engine.vision import View

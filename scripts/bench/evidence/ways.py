@@ -19,7 +19,7 @@ from llava.eval.sweep.cells import own_settings
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.positions import native_side
 from scripts.bench.evidence.rivals import merge_similar, prune_by_cls, raster_places

@@ -1,0 +1,296 @@
+"""A sweep measures what asking one by one measures, a cell a line, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval.run.answerer import read_questions
+from llava.eval.sweep.command import command
+from llava.model.builder import load_pretrained_model
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.serve.engine import ChatEngine
+from llava.utils import demo_model_path
+from qlip import CoordinateMLP, QLIPConfig, cli
+from tests.llava.checkpoints import make_llava_checkpoint
+
+Record = dict[str, Any]
+GRID = ("--alpha", "0.4", "inf", "--max-tokens", "72", "none")
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scenes with questions and answers, in LLaVA's formats."""
+    folder = tmp_path_factory.mktemp("material")
+    command = [sys.executable, "-m", "playground.scenes", "--out", str(folder), "--n", "6", "--preset", "detail"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def flags(material: Path, out: Path, *more: str) -> list[str]:
+    files = {"question-file": "questions.jsonl", "answers-file": "answers.jsonl", "image-folder": "images"}
+    given = [text for name, file in files.items() for text in (f"--{name}", str(material / file))]
+    return [*given, "--out", str(out), "--device", "cpu", *more]
+
+
+def read(out: Path) -> list[Record]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def bare(records: list[Record]) -> list[Record]:
+    """Records without what differs from run to run."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep: CLIP and 2 x 2 cells on 12 questions about two pictures."""
+    out = tmp_path_factory.mktemp("finished")
+    assert command.main(flags(material, out, *GRID, "--limit", "12")) == 0
+    return out
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "load_engine", lambda _: pytest.fail("no model may be loaded"))
+
+
+def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -> None:
+    records = read(finished)
+    own = json.loads((demo_model_path() / "config.json").read_text())["qlip"]
+    assert [record["clip"] for record in records] == [True, False, False, False, False]
+    assert records[0]["settings"] is None
+    grid = [{"alpha": alpha, "max_tokens": tokens} for alpha in (0.4, "inf") for tokens in (72, None)]
+    assert [record["settings"] for record in records[1:]] == [
+        QLIPConfig.from_dict(own | cell).to_dict() for cell in grid
+    ]
+    for record in records:
+        assert record["task"]["model"] == str(demo_model_path().resolve())
+        assert record["task"]["questions_sha256"] == sha256((material / "questions.jsonl").read_bytes()).hexdigest()
+        assert record["task"]["limit"] == record["questions"] == record["accuracy"]["count"] == 12
+        assert record["pictures"] == 2
+        assert record["seconds"] > 0
+        assert record["versions"]["torch"] == torch.__version__
+
+
+def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, finished: Path) -> None:
+    questions = read_questions(material / "questions.jsonl", material / "answers.jsonl")[:12]
+    for record in (read(finished)[i] for i in (0, 1, 4)):
+        settings = False if record["clip"] else QLIPConfig.from_dict(record["settings"])
+        engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
+        pictures = {asked.image: Image.open(material / "images" / asked.image) for asked in questions}
+        right = [engine.ask(asked.text, [pictures[asked.image]]).lower() == asked.answer for asked in questions]
+        assert record["accuracy"]["mean"] == pytest.approx(mean(right))
+        for name, estimate in record["categories"].items():
+            chosen = [correct for correct, asked in zip(right, questions, strict=True) if asked.category == name]
+            assert estimate["mean"] == pytest.approx(mean(chosen))
+            assert estimate["count"] == len(chosen)
+        tower = engine.model.get_vision_tower()
+        counted = [tower.count_tokens(engine.prepare_images([picture])[0]) for picture in pictures.values()]
+        assert record["tokens"] == mean(counted)
+        assert record["uniform_tokens"] == (8 * 8 if record["clip"] else 32 * 32)  # 112 and 448 px in cells of 14
+
+
+def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
+    """Against drawing pictures one by one: answers about one picture stand and fall together."""
+    chance = np.random.default_rng(0)
+    origin = [(Path(f"{chance.integers(30)}.png"), "count" if i % 3 else "colour") for i in range(240)]
+    luck = chance.random(30)
+    right = [bool(chance.random() < luck[int(path.stem)]) for path, _ in origin]
+    measured = command.scores(right, origin)
+    rng = np.random.default_rng(1)
+    for categories, estimate in [
+        (("colour", "count"), measured["accuracy"]),
+        (("colour",), measured["categories"]["colour"]),
+        (("count",), measured["categories"]["count"]),
+    ]:
+        by_picture: dict[Path, list[bool]] = {}
+        for correct, (path, category) in zip(right, origin, strict=True):
+            if category in categories:
+                by_picture.setdefault(path, []).append(correct)
+        groups = list(by_picture.values())
+        draws = [[groups[i] for i in rng.integers(len(groups), size=len(groups))] for _ in range(4000)]
+        low, high = np.quantile([mean(sum(draw, [])) for draw in draws], (0.025, 0.975))
+        assert (estimate["low"], estimate["high"]) == pytest.approx((low, high), abs=0.01)
+
+
+def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
+    material: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = LlavaMetaForCausalLM.encode_tokens
+
+    def counting(model: Any, images: Any) -> Any:
+        if isinstance(images[0], torch.Tensor):
+            encoded.append(len(images))
+        return encode(model, images)
+
+    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_tokens", counting)
+    monkeypatch.setattr(command, "PICTURES_AT_ONCE", 1)
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
+    assert encoded == [1] * (5 * 2)
+    assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
+
+
+def test_a_killed_sweep_goes_on_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
+    """SIGKILL right after the second cell; and half a line, as a kill during a write would leave it."""
+    dying = (
+        "import os, signal, sys\n"
+        "from llava.eval import sweep\n"
+        "sync, calls = os.fsync, []\n"
+        "def fsync(file):\n"
+        "    sync(file)\n"
+        "    calls.append(file)\n"
+        "    if len(calls) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.fsync = fsync\n"
+        "sweep.main(sys.argv[1:])\n"
+    )
+    command = flags(material, tmp_path, *GRID, "--limit", "12")
+    killed = subprocess.run([sys.executable, "-c", dying, *command], capture_output=True, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(read(tmp_path)) == 2
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"task": {"model": "')
+    assert command.main(command) == 0
+    assert bare(read(tmp_path)) == bare(read(finished))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_finished_sweep_only_reports(material: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "results.jsonl").read_bytes()
+    assert command.main(flags(material, finished, *GRID, "--limit", "12")) == 0
+    assert (finished / "results.jsonl").read_bytes() == before
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 5
+
+
+@pytest.mark.parametrize("more", [("--limit", "11"), ("--limit", "12", "--max-new-tokens", "3")])
+def test_results_of_another_task_do_not_count(
+    material: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    old = (finished / "results.jsonl").read_bytes()
+    (tmp_path / "results.jsonl").write_bytes(old)
+    assert command.main(flags(material, tmp_path, "--no-qlip", *more)) == 0
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(old)
+    assert len(read(tmp_path)) == 5 + 1
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1
+
+
+@pytest.mark.usefixtures("no_model")
+def test_results_of_before_a_setting_was_there_count_as_its_default(
+    material: Path, finished: Path, tmp_path: Path
+) -> None:
+    records = read(finished)
+    for record in records[1:]:
+        del record["settings"]["max_cells"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert command.main(flags(material, tmp_path, *GRID, "--limit", "12")) == 0
+
+
+def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"no picture")
+    line = {"question_id": 1, "image": "broken.png", "text": "What?"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(line))
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "red"}))
+    assert command.main(flags(tmp_path, tmp_path / "out", "--no-clip")) == 2
+    assert "broken.png: not a readable image" in capsys.readouterr().err
+
+
+def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--alpha", "0", "--max-tokens", "none", "--image-size", "896", "112", "--limit", "1", "--no-clip"]
+    assert command.main(flags(material, tmp_path, *sizes)) == 1
+    assert [record["settings"]["image_size"] for record in read(tmp_path)] == [112]
+    captured = capsys.readouterr()
+    assert "image_size=896: skipped: " in captured.err
+    assert "4096 visual tokens" in captured.err
+    assert "| QLIP |" in captured.out
+
+
+def test_a_cell_beyond_the_memory_is_skipped_and_tried_again_next_time(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = flags(material, tmp_path, "--alpha", "0.4", "inf", "--limit", "1")
+    with monkeypatch.context() as patch:
+        outcomes = iter([torch.OutOfMemoryError("no memory")])
+
+        def measure(answerer: Any, asked: Any, real: Any = command.measure) -> Record:
+            for error in outcomes:
+                raise error
+            return real(answerer, asked)
+
+        patch.setattr(command, "measure", measure)
+        assert command.main(command) == 1
+    assert [record["clip"] for record in read(tmp_path)] == [False, False]
+    assert command.main(command) == 0
+    assert [record["clip"] for record in read(tmp_path)] == [False, False, True]
+
+
+def test_a_checkpoint_without_settings_takes_the_defaults(material: Path, tmp_path: Path) -> None:
+    checkpoint = make_llava_checkpoint(tmp_path / "llava")
+    more = ["--model-path", str(checkpoint), "--set", "size_bias=0,0.5", "--limit", "1", "--max-new-tokens", "1"]
+    assert command.main(flags(material, tmp_path / "out", *more, "--no-clip", "--alpha", "inf")) == 0
+    expected = [QLIPConfig(alpha=float("inf"), size_bias=bias).to_dict() for bias in (0.0, 0.5)]
+    assert [record["settings"] for record in read(tmp_path / "out")] == expected
+
+
+def test_every_cell_sees_by_its_own_settings_as_if_loaded_with_them(tmp_path: Path) -> None:
+    """Two priors in turn, and from one criterion to another and back."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        CoordinateMLP(128, hidden=16, depth=2).save(tmp_path / f"{seed}.safetensors")
+    common = {"max_tokens": 72, "interpolation": "mlp", "mlp_residual": False}
+    cells = [
+        QLIPConfig(**common, mlp=str(tmp_path / "0.safetensors")),
+        QLIPConfig(**common, mlp=str(tmp_path / "1.safetensors"), criterion="variance"),
+        QLIPConfig(max_tokens=80, thumbnail=True),
+        QLIPConfig(**common, mlp=str(tmp_path / "0.safetensors")),
+    ]
+    picture = [Image.effect_noise((224, 336), 40).convert("RGB")]
+
+    def features(engine: ChatEngine) -> torch.Tensor:
+        with torch.inference_mode():
+            return engine.model.encode_tokens(engine.prepare_images(picture))[0].features
+
+    def load(settings: Any) -> ChatEngine:
+        return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
+
+    engine = load(True)
+    for cell in cells:
+        engine.model.get_vision_tower().settings = cell
+        torch.testing.assert_close(features(engine), features(load(cell)))
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points of pyproject.toml, whether or not this version of it is installed."""
+    project = (Path(__file__).parents[4] / "pyproject.toml").read_text()
+    table = project.split(f'[project.entry-points."{cli.COMMANDS}"]\n')[1].split("\n\n")[0]
+    pairs = [line.replace('"', "").split(" = ") for line in table.splitlines()]
+    monkeypatch.setattr(cli, "entry_points", lambda group: [EntryPoint(*pair, group=group) for pair in pairs])
+
+
+@pytest.mark.usefixtures("declared")
+def test_the_command_is_one_of_qlips(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert re.search(r"^ +sweep +accuracy over settings", capsys.readouterr().out, re.MULTILINE)
+    assert cli.main(["sweep", *flags(material, tmp_path, "--no-qlip", "--limit", "1")]) == 0
+    assert len(read(tmp_path)) == 1
+    assert cli.main(["sweep", *flags(material, tmp_path, "--alpha", "x")]) == 2
+    assert capsys.readouterr().err.endswith("sweep: error: alpha is 'x'; it must be a number\n")

@@ -1,0 +1,296 @@
+"""What fails for one request of a batch fails for it alone: its neighbours get the answers that they get alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from llava.eval.run import generate
+from llava.model.multimodal_encoder.base import ImageTokens
+from llava.serve.engine import ChatEngine, sampling, scheduler
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.detokenize import Detokenizer, StopFilter
+from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.generate import Row
+from llava.serve.engine.params import Sampling
+from llava.serve.engine.sampling import RowSampler
+from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api, body, loaded, picture
+
+ROWS = 3
+CULPRIT = 1
+SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=24), Sampling(0.9, seed=2), Sampling(0, max_new_tokens=32)]
+
+
+@pytest.fixture
+def engine() -> Iterator[ChatEngine]:
+    engine = ChatEngine(*loaded())
+    yield engine
+    engine.close()
+
+
+def ask(engine: ChatEngine, settings: Sampling) -> Answer:
+    return engine.submit(engine.question(QUESTION, 1), [picture()], settings)
+
+
+def told(answer: Answer) -> str | type[Exception]:
+    """The answer, or what its reader gets in its place."""
+    try:
+        return "".join(answer)
+    except GenerationError as error:
+        return type(error.__cause__)
+
+
+def together(engine: ChatEngine, spoil: Callable[[list[Answer]], None]) -> tuple[list[Any], list[int]]:
+    """What comes of three requests that are answered together, and the sizes of all batches, a first one's included."""
+    with Gate(engine) as gate:
+        first = ask(engine, SAMPLINGS[2])
+        assert gate.reached.wait(DEADLINE)
+        answers = [ask(engine, each) for each in SAMPLINGS]
+        spoil(answers)
+        gate.opened.set()
+        assert isinstance(told(first), str)
+        return [told(answer) for answer in answers], gate.batches
+
+
+class Spoilt(Exception):
+    """What a test lets happen."""
+
+
+def raising(*args: object) -> Any:
+    raise Spoilt("/secret")
+
+
+def after(calls: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """Some work that fails after some calls."""
+    left = iter(range(calls))
+
+    def limited(*args: Any) -> Any:
+        return raising() if next(left, None) is None else work(*args)
+
+    return limited
+
+
+def spoil_take(row: Row) -> None:
+    row.take = after(2, row.take)  # type: ignore[method-assign]
+
+
+def spoil_emit(row: Row) -> None:
+    row.emit = after(1, row.emit)
+
+
+def spoil_detokenizer(row: Row) -> None:
+    row._text.push = after(3, row._text.push)  # type: ignore[method-assign]
+
+
+def spoil_stop_filter(row: Row) -> None:
+    row._stop.push = raising  # type: ignore[method-assign]
+
+
+def spoil_end(row: Row) -> None:
+    row._text.finish = raising  # type: ignore[method-assign]
+
+
+def spoil_cancelling(row: Row) -> None:
+    row._stop.finish = raising  # type: ignore[method-assign]
+    row.cancelled.set()
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_take, spoil_emit, spoil_detokenizer, spoil_stop_filter, spoil_end, spoil_cancelling]
+)
+def test_a_row_that_cannot_take_its_token_fails_alone(engine: ChatEngine, spoil: Callable[[Row], None]) -> None:
+    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    found, batches = together(engine, lambda answers: spoil(answers[CULPRIT].row))
+    assert found == [alone[0], Spoilt, alone[2]]
+    assert batches == [1, ROWS]
+
+
+def test_a_row_that_cannot_be_sampled_fails_alone(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    sample = sampling.sample
+
+    def fail_for_one(logits: torch.Tensor, temperature: torch.Tensor, *others: Any) -> torch.Tensor:
+        return raising() if temperature.isclose(torch.tensor(0.9)).any() else sample(logits, temperature, *others)
+
+    monkeypatch.setattr(sampling, "sample", fail_for_one)
+    found, batches = together(engine, lambda _: None)
+    assert found == [alone[0], Spoilt, alone[2]]
+    assert batches == [1, ROWS]
+
+
+@pytest.mark.parametrize("first_step", [1, 3])
+@pytest.mark.parametrize("culprit", [1, 2], ids=["sampled", "greedy"])
+def test_logits_that_are_no_numbers_fail_their_own_row(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, first_step: int, culprit: int
+) -> None:
+    """The model's head gives NaN for one row from some step of the batch."""
+    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    steps = 0
+
+    def spoil(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        if len(logits) == ROWS:
+            steps += 1
+            if steps >= first_step:
+                logits[culprit] = torch.nan
+        return logits
+
+    hook = engine.model.lm_head.register_forward_hook(spoil)
+    try:
+        found, batches = together(engine, lambda _: None)
+    finally:
+        hook.remove()
+    assert found == [*alone[:culprit], ArithmeticError, *alone[culprit + 1 :]]
+    assert batches == [1, ROWS]
+
+
+def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in the features of one picture passes through the language model together with the others' rows."""
+    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    encode = engine.vision.encode
+
+    def spoil(answers: list[Answer]) -> None:
+        (culprit,) = answers[CULPRIT].views
+
+        def spoilt(views: Sequence[Any]) -> list[ImageTokens]:
+            return [
+                tokens.with_features(tokens.features * torch.nan) if view is culprit else tokens
+                for view, tokens in zip(views, encode(views), strict=True)
+            ]
+
+        monkeypatch.setattr(engine.vision, "encode", spoilt)
+
+    found, batches = together(engine, spoil)
+    assert found == [alone[0], ArithmeticError, alone[2]]
+    assert batches == [1, ROWS]
+
+
+# The whole batch
+
+
+@pytest.mark.parametrize("part", ["images", "generation"])
+def test_a_batch_that_fails_before_its_answers_begin_is_tried_one_by_one(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    culprits: list[Any] = []
+    encode, generate = engine.vision.encode, engine.model.generate
+
+    def encode_or_fail(views: Sequence[Any]) -> list[ImageTokens]:
+        return raising() if any(view is culprits[0] for view in views) else encode(views)
+
+    def generate_or_fail(ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        settings = options["logits_processor"][0].rows
+        return raising() if SAMPLINGS[CULPRIT].seed in [row.seed for row in settings] else generate(ids, **options)
+
+    def spoil(answers: list[Answer]) -> None:
+        culprits.extend(answers[CULPRIT].views)
+        if part == "images":
+            monkeypatch.setattr(engine.vision, "encode", encode_or_fail)
+        else:
+            monkeypatch.setattr(engine.model, "generate", generate_or_fail)
+
+    found, batches = together(engine, spoil)
+    assert found == [alone[0], Spoilt, alone[2]]
+    assert batches == [1, ROWS, 1, 1, 1]
+
+
+def test_a_request_that_ended_before_its_batch_failed_is_not_tried_again(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = engine.vision.encode
+
+    def spoil(answers: list[Answer]) -> None:
+        def fail_together(views: Sequence[Any]) -> list[ImageTokens]:
+            if len(views) < ROWS:
+                return encode(views)
+            answers[0].row.cancelled.set()
+            assert answers[0].row.finished()
+            return raising()
+
+        monkeypatch.setattr(engine.vision, "encode", fail_together)
+
+    alone = told(ask(engine, SAMPLINGS[2]))
+    found, batches = together(engine, spoil)
+    assert (found[0], found[2]) == ("", alone)
+    assert batches == [1, ROWS, 1, 1]
+
+
+def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = RowSampler.__call__
+    calls = after(3, step)
+
+    def limited(self: RowSampler, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return calls(self, ids, scores) if len(scores) == ROWS else step(self, ids, scores)
+
+    monkeypatch.setattr(RowSampler, "__call__", limited)
+    found, batches = together(engine, lambda _: None)
+    assert found == [Spoilt] * ROWS
+    assert batches == [1, ROWS]
+
+
+def test_a_run_without_readers_raises_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation must not take the beginning of an answer for all of it."""
+    monkeypatch.setattr(Detokenizer, "push", after(3, Detokenizer.push))
+    request = generate.Request(generate.prompt_ids(engine, "Hello", 0), None)
+    with pytest.raises(GenerationError, match=r"the model failed \(Spoilt\)"):
+        generate.generate(engine, [request], Sampling(0, max_new_tokens=8))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_client_of_a_failing_row_gets_500_and_the_others_their_answers(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    push = StopFilter.push
+
+    def fail_for_one(self: StopFilter, piece: str) -> str:
+        return raising() if "zebra" in self.stops else push(self, piece)
+
+    monkeypatch.setattr(StopFilter, "push", fail_for_one)
+    with api() as (engine, client), ThreadPoolExecutor(ROWS) as pool, Gate(engine, opens_at=ROWS) as gate:
+
+        def post(stop: str) -> httpx.Response:
+            return client.post(CHAT, json=body(stop=stop, stream=stream))
+
+        spoilt, *good = [pool.submit(post, stop) for stop in ("zebra", "x", "y")]
+        reply = spoilt.result(DEADLINE)
+        assert reply.status_code == (200 if stream else 500)
+        assert '"code":"model_failed"' in reply.text.replace(" ", "")
+        assert "secret" not in reply.text
+        for future in good:
+            assert future.result(DEADLINE).status_code == 200
+            assert "model_failed" not in future.result().text
+        assert sum(gate.batches) == ROWS
+
+
+# Patience
+
+
+def test_a_batch_waits_half_a_second_at_most_for_requests_that_are_being_prepared(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture of one request is not opened before the other one's batch has begun."""
+    assert scheduler.MOST_PATIENCE == 0.5
+    opening, go_on = threading.Event(), threading.Event()
+
+    def open_late() -> Any:
+        opening.set()
+        assert go_on.wait(DEADLINE)
+        return picture()
+
+    monkeypatch.setattr(engine.queue, "_batch_seconds", 100.0 * DEADLINE)
+    with ThreadPoolExecutor(1) as pool, Gate(engine) as gate:
+        late = pool.submit(engine.submit, engine.question(QUESTION, 1), [open_late], SAMPLINGS[2])
+        assert opening.wait(DEADLINE)
+        early = ask(engine, SAMPLINGS[2])
+        assert gate.reached.wait(DEADLINE)
+        go_on.set()
+        gate.opened.set()
+        assert told(early) == told(late.result(DEADLINE))
+        assert gate.batches == [1, 1]

@@ -1,0 +1,97 @@
+"""Servers as programs of their own, for tests: started, listened to, signalled and ended.
+
+Each is forked off a process that has imported the modules already, since that takes longest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+DEADLINE = 600  # seconds; a test that waits longer has failed
+CONTROLLER, WORKER = "llava.serve.controller", "tests.llava.serve.slow_worker"
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def run_program(module: str, argv: list[str], output: Connection) -> None:
+    """Runs a program's main in this process, its words going to a pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output.fileno(), stream.fileno())
+    sys.exit(importlib.import_module(module).main(argv))
+
+
+class Program:
+    """A server in a process of its own."""
+
+    def __init__(self, module: str, port: int, *flags: str) -> None:
+        self.url = f"http://localhost:{port}"
+        PROCESSES.set_forkserver_preload([CONTROLLER, WORKER])
+        words, output = PROCESSES.Pipe(duplex=False)
+        argv = ["--port", str(port), *flags]
+        self.process = PROCESSES.Process(target=run_program, args=(module, argv, output))
+        self.process.start()
+        output.close()
+        self.lines: list[str] = []
+        self.news = threading.Condition()
+        threading.Thread(target=self._read, args=(words,), daemon=True).start()
+
+    def _read(self, words: Connection) -> None:
+        with words, open(words.fileno(), closefd=False) as lines:
+            for line in lines:
+                with self.news:
+                    self.lines.append(line)
+                    self.news.notify_all()
+        with self.news:
+            self.lines.append("(the program has ended)")
+            self.news.notify_all()
+
+    def says(self, text: str, times: int = 1) -> None:
+        """Waits until the program has logged a text so many times."""
+
+        def count() -> int:
+            return sum(text in line for line in self.lines)
+
+        with self.news:
+            found = self.news.wait_for(lambda: count() >= times, DEADLINE)
+        assert found, "".join(self.lines)
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def has_ended(self) -> bool:
+        """Waits for the end; false once the deadline is past."""
+        self.process.join(DEADLINE)
+        return self.process.exitcode is not None
+
+
+@contextmanager
+def running(module: str, port: int, *flags: str) -> Iterator[Program]:
+    program = Program(module, port, *flags)
+    try:
+        yield program
+    finally:
+        program.process.kill()
+        assert program.has_ended()
+
+
+def eventually(state: Callable[[], bool]) -> None:
+    """Asks until it is so, at most until the deadline."""
+    until = time.monotonic() + DEADLINE
+    wait = threading.Event()
+    while not state():
+        assert time.monotonic() < until
+        wait.wait(0.02)

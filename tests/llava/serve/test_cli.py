@@ -1,0 +1,275 @@
+"""The terminal chat: answers on stdout, all else on stderr, mistakes in one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava.conversation import conv_templates
+from llava.serve import cli
+from tests.llava.serve.fakes import BytesTokenizer, QuadtreeTower, ScriptedModel, SquareProcessor
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
+    return str(path)
+
+
+class Loader:
+    """Takes the place of `load_pretrained_model`: keeps what it is called with and gives a scripted model."""
+
+    def __init__(self) -> None:
+        self.model = ScriptedModel([])
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, model_path: str, model_base: str | None, model_name: str, **options: Any) -> tuple[Any, ...]:
+        self.calls.append({"model_path": model_path, "model_base": model_base, "model_name": model_name, **options})
+        return BytesTokenizer(), self.model, SquareProcessor(), 4096
+
+    @property
+    def call(self) -> dict[str, Any]:
+        (call,) = self.calls
+        return call
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    loader = Loader()
+    monkeypatch.setattr(cli, "load_pretrained_model", loader)
+    return loader
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
+    """Lets `input` give these lines, then the end of input; returns the list of the questions it showed."""
+    shown: list[str] = []
+    waiting: Iterator[str] = iter(lines)
+
+    def read(prompt: str) -> str:
+        shown.append(prompt)
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    return shown
+
+
+def vicuna(*texts: str | None) -> str:
+    conversation = conv_templates["vicuna_v1"].copy()
+    for i, text in enumerate(texts):
+        conversation.append_message(conversation.roles[i % 2], text)
+    return conversation.get_prompt()
+
+
+# One-shot
+
+
+def test_each_prompt_is_a_fresh_conversation_and_one_line(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = typed(monkeypatch, "never read")
+    loader.model.script += ["a red circle\nand a ring ", "yes"]
+    code = cli.main(["--model-path", "m", "--image-file", picture, "--prompt", "What?", "--prompt", "Sure?"])
+    assert code == 0
+    assert capsys.readouterr().out == "a red circle and a ring\nyes\n"
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nSure?", None)]
+    assert shown == []
+
+
+def test_several_pictures_come_before_the_question(loader: Loader, picture: str) -> None:
+    loader.model.script += ["yes"]
+    cli.main(["--model-path", "m", "--image-file", picture, "--image-file", picture, "--prompt", "Same?"])
+    assert loader.model.prompts == [vicuna("<image>\n<image>\nSame?", None)]
+    assert len(loader.model.calls[0]["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "temperature"),
+    [([], None), (["--temperature", "0"], None), (["--temperature", "0.5"], 0.5)],
+)
+def test_one_shot_is_greedy_unless_a_temperature_is_given(
+    loader: Loader, picture: str, flags: list[str], temperature: float | None
+) -> None:
+    loader.model.script += ["yes"]
+    cli.main(["--model-path", "m", "--image-file", picture, "--prompt", "Hi", *flags])
+    assert loader.model.temperatures == [[temperature] if temperature else []]
+
+
+# Interactive
+
+
+def test_a_chat_has_turns_until_an_empty_line(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = typed(monkeypatch, "What?", "Sure?", "", "never read")
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert capsys.readouterr().out == "ASSISTANT: a ring\nASSISTANT: yes\n"
+    assert shown == ["USER: "] * 3
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nWhat?", "a ring", "Sure?", None)]
+    assert loader.model.temperatures == [[0.2], [0.2]]
+
+
+def test_the_end_of_input_ends_a_chat(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert loader.model.calls == []
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "What?", "Sure?")
+    loader.model.script += ["a ring", "yes"]
+    reply, interrupted = cli.ChatEngine.reply, []
+
+    def interrupt_once(self: Any, *args: Any) -> Iterator[str]:
+        stream = reply(self, *args)
+        yield next(stream)
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        yield from stream
+
+    monkeypatch.setattr(cli.ChatEngine, "reply", interrupt_once)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
+
+
+def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "long " * 1000, "What?")
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "exceed the model's context of 4096" in capsys.readouterr().err
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
+
+
+# Which model, and how it sees
+
+
+@pytest.mark.parametrize(
+    ("flags", "option"),
+    [
+        ([], None),
+        (["--qlip"], True),
+        (["--no-qlip"], False),
+        (["--alpha", "0"], {"alpha": 0.0}),
+        (["--qlip", "--max-tokens", "64", "--image-size", "672"], {"max_tokens": 64, "image_size": 672}),
+    ],
+)
+def test_quadtree_flags_override_the_checkpoints_fields_one_by_one(
+    loader: Loader, picture: str, flags: list[str], option: object
+) -> None:
+    loader.model.script += ["yes"]
+    cli.main(["--model-path", "m", "--image-file", picture, "--prompt", "Hi", *flags])
+    assert loader.call["qlip"] == option
+    assert type(loader.call["qlip"]) is type(option)
+
+
+def test_model_flags_reach_the_loader(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava.utils.devices", lambda: ["cpu", "cuda:0", "cuda:1"])
+    loader.model.script += ["yes"]
+    flags = ["--model-path", "some/llava", "--model-base", "base", "--device", "cuda:1", "--load-4bit"]
+    cli.main([*flags, "--image-file", picture, "--prompt", "Hi", "--conv-mode", "llava_v1", "--max-new-tokens", "7"])
+    assert loader.call == {
+        "model_path": "some/llava",
+        "model_base": "base",
+        "model_name": "llava",
+        "load_8bit": False,
+        "load_4bit": True,
+        "device": "cuda:1",
+        "use_flash_attn": False,
+        "qlip": None,
+    }
+    assert loader.model.prompts[0].startswith(conv_templates["llava_v1"].system)
+    assert loader.model.calls[0]["max_new_tokens"] == 7
+
+
+def test_the_drawing_shows_each_pictures_leaves(
+    loader: Loader, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model = ScriptedModel(["yes"], QuadtreeTower())
+    monkeypatch.setattr(cli.qlip, "draw_leaves", lambda image, leaves: image.resize((len(leaves), len(leaves))))
+    flags = ["--image-file", picture, "--image-file", picture, "--show-quadtree", str(tmp_path / "seen.png")]
+    assert cli.main(["--model-path", "m", "--prompt", "Hi", *flags]) == 0
+    assert Image.open(tmp_path / "seen.png").size == (5, 5)
+    assert Image.open(tmp_path / "seen-2.png").size == (5, 5)
+    captured = capsys.readouterr()
+    assert captured.out == "yes\n"
+    assert "seen-2.png: 5 visual tokens" in captured.err
+
+
+def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loader.model.script += ["yes"]
+    cli.main(["--model-path", "m", "--image-file", picture, "--prompt", "Hi", "--debug"])
+    assert repr(vicuna("<image>\nHi", None)) in capsys.readouterr().err
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt", "Hi"], "--image-file is required with --model-path"),
+        (["--image-file", "nowhere.png"], "no such image file: nowhere.png"),
+        (["--image-file", "file:///etc/passwd"], "file: URLs are not allowed"),
+        (["--image-file", "PICTURE", "--image-file", "TEXT", "--image-file", "PICTURE"], "notes.txt: not a readable"),
+        (["--image-file", "PICTURE", "--temperature", "hot"], "argument --temperature: 'hot' is not allowed; it must"),
+        (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "argument --conv-mode: invalid choice: 'vicuna'"),
+        (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
+        (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
+        (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: the name must end as"),
+        (["--image-file", "PICTURE", "--no-qlip", "--max-tokens", "9"], "--no-qlip contradicts --max-tokens"),
+        (["--image-file", "PICTURE", "--load-8bit", "--load-4bit"], "not allowed with argument --load-8bit"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_any_model_loads(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    notes = Path(picture).with_name("notes.txt")
+    notes.write_text("no picture")
+    flags = [{"PICTURE": picture, "TEXT": str(notes)}.get(flag, flag) for flag in flags]
+    before = Path(picture).read_bytes()
+    try:
+        code = cli.main(["--model-path", "m", *flags])
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert loader.calls == []
+    assert Path(picture).read_bytes() == before
+
+
+def test_a_tower_without_leaves_cannot_be_drawn(
+    loader: Loader, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--image-file", picture, "--prompt", "Hi", "--show-quadtree", str(tmp_path / "seen.png")]
+    assert cli.main(["--model-path", "m", *flags]) == 2
+    assert capsys.readouterr().err == (
+        "llava: error: --show-quadtree needs a model that sees by quadtree; add --qlip\n"
+    )
+
+
+def test_a_models_failure_is_one_line_too_and_whole_with_debug(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model-path", "m", "--image-file", picture, "--prompt", "Hi"]
+    loader.model.script += [RuntimeError("out of\nmemory"), RuntimeError("out of\nmemory")]
+    assert cli.main(flags) == 2
+    assert capsys.readouterr().err == "llava: error: out of memory\n"
+    with pytest.raises(RuntimeError, match="the model failed") as failed:
+        cli.main([*flags, "--debug"])
+    assert str(failed.value.__cause__) == "out of\nmemory"

@@ -1,0 +1,80 @@
+"""`test_message` finds a worker by the controller, prints the answer, and says what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llava.serve import test_message
+from llava.serve.controller import create_app as controller_app
+from llava.serve.engine import ChatEngine
+from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.workers.dispatcher import Dispatcher, Timeouts
+from llava.serve.workers.protocol import WorkerStatus
+from llava.serve.workers.registry import Registry
+from tests.llava.serve.openai.serving import loaded, picture, picture_paths, served
+
+QUESTION = "What is in the picture?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ChatEngine]:
+    engine = ChatEngine(*loaded())
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def worker(engine: ChatEngine) -> Iterator[str]:
+    with served(create_app(ModelWorker(engine, ["llava-demo"]), keys=["k"], token="s3cret")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def controller(worker: str) -> Iterator[str]:
+    dispatcher = Dispatcher(Registry(), "s3cret", Timeouts(newcomers=0))
+    status = WorkerStatus(model_names=["llava-demo"], speed=1, queue_length=0)
+    dispatcher.registry.register(worker, status, check_heart_beat=False)
+    with served(controller_app(dispatcher, "s3cret", keys=["k"])) as url:
+        yield url
+
+
+@pytest.mark.parametrize("way", ["by the controller", "directly", "through the controller"])
+def test_the_answer_is_the_engines(
+    way: str, controller: str, worker: str, engine: ChatEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = {
+        "by the controller": ["--controller-address", controller],
+        "directly": ["--worker-address", worker],
+        "through the controller": ["--worker-address", controller, "--model-name", "llava-demo"],
+    }[way]
+    flags = ["--message", QUESTION, "--image-file", str(picture_paths()[0]), "--temperature", "0", "--api-key", "k"]
+    assert test_message.main([*address, *flags]) == 0
+    assert capsys.readouterr().out.strip() == engine.ask(QUESTION, [picture()])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--api-key", "wrong"], "an API key is needed"),
+        (["--api-key", "k", "--model-name", "other"], "no worker for the model 'other'; start one by python -m llava"),
+        (["--api-key", "k", "--message", "Hi <image>"], "1 <image>, but 0 images were given (error code 1)"),
+        (["--api-key", "k", "--image-file", "/no/such.png"], "no such image file: /no/such.png"),
+        (["--api-key", "k", "--image-file", "PICTURE", "--image-file", __file__], f"{__file__}: not a readable image"),
+        (["--controller-address", "http://127.0.0.1:1"], "no controller answers at http://127.0.0.1:1 ("),
+        (
+            ["--controller-address", "http://127.0.0.1:1"],
+            "start one by python -m llava.serve.controller, or name anoth",
+        ),
+        (["--worker-address", "http://127.0.0.1:1"], "no worker answers at http://127.0.0.1:1 ("),
+        (["--worker-address", "WORKER"], "an API key is needed"),
+    ],
+)
+def test_what_went_wrong_is_said_in_one_line(
+    flags: list[str], said: str, controller: str, worker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [{"WORKER": worker, "PICTURE": str(picture_paths()[0])}.get(flag, flag) for flag in flags]
+    assert test_message.main(["--controller-address", controller, *flags]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("test_message: error: ") and said in line

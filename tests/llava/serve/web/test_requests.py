@@ -1,0 +1,192 @@
+"""The web demo's page refuses what no browser would send, in words to the client and with no traceback in the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
+from tests.llava.serve.openai.serving import loaded
+from tests.llava.serve.programs import Program, free_port
+
+GOOD: list[Any] = [QLIP, 0.8, 96, 0, 1, 16, None]
+UPLOAD = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    program = Program("llava.serve.gradio_web_server", free_port())
+    program.says("Running on local URL")
+    yield program
+    program.process.terminate()
+    assert program.has_ended()
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(program: Program) -> Iterator[None]:
+    """Fails where the program has logged more than a line about a request."""
+    yield
+    end = f"end-{secrets.token_hex(8)}"
+    post(program, f"call/{end}", {"data": []})
+    program.says(f"refused a call of '/gradio_api/call/{end}'")
+    log = "".join(program.lines)
+    assert "Traceback" not in log and "Error:" not in log, log
+
+
+def post(program: Program, route: str, body: Any) -> httpx.Response:
+    """Posts JSON as Python writes it, NaN and half characters included."""
+    head = {"Content-Type": "application/json"}
+    return httpx.post(f"{program.url}/gradio_api/{route}", content=json.dumps(body), headers=head, timeout=60)
+
+
+def refusal(program: Program, event: str, data: list[Any]) -> str:
+    """What a client of one of the page's events is told."""
+    call = post(program, f"call/{event}", {"data": data})
+    events = httpx.get(f"{program.url}/gradio_api/call/{event}/{call.json()['event_id']}", timeout=60).text
+    kind, data_line = events.strip().splitlines()[-2:]
+    assert kind == "event: error", events
+    told = json.loads(data_line.removeprefix("data: "))
+    assert told["title"] == "That did not work"
+    return told["error"]
+
+
+@pytest.mark.parametrize("event", ["look", "ask", "compare"])
+@pytest.mark.parametrize(
+    ("index", "value", "told"),
+    [
+        (0, "nonsense", "The way to see is 'nonsense'; it must be QLIP or CLIP."),
+        (0, ["a"], "The way to see is a JSON array; it must be QLIP or CLIP."),
+        (1, "abc", "Split threshold is 'abc'; it must be a number from 0 to 3."),
+        (1, math.nan, "Split threshold is nan; it must be a number from 0 to 3."),
+        (1, None, "Split threshold is empty; it must be a number from 0 to 3."),
+        (1, True, "Split threshold is True; it must be a number from 0 to 3."),
+        pytest.param(2, 10**400, "Token budget is a huge number; it must be a whole number from 1 to 2048.", id="huge"),
+        (2, 2.5, "Token budget is 2.5; it must be a whole number from 1 to 2048."),
+        (3, -5, "Temperature is -5; it must be a number from 0 to 2."),
+        (3, math.inf, "Temperature is inf; it must be a number from 0 to 2."),
+        (4, {"a": 1}, "Top-p is a JSON object; it must be a number from 0.05 to 1."),
+        (5, 1e9, "Longest answer, in tokens is 1000000000.0; it must be a whole number from 1 to 1024."),
+        (5, "<b>x</b>", "in tokens is '&lt;b&gt;x&lt;/b&gt;'; it must be a whole number from 1 to 1024."),
+        (6, {"x": 1}, "The model is a JSON object; it must be a name of at most 300 characters."),
+    ],
+)
+def test_a_control_s_value_that_is_none_is_told_with_what_it_may_be(
+    program: Program, event: str, index: int, value: Any, told: str
+) -> None:
+    said = [value if at == index else good for at, good in enumerate(GOOD)]
+    question = [] if event == "look" else ["What?"]
+    assert refusal(program, event, question + said).endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ({"a": 1}, "The question is a JSON object; it must be text."),
+        (7, "The question is 7; it must be text."),
+        ("x" * 5000, "The question has 5,000 characters; at most 4,000 are allowed, so shorten it."),
+        ("\ud800", "The question holds half a character (a lone surrogate); type it again."),
+        ("<image>?", "The question may not hold '&lt;image&gt;': it stands for a picture; write it without the angle"),
+        ({"path": "/etc/passwd", **UPLOAD}, "This request does not fit the page (InvalidPathError)"),
+        (None, "There is no picture yet. Choose one, then ask."),
+    ],
+)
+def test_a_question_that_is_none_is_told(program: Program, question: Any, told: str) -> None:
+    assert refusal(program, "ask", [question, *GOOD]).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "upload", ["x", [1], {"path": 1}, {"path": "/etc/passwd", **UPLOAD}, {"path": "http://127.0.0.1:1/x", **UPLOAD}]
+)
+def test_what_is_no_upload_is_told(program: Program, upload: Any) -> None:
+    told = refusal(program, "open_picture", [upload, *GOOD])
+    assert told.startswith("This request does not fit the page")
+    assert "passwd" not in told
+
+
+@pytest.mark.parametrize("event", ["look", "ask", "open_picture", "regenerate", "compare"])
+def test_missing_values_are_told(program: Program, event: str) -> None:
+    assert "a value is missing" in refusal(program, event, [])
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("call/nonsense", {"data": GOOD}, 400),
+        ("call/v2/nonsense", {"question": "What?"}, 400),
+        ("call/v2/ask", {"question": "What?"}, 400),
+        ("api/nonsense", {"data": GOOD}, 400),
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "a"}, 400),
+        ("queue/join", {"data": [], "fn_index": "x", "session_hash": "a"}, 422),
+        ("queue/join", {"data": [], "fn_index": 2, "session_hash": ["a"]}, 422),
+        ("queue/join", ["a"], 422),
+        ("run/look", {"data": GOOD, "session_hash": 7}, 422),
+    ],
+)
+def test_a_call_that_fits_no_event_is_refused(program: Program, route: str, body: Any, status: int) -> None:
+    reply = post(program, route, body)
+    assert reply.status_code == status
+    assert reply.headers["content-security-policy"]
+
+
+def test_every_event_of_the_page_bears_garbage(program: Program) -> None:
+    """Those included that programs have no use for: whatever is listed in the page's own configuration."""
+    events = httpx.get(f"{program.url}/config").json()["dependencies"]
+    assert len(events) > 10
+    for event in events:
+        for number, data in enumerate(([], ["<b>"] * len(event["inputs"]), [[[{}]]] * len(event["inputs"]))):
+            session = f"garbage-{event['id']}-{number}"
+            join = {"data": data, "fn_index": event["id"], "session_hash": session, "event_data": "x", "trigger_id": 9}
+            assert post(program, "queue/join", join).status_code == 200
+            stream = f"{program.url}/gradio_api/queue/data?session_hash={session}"
+            with httpx.stream("GET", stream, timeout=60) as lines:
+                (end,) = [line for line in lines.iter_lines() if "process_completed" in line]
+            outcome = json.loads(end.removeprefix("data: "))
+            assert outcome["success"] or len(outcome["output"]["error"]) > 10, outcome
+
+
+# Without a server: whatever JSON may hold
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[EngineBackend]:
+    with closing(ChatEngine(*loaded())) as engine:
+        yield EngineBackend(engine)
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([*GOOD, CLIP])
+values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(values, max_size=8) | st.tuples(*(st.just(good) | values for good in GOOD)))
+def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any) -> None:
+    try:
+        controls = Controls.read(said, backend)
+    except ValueError as error:
+        assert 10 < len(str(error)) < 200
+    else:
+        options, sampling = controls.options(backend), controls.sampling()
+        assert (backend.engine.vision.settings(options) is None) == (controls.way == CLIP)
+        assert 0 <= sampling.temperature <= 2 and 1 <= sampling.max_new_tokens <= 1024
+
+
+@settings(max_examples=300, deadline=None)
+@given(values | st.text(st.characters()))
+def test_a_question_is_read_or_refused_in_words(value: Any) -> None:
+    try:
+        question = read_question(value)
+    except ValueError as error:
+        assert 10 < len(str(error)) < 200
+    else:
+        assert question.encode("utf-8").decode("utf-8") == (value or "").strip()

@@ -1,0 +1,147 @@
+"""scripts/paper: paper, ours and difference for each column, and "not measured" where weights or data are missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from llava.model.builder import load_pretrained_model
+from llava.utils import demo_model_path
+from qlip import QLIPConfig
+from scripts.paper import report
+from scripts.paper.runs import PAPER, make_runs, with_settings
+from scripts.paper.table import ALL, POPE, V_STAR, Column
+from tests.interpreter import start
+from tests.scripts.eval_scripts import PICTURE, pope, vstar
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with start(tmp_path_factory.mktemp("interpreter")) as client:
+        yield client
+
+
+def test_every_number_stands_where_the_paper_has_it() -> None:
+    """The rows of its table, column by column."""
+    rows = {
+        ("7B", "CLIP"): [42.4, None, None, 62.5, 74.4, 39.9, 64.0, 1207, 49.0],
+        ("7B", "QLIP"): [53.4, 50.4, 60.5, 59.7, 79.6, 40.2, 63.5, 1241, 47.3],
+        ("13B", "CLIP"): [45.0, None, None, 67.4, 82.4, 61.6, 67.8, 1390, 48.0],
+        ("13B", "QLIP"): [58.6, 53.9, 65.8, 67.9, 83.6, 60.7, 67.9, 1388, 49.4],
+    }
+    assert {cell: [column.of_paper(*cell) for column in ALL] for cell in rows} == rows
+
+
+def test_a_column_takes_the_first_row_that_the_score_has() -> None:
+    column = Column("MMBench", "mmbench", (1.0, 2.0, 3.0, 4.0), "accuracy", ("CircularEval", "first order"))
+    both = {"first order": {"accuracy": 60.0}, "CircularEval": {"accuracy": 50.0}}
+    assert column.of_score(both) == 50.0
+    assert column.of_score({"first order": {"accuracy": 60.0}}) == 60.0
+    with pytest.raises(ValueError, match="has no row CircularEval or first order; it has all"):
+        column.of_score({"all": {"accuracy": 60.0}})
+
+
+def test_the_papers_rule_is_run_for_each_alpha_and_size() -> None:
+    runs = make_runs(("paper", "clip"), (0.05, 0.1), (336, 672), None)
+    assert [run.name for run in runs][:2] == ["clip", "paper-bicubic-alpha-0.05-336px"]
+    assert len({run.name for run in runs}) == 5
+    settings = runs[-1].qlip
+    assert settings is not None
+    assert (settings.alpha, settings.image_size) == (0.1, 672)
+    assert settings.criterion == PAPER.criterion == "gradient"
+    with pytest.raises(ValueError, match="variant is 'siglip'; allowed are clip, qlip, paper"):
+        make_runs(("siglip",), (0.1,), (672,), None)
+
+
+@pytest.mark.parametrize("settings", [None, QLIPConfig(alpha=0.3, max_tokens=70)])
+def test_a_checkpoint_is_given_settings_without_a_copy(tmp_path: Path, settings: QLIPConfig | None) -> None:
+    folder = with_settings(demo_model_path(), QLIPConfig(), tmp_path / "new")
+    folder = with_settings(demo_model_path(), settings, folder)  # over an older one
+    assert (folder / "model.safetensors").resolve() == (demo_model_path() / "model.safetensors").resolve()
+    tower = load_pretrained_model(str(folder), device="cpu")[1].get_vision_tower()
+    assert getattr(tower, "settings", None) == settings
+    assert "qlip" in json.loads((demo_model_path() / "config.json").read_text())
+
+
+def lines_of(columns: list[Column], python: Path, data: Path, *flags: str) -> list[report.Line]:
+    out = data / "lines.json"
+    models = [f"--model-7b={demo_model_path()}", f"--model-13b={data / 'absent'}"]
+    command = [*models, f"--eval-dir={data}", f"--python={python}", f"--json={out}", *flags]
+    assert report.main(columns, command) == 0
+    return [report.Line(**line) for line in json.loads(out.read_text())]
+
+
+def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded model in the place of the 7B one gets all right; there is no 13B one."""
+    pope(tmp_path)
+    found = lines_of([POPE], python, tmp_path, "--variants", "clip", "qlip", "--", "--device", "cpu")
+    assert [(line.model, line.tower, line.paper, line.ours) for line in found] == [
+        ("7B", "CLIP", 74.4, 100.0),
+        ("7B", "QLIP", 79.6, 100.0),
+        ("13B", "CLIP", 82.4, None),
+        ("13B", "QLIP", 83.6, None),
+    ]
+    assert "no weights" in found[2].note
+    printed = capsys.readouterr().out
+    assert re.search(r"\| POPE F1 \| 7B \| CLIP \|  \| 74\.4 \| 100\.0 \| \+25\.6 \|", printed)
+    assert re.search(r"\| POPE F1 \| 13B .* \| 83\.6 \| not measured: no weights \(.*absent\) \|  \|", printed)
+    towers = {}
+    for name in ("clip", "qlip"):
+        rows = (tmp_path / "pope" / "answers" / f"llava-demo_{name}.jsonl").read_text().splitlines()
+        towers[name] = {json.loads(row)["metadata"]["tower"] for row in rows}
+    assert towers == {"clip": {"clip"}, "qlip": {"qlip"}}
+
+
+def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path, tmp_path: Path) -> None:
+    vstar(tmp_path, categories=("direct_attributes", "relative_position"))
+    found = lines_of(V_STAR, python, tmp_path, "--variants", "qlip", "--protocol", "likelihood")
+    assert [(line.column, line.paper, line.ours) for line in found[:3]] == [
+        ("V*", 53.4, 100.0),
+        ("V* attr", 50.4, 100.0),
+        ("V* rel", 60.5, 100.0),
+    ]
+    assert [path.name for path in (tmp_path / "vstar" / "answers").iterdir() if path.is_dir()] == [
+        "llava-demo_qlip_likelihood"
+    ]
+
+
+def test_without_data_nothing_is_measured(python: Path, tmp_path: Path) -> None:
+    first = lines_of([POPE], python, tmp_path, "--variants", "clip")[0]
+    missing = tmp_path / "pope" / "llava_pope_test.jsonl"
+    assert (first.ours, first.note) == (None, f"no data ({missing} is missing)")
+
+
+def test_a_benchmark_that_fails_is_no_number_and_an_error_at_the_end(
+    python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pope(tmp_path)
+    (data / "val2014" / "0.png").write_bytes(PICTURE[: len(PICTURE) // 2])
+    flags = [f"--model-7b={demo_model_path()}", f"--eval-dir={tmp_path}", f"--python={python}", "--variants=clip"]
+    assert report.main([POPE], flags) == 2
+    said = capsys.readouterr()
+    assert "not measured: pope.sh failed (pope.sh: not all questions were answered" in said.out
+    assert "paper: error: 1 of 2 numbers are missing since a benchmark failed" in said.err
+
+
+def test_each_script_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With models that are not there, each shows its columns and says so."""
+    names = sorted(path.stem for path in (ROOT / "scripts" / "paper").glob("*.py") if "__main__" in path.read_text())
+    assert len(names) == 8
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "argv", ["paper", "--model-7b=absent", "--model-13b=absent/too", "--variants", "clip"])
+    for name in names:
+        monkeypatch.delitem(sys.modules, f"scripts.paper.{name}", raising=False)
+        with pytest.raises(SystemExit) as done:
+            runpy.run_module(f"scripts.paper.{name}", run_name="__main__")
+        assert done.value.code == 0, name
+    columns = re.findall(r"^\| ([^|]+) \| 7B \|", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(columns) == sorted(2 * [column.name for column in ALL])  # by its own script, and by that of all

@@ -1,0 +1,122 @@
+"""scripts/v1_5/eval: what ends a script before or after answering, and what it says then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interpreter import start
+from tests.llava.eval.files import write_rows
+from tests.scripts.eval_scripts import PICTURE, SCRIPTS, Run, make_run, parquet, picture, pope, score
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with start(tmp_path_factory.mktemp("interpreter")) as client:
+        yield client
+
+
+@pytest.fixture
+def run(python: Path, tmp_path: Path) -> Run:
+    return make_run(python, tmp_path)
+
+
+def test_a_question_without_an_answer_ends_the_script_and_the_others_are_kept(run: Run, tmp_path: Path) -> None:
+    data = pope(tmp_path)
+    (data / "val2014" / "1.png").write_bytes(PICTURE[: len(PICTURE) // 2])
+    done = run("pope", check=1)
+    assert "not all questions were answered; the finished ones are kept, start it again" in done.stderr
+    assert len((data / "answers" / "llava-demo" / "1_0.jsonl").read_text().splitlines()) == 2
+    assert not (data / "scores").exists()
+    picture(data / "val2014" / "1.png")
+    run("pope")
+    assert score(data / "scores" / "llava-demo.json")["mean"]["accuracy"] == 100.0
+
+
+NEEDED = {
+    "cvbench": "cv-bench",
+    "gqa": "gqa/llava_gqa_testdev_balanced.jsonl",
+    "mmbench": "mmbench/mmbench_dev_20230712.tsv",
+    "mmbench_cn": "mmbench_cn/mmbench_dev_cn_20231003.tsv",
+    "mme": "MME/llava_mme.jsonl",
+    "pope": "pope/llava_pope_test.jsonl",
+    "realworldqa": "realworldqa",
+    "seed": "seed_bench/llava-seed-bench.jsonl",
+    "sqa": "scienceqa/llava_test_CQM-A.json",
+    "textvqa": "textvqa/llava_textvqa_val_v051_ocr.jsonl",
+    "vizwiz": "vizwiz/llava_test.jsonl",
+    "vqav2": "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl",
+    "vstar": "vstar/test_questions.jsonl",
+}
+
+
+def test_every_script_is_tried() -> None:
+    assert sorted(NEEDED) == sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "common")
+
+
+@pytest.mark.parametrize(("name", "path"), NEEDED.items())
+def test_missing_data_is_named_with_what_to_get(run: Run, tmp_path: Path, name: str, path: str) -> None:
+    lines = run(name, check=3).stderr.splitlines()
+    assert lines[0].endswith(f".sh: {tmp_path / path} is missing")
+    assert len(lines) % 2 == 0
+    for missing, get in zip(lines[::2], lines[1::2], strict=True):
+        assert missing.endswith(" is missing")
+        assert get.startswith("  get ")
+        assert "https://" in get or "http://" in get or "hf download" in get
+
+
+def test_only_what_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    (pope(tmp_path) / "llava_pope_test.jsonl").unlink()
+    (line, _) = run("pope", check=3).stderr.splitlines()
+    assert line == f"pope.sh: {tmp_path / 'pope' / 'llava_pope_test.jsonl'} is missing"
+
+
+def test_a_missing_picture_ends_the_script_before_anything_is_answered(run: Run, tmp_path: Path) -> None:
+    data = pope(tmp_path)
+    (data / "val2014" / "1.png").unlink()
+    (line,) = run("pope", check=2).stderr.splitlines()
+    assert line.startswith("model_vqa_loader: error: 1 of 3 pictures are missing, for example ")
+    assert list((data / "answers").rglob("*.jsonl")) == []
+
+
+def test_labels_that_do_not_fit_end_the_script_before_anything_is_answered(run: Run, tmp_path: Path) -> None:
+    data = pope(tmp_path)
+    row = {"image": "0.png", "text": "Is there a green cross in the image?", "label": "no"}
+    write_rows(data / "coco" / "coco_pope_random.json", [row])
+    (line,) = run("pope", check=2).stderr.splitlines()
+    assert "lacks 1 of the 1 random questions, for example 'Is there a green cross in the image?' about 0.png" in line
+    assert not (data / "answers").exists()
+
+
+def test_every_script_checks_its_labels_before_it_answers() -> None:
+    for path in SCRIPTS.glob("*.sh"):
+        if path.stem not in ("common", "mmbench_cn"):  # the latter runs mmbench.sh
+            assert re.search(r"\bcheck [^\n]+(\\\n[^\n]*)?--check[^\n]*\nanswer ", path.read_text()), path.name
+
+
+def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_goes_on(run: Run, tmp_path: Path) -> None:
+    data = pope(tmp_path)
+    for flags in (("--limit", "2"), ("--limit=2",)):
+        done = run("pope", *flags)
+        assert "pope.sh: no score over a part of the benchmark (--limit)" in done.stdout
+        assert len((data / "answers" / "llava-demo.jsonl").read_text().splitlines()) == 2
+        assert not (data / "scores").exists()
+    first = (data / "answers" / "llava-demo.jsonl").read_bytes()
+    run("pope")
+    assert (data / "answers" / "llava-demo.jsonl").read_bytes().startswith(first)
+    assert score(data / "scores" / "llava-demo.json")["random"]["questions"] == 3
+
+
+def test_popes_label_files_are_named_by_the_commit_that_fits(run: Run, tmp_path: Path) -> None:
+    assert "https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco" in run("pope", check=3).stderr
+
+
+def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "realworldqa"
+    parquet(data / "data" / "a.parquet", [{"image": {"bytes": b"text", "path": ""}, "question": "?", "answer": "A"}])
+    assert "row 0: image is no JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    (data / "data" / "a.parquet").rename(data / "data" / "a.txt")
+    assert "there is no .parquet file" in run("realworldqa", check=2).stderr

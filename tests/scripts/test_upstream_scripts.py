@@ -1,0 +1,107 @@
+"""LLaVA's scripts on checkpoints, by its flags: a LoRA merged, a projector taken out; the oracle is transformers'."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import load_pretrained_model
+from scripts import extract_mm_projector, merge_lora_weights
+from tests.llava.checkpoints import (
+    IMAGE_TOKEN,
+    llava_config,
+    llava_state,
+    make_llava_checkpoint,
+    transformers_model,
+)
+
+PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> LlavaForConditionalGeneration:
+    return transformers_model()
+
+
+def make_lora(folder: Path, base: Path) -> LlamaForCausalLM:
+    """A LoRA of the query projections as LLaVA's training saves it, with the projector; its language model, merged."""
+    model = load_pretrained_model(base, device="cpu")[1]
+    llama = LlamaForCausalLM(model.config)
+    llama.load_state_dict(
+        {n: t for n, t in model.state_dict().items() if "mm_projector" not in n and "vision" not in n}
+    )
+    lora = get_peft_model(llama, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(llava_config()))
+    state = {n: t for n, t in llava_state(transformers_model()).items() if "mm_projector" in n}
+    torch.save({f"base_model.model.{n}": t for n, t in state.items()}, folder / "non_lora_trainables.bin")
+    return lora.merge_and_unload()
+
+
+@torch.no_grad()
+def test_a_merged_lora_is_a_checkpoint_of_its_own(tmp_path, oracle, capsys):
+    base = make_llava_checkpoint(tmp_path / "base")
+    merged = make_lora(tmp_path / "llava-lora", base)
+    flags = ["--model-path", str(tmp_path / "llava-lora"), "--model-base", str(base)]
+    assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "out")]) == 0
+    assert "LlavaLlamaForCausalLM" in capsys.readouterr().out
+    assert merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "out")]) == 2
+    assert "not an empty folder; name a new one" in capsys.readouterr().err
+
+    model = load_pretrained_model(tmp_path / "out", device="cpu")[1]
+    oracle.model.language_model.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in merged.state_dict().items() if "lm_head" not in name}
+    )
+    long = torch.tensor([[1, 20, *[IMAGE_TOKEN] * 64, 30]])
+    expected = oracle(long, pixel_values=PIXELS, attention_mask=torch.ones_like(long)).logits
+    got = model(torch.tensor([[1, 20, IMAGE_TOKEN_INDEX, 30]]), images=PIXELS).logits
+    assert (
+        torch.nn.functional.cosine_similarity(got.flatten(), expected.flatten(), dim=0) > 0.999
+    )  # it is half precision
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["llava", "transformers"])
+def test_a_projector_is_taken_out_by_llavas_names(tmp_path, kind):
+    model = transformers_model()
+    folder = tmp_path / "model"
+    if kind == "llava":
+        make_llava_checkpoint(folder)
+    else:
+        model.save_pretrained(folder)
+    out = tmp_path / "out" / "mm_projector.bin"
+    assert extract_mm_projector.main(["--model-path", str(folder), "--output", str(out)]) == 0
+    expected = {name: tensor for name, tensor in llava_state(model).items() if "mm_projector" in name}
+    found = torch.load(out, weights_only=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_language_model_has_no_projector(tmp_path, capsys):
+    base = make_llava_checkpoint(tmp_path / "llava")
+    state = {
+        n: t for n, t in load_file(base / "model.safetensors").items() if "projector" not in n and "vision" not in n
+    }
+    torch.save(state, base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    (base / "config.json").write_text(json.dumps(llava_config(mm_vision_tower=None)))
+    assert extract_mm_projector.main(["--model-path", str(base), "--output", str(tmp_path / "p.bin")]) == 2
+    assert "holds no model.mm_projector.*" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["convert_sqa_to_llava.py", "convert_mmvet_for_eval.py", "merge_lora_weights.py", "extract_mm_projector.py"],
+)
+def test_scripts_can_be_started_by_their_files_as_llavas_are(script):
+    source = (ROOT / "scripts" / script).read_text(encoding="utf-8")
+    assert "from scripts" not in source and "import scripts" not in source  # the folder is no package then
+    assert 'if __name__ == "__main__":' in source
