@@ -31,15 +31,9 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import (
-    TRANSFORMERS_NAMES,
-    Checkpoint,
-    inspect,
-    local_folder,
-    weight_files,
-    weight_shapes,
-)
+from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
 from llava.model.config import with_old_names
+from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
 from llava.model.tokenizer import load_tokenizer

@@ -25,7 +25,7 @@ import numpy as np
 
 from llava.command import OneLineParser, integer, real, run_command
 from llava.eval.model_vqa_loader import read
-from llava.eval.run.answer_file import PER_ROW, AnswerFile, Row, check_settings
+from llava.eval.run.answer_file import PER_ROW, AnswerFile, check_settings
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.command import (
     STOPPED,
@@ -40,6 +40,7 @@ from llava.eval.run.command import (
     row_maker,
 )
 from llava.eval.run.inputs import check_asked_images
+from llava.eval.run.jsonl import Row
 from llava.eval.run.lock import only_run
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, pack, unpack

@@ -13,7 +13,7 @@ from typing import Any
 
 from llava.command import OneLineParser, integer, real, run_command
 from llava.images import load_images
-from llava.serve.engine.chat_engine import Sampling
+from llava.serve.engine.params import Sampling
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 from llava.utils import demo_picture_path
 

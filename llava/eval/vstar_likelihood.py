@@ -32,7 +32,9 @@ from llava.eval.score.parse import listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.params import Sampling
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 
 NAME = "vstar_likelihood"

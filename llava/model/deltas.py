@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from llava.model.checkpoint import weight_files
+from llava.model.files import weight_files
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 """What may have rows that the base lacks: LLaVA adds image tokens behind its own."""

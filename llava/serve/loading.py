@@ -11,7 +11,8 @@ from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import inspect, local_folder, require_tower
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.engine.templates import warn_of_guess
 from llava.utils import check_device, default_device, demo_model_path
 

@@ -22,9 +22,10 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.images import read_base64
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.decoding.pool import UnopenedImage
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
 from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
 from llava.serve.http.connections import ConnectionLimits

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from llava.command import OneLineParser, integer, run_command
 from llava.mm_utils import get_model_name_from_path
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.connections import ConnectionLimits
 from llava.serve.http.flags import add_server_flags, api_keys, request_limits
 from llava.serve.http.listening import Listener, take_address

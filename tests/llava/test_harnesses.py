@@ -25,7 +25,8 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

@@ -14,7 +14,9 @@ from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import Request, generate, prompt_ids
 from llava.eval.score.rows import read_rows
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.params import Sampling
 
 
 @dataclass(frozen=True)

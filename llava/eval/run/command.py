@@ -20,9 +20,10 @@ import torch
 from accelerate import PartialState
 
 from llava.command import OneLineParser, integer, real, run_command
-from llava.eval.run.answer_file import AnswerFile, Row
+from llava.eval.run.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs import add_input_flags, check_asked_images, check_chunk, check_question_file, wanted
+from llava.eval.run.jsonl import Row
 from llava.eval.run.lock import only_run
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, prepare_ahead

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.model.checkpoint import local_folder
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 
 PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "numpy")

@@ -19,7 +19,8 @@ from llava.eval.run.generate import Request, generate, prompt_ids, row_seed
 from llava.eval.run.pictures import Prepared, Source, Unreadable
 from llava.eval.run.questions import Question
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 
 WINDOW = 4
 """Full batches' worth of questions that batches are chosen from."""

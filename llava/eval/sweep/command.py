@@ -32,7 +32,8 @@ from llava.eval.run.lock import only_run
 from llava.eval.sweep.cells import Cell, Task, as_settings, make_cells, make_task, read_axes, read_results
 from llava.eval.sweep.plots import Record, describe, percent, table, write_figures
 from llava.images import ImageError, load_image
-from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 from qlip.tools.intervals import mean_interval
 

@@ -24,7 +24,8 @@ from llava.eval.run.lock import only_run
 from llava.eval.run.progress import Progress
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from tests.llava.checkpoints import make_llava_checkpoint

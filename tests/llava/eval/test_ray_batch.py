@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa_loader, ray_batch
-from llava.eval.run.answer_file import Row
+from llava.eval.run.jsonl import Row
 from llava.eval.run.pictures import Preparer
 from llava.eval.run.questions import Question
 from playground.scenes import PRESETS, scene

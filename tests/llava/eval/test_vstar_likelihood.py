@@ -15,7 +15,8 @@ from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong
 from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 

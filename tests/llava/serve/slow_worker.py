@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from llava.serve import model_worker
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.workers.heartbeat import Registration
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 

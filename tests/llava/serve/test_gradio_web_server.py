@@ -26,7 +26,8 @@ from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.gradio_web_server import main
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import EngineBackend
-from llava.serve.web.handlers import CLIP, QLIP, Demo
+from llava.serve.web.controls import CLIP, QLIP
+from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
 from llava.serve.web.session import MAX_PIXELS, Exchange, Session, open_upload

@@ -18,8 +18,8 @@ from PIL import Image
 
 from llava.images import ImageLimits
 from llava.serve import controller, model_worker
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
-from llava.serve.engine.params import Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.http.limits import RequestLimits
 from llava.serve.model_worker import ModelWorker, create_app, parse_args
 from llava.serve.workers.dispatcher import Dispatcher

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from llava.serve.controller import create_app
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts

@@ -16,7 +16,9 @@ from llava.eval.run.answerer import Answerer, VisualQuestion, read_questions, sa
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, PromptTooLong, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from llava.eval.run.generate import Request, generate, prompt_ids, row_seed
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 

@@ -17,7 +17,8 @@ from llava.eval.run.pictures import Prepared, Preparer, prepare_ahead
 from llava.eval.run.questions import Question
 from llava.eval.run.runner import Outcome, Runner, pictures_of
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip.patches import CutImage

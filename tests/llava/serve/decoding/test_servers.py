@@ -12,7 +12,8 @@ from PIL import Image
 
 from llava.serve.decoding import pool
 from llava.serve.decoding.pool import DecoderPool, end_process
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.model_worker import ModelWorker, create_app
 from scripts import hostile
 from tests.llava.serve.openai.serving import DEADLINE, MODEL, becomes_idle, loaded, served

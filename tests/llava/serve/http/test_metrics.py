@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.metrics import Metrics
 from tests.llava.serve.openai.serving import (
     CHAT,

@@ -18,8 +18,9 @@ from PIL import Image
 
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
+from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.server import Hook, Server
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings

@@ -24,7 +24,8 @@ from pydantic import ValidationError
 
 from llava.images import ImageLimits
 from llava.serve import openai_api
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.connections import ConnectionLimits
 from llava.serve.http.failures import Failure
 from llava.serve.http.limits import RequestLimits

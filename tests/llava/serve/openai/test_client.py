@@ -13,8 +13,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llava.serve.engine.chat_engine import ChatEngine, EngineLimits
-from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits, QLIPOptions, Sampling
 from llava.serve.http.limits import RequestLimits
 from tests.llava.serve.openai.serving import (
     DEADLINE,
