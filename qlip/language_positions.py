@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from qlip.config import QLIPConfig
 from qlip.positions import raster_positions
 from qlip.quadtree import Leaves
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 BIASABLE = ("sdpa", "eager")
 """transformers' attentions that take an additive mask."""

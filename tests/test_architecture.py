@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.tools.draw"),
-    ("qlip.packing", "qlip.language_positions"),
+    ("qlip.packing", "qlip.language_positions", "qlip.cutting"),
     ("qlip.image_processing",),
     ("qlip.encoder", "qlip.prior.pictures", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
