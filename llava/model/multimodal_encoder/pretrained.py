@@ -97,7 +97,7 @@ def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVision
     if not has_cls or side**2 != positions - 1 or width % CLIP_HEAD_WIDTH:
         raise ValueError(
             f"the checkpoint's vision tower has {positions} positions of width {width}, with{'' if has_cls else 'out'}"
-            " [CLS]: no CLIP that can be told from its weights; set mm_vision_config in config.json"
+            " [CLS]: not a CLIP that can be recognised by its weights; set mm_vision_config in config.json"
         )
     layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
     return CLIPVisionConfig(
