@@ -83,6 +83,27 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 
+def key_mask(valid: Tensor, sizes: list[Tensor], bias: float, prefix: int, dtype: torch.dtype) -> Tensor | None:
+    """Builds the additive attention mask of a padded batch of leaves, (B, 1, 1, T) over keys; None if it is all zero.
+
+    Args:
+        valid: bool (B, T), from `pad_ragged`.
+        sizes: int64 (N_i,): sides of each image's leaves, in cells.
+        bias: s; adds s * log(size^2) to a leaf's key.
+        prefix: tokens before the leaves, [CLS].
+        dtype: of the mask, which is the lowest number on padding.
+    """
+    ragged = len({len(size) for size in sizes}) > 1
+    if not ragged and (bias == 0 or all((size == 1).all() for size in sizes)):
+        return None
+    mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
+    if bias:
+        areas = [F.pad(2 * size.float().log(), (prefix, 0)) for size in sizes]
+        mask += bias * pad_ragged(areas)[0].to(mask)
+    mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
+    return mask.to(dtype)[:, None, None, :]
+
+
 def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:
     """Selects the pixels (n, C, size P, size P) of n leaves of one size."""
     side = int(boxes[0, 2]) * patch_size
