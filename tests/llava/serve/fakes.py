@@ -49,7 +49,7 @@ class Tower:
 
     device = torch.device("cpu")
     dtype = torch.float64
-    num_patches = 16
+    num_patches = native_tokens = 16
 
     def encode_tokens(self, pixels: list[Tensor]) -> list[Tensor]:
         return pixels
