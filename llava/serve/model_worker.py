@@ -92,12 +92,12 @@ class ModelWorker:
         return protocol.FrameStream(exchange.frames(self.stream_interval, self.silence), exchange.finish)
 
     async def _submit(self, request: protocol.GenerateRequest) -> Answer:
-        sampling = request.sampling()
-        quadtree = self.engine.vision.settings(qlip_of(request.qlip))  # checked before any picture is decoded
+        sampling, options = request.sampling(), qlip_of(request.qlip)
+        self.engine.vision.settings(options)  # checked before any picture is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
         limits = self.limits.image
         images = [UnopenedImage(partial(read_base64, text, limits), limits) for text in request.images or ()]
-        return await self.engine.asubmit(prompt, images, sampling, quadtree, shorten=True)
+        return await self.engine.asubmit(prompt, images, sampling, options, shorten=True)
 
 
 @dataclass

@@ -31,9 +31,9 @@ from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
-from llava.serve.engine.params import SERVERS_OWN, EngineLimits, Sampling
+from llava.serve.engine.params import SERVERS_OWN, EngineLimits, QLIPOptions, Sampling
 from llava.serve.engine.scheduler import BatchQueue
-from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
+from llava.serve.engine.vision import Picture, VisionFrontend
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -46,7 +46,7 @@ class _Request:
     prompt: str | Conversation
     images: Sequence[Picture]
     sampling: Sampling
-    qlip: RequestSettings
+    qlip: QLIPOptions
     shorten: bool
 
 
@@ -169,7 +169,7 @@ class ChatEngine:
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: RequestSettings = SERVERS_OWN,
+        qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
         """Takes a request on and returns its answer, which can be iterated over, with `for` or `async for`.
@@ -199,7 +199,7 @@ class ChatEngine:
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: RequestSettings = SERVERS_OWN,
+        qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
         """`submit`, which leaves the event loop free while images are opened and prepared, a few requests' at a time.

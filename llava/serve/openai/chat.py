@@ -58,11 +58,12 @@ class Chat:
         self._check_sizes(asked)
         sampling, given = sampling_of(asked)
         with refusing("qlip"):
-            quadtree = self.engine.vision.settings(qlip_of(asked.qlip))
+            options = qlip_of(asked.qlip)
+            self.engine.vision.settings(options)
         with refusing("messages"):
             conversation, images = build_conversation(self.engine, self._turns(asked))
         with refusing():
-            answer = await self.engine.asubmit(conversation, images, sampling, quadtree, shorten=not given)
+            answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
         settings = asked.model_copy(update={"messages": []})  # which hold images, and are not needed any more
         return Reply(answer, settings, self.metrics)
 
