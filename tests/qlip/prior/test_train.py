@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from qlip.prior.pictures import find_pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPImageProcessor, ViTConfig
 
@@ -24,7 +25,6 @@ from qlip.backbones.pretrained import load_tower
 from qlip.cli import main
 from qlip.prior.config import RECIPES, FitConfig
 from qlip.prior.loss import PriorLoss
-from qlip.prior.pictures import find_pictures
 from qlip.prior.train import fit_prior, hold_out, learning_rate_factor, make_batches, train
 from tests.qlip.authors import make_authors_prior
 from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_clip, make_tower, weights

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from qlip.prior.pictures import Batch, find_pictures
 from transformers import CLIPImageProcessor, CLIPModel
 
 from qlip import CoordinateMLP
@@ -17,7 +18,6 @@ from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.cli import main
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss
-from qlip.prior.pictures import Batch, find_pictures
 from qlip.prior.train import fit_prior, make_batches
 from tests.qlip.towers import CLASSES, NATIVE, PATCH, WIDTH, coordinates, make_clip, make_tower, weights
 
