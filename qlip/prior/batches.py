@@ -138,9 +138,4 @@ class PictureBatches(Dataset[Batch]):
 
     def _prepare(self, view: Image.Image, size: int | None) -> Tensor:
         """float32 (3, H, W), normalised, with its shorter side near `size` pixels; None keeps the size."""
-        source = self.processor
-        settings = replace(source.qlip, image_size=size)
-        processor = QLIPImageProcessor(
-            source.patch_size, source.crop_size["height"], source.image_mean, source.image_std, settings
-        )
-        return processor.preprocess(view, return_tensors="pt")["pixel_values"][0]
+        return self.processor.cutter.normalise(view, replace(self.processor.qlip, image_size=size))

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 
 from qlip.config import QLIPConfig
-from qlip.image_processing import QLIPImageProcessor
+from qlip.cutting import ImageCutter
 from qlip.pictures import open_picture
 from qlip.quadtree import Leaves
 from qlip.tools.draw import draw_leaves
@@ -16,12 +16,12 @@ def show_leaves(args: argparse.Namespace) -> None:
     """Prints the grid, the leaves by size and the tokens saved, and writes the overlay."""
     names = {field.name for field in fields(QLIPConfig)}
     settings = QLIPConfig(**{name: value for name, value in vars(args).items() if name in names})
-    processor = QLIPImageProcessor(args.patch_size, args.native_size, qlip=settings)
+    cutter = ImageCutter(args.patch_size, args.native_size)
     out = args.out or args.image.with_suffix(".leaves.png")
     if out.exists() and out.samefile(args.image):
         raise ValueError(f"--out {out} is the image itself; name another file")
     picture = open_picture(args.image)
-    leaves = processor.partition(processor.preprocess(picture, return_tensors="pt")["pixel_values"][0])
+    leaves = cutter.partition(cutter.normalise(picture, settings), settings)
     print(format_leaves(leaves, args.patch_size))
     draw_leaves(picture, leaves).save(out)
     print(f"overlay  {out}")

@@ -94,7 +94,7 @@ def test_a_wrong_flag_is_one_line(capsys, flags, message):
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (["show", "a.png"], "qlip.tools.show.QLIPImageProcessor"),
+        (["show", "a.png"], "qlip.tools.show.ImageCutter"),
         (["bias", "--tower", "t", "--images", "i", "--out", "o.json"], "qlip.tools.bias_report.find_pictures"),
         (["fit", "--tower", "t", "--out", "o.safetensors"], "qlip.prior.train.fit_prior"),
     ],

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from qlip.prior.pictures import Batch
 
 from qlip import CoordinateMLP, QLIPVisionModel
+from qlip.prior.batches import Batch
 from qlip.prior.loss import PriorLoss, solve_last_layer
 from tests.qlip.towers import CLASSES, NATIVE, WIDTH, coordinates, make_tower, weights
 
