@@ -1,13 +1,16 @@
-"""Runs the commands that a shell script starts without a new interpreter, and its imports, for each of them.
+"""Runs commands without the imports of a new interpreter for each.
 
-`start` writes an executable that stands in for `python` in a script. It hands its arguments to this process, which
-calls the `main` of the module or script that they name, and gives back output and exit code.
+`start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
+calls the `main` of the module or script that they name, and returns output and exit code. `start_process` forks a
+process of its own, which can be killed, from a server that has the model's code loaded.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import socketserver
 import sys
 import threading
@@ -15,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CLIENT = """#!{python} -IS
@@ -69,3 +73,21 @@ def start(folder: Path) -> Iterator[Path]:
         finally:
             server.shutdown()
             thread.join()
+
+
+PRELOADED = ["llava.eval.run.batch_run", "llava.eval.sweep.measure", "torch.distributed", "accelerate"]
+
+
+def start_process(module: str, *flags: str, stderr: Path | None = None, **environment: str) -> BaseProcess:
+    """Starts `python -m module FLAGS` as a fork of a process that has imported it already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run_main, args=(module, flags, stderr, {**os.environ, **environment}))
+    process.start()
+    return process
+
+
+def _run_main(module: str, flags: list[str], stderr: Path | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with open(stderr or os.devnull, "w", encoding="utf-8") as sys.stderr:
+        sys.exit(import_module(module).main(list(flags)))

@@ -77,7 +77,7 @@ def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) ->
     """Raises ValueError if a question is answered more often than it was asked."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
-            raise ValueError(f"{row['place']}: {name_of(row['asked'])} is there a second time")
+            raise ValueError(f"{row['place']}: {name_of(row['asked'])} appears twice")
 
 
 def measure(args: argparse.Namespace) -> Score:

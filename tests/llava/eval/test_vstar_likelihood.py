@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
-from llava.eval.vstar_likelihood import Choice, option_losses, read_choice
+from llava.eval.run.likelihood import Choice, option_losses, read_choice
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
