@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +11,10 @@ from PIL import Image
 
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.mm_utils import tokenizer_image_token
-from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
@@ -48,9 +45,9 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
 def encode(engine: ChatEngine, pictures: list[Image.Image]) -> list[ImageTokens]:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from PIL import Image
 
 from llava.eval.run.generate import generate, prompt_ids, row_seed
-from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.base import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "What color is the circle?")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.pictures import Prepared, Preparer, prepare_ahead
 from llava.eval.run.questions import Question
 from llava.eval.run.runner import Runner, pictures_of
-from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip.patches import CutImage
 
@@ -37,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
 def ask(name: int | str, text: str, image: Path | None, index: int = 0) -> Question:
