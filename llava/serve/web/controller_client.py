@@ -28,11 +28,11 @@ from llava.serve.engine.vision import CLIP_VIEW, View, quadtree_view
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
+from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.workers import protocol
 from llava.serve.workers.protocol import ErrorCode, FrameSplitter
 from qlip import QLIPConfig, QLIPImageProcessor
 
-PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
 MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller
