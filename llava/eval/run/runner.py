@@ -16,9 +16,10 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import Request, generate, prompt_ids, row_seed
-from llava.eval.run.pictures import Prepared, Source, Unreadable
+from llava.eval.run.pictures import Source, Unreadable
 from llava.eval.run.questions import Question
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 
@@ -39,7 +40,7 @@ class Outcome:
     """The answer; None where there is none."""
     error: str | None = None
     """Why there is none."""
-    picture: Prepared | None = None
+    picture: PreparedImage | None = None
     """What the model was shown; its pixels are gone."""
 
 
@@ -50,7 +51,7 @@ class _Planned:
     index: int
     question: Question
     ids: Tensor
-    picture: Prepared | None
+    picture: PreparedImage | None
 
     @property
     def length(self) -> int:
@@ -80,7 +81,7 @@ class Runner:
         self.seed = seed
         self.limits = limits or BatchLimits()
 
-    def run(self, asked: Sequence[Asked], ready: Iterator[Prepared | Unreadable]) -> Iterator[list[Outcome]]:
+    def run(self, asked: Sequence[Asked], ready: Iterator[PreparedImage | Unreadable]) -> Iterator[list[Outcome]]:
         """Yields the outcomes of batch after batch; in each window the longest prompts come first.
 
         Args:
@@ -90,7 +91,9 @@ class Runner:
         for window in _windows(asked, self.limits):
             yield from self._window(window, {source: next(ready) for source in _pictures(window)})
 
-    def _window(self, window: Sequence[Asked], ready: dict[Source, Prepared | Unreadable]) -> Iterator[list[Outcome]]:
+    def _window(
+        self, window: Sequence[Asked], ready: dict[Source, PreparedImage | Unreadable]
+    ) -> Iterator[list[Outcome]]:
         plans, refused = [], []
         for index, question in window:
             plan = self._plan(index, question, ready)
@@ -105,7 +108,9 @@ class Runner:
             waiting.subtract(plan.question.image for plan in chosen)
             encoded = {source: tokens for source, tokens in encoded.items() if waiting[source]}
 
-    def _plan(self, index: int, question: Question, ready: dict[Source, Prepared | Unreadable]) -> _Planned | Outcome:
+    def _plan(
+        self, index: int, question: Question, ready: dict[Source, PreparedImage | Unreadable]
+    ) -> _Planned | Outcome:
         """What will be asked, or why it cannot be."""
         picture = None if question.image is None else ready[question.image]
         if isinstance(picture, Unreadable):
@@ -115,7 +120,7 @@ class Runner:
         if (found := int((ids == IMAGE_TOKEN_INDEX).sum())) != wanted:
             return Outcome(index, question, None, f"the prompt has {found} places for pictures instead of {wanted}")
         try:
-            visual = max(picture.tokens, picture.span) if picture else 0
+            visual = picture.context if picture else 0
             self.engine.check_length(len(ids) - wanted, visual, self.sampling.max_new_tokens)
         except ValueError as error:
             return Outcome(index, question, None, str(error))
