@@ -23,7 +23,7 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.answerer import Answerer
 from llava.eval.sweep.grid import own_settings
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.utils import default_device, device_flag
 from playground.questions import KINDS, Question, scene_questions

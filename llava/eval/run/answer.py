@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import Any
 
 from llava.eval.run.jsonl import Row
-from llava.eval.run.pictures import Prepared
 from llava.eval.run.questions import Question
 from llava.mm_utils import get_model_name_from_path
+from llava.model.prepared_image import PreparedImage
 from llava.utils import demo_model_path
 
 
@@ -23,7 +23,7 @@ class Answer:
     """What the model said; None where it said nothing."""
     error: str | None = None
     """Why it said nothing."""
-    picture: Prepared | None = None
+    picture: PreparedImage | None = None
     """The image that the model was shown."""
 
 

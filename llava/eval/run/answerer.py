@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
@@ -50,7 +50,7 @@ class Answerer:
         owners = [pictures[owner] for owner, _ in questions]
         for ids, picture, (_, text) in zip(prompts, owners, questions, strict=True):
             try:
-                self.engine.check_length(len(ids) - 1, max(len(picture.features), picture.span), self.max_new_tokens)
+                self.engine.check_length(len(ids) - 1, picture.span.context, self.max_new_tokens)
             except PromptTooLong as error:
                 raise PromptTooLong(f"{error}; the question is {text!r}") from None
         lengths = [len(ids) - 1 + len(picture.features) for ids, picture in zip(prompts, owners, strict=True)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine.chat_engine import ChatEngine, separators
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling

@@ -25,7 +25,7 @@ from llava.eval.score.choice import label_letter
 from llava.eval.score.parse import listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
@@ -80,7 +80,7 @@ def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, optio
         PromptTooLong: the longest option exceeds the context.
     """
     prompt, answers = prompt_and_answers(engine, question, options)
-    visual = max(len(picture.features), picture.span)
+    visual = picture.span.context
     longest = max(len(answer) for answer in answers)
     engine.check_length(len(prompt) - 1, visual, longest)
     model = engine.model

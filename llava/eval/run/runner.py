@@ -17,9 +17,10 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, row_seed
-from llava.eval.run.pictures import Prepared, Source, Unreadable
+from llava.eval.run.pictures import Source, Unreadable
 from llava.eval.run.questions import Question
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import halve
@@ -35,7 +36,7 @@ class _Prompt:
 
     question: Question
     ids: Tensor
-    picture: Prepared | None
+    picture: PreparedImage | None
 
     @property
     def length(self) -> int:
@@ -65,7 +66,7 @@ class Runner:
         self.seed = seed
         self.limits = limits or BatchLimits()
 
-    def run(self, asked: Sequence[Question], ready: Iterator[Prepared | Unreadable]) -> Iterator[list[Answer]]:
+    def run(self, asked: Sequence[Question], ready: Iterator[PreparedImage | Unreadable]) -> Iterator[list[Answer]]:
         """Yields the answers batch by batch; in each window the longest prompts come first.
 
         Args:
@@ -76,7 +77,7 @@ class Runner:
             yield from self._answer_window(window, {source: next(ready) for source in _pictures(window)})
 
     def _answer_window(
-        self, window: Sequence[Question], ready: dict[Source, Prepared | Unreadable]
+        self, window: Sequence[Question], ready: dict[Source, PreparedImage | Unreadable]
     ) -> Iterator[list[Answer]]:
         prompts, refused = [], []
         for question in window:
@@ -92,7 +93,7 @@ class Runner:
             waiting.subtract(prompt.question.image for prompt in chosen)
             encoded = {source: tokens for source, tokens in encoded.items() if waiting[source]}
 
-    def _prepare(self, question: Question, ready: dict[Source, Prepared | Unreadable]) -> _Prompt | Answer:
+    def _prepare(self, question: Question, ready: dict[Source, PreparedImage | Unreadable]) -> _Prompt | Answer:
         """Builds a question's prompt, or the answer that says why it cannot be asked."""
         picture = None if question.image is None else ready[question.image]
         if isinstance(picture, Unreadable):
@@ -102,7 +103,7 @@ class Runner:
         if (found := int((ids == IMAGE_TOKEN_INDEX).sum())) != wanted:
             return Answer(question, None, f"the prompt has {found} places for pictures instead of {wanted}")
         try:
-            visual = max(picture.tokens, picture.span) if picture else 0
+            visual = picture.context if picture else 0
             self.engine.check_length(len(ids) - wanted, visual, self.sampling.max_new_tokens)
         except ValueError as error:
             return Answer(question, None, str(error))

@@ -12,11 +12,10 @@ from pathlib import Path
 import psutil
 
 from llava.eval import model_vqa_loader
-from tests.interpreter import start_process
+from tests.interpreter import fork_main
 from tests.llava.eval.files import PICTURES, TEXTS
 
 DEADLINE = 600
-MODULE = "llava.eval.model_vqa_loader"
 
 
 def wait(condition: Callable[[], bool], process: BaseProcess) -> None:
@@ -30,7 +29,7 @@ def wait(condition: Callable[[], bool], process: BaseProcess) -> None:
 def test_a_killed_run_continues_and_answers_each_question_once(flags: list[str], answers: Path, whole: bytes) -> None:
     kept = 0
     for rows, workers in ((1, 0), (9, 1)):
-        process = start_process(MODULE, *flags, "--batch-size=1", f"--workers={workers}")
+        process = fork_main(model_vqa_loader.main, *flags, "--batch-size=1", f"--workers={workers}")
         wait(lambda rows=rows: answers.exists() and answers.read_bytes().count(b"\n") >= rows, process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -56,8 +55,8 @@ def test_two_processes_share_the_questions_and_merge_them_in_order(
     logs = [answers.with_name(f"{rank}.log") for rank in (0, 1)]
     launch = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        start_process(
-            MODULE, *flags, f"--answers-file={merged}", "--batch-size=4", stderr=log, RANK=str(i), LOCAL_RANK=str(i),
+        fork_main(
+            model_vqa_loader.main, *flags, f"--answers-file={merged}", "--batch-size=4", stderr=log, RANK=str(i), LOCAL_RANK=str(i),
             **launch,
         )
         for i, log in enumerate(logs)

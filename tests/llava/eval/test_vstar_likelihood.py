@@ -12,7 +12,7 @@ from llava.eval import eval_vstar, vstar_likelihood
 from llava.eval.run.likelihood import Choice, option_losses, read_choice
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.utils import demo_picture_path

@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
@@ -96,7 +96,7 @@ def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_befo
     engine: ChatEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, spare: int
 ) -> None:
     (picture,) = encode(engine, pictures[:1])
-    visual = max(len(picture.features), picture.span)
+    visual = picture.span.context
     text = len(tokenizer_image_token(engine.question("What?", 1).get_prompt(), engine.tokenizer)) - 1
     monkeypatch.setattr(engine, "context_len", text + visual + 16 + spare)
     greedy, answerer = Sampling(temperature=0.0, max_new_tokens=16), Answerer(engine, max_new_tokens=16)

@@ -14,9 +14,10 @@ from PIL import Image
 from llava.eval.run import runner as module
 from llava.eval.run.answer import Answer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.pictures import Prepared, Preparer, prepare_ahead
+from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question
 from llava.eval.run.runner import Runner, pictures_of
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from playground.scenes import PRESETS, scene
@@ -108,7 +109,7 @@ def test_the_tower_pads_little_where_texts_hide_how_pictures_differ(
     plain = tmp_path / "plain.png"
     Image.new("RGB", (448, 448), (20, 90, 200)).save(plain)
     files = [folder / "0.png", plain, folder / "2.png"]
-    tokens = [picture.tokens for picture in map(Preparer.of(tower), files) if isinstance(picture, Prepared)]
+    tokens = [picture.tokens for picture in map(Preparer.of(tower), files) if isinstance(picture, PreparedImage)]
     questions = [ask(i, TEXTS[0] + " a" * (max(tokens) - tokens[i]), file, i) for i, file in enumerate(files)]
     seen: list[list[int]] = []
     handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append([count(image) for image in arguments[0]]))

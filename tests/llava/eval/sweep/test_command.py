@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from hashlib import sha256
@@ -24,7 +25,7 @@ from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground import scenes
 from qlip import CoordinateMLP, QLIPConfig, cli
-from tests.interpreter import start_process
+from tests.interpreter import fork_main
 from tests.llava.checkpoints import make_llava_checkpoint
 
 Record = dict[str, Any]
@@ -144,10 +145,24 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
 
 
+def killed_main(argv: list[str]) -> int:
+    """A sweep that kills its process right after the second cell is on the disk."""
+    sync, calls = os.fsync, []
+
+    def fsync(file: int) -> None:
+        sync(file)
+        calls.append(file)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = fsync
+    return command.main(argv)
+
+
 def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
     """SIGKILL right after the second cell; and half a line, as a kill during a write would leave it."""
     arguments = flags(material, tmp_path, *GRID, "--limit", "12")
-    process = start_process("tests.llava.eval.sweep.killed", *arguments)
+    process = fork_main(killed_main, *arguments)
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert len(read(tmp_path)) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llava.eval.run import generate
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, sampling, scheduler
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
