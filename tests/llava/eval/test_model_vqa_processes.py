@@ -53,14 +53,12 @@ def test_two_processes_share_the_questions_and_merge_them_in_order(
         port = free.getsockname()[1]
     merged = answers.with_name("answers[2].jsonl")
     logs = [answers.with_name(f"{rank}.log") for rank in (0, 1)]
-    launch = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = [*flags, f"--answers-file={merged}", "--batch-size=4"]
     processes = [
-        fork_main(
-            model_vqa_loader.main, *flags, f"--answers-file={merged}", "--batch-size=4", stderr=log, RANK=str(i), LOCAL_RANK=str(i),
-            **launch,
-        )
+        fork_main(model_vqa_loader.main, *shared, stderr=log, RANK=str(i), LOCAL_RANK=str(i), **group)
         for i, log in enumerate(logs)
-    ]  # fmt: skip
+    ]
     for process, log in zip(processes, logs, strict=True):
         process.join(DEADLINE)
         assert process.exitcode == 0, log.read_text()
