@@ -1,4 +1,4 @@
-"""Answers to SEED-Bench as its leaderboard takes them, with their score: `scripts/convert_seed_for_submission.py`."""
+"""Scores answers to SEED-Bench and writes them as its leaderboard takes them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import check_outputs, parse_and_run
-from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
+from llava.eval.eval_seed import add_flags, chosen_choice, measure, read_questions
 from llava.eval.score.rows import Key, Row, read_answers, texts_for
 from llava.eval.score.score import score_parser, write_json
 
 
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
-    """`question_id, prediction` for each question; an answer that names no option stays as it was said."""
+    """Builds `question_id, prediction` for each question; an answer that names no option stays as it is."""
     return [
-        {"question_id": question["question_id"], "prediction": chosen(question, text) or text}
+        {"question_id": question["question_id"], "prediction": chosen_choice(question, text) or text}
         for question, text in zip(questions.values(), said, strict=True)
     ]
 

@@ -1,8 +1,8 @@
-"""ScienceQA's problems as LLaVA's conversations, for training and for `model_vqa_science`.
+"""Converts ScienceQA's problems to LLaVA's conversations, for training and for `model_vqa_science`.
 
 `python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir DIR --split train --prompt-format QCM-LEA` writes
-`DIR/llava_train_QCM-LEA.json`. A format names what is in the question and what is in the answer, in order: Q question,
-C context, M options, L lecture, E explanation, A answer. "QCM-LEPA" is the answer on lines of their own.
+`DIR/llava_train_QCM-LEA.json`. A format lists the parts of the question and of the answer, in order: Q question,
+C context, M options, L lecture, E explanation, A answer. "QCM-LEPA" puts each part of the answer on its own line.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FORMAT = re.compile(r"([QCMLE]+)-([LEA]*A[LE]*|LEPA)")
 
 
 def read_split(base_dir: Path, split: str) -> dict[str, Row]:
-    """The problems of a split, from `pid_splits.json` and `problems.json`.
+    """Reads the problems of a split from `pid_splits.json` and `problems.json`.
 
     Raises:
-        ValueError: no such split, or a problem is missing or incomplete.
+        ValueError: there is no such split, or a problem is missing or incomplete.
     """
     splits, problems = (read_json(base_dir / name, dict) for name in ("pid_splits.json", "problems.json"))
     if split not in splits:
@@ -40,7 +40,7 @@ def read_split(base_dir: Path, split: str) -> dict[str, Row]:
 
 
 def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
-    """What each letter of a format stands for."""
+    """Builds the text of each letter of a format."""
     return {
         "Q": f"Question: {problem['question']}",
         "C": f"Context: {problem['hint'].strip() or 'N/A'}",
@@ -52,7 +52,7 @@ def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
 
 
 def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple[str, str]:
-    """What is asked and what is to be answered, in a format.
+    """Builds the question and the answer in a format.
 
     Raises:
         ValueError: there is no such format.
@@ -74,7 +74,7 @@ def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple
 
 
 def tidy(text: str) -> str:
-    """Without double blanks, and without an announced reason that is not given."""
+    """Removes double blanks, and a "BECAUSE:" without a reason."""
     return text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
 
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Fills in the default format and converts."""
     args.prompt_format = (
         args.prompt_format or {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}[args.task]
     )

@@ -1,4 +1,4 @@
-"""Answers to VizWiz as its server takes them: `python scripts/convert_vizwiz_for_submission.py`."""
+"""Writes answers to VizWiz as its server takes them: `python scripts/convert_vizwiz_for_submission.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llava.eval.score.vqa import normalise_answer
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:
-    """`image, answer` for each question, normalised."""
+    """Builds `image, answer` for each question, normalised."""
     return [
         {"image": question["image"], "answer": normalise_answer(text)}
         for question, text in zip(questions, said, strict=True)
@@ -26,7 +26,7 @@ def convert(args: argparse.Namespace) -> None:
     check_outputs(args, "result_upload_file")
     questions = read_labelled(args.annotation_file, ("image",))
     if args.check:
-        print(f"{args.annotation_file}: {len(questions)} questions, each with an id of its own")
+        print(f"{args.annotation_file}: {len(questions)} questions, each with its own id")
         return
     if args.result_upload_file is None:
         raise ValueError("--result-upload-file is needed with --result-file")

@@ -1,4 +1,4 @@
-"""Answers to VQAv2 as its server takes them: `python scripts/convert_vqav2_for_submission.py`.
+"""Writes answers to VQAv2 as its server takes them: `python scripts/convert_vqav2_for_submission.py`.
 
 The server wants an answer to each question of the whole test set; those outside the split that was run are empty.
 """
@@ -19,7 +19,7 @@ TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]:
-    """`question_id, answer` for each question of the test set, normalised."""
+    """Builds `question_id, answer` for each question of the test set, normalised."""
     return [
         {
             "question_id": question["question_id"],
@@ -32,7 +32,7 @@ def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]
 def convert(args: argparse.Namespace) -> None:
     """Reads answers/SPLIT/NAME/merge.jsonl and writes answers_upload/SPLIT/NAME.json, in the folder of VQAv2.
 
-    With --check it only looks whether the test set has the questions of the split.
+    With --check it only checks that the test set has the questions of the split.
     """
     asked = args.dir / f"{args.split}.jsonl"
     split, test = read_labelled(asked, ()), read_labelled(args.dir / TEST_FILE, ())

@@ -1,7 +1,7 @@
 """GQA: accuracy, and by kind of answer and of question: `python -m llava.eval.eval_gqa`.
 
-What GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution, which
-need its further files, are left to it.
+This is what GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution
+need more files, which that script reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BENCHMARK = Benchmark(
 
 
 def prediction(text: str) -> str:
-    """An answer as GQA compares it: lower case, without a full stop at its end."""
+    """Normalises an answer as GQA does: lower case, without a final full stop."""
     return text.strip().rstrip(".").lower()
 
 

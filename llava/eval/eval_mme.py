@@ -64,7 +64,7 @@ def score(labels: Mapping[Key, str], said: Sequence[str]) -> Score:
 
 
 def task_score(images: Mapping[str, Sequence[bool]]) -> dict[str, float]:
-    """`score`, `acc` and `acc+` of a task from image -> whether its two answers are right."""
+    """Computes `score`, `acc` and `acc+` of a task from image -> whether each of its two answers is right."""
     if odd := [name for name, pair in images.items() if len(pair) != 2]:
         raise ValueError(f"image {odd[0]!r} has {len(images[odd[0]])} questions; MME asks two about each")
     single = 100 * sum(sum(pair) for pair in images.values()) / (2 * len(images))
@@ -73,12 +73,12 @@ def task_score(images: Mapping[str, Sequence[bool]]) -> dict[str, float]:
 
 
 def read_labels(folder: Path) -> dict[Key, str]:
-    """The answers in MME's release, a text file per image with two lines `question TAB answer`.
+    """Reads the answers in MME's release: a text file per image with two lines `question TAB answer`.
 
-    They lie in TASK/ or in TASK/questions_answers_YN/.
+    The files are in TASK/ or in TASK/questions_answers_YN/.
 
     Raises:
-        ValueError: a line is no question and answer.
+        ValueError: a line is not a question and an answer.
     """
     labels: dict[Key, str] = {}
     for task in (*PERCEPTION, *COGNITION):
@@ -90,27 +90,27 @@ def read_labels(folder: Path) -> dict[Key, str]:
                 question, _, label = line.partition("\t")
                 if label.strip().lower() not in ("yes", "no"):
                     raise ValueError(f"{path}:{number}: the answer is {label.strip()!r}; it must be Yes or No")
-                labels[task, path.stem, bare_question(question)] = label.strip().lower()
+                labels[task, path.stem, strip_instructions(question)] = label.strip().lower()
     if not labels:
         raise ValueError(f"{folder} holds no folder of a task of MME with its text files")
     return labels
 
 
-def bare_question(prompt: str) -> str:
-    """A question without its instructions, blanks made single."""
+def strip_instructions(prompt: str) -> str:
+    """Removes the instructions from a question, and repeated blanks."""
     for instruction in INSTRUCTIONS:
         prompt = prompt.replace(instruction, " ")
     return " ".join(prompt.split())
 
 
 def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
-    """Answers by (task, image, question); LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
+    """Maps (task, image, question) to answers; LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
     rows = []
     for name, prompt in answers:
         task, slash, image = name.partition("/")
         if not slash:
             raise ValueError(f"{path}: question_id is {name!r}; MME's are TASK/IMAGE")
-        key = {"task": task, "image": Path(image).stem, "question": bare_question(prompt)}
+        key = {"task": task, "image": Path(image).stem, "question": strip_instructions(prompt)}
         rows.append((str(path), key | {"text": answers[name, prompt]["text"]}))
     return keyed(path, rows, ("text",), ("task", "image", "question"))
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen, label_letter, labelled_main
+from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
 from llava.eval.score.parse import listed_options
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
@@ -48,7 +48,7 @@ def kind(question: Row) -> str:
 def is_right(question: Row, text: str) -> bool:
     """Whether an answer is right."""
     if kind(question) == CHOICE:
-        return chosen(question, text) == label_letter(question["answer"])
+        return chosen_letter(question, text) == label_letter(question["answer"])
     return normalise_answer(text) == normalise_answer(question["answer"])
 
 

@@ -50,7 +50,7 @@ FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
 
 
 def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
-    """Problem -> index of the choice that its answer names; -1 where no choice can be read."""
+    """Reads the index of the choice that each problem's answer names; -1 where there is none."""
     found = {}
     for name, problem in problems.items():
         letter = option_letter(said[name], dict(zip(options, problem["choices"], strict=False)))
@@ -74,10 +74,10 @@ def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
 
 
 def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
-    """The problems of a split, from `pid_splits.json` and `problems.json`.
+    """Reads the problems of a split from `pid_splits.json` and `problems.json`.
 
     Raises:
-        ValueError: no such split, or a problem is missing or incomplete.
+        ValueError: there is no such split, or a problem is missing or incomplete.
     """
     splits = read_json(base_dir / "pid_splits.json", dict)
     problems = read_json(base_dir / "problems.json", dict)
@@ -92,10 +92,10 @@ def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
 
 
 def read_asked(path: Path) -> dict[Key, Row]:
-    """LLaVA's question file, a list of `id, conversations`, by id, each as if it was answered with nothing.
+    """Reads LLaVA's question file, a list of `id, conversations`, by id, each with an empty answer.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: the file is not such a list.
     """
     entries = read_json(path, list)
     rows = [(f"{path}: entry {n}", {**entry, "text": ""}) for n, entry in enumerate(entries) if isinstance(entry, dict)]
@@ -103,7 +103,7 @@ def read_asked(path: Path) -> dict[Key, Row]:
 
 
 def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name, scores them and writes LLaVA's two files where the flags want them."""
+    """Reads the files that the flags name, scores them, and writes LLaVA's two files if the flags name them."""
     problems = read_problems(args.base_dir, args.split)
     results = Results.of(args)
     texts = results.texts([(name,) for name in problems], read_asked(results.path) if results.checking else None)
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> Score:
     if results.checking:
         return result
     if args.output_file:
-        write_json(args.output_file, sorted_out(problems, said, predicted))
+        write_json(args.output_file, split_by_result(problems, said, predicted))
     if args.output_result:
         correct = sum(predicted[name] == problem["answer"] for name, problem in problems.items())
         totals = {"acc": result.rows["all"]["accuracy"], "correct": correct, "count": len(problems)}
@@ -121,10 +121,10 @@ def measure(args: argparse.Namespace) -> Score:
     return result
 
 
-def sorted_out(
+def split_by_result(
     problems: Mapping[str, Row], said: Mapping[str, str], predicted: Mapping[str, int]
 ) -> dict[str, list[dict[str, str | int]]]:
-    """Every answer with its truth, the right ones and the wrong ones apart."""
+    """Lists right and wrong answers separately, each with the true choice."""
     kinds: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
     for name, problem in problems.items():
         row = {"question_id": name, "text": said[name], "predicted": predicted[name], "answer": problem["answer"]}

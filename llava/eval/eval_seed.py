@@ -35,8 +35,8 @@ KINDS = ("image", "video")
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
 
 
-def chosen(question: Row, text: str) -> str | None:
-    """The letter that an answer means; None where there is none."""
+def chosen_choice(question: Row, text: str) -> str | None:
+    """Reads the letter that an answer chooses; None where it chooses none."""
     return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in "ABCD"})
 
 
@@ -48,7 +48,7 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
         types: `question_type_id` -> name.
         said: The model's answers, in the same order.
     """
-    letters = [chosen(row, text) for row, text in zip(questions, said, strict=True)]
+    letters = [chosen_choice(row, text) for row, text in zip(questions, said, strict=True)]
     right = [letter == row["answer"] for row, letter in zip(questions, letters, strict=True)]
     rows = {
         "all": accuracy(right) | {"unparsed": letters.count(None)},
@@ -59,10 +59,10 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
 
 
 def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str, ...], Row], dict[int, str]]:
-    """Questions, of all or only of "image" or "video", and the names of the question types.
+    """Reads the questions, all or only those of "image" or "video", and the names of the question types.
 
     Raises:
-        ValueError: the file is not SEED-Bench's, or no such question is in it.
+        ValueError: the file is not SEED-Bench's, or holds no such question.
     """
     content: dict[str, Any] = read_json(path, dict)
     if missing := [name for name in ("questions", "question_type") if name not in content]:
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> Score:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which questions."""
+    """Adds the flags that choose the questions."""
     parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
     parser.add_argument("--only", choices=KINDS, help="questions about images or videos alone")
 

@@ -1,7 +1,7 @@
 """TextVQA: the VQA soft accuracy on its validation questions: `python -m llava.eval.eval_textvqa`.
 
-LLaVA's question file names a question by its image, which may have several, so that answers and annotations meet by
-image and question text. A question that stands twice for an image is answered twice: in the files' order.
+LLaVA's question file names a question by its image, which may have several, so answers match annotations by image and
+question text. A question that occurs twice for an image has two answers, in the files' order.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def score(annotations: Sequence[Row], said: Sequence[str]) -> Score:
 
     Args:
         annotations: Each with `answers`, those of ten annotators.
-        said: The model's, in the same order.
+        said: The model's answers, in the same order.
     """
     values = [soft_accuracy(text, row["answers"]) for row, text in zip(annotations, said, strict=True)]
     return Score("TextVQA", {"all": accuracy(values)})
 
 
-def bare_question(prompt: str) -> str:
-    """The question in a prompt of LLaVA's TextVQA files, lower case.
+def find_question(prompt: str) -> str:
+    """Finds the question in a prompt of LLaVA's TextVQA files, in lower case.
 
-    It stands on the first line that is no OCR reference; before `Short answer:` in the older form.
+    It is the first line that is not an OCR reference; in the older form it comes before `Short answer:`.
 
     Raises:
-        ValueError: the prompt is of no known form.
+        ValueError: the prompt has neither form.
     """
     if prompt.startswith("OCR tokens: "):
         if not (found := _OLD_FORM.search(prompt)):
@@ -68,7 +68,7 @@ def bare_question(prompt: str) -> str:
 
 
 def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """Rows with their places; a question's second row about an image gets "(2)" behind the question, and so on."""
+    """Yields rows with their places; a question's second row about an image gets "(2)" after it, and so on."""
     seen: Counter[Key] = Counter()
     for place, row in rows:
         key = (str(row.get("image_id")), str(row.get("question", "")).strip().lower())
@@ -77,22 +77,22 @@ def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Ro
 
 
 def by_question(results: Results) -> dict[Key, Row]:
-    """The rows of an answers file by (image, question).
+    """Reads the rows of an answers file by (image, question).
 
     Raises:
-        ValueError: a row lacks a field, or its prompt is of no known form.
+        ValueError: a row lacks a field, or its prompt has no known form.
     """
     lines = [(place, row | {"place": place}) for place, row in results.rows()]
     said = keyed(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
     rows = [
-        (row["place"], {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))})
+        (row["place"], {**row, "image_id": row["question_id"], "question": find_question(str(row["prompt"]))})
         for row in said
     ]
     return keyed(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
 
 
 def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) -> None:
-    """Raises ValueError if a question is answered more often than it was asked."""
+    """Raises ValueError if a question has more answers than annotations."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
             raise ValueError(f"{row['place']}: {name_of(row['asked'])} appears twice")
@@ -115,7 +115,7 @@ def measure(args: argparse.Namespace) -> Score:
 
 
 def texts_of(annotations: Mapping[Key, Row], results: Results) -> list[str]:
-    """The answers in a file, in the annotations' order; raises as `by_question` and `Results.texts`."""
+    """Finds the answers in a file, in the annotations' order; raises as `by_question` and `Results.texts` do."""
     answers = by_question(results)
     check_surplus(annotations, answers)
     return results.texts(annotations, answers)

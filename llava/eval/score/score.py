@@ -1,8 +1,8 @@
-"""What all scorers share: a score's form, counting by groups, and the command around a scorer.
+"""The score of a benchmark, counting by groups, and the command line of a scorer.
 
-A scorer is a pure function from rows to a `Score`; its command reads the files, prints the score as a table and writes
-it with `--json`. With `--check` it reads the question file in place of the answers, and scores nothing: what is wrong
-with the labels shows before a model has answered.
+A scorer is a function from rows to a `Score`; its command reads the files, prints the score as a table and writes it
+with `--json`. With `--check` it reads the question file instead of the answers and scores nothing, so that wrong labels
+show before a model has answered.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ class Score:
     """The result of a benchmark."""
 
     benchmark: str
-    """Its name."""
-
+    """The benchmark's name."""
     rows: Table
     """Group of questions -> measure -> value: shares in %, points as the benchmark gives them, counts as integers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Converts the score to JSON types."""
         return {"benchmark": self.benchmark, "rows": {name: dict(row) for name, row in self.rows.items()}}
 
     def table(self) -> str:
-        """The score for people: a line a group, a column a measure."""
+        """Formats the score as text: a line per group, a column per measure."""
         columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         lines = [[self.benchmark, *columns]]
         lines += [[name, *(_number(row.get(column)) for column in columns)] for name, row in self.rows.items()]
@@ -49,14 +48,14 @@ class Score:
 
 
 def accuracy(right: Sequence[bool | float]) -> dict[str, float]:
-    """Mean in % and count of at least one question."""
+    """Computes the mean in % and the count of at least one question."""
     if not right:
         raise ValueError("there is no question to score")
     return {"accuracy": 100 * sum(right) / len(right), "questions": len(right)}
 
 
 def accuracy_by(right: Sequence[bool | float], groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean in % and count of each group, in the groups' order of appearance."""
+    """Computes the mean in % and the count of each group, in order of first appearance."""
     found: dict[str, list[bool | float]] = {}
     for value, group in zip(right, groups, strict=True):
         found.setdefault(group, []).append(value)
@@ -68,19 +67,17 @@ class Results:
     """The answers file that a command line names; with `--check` the question file, which has no answers yet."""
 
     path: Path
-    """The file."""
-
     checking: bool = False
     """Whether it holds questions."""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Results:
-        """The file that the flags of `score_parser` name; `check` may be absent where Python code calls a scorer."""
+        """Finds the file that the flags of `score_parser` name; Python callers of a scorer may leave out `check`."""
         questions: Path | None = vars(args).get("check")
         return cls(questions or args.result_file, questions is not None)
 
     def rows(self) -> list[tuple[str, Row]]:
-        """The rows with their places; of a question, what the runner will write beside its answer."""
+        """Reads rows with their places; a question becomes the row of an empty answer to it."""
         rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         if not self.checking:
             for place, row in rows:
@@ -90,15 +87,15 @@ class Results:
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 
     def by(self, *key: str) -> dict[Key, Row]:
-        """The rows by the fields of `key`; raises as `keyed`."""
+        """Reads the rows by the fields of `key`; raises as `keyed` does."""
         return keyed(self.path, self.rows(), ("text",), key)
 
     def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
-        """What was said to each question; raises as `texts_for`.
+        """Finds the answer to each question; raises as `texts_for` does.
 
         Args:
             wanted: keys of the questions that have a label.
-            found: the rows by such keys; by `question_id` if not given.
+            found: rows by such keys; by default those of the file by `question_id`.
         """
         found = self.by("question_id") if found is None else found
         return texts_for(wanted, found, self.path, "" if self.checking else "the answers to ")
@@ -107,7 +104,7 @@ class Results:
 def score_parser(
     prog: str, description: str, result_file: bool = True, result_dir: bool = False
 ) -> argparse.ArgumentParser:
-    """A scorer's parser, with the flags that all have; `result_dir` adds the flag for a folder of answers files."""
+    """Builds a scorer's parser with the shared flags; `result_dir` adds the flag for a folder of answers files."""
     parser = OneLineParser(prog=prog, description=description)
     parser.set_defaults(check=None)
     if result_file:
@@ -117,7 +114,7 @@ def score_parser(
         if result_dir:
             source.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
         source.add_argument("--check", type=Path, metavar="QUESTIONS", help=words)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the score to this file, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the score to this file")
     return parser
 
 
@@ -150,7 +147,7 @@ def run_scorer(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, and its folder where there is none."""
+    """Writes a JSON file, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -24,14 +24,14 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
     ],
 )
 def test_the_question_in_a_prompt_of_textvqa(prompt: str) -> None:
-    assert eval_textvqa.bare_question(prompt) == "what brand is it?"
+    assert eval_textvqa.find_question(prompt) == "what brand is it?"
 
 
 def test_a_prompt_without_a_question_is_refused() -> None:
     with pytest.raises(ValueError, match="no question in the prompt 'OCR tokens: KODAK'"):
-        eval_textvqa.bare_question("OCR tokens: KODAK")
+        eval_textvqa.find_question("OCR tokens: KODAK")
     with pytest.raises(ValueError, match="no question in the prompt ''"):
-        eval_textvqa.bare_question("")
+        eval_textvqa.find_question("")
 
 
 def textvqa_files(folder: Path, said: list[tuple[str, str, str]]) -> list[str]:
