@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava.command import check_outputs, parse_and_run
 from llava.eval.eval_seed import add_flags, chosen_choice, measure, read_questions
-from llava.eval.score.rows import Key, Row, read_answers, texts_for
+from llava.eval.score.rows import Key, Row, find_texts, read_answers
 from llava.eval.score.score import score_parser, write_json
 
 
@@ -33,7 +33,7 @@ def convert(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, score.to_dict())
     questions, _ = read_questions(args.annotation_file, args.only)
-    rows = submission(questions, texts_for(questions, read_answers(args.result_file), args.result_file))
+    rows = submission(questions, find_texts(questions, read_answers(args.result_file), args.result_file))
     args.result_upload_file.parent.mkdir(parents=True, exist_ok=True)
     args.result_upload_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{args.result_upload_file}: {len(rows)} predictions")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Row, read_answers, read_labelled, texts_for
+from llava.eval.score.rows import Row, find_texts, read_answers, read_labelled
 from llava.eval.score.score import write_json
 from llava.eval.score.vqa import normalise_answer
 
@@ -30,7 +30,7 @@ def convert(args: argparse.Namespace) -> None:
         return
     if args.result_upload_file is None:
         raise ValueError("--result-upload-file is needed with --result-file")
-    said = texts_for(questions, read_answers(args.result_file), args.result_file)
+    said = find_texts(questions, read_answers(args.result_file), args.result_file)
     write_json(args.result_upload_file, submission(list(questions.values()), said))
     print(f"{args.result_upload_file}: {len(questions)} answers")
 

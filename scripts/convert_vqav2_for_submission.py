@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.score.rows import Key, Row, read_answers, read_labelled, rows_for
+from llava.eval.score.rows import Key, Row, find_answers, read_answers, read_labelled
 from llava.eval.score.score import write_json
 from llava.eval.score.vqa import normalise_answer
 
@@ -37,12 +37,12 @@ def convert(args: argparse.Namespace) -> None:
     asked = args.dir / f"{args.split}.jsonl"
     split, test = read_labelled(asked, ()), read_labelled(args.dir / TEST_FILE, ())
     if args.check:
-        rows_for(split, test, args.dir / TEST_FILE, "")
+        find_answers(split, test, args.dir / TEST_FILE, "")
         print(f"{asked}: the test set has its questions")
         return
     result_file = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
     answers = read_answers(result_file)
-    rows_for(split, answers, result_file)  # is the split complete?
+    find_answers(split, answers, result_file)  # is the split complete?
     if unknown := [key for key in answers if key not in test]:
         raise ValueError(f"{result_file} answers question {unknown[0][0]!r}, which {TEST_FILE} does not have")
     target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, keyed, read_sheet, read_table
+from llava.eval.score.rows import Key, Row, index_rows, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -104,7 +104,7 @@ def read_questions(path: Path) -> dict[int, Row]:
     Raises:
         ValueError: a column is missing, an index is not a number, or the split has no answers.
     """
-    table = keyed(
+    table = index_rows(
         path,
         [(f"{path}: row {n}", row) for n, row in enumerate(read_table(path), 1)],
         ("question", "A", "B"),
@@ -117,7 +117,7 @@ def read_questions(path: Path) -> dict[int, Row]:
     return {int(key[0]): row for key, row in table.items()}
 
 
-def own_options(row: Row) -> dict[str, str]:
+def find_options(row: Row) -> dict[str, str]:
     """Finds the options of a row by letter, up to the first empty one."""
     texts = [str(row.get(letter) or "") for letter in LETTERS]
     count = next((i for i, text in enumerate(texts) if text.strip().lower() in NO_OPTION), len(texts))
@@ -129,13 +129,13 @@ def measure(args: argparse.Namespace) -> Score:
     questions, results = read_questions(args.annotation_file), Results.of(args)
     path = results.path
     if results.checking:
-        return score(questions, from_table(read_table(path), "question", questions, path))
+        return score(questions, read_answer_table(read_table(path), "question", questions, path))
     if path.suffix.lower() == ".xlsx":
-        return score(questions, from_table(read_sheet(path), "prediction", questions, path))
-    return score(questions, by_order(results.by("question_id", "round_id"), path))
+        return score(questions, read_answer_table(read_sheet(path), "prediction", questions, path))
+    return score(questions, index_by_order(results.by("question_id", "round_id"), path))
 
 
-def from_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:
+def read_answer_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:
     """Sorts the rows of a table of answers by index and round.
 
     Args:
@@ -144,17 +144,19 @@ def from_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], pat
         questions: the rows whose options were shown.
         path: the table's file.
     """
-    table = keyed(path, [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)], (said,), ("index",))
+    table = index_rows(
+        path, [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)], (said,), ("index",)
+    )
     if unknown := [index for (index,) in table if not index.isdigit() or int(index) not in questions]:
         raise ValueError(f"{path} holds question {unknown[0]!r}, which the table does not have")
     answers = {}
     for (index,), row in table.items():
-        options = own_options(questions[int(index)])
+        options = find_options(questions[int(index)])
         answers[int(index), 0] = {"text": row[said], "options": [*options.values()], "option_char": [*options]}
     return answers
 
 
-def by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
+def index_by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
     """Sorts answers by index and round, and checks that each has the options as shown."""
     answers: dict[Order, Row] = {}
     for (index, turn), row in rows.items():

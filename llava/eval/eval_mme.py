@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.parse import mme_yes_no
-from llava.eval.score.rows import Key, Row, keyed
+from llava.eval.score.parse import read_mme_answer
+from llava.eval.score.rows import Key, Row, index_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -52,7 +52,7 @@ def score(labels: Mapping[Key, str], said: Sequence[str]) -> Score:
     """
     right: dict[str, dict[str, list[bool]]] = {task: {} for task in (*PERCEPTION, *COGNITION)}
     for (task, image, _), label, text in zip(labels, labels.values(), said, strict=True):
-        right[task].setdefault(image, []).append(mme_yes_no(text) == label)
+        right[task].setdefault(image, []).append(read_mme_answer(text) == label)
     if empty := [task for task, images in right.items() if not images]:
         raise ValueError(f"there are no questions of {', '.join(empty)}; perception and cognition sum over all tasks")
     tasks = {task: task_score(images) for task, images in right.items()}
@@ -103,7 +103,7 @@ def strip_instructions(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
-def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
+def index_by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
     """Maps (task, image, question) to answers; LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
     rows = []
     for name, prompt in answers:
@@ -112,14 +112,14 @@ def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
             raise ValueError(f"{path}: question_id is {name!r}; MME's are TASK/IMAGE")
         key = {"task": task, "image": Path(image).stem, "question": strip_instructions(prompt)}
         rows.append((str(path), key | {"text": answers[name, prompt]["text"]}))
-    return keyed(path, rows, ("text",), ("task", "image", "question"))
+    return index_rows(path, rows, ("text",), ("task", "image", "question"))
 
 
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
     labels = read_labels(args.data_dir)
     results = Results.of(args)
-    return score(labels, results.texts(labels, by_question(results.by("question_id", "prompt"), results.path)))
+    return score(labels, results.texts(labels, index_by_question(results.by("question_id", "prompt"), results.path)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

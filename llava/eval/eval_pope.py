@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.parse import pope_yes_no
+from llava.eval.score.parse import read_pope_answer
 from llava.eval.score.rows import Key, Row, read_labelled, read_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
@@ -58,7 +58,7 @@ def score(labels: Mapping[str, Sequence[tuple[Key, str]]], said: Mapping[str, Ma
     rows = {}
     for category, own in labels.items():
         right = [label == "yes" for _, label in own]
-        rows[category] = measures(right, [pope_yes_no(said[category][key]) == "yes" for key, _ in own])
+        rows[category] = measures(right, [read_pope_answer(said[category][key]) == "yes" for key, _ in own])
     mean = {name: sum(row[name] for row in rows.values()) / len(rows) for name in MEASURES}
     return Score("POPE", rows | {"mean": mean | {"questions": sum(len(own) for own in labels.values())}})
 
@@ -119,7 +119,7 @@ def strip_instruction(text: str) -> str:
     return text.split("\n")[0].strip()
 
 
-def by_object(rows: Iterable[Row]) -> dict[Key, Row]:
+def index_by_object(rows: Iterable[Row]) -> dict[Key, Row]:
     """Maps (image, object, number of earlier rows with these two) to the rows of one category."""
     seen: Counter[Key] = Counter()
     found: dict[Key, Row] = {}
@@ -147,12 +147,12 @@ def check_labels(labels: Objects, asked: Objects, args: argparse.Namespace) -> N
 
 def measure(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them."""
-    labels = {category: by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
+    labels = {category: index_by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
     questions = read_labelled(args.question_file, ("image", "text", "category"))
     categories: dict[str, list[Row]] = {}
     for name, row in questions.items():
         categories.setdefault(row["category"], []).append(row | {"key": name})
-    asked = {category: by_object(rows) for category, rows in categories.items()}
+    asked = {category: index_by_object(rows) for category, rows in categories.items()}
     check_labels(labels, asked, args)
     texts = dict(zip(questions, Results.of(args).texts(questions), strict=True))
     said = {category: {key: texts[row["key"]] for key, row in rows.items()} for category, rows in asked.items()}

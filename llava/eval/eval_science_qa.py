@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, keyed, read_json
+from llava.eval.score.rows import Key, Row, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser, write_json
 
 SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
@@ -99,7 +99,7 @@ def read_asked(path: Path) -> dict[Key, Row]:
     """
     entries = read_json(path, list)
     rows = [(f"{path}: entry {n}", {**entry, "text": ""}) for n, entry in enumerate(entries) if isinstance(entry, dict)]
-    return keyed(path, rows, ("conversations",), ("id",))
+    return index_rows(path, rows, ("conversations",), ("id",))
 
 
 def measure(args: argparse.Namespace) -> Score:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Row, keyed, read_json
+from llava.eval.score.rows import Row, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 SOURCE = "https://huggingface.co/datasets/AILab-CVPR/SEED-Bench"
@@ -68,7 +68,7 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
     if missing := [name for name in ("questions", "question_type") if name not in content]:
         raise ValueError(f"{path} has no {', '.join(missing)}; it must be SEED-Bench.json")
     places = [(f"{path}: questions[{index}]", row) for index, row in enumerate(content["questions"])]
-    questions = keyed(path, places, FIELDS, ("question_id",))
+    questions = index_rows(path, places, FIELDS, ("question_id",))
     kept = {key: row for key, row in questions.items() if only in (None, row["data_type"])}
     if not kept:
         raise ValueError(f"{path} holds no questions about {only}s")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.rows import Key, Row, keyed, name_of, read_json
+from llava.eval.score.rows import Key, Row, format_key, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
 from llava.eval.score.vqa import soft_accuracy
 
@@ -76,26 +76,26 @@ def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Ro
         yield place, row | {"asked": key, "question": key[1] if seen[key] == 1 else f"{key[1]} ({seen[key]})"}
 
 
-def by_question(results: Results) -> dict[Key, Row]:
+def index_by_question(results: Results) -> dict[Key, Row]:
     """Reads the rows of an answers file by (image, question).
 
     Raises:
         ValueError: a row lacks a field, or its prompt has no known form.
     """
     lines = [(place, row | {"place": place}) for place, row in results.rows()]
-    said = keyed(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
+    said = index_rows(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
     rows = [
         (row["place"], {**row, "image_id": row["question_id"], "question": find_question(str(row["prompt"]))})
         for row in said
     ]
-    return keyed(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
+    return index_rows(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
 
 
 def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) -> None:
     """Raises ValueError if a question has more answers than annotations."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
-            raise ValueError(f"{row['place']}: {name_of(row['asked'])} appears twice")
+            raise ValueError(f"{row['place']}: {format_key(row['asked'])} appears twice")
 
 
 def measure(args: argparse.Namespace) -> Score:
@@ -104,19 +104,21 @@ def measure(args: argparse.Namespace) -> Score:
     if not isinstance(content.get("data"), list):
         raise ValueError(f"{args.annotation_file} has no list `data`")
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
-    annotations = keyed(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
+    annotations = index_rows(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
     if args.result_dir is None:
-        return score(list(annotations.values()), texts_of(annotations, Results.of(args)))
+        return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args)))
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]
     if not files:
         raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
-    scores = {path.name: score(list(annotations.values()), texts_of(annotations, Results(path))) for path in files}
+    scores = {
+        path.name: score(list(annotations.values()), find_answer_texts(annotations, Results(path))) for path in files
+    }
     return Score("TextVQA", {name: single.rows["all"] for name, single in scores.items()})
 
 
-def texts_of(annotations: Mapping[Key, Row], results: Results) -> list[str]:
-    """Finds the answers in a file, in the annotations' order; raises as `by_question` and `Results.texts` do."""
-    answers = by_question(results)
+def find_answer_texts(annotations: Mapping[Key, Row], results: Results) -> list[str]:
+    """Finds the answers in a file, in the annotations' order; raises as `index_by_question` and `Results.texts` do."""
+    answers = index_by_question(results)
     check_surplus(annotations, answers)
     return results.texts(annotations, answers)
 

@@ -62,7 +62,7 @@ def test_pope(run: Run, tmp_path: Path) -> None:
 
 
 def test_each_gpu_answers_a_chunk_and_quadtree_flags_reach_the_model(run: Run, tmp_path: Path) -> None:
-    """Each GPU in a process of its own; more are named than there are here, which does not matter on the CPU."""
+    """Each GPU in its own process; more are named than there are here, which does not matter on the CPU."""
     data = pope(tmp_path)
     run("pope")
     (tmp_path / "processes").mkdir()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.run.jsonl import Row, append_rows, as_lines, check_regular, read_rows, replace
+from llava.eval.run.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
 from llava.eval.run.questions import Question
 
 PER_ROW = ("index", "image", "image_size", "visual_tokens", "uniform_tokens")
@@ -125,15 +125,15 @@ class AnswerFile:
         """
         kind = "error" if file.name.startswith(self.errors.name) else "text"
         try:
-            return read_rows(file, "answer of this runner", lambda row: _is_row(row, kind), begins_row).numbered
+            return read_rows(file, "answer of this runner", lambda row: _is_row(row, kind), is_row_start).numbered
         except ValueError as error:
             raise ValueError(f"{error}; name another --answers-file") from None
 
     def _merge(self, path: Path) -> int:
         """Merges a file and its parts into the file, which is rewritten only if this changes it."""
         parts = self._parts(path)
-        rows = in_order(row for file in (path, *parts) for _, row in self._read(file))
-        content = as_lines(rows)
+        rows = sort_rows(row for file in (path, *parts) for _, row in self._read(file))
+        content = format_rows(rows)
         if path == self.path or rows:
             shared = path.exists() and path.stat().st_nlink > 1  # by a hard link: its other name must keep its content
             if shared or not path.exists() or path.read_bytes() != content:
@@ -143,7 +143,7 @@ class AnswerFile:
         return len(rows)
 
 
-def in_order(rows: Iterable[Row]) -> list[Row]:
+def sort_rows(rows: Iterable[Row]) -> list[Row]:
     """Sorts rows by question and keeps the first of those that answer the same one."""
     first: dict[int, Row] = {}
     for row in rows:
@@ -163,7 +163,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return found
 
 
-def begins_row(line: bytes) -> bool:
+def is_row_start(line: bytes) -> bool:
     """Whether bytes begin a row's line, which is JSON that starts with `question_id` and `prompt`."""
     if not line.startswith(_OPENING):
         return _OPENING.startswith(line)

@@ -35,14 +35,14 @@ class Rows:
     """Whether the file holds nothing else, so that a row may be appended as it is."""
 
 
-def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: Callable[[bytes], bool]) -> Rows:
+def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start: Callable[[bytes], bool]) -> Rows:
     """Reads a file of rows; a missing file has none.
 
     Args:
         path: the file.
         kind: name of a row, for messages.
         is_row: whether an object is a row.
-        begins_row: whether bytes are the beginning of a row's line; only such a last line may be truncated.
+        is_row_start: whether bytes are the beginning of a row's line; only such a last line may be truncated.
 
     Raises:
         ValueError: the file holds something else.
@@ -60,7 +60,7 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: 
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # RecursionError: lists nested a thousand deep
-            if number == len(lines) and begins_row(line):
+            if number == len(lines) and is_row_start(line):
                 break
             row = None
         if not (isinstance(row, dict) and is_row(row)):
@@ -90,7 +90,7 @@ def append_row(path: Path, row: Row) -> None:
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Appends rows and waits until they are on the disk."""
     with path.open("ab") as file:
-        _write(file.fileno(), as_lines(rows))
+        _write(file.fileno(), format_rows(rows))
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -106,7 +106,7 @@ def replace(path: Path, content: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
-def as_lines(rows: Iterable[Row]) -> bytes:
+def format_rows(rows: Iterable[Row]) -> bytes:
     """Formats rows as lines."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 

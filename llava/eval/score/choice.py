@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llava.eval.score.parse import letters, listed_options, option_letter
+from llava.eval.score.parse import find_listed_options, letters, option_letter
 from llava.eval.score.rows import Row, read_labelled
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
@@ -19,7 +19,7 @@ def chosen_letter(question: Row, text: str) -> str | None:
 
     The options are those that the question lists, or the letters A to F where it lists none.
     """
-    return option_letter(text, listed_options(question["text"]) or letters(6))
+    return option_letter(text, find_listed_options(question["text"]) or letters(6))
 
 
 def label_letter(label: str) -> str:

@@ -75,7 +75,7 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
     ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a
     letter, in any case and decoration; the last letter that it declares ("the answer is B", "I choose B", "B is
-    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a line of its own), or its last line is
+    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
     one; it is an option's text, but for a leading article; exactly one option's letter is alone in it; exactly one
     option's text is in it.
 
@@ -105,7 +105,7 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     return inside.pop() if len(inside) == 1 else None
 
 
-def listed_options(question: str) -> dict[str, str]:
+def find_listed_options(question: str) -> dict[str, str]:
     """Finds the options that a question lists, one per line as "(A) text" or "A. text"."""
     return {letter: text for letter, text in _LISTED.findall(question)}
 
@@ -115,13 +115,13 @@ def letters(count: int) -> dict[str, str]:
     return {chr(ord("A") + index): "" for index in range(count)}
 
 
-def pope_yes_no(text: str) -> str:
+def read_pope_answer(text: str) -> str:
     """Reads an answer by POPE's rule: "no" if "no", "No" or "not" is a word of the first sentence, else "yes"."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def mme_yes_no(text: str) -> str | None:
+def read_mme_answer(text: str) -> str | None:
     """Reads "yes" or "no" by MME's rule, from the first four characters; None is neither, and always wrong."""
     start = text.strip().lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else None

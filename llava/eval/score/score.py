@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, keyed, read_rows, texts_for
+from llava.eval.score.rows import Key, Row, find_texts, index_rows, read_rows
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -87,18 +87,18 @@ class Results:
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 
     def by(self, *key: str) -> dict[Key, Row]:
-        """Reads the rows by the fields of `key`; raises as `keyed` does."""
-        return keyed(self.path, self.rows(), ("text",), key)
+        """Reads the rows by the fields of `key`; raises as `index_rows` does."""
+        return index_rows(self.path, self.rows(), ("text",), key)
 
     def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
-        """Finds the answer to each question; raises as `texts_for` does.
+        """Finds the answer to each question; raises as `find_texts` does.
 
         Args:
             wanted: keys of the questions that have a label.
             found: rows by such keys; by default those of the file by `question_id`.
         """
         found = self.by("question_id") if found is None else found
-        return texts_for(wanted, found, self.path, "" if self.checking else "the answers to ")
+        return find_texts(wanted, found, self.path, "" if self.checking else "the answers to ")
 
 
 def score_parser(

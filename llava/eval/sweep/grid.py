@@ -150,7 +150,7 @@ def own_settings(model_path: str) -> QLIPConfig:
     return replace(settings, mlp=settings.mlp and str((checkpoint.folder / settings.mlp).resolve()))
 
 
-def as_settings(cell: Cell) -> dict[str, Any] | None:
+def to_settings(cell: Cell) -> dict[str, Any] | None:
     """Converts a cell to its form in the results."""
     return None if cell is None else cell.to_dict()
 
@@ -162,7 +162,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
         ValueError: no sweep wrote the file.
     """
     try:
-        rows = read_rows(path, "cell of a sweep", _is_cell, begins_cell)
+        rows = read_rows(path, "cell of a sweep", _is_cell, is_cell_start)
     except ValueError as error:
         raise ValueError(f"{error}; take the line out, or name another --out") from None
     records = []
@@ -176,7 +176,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
     return records, rows
 
 
-def begins_cell(line: bytes) -> bool:
+def is_cell_start(line: bytes) -> bool:
     """Whether bytes begin a cell's line, which is JSON that starts with the task."""
     return line.startswith(_OPENING) or _OPENING.startswith(line)
 

@@ -69,7 +69,7 @@ def test_a_missing_or_second_answer_to_textvqa_is_named(
     assert words in capsys.readouterr().err
 
 
-def test_a_question_that_stands_twice_for_an_image_is_scored_twice_in_the_files_order(
+def test_a_question_that_occurs_twice_for_an_image_is_scored_twice_in_the_files_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = [

@@ -99,7 +99,7 @@ def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> N
     assert unreadable.reason.startswith("not a readable image")
 
 
-def test_a_path_that_the_system_refuses_is_told_as_any_other(
+def test_a_path_that_the_system_refuses_is_reported_as_any_other(
     engine: ChatEngine, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preparer, stat = Preparer.of(engine.model.get_vision_tower()), Path.stat
