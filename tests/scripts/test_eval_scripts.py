@@ -15,8 +15,7 @@ import pytest
 
 from tests.interpreter import start
 from tests.llava.eval.files import write_json, write_rows
-from tests.llava.eval.test_choice_scores import problem, seed_question
-from tests.llava.eval.test_yes_no_scores import TASKS
+from tests.llava.eval.scoring import TASKS, problem, seed_question
 from tests.scripts.eval_scripts import (
     COLOUR,
     COUNT,
