@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import check_outputs, parse_and_run
-from llava.eval.eval_seed import add_flags, chosen_choice, measure, read_questions
+from llava.eval.eval_seed import add_flags, chosen_choice, read_questions, score_files
 from llava.eval.score.rows import Key, Row, find_texts, read_answers
 from llava.eval.score.score import score_parser, write_json
 
@@ -25,7 +25,7 @@ def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
 def convert(args: argparse.Namespace) -> None:
     """Prints the score and writes the submission, JSON lines; with --check it only checks the labels."""
     check_outputs(args, "json", "result_upload_file")
-    score = measure(args)
+    score = score_files(args)
     if args.check:
         print(f"{args.check}: all labels have their questions")
         return

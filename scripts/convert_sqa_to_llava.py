@@ -16,27 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.score.rows import Row, read_json
+from llava.eval.eval_science_qa import read_problems
+from llava.eval.score.rows import Row
 from llava.eval.score.score import write_json
 
 LETTERS = "ABCDE"
 FIELDS = ("question", "choices", "answer", "hint", "image", "lecture", "solution")
 FORMAT = re.compile(r"([QCMLE]+)-([LEA]*A[LE]*|LEPA)")
-
-
-def read_split(base_dir: Path, split: str) -> dict[str, Row]:
-    """Reads the problems of a split from `pid_splits.json` and `problems.json`.
-
-    Raises:
-        ValueError: there is no such split, or a problem is missing or incomplete.
-    """
-    splits, problems = (read_json(base_dir / name, dict) for name in ("pid_splits.json", "problems.json"))
-    if split not in splits:
-        raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
-    for name in splits[split]:
-        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
-            raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
-    return {name: problems[name] for name in splits[split]}
 
 
 def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
@@ -80,7 +66,7 @@ def tidy(text: str) -> str:
 
 def convert(args: argparse.Namespace) -> None:
     """Writes the file that the flags ask for."""
-    problems = read_split(args.base_dir, args.split)
+    problems = read_problems(args.base_dir, args.split, FIELDS)
     rows = []
     for name, problem in problems.items():
         question, answer = question_and_answer(problem, args.prompt_format)

@@ -124,8 +124,8 @@ def find_options(row: Row) -> dict[str, str]:
     return dict(zip(LETTERS, texts[:count], strict=False))
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions, results = read_questions(args.annotation_file), Results.of(args)
     path = results.path
     if results.checking:
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_mmbench", "Score answers to a split of MMBench that comes with answers.")
     parser.add_argument("--annotation-file", type=Path, required=True, help="the split's table (.tsv)")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def index_by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
     return index_rows(path, rows, ("text",), ("task", "image", "question"))
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     labels = read_labels(args.data_dir)
     results = Results.of(args)
     return score(labels, results.texts(labels, index_by_question(results.by("question_id", "prompt"), results.path)))
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_mme", "Score answers to MME.")
     parser.add_argument("--data-dir", type=Path, required=True, help="MME_Benchmark_release_version")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

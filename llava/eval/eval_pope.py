@@ -145,8 +145,8 @@ def check_labels(labels: Objects, asked: Objects, args: argparse.Namespace) -> N
                 )
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     labels = {category: index_by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
     questions = read_labelled(args.question_file, ("image", "text", "category"))
     categories: dict[str, list[Row]] = {}
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = score_parser("eval_pope", "Score answers to POPE.")
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_*.json")
     parser.add_argument("--question-file", type=Path, required=True, help="llava_pope_test.jsonl")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

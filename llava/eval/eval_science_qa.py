@@ -73,8 +73,8 @@ def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
     return Score("ScienceQA", rows)
 
 
-def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
-    """Reads the problems of a split from `pid_splits.json` and `problems.json`.
+def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) -> dict[str, Row]:
+    """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have the `fields`.
 
     Raises:
         ValueError: there is no such split, or a problem is missing or incomplete.
@@ -84,7 +84,7 @@ def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
     if split not in splits:
         raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
     for name in splits[split]:
-        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
+        if missing := [field for field in fields if field not in problems.get(name, {})]:
             raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
     if not splits[split]:
         raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is empty")
@@ -102,7 +102,7 @@ def read_asked(path: Path) -> dict[Key, Row]:
     return index_rows(path, rows, ("conversations",), ("id",))
 
 
-def measure(args: argparse.Namespace) -> Score:
+def score_files(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name, scores them, and writes LLaVA's two files if the flags name them."""
     problems = read_problems(args.base_dir, args.split)
     results = Results.of(args)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-result", type=Path, help="write the predicted choices to this file")
     parser.add_argument("--split", default="test")
     parser.add_argument("--options", nargs="+", default=list("ABCDE"), help="letters of the choices (A B C D E)")
-    return run_scorer(parser, measure, argv, ("output_file", "output_result"))
+    return run_scorer(parser, score_files, argv, ("output_file", "output_result"))
 
 
 if __name__ == "__main__":

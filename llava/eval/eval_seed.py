@@ -78,8 +78,8 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
     return kept, types
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions, types = read_questions(args.annotation_file, args.only)
     return score(list(questions.values()), types, Results.of(args).texts(questions))
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_seed", "Score answers to SEED-Bench.")
     add_flags(parser)
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

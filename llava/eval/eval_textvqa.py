@@ -98,7 +98,7 @@ def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) ->
             raise ValueError(f"{row['place']}: {format_key(row['asked'])} appears twice")
 
 
-def measure(args: argparse.Namespace) -> Score:
+def score_files(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them; of a folder of answers files, each gets a row."""
     content = read_json(args.annotation_file, dict)
     if not isinstance(content.get("data"), list):
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_textvqa", "Score answers to TextVQA.", result_dir=True)
     parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ def label_letter(label: str) -> str:
 def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Scorer, argv: Sequence[str] | None) -> int:
     """Runs a scorer's command line: reads the two files, checks that every question has `fields`, and scores."""
 
-    def measure(args: argparse.Namespace) -> Score:
+    def score_files(args: argparse.Namespace) -> Score:
         questions = read_labelled(args.question_file, ("text", *fields))
         return score(list(questions.values()), Results.of(args).texts(questions))
 
     parser = score_parser(prog, f"Score answers to {benchmark}.")
     help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"
     parser.add_argument("--question-file", type=Path, required=True, help=help_text)
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)

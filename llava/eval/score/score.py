@@ -120,7 +120,7 @@ def score_parser(
 
 def run_scorer(
     parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace], Score],
+    score_files: Callable[[argparse.Namespace], Score],
     argv: Sequence[str] | None,
     outputs: Sequence[str] = (),
 ) -> int:
@@ -128,14 +128,14 @@ def run_scorer(
 
     Args:
         parser: from `score_parser`.
-        measure: reads the files that the flags name and scores them.
+        score_files: scores the answers that the flags name.
         argv: the command line.
-        outputs: attributes of the flags for more files that `measure` writes.
+        outputs: attributes of the flags for more files that `score_files` writes.
     """
 
     def print_score(args: argparse.Namespace) -> None:
         check_outputs(args, "json", *outputs)
-        score = measure(args)
+        score = score_files(args)
         if args.check:
             print(f"{args.check}: all labels have their questions")
             return

@@ -57,4 +57,4 @@ def test_a_split_of_science_qa_must_be_there(tmp_path: Path, split: str, words: 
     answers = write_answers(tmp_path / "a.jsonl", {"1": "A"})
     parsed = type("Args", (), {"base_dir": Path(flags[1]), "split": split, "result_file": answers, "options": "ABCDE"})
     with pytest.raises(ValueError, match=words):
-        eval_science_qa.measure(parsed)
+        eval_science_qa.score_files(parsed)
