@@ -21,7 +21,7 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.answerer import Answerer
-from llava.eval.sweep.cells import own_settings
+from llava.eval.sweep.grid import own_settings
 from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine

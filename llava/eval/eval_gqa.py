@@ -1,7 +1,7 @@
 """GQA: accuracy, and by kind of answer and of question: `python -m llava.eval.eval_gqa`.
 
-What GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution, which
-need its further files, are left to it.
+This is what GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution
+need more files, which that script reads.
 """
 
 from __future__ import annotations
@@ -11,12 +11,32 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.rows import Row, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
+SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+BENCHMARK = Benchmark(
+    name="GQA",
+    script="gqa",
+    folder="gqa",
+    questions="{split}.jsonl",
+    images="data/images",
+    data="`gqa/data/`: `images/`, `testdev_balanced_questions.json`",
+    measures="all, binary, open, by type",
+    needs={
+        "{split}.jsonl": ANNOTATIONS,
+        "data/testdev_balanced_questions.json": f"the questions of {SOURCE}, into {{dir}}/data",
+        "data/images": f"the images of {SOURCE}, as {{dir}}/data/images",
+    },
+    labels={"--question-file": "data/testdev_balanced_questions.json"},
+    scorer="eval_gqa",
+    split="llava_gqa_testdev_balanced",
+)
+
 
 def prediction(text: str) -> str:
-    """An answer as GQA compares it: lower case, without a full stop at its end."""
+    """Normalises an answer as GQA does: lower case, without a final full stop."""
     return text.strip().rstrip(".").lower()
 
 
@@ -39,8 +59,8 @@ def score(questions: Mapping[str, Row], said: Sequence[str]) -> Score:
     return Score("GQA", rows)
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions = read_json(args.question_file, dict)
     for name, row in questions.items():
         if not ("answer" in row and {"structural", "semantic"} <= set(row.get("types", ()))):
@@ -54,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_gqa", "Score answers to GQA.")
     parser.add_argument("--question-file", type=Path, required=True, help="GQA's testdev_balanced_questions.json")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval import model_vqa_loader
+from llava.eval.run.likelihood import option_losses
 from llava.eval.score.rows import Row, read_rows
-from llava.eval.vstar_likelihood import option_losses
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path, device_flag

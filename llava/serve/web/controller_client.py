@@ -22,19 +22,18 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
-from llava.serve.engine.chat_engine import separators
 from llava.serve.engine.params import QLIPOptions
-from llava.serve.engine.prompting import build_conversation
+from llava.serve.engine.prompting import build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
+from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.workers import protocol
 from llava.serve.workers.protocol import ErrorCode, FrameSplitter
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 
-PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
 MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.sweep.cells import own_settings
+from llava.eval.sweep.grid import own_settings
 from llava.utils import demo_model_path
 from playground.evaluate import V_STAR
 from qlip import QLIPConfig

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.run.answerer import Answerer, same_answer
-from llava.eval.sweep.cells import own_settings
+from llava.eval.sweep.grid import own_settings
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens

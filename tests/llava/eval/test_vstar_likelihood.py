@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
-from llava.eval.vstar_likelihood import Choice, option_losses, read_choice
+from llava.eval.run.likelihood import Choice, option_losses, read_choice
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
-from llava.utils import demo_model_path, demo_picture_path
+from llava.utils import demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 
 QUESTION = "What colour is the ring?"
 OPTIONS = ["red", "purple", "a purple ring and a cyan triangle", "green"]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def loss_with_labels(engine: ChatEngine, picture: ImageTokens, option: str) -> f
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_options_loss_is_the_models_own_whatever_stands_beside_it(
+def test_an_options_loss_is_the_models_own_whatever_its_batch(
     engine: ChatEngine, picture: ImageTokens, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = [loss_with_labels(engine, picture, option) for option in OPTIONS]
@@ -93,7 +91,7 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
         read_choice(LISTED, tmp_path)
 
 
-def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_letters_are(
+def test_the_command_continues_where_it_was_stopped_and_is_scored_as_generated_letters_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The embedded model sees a purple ring: of the four questions the first, second and fourth come out right."""

@@ -25,10 +25,10 @@ def test_both_ways_give_the_same_answers(tmp_path: Path) -> None:
     engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
     questions = read_lines(write_questions(tmp_path, CASE), tmp_path)
     assert len(questions) == 6 and len({question.image for question in questions}) == 2
-    runner, asked = Runner(engine, Sampling(0.0, max_new_tokens=24)), list(enumerate(questions))
+    runner = Runner(engine, Sampling(0.0, max_new_tokens=24))
     preparer = Preparer.of(engine.model.get_vision_tower())
-    ready = prepare_ahead(preparer, pictures_of(asked, runner.limits), workers=0, ahead=1)
-    together = run_batches(runner, asked, ready, AnswerFile(tmp_path / "a.jsonl"))
+    ready = prepare_ahead(preparer, pictures_of(questions, runner.limits), workers=0, ahead=1)
+    together = run_batches(runner, questions, ready, AnswerFile(tmp_path / "a.jsonl"))
     assert together == one_at_a_time(engine, questions, 24)
     assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 6
 

@@ -1,4 +1,4 @@
-"""The commands that answer question files: whatever is refused, no file has changed, and no model was loaded."""
+"""The commands that answer question files: a refused run changes no file and loads no model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, ray_batch, vstar_likelihood
-from llava.eval.run import command
+from llava.eval.run import batch_run, cluster, likelihood
 from llava.eval.sweep import command as sweep
+from llava.eval.sweep import measure
 
 RUNS = [model_vqa.main, model_vqa_loader.main, ray_batch.main, vstar_likelihood.main]
 Main = Callable[[Sequence[str]], int]
@@ -24,9 +25,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    for module, name in ((command, "load_engine"), (vstar_likelihood, "load_engine"), (ray_batch, "answer_on")):
-        monkeypatch.setattr(module, name, never)
-    monkeypatch.setattr(sweep, "load_engine", never)
+    for module in (batch_run, likelihood, measure):
+        monkeypatch.setattr(module, "load_engine", never)
+    monkeypatch.setattr(cluster, "answer_on", never)
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_answers_to_other_questions(main: Main, questions: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("main", RUNS)
-def test_a_chunk_that_there_is_not(main: Main, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_chunk(main: Main, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--num-chunks=3", "--chunk-idx=3"]
     line = refused(main, questions, questions.with_name("a.jsonl"), capsys, *flags)
     assert "--chunk-idx is 3; it must be below --num-chunks, which is 3" in line

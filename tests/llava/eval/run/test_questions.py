@@ -30,7 +30,8 @@ def test_json_lines_may_repeat_a_question_id(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     assert read_lines(file, FOLDER) == [
-        Question("art/1.png", text, text, FOLDER / "1.png", "1.png") for text in ("Is it red?", "Is it blue?")
+        Question("art/1.png", text, text, FOLDER / "1.png", "1.png", index=i)
+        for i, text in enumerate(("Is it red?", "Is it blue?"))
     ]
 
 
@@ -38,13 +39,13 @@ def test_json_lines_may_repeat_a_question_id(tmp_path: Path) -> None:
 def test_scienceqa_has_questions_with_and_without_pictures(tmp_path: Path, single: bool, ending: str) -> None:
     said = [{"from": "human", "value": "<image>\nWhich?\n(A) x (B) y"}, {"from": "gpt", "value": "A"}]
     file = tmp_path / "q.json"
-    blind = [{"from": "human", "value": "Why?"}]
+    imageless = [{"from": "human", "value": "Why?"}]
     file.write_text(json.dumps([{"id": "4", "conversations": said, "image": "4/image.png"},
-                                {"id": "5", "conversations": blind}]))  # fmt: skip
+                                {"id": "5", "conversations": imageless}]))  # fmt: skip
     text = "Which?\n(A) x (B) y" + ending
     assert read_science(file, FOLDER, single) == [
         Question("4", f"<image>\n{text}", text, FOLDER / "4/image.png", "4/image.png"),
-        Question("5", f"Why?{ending}", f"Why?{ending}", None, None),
+        Question("5", f"Why?{ending}", f"Why?{ending}", None, None, index=1),
     ]
 
 
@@ -72,6 +73,7 @@ def test_mmbench_rounds_move_the_options_up_under_fixed_letters(tmp_path: Path) 
         ["C", "A", "B"],
     ]
     assert [question.extra["round_id"] for question in rounds] == [0, 1, 2]
+    assert [question.index for question in rounds] == [0, 1, 2]
 
 
 def test_a_picture_inside_mmbenchs_table_is_named_by_its_content(tmp_path: Path) -> None:
@@ -133,6 +135,6 @@ def test_chunks_are_llavas_and_cover_everything_once(length: int, count: int) ->
 
 
 @pytest.mark.parametrize(("count", "index"), [(0, 0), (2, 2), (2, -1)])
-def test_a_chunk_that_there_is_not_is_refused(count: int, index: int) -> None:
+def test_an_absent_chunk_is_refused(count: int, index: int) -> None:
     with pytest.raises(ValueError, match=f"chunk {index} of {count} chunks"):
         chunk([1, 2, 3], count, index)

@@ -22,10 +22,8 @@ from llava.eval import (
 )
 from scripts import convert_vizwiz_for_submission, convert_vqav2_for_submission
 from tests.llava.eval.files import write_json, write_rows
-from tests.llava.eval.test_choice_scores import COLOURS, cv, problem, seed_question
-from tests.llava.eval.test_mmbench import table
-from tests.llava.eval.test_word_scores import gqa_question
-from tests.llava.eval.test_yes_no_scores import SUFFIX, TASKS
+from tests.llava.eval.scoring import COLOURS, SUFFIX, TASKS, cv, gqa_question, problem, seed_question
+from tests.llava.eval.test_eval_mmbench import table
 
 Main = Callable[[Sequence[str]], int]
 Made = tuple[Path, list[str]]
@@ -165,5 +163,5 @@ def test_the_question_files_of_submissions_are_checked(
     assert codes == ((0, 0) if fits else (2, 2))
     errors = capsys.readouterr().err
     assert fits or "llava_vqav2_mscoco_test2015.jsonl lacks 1 of 2 questions, for example '3'" in errors
-    assert fits or "q.jsonl:2: '1' is there a second time" in errors
+    assert fits or "q.jsonl:2: '1' appears twice" in errors
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
