@@ -18,7 +18,7 @@ from typing import Any
 from llava.command import OneLineParser, parse_and_run
 from llava.eval.sweep.cells import own_settings
 from llava.utils import demo_model_path
-from playground.evaluate import V_STAR
+from playground.questions import V_STAR
 from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from qlip.tools.plots import Curve, plot_curves

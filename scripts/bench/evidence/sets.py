@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from llava.eval.run.answerer import VisualQuestion, read_questions
-from playground.drawing import SceneObject
+from playground.objects import SceneObject
 from playground.questions import scene_questions
 from playground.scenes import PRESETS, SceneSpec, scene
 
