@@ -15,8 +15,8 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
-from scripts.bench.batch import Case, measure, report, table, write_questions
-from scripts.bench.batch_ways import WAYS, one_at_a_time, run_batches
+from scripts.bench.batch import WAYS, Case, measure, report, table, write_questions
+from scripts.bench.batch_ways import one_at_a_time, run_batches
 
 CASE = Case("demo", pictures=2, size=224, per_picture=3, new_tokens=24)
 
