@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -156,9 +157,15 @@ def animated() -> bytes:
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+@cache
+def flat_jpeg(side: int) -> bytes:
+    """Makes a progressive JPEG of one grey; once, since large ones take seconds."""
+    return saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+
+
 def jpeg_of_scans(side: int = 8000, scans: int = 45_000) -> bytes:
     """Makes a progressive JPEG that repeats an empty scan: ten bytes each, and a pass over all pixels."""
-    data = saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    data = flat_jpeg(side)
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10)
     return data.removesuffix(b"\xff\xd9") + scans * scan + b"\xff\xd9"
 

@@ -13,10 +13,10 @@ from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 
-def test_what_has_no_eyes_is_refused(tmp_path):
+def test_a_text_only_model_is_refused(tmp_path):
     LlamaForCausalLM(transformers_model().config.text_config).save_pretrained(tmp_path / "llama")
     write_tokenizer(tmp_path / "llama")
-    with pytest.raises(ValueError, match="llama has no vision tower: it is no LLaVA"):
+    with pytest.raises(ValueError, match="llama has no vision tower, so it is not a LLaVA checkpoint"):
         convert(str(tmp_path / "llama"), tmp_path / "out")
 
 
