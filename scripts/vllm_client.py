@@ -18,8 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import qlip
 from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.images import load_images
+from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import key_text
-from llava.serve.workers.auth import server_url
 from llava.utils import device_flag
 from qlip.integrations.vllm import encode_embeds
 
