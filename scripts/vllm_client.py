@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run, real
+from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import key_text
-from llava.serve.workers.auth import server_url
 from llava.utils import device_flag
 from qlip import QLIPConfig
 

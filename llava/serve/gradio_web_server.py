@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 
 from llava.command import OneLineParser, integer, run_command
 from llava.images import DEFAULT_LIMITS
+from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import API_KEY_VARIABLE, api_keys, key_text
 from llava.serve.http.listening import port_number, take_address
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine
@@ -26,7 +27,6 @@ from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
 from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
 from llava.serve.web.theme import css, theme
-from llava.serve.workers.auth import server_url
 from llava.utils import demo_picture_path
 
 MAX_SESSIONS = 256  # visitors whose pictures are kept; the one who has been idle longest goes first
