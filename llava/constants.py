@@ -1,7 +1,4 @@
-"""LLaVA's shared constants: special tokens, their indices and the serving intervals.
-
-It holds values only; who inserts or interprets a token is decided elsewhere.
-"""
+"""LLaVA's shared constants: special tokens and their indices, intervals of the servers, sizes of chat images."""
 
 from __future__ import annotations
 
@@ -17,3 +14,5 @@ DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
 DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"
 IMAGE_PLACEHOLDER = "<image-placeholder>"
+
+CHAT_SHORT, CHAT_LONG = 672, 1344  # pixels

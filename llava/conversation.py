@@ -1,8 +1,7 @@
 """Prompt formats: turns a conversation into the exact text that LLaVA's checkpoints were trained on.
 
-A template is a `Conversation` without messages; copy it, append messages, ask for the prompt. The templates' wording
-and separators are part of LLaVA's interface: a changed space changes answers. This file knows nothing of tokenizers or
-models.
+A template is a `Conversation` without messages; copy it, append messages and get the prompt. The templates' wording and
+separators are part of LLaVA's interface: a changed space changes answers.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.mm_utils import CHAT_LONG, CHAT_SHORT, encode_image_to_base64, fit_for_chat
+from llava.constants import CHAT_LONG, CHAT_SHORT, DEFAULT_IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# A message is text, text with a picture and how to fit it (see `fit_for_chat`), or None: still to be said.
+# A message is text, text with an image and how to fit it (see `fit_for_chat`), or None: not written yet.
 Message = str | tuple[str, Any, str] | None
 
 
@@ -39,7 +37,7 @@ class SeparatorStyle(Enum):
 
 @dataclass
 class Conversation:
-    """A system text, two roles and the messages said so far."""
+    """A system text, two roles and the messages so far."""
 
     system: str
     """Text that opens the prompt."""
@@ -56,16 +54,16 @@ class Conversation:
     sep2: str | None = None
     """Separator after the assistant's turn, where that differs."""
     version: str = "Unknown"
-    """Name of the prompt format; with "mmtag" in it, pictures are wrapped in `<Image>` tags."""
+    """Name of the prompt format; with "mmtag" in it, images are wrapped in `<Image>` tags."""
     skip_next: bool = False
-    """Tells a web demo to leave the next generation out."""
+    """Makes a web demo skip the next generation."""
 
     def append_message(self, role: str, message: Message) -> None:
-        """Adds a message; None stands for the answer that the model is to give."""
+        """Adds a message; None is a placeholder for the model's answer."""
         self.messages.append([role, message])
 
     def copy(self) -> Conversation:
-        """Returns a conversation whose messages can be changed without touching this one."""
+        """Copies the conversation; changing the copy's messages does not change this one's."""
         return Conversation(
             system=self.system,
             roles=self.roles,
@@ -79,7 +77,7 @@ class Conversation:
         )
 
     def get_prompt(self) -> str:
-        """Returns the prompt text.
+        """Builds the prompt text.
 
         Raises:
             ValueError: under `LLAMA_2`, if the first message is missing or not the user's.
@@ -100,7 +98,7 @@ class Conversation:
         return prompt
 
     def _text_turns(self) -> list[tuple[str, str | None]]:
-        """Messages as text; a picture in the first one moves its image token to where the format wants it."""
+        """Lists the messages as text; the image token of an image in the first moves to where the format wants it."""
         turns = [(role, message[0] if isinstance(message, tuple) else message) for role, message in self.messages]
         if not self.messages or not isinstance(self.messages[0][1], tuple):
             return turns
@@ -132,21 +130,23 @@ class Conversation:
         max_len: int = CHAT_LONG,
         min_len: int = CHAT_SHORT,
     ) -> Image.Image | str:
-        """Fits a picture as `fit_for_chat` does; a Pillow image, or the base64 text of a file of `image_format`."""
+        """Resizes an image as `fit_for_chat` does, to a Pillow image or the base64 text of a file of `image_format`."""
+        from llava.image_geometry import encode_image_to_base64, fit_for_chat  # here, since they import Pillow
+
         fitted = fit_for_chat(image, image_process_mode, max_len, min_len)
         return fitted if return_pil else encode_image_to_base64(fitted, image_format)
 
     def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
-        """Returns the user's pictures, fitted as their messages ask.
+        """Lists the user's images, resized as their messages ask.
 
         Args:
-            return_pil: Give Pillow images; otherwise base64 text of PNG files.
+            return_pil: Return Pillow images; otherwise base64 text of PNG files.
         """
-        pictures = [m for _, m in self.messages[self.offset :: 2] if isinstance(m, tuple)]
-        return [self.process_image(image, mode, return_pil) for _, image, mode in pictures]
+        found = [m for _, m in self.messages[self.offset :: 2] if isinstance(m, tuple)]
+        return [self.process_image(image, mode, return_pil) for _, image, mode in found]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Returns `[user, assistant]` pairs; a picture becomes an HTML `img` tag ahead of its message's text."""
+        """Builds `[user, assistant]` pairs; an image becomes an HTML `img` tag before its message's text."""
         pairs: list[list[str | None]] = []
         for i, (_, message) in enumerate(self.messages[self.offset :]):
             if i % 2 == 1:
@@ -161,7 +161,7 @@ class Conversation:
         return pairs
 
     def dict(self) -> Mapping[str, Any]:
-        """Returns what a log needs, without pictures."""
+        """Builds the record for a log, without images."""
         return {
             "system": self.system,
             "roles": self.roles,

@@ -1,20 +1,21 @@
-"""Small services shared by LLaVA's front ends: the embedded demo, the device, logging, what a page says of failures.
+"""Helpers shared by LLaVA's commands: the embedded demo's paths, devices, logging, moderation.
 
-It finds the demo's files but never imports the package that holds them.
+Finds the demo's files without importing the package that holds them; imports torch only to look for devices.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from llava.constants import LOGDIR
+
+if TYPE_CHECKING:
+    import asyncio
 
 server_error_msg = "**The model gave no answer. Try again, or reload this page.**"
 moderation_msg = "This question does not pass moderation. Please ask another one."
@@ -28,7 +29,7 @@ def _playground() -> Path:
 
 
 def demo_model_path() -> Path:
-    """Returns the folder of the embedded demo model.
+    """Finds the folder of the embedded demo model.
 
     Raises:
         FileNotFoundError: if it is not installed.
@@ -40,7 +41,7 @@ def demo_model_path() -> Path:
 
 
 def demo_picture_path() -> Path:
-    """Returns the first of the demo's pictures, by name.
+    """Finds the first of the demo's pictures, by name.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -53,14 +54,18 @@ def demo_picture_path() -> Path:
 
 
 def default_device() -> str:
-    """Returns the best device of this machine: "cuda", "mps" or "cpu"."""
+    """Finds the best device of this machine: "cuda", "mps" or "cpu"."""
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def devices() -> list[str]:
-    """Returns the names of this machine's devices: "cpu", then "cuda:0", "cuda:1", ... or "mps"."""
+    """Lists this machine's devices: "cpu", then "cuda:0", "cuda:1", ... or "mps"."""
+    import torch
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return ["cpu"]
@@ -74,7 +79,7 @@ def check_device(device: str, name: str = "--device") -> None:
 
     Args:
         device: "cpu", "cuda", "cuda:1", "mps".
-        name: what the caller calls it.
+        name: of the caller's argument, for the error.
 
     Raises:
         ValueError: if there is no such device.
@@ -85,7 +90,7 @@ def check_device(device: str, name: str = "--device") -> None:
 
 
 def device_flag(text: str) -> str:
-    """Returns the value of a `--device` flag, for argparse's `type`; one that this machine lacks is a wrong flag."""
+    """Checks the value of a `--device` flag, for argparse's `type`; a device that this machine lacks is refused."""
     try:
         check_device(text, "it")
     except ValueError as error:
@@ -98,10 +103,10 @@ def disable_torch_init() -> None:
 
 
 def build_logger(logger_name: str, logger_filename: str | None = None) -> logging.Logger:
-    """Returns a logger that writes to the console and, given a name, to that file in `LOGDIR`.
+    """Builds a logger that writes to the console and, given a name, to that file in `LOGDIR`.
 
-    LLaVA's also sends `sys.stdout` and `sys.stderr` to log files. This one leaves them as they are, since a library
-    that takes them hides other people's output; `sys.stdout = StreamToLogger(logger)` does it where it is wanted.
+    LLaVA's also redirects `sys.stdout` and `sys.stderr` to log files. This one does not, since a library that
+    redirects them hides other output; `sys.stdout = StreamToLogger(logger)` does it where it is wanted.
     """
     logger = logging.getLogger(logger_name)
     if logger.handlers:
@@ -118,7 +123,7 @@ def build_logger(logger_name: str, logger_filename: str | None = None) -> loggin
 
 
 class StreamToLogger(io.TextIOBase):
-    """A text file whose lines go to a logger, to be put in place of `sys.stdout` or `sys.stderr`.
+    """A text file whose lines go to a logger, as a replacement for `sys.stdout` or `sys.stderr`.
 
     A logger that writes to the stream that this one replaces must do so through the old one (`logger.handlers`).
     """
@@ -135,7 +140,7 @@ class StreamToLogger(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Lines are text: any character will do."""
+        """UTF-8: lines may hold any character."""
         return "utf-8"
 
     def writable(self) -> bool:
@@ -143,39 +148,39 @@ class StreamToLogger(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """False: nobody should draw progress bars here."""
+        """False: progress bars should not be drawn here."""
         return False
 
     def write(self, text: str) -> int:
-        """Logs each whole line; the rest waits for its end."""
+        """Logs each whole line; the rest is kept until its line ends."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             self.logger.log(self.log_level, line.rstrip())
         return len(text)
 
     def flush(self) -> None:
-        """Logs a line that was begun."""
+        """Logs the line that has no end yet."""
         begun, self._begun = self._begun.rstrip(), ""
         if begun:
             self.logger.log(self.log_level, begun)
 
 
 def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:
-    """Returns a semaphore's free places and state as text for a log."""
+    """Formats a semaphore's value and state for a log."""
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
 
 
 def violates_moderation(text: str) -> bool:
-    """Whether OpenAI's moderation flags a text, asked with the key in `OPENAI_API_KEY`.
+    """Asks OpenAI's moderation whether it flags a text, with the key in `OPENAI_API_KEY`.
 
-    LLaVA's takes a text for harmless where the service can't be asked; this one lets nothing pass unasked.
+    LLaVA's version lets a text pass if the service cannot be reached; this one raises.
 
     Raises:
         ValueError: there is no key.
         ModerationFailed: the service gave no verdict.
     """
-    from llava.moderation import ModerationService  # here: most programs ask nothing of it
+    from llava.moderation import ModerationService  # here, since it imports httpx
 
     return ModerationService.from_environment("violates_moderation").flags(text)

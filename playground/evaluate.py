@@ -52,7 +52,7 @@ def compare(
 
 def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
     """The checkpoint's QLIP settings, with `changes` laid over them."""
-    from llava.eval.sweep.cells import own_settings
+    from llava.eval.sweep.grid import own_settings
 
     return QLIPConfig.from_dict(own_settings(model_path).to_dict() | changes)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava.eval.run.answerer import Answerer
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from playground.presets import SceneSpec
 from playground.questions import KINDS, V_STAR, Question, scene_questions

@@ -1,7 +1,7 @@
 """QLIP around a vision transformer: images of any size -> features of their leaves (paper section 3).
 
-The wrapped model's modules are adopted under their own names, so that its checkpoints load unchanged; where they are is
-known to `qlip.backbones.base`. Knows nothing of language models beyond the places that they give an image's tokens.
+The wrapped model's modules keep their own names, so that its checkpoints load unchanged; `qlip.backbones` knows where
+they are.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from qlip.quadtree import Leaves, partition_as
 
 @dataclass(frozen=True)
 class QLIPOutput:
-    """What `QLIPVisionModel` gives, one entry per image."""
+    """The output of `QLIPVisionModel`, one entry per image."""
 
     features: list[Tensor]
     """(M_i, D): the selected hidden layer; with a thumbnail its n * n tokens first, then the leaves in raster order.
-    Of several layers, one beside the other along D."""
+    Several layers are concatenated along D."""
 
     leaves: list[Leaves]
     """The trees."""
@@ -47,22 +47,23 @@ class HiddenStates:
     """(B, T, D) by number of the layer, 0 before the first; [CLS] first."""
 
     valid: Tensor
-    """bool (B, T), True where a token stands."""
+    """bool (B, T), True on tokens, False on padding."""
 
     lengths: list[int]
     """Tokens of each image, [CLS] included."""
 
 
 class QLIPVisionModel(nn.Module):
-    """A CLIP, SigLIP or DINOv2 vision model that sees the leaves of a quadtree instead of a uniform grid.
+    """A CLIP, SigLIP or DINOv2 vision model over the leaves of a quadtree instead of a uniform grid.
 
-    At alpha 0, without a budget and with an image of the native size it equals the wrapped model.
+    At alpha 0, without a budget and with an image of the native size it equals the wrapped model. Methods that take
+    `settings` use them for that call; None means the model's own, `qlip`.
 
     Args:
         vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model; timm's or open_clip's
             VisionTransformer.
-        config: the settings.
-        select_layer: which hidden state to give, as an index into `hidden_states`, or several of them; layers above
+        config: the model's own settings.
+        select_layer: the hidden state to return, as an index into `hidden_states`, or several of them; layers above
             the highest do not run.
     """
 
@@ -88,7 +89,7 @@ class QLIPVisionModel(nn.Module):
         self.select_layer = max(self.select_layers)  # the highest that runs
 
     def resolve_layers(self, select: int | Sequence[int]) -> tuple[int, ...]:
-        """Indices into `hidden_states`, counted from 0.
+        """Converts layers to indices into `hidden_states`, counted from 0.
 
         Raises:
             ValueError: the model has no such layer.
@@ -115,7 +116,7 @@ class QLIPVisionModel(nn.Module):
         return model.eval()
 
     def load_prior(self) -> None:
-        """Reads the MLP prior that the settings name, if any. After the model's own weights: it is no part of them."""
+        """Reads the MLP prior that the settings name, if any. After the model's weights, which do not include it."""
         if self.qlip.interpolation == "mlp" and self.qlip.mlp is not None:
             self.set_prior(CoordinateMLP.load(self.qlip.mlp))
 
@@ -136,7 +137,7 @@ class QLIPVisionModel(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        """Whether a [CLS] token stands first."""
+        """Whether a [CLS] token comes first."""
         return self.adapter.prefix > 0
 
     @property
@@ -146,28 +147,31 @@ class QLIPVisionModel(nn.Module):
 
     @property
     def cls_position(self) -> Tensor:
-        """(k, D): the position embeddings of the tokens before the patches', of [CLS] as a rule."""
+        """(k, D): the position embeddings of the tokens before the patches, usually [CLS] alone."""
         return self.adapter.position_embeddings[: self.adapter.prefix]
 
-    def partition(self, image: Tensor) -> Leaves:
-        """The leaves of one image (C, H, W), by the settings; scored in float32."""
-        return partition_as(self.qlip, image, self.adapter.patch_size, self.native_grid)
+    def partition(self, image: Tensor, settings: QLIPConfig | None = None) -> Leaves:
+        """Computes the leaves of one image (C, H, W); scored in float32."""
+        return partition_as(settings or self.qlip, image, self.adapter.patch_size, self.native_grid)
 
-    def positions(self, leaves: Leaves) -> Tensor:
-        """float32 ([CLS] +) N, D: position embeddings of an image's tokens, by the settings; [CLS] keeps its own."""
-        table, config = self.position_table, self.qlip
+    def positions(self, leaves: Leaves, settings: QLIPConfig | None = None) -> Tensor:
+        """Computes an image's position embeddings, float32 ([CLS] +) N, D; [CLS] keeps its own."""
+        table, config = self.position_table, settings or self.qlip
         prior = None if self.prior is None else self.prior.to(table.device)
         placed = interpolate_positions(
             table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual
         )
         return torch.cat([self.cls_position.float(), placed])
 
-    def forward(self, images: Tensor | Sequence[Tensor], pool: bool = False) -> QLIPOutput:
+    def forward(
+        self, images: Tensor | Sequence[Tensor], pool: bool = False, settings: QLIPConfig | None = None
+    ) -> QLIPOutput:
         """Encodes images of any sizes in one padded batch.
 
         Args:
             images: float (B, C, H, W), or (C, H, W) each; normalised, sides multiples of the patch size.
-            pool: run the whole model and give the pooled output too.
+            pool: run the whole model and return its pooled output too.
+            settings: see the class.
 
         Returns:
             Features in the model's dtype. An image's are the same in any batch, to float tolerance.
@@ -175,29 +179,35 @@ class QLIPVisionModel(nn.Module):
         Raises:
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
         """
-        leaves = [self.partition(image) for image in images]
-        return self.encode(images, leaves, [self.positions(tree) for tree in leaves], pool)
+        leaves = [self.partition(image, settings) for image in images]
+        return self.encode(images, leaves, [self.positions(tree, settings) for tree in leaves], pool, settings)
 
     def encode(
-        self, images: Tensor | Sequence[Tensor], leaves: list[Leaves], positions: list[Tensor], pool: bool = False
+        self,
+        images: Tensor | Sequence[Tensor],
+        leaves: list[Leaves],
+        positions: list[Tensor],
+        pool: bool = False,
+        settings: QLIPConfig | None = None,
     ) -> QLIPOutput:
-        """`forward` with the leaves and the position embeddings given, say those of another prior, or zeros.
+        """Runs `forward` with given leaves and position embeddings, such as those of another prior, or zeros.
 
         Args:
             images: see `forward`.
             leaves: one tree per image.
-            positions: float ([CLS] +) N_i, D each: what is added to the tokens; `positions` gives the usual ones.
+            positions: float ([CLS] +) N_i, D each: added to the tokens; `positions` computes the usual ones.
                 Gradients flow into them.
             pool: see `forward`.
+            settings: see the class.
 
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
         size, cuts = self.adapter.patch_size, []
         for image, tree in zip(images, leaves, strict=True):
-            small = downsize(image, self.native_grid * size) if self.qlip.thumbnail else None
+            small = downsize(image, self.native_grid * size) if (settings or self.qlip).thumbnail else None
             cuts.append(CutImage(tree, extract_patches(image.float(), tree, size), small))
-        return self.encode_cut(cuts, positions, pool)
+        return self.encode_cut(cuts, positions, pool, settings=settings)
 
     def encode_cut(
         self,
@@ -205,30 +215,37 @@ class QLIPVisionModel(nn.Module):
         positions: list[Tensor] | None = None,
         pool: bool = False,
         select: Sequence[int] | None = None,
+        settings: QLIPConfig | None = None,
     ) -> QLIPOutput:
-        """`encode` for images whose leaves were cut out before, say by another process.
+        """Encodes images whose leaves were cut out before, for example by another process.
 
         Args:
-            cuts: what is left of the images, on the model's device.
+            cuts: the images, cut under the same settings, on the model's device.
             positions: see `encode`; None for the usual ones.
             pool: see `forward`.
             select: layers, counted from 0; None is `select_layers`.
+            settings: see the class.
 
         Raises:
             ValueError: positions of another number than the tokens, or a thumbnail is missing.
         """
         layers = self.select_layers if select is None else tuple(select)
-        hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else set(layers), positions)
+        wanted = {*layers, self.adapter.depth} if pool else set(layers)
+        hidden = self.hidden_states(cuts, wanted, positions, settings)
         features = self._features(hidden, layers)
-        if self.qlip.thumbnail:
+        if (settings or self.qlip).thumbnail:
             size = self.adapter.patch_size
             small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
-            native = self._features(self.hidden_states(small, set(layers)), layers)
+            native = self._features(self.hidden_states(small, set(layers), None, settings), layers)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
         return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)
 
     def hidden_states(
-        self, cuts: Sequence[CutImage], layers: Collection[int], positions: list[Tensor] | None = None
+        self,
+        cuts: Sequence[CutImage],
+        layers: Collection[int],
+        positions: list[Tensor] | None = None,
+        settings: QLIPConfig | None = None,
     ) -> HiddenStates:
         """Runs the layers up to the highest of `layers`, counted from 0, and keeps those.
 
@@ -236,14 +253,15 @@ class QLIPVisionModel(nn.Module):
             ValueError: positions or patches of another number than the tokens.
         """
         leaves, adapter = [cut.leaves for cut in cuts], self.adapter
-        positions = [self.positions(tree) for tree in leaves] if positions is None else positions
+        positions = [self.positions(tree, settings) for tree in leaves] if positions is None else positions
         for cut, added in zip(cuts, positions, strict=True):
             tokens = len(cut.leaves) + adapter.prefix
             if len(added) != tokens or len(cut.patches) != len(cut.leaves):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
         sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
-        mask = self._attention_mask(valid, [tree.sizes for tree in leaves], hidden.dtype)
+        bias = (settings or self.qlip).size_bias
+        mask = self._attention_mask(valid, [tree.sizes for tree in leaves], bias, hidden.dtype)
         hidden = adapter.pre_norm(hidden)
         kept = {0: hidden} if 0 in layers else {}
         for number, layer in enumerate(adapter.layers[: max(layers)], start=1):
@@ -253,7 +271,7 @@ class QLIPVisionModel(nn.Module):
         return HiddenStates(kept, valid, [len(sequence) for sequence in sequences])
 
     def pool(self, hidden: HiddenStates) -> Tensor:
-        """(B, D): the model's own pooled output, image by image so that a head sees no padding.
+        """Computes the model's own pooled output (B, D), image by image so that a head gets no padding.
 
         Raises:
             ValueError: the model has none.
@@ -263,17 +281,17 @@ class QLIPVisionModel(nn.Module):
         last = self.adapter.final_norm(hidden.layers[self.adapter.depth])
         return torch.cat([self.adapter.pool(last[i : i + 1, :length]) for i, length in enumerate(hidden.lengths)])
 
-    def language_span(self, leaves: Leaves) -> ImageSpan:
-        """Where an image's tokens stand in the language model, and what they weigh there, by the settings."""
-        return image_span(self.qlip, leaves, self.native_grid)
+    def language_span(self, leaves: Leaves, settings: QLIPConfig | None = None) -> ImageSpan:
+        """Computes the positions and weights of an image's tokens in the language model."""
+        return image_span(settings or self.qlip, leaves, self.native_grid)
 
     def _features(self, hidden: HiddenStates, layers: Sequence[int]) -> list[Tensor]:
-        """(M_i, D times layers) of each image, without [CLS] and padding."""
+        """Selects the features (M_i, D times layers) of each image, without [CLS] and padding."""
         joined = torch.cat([hidden.layers[layer] for layer in layers], dim=-1)
         return [joined[i, self.adapter.prefix : length] for i, length in enumerate(hidden.lengths)]
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
-        """Input sequences ([CLS] +) N_i of each image from patches (N_i, C, P, P) and positions of all tokens."""
+        """Builds each image's input sequence ([CLS] +) N_i from patches (N_i, C, P, P) and positions of all tokens."""
         projection = self.adapter.patch_projection
         dtype = projection.weight.dtype
         flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
@@ -284,9 +302,8 @@ class QLIPVisionModel(nn.Module):
             sequences = [torch.cat([first, sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
 
-    def _attention_mask(self, valid: Tensor, sizes: list[Tensor], dtype: torch.dtype) -> Tensor | None:
-        """Additive (B, 1, 1, T) over keys: lowest where padded, size bias on leaves; None where it would be zeros."""
-        bias = self.qlip.size_bias
+    def _attention_mask(self, valid: Tensor, sizes: list[Tensor], bias: float, dtype: torch.dtype) -> Tensor | None:
+        """Builds the additive (B, 1, 1, T) over keys: lowest on padding, `bias` on leaves; None if all are zero."""
         ragged = len({len(size) for size in sizes}) > 1
         if not ragged and (bias == 0 or all((size == 1).all() for size in sizes)):
             return None

@@ -1,12 +1,11 @@
-"""A picture -> a normalised tensor whose sides are whole cells, at native resolution or a chosen size.
+"""QLIP's image processor: normalised tensors whose sides are whole cells, at native resolution or a chosen size.
 
-Stands in for transformers' CLIPImageProcessor: same attributes, `preprocess` and files. Nothing is cropped and the
-aspect ratio is kept to within half a cell. Knows nothing of models.
+A replacement for transformers' CLIPImageProcessor with the same attributes, `preprocess` and files. Nothing is cropped
+and the aspect ratio is kept to within half a cell.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from qlip.config import QLIPConfig, check_count
+from qlip.config import QLIPConfig
+from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter
 from qlip.packing import PACKED_NAMES, pack
-from qlip.patches import CutImage, downsize, extract_patches
-from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
-from qlip.rgb import to_rgb
+from qlip.patches import CutImage
+from qlip.quadtree import Leaves
 
 OWN_OPTIONS = frozenset(
     ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -56,11 +54,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         qlip: QLIPConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_count("patch_size", patch_size)
-        check_count("native_size", native_size)
-        if native_size < patch_size:
-            raise ValueError(f"native_size is {native_size}; it must be at least patch_size {patch_size}")
-        native_size -= native_size % patch_size  # a ViT drops the pixels beyond its last whole patch
+        native_size = ImageCutter(patch_size, native_size).native_size
         self.patch_size = patch_size
         self.size = {"shortest_edge": native_size}
         self.crop_size = {"height": native_size, "width": native_size}
@@ -76,6 +70,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return cls(patch_size, native_size, processor.image_mean, processor.image_std, qlip)
 
     @property
+    def cutter(self) -> ImageCutter:
+        """The same without transformers and without settings: each of its calls takes its own."""
+        mean, std = tuple(self.image_mean), tuple(self.image_std)
+        return ImageCutter(self.patch_size, self.crop_size["height"], mean, std)
+
+    @property
     def native_grid(self) -> int:
         """n: cells per side of the native image."""
         return self.crop_size["height"] // self.patch_size
@@ -83,7 +83,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def preprocess(
         self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray], return_tensors: str | None = None
     ) -> BatchFeature:
-        """Turns pictures into `pixel_values`.
+        """Turns images into `pixel_values`.
 
         Args:
             images: a Pillow image of any mode; an array or tensor, uint8 or float in [0, 1], (H, W), (H, W, C) or
@@ -99,7 +99,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         batch = images if isinstance(images, Sequence) else [images]
         if not batch:
             raise ValueError("there is no image; give at least one")
-        tensors = [self._to_tensor(as_picture(image)) for image in batch]
+        tensors = [self._normalise(as_picture(image)) for image in batch]
         alike = len({tensor.shape for tensor in tensors}) == 1
         if return_tensors == "pt":
             return BatchFeature({"pixel_values": torch.stack(tensors) if alike else tensors})
@@ -109,7 +109,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
     __call__ = preprocess
 
     def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
-        """Turns pictures into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
+        """Turns images into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
 
         Args:
             images: see `preprocess`.
@@ -129,55 +129,29 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return [count + extra for count in (leaf_boxes[..., 2] > 0).sum(1).tolist()]
 
     def choose_grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, cols) that a picture of `height` x `width` pixels is resized to.
-
-        The nearest whole cells at the wanted size, made smaller where they exceed `max_cells`, or where even the
-        coarsest tree would exceed `max_tokens`.
-        """
-        scale = 1.0 if self.qlip.image_size is None else self.qlip.image_size / min(height, width)
-        cells = height * width * (scale / self.patch_size) ** 2
-        scale *= min(1.0, math.sqrt(self.qlip.max_cells / cells))
-        while True:
-            rows, cols = (max(1, round(side * scale / self.patch_size)) for side in (height, width))
-            if rows * cols <= self.qlip.max_cells and self._affordable((rows, cols)):
-                return rows, cols
-            scale *= 0.98
+        """Chooses the (rows, cols) of cells that an image of `height` x `width` pixels is resized to."""
+        return self.cutter.choose_grid(height, width, self.qlip)
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in pixels, of whole cells, that a picture of these sides is resized to."""
-        rows, cols = self.choose_grid(height, width)
-        return cols * self.patch_size, rows * self.patch_size
-
-    def _affordable(self, grid: tuple[int, int]) -> bool:
-        if self.qlip.max_tokens is None:
-            return True
-        max_leaf = allowed_leaf(self.qlip, grid, self.native_grid)
-        return count_roots(grid, self.qlip.layout, max_leaf) <= self.qlip.max_tokens
+        """Computes the (width, height) in pixels, of whole cells, that an image of these sides is resized to."""
+        return self.cutter.fit(self.qlip)(width, height)
 
     def partition(self, pixels: Tensor) -> Leaves:
-        """The leaves of one prepared picture (3, H, W): what a tower with these settings sees, without the tower."""
-        return partition_as(self.qlip, pixels, self.patch_size, self.native_grid)
+        """Computes the leaves of one prepared image (3, H, W): those that a tower of these settings finds."""
+        return self.cutter.partition(pixels, self.qlip)
 
     def cut(self, pixels: Tensor) -> CutImage:
-        """All that a tower with these settings needs of one prepared picture (3, H, W), its leaves cut out."""
-        leaves = self.partition(pixels)
-        thumbnail = downsize(pixels, self.crop_size["height"]) if self.qlip.thumbnail else None
-        return CutImage(leaves, extract_patches(pixels, leaves, self.patch_size), thumbnail)
+        """Cuts out the leaves of one prepared image (3, H, W), all that a tower of these settings needs."""
+        return self.cutter.cut(pixels, self.qlip)
 
-    def _to_tensor(self, image: Image.Image | np.ndarray) -> Tensor:
-        """float32 (3, H, W), normalised; H and W whole cells."""
+    def _normalise(self, image: Any) -> Tensor:
+        """Computes the float32 (3, H, W) of a Pillow image or a uint8 array (H, W) or (H, W, C)."""
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         if not isinstance(image, Image.Image):
             kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
             raise TypeError(f"the image is a {kind}; it must be a Pillow image, or uint8 or floats in [0, 1]")
-        image = to_rgb(image)
-        size = self.fit(*image.size)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
-        return pixels.div_(255).sub_(mean).div_(std)  # in place: fresh memory costs more than the arithmetic
+        return self.cutter.normalise(image, self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
         """What `save_pretrained` writes as preprocessor_config.json."""

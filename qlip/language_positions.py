@@ -1,22 +1,25 @@
 """Positions and attention weights of text and image tokens in a language model. Pure functions.
 
-Positions follow docs/METHOD.md: an image takes `span` positions, its
-tokens stand at their own places within it, and the next text token stands `span` after the image's start.
+An image takes `length` positions; its tokens have positions of their own among these, and the next text token comes
+`length` after the image's start (docs/METHOD.md, "Positions in the language model").
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from qlip.config import QLIPConfig
 from qlip.positions import raster_positions
 from qlip.quadtree import Leaves
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 BIASABLE = ("sdpa", "eager")
 """transformers' attentions that take an additive mask."""
@@ -24,29 +27,57 @@ BIASABLE = ("sdpa", "eager")
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One image among the text."""
+    """Positions and weights of one image's tokens."""
 
     count: int
     """Tokens."""
 
     positions: Tensor | None
-    """float (count,): places relative to the image's start; None counts 0, 1, 2, ..."""
+    """float (count,): relative to the image's start; None counts 0, 1, 2, ..."""
 
-    span: int
-    """Positions that the image takes; what follows stands that far behind its start."""
+    length: int
+    """Positions that the image takes: the next token's, relative to the image's start."""
 
     sizes: Tensor | None
     """float (count,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
 
+    @classmethod
+    def sequential(cls, count: int) -> ImageSpan:
+        """Builds the span of tokens that count as text does."""
+        return cls(count, None, count, None)
+
+    @property
+    def context(self) -> int:
+        """How much of the context window the image takes: tokens or positions, whichever are more."""
+        return max(self.count, self.length)
+
     def and_one_more(self) -> ImageSpan:
-        """With a token behind the image, at a position of its own."""
-        positions = None if self.positions is None else F.pad(self.positions, (0, 1), value=self.span)
+        """Adds a token after the image, at the next position."""
+        positions = None if self.positions is None else F.pad(self.positions, (0, 1), value=self.length)
         sizes = None if self.sizes is None else F.pad(self.sizes, (0, 1), value=1.0)
-        return ImageSpan(self.count + 1, positions, self.span + 1, sizes)
+        return ImageSpan(self.count + 1, positions, self.length + 1, sizes)
+
+    @staticmethod
+    def join(parts: Sequence[ImageSpan]) -> ImageSpan:
+        """Joins the spans of an image's parts (tiles), one after the other."""
+        positions, sizes, start = [], [], 0
+        for part in parts:
+            own = torch.arange(part.count).float() if part.positions is None else part.positions
+            positions.append(own + start)
+            sizes.append(torch.ones(part.count) if part.sizes is None else part.sizes)
+            start += part.length
+        counted = all(part.positions is None for part in parts)
+        sized = any(part.sizes is not None for part in parts)
+        return ImageSpan(
+            sum(part.count for part in parts),
+            None if counted else torch.cat(positions),
+            start,
+            torch.cat(sizes) if sized else None,
+        )
 
 
 def image_span(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> ImageSpan:
-    """Where an image's tokens stand, thumbnail first where there is one, and what they weigh.
+    """Computes the positions and weights of an image's tokens, its thumbnail's first where there is one.
 
     Args:
         settings: `llm_positions`, `llm_size_bias`, `llm_weight` and `thumbnail` decide.
@@ -54,23 +85,23 @@ def image_span(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> ImageS
         native_grid: n, cells per side of the grid that the tower was trained on.
     """
     count = len(leaves) + (native_grid**2 if settings.thumbnail else 0)
-    positions = _raster_places(settings, leaves, native_grid)
-    span = count if positions is None else native_grid**2
-    return ImageSpan(count, positions, span, _token_sizes(settings, leaves, native_grid))
+    positions = _raster_positions(settings, leaves, native_grid)
+    length = count if positions is None else native_grid**2
+    return ImageSpan(count, positions, length, _token_sizes(settings, leaves, native_grid))
 
 
-def _raster_places(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
-    """float32 (M,): places of an image's tokens on the native raster; None where positions are sequential."""
+def _raster_positions(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
+    """Computes float32 (M,): an image's tokens on the native raster; None where positions are sequential."""
     if settings.llm_positions == "sequential":
         return None
-    places = raster_positions(leaves, native_grid)
+    positions = raster_positions(leaves, native_grid)
     if settings.thumbnail:
-        places = torch.cat([torch.arange(native_grid**2, dtype=torch.float32), places])
-    return places
+        positions = torch.cat([torch.arange(native_grid**2, dtype=torch.float32), positions])
+    return positions
 
 
 def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tensor | None:
-    """float32 (M,): side of the square of cells that each token weighs in the language model's attention.
+    """Computes float32 (M,): side of the square of cells that each token weighs in the language model's attention.
 
     Twice its logarithm is added to the token's attention logits: s * log(size^2) for `llm_size_bias` s, and one number
     for all where `llm_weight` is "native". None where every token weighs one.
@@ -89,23 +120,23 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
 
 @dataclass(frozen=True)
 class Placed:
-    """One prompt of T tokens, or B of them."""
+    """Positions and weights of one prompt of T tokens, or of B of them."""
 
     positions: Tensor
-    """(T,) or (B, T): int64, or float32 where an image has fractional places; 0 on padding."""
+    """(T,) or (B, T): int64, or float32 where an image's are fractional; 0 on padding."""
 
     sizes: Tensor
     """float32, shaped like `positions`: 1 on text and padding."""
 
     end: Tensor
-    """int64 () or (B,): position of what follows the prompt."""
+    """int64 () or (B,): position of the next token after the prompt."""
 
 
 def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
-    """Places the tokens of one prompt.
+    """Computes the positions and weights of one prompt.
 
     Args:
-        is_image: bool (T,), True on tokens of images; each image's stand together.
+        is_image: bool (T,), True on tokens of images; those of one image are adjacent.
         images: in the order of their tokens.
 
     Raises:
@@ -121,24 +152,24 @@ def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
         ends = torch.tensor(counts, device=device).cumsum(0) - 1
         first, last = where[ends + 1 - torch.tensor(counts, device=device)], where[ends]
         if (last - first != torch.tensor(counts, device=device) - 1).any():
-            raise ValueError("text stands between the tokens of one image")
-        step[last] = torch.tensor([image.span for image in images], device=device)
+            raise ValueError("there is text between the tokens of one image")
+        step[last] = torch.tensor([image.length for image in images], device=device)
     positions, sizes = step.cumsum(0) - step, torch.ones(len(is_image), device=device)
     own = [
         torch.arange(image.count, device=device) if image.positions is None else image.positions.to(device)
         for image in images
     ]
     if own:
-        places = torch.cat(own)
-        positions = positions.to(places.dtype)
-        positions[where] += places
+        relative = torch.cat(own)
+        positions = positions.to(relative.dtype)
+        positions[where] += relative
         weights = [torch.ones(i.count, device=device) if i.sizes is None else i.sizes.to(device) for i in images]
         sizes[where] = torch.cat(weights)
     return Placed(positions, sizes, step.sum())
 
 
 def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> Placed:
-    """Places the tokens of a padded batch of prompts.
+    """Computes the positions and weights of a padded batch of prompts.
 
     Args:
         is_image: bool (B, T), True on tokens of images.
@@ -168,7 +199,7 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
 
 
 def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:
-    """float, shaped like `sizes`: log(size^2), to be added to the attention logits of a key; None where all are 1.
+    """Computes log(size^2), shaped like `sizes`, to add to the attention logits of a key; None where all are 1.
 
     Args:
         sizes: float (B, T), see `Placed`.
@@ -195,12 +226,12 @@ def decoder_mask(
     cache: Cache | None,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """The attention mask that positions with gaps and a bias on keys need; without either, the given one.
+    """Builds the attention mask that positions with gaps and a bias on keys need; else returns the given one.
 
     Args:
         attention_mask: (B, past + Q), nonzero on real keys; or (B, 1, Q, K) over all keys of a static cache, true or 0
-            where a query may look; or None: all keys are real.
-        position_ids: of the new tokens; floating point where an image has fractional places.
+            where a query may attend; or None: all keys are real.
+        position_ids: of the new tokens; floating point where an image's are fractional.
         bias: float (B, K0), of the first K0 keys.
         new: (B, Q, ...), the new tokens' ids or embeddings.
         cache: of the keys before them.
@@ -216,7 +247,7 @@ def decoder_mask(
         return attention_mask
     if attention_mask.ndim == 4:
         allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-        return biased(allowed, bias, dtype)
+        return mask_with_bias(allowed, bias, dtype)
     keys = attention_mask.shape[1] if cache is None else cache.get_mask_sizes(queries, 0)[0]
     return causal_mask_with_bias(attention_mask, bias, queries, dtype, keys)
 
@@ -224,7 +255,7 @@ def decoder_mask(
 def causal_mask_with_bias(
     attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype, keys: int | None = None
 ) -> Tensor:
-    """The additive attention mask of a causal model with a bias on keys.
+    """Builds the additive attention mask of a causal model with a bias on keys.
 
     Args:
         attention_mask: (B, T), nonzero on real keys; T counts cached keys and the new ones.
@@ -234,16 +265,16 @@ def causal_mask_with_bias(
         keys: K, of a cache with room for more than T; by default T.
 
     Returns:
-        (B, 1, Q, K): the bias where a query may look, the lowest number elsewhere.
+        (B, 1, Q, K): the bias where a query may attend, the lowest number elsewhere.
     """
     seen = attention_mask.shape[1]
     real = F.pad(attention_mask.bool(), (0, (seen if keys is None else keys) - seen))
     key = torch.arange(real.shape[1], device=real.device)
     causal = key[None, :] <= key[seen - queries : seen, None]  # (Q, K)
-    return biased((causal[None] & real[:, None, :])[:, None], key_bias, dtype)
+    return mask_with_bias((causal[None] & real[:, None, :])[:, None], key_bias, dtype)
 
 
-def biased(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, Q, K), like `allowed`: the bias (B, K0) of the first K0 keys where true, the lowest number elsewhere."""
+def mask_with_bias(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fills (B, 1, Q, K) with the bias (B, K0) of the first K0 keys where `allowed`, the lowest number elsewhere."""
     bias = F.pad(key_bias, (0, allowed.shape[-1] - key_bias.shape[1]))[:, None, None, :].expand_as(allowed)
     return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)

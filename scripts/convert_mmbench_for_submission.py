@@ -1,4 +1,4 @@
-"""Answers to MMBench as its server takes them, an Excel table: `python scripts/convert_mmbench_for_submission.py`."""
+"""Writes answers to MMBench as the Excel table that its server takes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llava.command import OneLineParser, parse_and_run
 from llava.eval.score.rows import Key, Row, read_answers, read_table, texts_for
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
-"""Columns of the table that the server does not want."""
+"""Columns of the table that the server does not take."""
 
 
 def submission(table: Sequence[Row], answers: Mapping[Key, Row], path: Path) -> list[Row]:
-    """The table's rows with `prediction`, the answer to the options' first order, as it was said."""
+    """Adds `prediction` to the table's rows: the answer to the options' first order, as the model gave it."""
     said = texts_for([(row["index"], "0") for row in table], answers, path)
     return [
         {name: value for name, value in row.items() if name not in LEFT_OUT} | {"prediction": text}
@@ -25,16 +25,21 @@ def submission(table: Sequence[Row], answers: Mapping[Key, Row], path: Path) -> 
 
 def convert(args: argparse.Namespace) -> None:
     """Writes UPLOAD_DIR/EXPERIMENT.xlsx from RESULT_DIR/EXPERIMENT.jsonl."""
-    import pandas  # here, since it takes long to import
+    import openpyxl  # an extra
 
     result_file = args.result_dir / f"{args.experiment}.jsonl"
     rows = submission(
-        read_table(args.annotation_file), read_answers(result_file, ("question_id", "round_id")), result_file
+        read_table(args.annotation_file, ("index",)),
+        read_answers(result_file, ("question_id", "round_id")),
+        result_file,
     )
     target = args.upload_dir / f"{args.experiment}.xlsx"
     args.upload_dir.mkdir(parents=True, exist_ok=True)
-    frame = pandas.DataFrame(rows).astype({"index": int})
-    frame.to_excel(target, index=False, engine="openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(list(rows[0]) if rows else [])
+    for row in rows:
+        book.active.append(list((row | {"index": int(row["index"])}).values()))
+    book.save(target)
     print(f"{target}: {len(rows)} predictions")
 
 

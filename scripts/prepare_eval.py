@@ -1,7 +1,7 @@
-"""Turns CV-Bench and RealWorldQA as their hubs give them into LLaVA's form: `python scripts/prepare_eval.py`.
+"""Converts CV-Bench and RealWorldQA from their Parquet files to LLaVA's form: `python scripts/prepare_eval.py`.
 
-Reads the Parquet files in a folder and writes `questions.jsonl`, a row a question with the data's own fields kept, and
-`images/` there. The other benchmarks need no preparation.
+Writes `questions.jsonl`, with the data's own fields kept, and `images/` beside the files. A benchmark that needs this
+declares its columns in `llava.eval.eval_*`.
 """
 
 from __future__ import annotations
@@ -9,60 +9,44 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
+from llava.eval.benchmarks import find_benchmarks
+from llava.eval.score.benchmark import Benchmark
 
-COLUMNS = {
-    "cvbench": ("type", "task", "image", "prompt", "answer", "source"),
-    "realworldqa": ("image", "question", "answer"),
-}
-LETTER_ONLY = "Answer with the option's letter from the given choices directly."
 SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 BATCH = 64
 
 
-def question(benchmark: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the question file, but for its image."""
-    if benchmark == "realworldqa":
-        return {"question_id": number, "text": row["question"].strip(), "answer": row["answer"]}
-    own = {name: row[name] for name in ("type", "task", "source", "answer")}
-    return {
-        "question_id": number,
-        "text": f"{row['prompt'].strip()}\n{LETTER_ONLY}",
-        "category": row["type"],
-        **own,
-    }
-
-
-def read_records(benchmark: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of all Parquet files below a folder, in the order of the files' names.
+def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """Reads the rows of all Parquet files below a folder, in the order of the files' names.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing.
     """
-    from pyarrow import parquet  # here, since only this command needs it
+    from pyarrow import parquet  # an extra
 
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"there is no .parquet file in {folder}")
     for path in files:
         file = parquet.ParquetFile(path)
-        if missing := [name for name in COLUMNS[benchmark] if name not in file.schema_arrow.names]:
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise ValueError(f"{path} has no column {', '.join(missing)}")
-        for batch in file.iter_batches(BATCH, columns=list(COLUMNS[benchmark])):
+        for batch in file.iter_batches(BATCH, columns=list(columns)):
             yield from batch.to_pylist()
 
 
-def prepare(benchmark: str, folder: Path) -> int:
-    """Writes questions and pictures, the question file last and whole; returns how many questions there are."""
+def prepare(benchmark: Benchmark, folder: Path) -> int:
+    """Writes images, then the question file at once; returns the number of questions."""
     (folder / "images").mkdir(exist_ok=True)
     lines = []
-    for number, row in enumerate(read_records(benchmark, folder)):
-        made = question(benchmark, number, row)
+    for number, row in enumerate(read_records(benchmark.columns, folder)):
+        made = benchmark.make_question(number, row)
         content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
         ending = SIGNATURES.get(content[:2]) if isinstance(content, bytes) else None
         if ending is None:
@@ -76,17 +60,19 @@ def prepare(benchmark: str, folder: Path) -> int:
     return len(lines)
 
 
-def command(args: argparse.Namespace) -> None:
-    """Prepares what the flags name."""
-    print(f"{args.folder / 'questions.jsonl'}: {prepare(args.benchmark, args.folder)} questions")
+def run(args: argparse.Namespace) -> None:
+    """Prepares the benchmark that the flags name."""
+    count = prepare(find_benchmarks()[args.benchmark], args.folder)
+    print(f"{args.folder / 'questions.jsonl'}: {count} questions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
+    prepared = [name for name, benchmark in find_benchmarks().items() if benchmark.columns]
     parser = OneLineParser(prog="prepare_eval", description="Bring a benchmark into LLaVA's form.")
-    parser.add_argument("benchmark", choices=tuple(COLUMNS))
-    parser.add_argument("folder", type=Path, help="where its Parquet files lie")
-    return parse_and_run(parser, command, argv)
+    parser.add_argument("benchmark", choices=prepared)
+    parser.add_argument("folder", type=Path, help="folder of its Parquet files")
+    return parse_and_run(parser, run, argv)
 
 
 if __name__ == "__main__":

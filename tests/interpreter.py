@@ -1,27 +1,34 @@
-"""Runs the commands that a shell script starts without a new interpreter, and its imports, for each of them.
+"""Runs commands without the imports of a new interpreter for each.
 
-`start` writes an executable that stands in for `python` in a script. It hands its arguments to this process, which
-calls the `main` of the module or script that they name, and gives back output and exit code.
+`start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
+calls the `main` of the module or script that they name, and returns output and exit code. `fork_main` runs a `main` in
+a process of its own.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import socketserver
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 CLIENT = """#!{python} -IS
-import json, socket, sys
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as link:
     link.connect({address!r})
-    link.sendall(json.dumps(sys.argv[1:]).encode() + b"\\n")
+    request = {{"arguments": sys.argv[1:], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}}
+    link.sendall(json.dumps(request).encode() + b"\\n")
     done = json.loads(link.makefile().readline())
 sys.stdout.write(done["out"])
 sys.stderr.write(done["err"])
@@ -46,15 +53,34 @@ def run(arguments: list[str]) -> dict[str, str | int]:
     return {"out": out.getvalue(), "err": err.getvalue(), "code": code}
 
 
+def run_in_process(arguments: list[str], gpus: str) -> dict[str, str | int]:
+    """`run` in a process of its own."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = fork(lambda: sender.send(run(arguments)), CUDA_VISIBLE_DEVICES=gpus)
+    sender.close()
+    done = receiver.recv()
+    process.join()
+    return done
+
+
 @contextmanager
-def start(folder: Path) -> Iterator[Path]:
-    """The executable, as long as the context is open; one command at a time."""
+def start(folder: Path, processes: bool = False) -> Iterator[Path]:
+    """The executable, as long as the context is open.
+
+    Args:
+        folder: where it is written.
+        processes: run each command in a process of its own, side by side; else in this one, one at a time.
+    """
     one_at_a_time = threading.Lock()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            with one_at_a_time:
-                done = run(json.loads(self.rfile.readline()))
+            request = json.loads(self.rfile.readline())
+            if processes:
+                done = run_in_process(request["arguments"], request["gpus"])
+            else:
+                with one_at_a_time:
+                    done = run(request["arguments"])
             self.wfile.write(json.dumps(done).encode() + b"\n")
 
     address = str(folder / "socket")
@@ -69,3 +95,28 @@ def start(folder: Path) -> Iterator[Path]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def fork(work: Callable[[], object], **environment: str) -> BaseProcess:
+    """Starts a process that has everything imported; its exit code is what `work` returns."""
+
+    def run_work() -> None:
+        os.environ.update(environment)
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        sys.exit(work())
+
+    process = multiprocessing.get_context("fork").Process(target=run_work)
+    process.start()
+    return process
+
+
+def fork_main(
+    main: Callable[[list[str]], int], *flags: str, stderr: Path | None = None, **environment: str
+) -> BaseProcess:
+    """Starts a command's `main` in a process of its own, which may be killed."""
+
+    def work() -> int:
+        with open(stderr or os.devnull, "w", encoding="utf-8") as sys.stderr:
+            return main(list(flags))
+
+    return fork(work, **environment)

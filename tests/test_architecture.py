@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.tools.draw"),
-    ("qlip.packing", "qlip.language_positions"),
+    ("qlip.packing", "qlip.language_positions", "qlip.cutting"),
     ("qlip.image_processing",),
     ("qlip.encoder", "qlip.prior.pictures", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
@@ -37,7 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llava.addresses", "llava.image_limits"),
     ("llava.downloads",),
     ("llava.images",),
-    ("llava.command", "llava.constants", "llava.conversation", "llava.mm_utils", "llava.moderation", "llava.utils"),
+    ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping"),
+    ("llava.command", "llava.conversation", "llava.mm_utils", "llava.utils"),
     ("llava.model.*",),
     ("llava.serve.*", "llava.eval.*", "llava.train.*"),
     ("llava", "llava.auto_classes"),
@@ -49,6 +50,9 @@ SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 # The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
 QLIP_USERS = (
     "llava.images",
+    "llava.model.image_tokens",
+    "llava.model.prepared_image",
+    "llava.model.multimodal_encoder.clip_encoder",
     "llava.model.multimodal_encoder.qlip_encoder",
     "llava.model.splice",
     "llava.model.llava_arch",

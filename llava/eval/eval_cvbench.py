@@ -7,11 +7,37 @@ numbers of questions. Source: arXiv 2406.16860 and its data card.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from llava.eval.run.questions import LETTER_ONLY
+from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen, label_letter, labelled_main
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
+
+
+def make_question(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a row of the hub's files into LLaVA's form."""
+    kept = {name: row[name] for name in ("type", "task", "source", "answer")}
+    text = f"{row['prompt'].strip()}\n{LETTER_ONLY['en']}"
+    return {"question_id": number, "text": text, "category": row["type"], **kept}
+
+
+BENCHMARK = Benchmark(
+    name="CV-Bench",
+    script="cvbench",
+    folder="cv-bench",
+    questions="questions.jsonl",
+    images="",
+    data="`cv-bench/`: `nyu-visionx/CV-Bench` as it is",
+    measures="2D by source, 3D, overall",
+    needs={"": "hf download nyu-visionx/CV-Bench --repo-type dataset --local-dir {dir}"},
+    labels={"--question-file": "questions.jsonl"},
+    scorer="eval_cvbench",
+    columns=("type", "task", "image", "prompt", "answer", "source"),
+    make_question=make_question,
+)
 
 SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 

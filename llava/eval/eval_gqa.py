@@ -11,8 +11,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.rows import Row, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+
+SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+BENCHMARK = Benchmark(
+    name="GQA",
+    script="gqa",
+    folder="gqa",
+    questions="{split}.jsonl",
+    images="data/images",
+    data="`gqa/data/`: `images/`, `testdev_balanced_questions.json`",
+    measures="all, binary, open, by type",
+    needs={
+        "{split}.jsonl": ANNOTATIONS,
+        "data/testdev_balanced_questions.json": f"the questions of {SOURCE}, into {{dir}}/data",
+        "data/images": f"the images of {SOURCE}, as {{dir}}/data/images",
+    },
+    labels={"--question-file": "data/testdev_balanced_questions.json"},
+    scorer="eval_gqa",
+    split="llava_gqa_testdev_balanced",
+)
 
 
 def prediction(text: str) -> str:

@@ -13,9 +13,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
 from llava.eval.score.rows import Key, Row, keyed, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+
+BENCHMARK = Benchmark(
+    name="MMBench",
+    script="mmbench",
+    folder="mmbench",
+    questions="{split}.tsv",
+    images=None,
+    data="`mmbench/mmbench_dev_20230712.tsv`; Chinese: `mmbench_cn/mmbench_dev_cn_20231003.tsv`",
+    measures="first order, CircularEval, by category",
+    needs={"{split}.tsv": "https://download.openmmlab.com/mmclassification/datasets/mmbench/{split}.tsv, into {dir}"},
+    labels={"--annotation-file": "{split}.tsv"},
+    runner="model_vqa_mmbench",
+    flags=("--single-pred-prompt", "--temperature", "0"),
+    scorer="eval_mmbench",
+    split="mmbench_dev_20230712",
+)
 
 COPY = 1_000_000
 LETTERS = "ABCD"

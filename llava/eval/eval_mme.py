@@ -11,9 +11,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import mme_yes_no
 from llava.eval.score.rows import Key, Row, keyed
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
+
+BENCHMARK = Benchmark(
+    name="MME",
+    script="mme",
+    folder="MME",
+    questions="llava_mme.jsonl",
+    images="MME_Benchmark_release_version",
+    data="`MME/MME_Benchmark_release_version/`",
+    measures="perception, cognition, tasks",
+    needs={
+        "llava_mme.jsonl": ANNOTATIONS,
+        "MME_Benchmark_release_version": "MME's release, as its authors give it on request at"
+        " https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation, unpacked in {dir}",
+    },
+    labels={"--data-dir": "MME_Benchmark_release_version"},
+    scorer="eval_mme",
+)
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"

@@ -14,9 +14,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import pope_yes_no
 from llava.eval.score.rows import Key, Row, read_labelled, read_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
+
+BENCHMARK = Benchmark(
+    name="POPE",
+    script="pope",
+    folder="pope",
+    questions="llava_pope_test.jsonl",
+    images="val2014",
+    data="`pope/`: `coco/` of [commit e3e3926](https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco), `val2014/`",
+    measures="accuracy, precision, recall, F1, yes",
+    needs={
+        "llava_pope_test.jsonl": ANNOTATIONS,
+        "coco": "the folder of https://github.com/AoiDragon/POPE/tree/e3e3926/output/coco, as {dir}/coco (later label"
+        " files do not fit LLaVA's questions)",
+        "val2014": "http://images.cocodataset.org/zips/val2014.zip, unpacked in {dir}",
+    },
+    labels={"--annotation-dir": "coco", "--question-file": "llava_pope_test.jsonl"},
+    scorer="eval_pope",
+)
 
 MEASURES = ("accuracy", "precision", "recall", "F1", "yes")
 ADVICE = (

@@ -6,13 +6,36 @@ An open answer is right if it equals the label after the normalisation of VQA an
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen, label_letter, labelled_main
 from llava.eval.score.parse import listed_options
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 from llava.eval.score.vqa import normalise_answer
+
+
+def make_question(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a row of the hub's files into LLaVA's form; the data set's questions say how to answer."""
+    return {"question_id": number, "text": row["question"].strip(), "answer": row["answer"]}
+
+
+BENCHMARK = Benchmark(
+    name="RealWorldQA",
+    script="realworldqa",
+    folder="realworldqa",
+    questions="questions.jsonl",
+    images="",
+    data="`realworldqa/`: `xai-org/RealworldQA` as it is",
+    measures="all, choice, open",
+    needs={"": "hf download xai-org/RealworldQA --repo-type dataset --local-dir {dir}"},
+    labels={"--question-file": "questions.jsonl"},
+    scorer="eval_realworldqa",
+    columns=("image", "question", "answer"),
+    make_question=make_question,
+)
 
 CHOICE, OPEN = "multiple choice", "open"
 

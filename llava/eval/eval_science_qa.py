@@ -10,9 +10,31 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
 from llava.eval.score.rows import Key, Row, keyed, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser, write_json
+
+SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
+BENCHMARK = Benchmark(
+    name="ScienceQA",
+    script="sqa",
+    folder="scienceqa",
+    questions="llava_test_CQM-A.json",
+    images="images/test",
+    data="`scienceqa/`: `problems.json`, `pid_splits.json`, `images/test/`",
+    measures="all, IMG, by subject, context, grade",
+    needs={
+        "llava_test_CQM-A.json": ANNOTATIONS,
+        "problems.json": f"problems.json of {SOURCE}, into {{dir}}",
+        "pid_splits.json": f"pid_splits.json of {SOURCE}, into {{dir}}",
+        "images/test": f"the test images of {SOURCE}, as {{dir}}/images/test",
+    },
+    labels={"--base-dir": ""},
+    runner="model_vqa_science",
+    flags=("--single-pred-prompt", "--temperature", "0"),
+    scorer="eval_science_qa",
+)
 
 GROUPS: dict[str, Callable[[Row], bool]] = {
     "IMG": lambda problem: bool(problem["image"]),

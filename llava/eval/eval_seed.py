@@ -8,9 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
 from llava.eval.score.rows import Row, keyed, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
+
+SOURCE = "https://huggingface.co/datasets/AILab-CVPR/SEED-Bench"
+BENCHMARK = Benchmark(
+    name="SEED-Bench",
+    script="seed",
+    folder="seed_bench",
+    questions="llava-seed-bench.jsonl",
+    images="",
+    data="`seed_bench/`: `SEED-Bench.json`, images",
+    measures="images, videos, by type",
+    needs={
+        "llava-seed-bench.jsonl": ANNOTATIONS,
+        "SEED-Bench.json": f"SEED-Bench.json of {SOURCE}, into {{dir}}",
+        "SEED-Bench-image": f"the images of {SOURCE}, as {{dir}}/SEED-Bench-image, and the videos' frames beside them",
+    },
+    labels={"--annotation-file": "SEED-Bench.json"},
+    scorer="eval_seed",
+)
 
 KINDS = ("image", "video")
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")

@@ -13,9 +13,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.rows import Key, Row, keyed, name_of, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
 from llava.eval.score.vqa import soft_accuracy
+
+BENCHMARK = Benchmark(
+    name="TextVQA",
+    script="textvqa",
+    folder="textvqa",
+    questions="llava_textvqa_val_v051_ocr.jsonl",
+    images="train_images",
+    data="`textvqa/`: `TextVQA_0.5.1_val.json`, `train_images/`",
+    measures="VQA soft accuracy",
+    needs={
+        "llava_textvqa_val_v051_ocr.jsonl": ANNOTATIONS,
+        "TextVQA_0.5.1_val.json": "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json, into {dir}",
+        "train_images": "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip, unpacked in {dir}",
+    },
+    labels={"--annotation-file": "TextVQA_0.5.1_val.json"},
+    scorer="eval_textvqa",
+)
 
 _OLD_FORM = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -77,7 +95,7 @@ def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) ->
     """Raises ValueError if a question is answered more often than it was asked."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
-            raise ValueError(f"{row['place']}: {name_of(row['asked'])} is there a second time")
+            raise ValueError(f"{row['place']}: {name_of(row['asked'])} appears twice")
 
 
 def measure(args: argparse.Namespace) -> Score:

@@ -8,9 +8,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen, label_letter, labelled_main
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy
+
+BENCHMARK = Benchmark(
+    name="V\\* Bench",
+    script="vstar",
+    folder="vstar",
+    questions="test_questions.jsonl",
+    images="",
+    data="`vstar/`: `craigwu/vstar_bench` as it is",
+    measures="attributes, relations, overall",
+    needs={"test_questions.jsonl": "hf download craigwu/vstar_bench --repo-type dataset --local-dir {dir}"},
+    labels={"--question-file": "test_questions.jsonl"},
+    flags=(),
+    scorer="eval_vstar",
+)
 
 CATEGORIES = {"direct_attributes": "attributes", "relative_position": "relations"}
 

@@ -1,6 +1,6 @@
-"""Answers a file of questions without pictures: `python -m llava.eval.model_qa`.
+"""Answers a file of questions without images: `python -m llava.eval.model_qa`.
 
-LLaVA's command for language models, with its flags and formats. The model is a LLaVA or its language model alone.
+LLaVA's command for language models, with its flags and formats. The model is a LLaVA or a language model alone.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ NAME = "model_qa"
 
 
 def read(args: argparse.Namespace) -> list[Question]:
-    """The questions that the flags name: JSON lines of `question_id, text`.
+    """Reads the questions that the flags name: JSON lines of `question_id, text`.
 
     Raises:
-        ValueError: a line is no question, or there are none.
+        ValueError: a line is not a question, or there are none.
     """
     rows = read_labelled(args.question_file, ("text",)).values()
-    return [Question(row["question_id"], row["text"], row["text"], None) for row in rows]
+    return [Question(row["question_id"], row["text"], row["text"], None, index=i) for i, row in enumerate(rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = make_parser(NAME, "Answer a file of questions without pictures.", Defaults())
+    parser = make_parser(NAME, "Answer a file of questions without images.", Defaults())
     parser.add_argument("--model-name", dest="model_path", help="LLaVA's name for --model-path in this command")
     return command(NAME, parser, read, argv, needs_tower=False)
 

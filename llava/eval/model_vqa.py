@@ -1,6 +1,6 @@
-"""Answers a file of questions about pictures at length: `python -m llava.eval.model_vqa`.
+"""Answers a file of open questions about images: `python -m llava.eval.model_vqa`.
 
-LLaVA's command for open questions, with its flags and formats; samples at temperature 0.2 unless told otherwise.
+LLaVA's command for open questions, with its flags and formats; samples at temperature 0.2 by default.
 """
 
 from __future__ import annotations

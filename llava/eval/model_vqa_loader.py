@@ -1,6 +1,6 @@
-"""Answers a file of short questions about pictures: `python -m llava.eval.model_vqa_loader`.
+"""Answers a file of short questions about images: `python -m llava.eval.model_vqa_loader`.
 
-LLaVA's command for benchmarks, with its flags and formats; greedy unless told otherwise.
+LLaVA's command for benchmarks, with its flags and formats; greedy by default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = "model_vqa_loader"
 
 
 def read(args: argparse.Namespace) -> list[Question]:
-    """The questions that the flags name."""
+    """Reads the questions that the flags name."""
     return read_lines(args.question_file, args.image_folder)
 
 

@@ -16,7 +16,7 @@ NAME = "model_vqa_mmbench"
 
 
 def read(args: argparse.Namespace) -> list[Question]:
-    """The questions that the flags name."""
+    """Reads the questions that the flags name."""
     return read_mmbench(args.question_file, args.all_rounds, args.single_pred_prompt, args.lang)
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(NAME, "Answer MMBench.", Defaults(question_file="tables/question.tsv"))
     parser.add_argument("--all-rounds", action="store_true", help="ask for every rotation of the options")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
-    parser.add_argument("--lang", choices=tuple(LETTER_ONLY), default="en", help="language of that demand")
+    parser.add_argument("--lang", choices=tuple(LETTER_ONLY), default="en", help="language of that instruction")
     return command(NAME, parser, read, argv)
 
 

@@ -1,4 +1,4 @@
-"""Answers ScienceQA, with and without pictures: `python -m llava.eval.model_vqa_science`.
+"""Answers ScienceQA, with and without images: `python -m llava.eval.model_vqa_science`.
 
 LLaVA's command, with its flags and formats.
 """
@@ -16,7 +16,7 @@ NAME = "model_vqa_science"
 
 
 def read(args: argparse.Namespace) -> list[Question]:
-    """The questions that the flags name."""
+    """Reads the questions that the flags name."""
     return read_science(args.question_file, args.image_folder, args.single_pred_prompt)
 
 

@@ -1,7 +1,6 @@
-"""Asks a model one question about pictures: `python -m llava.eval.run_llava --image-file FILE --query TEXT`.
+"""Asks a model one question about images: `python -m llava.eval.run_llava --image-file FILE --query TEXT`.
 
-`eval_model` takes LLaVA's documented arguments object as well as a parsed command line. It prints the answer and keeps
-no score.
+`eval_model` takes LLaVA's documented arguments object as well as a parsed command line.
 """
 
 from __future__ import annotations
@@ -12,19 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.command import OneLineParser, integer, real, run_command
-from llava.images import load_images
-from llava.serve.engine.params import Sampling
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
-from llava.utils import demo_picture_path
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
-    parser = OneLineParser(prog="run_llava", description="Ask a model one question about pictures.")
+    parser = OneLineParser(prog="run_llava", description="Ask a model one question about images.")
     add_model_flags(parser)
-    parser.add_argument("--image-file", help="pictures, separated by --sep (default: the demo picture)")
+    parser.add_argument("--image-file", help="images, separated by --sep (default: the demo picture)")
     parser.add_argument("--query", help="the question")
-    parser.add_argument("--sep", default=",", help="what separates the pictures' names")
+    parser.add_argument("--sep", default=",", help="separator of the images' names")
     parser.add_argument("--temperature", type=real(), default=0.2)
     parser.add_argument("--top_p", type=real(0, 1, above=True))
     parser.add_argument("--num_beams", type=integer(), default=1)
@@ -41,12 +37,16 @@ def eval_model(args: Any) -> None:
     Args:
         args: An object with `query` and any of the command line's other flags as attributes: `model_path`,
             `model_base`, `conv_mode`, `image_file` (names joined by `sep`), `temperature`, `max_new_tokens` and so on.
-            `model_name` is accepted and decides nothing.
+            `model_name` is accepted and ignored.
 
     Raises:
-        ValueError: for a picture that is not named or cannot be loaded, wrong settings, a model that sees no pictures,
-            or a prompt too long for it.
+        ValueError: for an image that is not named or cannot be loaded, wrong settings, a text-only model, or a prompt
+            too long for the model.
     """
+    from llava.images import load_images
+    from llava.serve.engine.params import Sampling
+    from llava.utils import demo_picture_path
+
     settings = _with_defaults(args)
     check_model_flags(settings)
     if settings.model_path and not settings.image_file:
@@ -58,7 +58,7 @@ def eval_model(args: Any) -> None:
 
 
 def _with_defaults(args: Any) -> argparse.Namespace:
-    """The arguments object of LLaVA's documentation holds a part of the flags; the others take their defaults."""
+    """Fills in the flags that LLaVA's documented arguments object does not have."""
     settings = parse_args([f"--query={args.query}"])
     for name in vars(settings):
         if hasattr(args, name):

@@ -1,11 +1,28 @@
-"""LLaVA's models. Importing this package registers them with transformers' auto classes.
+"""LLaVA's models, for transformers' auto classes too. Importing the package loads nothing heavy.
 
-There is none on MPT: transformers' MptForCausalLM has no `position_ids` and swallows what it is given by that name
-(ALiBi counts tokens), so that the places of an image's tokens would be lost without a word.
+There is none on MPT: transformers' MptForCausalLM has no `position_ids` and ignores an argument of that name (ALiBi
+counts tokens), so the positions of an image's tokens would be lost silently.
 """
 
-from llava.model.config import LlavaConfig, LlavaMistralConfig
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.model.config import LlavaConfig, LlavaMistralConfig
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+    from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 
 __all__ = ["LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"]
+
+_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral", "llava.model.config")
+
+
+def __getattr__(name: str) -> Any:
+    """Loads all models when one is first used: each registers itself with transformers' auto classes."""
+    if name not in __all__:
+        raise AttributeError(f"module 'llava.model' has no attribute {name!r}")
+    for module in map(import_module, _MODULES):
+        globals().update({found: getattr(module, found) for found in __all__ if hasattr(module, found)})
+    return globals()[name]

@@ -1,6 +1,6 @@
 """The configuration of a LLaVA checkpoint: every multimodal field with its default, validated.
 
-Field names and meanings are those of LLaVA's config.json. Knows nothing of files or weights.
+Field names and meanings are those of LLaVA's config.json.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
@@ -18,10 +18,10 @@ PADDING_SIDES = ("right", "left")
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
 class MultimodalConfig:
-    """What LLaVA adds to a language model's configuration; mixed in before one of transformers' classes."""
+    """LLaVA's fields of a language model's configuration; mixed in before one of transformers' classes."""
 
     mm_vision_tower: str | None = None
-    """Hub id or folder of the vision tower; None is a model without eyes."""
+    """Hub id or folder of the vision tower; None is a text-only model."""
 
     mm_vision_config: dict | None = None
     """The tower's own configuration, where its weights are part of this checkpoint; None: load `mm_vision_tower`."""
@@ -39,10 +39,10 @@ class MultimodalConfig:
     """Width of the tower's features; None takes the tower's own."""
 
     mm_patch_merge_type: str = "flat"
-    """How tiles of one image are joined; LLaVA v1.5 knows "flat"."""
+    """How tiles of one image are joined; LLaVA v1.5 has "flat" only."""
 
     mm_use_im_start_end: bool = False
-    """Whether an image stands between <im_start> and <im_end>."""
+    """Whether an image is put between <im_start> and <im_end>."""
 
     mm_use_im_patch_token: bool = False
     """Whether the vocabulary holds <im_patch>."""
@@ -83,9 +83,9 @@ class MultimodalConfig:
             raise ValueError(f"qlip is {self.qlip!r}; allowed are true, false, null and an object of QLIP settings")
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Formats config.json so that LLaVA's own code reads it, too: old names beside new ones, no empty fields.
+        """Formats config.json so that LLaVA's own code reads it too: old names beside new ones, no empty fields.
 
-        LLaVA asks whether a field is there, not whether it holds anything.
+        LLaVA checks whether a field exists, not whether it is None.
         """
         values = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
         kept = {name: value for name, value in values.items() if value is not None or name not in LLAVA_FIELDS}
@@ -104,25 +104,25 @@ class MultimodalConfig:
 
 
 class LlavaConfig(MultimodalConfig, LlamaConfig):
-    """Llama's configuration and what LLaVA adds to it."""
+    """Llama's configuration with LLaVA's fields."""
 
     model_type = "llava_llama"
 
 
 class LlavaMistralConfig(MultimodalConfig, MistralConfig):
-    """Mistral's configuration and what LLaVA adds to it."""
+    """Mistral's configuration with LLaVA's fields."""
 
     model_type = "llava_mistral"
 
 
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
-"""What LLaVA's config.json holds beside the language model's."""
+"""The fields that LLaVA adds to the language model's."""
 
 
 def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Adds `torch_dtype`, `rope_theta` and `rope_scaling`, which transformers 4 reads, to a language model's fields.
 
-    Without them it would take its own defaults, and say nothing.
+    Without them it would use its own defaults silently.
     """
     old: dict[str, Any] = {}
     if values.get("dtype") is not None:
@@ -140,7 +140,3 @@ def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
-
-
-for config_class in (LlavaConfig, LlavaMistralConfig):
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -1,6 +1,6 @@
-"""LLaVA's two halves joined: encode images, project them, splice them into a prompt, generate.
+"""LLaVA's model: encode images, project them, splice them into a prompt, generate.
 
-Mixins over any of transformers' causal language models. Knows nothing of checkpoints or of how a tower works.
+Mixins over transformers' causal language models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
 from llava.model.config import MultimodalConfig
-from llava.model.multimodal_encoder.base import ImageTokens, VisionTower, stack_features
+from llava.model.image_tokens import ImageTokens, stack_features
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import PaddedBatch, collate, share_images, splice_row, truncate
@@ -29,7 +30,7 @@ from qlip.language_positions import decoder_mask
 from qlip.language_positions import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
-"""Pixels of each image, or what `encode_tokens` made of them: encode once, ask often."""
+"""Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -45,7 +46,7 @@ class LlavaMetaModel(nn.Module):
         if config.has_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             if config.mm_hidden_size is None and not self.vision_tower.is_loaded:
-                raise ValueError("mm_hidden_size is not set, and the tower that would tell it is not in the checkpoint")
+                raise ValueError("mm_hidden_size is not set, and the checkpoint does not hold the tower that has it")
             config.mm_hidden_size = config.mm_hidden_size or self.vision_tower.hidden_size
             self.mm_projector = build_vision_projector(config)
             # First in order: a device map fills the devices in order, and a tower or projector must not be offloaded.
@@ -70,7 +71,10 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         return self.get_model().get_vision_tower()
 
     def encode_images(self, images: Images) -> Tensor | list[Tensor]:
-        """Projected features of images, for callers that need no positions; `images` as `encode_tokens` takes them.
+        """Computes projected features of images, for callers that need no positions.
+
+        Args:
+            images: see `encode_tokens`.
 
         Returns:
             (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
@@ -82,10 +86,10 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         initialize_vision_tokenizer(self, model_args, tokenizer)
 
     def encode_tokens(self, images: Images) -> list[ImageTokens]:
-        """Tokens of each image, projected to the language model's width in one pass.
+        """Encodes images and projects them to the language model's width, each in one pass.
 
         Args:
-            images: pixels; images that are encoded already come back as they are.
+            images: pixels; images that are encoded already are returned unchanged.
 
         Raises:
             ValueError: the model has no vision tower, or it is not loaded.
@@ -101,7 +105,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         return self.project(tower.encode_tokens(cast(Tensor | Sequence[Tensor], images)))
 
     def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
-        """Brings the tower's tokens of some images to the language model's width, in one pass."""
+        """Projects the tower's tokens of some images to the language model's width, in one pass."""
         projector = self.get_model().mm_projector
         features = torch.cat([image.features for image in tokens])
         projected = projector(features).split([len(image.features) for image in tokens])
@@ -115,12 +119,12 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         images: Images | None,
         padding_side: str,
     ) -> PaddedBatch:
-        """Embeds a batch of prompts with their images in place, padded anew on `padding_side`.
+        """Embeds a batch of prompts with their images in place, padded on `padding_side`.
 
         Args:
-            input_ids: int64 (B, L), IMAGE_TOKEN_INDEX where an image stands.
+            input_ids: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes.
             attention_mask: (B, L), nonzero on real tokens; by default all are.
-            labels: int64 (B, L) or None. With labels, text behind the last image is cut down to
+            labels: int64 (B, L) or None. With labels, text after the last image is cut down to
                 `tokenizer_model_max_length`.
             images: one per placeholder, in order over the whole batch; of more, see `share_images`.
 
@@ -131,11 +135,11 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         rows = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
         shares = share_images(rows, 0 if images is None else len(images))
         shown = [share if IMAGE_TOKEN_INDEX in ids else share[:0] for ids, share in zip(rows, shares, strict=True)]
-        # In training the others are encoded, too: every process must use its projector, or the rest would wait for it.
+        # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
         tokens = self._encode_some(images, shares if self.training and torch.is_grad_enabled() else shown)
         embed = self.get_model().embed_tokens
         limit = None if labels is None else self.config.tokenizer_model_max_length
-        placed = []
+        spliced = []
         for index, ids in enumerate(rows):
             embeds = embed(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
             own = [tokens[i] for i in shown[index]]
@@ -143,11 +147,11 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             if hidden:  # no rows of them, but the gradient's path to the projector
                 embeds = torch.cat([embeds, *hidden])
             row = splice_row(ids, embeds, own, None if labels is None else labels[index][real[index].bool()])
-            placed.append(row if limit is None else truncate(row, limit))
-        return collate(placed, padding_side)
+            spliced.append(row if limit is None else truncate(row, limit))
+        return collate(spliced, padding_side)
 
     def _encode_some(self, images: Images | None, shares: Sequence[range]) -> dict[int, ImageTokens]:
-        """The tokens of the images in `shares`, by their places."""
+        """Encodes the images in `shares`; returns their tokens by index."""
         which = [i for share in shares for i in share]
         if images is None or not which:
             return {}
@@ -164,14 +168,14 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         images: Images | None,
         image_sizes: Any = None,
     ) -> tuple[None, Tensor, Tensor, Cache | None, Tensor, Tensor | None]:
-        """LLaVA's name and order for `splice_images`; `position_ids` and `image_sizes` are not read.
+        """Calls `splice_images` under LLaVA's name and order; `position_ids` and `image_sizes` are not read.
 
         Returns:
             (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
         """
         batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
         new_labels = None if labels is None else batch.labels
-        return None, batch.position_ids, batch.attention_mask, past_key_values, batch.inputs_embeds, new_labels
+        return None, batch.placed.positions, batch.attention_mask, past_key_values, batch.inputs_embeds, new_labels
 
     def forward(
         self,
@@ -189,26 +193,26 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The language model's forward pass; with `input_ids` and `images` the images are spliced in first.
+        """Runs the language model; with `input_ids` and `images` the images are spliced in first.
 
         Args:
             images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
-                (C, H, W), or what `encode_tokens` gave. Logits then count the images' tokens. Of more images than
-                <image>, a prompt without <image> skips one, and the rest is ignored: see `share_images`.
+                (C, H, W), or the output of `encode_tokens`. Logits then count the images' tokens. If there are more
+                images than <image>, a prompt without <image> skips one, and the rest is ignored: see `share_images`.
             image_sizes: accepted for LLaVA's callers; not read.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
-            next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
-            logits_to_keep: give logits of the last so many tokens only, 0 for all. `generate` asks for 1 where it finds
-                this parameter, else a prompt's logits over the whole vocabulary would take gigabytes.
+            next_positions: int64 (B,), where generation continues after the prompt; not read here.
+            logits_to_keep: compute logits of this many last tokens only, 0 for all. `generate` asks for 1 where it
+                finds this parameter, else a prompt's logits over the whole vocabulary would take gigabytes.
         """
         if input_ids is not None and inputs_embeds is None and self._holds_images(input_ids, images, past_key_values):
             batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
             input_ids, inputs_embeds = None, batch.inputs_embeds
-            attention_mask, position_ids = batch.attention_mask, batch.position_ids
+            attention_mask, position_ids = batch.attention_mask, batch.placed.positions
             labels = None if labels is None else batch.labels
             key_bias = self._key_bias(batch)
         elif images is not None:
-            raise ValueError("images were given with input_ids that go on from a cache, or with inputs_embeds")
+            raise ValueError("images were given with input_ids that continue a cache, or with inputs_embeds")
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
@@ -236,10 +240,10 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answers a batch of prompts about their images; each row as it would be alone.
+        """Generates answers to a batch of prompts about their images; a row does not depend on the others.
 
         Args:
-            inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image stands; `input_ids` is the same.
+            inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes; `input_ids` is the same.
             images: one per placeholder, in order over the whole batch; of more, see `share_images`.
             image_sizes: accepted for LLaVA's callers; not read.
             attention_mask: (B, L), nonzero on real tokens.
@@ -247,7 +251,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             **kwargs: transformers' generation arguments.
 
         Returns:
-            What transformers' `generate` returns, the new tokens only.
+            The output of transformers' `generate`, new tokens only.
 
         Raises:
             ValueError: no prompt, embeddings instead of a prompt, or too few images for the placeholders.
@@ -259,19 +263,19 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         return super().generate(
             inputs_embeds=batch.inputs_embeds,
             attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
+            position_ids=batch.placed.positions,
             key_bias=self._key_bias(batch),
-            next_positions=batch.next_positions,
+            next_positions=batch.placed.end,
             **kwargs,
         )
 
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
-        """transformers' own, with LLaVA's parameter names understood. Most callers want `load_pretrained_model`."""
+        """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`."""
         return super().from_pretrained(*args, key_mapping=TOWER_NAMES if key_mapping is None else key_mapping, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Writes a checkpoint with LLaVA's own parameter names, the tower included."""
+        """Writes a checkpoint with LLaVA's parameter names, the tower included."""
         tower = self.get_vision_tower()
         if tower is not None and tower.is_loaded:
             self.config.mm_vision_config = tower.config.to_dict()
@@ -280,18 +284,18 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         super().save_pretrained(save_directory, **kwargs)
 
     def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
-        """float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
-        bias = bias_of_sizes(batch.sizes, self.config._attn_implementation)
+        """Computes float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
+        bias = bias_of_sizes(batch.placed.sizes, self.config._attn_implementation)
         if bias is not None and (window := getattr(self.config, "sliding_window", None)) is not None:
             raise ValueError(
-                f"the language model attends to a window of {window} tokens, which does not go with a bias on image"
+                f"the language model attends to a window of {window} tokens, which does not allow a bias on image"
                 " tokens; set llm_size_bias to 0 and llm_weight to 'each', or sliding_window to null in config.json"
             )
         return bias
 
     @staticmethod
     def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:
-        """Whether this is the first pass over a prompt with images; a decoding step is not looked into."""
+        """Whether this is the first pass over a prompt with images; decoding steps are not searched."""
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return False
         return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())

@@ -1,6 +1,6 @@
-"""Places ragged image tokens among text embeddings and makes one padded batch of it. Pure functions.
+"""Splices ragged image tokens into text embeddings and pads the prompts to one batch. Pure functions.
 
-Positions and weights come from `qlip.language_positions`. Knows nothing of towers, tokenizers or generation.
+Positions and weights come from `qlip.language_positions`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.multimodal_encoder.base import ImageTokens
-from qlip.language_positions import ImageSpan, place_tokens
-
-PER_TOKEN = ("embeds", "positions", "labels", "sizes", "is_image")
+from llava.model.image_tokens import ImageTokens
+from qlip.language_positions import ImageSpan, Placed, place_batch
 
 
 @dataclass(frozen=True)
-class PlacedRow:
+class SplicedRow:
     """One prompt with its images in place; T tokens."""
 
     embeds: Tensor  # (T, D)
-    positions: Tensor  # (T,), int64, or float32 where an image has fractional places
     labels: Tensor  # int64 (T,), IGNORE_INDEX on images
-    sizes: Tensor  # float32 (T,), 1 on text
     is_image: Tensor  # bool (T,)
-    end: int = 0  # position of what follows the prompt
+    spans: list[ImageSpan]  # of its images
 
 
 @dataclass(frozen=True)
@@ -38,17 +34,15 @@ class PaddedBatch:
 
     inputs_embeds: Tensor  # (B, T, D)
     attention_mask: Tensor  # int64 (B, T), 1 on tokens, 0 on padding
-    position_ids: Tensor  # (B, T), int64 or float32; 0 on padding
     labels: Tensor  # int64 (B, T), IGNORE_INDEX on padding and images
-    sizes: Tensor  # float32 (B, T), 1 on text and padding
-    next_positions: Tensor  # int64 (B,), where each prompt goes on
+    placed: Placed  # positions and weights of (B, T)
 
 
 def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
-    """Which images each prompt takes, in order: one per <image>, as LLaVA counts them.
+    """Assigns images to prompts in order, one per <image>, as LLaVA counts them.
 
-    With an image more for each prompt that holds no <image>, such a prompt takes one that it does not show: LLaVA's
-    training batches have a black picture for it. What is left behind the last prompt is ignored.
+    If there is one more for each prompt without <image>, such a prompt takes one that it does not show: LLaVA's
+    training batches have a black image for it. Images left over after the last prompt are ignored.
 
     Args:
         rows: int64 (L,), the prompts of a batch.
@@ -68,11 +62,11 @@ def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
     return [range(end - count, end) for count, end in zip(takes, ends, strict=True)]
 
 
-def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], labels: Tensor | None = None) -> PlacedRow:
+def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], labels: Tensor | None = None) -> SplicedRow:
     """Replaces each placeholder of one prompt by the tokens of its image.
 
     Args:
-        ids: int64 (L,), IMAGE_TOKEN_INDEX where an image stands.
+        ids: int64 (L,), IMAGE_TOKEN_INDEX where an image goes.
         embeds: (L, D), embeddings of `ids`; those of placeholders are not read.
         images: in the order of their placeholders, features projected to width D.
         labels: int64 (L,); by default everything is ignored.
@@ -92,13 +86,11 @@ def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], label
             here = torch.ones(count, dtype=torch.bool, device=device)
             parts.append((image.features.to(embeds), ignored, here))
     embeds, labels, is_image = (torch.cat(stretches) for stretches in zip(*parts, strict=True))
-    spans = [ImageSpan(len(image.features), image.positions, image.span, image.sizes) for image in images]
-    placed = place_tokens(is_image, spans)
-    return PlacedRow(embeds, placed.positions, labels, placed.sizes, is_image, end=int(placed.end))
+    return SplicedRow(embeds, labels, is_image, [image.span for image in images])
 
 
-def truncate(row: PlacedRow, limit: int) -> PlacedRow:
-    """Cuts text behind the last image down to `limit` tokens.
+def truncate(row: SplicedRow, limit: int) -> SplicedRow:
+    """Cuts text after the last image to a row of `limit` tokens.
 
     Raises:
         ValueError: an image's tokens would be cut.
@@ -111,24 +103,20 @@ def truncate(row: PlacedRow, limit: int) -> PlacedRow:
             f"the sequence has {length} tokens, {int(row.is_image.sum())} of them visual, and the limit is {limit}:"
             " it would cut through an image; shorten the text, lower max_tokens or raise the limit"
         )
-    embeds, positions, labels, sizes, is_image = (getattr(row, name)[:limit] for name in PER_TOKEN)
-    return PlacedRow(embeds, positions, labels, sizes, is_image, end=row.end - (length - limit))
+    return SplicedRow(row.embeds[:limit], row.labels[:limit], row.is_image[:limit], row.spans)
 
 
-def collate(rows: Sequence[PlacedRow], padding_side: str = "right") -> PaddedBatch:
-    """Pads prompts to one length, on the "right" or on the "left"."""
+def collate(rows: Sequence[SplicedRow], padding_side: str = "right") -> PaddedBatch:
+    """Pads prompts to one length, on the "right" or on the "left", and computes their positions."""
 
-    def pad(name: str, value: float) -> Tensor:
-        return pad_sequence([getattr(row, name) for row in rows], True, value, padding_side)
+    def pad(sequences: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(sequences, True, value, padding_side)
 
-    real = [torch.ones(len(row.embeds), dtype=torch.int64, device=row.embeds.device) for row in rows]
-    fractional = any(row.positions.is_floating_point() for row in rows)
-    positions = [row.positions.float() if fractional else row.positions for row in rows]
+    real = pad([torch.ones_like(row.is_image) for row in rows], False)
+    is_image = pad([row.is_image for row in rows], False)
     return PaddedBatch(
-        inputs_embeds=pad("embeds", 0.0),
-        attention_mask=pad_sequence(real, True, 0, padding_side),
-        position_ids=pad_sequence(positions, True, 0, padding_side),
-        labels=pad("labels", IGNORE_INDEX),
-        sizes=pad("sizes", 1.0),
-        next_positions=torch.tensor([row.end for row in rows], device=rows[0].embeds.device),
+        inputs_embeds=pad([row.embeds for row in rows], 0.0),
+        attention_mask=real.long(),
+        labels=pad([row.labels for row in rows], IGNORE_INDEX),
+        placed=place_batch(is_image, real, [span for row in rows for span in row.spans]),
     )

@@ -1,7 +1,7 @@
 """Terminal chat about pictures: `llava`, or `python -m llava.serve.cli`.
 
-Turns flags into a loaded engine and runs a conversation on it, typed or given by `--prompt`. Answers go to stdout,
-everything else goes to stderr. How answers come about is the engine's matter.
+Answers questions that are typed, or given by `--prompt`. Answers go to stdout, everything else to stderr. The model's
+libraries are loaded after the flags have been checked.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 import qlip
 from llava.command import OneLineParser, integer, real, run_command
 from llava.conversation import Conversation
-from llava.images import load_images
-from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.utils import demo_picture_path
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from llava.serve.engine import ChatEngine
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; a wrong one ends the process with exit code 2."""
+    """Parses the command line; exits with code 2 on a wrong flag."""
     parser = OneLineParser(prog="llava", description="Chat about pictures in the terminal.")
     add_model_flags(parser)
     parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
@@ -34,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
     )
-    parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="write what the model sees to this file")
+    parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
     parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
     return parser.parse_args(argv)
 
@@ -46,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads pictures and model, then answers the given prompts or chats."""
+    """Loads the pictures and the model, then answers the prompts or starts a chat."""
+    from llava.images import load_images
+
     temperature = args.temperature
     if temperature is None:
         temperature = 0.0 if args.prompt else Sampling.temperature
     sampling = Sampling(temperature=temperature, max_new_tokens=args.max_new_tokens)
-    qlip_option(args), check_model_flags(args)  # what is wrong should show before pictures and model are loaded
+    qlip_option(args), check_model_flags(args)  # errors should show before pictures and model are loaded
     if args.model_path and not args.image_file:
         raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [demo_picture_path()]
@@ -70,12 +74,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_drawings(path: Path | None, sources: Sequence[str | Path]) -> None:
-    """Raises ValueError unless each picture's drawing can be written beside `path` without replacing a picture."""
+    """Raises ValueError unless each drawing can be written to its file without replacing a picture."""
     if path is None:
         return
+    from PIL import Image
+
     Image.init()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--show-quadtree {path}: the name must end as an image's, for example in .png")
+        raise ValueError(f"--show-quadtree {path}: use the ending of an image format, for example .png")
     for place in range(1, len(sources) + 1):
         target = drawing_path(path, place)
         if target.is_dir():
@@ -88,19 +94,19 @@ def check_drawings(path: Path | None, sources: Sequence[str | Path]) -> None:
 
 
 def drawing_path(path: Path, place: int) -> Path:
-    """The file of a picture's drawing, by its place from 1; from the second on, the name gets the place."""
+    """Names the file of a picture's drawing; `place` counts from 1 and is part of the name from 2 on."""
     return path if place == 1 else path.with_stem(f"{path.stem}-{place}")
 
 
 def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Path) -> None:
-    """Writes each picture with its leaves drawn in; from the second on, the file's name gets a number.
+    """Draws each picture's leaves into a copy of it, in the file that `drawing_path` names.
 
     Raises:
-        ValueError: if the model sees without a quadtree.
+        ValueError: the model has no quadtree.
     """
     tower = engine.model.get_vision_tower()
     if not hasattr(tower, "partition"):
-        raise ValueError("--show-quadtree needs a model that sees by quadtree; add --qlip")
+        raise ValueError("--show-quadtree needs a model with a quadtree; add --qlip")
     for i, (image, pixels) in enumerate(zip(images, engine.prepare_images(images), strict=True), start=1):
         target = drawing_path(path, i)
         leaves = tower.partition(pixels)
@@ -111,7 +117,7 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
 def answer_prompts(
     engine: ChatEngine, images: Sequence[Image.Image], prompts: Sequence[str], sampling: Sampling, debug: bool
 ) -> None:
-    """Prints one line per prompt, each the answer of a fresh conversation."""
+    """Answers each prompt in a new conversation and prints one line for it."""
     for prompt in prompts:
         show_prompt(engine.question(prompt, len(images)), debug)
         answer = engine.ask(prompt, images, sampling)
@@ -119,7 +125,7 @@ def answer_prompts(
 
 
 def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, debug: bool) -> None:
-    """Reads questions until an empty line or the end of input, and streams the answers."""
+    """Reads questions until an empty line or the end of input and streams the answers."""
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
@@ -129,13 +135,13 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         show_prompt(conversation, debug)
         try:
             conversation.messages[-1][1] = stream_answer(engine, conversation, images, sampling)
-        except ValueError as error:  # too long for the context: the question is dropped, the chat goes on
+        except ValueError as error:  # too long for the context: drop this question only
             print(f"llava: error: {error}", file=sys.stderr)
             del conversation.messages[-2:]
 
 
 def read_line(prompt: str) -> str:
-    """Returns the typed line, stripped; an empty one at the end of input."""
+    """Reads a line, stripped; the end of input reads as an empty one."""
     try:
         return input(prompt).strip()
     except EOFError:
@@ -146,7 +152,7 @@ def read_line(prompt: str) -> str:
 def stream_answer(
     engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling
 ) -> str:
-    """Prints the answer as it comes and returns it; Ctrl-C ends it early."""
+    """Prints the answer as it is generated, until Ctrl-C, and returns its text."""
     pieces: list[str] = []
     print(f"{conversation.roles[1]}: ", end="", flush=True)
     with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling)) as stream:
@@ -154,11 +160,11 @@ def stream_answer(
             pieces.append(piece)
             print(piece, end="", flush=True)
     print()
-    return "".join(pieces).strip() or "..."  # without any text the next prompt would run two turns together
+    return "".join(pieces).strip() or "..."  # an empty turn would be left out of the next prompt
 
 
 def show_prompt(conversation: Conversation, debug: bool) -> None:
-    """Prints the prompt as the model gets it."""
+    """Prints the prompt exactly as the model receives it, with `--debug`."""
     if debug:
         print(f"prompt: {conversation.get_prompt()!r}", file=sys.stderr)
 

@@ -1,20 +1,20 @@
-"""The flags that name a model, and the engine that they name."""
+"""The flags that choose a model, and the engine loaded from them.
+
+Adding the flags imports nothing heavy: torch and the model's code are loaded when the flags are checked or used.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.command import integer, real
 from llava.conversation import conv_templates
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import inspect, local_folder, require_tower
-from llava.serve.engine import ChatEngine
-from llava.serve.engine.params import EngineLimits
-from llava.serve.engine.templates import warn_of_guess
-from llava.utils import check_device, default_device, demo_model_path
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
+    from llava.serve.engine.params import EngineLimits
 
 DEMO_NOTICE = """\
 This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
@@ -22,7 +22,7 @@ This is the embedded demo: a tiny model that only knows coloured shapes. For a r
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which model to load, where, and how it sees."""
+    """Adds the flags that choose the model, its device, its quantization and its vision tower."""
     parser.add_argument("--model-path", help="checkpoint folder or hub id (default: the embedded demo model)")
     parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best this machine has)")
@@ -42,7 +42,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
-    """Returns the `qlip` argument of `load_pretrained_model`: None for what the checkpoint says.
+    """Reads the `qlip` argument of `load_pretrained_model` from the flags; None leaves the choice to the checkpoint.
 
     Raises:
         ValueError: if quadtree flags come with `--no-qlip`.
@@ -56,15 +56,18 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
 
 
 def check_model_flags(args: argparse.Namespace, *, needs_tower: bool = True) -> None:
-    """Checks what the flags of `add_model_flags` name, without loading it.
+    """Checks the device and the checkpoint that the flags of `add_model_flags` name, without loading weights.
 
     Args:
-        args: the parsed flags.
-        needs_tower: whether there will be pictures, which a language model alone does not see.
+        args: The parsed flags.
+        needs_tower: Whether the command takes pictures; a text-only model is then refused.
 
     Raises:
-        ValueError: this machine has no such device, or the model's folder holds no checkpoint that sees pictures.
+        ValueError: this machine has no such device, or the model's folder holds no checkpoint with a vision tower.
     """
+    from llava.model.checkpoint import inspect, require_tower
+    from llava.utils import check_device
+
     if args.device is not None:
         check_device(args.device)
     if args.model_path and Path(args.model_path).is_dir() and args.model_base is None:
@@ -85,16 +88,23 @@ def load_engine(
 
     Args:
         args: The parsed flags.
-        switchable: Load a tower that can see both ways, so that each request may choose; what the flags or the
-            checkpoint say is then the default.
-        limits: What the engine takes on at a time.
-        use_flash_attn: FlashAttention 2 in the language model.
-        needs_tower: Refuse a language model alone.
+        switchable: Load a tower that runs both the quadtree and CLIP's grid, so that each request may choose; the
+            flags or the checkpoint then give the default.
+        limits: Bounds on the engine's batches and queue.
+        use_flash_attn: Use FlashAttention 2 in the language model.
+        needs_tower: Refuse a text-only model.
 
     Raises:
-        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
+        FileNotFoundError: no such checkpoint, or one of its files is missing.
         ValueError: contradictory flags, no such device, or a checkpoint that cannot be used.
     """
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import load_pretrained_model
+    from llava.model.checkpoint import inspect, local_folder, require_tower
+    from llava.serve.engine import ChatEngine
+    from llava.serve.engine.templates import warn_of_guess
+    from llava.utils import default_device, demo_model_path
+
     model_path = str(args.model_path or demo_model_path())
     option = qlip_option(args)
     check_model_flags(args, needs_tower=needs_tower)

@@ -22,7 +22,7 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
 from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question, read_lines
-from llava.eval.run.runner import WINDOW, Asked, Runner, pictures_of
+from llava.eval.run.runner import WINDOW, Runner, pictures_of
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine.chat_engine import ChatEngine, separators
@@ -69,13 +69,13 @@ def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens:
     return answers
 
 
-def run_batches(runner: Runner, asked: Sequence[Asked], ready: Iterator[Any], file: AnswerFile) -> list[str]:
-    """Answers as `llava.eval.run.command` does."""
+def run_batches(runner: Runner, asked: Sequence[Question], ready: Iterator[Any], file: AnswerFile) -> list[str]:
+    """Answers as `llava.eval.run.batch_run` does."""
     found: dict[int, str] = {}
     for outcomes in runner.run(asked, ready):
-        rows = [{"text": str(outcome.text), "metadata": {"index": outcome.index}} for outcome in outcomes]
+        rows = [{"text": str(outcome.text), "metadata": {"index": outcome.question.index}} for outcome in outcomes]
         file.append(rows)
-        found.update((outcome.index, str(outcome.text)) for outcome in outcomes)
+        found.update((outcome.question.index, str(outcome.text)) for outcome in outcomes)
     return [found[index] for index in sorted(found)]
 
 
@@ -106,9 +106,9 @@ class Usage:
 def serve(options: argparse.Namespace) -> None:
     """Loads a checkpoint, warms up, then measures a way once for every line of stdin."""
     engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
-    file = Path(options.questions)
-    questions = read_lines(file, file.parent)
-    asked, limits = list(enumerate(questions)), BatchLimits(options.batch_size)
+    path = Path(options.questions)
+    questions = read_lines(path, path.parent)
+    limits = BatchLimits(options.batch_size)
     runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
     preparer = Preparer.of(engine.model.get_vision_tower())
     one_at_a_time(engine, questions[:1], options.new_tokens)
@@ -119,14 +119,14 @@ def serve(options: argparse.Namespace) -> None:
             gate.mkdir()
             ready: Iterator[Any] = iter(())
             if options.way == "runner":
-                pictures = pictures_of(asked, limits)
+                pictures = pictures_of(questions, limits)
                 ready = prepare_ahead(Gated(preparer, gate), pictures, options.workers, ahead=WINDOW * limits.rows)
                 while len(list(gate.iterdir())) < min(options.workers, len(pictures)):
                     time.sleep(0.01)
             before, start = Usage.now(), time.perf_counter()
             (gate / "go").touch()
             if options.way == "runner":
-                answers = run_batches(runner, asked, ready, file)
+                answers = run_batches(runner, questions, ready, file)
             else:
                 answers = one_at_a_time(engine, questions, options.new_tokens)
             seconds = time.perf_counter() - start

@@ -33,9 +33,7 @@ from llava.serve.http import connections, server
 """What a controller has imported when it serves."""
 
 IMAGE_WORKER = """
-import pickle, sys
 from llava.eval.run.pictures import Preparer
-from llava.model.multimodal_encoder.base import VisionTower
 """
 
 

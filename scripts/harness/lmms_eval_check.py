@@ -111,7 +111,7 @@ def largest_loss_difference(folder: Path, model_path: str, device: str, question
     from lmms_eval.models.simple.llava import Llava
     from PIL import Image
 
-    from llava.eval.vstar_likelihood import option_losses
+    from llava.eval.run.likelihood import option_losses
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.vstar_likelihood import option_losses
+from llava.eval.run.likelihood import option_losses
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     get_model_name_from_path,

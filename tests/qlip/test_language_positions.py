@@ -29,7 +29,7 @@ def one_by_one(is_image: list[bool], images: list[ImageSpan]) -> tuple[list[floa
         sizes.append(1.0 if image.sizes is None else float(image.sizes[used]))
         used += 1
         if used == image.count:
-            now, used = now + image.span, 0
+            now, used = now + image.length, 0
             queue.pop(0)
     return positions, sizes, now
 
@@ -78,7 +78,7 @@ def test_tokens_and_images_that_do_not_match_are_an_error():
     flags = torch.tensor([False, True, True, True])
     with pytest.raises(ValueError, match="holds 3 image tokens, its 1 images have 2"):
         place_tokens(flags, [span(2)])
-    with pytest.raises(ValueError, match="text stands between"):
+    with pytest.raises(ValueError, match="there is text between"):
         place_tokens(torch.tensor([True, False, True, True]), [span(2), span(1)])
     with pytest.raises(ValueError, match="2 images were given, 1 more than"):
         place_batch(flags[None], torch.ones_like(flags)[None], [span(3), span(2)])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,10 +62,12 @@ def test_pope(run: Run, tmp_path: Path) -> None:
 
 
 def test_each_gpu_answers_a_chunk_and_quadtree_flags_reach_the_model(run: Run, tmp_path: Path) -> None:
-    """In processes of their own, as a user runs it; more GPUs are named than there are here, which is no matter."""
+    """Each GPU in a process of its own; more are named than there are here, which does not matter on the CPU."""
     data = pope(tmp_path)
     run("pope")
-    run("pope", "--max-tokens", "70", "--device=cpu", PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="0,1")
+    (tmp_path / "processes").mkdir()
+    with start(tmp_path / "processes", processes=True) as client:
+        run("pope", "--max-tokens", "70", "--device=cpu", PYTHON=client, CUDA_VISIBLE_DEVICES="0,1")
     name = "llava-demo_max-tokens-70"
     chunks = [data / "answers" / name / f"2_{number}.jsonl" for number in range(2)]
     merged = (data / "answers" / f"{name}.jsonl").read_bytes()

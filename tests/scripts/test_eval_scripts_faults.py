@@ -92,9 +92,12 @@ def test_labels_that_do_not_fit_end_the_script_before_anything_is_answered(run: 
 
 
 def test_every_script_checks_its_labels_before_it_answers() -> None:
+    common = (SCRIPTS / "common.sh").read_text()
+    assert re.search(r"^run_benchmark\(\) \{\n    check_labels\n    ask ", common, re.MULTILINE)
     for path in SCRIPTS.glob("*.sh"):
         if path.stem not in ("common", "mmbench_cn"):  # the latter runs mmbench.sh
-            assert re.search(r"\bcheck [^\n]+(\\\n[^\n]*)?--check[^\n]*\nanswer ", path.read_text()), path.name
+            whole, single = r"^run_benchmark$", r"^([^\n]+\|\| )?check(_labels$|\b[^\n]+--check$)\nask "
+            assert re.search(f"{whole}|{single}", path.read_text(), re.MULTILINE), path.name
 
 
 def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_goes_on(run: Run, tmp_path: Path) -> None:

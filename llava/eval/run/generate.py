@@ -1,69 +1,66 @@
-"""Generates the answers of a batch of prompts about encoded pictures: each the one that its prompt would get alone.
+"""Generates the answers to a batch of prompts about encoded images; each is the one that its prompt would get alone.
 
-Greedy, by beams, or sampled. A sampled answer hangs on the prompt and its own seed only, whatever stands beside it in
-the batch. Knows neither question files nor how batches come about.
+Greedy, by beams, or sampled. A sampled answer depends on its prompt and its own seed only, not on its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 
 import torch
 from torch import Tensor
 
 from llava.mm_utils import tokenizer_image_token
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine.chat_engine import ChatEngine, separators
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt that waits for its answer."""
-
-    ids: Tensor
-    """int64 (L,), IMAGE_TOKEN_INDEX where the picture stands."""
-    picture: ImageTokens | None
-    """As the model's `encode_tokens` gives it."""
-    seed: int = 0
-    """Of a sampled answer, in [0, 2^32)."""
-
-
 def prompt_ids(engine: ChatEngine, text: str, num_images: int = 1) -> Tensor:
-    """int64 (L,): a question in the engine's prompt format."""
+    """Tokenizes a question in the engine's prompt format, int64 (L,)."""
     prompt = engine.question(text, num_images).get_prompt()
     return torch.tensor(tokenizer_image_token(prompt, engine.tokenizer))
 
 
 def row_seed(seed: int, index: int) -> int:
-    """The seed of the `index`-th answer of a run with a seed of its own, in [0, 2^32)."""
+    """Derives the seed of a run's `index`-th answer from the run's seed, in [0, 2^32)."""
     return int.from_bytes(sha256(f"{seed}:{index}".encode()).digest()[:4], "big")
 
 
-def generate(engine: ChatEngine, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-    """The answers to a batch of prompts, in their order."""
+def generate(
+    engine: ChatEngine,
+    prompts: Sequence[Tensor],
+    pictures: Sequence[ImageTokens | None],
+    sampling: Sampling,
+    seeds: Sequence[int] | None = None,
+) -> list[str]:
+    """Generates the answers to a batch of prompts, in their order.
+
+    Args:
+        engine: the model.
+        prompts: int64 (L,) each, IMAGE_TOKEN_INDEX in the image's position.
+        pictures: each prompt's image as the model's `encode_tokens` returns it; None for a prompt without an image.
+        sampling: how answers are decoded.
+        seeds: of sampled answers, each in [0, 2^32); None for 0.
+    """
+    seeds = [0] * len(prompts) if seeds is None else seeds
     if sampling.num_beams > 1 and not sampling.greedy:
         # Sampled beams draw from the one global generator, so that neighbours would change what a row draws.
-        if len(requests) > 1:
-            return [text for request in requests for text in generate(engine, [request], sampling)]
-        torch.manual_seed(requests[0].seed)
+        if len(prompts) > 1:
+            singles = zip(prompts, pictures, seeds, strict=True)
+            return [generate(engine, [ids], [picture], sampling, [seed])[0] for ids, picture, seed in singles]
+        torch.manual_seed(seeds[0])
     stops = (*sampling.stop, *separators(engine.new_conversation()))
-    answers: list[list[str]] = [[] for _ in requests]
+    answers: list[list[str]] = [[] for _ in prompts]
     rows = [
-        Row(
-            request.ids,
-            replace(sampling, stop=stops, seed=request.seed),
-            engine.tokenizer,
-            engine.end_tokens,
-            emit=pieces.append,
-        )
-        for request, pieces in zip(requests, answers, strict=True)
+        Row(ids, replace(sampling, stop=stops, seed=seed), engine.tokenizer, engine.end_tokens, emit=pieces.append)
+        for ids, seed, pieces in zip(prompts, seeds, answers, strict=True)
     ]
-    pictures = [request.picture for request in requests if request.picture is not None]
-    generate_rows(engine.model, rows, pictures, engine.padding_id)
+    images = [picture for picture in pictures if picture is not None]
+    generate_rows(engine.model, rows, images, engine.padding_id)
     for row in rows:
         if row.error is not None:
             raise row.error

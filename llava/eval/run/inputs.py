@@ -1,7 +1,7 @@
-"""What a run needs is checked before its model is loaded, and reported once: the question file and the images.
+"""Checks a run's question file and images before the model is loaded.
 
-An image counts as readable if its file exists and its header is of a format that the runner opens; pixels are not
-decoded, so that a file that is cut short shows only when its question is asked. Knows neither models nor answers.
+An image counts as readable if its file exists and its header is of a format that the runner opens. Pixels are not
+decoded, so a truncated file shows only when its question is asked.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import base64
 import binascii
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from llava.command import integer
 from llava.eval.run.questions import Question, chunk
 from llava.images import FORMATS
 
@@ -28,23 +26,22 @@ logger = logging.getLogger(__name__)
 MISSING, UNREADABLE = "missing", "unreadable"
 EXAMPLES = 2
 THREADS = 16
-"""Files are looked at side by side, since folders of images are often on a network."""
+"""Files are checked in parallel, since folders of images are often on a network."""
 
 
-def add_input_flags(parser: Any) -> None:
-    """Adds the flags that say how much of the input a run takes."""
-    parser.add_argument("--num-chunks", type=integer(), default=1, help="cut the questions into N chunks", metavar="N")
-    parser.add_argument("--chunk-idx", type=integer(0), default=0, metavar="I", help="and answer this one, from 0")
-    parser.add_argument("--limit", type=integer(), metavar="N", help="answer only the first N questions of the chunk")
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="answer the other questions where images are missing or unreadable (default: answer none)",
-    )
+def read_inputs(args: argparse.Namespace, read: Callable[[argparse.Namespace], list[Question]]) -> list[Question]:
+    """Reads the questions that the flags name.
+
+    Raises:
+        ValueError: the file is missing or not a question file, or there is no chunk of that number.
+    """
+    check_chunk(args)
+    check_question_file(args.question_file)
+    return read(args)
 
 
 def check_question_file(path: Path) -> None:
-    """Raises ValueError unless there is a question file."""
+    """Raises ValueError unless the question file exists."""
     if not path.exists():
         raise ValueError(f"there is no question file {path}; name it with --question-file")
     if path.is_dir():
@@ -58,25 +55,25 @@ def check_chunk(args: argparse.Namespace) -> None:
 
 
 def wanted(args: argparse.Namespace, questions: Sequence[Question]) -> range:
-    """The places of the questions that this run is to answer: those of its chunk, or the first of them (`--limit`)."""
+    """Finds the positions of this run's questions: those of its chunk, or the first of them (`--limit`)."""
     return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]
 
 
 def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) -> None:
-    """Raises ValueError unless the images of this run's questions are there, or `--skip-unreadable` lets them go."""
+    """Raises ValueError if images of this run's questions are missing or unreadable, unless `--skip-unreadable`."""
     check_images((questions[i].image for i in wanted(args, questions)), args.image_folder, args.skip_unreadable)
 
 
 def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None) -> None:
-    """Reports images that are missing or unreadable, all at once.
+    """Reports all images that are missing or unreadable.
 
     Args:
         sources: files and `data:` URLs of the questions; None for a question without an image.
-        folder: where the files are.
+        folder: the folder of the files.
         skip: the flag `--skip-unreadable`, with which this is only a warning; None for commands without it.
 
     Raises:
-        ValueError: there are such images, or there is no folder of images.
+        ValueError: an image is missing or unreadable, or the folder is missing.
     """
     images = list(dict.fromkeys(source for source in sources if source is not None))
     if not folder.is_dir() and any(isinstance(image, Path) for image in images):
@@ -100,7 +97,7 @@ def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool 
 
 
 def find_fault(source: str | Path) -> str | None:
-    """Whether an image is missing or unreadable, by its header; None if it is neither."""
+    """Finds whether an image is missing, or unreadable by its header; None if it is neither."""
     try:
         if isinstance(source, Path):
             if not source.is_file():
@@ -110,11 +107,11 @@ def find_fault(source: str | Path) -> str | None:
         with Image.open(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)), formats=FORMATS):
             return None
     except Image.DecompressionBombError:
-        return None  # the runner has a bound of its own
+        return None  # the runner has its own bound
     except (OSError, ValueError, SyntaxError, binascii.Error):
         return UNREADABLE
 
 
 def _name(source: str | Path) -> str:
-    """An image for people; of one inside a table only the beginning."""
+    """Names an image in a message; one inside a table by its first characters."""
     return os.fspath(source) if isinstance(source, Path) else f"{source[:40]}..."

@@ -1,6 +1,6 @@
-"""One run at a time: a lock on a file's name that ends with the process that holds it, however that ends.
+"""Lets one run at a time write a file; the lock ends with the process that holds it, even after a crash.
 
-Where the folder's file system has no locks, nothing is locked.
+On a file system without locks nothing is locked.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from llava.eval.run.jsonl import check_regular
 logger = logging.getLogger(__name__)
 
 HOLDER = "process "
-"""How the text of a lock file begins."""
+"""First word of a lock file's text."""
 
-PATIENCE = 0.2
-"""Seconds to try for: a lock whose holder takes it away just now is free at the second try."""
+TIMEOUT = 0.2
+"""Seconds to try for; a lock that its holder removes at this moment is free on the second try."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def only_run(path: Path) -> Iterator[None]:
-    """Keeps other runs away from PATH, which need not exist, by PATH.lock beside it.
+    """Locks PATH, which need not exist, by PATH.lock beside it.
 
     Raises:
-        ValueError: another run is at it, or PATH.lock is a file of another kind.
+        ValueError: another run holds the lock, or PATH.lock is another program's file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
@@ -41,7 +41,7 @@ def only_run(path: Path) -> Iterator[None]:
     found = _read(file)
     if found and not found.startswith(HOLDER):
         raise ValueError(f"{file} is no lock of a run, and a run needs that name; name another file than {path}")
-    lock = FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
+    lock = FileLock(file, timeout=TIMEOUT, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -51,17 +51,17 @@ def only_run(path: Path) -> Iterator[None]:
             raise
         logger.warning("%s cannot be locked (%s); let no other run write it", path, error.strerror)
     try:
-        with suppress(PermissionError):  # on Windows nobody can write to a locked file
+        with suppress(PermissionError):  # Windows lets no one write to a locked file
             file.write_text(f"{HOLDER}{os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        with suppress(PermissionError):  # Windows removes no open file; it stays, and harms nobody
-            file.unlink(missing_ok=True)  # before the release: who waits for this very file then sees that it is gone
+        with suppress(PermissionError):  # Windows removes no open file; a leftover does no harm
+            file.unlink(missing_ok=True)  # before the release, so that a run waiting for this file sees it is gone
         lock.release()
 
 
 def _read(file: Path) -> str:
-    """The text of a lock file; empty where there is none, or the system lets nobody read it while it is locked."""
+    """Reads a lock file; empty where there is none, or where the system forbids reading a locked file."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, PermissionError):

@@ -1,6 +1,6 @@
-"""Pictures made ready ahead of the model, in worker processes: opened, resized, and cut by the quadtree.
+"""Prepares images ahead of the model, in worker processes: opens, resizes and cuts them.
 
-What comes out is small: patches of leaves, not pixels. Knows image processors, neither towers nor questions.
+The result is small: patches of leaves, not pixels. Workers load torch and Pillow, no models.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,87 +23,67 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llava.images import ImageError, ImageLimits, load_image
-from llava.mm_utils import process_images
-from llava.model.multimodal_encoder.base import VisionTower
-from llava.serve.engine.vision import quadtree_view
-from qlip import Leaves, QLIPImageProcessor
+from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from qlip.config import QLIPConfig
 from qlip.patches import CutImage
+from qlip.quadtree import Leaves
+
+if TYPE_CHECKING:
+    from llava.model.multimodal_encoder.base import VisionTower
 
 Source = str | Path
 
 LOCAL_LIMITS = ImageLimits(max_bytes=512 * 2**20, max_pixels=500_000_000, max_side=32_768)
-"""What a picture that the user of a command named may cost; the defaults are for pictures that strangers send."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A picture as the model takes it, and what it will cost."""
-
-    image: CutImage | Tensor
-    """What `encode_tokens` takes."""
-    tokens: int
-    """Visual tokens."""
-    span: int
-    """Positions that it takes in the language model."""
-    uniform_tokens: int
-    """Tokens of the uniform grid at the same size."""
-    size: tuple[int, int]
-    """(height, width) in pixels, as the tower gets it."""
+"""Limits on images that the user of a command names; the defaults are for images from clients of a server."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that could not be had."""
+    """An image that could not be opened."""
 
     reason: str
-    """For a user's eyes."""
+    """Shown to the user."""
 
 
 @dataclass(frozen=True)
 class Preparer:
-    """Source -> `Prepared`, without the model; can be sent to other processes."""
+    """Source -> `PreparedImage`, without the model; can be sent to other processes."""
 
     processor: Any
-    """A `QLIPImageProcessor`, or a CLIP or SigLIP image processor."""
+    """An `ImageCutter`, or a CLIP or SigLIP image processor."""
+    settings: QLIPConfig | None
+    """The quadtree's."""
     aspect_ratio: str | None
     """The model's `image_aspect_ratio`."""
     native_tokens: int
-    """Tokens that the CLIP tower gives."""
+    """Tokens of an image of the native size."""
     limits: ImageLimits = LOCAL_LIMITS
-    """What a picture may cost."""
+    """Limits on an image's file and pixels."""
 
     @classmethod
     def of(cls, tower: VisionTower) -> Preparer:
-        """The preparer for a tower, which needs no weights."""
-        quadtree = isinstance(tower.image_processor, QLIPImageProcessor)
-        native = tower.num_patches if quadtree else tower.count_tokens(torch.empty(3, 1, 1))
-        return cls(tower.image_processor, tower.llava_config.image_aspect_ratio, native)
+        """Builds the preparer for a tower, which needs no weights."""
+        cutter = getattr(tower.image_processor, "cutter", None)
+        processor = tower.image_processor if cutter is None else cutter
+        settings = None if cutter is None else tower.image_processor.qlip
+        return cls(processor, settings, tower.llava_config.image_aspect_ratio, tower.native_tokens)
 
-    def __call__(self, source: Source) -> Prepared | Unreadable:
-        """Opens a picture and makes it ready."""
+    def __call__(self, source: Source) -> PreparedImage | Unreadable:
+        """Opens and prepares an image."""
         try:
             with _without_pillows_limit():
-                picture = load_image(source, self.limits)
+                image = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
-        if isinstance(self.processor, QLIPImageProcessor):
-            return self._cut(picture, self.processor)
+        if self.settings is not None:
+            return prepare_leaves(image, self.processor, self.settings)
         config = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
-        pixels = process_images([picture], self.processor, config)[0]
-        size = (pixels.shape[-2], pixels.shape[-1])
-        return Prepared(pixels, self.native_tokens, self.native_tokens, self.native_tokens, size)
-
-    def _cut(self, picture: Image.Image, processor: QLIPImageProcessor) -> Prepared:
-        view = quadtree_view(picture, processor)
-        rows, cols = view.cut.leaves.grid
-        span = view.tokens if view.settings.llm_positions == "sequential" else self.native_tokens
-        size = (rows * processor.patch_size, cols * processor.patch_size)
-        return Prepared(view.cut, view.tokens, span, view.uniform_tokens, size)
+        return prepare_pixels(image, self.processor, config, self.native_tokens)
 
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Leaves it to our limits how many pixels a picture may have; Pillow's own, of the whole process, is lower."""
+    """Lifts Pillow's own limit on pixels, which holds for the whole process and is lower than ours."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -112,18 +92,22 @@ def _without_pillows_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-Prepare = Callable[[Source], Prepared | Unreadable]
-"""A `Preparer`, or something else that other processes can be sent."""
+Prepare = Callable[[Source], PreparedImage | Unreadable]
+"""A `Preparer`, or another callable that can be sent to other processes."""
 
 
 def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
-    """`Prepared` or `Unreadable` for each source, in order. Workers begin at once, not when the first is asked for.
+    """Prepares images in order, ahead of the reader. Workers start at once, not with the first `next`.
 
     Args:
-        preparer: makes pictures ready.
-        sources: the pictures.
-        workers: processes; 0 does it here, when asked for the next one. They end when this process does, however.
-        ahead: most pictures that are ready and wait.
+        preparer: prepares one image.
+        sources: the images.
+        workers: processes; 0 prepares each image here when it is asked for. They end when this process ends, even if
+            it is killed.
+        ahead: most images that are ready and not taken yet.
+
+    Returns:
+        A `PreparedImage` or `Unreadable` for each source.
 
     Raises:
         RuntimeError: a worker died, say for lack of memory.
@@ -134,7 +118,7 @@ def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ah
         _Pictures(preparer, sources),
         batch_size=None,
         num_workers=min(workers, len(sources)),
-        collate_fn=_as_it_is,
+        collate_fn=_keep,
         prefetch_factor=max(1, math.ceil(ahead / workers)),
         worker_init_fn=_end_with_parent,
         multiprocessing_context="spawn",  # a fork would copy locks that this process's threads hold
@@ -143,7 +127,7 @@ def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ah
 
 
 class _Pictures(Dataset):
-    """The sources, as a worker makes them ready: tensors become arrays, which travel without a file handle each."""
+    """The prepared images. Tensors become arrays, which travel between processes without a file handle each."""
 
     def __init__(self, preparer: Prepare, sources: Sequence[Source]) -> None:
         self.preparer = preparer
@@ -157,7 +141,7 @@ class _Pictures(Dataset):
 
 
 def _end_with_parent(worker: int) -> None:
-    """Ends a worker when its parent is killed, though it may wait for someone to take its pictures."""
+    """Ends a worker when its parent is killed, even while it waits for a reader of its images."""
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("a worker has no parent process")
@@ -169,15 +153,15 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _as_it_is(item: Any) -> Any:
+def _keep(item: Any) -> Any:
     return item
 
 
-def pack(ready: Prepared | Unreadable) -> Any:
-    """Arrays in the place of tensors."""
+def pack(ready: PreparedImage | Unreadable) -> Any:
+    """Replaces the tensors of a prepared image by arrays."""
     if isinstance(ready, Unreadable):
         return ready
-    facts = (ready.tokens, ready.span, ready.uniform_tokens, ready.size)
+    facts = {field.name: getattr(ready, field.name) for field in fields(ready) if field.name != "image"}
     if isinstance(ready.image, Tensor):
         return facts, ready.image.numpy()
     cut = ready.image
@@ -185,14 +169,14 @@ def pack(ready: Prepared | Unreadable) -> Any:
     return facts, (cut.leaves.boxes.numpy(), cut.leaves.grid, cut.patches.numpy(), small)
 
 
-def unpack(packed: Any) -> Prepared | Unreadable:
-    """The inverse of `pack`."""
+def unpack(packed: Any) -> PreparedImage | Unreadable:
+    """Inverts `pack`."""
     if isinstance(packed, Unreadable):
         return packed
     facts, image = packed
     if isinstance(image, np.ndarray):
-        return Prepared(torch.from_numpy(image), *facts)
+        return PreparedImage(torch.from_numpy(image), **facts)
     boxes, grid, patches, small = image
     leaves = Leaves(torch.from_numpy(boxes), grid)
     cut = CutImage(leaves, torch.from_numpy(patches), None if small is None else torch.from_numpy(small))
-    return Prepared(cut, *facts)
+    return PreparedImage(cut, **facts)

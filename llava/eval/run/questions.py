@@ -1,7 +1,7 @@
-"""The benchmarks' question files: LLaVA's JSON lines, ScienceQA's JSON, MMBench's table.
+"""Reads the benchmarks' question files: LLaVA's JSON lines, ScienceQA's JSON, MMBench's table.
 
-A question comes out with the prompt that its answer's row repeats, which is not always all of the text that the model
-is asked. Knows nothing of models; pictures are named, not opened.
+Images are named here, not opened. The prompt that an answer's row repeats is not always all of the text that the model
+gets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas
-
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.run.answerer import read_questions
+from llava.eval.score.rows import read_rows, read_table
 
 T = TypeVar("T")
 
@@ -28,48 +26,87 @@ LETTER_ONLY = {
 OPTIONS = ("A", "B", "C", "D")
 TABLE_COLUMNS = ("index", "image", "question", "hint", *OPTIONS)
 SHORTEST_BASE64 = 64
-"""A shorter image field of a table is the index of the row that holds the picture."""
+"""A shorter image field of a table is the index of the row that holds the image."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question as a model is asked it."""
+    """A question about an image or about none, as a question file has it."""
 
     question_id: int | str
     prompt: str
-    """What the answer's row says was asked."""
+    """The question as the answer's row repeats it."""
     text: str
-    """What is asked, behind the picture."""
+    """The question as the model gets it, after the image."""
     image: str | Path | None
-    """A file, or a `data:` URL; None for a question without a picture."""
+    """A file, or a `data:` URL; None for a question without an image."""
     image_name: str | None = None
-    """The picture's name in the question file; a hash of a picture that lies in the file itself."""
+    """The image's name in the question file; a hash for an image inside the file itself."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the answer's row."""
+    """More fields of the answer's row."""
+    index: int = 0
+    """Position in the question file; a question_id may occur twice there."""
+    answer: str | None = None
+    """The right answer, where it is known."""
+    category: str = "all"
 
 
-def read_lines(path: Path, folder: Path) -> list[Question]:
-    """JSON lines of `question_id, image, text`; pictures lie in `folder`.
+def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> list[Question]:
+    """Reads JSON lines of `question_id, image, text` and, if known, `category` and `answer`; images are in `folder`.
+
+    Args:
+        path: the questions.
+        folder: the images.
+        answers_file: right answers as `question_id, text` (or `answer`), for question files without them.
 
     Raises:
-        ValueError: a line is no question, or there are none.
+        ValueError: a line is not a question, a question has no answer in the answers file, or there are no questions.
     """
-    return [
-        Question(line.question_id, line.text, line.text, folder / line.image, line.image)
-        for line in read_questions(path)
-    ]
+    answers = _read_right_answers(answers_file) if answers_file else {}
+    questions = []
+    for number, row in read_rows(path):
+        if missing := [key for key in ("question_id", "image", "text") if key not in row]:
+            raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
+        name, text, image = row["question_id"], row["text"], row["image"]
+        if answers_file and name not in answers:
+            raise ValueError(f"{answers_file} has no answer to question {name!r}")
+        answer = answers.get(name, row.get("answer", row.get("label")))
+        questions.append(
+            Question(
+                question_id=name,
+                prompt=text,
+                text=text,
+                image=folder / image,
+                image_name=image,
+                index=len(questions),
+                answer=None if answer is None else str(answer),
+                category=str(row.get("category", "all")),
+            )
+        )
+    if not questions:
+        raise ValueError(f"{path} holds no questions")
+    return questions
+
+
+def _read_right_answers(path: Path) -> dict[object, str]:
+    answers: dict[object, str] = {}
+    for number, row in read_rows(path):
+        if "question_id" not in row or not ("text" in row or "answer" in row):
+            raise ValueError(f"{path}:{number}: an answer needs question_id and text")
+        answers[row["question_id"]] = str(row.get("text", row.get("answer")))
+    return answers
 
 
 def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> list[Question]:
-    """ScienceQA as LLaVA converts it: a list of `id, conversations` and, where there is a picture, `image`.
+    """Reads ScienceQA as LLaVA converts it: a list of `id, conversations` and, for a question with an image, `image`.
 
     Args:
         path: the file.
-        folder: where pictures lie.
+        folder: the images.
         single_pred_prompt: ask for the option's letter only.
 
     Raises:
-        ValueError: the file is no such list.
+        ValueError: the file is not such a list.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +122,8 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-        questions.append(Question(name, prompt, text, None if image is None else folder / image, image))
+        file = None if image is None else folder / image
+        questions.append(Question(name, prompt, text, file, image, index=len(questions)))
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
@@ -94,7 +132,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
 def read_mmbench(
     path: Path, all_rounds: bool = False, single_pred_prompt: bool = False, lang: str = "en"
 ) -> list[Question]:
-    """MMBench's tab-separated table, pictures inside.
+    """Reads MMBench's tab-separated table, which holds the images.
 
     Args:
         path: the file.
@@ -103,12 +141,9 @@ def read_mmbench(
         lang: "en" or "cn".
 
     Raises:
-        ValueError: columns or a picture are missing, or there are no rows.
+        ValueError: columns or an image are missing, or there are no rows.
     """
-    table = pandas.read_table(path, dtype=str, keep_default_na=False)
-    if missing := [name for name in TABLE_COLUMNS if name not in table.columns]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}")
-    rows = table.to_dict("records")
+    rows = read_table(path, TABLE_COLUMNS)
     pictures = {row["index"]: row["image"] for row in rows}
     questions: list[Question] = []
     for row in rows:
@@ -116,14 +151,17 @@ def read_mmbench(
         if not image:
             raise ValueError(f"{path}: row {row['index']} has no picture")
         ending = f"\n{LETTER_ONLY[lang]}" if single_pred_prompt else ""
-        questions += _rounds(row, f"data:image;base64,{image}", ending, all_rounds)
+        questions += _make_rounds(row, f"data:image;base64,{image}", ending, all_rounds, len(questions))
     if not questions:
         raise ValueError(f"{path} holds no questions")
     return questions
 
 
-def _rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bool) -> list[Question]:
-    """One row's question, or all the rotations of its options; letters keep their places, options move up."""
+def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bool, start: int) -> list[Question]:
+    """Makes a row's question, or one for every rotation of its options: letters stay in place, options move up.
+
+    `start` is the position of the first.
+    """
     options = []
     for letter in OPTIONS:
         if _is_none(row[letter]):
@@ -138,17 +176,17 @@ def _rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bool) -
         moved, moved_letters = options[turn:] + options[:turn], letters[turn:] + letters[:turn]
         prompt = "\n".join([stem, *(f"{letter}. {option}" for letter, option in zip(letters, moved, strict=True))])
         extra = {"round_id": turn, "options": moved, "option_char": moved_letters}
-        questions.append(Question(name, prompt, prompt + ending, image, image_name, extra))
+        questions.append(Question(name, prompt, prompt + ending, image, image_name, extra, start + turn))
     return questions
 
 
 def _is_none(value: str) -> bool:
-    """Whether a cell of a table says that there is nothing."""
+    """Whether a cell of a table means that there is no value."""
     return value.strip().lower() in ("", "nan", "none")
 
 
 def chunk(items: Sequence[T], count: int, index: int) -> range:
-    """The places of the `index`-th of `count` runs of equal length (the last ones shorter) that `items` are cut into.
+    """Finds the positions of the `index`-th of `count` chunks of equal length; the last ones may be shorter or empty.
 
     Raises:
         ValueError: there is no such chunk.

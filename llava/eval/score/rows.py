@@ -1,26 +1,33 @@
-"""Reads the files that questions, answers and annotations come in; every error names the file and what is wrong in it.
+"""Reads files of questions, answers and annotations: JSON lines, JSON, tab-separated and Excel tables.
 
-Knows the formats, JSON lines, JSON, tab-separated and Excel tables, and no benchmark.
+Every error names the file and what is wrong in it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
-"""What tells one question from another: one or more fields of its row, as text."""
+"""Identifies a question: one or more fields of its row, as text."""
+
+LONGEST_CELL = 2**30
+"""Characters of a table's cell; MMBench's hold images as base64 text."""
+END = "\x1e"
+"""Follows a table's last line; inside a cell, it shows that the cell's quotation mark is not closed."""
 
 
 def read_rows(path: Path) -> list[tuple[int, Row]]:
-    """The objects of a file of JSON lines, each with the number of its line; only a line feed ends a line.
+    """Reads the objects of a file of JSON lines, each with its line number; only a line feed ends a line.
 
     Raises:
-        ValueError: a line is no JSON object.
+        ValueError: a line is not a JSON object.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
@@ -37,10 +44,10 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file, a `kind` (dict or list).
+    """Reads a JSON file that holds a `kind` (dict or list).
 
     Raises:
-        ValueError: it is no JSON, or of another kind.
+        ValueError: it is not JSON, or of another kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -51,27 +58,43 @@ def read_json(path: Path, kind: type) -> Any:
     return content
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a tab-separated table with a header, all values as text; an empty cell is "".
+def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Reads a tab-separated table with a header; all values are text, and an empty cell is "".
+
+    Args:
+        path: the table, UTF-8 with or without a byte order mark.
+        columns: those that it must have.
 
     Raises:
-        ValueError: the file is no table.
+        ValueError: the file is not a table, or a column is missing.
     """
-    import pandas  # here, since it takes long to import and only tables need it
-
+    found = csv.field_size_limit(LONGEST_CELL)
     try:
-        frame = pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in csv.reader(chain(file, [END]), delimiter="\t") if line]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no tab-separated table: {error}") from None
-    return frame.to_dict("records")
+    finally:
+        csv.field_size_limit(found)
+    if lines.pop() != [END]:
+        raise ValueError(f"{path} is no tab-separated table: a quotation mark is not closed")
+    if not lines:
+        raise ValueError(f"{path} is no tab-separated table: it is empty")
+    header, *rows = lines
+    if missing := [name for name in columns if name not in header]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}")
+    if wide := next((number for number, row in enumerate(rows, start=1) if len(row) > len(header)), None):
+        cells = f"{len(rows[wide - 1])} cells and the header {len(header)}"
+        raise ValueError(f"{path} is no tab-separated table: row {wide} has {cells}")
+    return [dict(zip_longest(header, row, fillvalue="")) for row in rows]
 
 
 def read_sheet(path: Path) -> list[dict[str, str]]:
-    """The rows of the first sheet of an Excel file with a header, all values as text; an empty cell is "".
+    """Reads the first sheet of an Excel file with a header; all values are text, and an empty cell is "".
 
     Raises:
         ImportError: openpyxl is not installed.
-        ValueError: the file is no Excel file, or empty.
+        ValueError: the file is not an Excel file, or empty.
     """
     try:
         import openpyxl  # an extra
@@ -88,7 +111,7 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
 
 
 def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
-    """A file of JSON lines by `key`; every row must have the key's fields and `fields`.
+    """Reads a file of JSON lines by `key`; every row must have the key's fields and `fields`.
 
     Raises:
         ValueError: a field is missing, two rows have the same key, or there are no rows.
@@ -97,19 +120,19 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
 
 
 def read_answers(path: Path, key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
-    """An answers file, `question_id, prompt, text, ...`, by `key`; raises as `read_labelled`."""
+    """Reads an answers file, `question_id, prompt, text, ...`, by `key`; raises as `read_labelled` does."""
     return read_labelled(path, ("text",), key)
 
 
 def keyed(path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], key: Sequence[str]) -> dict[Key, Row]:
-    """Rows, each with its place for error messages, by `key`; raises as `read_labelled`."""
+    """Maps keys to rows, which come with their places for error messages; raises as `read_labelled` does."""
     found: dict[Key, Row] = {}
     for place, row in rows:
         if missing := [name for name in dict.fromkeys((*key, *fields)) if name not in row]:
             raise ValueError(f"{place}: the row has no {', '.join(missing)}")
         name = tuple(str(row[field]) for field in key)
         if name in found:
-            raise ValueError(f"{place}: {name_of(name)} is there a second time")
+            raise ValueError(f"{place}: {name_of(name)} appears twice")
         found[name] = row
     if not found:
         raise ValueError(f"{path} holds no rows")
@@ -119,13 +142,13 @@ def keyed(path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], ke
 def texts_for(
     wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to "
 ) -> list[str]:
-    """The answers' texts in the order of `wanted`.
+    """Finds the answers' texts in the order of `wanted`.
 
     Args:
         wanted: the questions.
         answers: by question.
-        path: the file that they come from.
-        what: what a question has in it, for the error.
+        path: the answers' file.
+        what: what the file should hold for each question, for the error.
 
     Raises:
         ValueError: an answer is missing, with how many are.
@@ -134,7 +157,7 @@ def texts_for(
 
 
 def rows_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to ") -> list[Row]:
-    """The answers in the order of `wanted`; arguments and errors as of `texts_for`."""
+    """Finds the answers in the order of `wanted`; arguments and errors are those of `texts_for`."""
     keys = list(wanted)
     if missing := [key for key in keys if key not in answers]:
         raise ValueError(
@@ -144,12 +167,12 @@ def rows_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what
 
 
 def _cell(value: Any) -> str:
-    """A cell of a sheet as text; Excel keeps whole numbers as fractions, too."""
+    """Turns a cell of a sheet into text; Excel may store whole numbers as floats."""
     if value is None:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def name_of(key: Key) -> str:
-    """A key for people."""
+    """Formats a key for a message."""
     return " / ".join(map(repr, key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
 from llava.model.config import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -16,14 +16,14 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
 
 class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
-    """Llama that sees."""
+    """Llama with images."""
 
     config_class = LlavaConfig
-    # A device map never cuts a tower in two: it is read as a whole, and small beside the language model.
+    # A device map never splits a tower: it is loaded as a whole, and small compared to the language model.
     _no_split_modules = ["LlamaDecoderLayer", "CLIPVisionTower", "QLIPVisionTower"]
 
     def __init__(self, config: LlavaConfig) -> None:
-        super(LlamaForCausalLM, self).__init__(config)  # past LlamaForCausalLM, which would build a trunk without eyes
+        super(LlamaForCausalLM, self).__init__(config)  # skips LlamaForCausalLM, which would build a text-only trunk
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -34,4 +34,5 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         return self.model
 
 
+AutoConfig.register(LlavaConfig.model_type, LlavaConfig, exist_ok=True)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM, exist_ok=True)

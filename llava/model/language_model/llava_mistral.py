@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralForCausalLM, MistralModel
+from transformers import AutoConfig, AutoModelForCausalLM, MistralForCausalLM, MistralModel
 
 from llava.model.config import LlavaMistralConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -19,11 +19,13 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
     """Mistral with images."""
 
     config_class = LlavaMistralConfig
-    # A device map never cuts a tower in two: it is read as a whole, and small beside the language model.
+    # A device map never splits a tower: it is loaded as a whole, and small compared to the language model.
     _no_split_modules = ["MistralDecoderLayer", "CLIPVisionTower", "QLIPVisionTower"]
 
     def __init__(self, config: LlavaMistralConfig) -> None:
-        super(MistralForCausalLM, self).__init__(config)  # past MistralForCausalLM, which would build a bare trunk
+        super(MistralForCausalLM, self).__init__(
+            config
+        )  # skips MistralForCausalLM, which would build a text-only trunk
         self.model = LlavaMistralModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -34,4 +36,5 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
         return self.model
 
 
+AutoConfig.register(LlavaMistralConfig.model_type, LlavaMistralConfig, exist_ok=True)
 AutoModelForCausalLM.register(LlavaMistralConfig, LlavaMistralForCausalLM, exist_ok=True)

@@ -1,10 +1,9 @@
-"""What every vision tower offers the language model. Knows nothing of quadtrees."""
+"""The base class of vision towers: loading, image processors, and the features that the language model takes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava.model.config import MultimodalConfig
 from llava.model.files import check_weights
+from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.pretrained import (
     default_image_processor,
     load_image_processor,
@@ -21,54 +21,6 @@ from llava.model.multimodal_encoder.pretrained import (
     vision_config,
 )
 from llava.model.strict import read_pretrained
-
-
-@dataclass(frozen=True)
-class ImageTokens:
-    """One image on its way into the language model."""
-
-    features: Tensor
-    """(N, D)."""
-
-    positions: Tensor | None
-    """float (N,): places relative to the image's start; None counts 0, 1, 2, ..."""
-
-    span: int
-    """Positions that the image takes; what follows stands that far behind its start."""
-
-    sizes: Tensor | None
-    """float (N,): side, in cells, of the square that a token weighs in attention; None where each weighs one."""
-
-    def with_features(self, features: Tensor) -> ImageTokens:
-        """The same image with other features, say the projected ones."""
-        return replace(self, features=features)
-
-    @staticmethod
-    def join(parts: Sequence[ImageTokens]) -> ImageTokens:
-        """Several parts of an image (tiles) one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        positions, sizes, start = [], [], 0
-        for part in parts:
-            places = torch.arange(len(part.features)).float() if part.positions is None else part.positions
-            positions.append(places + start)
-            sizes.append(torch.ones(len(part.features)) if part.sizes is None else part.sizes)
-            start += part.span
-        counted = all(part.positions is None for part in parts)
-        sized = any(part.sizes is not None for part in parts)
-        return ImageTokens(
-            torch.cat([part.features for part in parts]),
-            None if counted else torch.cat(positions),
-            start,
-            torch.cat(sizes) if sized else None,
-        )
-
-
-def stack_features(tokens: Sequence[ImageTokens]) -> Tensor | list[Tensor]:
-    """Features of some images: one tensor (B, N, D) where all have N tokens, else a list of (N_i, D)."""
-    features = [image.features for image in tokens]
-    same = len({len(feature) for feature in features}) == 1
-    return torch.stack(features) if same else features
 
 
 class VisionTower(nn.Module, ABC):
@@ -96,19 +48,19 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def _wrap(self, model: PreTrainedModel) -> nn.Module:
-        """The module that stands as `vision_tower` in the checkpoint."""
+        """Builds the module that is named `vision_tower` in the checkpoint."""
 
     @abstractmethod
     def _prepare(self, processor: Any) -> Any:
-        """This tower's image processor, made from the pretrained model's own."""
+        """Builds this tower's image processor from the pretrained model's own."""
 
     @abstractmethod
-    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        """Tokens of images (C, H, W) on the tower's device."""
+    def encode(self, images: Sequence[Tensor], **options: Any) -> list[ImageTokens]:
+        """Encodes images (C, H, W) on the tower's device."""
 
     @abstractmethod
     def count_tokens(self, image: Tensor) -> int:
-        """Tokens that an image (C, H, W) takes in the language model; known before the tower runs."""
+        """Counts the tokens that an image (C, H, W) takes in the language model, without running the tower."""
 
     def load_model(
         self,
@@ -118,11 +70,11 @@ class VisionTower(nn.Module, ABC):
         device: torch.device | str | None = None,
         **hub: Any,
     ) -> None:
-        """Fetches the pretrained tower, frozen, unless it is there.
+        """Loads the pretrained tower and freezes it, unless it is loaded already.
 
         Args:
             device_map: as transformers takes it.
-            dtype: of the tower, whatever its own files say; by default that of the model's configuration.
+            dtype: of the tower, whatever its own files say; by default the model configuration's.
             device: where the whole tower goes; by default the CPU.
             **hub: `cache_dir`, `revision`, `token`, ...
 
@@ -144,7 +96,7 @@ class VisionTower(nn.Module, ABC):
             loaded = read_pretrained(AutoModel, name, config=config, attn_implementation="sdpa", **options)
         except OSError as error:
             raise FileNotFoundError(
-                f"the weights of the vision tower {name!r} (mm_vision_tower) cannot be had: {error}"
+                f"the weights of the vision tower {name!r} (mm_vision_tower) cannot be loaded: {error}"
             ) from error
         if loaded.missing:
             raise ValueError(
@@ -166,42 +118,44 @@ class VisionTower(nn.Module, ABC):
         self.image_processor = self._prepare(processor)
 
     def load_prior(self, folder: Path) -> None:
-        """Reads what the tower needs beside its weights, from the checkpoint's folder; nothing, for most."""
+        """Reads what the tower needs besides its weights from the checkpoint's folder; nothing by default."""
 
     def save_prior(self, folder: Path) -> None:
         """Writes what `load_prior` reads."""
 
-    def forward(self, images: Tensor | Sequence[Any], as_tokens: bool = False) -> Any:
-        """Features of images, as `encode_tokens` takes them.
+    def forward(self, images: Tensor | Sequence[Any], as_tokens: bool = False, **options: Any) -> Any:
+        """Computes features of images.
 
         Args:
             images: see `encode_tokens`.
-            as_tokens: give what `encode_tokens` does.
+            as_tokens: return what `encode_tokens` returns.
+            **options: see `encode_tokens`.
 
         Returns:
             (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
         """
-        tokens = self._encode_all(images)
+        tokens = self._encode_all(images, **options)
         return tokens if as_tokens else stack_features(tokens)
 
-    def encode_tokens(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
-        """One `ImageTokens` per image.
+    def encode_tokens(self, images: Tensor | Sequence[Any], **options: Any) -> list[ImageTokens]:
+        """Encodes images, to one `ImageTokens` each.
 
         Args:
             images: (B, C, H, W), or one entry per image: (C, H, W), or (T, C, H, W) for an image of T tiles.
+            **options: of the tower's `encode`.
         """
-        return self(images, as_tokens=True)  # by the module's call, with whatever hooks it has
+        return self(images, as_tokens=True, **options)  # through the module's call, for its hooks
 
-    def _encode_all(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
+    def _encode_all(self, images: Tensor | Sequence[Any], **options: Any) -> list[ImageTokens]:
         entries = [image if image.ndim == 4 else image[None] for image in images]
         tiles = [tile.to(self.device) for entry in entries for tile in entry]
         if wrong := [tile.dtype for tile in tiles if not tile.is_floating_point()]:
             raise TypeError(f"an image is {wrong[0]}; it must be floating point, as the image processor gives it")
-        tokens = iter(self.encode(tiles))
+        tokens = iter(self.encode(tiles, **options))
         return [ImageTokens.join([next(tokens) for _ in entry]) for entry in entries]
 
     def count_positions(self, image: Tensor) -> int:
-        """Positions that an image (C, H, W) takes in the language model."""
+        """Counts the positions that an image (C, H, W) takes in the language model."""
         return self.count_tokens(image)
 
     def _adopt(self, model: PreTrainedModel) -> None:
@@ -212,15 +166,15 @@ class VisionTower(nn.Module, ABC):
             )
         self.vision_tower = self._wrap(model)
         if not hasattr(self.vision_tower, "vision_model"):
-            # LLaVA's clients look for an inner model, which today's transformers has no more. Past nn.Module's
-            # registration: a module that holds itself has no state dict.
+            # LLaVA's clients look for an inner model, which today's transformers no longer has. Not registered with
+            # nn.Module: a module that holds itself has no state dict.
             object.__setattr__(self.vision_tower, "vision_model", self.vision_tower)
         self.set_image_processor(default_image_processor(model.config))
         self.is_loaded = True
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The pretrained vision model's configuration; before `load_model` it is read alone."""
+        """The pretrained vision model's configuration; before `load_model` only this is read."""
         if "vision_tower" in self._modules:
             return self.vision_tower.config
         if self._config_only is None:
@@ -229,12 +183,12 @@ class VisionTower(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the features; images are converted to it."""
+        """Dtype of the features; images are converted to it."""
         return next(self.vision_tower.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the tower runs; images are moved to it."""
+        """Device of the tower; images are moved to it."""
         return next(self.vision_tower.parameters()).device
 
     @property
@@ -250,6 +204,11 @@ class VisionTower(nn.Module, ABC):
     @property
     def num_patches(self) -> int:
         """n * n."""
+        return self.num_patches_per_side**2
+
+    @property
+    def native_tokens(self) -> int:
+        """Tokens of an image of the native size on the uniform grid."""
         return self.num_patches_per_side**2
 
     @property

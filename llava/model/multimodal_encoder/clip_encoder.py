@@ -1,4 +1,4 @@
-"""The CLIP (or SigLIP) tower: a uniform grid of square images of one size."""
+"""The CLIP (or SigLIP) tower: square images of one size on a uniform grid."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.model.multimodal_encoder.base import ImageTokens, VisionTower
+from llava.model.image_tokens import ImageTokens
+from llava.model.multimodal_encoder.base import VisionTower
+from qlip.language_positions import ImageSpan
 
 
 class CLIPVisionTower(VisionTower):
-    """Reads transformers' vision model as it is."""
+    """Runs transformers' vision model unchanged."""
 
     def _wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         return model
@@ -21,18 +23,23 @@ class CLIPVisionTower(VisionTower):
     def _prepare(self, processor: Any) -> Any:
         return processor
 
-    def count_tokens(self, image: Tensor) -> int:
+    @property
+    def native_tokens(self) -> int:
+        """Tokens of any image: all have the native size."""
         keeps_cls = self.select_feature == "cls_patch" and self.config.model_type == "clip_vision_model"
         return self.num_patches + int(keeps_cls)
 
-    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+    def count_tokens(self, image: Tensor) -> int:
+        return self.native_tokens
+
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:  # type: ignore[override]
         side = self.config.image_size
         if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
-            raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; it was given {wrong[0]}")
+            raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; got {wrong[0]}")
         output = self.vision_tower(torch.stack([image.to(self.dtype) for image in images]), output_hidden_states=True)
-        return [ImageTokens(feature, None, len(feature), None) for feature in self.feature_select(output)]
+        return [ImageTokens(feature, ImageSpan.sequential(len(feature))) for feature in self.feature_select(output)]
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
-        """The features (B, N, D) in what the vision model gives with `output_hidden_states=True`."""
+        """Selects the features (B, N, D) from the vision model's output with `output_hidden_states=True`."""
         features = image_forward_outs.hidden_states[self.select_layer]
-        return features[:, -self.count_tokens(features) :]  # [CLS] comes first
+        return features[:, -self.native_tokens :]  # [CLS] comes first

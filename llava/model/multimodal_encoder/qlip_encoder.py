@@ -1,8 +1,7 @@
-"""The QLIP tower: images of any size, cut by their quadtrees. The only file of llava.model that knows quadtrees."""
+"""The QLIP tower: images of any size, cut by their quadtrees."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llava.model.config import MultimodalConfig
-from llava.model.multimodal_encoder.base import ImageTokens, VisionTower, stack_features
+from llava.model.image_tokens import ImageTokens, stack_features
+from llava.model.multimodal_encoder.base import VisionTower
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
-    """The settings that the flag `qlip` stands for; None where it asks for the CLIP tower.
+    """Reads the settings that the flag `qlip` means; None for the CLIP tower.
 
     Raises:
         TypeError: it is neither a bool, an object of settings, nor None.
@@ -36,7 +36,7 @@ def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPCon
 
 
 class QLIPVisionTower(VisionTower):
-    """Reads the same weights as the CLIP tower through `QLIPVisionModel`."""
+    """Runs the same weights as the CLIP tower through `QLIPVisionModel`."""
 
     def __init__(self, config: MultimodalConfig, settings: QLIPConfig) -> None:
         if config.mm_vision_select_feature != "patch":
@@ -54,12 +54,12 @@ class QLIPVisionTower(VisionTower):
 
     @property
     def settings(self) -> QLIPConfig:
-        """How images are cut and placed."""
+        """How images are cut and positioned."""
         return self._settings
 
     @settings.setter
     def settings(self, settings: QLIPConfig) -> None:
-        """Takes effect with the next image, in the image processor that callers hold too; weights stay as they are."""
+        """Takes effect with the next image, also in the image processor that callers hold; weights do not change."""
         another_prior = settings.mlp != self._settings.mlp
         self._settings = settings
         self.llava_config.qlip = settings.to_dict()
@@ -67,18 +67,6 @@ class QLIPVisionTower(VisionTower):
             self.vision_tower.qlip = self.image_processor.qlip = settings
             if another_prior or self.vision_tower.prior is None:
                 self.vision_tower.load_prior()
-
-    def under(self, settings: QLIPConfig) -> QLIPVisionTower:
-        """This tower's weights under other settings, its prior included; the tower itself keeps its own."""
-        tower, model = copy.copy(self), copy.copy(self.vision_tower)
-        model.qlip = settings
-        tower._settings = settings
-        tower._modules = {**self._modules, "vision_tower": model}
-        tower.image_processor = copy.copy(self.image_processor)
-        tower.image_processor.qlip = settings
-        for module in (tower, model):  # where accelerate has wrapped them, the wrappers call the originals
-            module.__dict__.pop("forward", None)
-        return tower
 
     def load_prior(self, folder: Path) -> None:
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""
@@ -93,31 +81,30 @@ class QLIPVisionTower(VisionTower):
             self.llava_config.qlip = replace(self._settings, mlp=PRIOR_FILE).to_dict()
 
     def partition(self, image: Tensor) -> Leaves:
-        """What the tower sees of one image (C, H, W)."""
+        """Computes the leaves of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
     def count_tokens(self, image: Tensor) -> int:
-        return len(self.partition(image)) + (self.num_patches if self._settings.thumbnail else 0)
+        return self.vision_tower.language_span(self.partition(image)).count
 
     def count_positions(self, image: Tensor) -> int:
-        return self.num_patches if self._settings.llm_positions == "raster" else self.count_tokens(image)
+        return self.vision_tower.language_span(self.partition(image)).length
 
-    def _encode_all(self, images: Tensor | Sequence[Any]) -> list[ImageTokens]:
-        """Takes images that are cut already, too (`CutImage`)."""
+    def _encode_all(self, images: Tensor | Sequence[Any], settings: QLIPConfig | None = None) -> list[ImageTokens]:  # type: ignore[override]
+        """Encodes images that are cut already (`CutImage`), too."""
         if len(images) == 0 or isinstance(images[0], Tensor):
-            return super()._encode_all(images)
-        return self._tokens(self.vision_tower.encode_cut([cut.to(self.device) for cut in images]))
+            return super()._encode_all(images, settings=settings)
+        cuts = [cut.to(self.device) for cut in images]
+        return self._tokens(self.vision_tower.encode_cut(cuts, settings=settings), settings)
 
-    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        return self._tokens(self.vision_tower(images))
+    def encode(self, images: Sequence[Tensor], settings: QLIPConfig | None = None) -> list[ImageTokens]:  # type: ignore[override]
+        """Encodes images (C, H, W) on the tower's device, under other settings than its own if any are given."""
+        return self._tokens(self.vision_tower(images, settings=settings), settings)
 
     def feature_select(self, image_forward_outs: QLIPOutput) -> Tensor | list[Tensor]:
-        """The features in what the vision model gives: (B, N, D), or a list of (N_i, D) where counts differ."""
+        """Selects the features from the vision model's output: (B, N, D), or a list of (N_i, D) if counts differ."""
         return stack_features(self._tokens(image_forward_outs))
 
-    def _tokens(self, output: QLIPOutput) -> list[ImageTokens]:
-        tokens = []
-        for features, leaves in zip(output.features, output.leaves, strict=True):
-            place = self.vision_tower.language_span(leaves)
-            tokens.append(ImageTokens(features, place.positions, place.span, place.sizes))
-        return tokens
+    def _tokens(self, output: QLIPOutput, settings: QLIPConfig | None = None) -> list[ImageTokens]:
+        spans = [self.vision_tower.language_span(leaves, settings) for leaves in output.leaves]
+        return [ImageTokens(*pair) for pair in zip(output.features, spans, strict=True)]

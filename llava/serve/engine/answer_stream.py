@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.generate import FinishReason, Row
 from llava.serve.engine.logprobs import AnswerLogprob
-from llava.serve.engine.vision import View
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Answer:
     Leaving an `async for` early does not stop the model: call `cancel`.
     """
 
-    def __init__(self, row: Row, views: Sequence[View], usage: Usage, forget: Callable[[Answer], None]) -> None:
+    def __init__(
+        self, row: Row, views: Sequence[PreparedImage], usage: Usage, forget: Callable[[Answer], None]
+    ) -> None:
         """
         Args:
             row: The prompt; its pieces of text are passed on to the reader.

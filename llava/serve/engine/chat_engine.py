@@ -27,12 +27,13 @@ from llava.constants import (
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVERS_OWN, EngineLimits, QLIPOptions, Sampling
 from llava.serve.engine.scheduler import BatchQueue
-from llava.serve.engine.vision import Picture, View, VisionFrontend
+from llava.serve.engine.vision import Picture, VisionFrontend
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -265,11 +266,11 @@ class ChatEngine:
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
 
-    def _look(self, picture: Picture, settings: QLIPConfig | None, fit: Fit | None) -> View:
+    def _look(self, picture: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
         if isinstance(picture, ImageOpener):
             picture.fit = fit
         opened = picture() if callable(picture) else picture
-        return self.vision.look(opened, settings).for_tower()
+        return self.vision.prepare(opened, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
         start = time.perf_counter()

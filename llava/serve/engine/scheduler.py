@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
+from llava.serve.engine.halving import halve
 from llava.serve.engine.params import EngineLimits
 
 logger = logging.getLogger(__name__)
@@ -151,9 +150,7 @@ class BatchQueue:
         if ran_out_of_memory(failure):
             del failure  # its traceback holds the tensors that did not fit
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            parts = list(halve(batch))
         else:
             logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
             del failure

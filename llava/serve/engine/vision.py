@@ -1,71 +1,43 @@
-"""How a request's pictures are seen: its own QLIP options over the server's, and the pictures prepared accordingly.
+"""Turns request images into projected visual tokens, under each request's QLIP options.
 
-One loaded tower serves requests of different settings side by side; none of them changes it. CLIP's own view is the
-quadtree of alpha 0 at the native size, which is CLIP to float tolerance, so that no second tower is needed. Knows
-nothing of prompts or generation.
+One loaded tower serves requests of different settings at once; none of them changes it. CLIP's uniform grid is the
+quadtree of alpha 0 at the native size, equal to CLIP to float tolerance, so that no second tower is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
 from llava.images import Fit
-from llava.mm_utils import process_images
-from llava.model.multimodal_encoder.base import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
+from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.params import SERVERS_OWN, QLIPOptions
-from qlip import Leaves, QLIPConfig, QLIPImageProcessor
-from qlip.patches import CutImage
+from qlip.config import QLIPConfig
+
+if TYPE_CHECKING:
+    from llava.model.image_tokens import ImageTokens
 
 Picture = Image.Image | Callable[[], Image.Image]
-"""An image, RGB, or what opens it, such as an `ImageOpener`: large ones need not lie in memory before their turn."""
+"""An RGB image, or a function that opens it, such as an `ImageOpener`: large images are opened one at a time."""
 
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
-"""The settings under which QLIP is CLIP, for pictures that CLIP's own processor has prepared."""
-
-
-@dataclass(frozen=True)
-class View:
-    """One picture as the tower will see it."""
-
-    pixels: Tensor | None
-    """float32 (C, H, W), or (tiles, C, H, W); None where the leaves are all that is kept."""
-    settings: QLIPConfig | None
-    """The quadtree's; None for a tower without one."""
-    cut: CutImage | None
-    """The quadtree's leaves, cut out; None for CLIP's view."""
-    tokens: int
-    """Visual tokens in the language model."""
-    context: int
-    """How much of the context it takes: tokens or positions, whichever are more."""
-    uniform_tokens: int
-    """Tokens of the uniform grid on the same pixels."""
-
-    def for_tower(self) -> View:
-        """What a tower needs of it: the leaves, if it was cut, without the pixels around them."""
-        return self if self.cut is None else replace(self, pixels=None)
-
-    @property
-    def leaves(self) -> Leaves | None:
-        """The quadtree; None for CLIP's view."""
-        return None if self.cut is None else self.cut.leaves
+"""The settings under which QLIP equals CLIP, for images that CLIP's own processor has prepared."""
 
 
 class VisionFrontend:
-    """The eyes of a loaded model."""
+    """Turns images into projected tokens with a loaded model."""
 
     def __init__(
         self, model: Any, image_processor: Any, quadtree: bool = True, max_tokens: int = 4096, max_size: int = 4096
     ) -> None:
         """
         Args:
-            model: A LLaVA model; may be without a tower.
-            image_processor: Prepares pictures for its tower.
+            model: A LLaVA model, with or without a tower.
+            image_processor: Prepares images for its tower.
             quadtree: Whether a quadtree tower uses its quadtree where a request does not say.
             max_tokens: Largest token budget that a request may ask for.
             max_size: Largest image size that a request may ask for, in pixels.
@@ -82,14 +54,14 @@ class VisionFrontend:
 
     @property
     def quadtree_tower(self) -> QLIPVisionTower | None:
-        """The tower, if it can see by quadtree."""
+        """The tower, if it is a quadtree tower."""
         return self.tower if isinstance(self.tower, QLIPVisionTower) else None
 
     def settings(self, options: QLIPOptions = SERVERS_OWN) -> QLIPConfig | None:
-        """Returns the settings that a request's pictures are seen with; None for CLIP's view.
+        """Computes the settings for a request's images; None for CLIP's uniform grid.
 
         Raises:
-            ValueError, TypeError: an option is out of range or beyond the server's limits, or the model can't do it.
+            ValueError, TypeError: an option is out of range or above the server's limit, or the model has no quadtree.
         """
         changes = options.changes()
         if options.enabled is False and changes:
@@ -107,77 +79,40 @@ class VisionFrontend:
         return settings if enabled else None
 
     def fit(self, settings: QLIPConfig | None) -> Fit | None:
-        """Says what an image will be resized to first; None where that is for another image processor to know."""
+        """Finds the function to the size that images are resized to first; None where only the processor knows it."""
         tower = self.quadtree_tower
-        if tower is None or settings is None:
-            return None
-        return tower.under(settings).image_processor.fit
+        return None if tower is None or settings is None else tower.image_processor.cutter.fit(settings)
 
-    def look(self, image: Image.Image, settings: QLIPConfig | None) -> View:
-        """Prepares a picture and counts its tokens, without running the tower.
+    def prepare(self, image: Image.Image, settings: QLIPConfig | None) -> PreparedImage:
+        """Prepares an image and counts its tokens, without running the tower.
 
         Args:
-            image: The picture.
-            settings: As `settings` gives them.
+            image: The image.
+            settings: From `settings`.
 
         Raises:
             ValueError: the model has no vision tower.
         """
         if self.tower is None:
             raise ValueError("this model has no vision tower: ask it without pictures")
-        tower = self.quadtree_tower
-        if tower is not None and settings is not None:
-            return quadtree_view(image, tower.under(settings).image_processor)
-        processor = self.image_processor if tower is None else tower.native_processor
-        pixels = process_images([image], processor, self.model.config)[0]
-        tiles = list(pixels) if pixels.ndim == 4 else [pixels]
-        if tower is not None:
-            tokens = context = tower.num_patches * len(tiles)
-            return View(pixels, CLIP_VIEW, None, tokens, context, tokens)
-        tokens = sum(self.tower.count_tokens(tile) for tile in tiles)
-        context = sum(max(self.tower.count_tokens(tile), self.tower.count_positions(tile)) for tile in tiles)
-        return View(pixels, None, None, tokens, context, tokens)
+        tower, config = self.quadtree_tower, self.model.config
+        if tower is None:
+            return prepare_pixels(image, self.image_processor, config, self.tower.native_tokens)
+        if settings is None:
+            return prepare_pixels(image, tower.native_processor, config, tower.native_tokens, CLIP_VIEW)
+        return prepare_leaves(image, tower.image_processor.cutter, settings)
 
-    def encode(self, views: Sequence[View]) -> list[ImageTokens]:
-        """Runs the tower and the projector; pictures of the same settings go through together.
-
-        Args:
-            views: As `look` gives them.
-
-        Returns:
-            One entry per view, in order.
-        """
+    def encode(self, images: Sequence[PreparedImage]) -> list[ImageTokens]:
+        """Runs the tower, on images of the same settings together, and the projector; one entry per image, in order."""
         tokens: dict[int, ImageTokens] = {}
-        for kind in dict.fromkeys(map(_kind, views)):
-            group = [i for i, view in enumerate(views) if _kind(view) == kind]
-            tokens.update(zip(group, self._run_tower([views[i] for i in group]), strict=True))
-        return self.model.project([tokens[i] for i in range(len(views))]) if views else []
-
-    def _run_tower(self, views: Sequence[View]) -> list[ImageTokens]:
-        """The tower's tokens of pictures of one kind."""
-        tower, settings = self.quadtree_tower, views[0].settings
-        if tower is None or settings is None:
-            return self.tower.encode_tokens([view.pixels for view in views])
-        cuts = [view.cut for view in views if view.cut is not None]
-        return tower.under(settings).encode_tokens(cuts or [view.pixels for view in views])
+        for kind in dict.fromkeys(map(_kind, images)):
+            group = [i for i, image in enumerate(images) if _kind(image) == kind]
+            options = {} if self.quadtree_tower is None else {"settings": kind[0]}
+            encoded = self.tower.encode_tokens([images[i].image for i in group], **options)
+            tokens.update(zip(group, encoded, strict=True))
+        return self.model.project([tokens[i] for i in range(len(images))]) if images else []
 
 
-def _kind(view: View) -> tuple[QLIPConfig | None, bool]:
-    """What pictures must share to go through the tower together; a request's settings may happen to be CLIP's view."""
-    return view.settings, view.cut is None
-
-
-def quadtree_view(picture: Image.Image, processor: QLIPImageProcessor) -> View:
-    """Returns a picture as a quadtree tower sees it whose image processor this is; needs no tower.
-
-    Args:
-        picture: The picture.
-        processor: Says the settings, too.
-    """
-    settings, native_tokens = processor.qlip, processor.native_grid**2
-    pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-    cut = processor.cut(pixels)
-    tokens = len(cut.leaves) + (native_tokens if settings.thumbnail else 0)
-    context = max(tokens, native_tokens) if settings.llm_positions == "raster" else tokens
-    rows, cols = cut.leaves.grid
-    return View(pixels, settings, cut, tokens, context, rows * cols)
+def _kind(image: PreparedImage) -> tuple[QLIPConfig | None, bool]:
+    """Computes what images must share to be encoded together; a request's settings may equal `CLIP_VIEW`."""
+    return image.settings, image.leaves is None

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
-from llava.serve.engine.vision import View
 from qlip import QLIPConfig
 
 
@@ -74,7 +74,7 @@ class Backend(Protocol):
     async def models(self) -> list[str]:
         """Returns the models to choose from; none where there is no choice."""
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """Prepares a picture and counts its tokens, without running a model."""
 
     def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
@@ -100,9 +100,9 @@ class EngineBackend:
         """Returns no models: the engine has one, and there is nothing to choose."""
         return []
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """See `Backend`."""
-        return self.engine.vision.look(picture, self.engine.vision.settings(options))
+        return self.engine.vision.prepare(picture, self.engine.vision.settings(options))
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`; errors are the engine's."""

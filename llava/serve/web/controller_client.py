@@ -20,19 +20,21 @@ from transformers import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
-from llava.mm_utils import encode_image_to_base64, process_images
+from llava.mm_utils import encode_image_to_base64
+from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.chat_engine import separators
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.prompting import build_conversation
-from llava.serve.engine.vision import CLIP_VIEW, View, quadtree_view
+from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
+from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.workers import protocol
 from llava.serve.workers.protocol import ErrorCode, FrameSplitter
-from qlip import QLIPConfig, QLIPImageProcessor
+from qlip.config import QLIPConfig
+from qlip.cutting import ImageCutter
 
-PATCH_SIZE, NATIVE_SIZE = 14, 336  # pixels: those of CLIP ViT-L/14 at 336, LLaVA v1.5's tower
 MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller
@@ -115,14 +117,13 @@ class ControllerBackend:
             self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
         return list(self._models)
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> View:
+    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """See `Backend`. CLIP's view is padded to a square, as LLaVA v1.5 does."""
         if options.enabled is False:
             config = SimpleNamespace(image_aspect_ratio="pad")
-            pixels = process_images([picture], self.clip_processor, config)[0]
-            return View(pixels, CLIP_VIEW, None, self.native_tokens, self.native_tokens, self.native_tokens)
+            return prepare_pixels(picture, self.clip_processor, config, self.native_tokens, CLIP_VIEW)
         settings = QLIPConfig(**options.changes())
-        return quadtree_view(picture, QLIPImageProcessor(PATCH_SIZE, self.native_size, qlip=settings))
+        return prepare_leaves(picture, ImageCutter(PATCH_SIZE, self.native_size), settings)
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.

@@ -17,8 +17,8 @@ import gradio as gr
 from PIL import Image
 
 from llava.images import ImageError
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.params import QLIPOptions
-from llava.serve.engine.vision import View
 from llava.serve.http.failures import explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Piece, Query
@@ -137,7 +137,7 @@ class Demo:
         picture = self._checked(session, asked)
         if self.backend.defaults is None:
             raise complaint("This model sees one way only, so there is nothing to compare.")
-        seen: dict[str, View] = {}
+        seen: dict[str, PreparedImage] = {}
         queries: dict[str, Query] = {}
         with complaining():
             for way in (CLIP, QLIP):
@@ -221,7 +221,7 @@ class Demo:
             raise complaint("The question is empty. Type one, then press Ask.")
         return session.picture
 
-    async def _prepare(self, picture: Image.Image, question: str | None, options: QLIPOptions) -> View:
+    async def _prepare(self, picture: Image.Image, question: str | None, options: QLIPOptions) -> PreparedImage:
         if self.moderator is not None and question is not None:
             await self.moderator.check(question)
         return await asyncio.to_thread(self.backend.look, picture, options)

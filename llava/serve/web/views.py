@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 import qlip
-from llava.serve.engine.vision import View
+from llava.model.prepared_image import PreparedImage
 from llava.serve.web.backend import Pixels
 
 DRAWING_SIDE = 640
@@ -33,15 +33,15 @@ class Cost:
     """Seconds until its last; None while it goes on."""
 
 
-def as_seen(view: View, pixels: Pixels) -> Image.Image:
+def as_seen(view: PreparedImage, pixels: Pixels) -> Image.Image:
     """Returns what reaches the model: each leaf's pixels as its patch holds them, so that large leaves are blurred."""
     side, leaves = pixels.patch_size, leaves_of(view, pixels)
     rows, cols = leaves.grid
-    if view.cut is None:
-        tile = view.pixels[0] if view.pixels.ndim == 4 else view.pixels  # tiles: the first shows the whole picture
+    if view.leaves is None:
+        tile = view.image[0] if view.image.ndim == 4 else view.image  # tiles: the first shows the whole picture
         patches = qlip.extract_patches(tile[:, : rows * side, : cols * side], leaves, side)
     else:
-        patches = view.cut.patches
+        patches = view.image.patches
     levels = ((patches * pixels.std + pixels.mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     canvas = np.empty((rows * side, cols * side, 3), dtype=np.uint8)
     for (row, col, size), patch in zip(leaves.boxes.tolist(), levels, strict=True):
@@ -50,25 +50,25 @@ def as_seen(view: View, pixels: Pixels) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def leaves_of(view: View, pixels: Pixels) -> qlip.Leaves:
+def leaves_of(view: PreparedImage, pixels: Pixels) -> qlip.Leaves:
     """Returns the view's leaves; without a quadtree, the uniform grid."""
     if view.leaves is not None:
         return view.leaves
-    height, width = view.pixels.shape[-2:]
+    height, width = view.size
     return qlip.Leaves.uniform((height // pixels.patch_size, width // pixels.patch_size))
 
 
-def draw(view: View, pixels: Pixels, side: int = DRAWING_SIDE) -> Image.Image:
+def draw(view: PreparedImage, pixels: Pixels, side: int = DRAWING_SIDE) -> Image.Image:
     """Draws what reaches the model, with the borders of all leaves, about `side` pixels long."""
     leaves = leaves_of(view, pixels)
     return qlip.draw_leaves(as_seen(view, pixels), leaves, cell=max(8, side // max(leaves.grid)))
 
 
-def meter(view: View, picture: Image.Image, native_tokens: int) -> str:
+def meter(view: PreparedImage, picture: Image.Image, native_tokens: int) -> str:
     """Returns HTML that says how many visual tokens a view costs, beside the uniform grid and CLIP."""
     share = view.tokens / view.uniform_tokens
     if view.leaves is None:
-        height, width = view.pixels.shape[-2:]
+        height, width = view.size
         note = f"CLIP&rsquo;s uniform grid, on the picture scaled from {picture.width}&times;{picture.height}"
         note += f" to {width}&times;{height} pixels"
     else:
@@ -104,7 +104,7 @@ def compare_question(question: str) -> str:
     return f"<h2>{escape(question)}</h2>"
 
 
-def compare_head(title: str, view: View, pixels: Pixels) -> str:
+def compare_head(title: str, view: PreparedImage, pixels: Pixels) -> str:
     """Returns HTML with one side's name and a small drawing of its view."""
     buffer = BytesIO()
     draw(view, pixels, 352).save(buffer, format="JPEG", quality=88)

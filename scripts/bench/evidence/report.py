@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a file of answers is missing, or the document has a mark without a part.
     """
-    from llava.eval.sweep.cells import own_settings
+    from llava.eval.sweep.grid import own_settings
     from playground.questions import V_STAR
     from scripts.bench.evidence.figures import size_figure, token_figure
     from scripts.bench.evidence.tables import Answers, tables

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava.eval.run.answerer import VisualQuestion, read_questions
+from llava.eval.run.questions import Question, read_lines
 from playground.objects import SceneObject
 from playground.questions import scene_questions
 from playground.scenes import scene
@@ -22,7 +22,7 @@ class QuestionSet:
 
     name: str
     pictures: Sequence[Image.Image]
-    questions: Sequence[Sequence[VisualQuestion]]
+    questions: Sequence[Sequence[Question]]
 
 
 def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
@@ -42,7 +42,10 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
         asked = scene_questions(objects, size, np.random.default_rng((seed, index, 2)), KINDS)
         pictures.append(picture)
         questions.append(
-            [VisualQuestion(f"{index}-{item.kind}", str(index), item.text, item.answer, item.kind) for item in asked]
+            [
+                Question(f"{index}-{item.kind}", item.text, item.text, None, answer=item.answer, category=item.kind)
+                for item in asked
+            ]
         )
     return QuestionSet(name, pictures, questions)
 
@@ -56,13 +59,13 @@ def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, tuple[Sc
 
 def read_set(folder: Path) -> QuestionSet:
     """Reads `questions.jsonl`, `answers.jsonl` and `images/`, as `python -m playground.scenes` writes them."""
-    rows = read_questions(folder / "questions.jsonl", folder / "answers.jsonl")
-    by_image: dict[str, list[VisualQuestion]] = {}
+    rows = read_lines(folder / "questions.jsonl", folder / "images", folder / "answers.jsonl")
+    by_image: dict[Path, list[Question]] = {}
     for row in rows:
-        by_image.setdefault(row.image, []).append(row)
+        by_image.setdefault(Path(str(row.image)), []).append(row)
     pictures = []
     for name in by_image:
-        with Image.open(folder / "images" / name) as picture:
+        with Image.open(name) as picture:
             pictures.append(picture.convert("RGB"))
     return QuestionSet(folder.name, pictures, list(by_image.values()))
 

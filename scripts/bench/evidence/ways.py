@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.run.answerer import Answerer, same_answer
-from llava.eval.sweep.cells import own_settings
+from llava.eval.sweep.grid import own_settings
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
+from qlip.language_positions import ImageSpan
 from qlip.positions import native_side
 from scripts.bench.evidence.rivals import merge_similar, prune_by_cls, raster_places
 from scripts.bench.evidence.sets import QuestionSet
@@ -97,15 +98,15 @@ class Subject:
             kept = prune_by_cls(vision, image, keep, 0.0 if rival == "cls" else 10 / 64)
         features = self.engine.model.get_model().mm_projector(kept.features)
         if settings.llm_positions == "sequential":
-            return ImageTokens(features, None, len(features), None)
-        return ImageTokens(features, raster_places(kept, native), native**2, None)
+            return ImageTokens(features, ImageSpan.sequential(len(features)))
+        return ImageTokens(features, ImageSpan(len(features), raster_places(kept, native), native**2, None))
 
 
 @contextmanager
 def scrambled_positions(vision: QLIPVisionModel) -> Iterator[None]:
     """Makes a tower interpolate its positions by `interpolate_scrambled`, as long as the context is open."""
 
-    def positions(leaves: Leaves) -> Tensor:
+    def positions(leaves: Leaves, settings: QLIPConfig | None = None) -> Tensor:
         return torch.cat([vision.cls_position, interpolate_scrambled(vision.position_table.float(), leaves)])
 
     with patch.object(vision, "positions", positions):

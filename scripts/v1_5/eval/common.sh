@@ -8,7 +8,7 @@
 #   CKPT                       the run's name (default: the model's, with the flags that change answers)
 #   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
 #   PYTHON                     (default: python)
-# A run that was stopped goes on when started again. With --limit N each process answers its first N questions, and
+# A run that was stopped continues when started again. With --limit N each process answers its first N questions, and
 # nothing is scored.
 
 set -euo pipefail
@@ -16,7 +16,6 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 EVAL_DIR=${EVAL_DIR:-./playground/data/eval}
 PYTHON=${PYTHON:-python}
-ANNOTATIONS="LLaVA's eval.zip, unpacked there: https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 FLAGS=("$@")
 
 # run_name FLAG...: the model's name, then each flag that changes answers.
@@ -54,9 +53,40 @@ need() {
     if ((missing)); then exit 3; fi
 }
 
+# benchmark NAME FLAG...: reads what llava/eval declares of a benchmark (DIR, QUESTIONS, RUNNER, ASK, SCORER, LABELS), and
+# ends the script if data are missing.
+benchmark() {
+    local facts
+    facts=$("$PYTHON" -m llava.eval.benchmarks "$1" --eval-dir "$EVAL_DIR" "${@:2}") || exit
+    eval "$facts"
+    need "${NEEDED[@]}"
+}
+
 # check COMMAND...: ends the script, before anything is answered, if the benchmark's labels do not fit its questions.
 check() {
     "$PYTHON" "$@" || exit
+}
+
+# check_labels: the same with the declared labels.
+check_labels() {
+    check -m "$SCORER" "${LABELS[@]}" --check "$QUESTIONS"
+}
+
+# ask PARTS OUT FLAG...: answers the declared questions; see answer.
+ask() {
+    answer "$RUNNER" "$1" "$2" ${ASK[@]+"${ASK[@]}"} "${@:3}"
+}
+
+# score FILE FLAG...: scores answers with the declared labels.
+score() {
+    "$PYTHON" -m "$SCORER" "${LABELS[@]}" --result-file "$1" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}" "${@:2}"
+}
+
+# run_benchmark: checks the labels, answers the questions, scores the answers.
+run_benchmark() {
+    check_labels
+    ask "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl"
+    score "$DIR/answers/$NAME.jsonl"
 }
 
 # answer MODULE PARTS OUT FLAG...: answers questions, one process for each GPU; PARTS/N_I.jsonl, merged into OUT.

@@ -1,12 +1,6 @@
 #!/usr/bin/env bash
 # CV-Bench: 2D, 3D, overall, by source and task. Flags and environment: common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-DIR=$EVAL_DIR/cv-bench
-need "$DIR" "hf download nyu-visionx/CV-Bench --repo-type dataset --local-dir $DIR"
-[[ -f $DIR/questions.jsonl ]] || "$PYTHON" "$ROOT/scripts/prepare_eval.py" cvbench "$DIR"
-
-check -m llava.eval.eval_cvbench --question-file "$DIR/questions.jsonl" --check "$DIR/questions.jsonl"
-answer llava.eval.model_vqa_loader "$DIR/answers/$NAME" "$DIR/answers/$NAME.jsonl" --temperature 0 \
-    --question-file "$DIR/questions.jsonl" --image-folder "$DIR"
-"$PYTHON" -m llava.eval.eval_cvbench --question-file "$DIR/questions.jsonl" \
-    --result-file "$DIR/answers/$NAME.jsonl" --json "${SCORE_FILE:-$DIR/scores/$NAME.json}"
+benchmark cvbench
+[[ -f $QUESTIONS ]] || "$PYTHON" "$ROOT/scripts/prepare_eval.py" cvbench "$DIR"
+run_benchmark

@@ -1,4 +1,4 @@
-"""Writes the small hand-made files that the scorers' tests read."""
+"""Writes and reads the small files of the tests of question files and scorers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
+PICTURES = 8
+"""Of the benchmark in conftest.py, which asks each text about each picture."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:

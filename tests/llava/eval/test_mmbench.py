@@ -196,7 +196,7 @@ def test_circular_eval_is_the_share_of_indices_that_are_right_in_all_their_rows(
     [
         ([row(1, "B"), row(2, "A")], "1 of 3 questions have no answer, for example 3"),
         (ROUNDS[:-1], "question 3 was asked in 1 orders; CircularEval needs all 2"),
-        ([*ROUNDS, ROUNDS[0]], "'1' / '0' is there a second time"),
+        ([*ROUNDS, ROUNDS[0]], "'1' / '0' appears twice"),
         ([row(1, "B") | {"question_id": 9}], "there is an answer to question 9, which the table does not have"),
         ([{"question_id": 1, "round_id": 0, "text": "A"}], "the answer to question 1 has no options, option_char"),
     ],

@@ -1,87 +1,30 @@
-"""The four commands that answer question files: formats, faults, chunks, kills, and several processes."""
+"""The four commands that answer question files: formats, faults, settings and chunks."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.run.answer_file import AnswerFile
 from llava.eval.run.lock import only_run
 from llava.eval.run.progress import Progress
 from llava.images import load_image
-from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
-from playground.scenes import PRESETS, scene
 from tests.llava.checkpoints import make_llava_checkpoint
-
-TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
-PICTURES = 8
-DEADLINE = 600
-
-Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and questions.jsonl; an id occurs twice, as in MME."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    lines = []
-    for i in range(PICTURES):
-        Image.fromarray(scene(PRESETS["detail"], 21, i).image).save(folder / f"{i}.png")
-        lines += [{"question_id": f"{i}.png", "image": f"{i}.png", "text": text} for text in TEXTS]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine() -> ChatEngine:
-    return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
-
-
-@pytest.fixture
-def flags(folder: Path, tmp_path: Path) -> list[str]:
-    return [
-        f"--question-file={folder / 'questions.jsonl'}",
-        f"--image-folder={folder}",
-        f"--answers-file={tmp_path / 'answers.jsonl'}",
-        "--device=cpu",
-    ]
-
-
-def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file of a run that nothing disturbed."""
-    answers = tmp_path_factory.mktemp("whole") / "answers.jsonl"
-    arguments = [f"--question-file={folder / 'questions.jsonl'}", f"--image-folder={folder}", "--device=cpu"]
-    assert model_vqa_loader.main([*arguments, f"--answers-file={answers}"]) == 0
-    return answers.read_bytes()
+from tests.llava.eval.files import PICTURES, TEXTS, read_rows
 
 
 def test_rows_are_llavas_in_the_questions_order_and_answers_those_of_a_chat(
     folder: Path, engine: ChatEngine, whole: bytes
 ) -> None:
     rows = [json.loads(line) for line in whole.splitlines()]
-    questions = read(folder / "questions.jsonl")
+    questions = read_rows(folder / "questions.jsonl")
     assert len(rows) == len(questions) == PICTURES * len(TEXTS)
     for row, question in zip(rows, questions, strict=True):
         assert list(row) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
@@ -110,9 +53,11 @@ def test_metadata_tells_all_that_an_answer_hangs_on(folder: Path, engine: ChatEn
     assert metadata["versions"]["transformers"]
 
 
-def test_a_run_is_the_same_to_the_byte_whatever_its_batches_and_workers(flags: list[str], whole: bytes) -> None:
+def test_a_run_is_the_same_to_the_byte_whatever_its_batches_and_workers(
+    flags: list[str], answers: Path, whole: bytes
+) -> None:
     assert model_vqa_loader.main([*flags, "--batch-size=5", "--batch-tokens=600", "--workers=1"]) == 0
-    assert Path(flags[2].partition("=")[2]).read_bytes() == whole
+    assert answers.read_bytes() == whole
 
 
 def test_chunks_put_together_are_the_whole(flags: list[str], whole: bytes, tmp_path: Path) -> None:
@@ -136,8 +81,8 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_goes_on(
     (tmp_path / "b.png").write_bytes(b"broken")
     arguments = [f"--question-file={questions}", f"--image-folder={tmp_path}", f"--answers-file={answers}"]
     assert model_vqa_loader.main([*arguments, "--skip-unreadable"]) == 1
-    assert [row["question_id"] for row in read(answers)] == [1]
-    errors = read(tmp_path / "answers.errors.jsonl")
+    assert [row["question_id"] for row in read_rows(answers)] == [1]
+    errors = read_rows(tmp_path / "answers.errors.jsonl")
     assert [(row["question_id"], row["error"].split(":")[0]) for row in errors] == [
         (0, "no such image file"),
         (2, "not a readable image (UnidentifiedImageError); it is broken, or not one of PNG, JPEG, WEBP, GIF, BMP,"
@@ -147,15 +92,14 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_goes_on(
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes((folder / "1.png").read_bytes())
     assert model_vqa_loader.main(arguments) == 0
-    assert [row["question_id"] for row in read(answers)] == [0, 1, 2]
+    assert [row["question_id"] for row in read_rows(answers)] == [0, 1, 2]
     assert not (tmp_path / "answers.errors.jsonl").exists()
 
 
 def test_other_settings_are_not_mixed_in_unless_one_begins_anew(
-    flags: list[str], capsys: pytest.CaptureFixture[str]
+    flags: list[str], answers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert model_vqa_loader.main(flags) == 0
-    answers = Path(flags[2].partition("=")[2])
     errors = answers.with_name("answers.errors.jsonl")
     errors.write_text(json.dumps({"question_id": 1, "prompt": "?", "error": "lost", "metadata": {"index": 0}}))
     before = {file.name: file.read_bytes() for file in answers.parent.iterdir()}
@@ -164,7 +108,7 @@ def test_other_settings_are_not_mixed_in_unless_one_begins_anew(
     assert "alpha is 0.8 there and 0.3 now" in error and "--no-resume" in error
     assert {file.name: file.read_bytes() for file in answers.parent.iterdir()} == before
     assert model_vqa_loader.main([*flags, "--alpha=0.3", "--no-resume"]) == 0
-    assert {row["metadata"]["alpha"] for row in read(answers)} == {0.3}
+    assert {row["metadata"]["alpha"] for row in read_rows(answers)} == {0.3}
 
 
 def test_answers_about_other_pictures_are_not_kept(
@@ -179,7 +123,7 @@ def test_answers_about_other_pictures_are_not_kept(
         codes.append(model_vqa_loader.main(arguments))
     assert codes == [0, 2]
     assert "answers question 0 about the picture '0.png'" in capsys.readouterr().err
-    assert [row["metadata"]["image"] for row in read(answers)] == ["0.png", "1.png"]
+    assert [row["metadata"]["image"] for row in read_rows(answers)] == ["0.png", "1.png"]
 
 
 def test_a_question_that_got_lost_is_told_by_the_exit_code(
@@ -194,8 +138,7 @@ def test_a_question_that_got_lost_is_told_by_the_exit_code(
     assert model_vqa_loader.main([*flags, *chunk]) == 0
 
 
-def test_two_runs_may_not_write_one_file(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    answers = Path(flags[2].partition("=")[2])
+def test_two_runs_may_not_write_one_file(flags: list[str], answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_run(answers):
         assert model_vqa_loader.main(flags) == 2
     assert "is being written by another run (process" in capsys.readouterr().err.splitlines()[-1]
@@ -219,23 +162,23 @@ def test_progress_tells_questions_and_pictures_apart(capsys: pytest.CaptureFixtu
     assert progress.pictures == {"0.png", "1.png"}
 
 
-def test_without_qlip_the_tower_is_clips(flags: list[str]) -> None:
+def test_without_qlip_the_tower_is_clips(flags: list[str], answers: Path) -> None:
     assert model_vqa_loader.main([*flags, "--no-qlip"]) == 0
-    row = read(Path(flags[2].partition("=")[2]))[0]["metadata"]
+    row = read_rows(answers)[0]["metadata"]
     assert (row["tower"], row["alpha"], row["qlip"], row["visual_tokens"]) == ("clip", None, None, 64)
     assert (row["image_size"], row["image_aspect_ratio"]) == ([112, 112], "pad")
 
 
-def test_model_vqa_samples_by_default_and_repeats_itself(flags: list[str], tmp_path: Path) -> None:
+def test_model_vqa_samples_by_default_and_repeats_itself(flags: list[str], answers: Path, tmp_path: Path) -> None:
     hot = [*flags, "--temperature=1.5", "--max_new_tokens=12"]
     texts = []
     for name, more in (("a", ["--batch-size=3"]), ("b", []), ("c", ["--seed=1"])):
         assert model_vqa.main([*hot, *more, f"--answers-file={tmp_path / name}"]) == 0
-        texts.append([row["text"] for row in read(tmp_path / name)])
+        texts.append([row["text"] for row in read_rows(tmp_path / name)])
     assert texts[0] == texts[1] != texts[2]
-    assert read(tmp_path / "c")[0]["metadata"]["decoding"]["seed"] == 1
+    assert read_rows(tmp_path / "c")[0]["metadata"]["decoding"]["seed"] == 1
     assert model_vqa.main(flags) == 0
-    decoding = read(Path(flags[2].partition("=")[2]))[0]["metadata"]["decoding"]
+    decoding = read_rows(answers)[0]["metadata"]["decoding"]
     assert (decoding["temperature"], decoding["max_new_tokens"]) == (0.2, 1024)
 
 
@@ -248,7 +191,7 @@ def test_scienceqa_is_answered_with_and_without_pictures(folder: Path, tmp_path:
     questions.write_text(json.dumps(entries))
     flags = [f"--question-file={questions}", f"--image-folder={folder}", f"--answers-file={answers}"]
     assert model_vqa_science.main([*flags, "--temperature=0"]) == 0
-    rows = read(answers)
+    rows = read_rows(answers)
     assert [row["prompt"] for row in rows] == [f"<image>\n{TEXTS[0]}", TEXTS[0]]
     assert rows[0]["text"] == engine.ask(TEXTS[0], [load_image(folder / "0.png")])
     assert rows[1]["text"] == engine.ask(TEXTS[0], [])
@@ -263,7 +206,7 @@ def test_mmbench_is_answered_in_all_rounds(folder: Path, tmp_path: Path, engine:
     table.write_text("\t".join(columns) + "\n" + "\t".join(cells) + "\n")
     assert model_vqa_mmbench.main([f"--question-file={table}", f"--answers-file={answers}", "--all-rounds",
                                    "--temperature=0", "--single-pred-prompt"]) == 0  # fmt: skip
-    rows = read(answers)
+    rows = read_rows(answers)
     assert [(row["question_id"], row["round_id"], row["options"], row["option_char"]) for row in rows] == [
         (7, 0, ["yes", "no"], ["A", "B"]),
         (7, 1, ["no", "yes"], ["B", "A"]),
@@ -300,46 +243,3 @@ def test_impossible_flags_are_named(
 ) -> None:
     assert model_vqa_loader.main([*flags, *more]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
-
-
-def wait(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Until the condition holds, the process ends, or the deadline passes."""
-    end = time.monotonic() + DEADLINE
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.005)
-
-
-def test_a_killed_run_goes_on_and_answers_each_question_once(flags: list[str], whole: bytes) -> None:
-    answers = Path(flags[2].partition("=")[2])
-    module = [sys.executable, "-m", "llava.eval.model_vqa_loader", *flags, "--batch-size=1"]
-    kept = 0
-    for rows, workers in ((1, 0), (9, 1)):
-        process = subprocess.Popen([*module, f"--workers={workers}"], stderr=subprocess.DEVNULL)
-        wait(lambda rows=rows: answers.exists() and answers.read_bytes().count(b"\n") >= rows, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert len(children) >= workers
-        assert psutil.wait_procs(children, timeout=DEADLINE)[1] == []  # no worker outlives it
-        left = answers.read_bytes().count(b"\n")
-        assert kept <= left < PICTURES * len(TEXTS)
-        kept = left
-    assert kept >= 9
-    assert model_vqa_loader.main(flags) == 0
-    assert answers.read_bytes() == whole
-
-
-def test_two_processes_share_the_questions_and_merge_them_in_order(flags: list[str], whole: bytes) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
-              "--main_process_port=0", "-m", "llava.eval.model_vqa_loader"]  # fmt: skip
-    answers = Path(flags[2].partition("=")[2]).with_name("answers[2].jsonl")
-    done = subprocess.run(
-        [*launch, *flags, f"--answers-file={answers}", "--batch-size=4"],
-        capture_output=True, text=True, timeout=DEADLINE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"{PICTURES * len(TEXTS) // 2}/{PICTURES * len(TEXTS) // 2}" in done.stderr  # each had a half
-    assert answers.read_bytes() == whole
-    assert [file.name for file in answers.parent.iterdir()] == ["answers[2].jsonl"]

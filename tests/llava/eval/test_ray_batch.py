@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa_loader, ray_batch
+from llava.eval.run import cluster
 from llava.eval.run.jsonl import Row
 from llava.eval.run.pictures import Preparer
 from llava.eval.run.questions import Question
@@ -48,36 +47,36 @@ def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return answers.read_bytes()
 
 
+def kill_an_actor(answers: Path, killed: list[int]) -> None:
+    """Kills the process of the actor that holds the model, as soon as it has given answers."""
+    end = time.monotonic() + DEADLINE
+    while not (answers.exists() and answers.read_bytes().count(b"\n") >= 2):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.01)
+    for child in psutil.Process().children(recursive=True):
+        if "AnswerStage" in " ".join(child.cmdline()):  # Ray names its processes after what runs in them
+            child.kill()
+            killed.append(answers.read_bytes().count(b"\n"))
+
+
 def test_an_actor_killed_at_work_loses_no_answer(flags: list[str], whole: bytes, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
-    command = [sys.executable, "-m", "llava.eval.ray_batch", *flags, f"--answers-file={answers}", "--batch-size=2"]
-    cluster = ["--concurrency=2", "--workers=1", "--cpus-per-actor=0.5"]
-    process = subprocess.Popen(
-        [*command, *cluster], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    end = time.monotonic() + DEADLINE
-    while not (answers.exists() and answers.read_bytes().count(b"\n") >= 2) and process.poll() is None:
-        assert time.monotonic() < end, "no answer in time"
-        time.sleep(0.01)
-    # Ray names its processes after what runs in them.
-    holders = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "AnswerStage" in " ".join(child.cmdline())
-    ]
-    assert len(holders) == 2
-    holders[0].kill()
-    holders[0].wait(timeout=DEADLINE)
-    assert answers.read_bytes().count(b"\n") < whole.count(b"\n")
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 0, errors
+    cluster = ["--concurrency=1", "--workers=1", "--cpus-per-actor=0.5", "--batch-size=2"]
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_an_actor, args=(answers, killed))
+    killer.start()
+    assert ray_batch.main([*flags, f"--answers-file={answers}", *cluster]) == 0
+    killer.join(DEADLINE)
+    (left,) = killed
+    assert 2 <= left < whole.count(b"\n")
     assert answers.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def here(args: argparse.Namespace, preparer: Preparer, shares: Path, count: int) -> Iterator[list[Row]]:
     """The stages of `answer_on` one after the other in this process, in place of the cluster."""
-    pictures, answers = ray_batch.PictureStage(preparer, ray_batch.read_limits(args)), ray_batch.AnswerStage(args)
+    pictures, answers = cluster.PictureStage(preparer, cluster.read_limits(args)), cluster.AnswerStage(args)
     lines = shares.read_text(encoding="utf-8").splitlines()
     assert len(lines) == count
     for line in lines:
@@ -103,14 +102,14 @@ def test_a_run_that_failed_goes_on_where_it_stopped(
 ) -> None:
     answers = tmp_path / "answers.jsonl"
     arguments = [*flags, f"--answers-file={answers}", "--batch-size=8"]
-    monkeypatch.setattr(ray_batch, "answer_on", stopped_after(3))
+    monkeypatch.setattr(cluster, "answer_on", stopped_after(3))
     assert ray_batch.main(arguments) == 2
     assert "a node is gone" in capsys.readouterr().err
-    assert answers.read_bytes().count(b"\n") == 3 * ray_batch.SHARE * 8
+    assert answers.read_bytes().count(b"\n") == 3 * cluster.SHARE * 8
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
     asked: list[int] = []
     monkeypatch.setattr(
-        ray_batch,
+        cluster,
         "answer_on",
         lambda *arguments: (
             asked.extend(row["metadata"]["index"] for row in rows) or rows for rows in here(*arguments)
@@ -118,17 +117,17 @@ def test_a_run_that_failed_goes_on_where_it_stopped(
     )
     assert ray_batch.main(arguments) == 0
     assert answers.read_bytes() == whole
-    assert sorted(asked) == list(range(3 * ray_batch.SHARE * 8, 240))
+    assert sorted(asked) == list(range(3 * cluster.SHARE * 8, 240))
 
 
 def test_answers_made_with_other_settings_are_not_mixed_in(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*flags, f"--answers-file={tmp_path / 'answers.jsonl'}"]
-    monkeypatch.setattr(ray_batch, "answer_on", stopped_after(1))
+    monkeypatch.setattr(cluster, "answer_on", stopped_after(1))
     assert ray_batch.main(arguments) == 2
     before = sorted((tmp_path / "answers.jsonl").read_text().splitlines())
-    monkeypatch.setattr(ray_batch, "answer_on", here)
+    monkeypatch.setattr(cluster, "answer_on", here)
     assert ray_batch.main([*arguments, "--max-tokens=64"]) == 2
     assert "max_tokens is 128 there and 64 now" in capsys.readouterr().err.splitlines()[-1]
     assert sorted((tmp_path / "answers.jsonl").read_text().splitlines()) == before
@@ -137,7 +136,7 @@ def test_answers_made_with_other_settings_are_not_mixed_in(
         for number, rows in enumerate(here(*arguments)):
             yield [row | {"metadata": row["metadata"] | {"dtype": f"float{16 * (1 + number)}"}} for row in rows]
 
-    monkeypatch.setattr(ray_batch, "answer_on", differing)
+    monkeypatch.setattr(cluster, "answer_on", differing)
     assert ray_batch.main([*arguments, "--no-resume"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "an answer from another node was made with other settings: dtype is" in error
@@ -147,7 +146,7 @@ def test_faults_become_error_rows(flags: list[str], tmp_path: Path, monkeypatch:
     questions = tmp_path / "q.jsonl"
     first = Path(flags[0].partition("=")[2]).read_text().splitlines()[0]
     questions.write_text(first + "\n" + json.dumps({"question_id": 1, "image": "no.png", "text": "What?"}))
-    monkeypatch.setattr(ray_batch, "answer_on", here)
+    monkeypatch.setattr(cluster, "answer_on", here)
     arguments = [*flags, f"--question-file={questions}", f"--answers-file={tmp_path / 'a.jsonl'}", "--skip-unreadable"]
     assert ray_batch.main(arguments) == 1
     assert "no such image file" in json.loads((tmp_path / "a.errors.jsonl").read_text())["error"]
@@ -156,11 +155,11 @@ def test_faults_become_error_rows(flags: list[str], tmp_path: Path, monkeypatch:
 
 def test_shares_come_back_as_they_were_written(tmp_path: Path) -> None:
     asked = [
-        (i, Question(i, f"p{i}\u2028", f"t{i}", Path(f"/x/{i}.png"), f"{i}.png", {"round_id": i})) for i in range(5)
+        Question(i, f"p{i}\u2028", f"t{i}", Path(f"/x/{i}.png"), f"{i}.png", {"round_id": i}, index=i) for i in range(5)
     ]
-    assert ray_batch.write_shares(tmp_path / "s.jsonl", asked, 2) == 3
+    assert cluster.write_shares(tmp_path / "s.jsonl", asked, 2) == 3
     lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    assert [pair for line in lines for pair in ray_batch.read_share(json.loads(line)["questions"])] == asked
+    assert [pair for line in lines for pair in cluster.read_share(json.loads(line)["questions"])] == asked
 
 
 def test_a_cluster_needs_a_worker(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,8 +177,8 @@ def test_errors_alone_change_nothing_before_an_answer_shows_the_settings(
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [*flags, f"--question-file={questions}", f"--answers-file={answers}", "--batch-size=1"]
     arguments += ["--skip-unreadable"]
-    monkeypatch.setattr(ray_batch, "answer_on", here)
-    monkeypatch.setattr(ray_batch, "SHARE", 1)
+    monkeypatch.setattr(cluster, "answer_on", here)
+    monkeypatch.setattr(cluster, "SHARE", 1)
     assert ray_batch.main(arguments) == 1
     answers.write_bytes(answers.read_bytes().splitlines(keepends=True)[0])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

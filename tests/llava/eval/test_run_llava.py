@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval import run_llava
-from llava.serve import cli
+from llava.model import builder
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
@@ -26,7 +26,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
 def model(monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
     model = ScriptedModel(["a red circle"])
     monkeypatch.setattr(
-        cli, "load_pretrained_model", lambda *args, **options: (BytesTokenizer(), model, SquareProcessor(), 4096)
+        builder, "load_pretrained_model", lambda *args, **options: (BytesTokenizer(), model, SquareProcessor(), 4096)
     )
     return model
 

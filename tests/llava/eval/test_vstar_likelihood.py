@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
-from llava.eval.vstar_likelihood import Choice, option_losses, read_choice
+from llava.eval.run.likelihood import Choice, option_losses, read_choice
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
-from llava.utils import demo_model_path, demo_picture_path
+from llava.utils import demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 
 QUESTION = "What colour is the ring?"
 OPTIONS = ["red", "purple", "a purple ring and a cyan triangle", "green"]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_textvqa_by_hand(tmp_path: Path) -> None:
     ("said", "words"),
     [
         ([("i1", "what year?", "x")], "lacks the answers to 2 of 3 questions, for example 'i1' / 'what brand is it?'"),
-        ([("i1", "what year?", "x"), ("i1", "What year?", "y")], "'i1' / 'what year?' is there a second time"),
+        ([("i1", "what year?", "x"), ("i1", "What year?", "y")], "'i1' / 'what year?' appears twice"),
     ],
 )
 def test_a_missing_or_second_answer_to_textvqa_is_named(
@@ -90,7 +90,7 @@ def test_a_question_that_stands_twice_for_an_image_is_scored_twice_in_the_files_
     assert scores == [(0, 100.0), (0, pytest.approx(100 / 3)), 2, 2]
     errors = capsys.readouterr().err
     assert "lacks the answers to 1 of 3 questions, for example 'i1' / 'what brand? (2)'" in errors
-    assert "a.jsonl:4: 'i1' / 'what brand?' is there a second time" in errors
+    assert "a.jsonl:4: 'i1' / 'what brand?' appears twice" in errors
 
 
 def test_each_answers_file_of_a_folder_gets_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

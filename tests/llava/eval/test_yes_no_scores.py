@@ -188,7 +188,7 @@ def test_an_answer_to_mme_that_is_missing_or_there_twice_is_named(
     )
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0]]))
     assert eval_mme.main(flags) == 2
-    assert "is there a second time" in capsys.readouterr().err
+    assert "appears twice" in capsys.readouterr().err
 
 
 def test_a_question_file_is_not_scored_as_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

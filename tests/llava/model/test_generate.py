@@ -103,9 +103,9 @@ def test_raster_positions_keep_text_where_the_native_grid_puts_it(folder):
     model = load_pretrained_model(str(folder), device="cpu", qlip=TREE)[1]
     for image in IMAGES:
         batch = model.splice_images(torch.tensor([[1, 20, IMAGE, 30]]), None, None, [image], "left")
-        assert batch.position_ids[0, -1] == 2 + 64
-        assert batch.next_positions.tolist() == [2 + 64 + 1]
-        assert batch.position_ids[0, 2:-1].max() <= 2 + 63
+        assert batch.placed.positions[0, -1] == 2 + 64
+        assert batch.placed.end.tolist() == [2 + 64 + 1]
+        assert batch.placed.positions[0, 2:-1].max() <= 2 + 63
 
 
 @torch.no_grad()

@@ -86,5 +86,5 @@ def test_a_bias_on_image_tokens_and_a_window_do_not_go_together(theirs, window):
     if window is None:
         assert ours(torch.tensor([[1, IMAGE_TOKEN_INDEX]]), images=flat).logits.isfinite().all()
         return
-    with pytest.raises(ValueError, match="attends to a window of 40 tokens, which does not go with a bias"):
+    with pytest.raises(ValueError, match="attends to a window of 40 tokens, which does not allow a bias"):
         ours(torch.tensor([[1, IMAGE_TOKEN_INDEX]]), images=flat)

@@ -1,4 +1,4 @@
-"""splice.py: where every token of a prompt with images stands, and what is refused."""
+"""splice.py: the order and position of every token of a prompt with images, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.multimodal_encoder.base import ImageTokens
-from llava.model.splice import collate, share_images, splice_row, truncate
+from llava.model.image_tokens import ImageTokens
+from llava.model.splice import SplicedRow, collate, share_images, splice_row, truncate
+from qlip.language_positions import ImageSpan
 
 WIDTH = 4
 IMAGE = IMAGE_TOKEN_INDEX
@@ -18,25 +19,30 @@ def text(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(ids, dtype=torch.float32)[:, None].expand(-1, WIDTH)
 
 
-def image(count: int, value: float, positions: list[float] | None = None, span: int | None = None) -> ImageTokens:
-    places = None if positions is None else torch.tensor(positions)
-    return ImageTokens(torch.full((count, WIDTH), value), places, count if span is None else span, None)
+def image(count: int, value: float, positions: list[float] | None = None, length: int | None = None) -> ImageTokens:
+    own = None if positions is None else torch.tensor(positions)
+    span = ImageSpan(count, own, count if length is None else length, None)
+    return ImageTokens(torch.full((count, WIDTH), value), span)
+
+
+def positions(row: SplicedRow) -> torch.Tensor:
+    return collate([row]).placed.positions[0]
 
 
 def test_text_and_images_keep_their_order():
     ids, embeds = text([1, IMAGE, 7, 8, IMAGE])
     row = splice_row(ids, embeds, [image(2, 100.0), image(3, 200.0)])
     assert row.embeds[:, 0].tolist() == [1, 100, 100, 7, 8, 200, 200, 200]
-    assert row.positions.tolist() == list(range(8))
-    assert not row.positions.is_floating_point()
+    assert positions(row).tolist() == list(range(8))
+    assert not positions(row).is_floating_point()
     assert row.is_image.tolist() == [False, True, True, False, False, True, True, True]
 
 
-def test_text_goes_on_a_span_behind_the_images_start():
+def test_text_continues_a_spans_length_after_the_images_start():
     ids, embeds = text([1, 2, IMAGE, 7, IMAGE, 8])
-    first = image(3, 100.0, [0.0, 4.5, 15.0], span=16)
-    row = splice_row(ids, embeds, [first, image(1, 200.0, [7.5], span=16)])
-    assert row.positions.tolist() == [0, 1, 2, 6.5, 17, 18, 19 + 7.5, 35]
+    first = image(3, 100.0, [0.0, 4.5, 15.0], length=16)
+    row = splice_row(ids, embeds, [first, image(1, 200.0, [7.5], length=16)])
+    assert positions(row).tolist() == [0, 1, 2, 6.5, 17, 18, 19 + 7.5, 35]
 
 
 def test_labels_are_ignored_on_images():
@@ -46,22 +52,24 @@ def test_labels_are_ignored_on_images():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_stands_on_the_asked_side_and_nothing_else_moves(side):
+def test_padding_is_on_the_given_side_and_nothing_else_moves(side):
     rows = [splice_row(*text([1, IMAGE, 7]), [image(2, 9.0, [0.5, 3.0], 4)]), splice_row(*text([5, 6]), [])]
     batch = collate(rows, side)
     short = slice(2, None) if side == "left" else slice(0, 2)
     assert batch.inputs_embeds.shape == (2, 4, WIDTH)
     assert batch.attention_mask.sum(1).tolist() == [4, 2]
     assert batch.attention_mask[1, short].tolist() == [1, 1]
-    assert batch.position_ids[0].tolist() == [0, 1.5, 4, 5]
-    assert batch.position_ids[1, short].tolist() == [0, 1]
+    assert batch.placed.positions[0].tolist() == [0, 1.5, 4, 5]
+    assert batch.placed.positions[1, short].tolist() == [0, 1]
+    assert batch.placed.end.tolist() == [6, 2]
     assert (batch.labels == IGNORE_INDEX).all()
     assert batch.inputs_embeds[1, short, 0].tolist() == [5, 6]
 
 
-def test_truncation_cuts_text_behind_the_last_image():
+def test_truncation_cuts_text_after_the_last_image():
     row = splice_row(*text([1, IMAGE, 7, 8, 9]), [image(3, 1.0)])
     assert truncate(row, 5).embeds[:, 0].tolist() == [1, 1, 1, 1, 7]
+    assert collate([truncate(row, 5)]).placed.end.tolist() == [5]
     assert truncate(row, 100) is row
 
 
@@ -104,6 +112,6 @@ def test_too_few_images_are_an_error(prompts, images, reason):
 
 def test_tiles_of_one_image_follow_each_other():
     joined = ImageTokens.join([image(2, 1.0, [0.5, 1.0], 4), image(2, 2.0, [0.0, 3.0], 4)])
-    assert joined.span == 8
-    assert joined.positions.tolist() == [0.5, 1.0, 4.0, 7.0]
-    assert ImageTokens.join([image(2, 1.0), image(3, 2.0)]).positions is None
+    assert (joined.span.count, joined.span.length) == (4, 8)
+    assert joined.span.positions.tolist() == [0.5, 1.0, 4.0, 7.0]
+    assert ImageTokens.join([image(2, 1.0), image(3, 2.0)]).span.positions is None

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import qlip
 from llava.conversation import conv_templates
 from llava.serve import cli
+from llava.serve.engine import ChatEngine
 from tests.llava.serve.fakes import BytesTokenizer, QuadtreeTower, ScriptedModel, SquareProcessor
 
 
@@ -41,7 +43,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
-    monkeypatch.setattr(cli, "load_pretrained_model", loader)
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", loader)
     return loader
 
 
@@ -128,7 +130,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
 ) -> None:
     typed(monkeypatch, "What?", "Sure?")
     loader.model.script += ["a ring", "yes"]
-    reply, interrupted = cli.ChatEngine.reply, []
+    reply, interrupted = ChatEngine.reply, []
 
     def interrupt_once(self: Any, *args: Any) -> Iterator[str]:
         stream = reply(self, *args)
@@ -138,7 +140,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
             raise KeyboardInterrupt
         yield from stream
 
-    monkeypatch.setattr(cli.ChatEngine, "reply", interrupt_once)
+    monkeypatch.setattr(ChatEngine, "reply", interrupt_once)
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
 
@@ -198,7 +200,7 @@ def test_the_drawing_shows_each_pictures_leaves(
     loader: Loader, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loader.model = ScriptedModel(["yes"], QuadtreeTower())
-    monkeypatch.setattr(cli.qlip, "draw_leaves", lambda image, leaves: image.resize((len(leaves), len(leaves))))
+    monkeypatch.setattr(qlip, "draw_leaves", lambda image, leaves: image.resize((len(leaves), len(leaves))))
     flags = ["--image-file", picture, "--image-file", picture, "--show-quadtree", str(tmp_path / "seen.png")]
     assert cli.main(["--model-path", "m", "--prompt", "Hi", *flags]) == 0
     assert Image.open(tmp_path / "seen.png").size == (5, 5)
@@ -228,7 +230,7 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "argument --conv-mode: invalid choice: 'vicuna'"),
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
         (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
-        (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: the name must end as"),
+        (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: use the ending of"),
         (["--image-file", "PICTURE", "--no-qlip", "--max-tokens", "9"], "--no-qlip contradicts --max-tokens"),
         (["--image-file", "PICTURE", "--load-8bit", "--load-4bit"], "not allowed with argument --load-8bit"),
     ],
@@ -258,9 +260,7 @@ def test_a_tower_without_leaves_cannot_be_drawn(
 ) -> None:
     flags = ["--image-file", picture, "--prompt", "Hi", "--show-quadtree", str(tmp_path / "seen.png")]
     assert cli.main(["--model-path", "m", *flags]) == 2
-    assert capsys.readouterr().err == (
-        "llava: error: --show-quadtree needs a model that sees by quadtree; add --qlip\n"
-    )
+    assert capsys.readouterr().err == ("llava: error: --show-quadtree needs a model with a quadtree; add --qlip\n")
 
 
 def test_a_models_failure_is_one_line_too_and_whole_with_debug(

@@ -129,7 +129,7 @@ def test_moving_a_control_shows_what_the_model_would_see_without_running_it(
 ) -> None:
     visitor = new_visitor()
     options = QLIPOptions(enabled=False) if way == CLIP else QLIPOptions(alpha=alpha, max_tokens=budget)
-    view = engine.vision.look(picture(), engine.vision.settings(options))
+    view = engine.vision.prepare(picture(), engine.vision.settings(options))
     with Gate(engine) as gate:  # as while the model answers somebody else
         seen, cost = visitor.predict(*controls(way, alpha, budget), api_name="/look")
         assert gate.batches == []
@@ -223,7 +223,7 @@ def test_comparing_answers_both_ways_outside_the_conversation(
     final = steps(visitor, "/compare", QUESTION, *controls())[-1]
     (clip, qlip) = (part for part in final if isinstance(part, str))
     views = [
-        engine.vision.look(picture(), engine.vision.settings(o))
+        engine.vision.prepare(picture(), engine.vision.settings(o))
         for o in (QLIPOptions(enabled=False), QLIPOptions(alpha=ALPHA, max_tokens=BUDGET))
     ]
     for side, answer, view in zip(

@@ -73,7 +73,7 @@ def refuses(
         pytest.fail("the model was loaded")
 
     def run(*flags: str) -> str:
-        monkeypatch.setattr(cli, "load_pretrained_model", load)
+        monkeypatch.setattr("llava.model.builder.load_pretrained_model", load)
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
         assert command([*own, *flags]) == 2

@@ -169,7 +169,7 @@ def test_rivals_see_as_many_tokens_as_they_are_allowed(subject, rival):
     questions = draw_set("12-24 px", "validation", 1)
     (seen,) = subject.see(Way(rival, {"max_tokens": 70}, rival), questions.pictures)
     assert len(seen.features) == len(seen.positions) == 70
-    assert seen.span == 64
+    assert seen.span.length == 64
 
 
 def test_a_prior_that_is_not_given_is_named(subject):

@@ -1,83 +1,23 @@
-"""Question files are read as LLaVA writes them, and an answer from a batch is the one that a chat gives alone."""
+"""An answer from a batch is the one that a chat gives alone."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from llava.eval.run.answerer import Answerer, VisualQuestion, read_questions, same_answer
+from llava.eval.run.answerer import Answerer, same_answer
 from llava.mm_utils import tokenizer_image_token
-from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 
-QUESTION = {"question_id": 7, "image": "a.png", "text": "What?"}
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("extra", "answer", "category"),
-    [
-        ({}, None, "all"),
-        ({"answer": "red"}, "red", "all"),
-        ({"label": "yes", "category": "existence"}, "yes", "existence"),
-        ({"answer": 3}, "3", "all"),
-    ],
-)
-def test_a_question_may_bring_its_answer_and_category(
-    tmp_path: Path, extra: dict[str, Any], answer: str | None, category: str
-) -> None:
-    file = write(tmp_path / "q.jsonl", QUESTION | extra)
-    assert read_questions(file) == [VisualQuestion(7, "a.png", "What?", answer, category)]
-
-
-def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_own(tmp_path: Path) -> None:
-    questions = write(tmp_path / "q.jsonl", QUESTION | {"answer": "no"}, QUESTION | {"question_id": "b"})
-    answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": 7, "text": "A"})
-    assert [question.answer for question in read_questions(questions, answers)] == ["A", "B"]
-
-
-def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Path) -> None:
-    text = "before\u2028after\x85end"
-    file = tmp_path / "q.jsonl"
-    line = json.dumps(QUESTION | {"text": text}, ensure_ascii=False)
-    file.write_bytes(f"\n{line}\r\n \n{line}".encode())
-    assert [question.text for question in read_questions(file)] == [text, text]
-
-
-@pytest.mark.parametrize(
-    ("questions", "answers", "words"),
-    [
-        ([QUESTION, '{"question_id":'], None, r"q\.jsonl:2: no JSON"),
-        ([[1]], None, r"q\.jsonl:1: a list; it must be an object"),
-        ([{"question_id": 1, "text": "?"}], None, r"q\.jsonl:1: the question has no image"),
-        ([{"image": "a.png"}], None, "has no question_id, text"),
-        ([""], None, "holds no questions"),
-        ([QUESTION], [{"question_id": 8, "text": "A"}], r"a\.jsonl has no answer to question 7"),
-        ([QUESTION], [{"question_id": 7}], r"a\.jsonl:1: an answer needs question_id and text"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, questions: list[Any], answers: list[Any] | None, words: str) -> None:
-    question_file = write(tmp_path / "q.jsonl", *questions)
-    answers_file = None if answers is None else write(tmp_path / "a.jsonl", *answers)
-    with pytest.raises(ValueError, match=words):
-        read_questions(question_file, answers_file)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +45,9 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
 def encode(engine: ChatEngine, pictures: list[Image.Image]) -> list[ImageTokens]:
@@ -156,7 +96,7 @@ def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_befo
     engine: ChatEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, spare: int
 ) -> None:
     (picture,) = encode(engine, pictures[:1])
-    visual = max(len(picture.features), picture.span)
+    visual = picture.span.context
     text = len(tokenizer_image_token(engine.question("What?", 1).get_prompt(), engine.tokenizer)) - 1
     monkeypatch.setattr(engine, "context_len", text + visual + 16 + spare)
     greedy, answerer = Sampling(temperature=0.0, max_new_tokens=16), Answerer(engine, max_new_tokens=16)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, ray_batch, vstar_likelihood
-from llava.eval.run import command
+from llava.eval.run import batch_run, cluster, likelihood
 from llava.eval.sweep import command as sweep
+from llava.eval.sweep import measure
 
 RUNS = [model_vqa.main, model_vqa_loader.main, ray_batch.main, vstar_likelihood.main]
 Main = Callable[[Sequence[str]], int]
@@ -24,9 +25,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    for module, name in ((command, "load_engine"), (vstar_likelihood, "load_engine"), (ray_batch, "answer_on")):
-        monkeypatch.setattr(module, name, never)
-    monkeypatch.setattr(sweep, "load_engine", never)
+    for module in (batch_run, likelihood, measure):
+        monkeypatch.setattr(module, "load_engine", never)
+    monkeypatch.setattr(cluster, "answer_on", never)
 
 
 @pytest.fixture

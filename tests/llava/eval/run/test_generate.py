@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from PIL import Image
 
-from llava.eval.run.generate import Request, generate, prompt_ids, row_seed
-from llava.model.builder import load_pretrained_model
+from llava.eval.run.generate import generate, prompt_ids, row_seed
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "What color is the circle?")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +20,23 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(scene(PRESETS[preset], 8, i).image) for i, preset in enumerate(("detail", "base"))]
 
 
+Prompt = tuple[torch.Tensor, ImageTokens | None, int]
+"""Token ids, image and seed."""
+
+
+def run(engine: ChatEngine, prompts: list[Prompt], sampling: Sampling) -> list[str]:
+    """The answers to a batch."""
+    ids, pictures, seeds = zip(*prompts, strict=True)
+    return generate(engine, ids, pictures, sampling, seeds)
+
+
 @pytest.fixture(scope="module")
-def requests(engine: ChatEngine, pictures: list[Image.Image]) -> list[Request]:
+def prompts(engine: ChatEngine, pictures: list[Image.Image]) -> list[Prompt]:
     with torch.inference_mode():
         encoded = engine.model.encode_tokens(list(engine.prepare_images(pictures)))
-    rows = [Request(prompt_ids(engine, text), image) for image in encoded for text in TEXTS]
-    blind = Request(prompt_ids(engine, "What is in the picture?", 0), None)
-    return [Request(row.ids, row.picture, row_seed(3, i)) for i, row in enumerate([*rows, blind])]
+    rows = [(prompt_ids(engine, text), image) for image in encoded for text in TEXTS]
+    without = (prompt_ids(engine, "What is in the picture?", 0), None)
+    return [(ids, image, row_seed(3, i)) for i, (ids, image) in enumerate([*rows, without])]
 
 
 @pytest.mark.parametrize(
@@ -48,39 +50,35 @@ def requests(engine: ChatEngine, pictures: list[Image.Image]) -> list[Request]:
     ],
     ids=["greedy", "beams", "sampled", "nucleus", "sampled beams"],
 )
-def test_an_answer_does_not_depend_on_its_batch(
-    engine: ChatEngine, requests: list[Request], sampling: Sampling
-) -> None:
-    alone = [generate(engine, [request], sampling)[0] for request in requests]
-    assert generate(engine, requests, sampling) == alone
-    assert generate(engine, requests[::-1], sampling) == alone[::-1]
+def test_an_answer_does_not_depend_on_its_batch(engine: ChatEngine, prompts: list[Prompt], sampling: Sampling) -> None:
+    alone = [run(engine, [prompt], sampling)[0] for prompt in prompts]
+    assert run(engine, prompts, sampling) == alone
+    assert run(engine, prompts[::-1], sampling) == alone[::-1]
     assert len(set(alone)) > 3
 
 
 def test_greedy_and_beams_are_those_of_a_chat(
-    engine: ChatEngine, requests: list[Request], pictures: list[Image.Image]
+    engine: ChatEngine, prompts: list[Prompt], pictures: list[Image.Image]
 ) -> None:
     for sampling in (Sampling(0.0, max_new_tokens=24), Sampling(0.0, num_beams=3, max_new_tokens=24)):
         asked = [engine.ask(text, [picture], sampling) for picture in pictures for text in TEXTS]
-        assert generate(engine, requests[:-1], sampling) == asked
+        assert run(engine, prompts[:-1], sampling) == asked
 
 
 def test_another_seed_samples_another_answer_and_a_narrow_nucleus_is_greedy(
-    engine: ChatEngine, requests: list[Request]
+    engine: ChatEngine, prompts: list[Prompt]
 ) -> None:
-    row = requests[0]
-    drawn = [
-        generate(engine, [Request(row.ids, row.picture, seed)], Sampling(2.0, max_new_tokens=24)) for seed in (1, 2)
-    ]
+    ids, picture, _ = prompts[0]
+    drawn = [generate(engine, [ids], [picture], Sampling(2.0, max_new_tokens=24), [seed]) for seed in (1, 2)]
     assert drawn[0] != drawn[1]
-    greedy = generate(engine, requests, Sampling(0.0, max_new_tokens=24))
-    assert generate(engine, requests, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
+    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=24))
+    assert run(engine, prompts, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
 
 
-def test_a_row_ends_at_a_stop_string_and_the_others_go_on(engine: ChatEngine, requests: list[Request]) -> None:
-    greedy = generate(engine, requests, Sampling(0.0, max_new_tokens=24))
+def test_a_row_ends_at_a_stop_string_and_the_others_go_on(engine: ChatEngine, prompts: list[Prompt]) -> None:
+    greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=24))
     word = greedy[0].split()[1]
-    stopped = generate(engine, requests, Sampling(0.0, max_new_tokens=24, stop=(word,)))
+    stopped = run(engine, prompts, Sampling(0.0, max_new_tokens=24, stop=(word,)))
     assert stopped == [text.split(word)[0].strip() for text in greedy]
     assert stopped[0] and any(text == whole for text, whole in zip(stopped, greedy, strict=True))
 

@@ -18,8 +18,9 @@ from llava.eval import (
     ray_batch,
     vstar_likelihood,
 )
-from llava.eval.run import command
+from llava.eval.run import batch_run, cluster, likelihood
 from llava.eval.sweep import command as sweep
+from llava.eval.sweep import measure
 from llava.utils import demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 
@@ -39,9 +40,9 @@ FROM_FILES: dict[str, Main] = {
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (command, ray_batch, vstar_likelihood, sweep):
+    for module in (batch_run, cluster, likelihood, measure):
         monkeypatch.setattr(module, "load_engine", lambda _: pytest.fail("no model may be loaded"))
-    monkeypatch.setattr(command, "prepare_ahead", lambda *_, **__: pytest.fail("no picture may be opened"))
+    monkeypatch.setattr(batch_run, "prepare_ahead", lambda *_, **__: pytest.fail("no picture may be opened"))
 
 
 def make_folder(path: Path, *broken: str) -> Path:

@@ -30,7 +30,8 @@ def test_json_lines_may_repeat_a_question_id(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     assert read_lines(file, FOLDER) == [
-        Question("art/1.png", text, text, FOLDER / "1.png", "1.png") for text in ("Is it red?", "Is it blue?")
+        Question("art/1.png", text, text, FOLDER / "1.png", "1.png", index=i)
+        for i, text in enumerate(("Is it red?", "Is it blue?"))
     ]
 
 
@@ -44,7 +45,7 @@ def test_scienceqa_has_questions_with_and_without_pictures(tmp_path: Path, singl
     text = "Which?\n(A) x (B) y" + ending
     assert read_science(file, FOLDER, single) == [
         Question("4", f"<image>\n{text}", text, FOLDER / "4/image.png", "4/image.png"),
-        Question("5", f"Why?{ending}", f"Why?{ending}", None, None),
+        Question("5", f"Why?{ending}", f"Why?{ending}", None, None, index=1),
     ]
 
 
@@ -72,6 +73,7 @@ def test_mmbench_rounds_move_the_options_up_under_fixed_letters(tmp_path: Path) 
         ["C", "A", "B"],
     ]
     assert [question.extra["round_id"] for question in rounds] == [0, 1, 2]
+    assert [question.index for question in rounds] == [0, 1, 2]
 
 
 def test_a_picture_inside_mmbenchs_table_is_named_by_its_content(tmp_path: Path) -> None:

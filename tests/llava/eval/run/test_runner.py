@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from llava.eval.run import runner as module
+from llava.eval.run.answer import Answer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.pictures import Prepared, Preparer, prepare_ahead
+from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question
-from llava.eval.run.runner import Outcome, Runner, pictures_of
-from llava.model.builder import load_pretrained_model
+from llava.eval.run.runner import Runner, pictures_of
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip.patches import CutImage
 
@@ -35,70 +35,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["qlip", "clip"])
-def engine(request: pytest.FixtureRequest) -> Iterator[ChatEngine]:
-    yield ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=request.param))
+@pytest.fixture(scope="module")
+def engine(either_engine: ChatEngine) -> ChatEngine:
+    return either_engine
 
 
-def ask(name: int | str, text: str, image: Path | None) -> Question:
-    return Question(name, text, text, image)
+def ask(name: int | str, text: str, image: Path | None, index: int = 0) -> Question:
+    return Question(name, text, text, image, index=index)
 
 
 @pytest.fixture(scope="module")
-def asked(folder: Path) -> list[tuple[int, Question]]:
+def asked(folder: Path) -> list[Question]:
     """Shuffled, several to a picture, some without one; their places do not start at 0."""
     questions = [ask(f"{i}", text, folder / f"{i % 4}.png") for i in range(4) for text in TEXTS]
     questions += [ask("blind", "What is in the picture?", None)]
     random.Random(0).shuffle(questions)
-    return list(enumerate(questions, start=100))
+    return [replace(question, index=100 + i) for i, question in enumerate(questions)]
 
 
 @pytest.fixture(scope="module")
-def alone(engine: ChatEngine, asked: list[tuple[int, Question]]) -> dict[int, str]:
+def alone(engine: ChatEngine, asked: list[Question]) -> dict[int, str]:
     """The oracle: each question in a chat of its own."""
     return {
-        index: engine.ask(question.text, [Image.open(question.image)] if question.image else [], GREEDY)
-        for index, question in asked
+        question.index: engine.ask(question.text, [Image.open(question.image)] if question.image else [], GREEDY)
+        for question in asked
     }
 
 
-def outcomes(runner: Runner, asked: list[tuple[int, Question]]) -> dict[int, Outcome]:
+def answers(runner: Runner, asked: list[Question]) -> dict[int, Answer]:
     preparer = Preparer.of(runner.engine.model.get_vision_tower())
     ready = prepare_ahead(preparer, pictures_of(asked, runner.limits), workers=0, ahead=1)
-    found = [outcome for batch in runner.run(asked, ready) for outcome in batch]
+    found = [answer for batch in runner.run(asked, ready) for answer in batch]
     assert next(ready, None) is None  # no picture is opened that is not shown
-    assert sorted(outcome.index for outcome in found) == [index for index, _ in asked]
-    return {outcome.index: outcome for outcome in found}
+    assert sorted(answer.question.index for answer in found) == [question.index for question in asked]
+    return {answer.question.index: answer for answer in found}
 
 
 @pytest.mark.parametrize("limits", [BatchLimits(1), BatchLimits(3, 400), BatchLimits(64), BatchLimits(64, waste=1.0)])
 def test_an_answer_is_that_of_a_chat_whatever_its_batch(
-    engine: ChatEngine, asked: list[tuple[int, Question]], alone: dict[int, str], limits: BatchLimits
+    engine: ChatEngine, asked: list[Question], alone: dict[int, str], limits: BatchLimits
 ) -> None:
-    found = outcomes(Runner(engine, GREEDY, limits=limits), asked)
-    assert {index: outcome.text for index, outcome in found.items()} == alone
+    found = answers(Runner(engine, GREEDY, limits=limits), asked)
+    assert {index: answer.text for index, answer in found.items()} == alone
     assert len(set(alone.values())) > 5
 
 
-def test_a_sampled_answer_hangs_on_the_runs_seed_and_its_place_only(
-    engine: ChatEngine, asked: list[tuple[int, Question]]
-) -> None:
+def test_a_sampled_answer_hangs_on_the_runs_seed_and_its_place_only(engine: ChatEngine, asked: list[Question]) -> None:
     free = Sampling(1.5, max_new_tokens=12)
-    some = outcomes(Runner(engine, free, seed=4, limits=BatchLimits(64)), asked)
-    part = outcomes(Runner(engine, free, seed=4, limits=BatchLimits(2)), asked[5:9])
-    assert all(some[index].text == outcome.text for index, outcome in part.items())
-    other = outcomes(Runner(engine, free, seed=5, limits=BatchLimits(64)), asked)
-    assert [outcome.text for outcome in other.values()] != [some[index].text for index in other]
+    some = answers(Runner(engine, free, seed=4, limits=BatchLimits(64)), asked)
+    part = answers(Runner(engine, free, seed=4, limits=BatchLimits(2)), asked[5:9])
+    assert all(some[index].text == answer.text for index, answer in part.items())
+    other = answers(Runner(engine, free, seed=5, limits=BatchLimits(64)), asked)
+    assert [answer.text for answer in other.values()] != [some[index].text for index in other]
 
 
 def test_a_picture_is_encoded_once_in_a_window(
-    engine: ChatEngine, asked: list[tuple[int, Question]], monkeypatch: pytest.MonkeyPatch
+    engine: ChatEngine, asked: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     tower = engine.model.get_vision_tower()
     handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     monkeypatch.setattr(module, "WINDOW", 9)
-    outcomes(Runner(engine, GREEDY, limits=BatchLimits(2)), asked)
+    answers(Runner(engine, GREEDY, limits=BatchLimits(2)), asked)
     handle.remove()
     assert sum(seen) == 4  # all 17 questions are in one window of 18
 
@@ -111,16 +109,16 @@ def test_the_tower_pads_little_where_texts_hide_how_pictures_differ(
     plain = tmp_path / "plain.png"
     Image.new("RGB", (448, 448), (20, 90, 200)).save(plain)
     files = [folder / "0.png", plain, folder / "2.png"]
-    tokens = [picture.tokens for picture in map(Preparer.of(tower), files) if isinstance(picture, Prepared)]
-    questions = [ask(i, TEXTS[0] + " a" * (max(tokens) - tokens[i]), file) for i, file in enumerate(files)]
+    tokens = [picture.tokens for picture in map(Preparer.of(tower), files) if isinstance(picture, PreparedImage)]
+    questions = [ask(i, TEXTS[0] + " a" * (max(tokens) - tokens[i]), file, i) for i, file in enumerate(files)]
     seen: list[list[int]] = []
     handle = tower.register_forward_pre_hook(lambda _, arguments: seen.append([count(image) for image in arguments[0]]))
     prompts: list[int] = []
     generate = module.generate
     monkeypatch.setattr(module, "generate", lambda *given: prompts.append(len(given[1])) or generate(*given))
-    found = outcomes(Runner(engine, GREEDY), list(enumerate(questions)))
+    found = answers(Runner(engine, GREEDY), questions)
     handle.remove()
-    assert [outcome.error for outcome in found.values()] == [None] * 3
+    assert [answer.error for answer in found.values()] == [None] * 3
     assert prompts == [3]
     assert sorted(sum(seen, [])) == sorted(tokens)
     assert all(1 - sum(batch) / (len(batch) * max(batch)) < 0.1 for batch in seen)
@@ -137,15 +135,15 @@ def test_faults_stay_with_their_question(
     broken = tmp_path / "broken.png"
     broken.write_bytes((folder / "0.png").read_bytes()[:200])
     questions = [
-        ask(0, TEXTS[0], folder / "0.png"),
-        ask(1, TEXTS[0], tmp_path / "missing.png"),
-        ask(2, TEXTS[0], broken),
-        ask(3, "<image> and?", folder / "1.png"),
-        ask(4, "word " * 3000, folder / "1.png"),
-        ask(5, TEXTS[1], folder / "1.png"),
-        ask(6, TEXTS[1], folder / ("x" * 300)),
+        ask(0, TEXTS[0], folder / "0.png", 0),
+        ask(1, TEXTS[0], tmp_path / "missing.png", 1),
+        ask(2, TEXTS[0], broken, 2),
+        ask(3, "<image> and?", folder / "1.png", 3),
+        ask(4, "word " * 3000, folder / "1.png", 4),
+        ask(5, TEXTS[1], folder / "1.png", 5),
+        ask(6, TEXTS[1], folder / ("x" * 300), 6),
     ]
-    found = outcomes(Runner(engine, GREEDY), list(enumerate(questions)))
+    found = answers(Runner(engine, GREEDY), questions)
     errors = [found[i].error for i in range(7)]
     assert errors[0] is None and errors[5] is None and found[0].text and found[5].text
     assert errors[1] == f"no such image file: {tmp_path / 'missing.png'}"
@@ -157,18 +155,18 @@ def test_faults_stay_with_their_question(
 
 
 def test_a_batch_that_memory_is_too_small_for_is_halved(
-    engine: ChatEngine, asked: list[tuple[int, Question]], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
+    engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = module.generate
 
-    def small(engine: Any, requests: Any, sampling: Sampling) -> list[str]:
-        if len(requests) > 2 or any(request.picture is None for request in requests):
+    def small(engine: Any, prompts: Any, pictures: Any, *options: Any) -> list[str]:
+        if len(prompts) > 2 or None in pictures:
             raise torch.OutOfMemoryError("out of memory")
-        return generate(engine, requests, sampling)
+        return generate(engine, prompts, pictures, *options)
 
     monkeypatch.setattr(module, "generate", small)
-    found = outcomes(Runner(engine, GREEDY), asked)
-    lost = [index for index, outcome in found.items() if outcome.text is None]
-    assert [dict(asked)[index].question_id for index in lost] == ["blind"]
+    found = answers(Runner(engine, GREEDY), asked)
+    lost = [index for index, answer in found.items() if answer.text is None]
+    assert [found[index].question.question_id for index in lost] == ["blind"]
     assert "more than the device's memory can take" in str(found[lost[0]].error)
-    assert all(outcome.text == alone[index] for index, outcome in found.items() if index not in lost)
+    assert all(answer.text == alone[index] for index, answer in found.items() if index not in lost)

@@ -17,7 +17,7 @@ from tests.llava.eval.files import write_rows
     [
         (
             [{"question_id": 1, "text": "a"}, {"question_id": "1", "text": "b"}],
-            r"a\.jsonl:2: '1' is there a second time",
+            r"a\.jsonl:2: '1' appears twice",
         ),
         ([{"question_id": 1}], r"a\.jsonl:1: the row has no text"),
         ([{"text": "a"}], r"a\.jsonl:1: the row has no question_id"),

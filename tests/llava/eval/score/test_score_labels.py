@@ -165,5 +165,5 @@ def test_the_question_files_of_submissions_are_checked(
     assert codes == ((0, 0) if fits else (2, 2))
     errors = capsys.readouterr().err
     assert fits or "llava_vqav2_mscoco_test2015.jsonl lacks 1 of 2 questions, for example '3'" in errors
-    assert fits or "q.jsonl:2: '1' is there a second time" in errors
+    assert fits or "q.jsonl:2: '1' appears twice" in errors
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}

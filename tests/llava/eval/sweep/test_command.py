@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 from hashlib import sha256
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,13 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.run.answerer import read_questions
-from llava.eval.sweep.command import command
+from llava.eval.run.questions import read_lines
+from llava.eval.sweep import command, measure
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
+from playground import scenes
 from qlip import CoordinateMLP, QLIPConfig, cli
+from tests.interpreter import fork_main
 from tests.llava.checkpoints import make_llava_checkpoint
 
 Record = dict[str, Any]
@@ -35,8 +36,7 @@ GRID = ("--alpha", "0.4", "inf", "--max-tokens", "72", "none")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six scenes with questions and answers, in LLaVA's formats."""
     folder = tmp_path_factory.mktemp("material")
-    command = [sys.executable, "-m", "playground.scenes", "--out", str(folder), "--n", "6", "--preset", "detail"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert scenes.main(["--out", str(folder), "--n", "6", "--preset", "detail"]) == 0
     return folder
 
 
@@ -65,7 +65,7 @@ def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "load_engine", lambda _: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(measure, "load_engine", lambda _: pytest.fail("no model may be loaded"))
 
 
 def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -> None:
@@ -87,11 +87,11 @@ def test_a_line_says_what_was_measured_on_what(material: Path, finished: Path) -
 
 
 def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, finished: Path) -> None:
-    questions = read_questions(material / "questions.jsonl", material / "answers.jsonl")[:12]
+    questions = read_lines(material / "questions.jsonl", material / "images", material / "answers.jsonl")[:12]
     for record in (read(finished)[i] for i in (0, 1, 4)):
         settings = False if record["clip"] else QLIPConfig.from_dict(record["settings"])
         engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
-        pictures = {asked.image: Image.open(material / "images" / asked.image) for asked in questions}
+        pictures = {asked.image: Image.open(str(asked.image)) for asked in questions}
         right = [engine.ask(asked.text, [pictures[asked.image]]).lower() == asked.answer for asked in questions]
         assert record["accuracy"]["mean"] == pytest.approx(mean(right))
         for name, estimate in record["categories"].items():
@@ -110,7 +110,7 @@ def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
     origin = [(Path(f"{chance.integers(30)}.png"), "count" if i % 3 else "colour") for i in range(240)]
     luck = chance.random(30)
     right = [bool(chance.random() < luck[int(path.stem)]) for path, _ in origin]
-    measured = command.scores(right, origin)
+    measured = measure.scores(right, origin)
     rng = np.random.default_rng(1)
     for categories, estimate in [
         (("colour", "count"), measured["accuracy"]),
@@ -139,33 +139,36 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
         return encode(model, images)
 
     monkeypatch.setattr(LlavaMetaForCausalLM, "encode_tokens", counting)
-    monkeypatch.setattr(command, "PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr(measure, "PICTURES_AT_ONCE", 1)
     assert command.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)
     assert bare(read(tmp_path)) == bare(read(finished))  # neither chunks nor batches change a result
 
 
-def test_a_killed_sweep_goes_on_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
+def killed_main(argv: list[str]) -> int:
+    """A sweep that kills its process right after the second cell is on the disk."""
+    sync, calls = os.fsync, []
+
+    def fsync(file: int) -> None:
+        sync(file)
+        calls.append(file)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = fsync
+    return command.main(argv)
+
+
+def test_a_killed_sweep_continues_and_has_each_cell_once(material: Path, finished: Path, tmp_path: Path) -> None:
     """SIGKILL right after the second cell; and half a line, as a kill during a write would leave it."""
-    dying = (
-        "import os, signal, sys\n"
-        "from llava.eval import sweep\n"
-        "sync, calls = os.fsync, []\n"
-        "def fsync(file):\n"
-        "    sync(file)\n"
-        "    calls.append(file)\n"
-        "    if len(calls) == 2:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "os.fsync = fsync\n"
-        "sweep.main(sys.argv[1:])\n"
-    )
-    command = flags(material, tmp_path, *GRID, "--limit", "12")
-    killed = subprocess.run([sys.executable, "-c", dying, *command], capture_output=True, timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    arguments = flags(material, tmp_path, *GRID, "--limit", "12")
+    process = fork_main(killed_main, *arguments)
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     assert len(read(tmp_path)) == 2
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"task": {"model": "')
-    assert command.main(command) == 0
+    assert command.main(arguments) == 0
     assert bare(read(tmp_path)) == bare(read(finished))
 
 
@@ -225,19 +228,19 @@ def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
 def test_a_cell_beyond_the_memory_is_skipped_and_tried_again_next_time(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = flags(material, tmp_path, "--alpha", "0.4", "inf", "--limit", "1")
+    arguments = flags(material, tmp_path, "--alpha", "0.4", "inf", "--limit", "1")
     with monkeypatch.context() as patch:
         outcomes = iter([torch.OutOfMemoryError("no memory")])
 
-        def measure(answerer: Any, asked: Any, real: Any = command.measure) -> Record:
+        def fail_once(answerer: Any, asked: Any, real: Any = measure.measure) -> Record:
             for error in outcomes:
                 raise error
             return real(answerer, asked)
 
-        patch.setattr(command, "measure", measure)
-        assert command.main(command) == 1
+        patch.setattr(measure, "measure", fail_once)
+        assert command.main(arguments) == 1
     assert [record["clip"] for record in read(tmp_path)] == [False, False]
-    assert command.main(command) == 0
+    assert command.main(arguments) == 0
     assert [record["clip"] for record in read(tmp_path)] == [False, False, True]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llava.eval.run import generate
-from llava.model.multimodal_encoder.base import ImageTokens
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, sampling, scheduler
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
@@ -238,9 +238,9 @@ def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeyp
 def test_a_run_without_readers_raises_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation must not take the beginning of an answer for all of it."""
     monkeypatch.setattr(Detokenizer, "push", after(3, Detokenizer.push))
-    request = generate.Request(generate.prompt_ids(engine, "Hello", 0), None)
+    prompt = generate.prompt_ids(engine, "Hello", 0)
     with pytest.raises(GenerationError, match=r"the model failed \(Spoilt\)"):
-        generate.generate(engine, [request], Sampling(0, max_new_tokens=8))
+        generate.generate(engine, [prompt], [None], Sampling(0, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,4 +1,4 @@
-"""A request's own way of seeing goes over the server's, within its limits, and leaves the tower as it was."""
+"""A request's settings are laid over the server's, within its limits, and do not change the tower."""
 
 from __future__ import annotations
 
@@ -81,34 +81,54 @@ def test_a_clip_tower_cannot_see_by_quadtree(options: QLIPOptions) -> None:
 def test_a_view_counts_what_the_tower_will_give(vision: VisionFrontend, picture: Image.Image) -> None:
     settings = [vision.settings(options) for options in (QLIPOptions(), QLIPOptions(max_tokens=70), QLIPOptions(False))]
     settings.append(replace(vision.tower.settings, thumbnail=True, llm_positions="sequential"))
-    views = [vision.look(picture, setting) for setting in settings]
+    views = [vision.prepare(picture, setting) for setting in settings]
     tokens = vision.encode(views)
     assert [view.tokens for view in views] == [len(token.features) for token in tokens]
-    assert [view.context for view in views] == [max(len(token.features), token.span) for token in tokens]
+    assert [view.context for view in views] == [max(len(token.features), token.span.length) for token in tokens]
     assert [view.uniform_tokens for view in views] == [1024, 1024, 64, 1024]
 
 
 def test_the_leaves_are_the_quadtrees_of_the_pixels(vision: VisionFrontend, picture: Image.Image) -> None:
-    view = vision.look(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
-    oracle = partition(view.pixels, 14, alpha=0.9, criterion="gradient", max_tokens=200)
+    view = vision.prepare(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
+    pixels = vision.image_processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
+    oracle = partition(pixels, 14, alpha=0.9, criterion="gradient", max_tokens=200)
     assert torch.equal(view.leaves.boxes, oracle.boxes)
 
 
 def test_the_tower_keeps_its_settings_whatever_is_asked(vision: VisionFrontend, picture: Image.Image) -> None:
     tower = vision.tower
-    before, weights = tower.settings, tower.vision_tower.embeddings.patch_embedding.weight
-    pixels = vision.look(picture, before).pixels
-    expected = vision.model.encode_tokens([pixels])[0]
-    other = tower.under(CLIP_VIEW)
-    assert other.vision_tower.embeddings.patch_embedding.weight is weights
-    assert other.image_processor.qlip == other.vision_tower.qlip == other.settings == CLIP_VIEW
-    vision.encode([vision.look(picture, None), vision.look(picture, replace(before, alpha=2.0))])
+    before = tower.settings
+    (expected,) = vision.encode([vision.prepare(picture, before)])
+    vision.encode([vision.prepare(picture, None), vision.prepare(picture, replace(before, alpha=2.0))])
     assert tower.settings == tower.vision_tower.qlip == tower.image_processor.qlip == before
-    torch.testing.assert_close(vision.model.encode_tokens([pixels])[0].features, expected.features, atol=0, rtol=0)
+    (after,) = vision.encode([vision.prepare(picture, before)])
+    torch.testing.assert_close(after.features, expected.features, atol=0, rtol=0)
+
+
+EVERY_SETTING = {"thumbnail": True, "size_bias": 0.5, "llm_size_bias": -0.5, "interpolation": "bilinear"}
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.3, "llm_positions": "sequential"}, EVERY_SETTING], ids=["few", "many"])
+@torch.inference_mode()
+def test_settings_of_a_call_are_those_of_a_tower_loaded_with_them(
+    vision: VisionFrontend, picture: Image.Image, options: dict[str, Any]
+) -> None:
+    settings = replace(vision.tower.settings, **options)
+    model, image_processor = load(settings)
+    pixels = image_processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
+    (expected,) = model.encode_tokens([pixels])
+    prepared = vision.prepare(picture, settings)
+    (of_leaves,) = vision.encode([prepared])
+    (of_pixels,) = vision.encode([replace(prepared, image=pixels)])
+    assert (prepared.tokens, prepared.positions) == (expected.span.count, expected.span.length)
+    for got in (of_leaves, of_pixels):
+        torch.testing.assert_close(got.features, expected.features, atol=0, rtol=0)
+        torch.testing.assert_close(got.span.positions, expected.span.positions, atol=0, rtol=0)
+        torch.testing.assert_close(got.span.sizes, expected.span.sizes, atol=0, rtol=0)
 
 
 def test_a_quadtree_of_clips_own_settings_goes_beside_clips_view(vision: VisionFrontend, picture: Image.Image) -> None:
-    views = [vision.look(picture, None), vision.look(picture, CLIP_VIEW)]
+    views = [vision.prepare(picture, None), vision.prepare(picture, CLIP_VIEW)]
     assert views[0].settings == views[1].settings
     together = vision.encode(views)
     assert [len(tokens.features) for tokens in together] == [64, 1024]

@@ -12,6 +12,7 @@ import pytest
 from llava.serve import controller, gradio_web_server, model_worker, openai_api
 from llava.serve.http import server
 from llava.serve.http.listening import take_address
+from llava.serve.web import launch
 from llava.serve.workers import heartbeat, worker_app
 
 Main = Callable[[Sequence[str]], int]
@@ -30,9 +31,9 @@ def nothing_is_loaded_or_served(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("the program got further than its address")
 
-    for module in (model_worker, openai_api, gradio_web_server):
+    for module in (model_worker, openai_api, launch):
         monkeypatch.setattr(module, "load_engine", never)
-    for module in (server, gradio_web_server):
+    for module in (server, launch):
         monkeypatch.setattr(module, "serve", never)
 
 

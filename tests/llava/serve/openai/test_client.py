@@ -157,7 +157,7 @@ def test_several_pictures_are_shown_in_their_order(engine: ChatEngine, client: O
     completion = ask(client, user(QUESTION, *urls))
     assert text(completion) == engine.ask(QUESTION, [picture(0), picture(1)])
     assert [image["tokens"] for image in completion.usage.qlip["images"]] == [
-        engine.vision.look(picture(i), engine.vision.settings()).tokens for i in range(2)
+        engine.vision.prepare(picture(i), engine.vision.settings()).tokens for i in range(2)
     ]
 
 
@@ -245,7 +245,7 @@ def test_without_a_length_the_context_decides() -> None:
     [{}, {"enabled": False}, {"enabled": True, "alpha": 0.3}, {"max_tokens": 70}, {"image_size": 224, "alpha": 0.0}],
 )
 def test_the_usage_counts_what_the_model_sees(engine: ChatEngine, client: OpenAI, options: dict[str, Any]) -> None:
-    view = engine.vision.look(picture(), engine.vision.settings(QLIPOptions(**options)))
+    view = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options)))
     usage = ask(client, extra_body={"qlip": options}).usage
     words = engine.tokenizer(engine.question(QUESTION, 0).get_prompt()).input_ids
     assert usage.prompt_tokens_details.image_tokens == view.tokens

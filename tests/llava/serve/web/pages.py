@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Request, expect, sync_playwright
 
-from llava.serve.gradio_web_server import serve
 from llava.serve.web.handlers import Demo
+from llava.serve.web.launch import serve
 from llava.serve.web.page import PageText, build_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

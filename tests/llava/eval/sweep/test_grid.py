@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.eval.sweep.cells import make_cells, parse_value, read_axes
-from llava.eval.sweep.command import command
+from llava.eval.sweep import command, measure
+from llava.eval.sweep.grid import make_cells, parse_value, read_axes
 from llava.utils import demo_model_path
 from qlip import QLIPConfig, cli
 
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "load_engine", lambda _: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(measure, "load_engine", lambda _: pytest.fail("no model may be loaded"))
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""Answers a question file on this machine, in one process or a share in each of several."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from llava.eval.run.answer import row_maker
+from llava.eval.run.command import FEW_PICTURES, ReadQuestions, read_limits, read_sampling
+from llava.eval.run.inputs import read_inputs
+from llava.eval.run.metadata import checkpoint_hash, run_settings
+from llava.eval.run.pictures import Preparer, prepare_ahead
+from llava.eval.run.processes import Processes
+from llava.eval.run.recording import open_answers, open_questions, record, report
+from llava.eval.run.runner import WINDOW, Runner, pictures_of
+from llava.model.builder import load_empty_tower
+from llava.serve.loading import check_model_flags, load_engine, qlip_option
+from llava.utils import demo_model_path
+
+
+def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: bool = True) -> int:
+    """Answers the questions that the answers file lacks; returns the exit code.
+
+    Raises:
+        ValueError: contradictory flags, a bad question file, missing images, answers of another run, or another run
+            that writes the same file.
+    """
+    check_model_flags(args, needs_tower=needs_tower)
+    questions = read_inputs(args, read)
+    preparer = make_preparer(args) if any(question.image is not None for question in questions) else None
+    processes = Processes.join(args)
+    with open_answers(args, questions, processes) as answers:
+        sampling, limits = read_sampling(args), read_limits(args)
+        todo = processes.share(open_questions(args, questions, answers))
+        pictures = pictures_of(todo, limits)
+        workers = choose_workers(args.workers, len(pictures), processes.count)
+        ready: Iterator[Any] = iter(())
+        if preparer is not None:
+            ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
+        engine = load_engine(args, needs_tower=preparer is not None)
+        settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
+        make_row = row_maker(args.model_path, settings)
+        runner = Runner(engine, sampling, args.seed, limits)
+        batches = ([make_row(answer) for answer in batch] for batch in runner.run(todo, ready))
+        record(answers, batches, len(todo), resume=args.resume, settings=settings, processes=processes)
+        processes.leave()
+        return report(name, answers, args, questions) if processes.is_first else 0
+
+
+def make_preparer(args: argparse.Namespace) -> Preparer:
+    """Builds the image preparation of the model that the flags of `add_model_flags` name, without loading weights."""
+    model = args.model_path or demo_model_path()
+    return Preparer.of(load_empty_tower(model, args.model_base, qlip=qlip_option(args)))
+
+
+def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
+    """Chooses the number of processes that prepare images; `wanted` is the user's flag."""
+    if wanted is not None:
+        return wanted
+    if pictures <= FEW_PICTURES:
+        return 0
+    return max(1, min(8, (os.cpu_count() or 1) // processes - 1))

@@ -1,0 +1,164 @@
+"""Answers a question file on a Ray cluster.
+
+Ray Data reads shares of the questions, prepares their images on any node's cores, and passes them to actors that hold
+the model. The answers come back to this process, which alone writes the file, so a lost node loses none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.eval.model_vqa_loader import read
+from llava.eval.run.answer import row_maker
+from llava.eval.run.batch_run import make_preparer
+from llava.eval.run.batching import BatchLimits
+from llava.eval.run.command import read_limits, read_sampling
+from llava.eval.run.inputs import read_inputs
+from llava.eval.run.jsonl import Row
+from llava.eval.run.metadata import checkpoint_hash, run_settings
+from llava.eval.run.pictures import Preparer, pack, unpack
+from llava.eval.run.questions import Question
+from llava.eval.run.recording import open_answers, open_questions, record, report
+from llava.eval.run.runner import Runner, pictures_of
+from llava.serve.loading import check_model_flags, load_engine
+
+SHARE = 2
+"""Full batches' worth of questions that an actor gets at once, and that are asked again if it dies."""
+
+
+class PictureStage:
+    """Prepares the images of a share."""
+
+    def __init__(self, preparer: Preparer, limits: BatchLimits) -> None:
+        self.preparer = preparer
+        self.limits = limits
+
+    def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
+        """Adds the prepared images, which `Runner.run` takes with the questions."""
+        pictures = pictures_of(read_share(share["questions"]), self.limits)
+        ready = [pack(self.preparer(picture)) for picture in pictures]
+        return {"questions": share["questions"], "ready": pickle.dumps(ready)}
+
+
+class AnswerStage:
+    """Holds the model and answers shares."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        engine, sampling = load_engine(args), read_sampling(args)
+        checkpoint = checkpoint_hash(args.model_path, args.model_base)
+        self.make_row = row_maker(args.model_path, run_settings(engine, sampling, args.seed, args, checkpoint))
+        self.runner = Runner(engine, sampling, args.seed, read_limits(args))
+
+    def __call__(self, shares: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Answers shares; returns rows of the answers file as JSON."""
+        rows = []
+        for questions, ready in zip(shares["questions"], shares["ready"], strict=True):
+            pictures = map(unpack, pickle.loads(ready))  # our own bytes, from the stage before
+            for batch in self.runner.run(read_share(questions), pictures):
+                rows += [json.dumps(self.make_row(answer)) for answer in batch]
+        return {"row": rows}
+
+
+def write_shares(path: Path, asked: Sequence[Question], size: int) -> int:
+    """Writes questions as JSON lines, `size` questions in each; returns the number of lines."""
+    starts = range(0, len(asked), size)
+    with path.open("w", encoding="utf-8") as file:
+        for start in starts:
+            entries = [asdict(question) | {"image": str(question.image)} for question in asked[start : start + size]]
+            file.write(json.dumps({"questions": json.dumps(entries)}) + "\n")
+    return len(starts)
+
+
+def read_share(text: str) -> list[Question]:
+    """Reads one line of `write_shares`."""
+    return [Question(**{**entry, "image": Path(entry["image"])}) for entry in json.loads(text)]
+
+
+def answer_on(args: argparse.Namespace, preparer: Preparer, shares: Path, count: int) -> Iterator[list[Row]]:
+    """Runs the cluster; yields rows of the answers file as they come."""
+    import ray  # an extra
+    from ray.data import ActorPoolStrategy, DataContext
+
+    start_cluster(args)
+    try:
+        DataContext.get_current().enable_progress_bars = False  # ours shows more
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # other nodes may not have the file
+        questions = ray.data.read_json(
+            str(shares), lines=True, override_num_blocks=count, num_cpus=0, label_selector=here
+        )
+        pictures = questions.map(
+            PictureStage,
+            fn_constructor_args=(preparer, read_limits(args)),
+            compute=ActorPoolStrategy(min_size=1, max_size=args.workers),
+            num_cpus=1,
+        )
+        answers = pictures.map_batches(
+            AnswerStage,
+            fn_constructor_args=(args,),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=args.concurrency),
+            num_gpus=args.gpus_per_actor,
+            num_cpus=args.cpus_per_actor,
+        )
+        for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield [json.loads(row) for row in batch["row"]]
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"the cluster failed: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+def start_cluster(args: argparse.Namespace) -> None:
+    """Joins the cluster, or starts one here, declared to have as many cores as the flags need."""
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    if args.address is not None:
+        ray.init(args.address, **options)
+        return
+    cores = max(os.cpu_count() or 1, math.ceil(args.concurrency * args.cpus_per_actor) + args.workers)
+    ray.init("local", num_cpus=cores, include_dashboard=False, **options)
+
+
+def run(name: str, args: argparse.Namespace) -> int:
+    """Answers the questions that the answers file lacks; returns the exit code.
+
+    Raises:
+        ValueError: contradictory flags, a bad question file, missing images, answers of another run, another run that
+            writes the same file, or nodes whose settings differ.
+    """
+    limits = read_limits(args)
+    args.workers = args.concurrency if args.workers is None else args.workers
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; it must be at least 1 on a cluster")
+    if args.address is None:  # nodes of a cluster may have other devices
+        check_model_flags(args)
+    args.image_folder = args.image_folder.resolve()  # a node has another working directory
+    for flag in ("model_path", "model_base"):
+        if (path := getattr(args, flag)) is not None and Path(path).is_dir():
+            setattr(args, flag, str(Path(path).resolve()))
+    questions = read_inputs(args, read)
+    preparer = make_preparer(args)
+    with open_answers(args, questions) as answers, tempfile.TemporaryDirectory() as scratch:
+        args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
+        todo = open_questions(args, questions, answers)
+        shares = Path(scratch) / "shares.jsonl"
+        count = write_shares(shares, todo, SHARE * limits.rows)
+        batches = answer_on(args, preparer, shares, count) if todo else ()
+        record(answers, batches, len(todo), resume=args.resume)
+        return report(name, answers, args, questions)

@@ -1,0 +1,209 @@
+"""Runs a sweep: measures each cell, which is one choice of QLIP's settings or the CLIP tower.
+
+A finished cell becomes a line of OUT/results.jsonl at once, so that a sweep that was killed continues when run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+
+from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.run.inputs import check_images, check_question_file
+from llava.eval.run.jsonl import append_row, replace
+from llava.eval.run.lock import only_run
+from llava.eval.run.questions import Question, read_lines
+from llava.eval.sweep.grid import Cell, Task, as_settings, make_cells, make_task, read_axes, read_results
+from llava.eval.sweep.plots import Record, describe, percent, table, write_figures
+from llava.images import ImageError, load_image
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
+from llava.serve.loading import check_model_flags, load_engine
+from qlip.tools.intervals import mean_interval
+
+PICTURES_AT_ONCE = 32
+
+Asked = list[tuple[Path, list[Question]]]
+"""Images, each with its questions."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures the cells that the results lack, then prints a table and draws figures of all results.
+
+    Every image must exist and have a readable header before the model is loaded; one that cannot be decoded shows in
+    the first cell. A cell whose prompts exceed the model's context, or the GPU's memory, is skipped with a message.
+
+    Raises:
+        ValueError: contradictory flags, a bad question file, missing or broken images, a results.jsonl of another
+            program, or another sweep that is writing it.
+    """
+    check_model_flags(args)
+    check_question_file(args.question_file)
+    task = make_task(args)
+    asked = by_picture(read_lines(args.question_file, args.image_folder, args.answers_file)[: task.limit], args)
+    axes = read_axes(args)
+    cells = make_cells(args, axes)
+    results = Path(os.path.realpath(args.out / "results.jsonl"))
+    with only_run(results):
+        return _measure(args, task, asked, cells, list(axes), results)
+
+
+def _measure(
+    args: argparse.Namespace, task: Task, asked: Asked, cells: Sequence[Cell], axes: Sequence[str], results: Path
+) -> int:
+    """Measures the cells that the results lack; see `run`."""
+    known, rows = read_results(results)
+    if not rows.whole:
+        replace(results, rows.content)
+    records = [record for record in known if record["task"] == asdict(task)]
+    done = [record["settings"] for record in records]
+    todo = [cell for cell in cells if as_settings(cell) not in done]
+    print(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} of them already done", file=sys.stderr)
+    seconds, skipped = 0.0, 0
+    for number, (cell, outcome) in enumerate(measure_all(args, asked, todo), start=1):
+        line = f"sweep: {number} of {len(todo)}: {describe(as_settings(cell), axes)}"
+        if isinstance(outcome, str):
+            skipped += 1
+            print(f"{line}: skipped: {outcome}", file=sys.stderr)
+            continue
+        record = {"task": asdict(task), "clip": cell is None, "settings": as_settings(cell), **outcome}
+        append_row(results, record)
+        records.append(record)
+        seconds += outcome["seconds"]
+        left = timedelta(seconds=round(seconds / (number - skipped) * (len(todo) - number)))
+        summary = (
+            f"{percent(outcome['accuracy']['mean'])} %, {outcome['tokens']:.1f} tokens, {outcome['seconds']:.0f} s"
+        )
+        print(f"{line}: {summary}; about {left} left", file=sys.stderr)
+    if records:
+        print(table(records))
+        for file in write_figures(records, args.out):
+            print(f"sweep: {file}", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def by_picture(questions: Sequence[Question], args: argparse.Namespace) -> Asked:
+    """Groups questions by image, in the order of the images' first questions.
+
+    Raises:
+        ValueError: a question has no right answer, or images are missing or unreadable.
+    """
+    if unknown := [question.question_id for question in questions if question.answer is None]:
+        raise ValueError(f"question {unknown[0]!r} has no right answer; give --answers-file")
+    pictures: dict[Path, list[Question]] = {}
+    for question in questions:
+        pictures.setdefault(Path(str(question.image)), []).append(question)
+    check_images(pictures, args.image_folder)
+    return list(pictures.items())
+
+
+def measure_all(args: argparse.Namespace, asked: Asked, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Record | str]]:
+    """Yields each cell with its measurement, or with the reason why there is none.
+
+    CLIP's comes first: only one model is in memory at a time.
+    """
+    chat_flags = {"alpha": None, "max_tokens": None, "image_size": None}
+    for clip in (True, False):
+        part = [cell for cell in cells if (cell is None) == clip]
+        if not part:
+            continue
+        engine = load_engine(argparse.Namespace(**{**vars(args), **chat_flags, "qlip": not clip}))
+        answerer = Answerer(engine, args.max_new_tokens, args.batch_tokens)
+        for cell in part:
+            if cell is not None:
+                engine.model.get_vision_tower().settings = cell
+            outcome: Record | str
+            try:
+                outcome = measure(answerer, asked)
+            except Exception as error:
+                if not (isinstance(error, PromptTooLong) or ran_out_of_memory(error)):
+                    raise
+                outcome = " ".join(str(error).split())  # the exception itself would keep the cell's tensors alive
+            yield cell, outcome
+        del engine, answerer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def measure(answerer: Answerer, asked: Asked) -> Record:
+    """Measures one cell: accuracy with 95 % intervals by the bootstrap over images, and visual tokens.
+
+    Only a few images are in memory at a time; each is encoded once for all its questions.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    start = time.perf_counter()
+    engine = answerer.engine
+    right: list[bool] = []
+    tokens: list[int] = []
+    uniform: list[int] = []
+    cell_area = engine.model.get_vision_tower().config.patch_size ** 2
+    for first in tqdm(range(0, len(asked), PICTURES_AT_ONCE), unit="chunk", leave=False, disable=None):
+        some = asked[first : first + PICTURES_AT_ONCE]
+        pictures = []
+        for path, _ in some:
+            pixels = prepare(engine, path)
+            with torch.inference_mode():
+                pictures += engine.model.encode_tokens([pixels])
+            uniform.append(pixels.shape[-2] * pixels.shape[-1] // cell_area)
+        tokens += [len(picture.features) for picture in pictures]
+        pairs = [(index, question.text) for index, (_, questions) in enumerate(some) for question in questions]
+        answers = [str(question.answer) for _, questions in some for question in questions]
+        right += [same_answer(*pair) for pair in zip(answerer.answer(pictures, pairs), answers, strict=True)]
+    return {
+        **scores(right, [(path, question.category) for path, questions in asked for question in questions]),
+        "questions": len(right),
+        "pictures": len(asked),
+        "tokens": sum(tokens) / len(tokens),
+        "uniform_tokens": sum(uniform) / len(uniform),
+        "seconds": round(time.perf_counter() - start, 3),
+        "device": str(engine.model.device),
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def prepare(engine: ChatEngine, path: Path) -> Tensor:
+    """Reads an image as the tower takes it, (3, H, W)."""
+    try:
+        return engine.prepare_images([load_image(path)])[0]
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def scores(right: Sequence[bool], origin: Sequence[tuple[Path, str]]) -> Record:
+    """Computes `accuracy` and, by category, `categories`, each with an estimate's fields.
+
+    Args:
+        right: whether each answer is right.
+        origin: its image and its category.
+    """
+
+    def estimate(chosen: Sequence[int]) -> dict[str, float]:
+        return asdict(mean_interval([right[i] for i in chosen], [origin[i][0] for i in chosen]))
+
+    names = dict.fromkeys(category for _, category in origin)
+    every = range(len(right))
+    return {
+        "accuracy": estimate(every),
+        "categories": {name: estimate([i for i in every if origin[i][1] == name]) for name in names},
+    }

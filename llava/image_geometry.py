@@ -1,0 +1,123 @@
+"""Resizes, pads, tiles and encodes images for models and chats. Pillow only."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from io import BytesIO
+
+from PIL import Image
+
+from llava.constants import CHAT_LONG, CHAT_SHORT
+
+Size = tuple[int, int]
+"""(width, height) in pixels, as in Pillow and LLaVA's configurations."""
+
+_CHAT_PADDING = (122, 116, 104)  # CLIP's mean colour
+_BAND_PIXELS = 4_000_000
+
+
+def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
+    """Chooses the (width, height) that keeps most of an image's pixels and, of equal ones, wastes least."""
+
+    def kept_and_wasted(resolution: Size) -> tuple[int, int]:
+        (width, height), (original_width, original_height) = resolution, original_size
+        scale = min(width / original_width, height / original_height)
+        kept = min(int(original_width * scale) * int(original_height * scale), original_width * original_height)
+        return kept, kept - width * height
+
+    width, height = max(possible_resolutions, key=kept_and_wasted)
+    return width, height
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+    """Fits an image into `target_resolution` (width, height), keeping its aspect ratio, centred on black."""
+    width, height = target_resolution
+    scale = min(width / image.width, height / image.height)
+    new_size = min(math.ceil(image.width * scale), width), min(math.ceil(image.height * scale), height)
+    padded = Image.new("RGB", (width, height))
+    padded.paste(image.resize(new_size), ((width - new_size[0]) // 2, (height - new_size[1]) // 2))
+    return padded
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Cuts an image into squares of `patch_size` pixels, in raster order."""
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, image.height, patch_size)
+        for left in range(0, image.width, patch_size)
+    ]
+
+
+def expand2square(pil_img: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
+    """Pads an image to a square of its longer side, centred on `background_color`."""
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    side = max(width, height)
+    square = Image.new(pil_img.mode, (side, side), background_color)
+    square.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def resize_padded(image: Image.Image, background: tuple[int, int, int], side: int, resample: int) -> Image.Image:
+    """Computes `expand2square(image, background).resize((side, side), resample)` without the square.
+
+    The square of a long strip takes gigabytes. Pillow resizes rows first, rounds, and then resizes columns, so
+    padding above and below can be added between the two, and padding on the sides to some rows at a time. The result
+    is equal to the pixel; for an image more than eight times as tall as wide, to one level of 255.
+    """
+    width, height = image.size
+    rows = Image.new("RGB", (side, max(width, height)), background)
+    if width >= height:
+        rows.paste(image.resize((side, height), resample), (0, (width - height) // 2))
+        return rows.resize((side, side), resample)
+    first, last, start, stop, box = 0, side, 0, height, (0.0, float(height))
+    left, scale = (height - width) // 2, height / side
+    if height > 8 * width:  # most of each row is padding: only what the image reaches is computed
+        reach = 3 * max(scale, 1.0) + 2  # pixels; the widest filter, Lanczos, has a radius of three
+        first, last = max(0, int((left - reach) / scale)), min(side, int((left + width + reach) / scale) + 1)
+        start, stop = max(0, int(first * scale - reach)), min(height, int(last * scale + reach) + 1)
+        box = first * scale - start, min(last * scale, height) - start
+    step = max(1, _BAND_PIXELS // (stop - start))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        band = Image.new("RGB", (stop - start, bottom - top), background)
+        band.paste(image.crop((0, top, width, bottom)), (left - start, 0))
+        resized = band.resize((last - first, bottom - top), resample, (box[0], 0, box[1], bottom - top))
+        rows.paste(resized, (first, top))
+    return rows.resize((side, side), resample)
+
+
+def encode_image_to_base64(image: Image.Image, image_format: str) -> str:
+    """Encodes an image as the base64 text of a file of `image_format` ("PNG", "JPEG")."""
+    buffer = BytesIO()
+    image.save(buffer, format=image_format)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def fit_for_chat(image: Image.Image, mode: str, max_len: int = CHAT_LONG, min_len: int = CHAT_SHORT) -> Image.Image:
+    """Resizes an image for a chat request.
+
+    Args:
+        image: The image.
+        mode: "Pad" to a square, "Resize" to 336 x 336, "Default" or "Crop" to keep its aspect ratio.
+        max_len: Images with a longer side above this, in pixels, are shrunk to it.
+        min_len: Largest shorter side of an image that is shrunk.
+
+    Raises:
+        ValueError: for any other mode.
+    """
+    if mode == "Pad":
+        image = expand2square(image.convert("RGB"), _CHAT_PADDING)
+    elif mode == "Resize":
+        image = image.resize((336, 336))
+    elif mode not in ("Default", "Crop"):
+        raise ValueError(f"mode must be 'Pad', 'Resize', 'Default' or 'Crop', got {mode!r}")
+    long, short = max(image.size), min(image.size)
+    if long <= max_len:
+        return image
+    new_short = max(int(min(max_len * short / long, min_len, short)), 1)
+    new_long = int(new_short * long / short)
+    return image.resize((new_long, new_short) if image.width >= image.height else (new_short, new_long))

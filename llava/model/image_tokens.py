@@ -1,0 +1,41 @@
+"""Visual tokens: an image's features with their positions and weights in the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qlip.language_positions import ImageSpan
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """One encoded image."""
+
+    features: Tensor
+    """(N, D)."""
+
+    span: ImageSpan
+    """Of N tokens."""
+
+    def with_features(self, features: Tensor) -> ImageTokens:
+        """Replaces the features, for example by the projected ones."""
+        return replace(self, features=features)
+
+    @staticmethod
+    def join(parts: Sequence[ImageTokens]) -> ImageTokens:
+        """Joins the parts of an image (tiles), one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        features = torch.cat([part.features for part in parts])
+        return ImageTokens(features, ImageSpan.join([part.span for part in parts]))
+
+
+def stack_features(tokens: Sequence[ImageTokens]) -> Tensor | list[Tensor]:
+    """Stacks the images' features to one tensor (B, N, D) where all have N tokens, else lists them, (N_i, D) each."""
+    features = [image.features for image in tokens]
+    same = len({len(feature) for feature in features}) == 1
+    return torch.stack(features) if same else features

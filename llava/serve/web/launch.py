@@ -1,0 +1,102 @@
+"""Builds the demo's page from the command's flags and serves it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from llava.images import DEFAULT_LIMITS
+from llava.serve.http.flags import api_keys
+from llava.serve.http.listening import take_address
+from llava.serve.loading import DEMO_NOTICE, check_model_flags, load_engine
+from llava.serve.web.backend import Backend, EngineBackend
+from llava.serve.web.controller_client import ControllerBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.moderation import Moderator
+from llava.serve.web.page import PageText, build_page
+from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
+from llava.serve.web.theme import css, theme
+from llava.utils import demo_picture_path
+
+MAX_SESSIONS = 256  # visitors whose pictures are kept; the one idle longest is dropped first
+DEMO_QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there a blue square?")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves the page until interrupted."""
+    with take_address(args.host, args.port) as listener:  # checked before the model is loaded; Gradio binds its own
+        port = listener.port
+    moderator = Moderator.from_environment("--moderate") if args.moderate else None
+    if args.controller_url is None:
+        check_model_flags(args)
+        if not args.model_path:
+            print(DEMO_NOTICE, file=sys.stderr)
+    with open_backend(args) as backend:
+        page = build_page(Demo(backend, moderator), page_text(args), choose_model=args.controller_url is not None)
+        with take_address(args.host, port):  # Gradio's message for a busy port names a variable, not the flag
+            pass
+        serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
+
+
+@contextmanager
+def open_backend(args: argparse.Namespace) -> Iterator[Backend]:
+    """Connects to the controller of `--controller-url`, or loads a model here and closes it at the end.
+
+    Raises:
+        ValueError: flags contradict each other, or name nothing usable.
+    """
+    if args.controller_url is None:
+        with closing(load_engine(args, switchable=True)) as engine:
+            yield EngineBackend(engine)
+    else:
+        local = ("model_path", "model_base", "device", "qlip", "alpha", "max_tokens", "image_size")
+        given = [name for name in local if getattr(args, name) is not None]
+        given += [name for name in ("load_8bit", "load_4bit") if getattr(args, name)]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"--controller-url leaves the model to its workers, so {flags} cannot be given here")
+        key = next(iter(api_keys(args)), None)
+        reload = args.model_list_mode == "reload"
+        yield ControllerBackend(args.controller_url, args.conv_mode, key, reload, args.native_size)
+
+
+def page_text(args: argparse.Namespace) -> PageText:
+    """Chooses the page's texts and examples; the embedded demo model has its own."""
+    if args.controller_url is None and not args.model_path:
+        notice = DEMO_NOTICE.partition(" For ")[0]
+        return PageText(notice, example_pictures(), DEMO_QUESTIONS, heading=not args.embed)
+    return PageText("Ask about a picture, and see how it is seen.", example_pictures(), heading=not args.embed)
+
+
+def example_pictures() -> list[str]:
+    """Lists the paths of the embedded demo's pictures, if it is installed."""
+    try:
+        return sorted(map(str, demo_picture_path().parent.glob("*.png")))
+    except FileNotFoundError:
+        return []
+
+
+def serve(
+    page: gr.Blocks, host: str, port: int, share: bool = False, block: bool = True, concurrency: int = 16
+) -> None:
+    """Serves the page with system fonts, bounded uploads and no log of questions."""
+    page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=not block,
+        theme=theme(),
+        css=css(),
+        max_file_size=DEFAULT_LIMITS.max_bytes,
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
+        run_history=False,
+        ssr_mode=False,
+        footer_links=[],
+    )
