@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Criterion, check_choice, check_window
+from qlip.config import Criterion, QLIPConfig, check_choice, check_window
 
 
 def score_pyramid(
     image: Tensor,
     patch_size: int,
     levels: int,
-    criterion: Criterion = "gradient",
+    criterion: Criterion = QLIPConfig.criterion,
     *,
-    structure_size: int = 7,
+    structure_size: int = QLIPConfig.structure_size,
     image_pixels: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:

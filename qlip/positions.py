@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlip.config import Interpolation, LeafPosition, check_choice
+from qlip.config import Interpolation, LeafPosition, QLIPConfig, check_choice
 from qlip.mlp import CoordinateMLP
 from qlip.quadtree import Leaves
 
@@ -18,10 +18,10 @@ BICUBIC_A = -0.75  # the kernel of torch's and most libraries' bicubic interpola
 def interpolate_positions(
     table: Tensor,
     leaves: Leaves,
-    mode: Interpolation = "bicubic",
+    mode: Interpolation = QLIPConfig.interpolation,
     mlp: CoordinateMLP | None = None,
-    leaf_position: LeafPosition = "centre",
-    mlp_residual: bool = True,
+    leaf_position: LeafPosition = QLIPConfig.leaf_position,
+    mlp_residual: bool = QLIPConfig.mlp_residual,
 ) -> Tensor:
     """Position embeddings of leaves, read from a pretrained n x n table laid corner to corner over the image's grid.
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
+from qlip.config import Coarsest, Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
 from qlip.criteria import score_pyramid
 
 
@@ -72,7 +72,7 @@ class Roots(NamedTuple):
     cols: int
 
 
-def find_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> Roots:
+def find_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> Roots:
     """Side B = 2^(floor(log2(min(rows, cols))) - 1), at least 1 and at most `max_leaf`; tiled as `layout` says."""
     check_choice("layout", layout, Layout)
     rows, cols = grid
@@ -88,7 +88,7 @@ def find_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int 
     return Roots(level, rows % side // 2, cols % side // 2, rows - rows % side, cols - cols % side)
 
 
-def count_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> int:
+def count_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> int:
     """The number of leaves of the coarsest tree: the least that any budget must allow."""
     roots = find_roots(grid, layout, max_leaf)
     whole = [(roots.rows >> k) * (roots.cols >> k) for k in range(roots.level + 1)]  # blocks inside the region
@@ -106,25 +106,31 @@ def partition(
     image: Tensor,
     patch_size: int = 14,
     *,
-    alpha: float = 0.0,
-    criterion: Criterion = "gradient",
-    max_tokens: int | None = None,
-    layout: Layout = "aligned",
+    alpha: float = QLIPConfig.alpha,
+    criterion: Criterion = QLIPConfig.criterion,
+    max_tokens: int | None = QLIPConfig.max_tokens,
+    layout: Layout = QLIPConfig.layout,
+    coarsest: Coarsest = QLIPConfig.coarsest,
+    native_grid: int = 24,
     max_leaf: int | None = None,
-    structure_size: int = 7,
+    structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
 ) -> Leaves:
-    """Cuts an image by the quadtree of its detail (paper section 3.1). Waits for a GPU once, at the end.
+    """Cuts an image by the quadtree of its detail (paper section 3.1), by default as `QLIPConfig` does for CLIP-L/336.
+
+    Waits for a GPU once, at the end.
 
     Args:
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
         patch_size: P, pixels per side of a cell, at least 2.
-        alpha: a block larger than a cell splits iff its score >= alpha and its parent split.
+        alpha: a block larger than a cell splits iff its score >= alpha and its parent split. 0 is the uniform grid.
         criterion: what scores a block, see `qlip.criteria`.
         max_tokens: budget; blocks split in order of falling score (ties: larger first, then raster) while it lasts.
         layout: "aligned" tiles the roots from the top-left corner and splits what sticks out of the grid;
             "centered" centres whole roots, every cell outside them is a leaf.
-        max_leaf: bound on the side of a leaf in cells, a power of two.
+        coarsest: "native" bounds leaves by a cell of the tower's native grid, as far as the budget allows; "any" not.
+        native_grid: n, cells per side of the images that the tower was trained on.
+        max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
 
@@ -135,14 +141,17 @@ def partition(
     grid = grid_of(image, patch_size)
     image = image.float()  # sums over a block overflow half precision
     check_threshold(alpha)
-    roots = find_roots(grid, layout, max_leaf)
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
-        if (least := count_roots(grid, layout, max_leaf)) > max_tokens:
-            raise ValueError(
-                f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
-                f" {least} leaves; allow more tokens or make the image smaller"
-            )
+    if max_leaf is None:
+        max_leaf = find_max_leaf(grid, native_grid, coarsest, layout, max_tokens)
+    roots = find_roots(grid, layout, max_leaf)
+    fewest = count_roots(grid, layout, max_leaf)
+    if max_tokens is not None and fewest > max_tokens:
+        raise ValueError(
+            f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
+            f" {fewest} leaves; allow more tokens or make the image smaller"
+        )
     region = image[
         :,
         roots.top * patch_size : (roots.top + roots.rows) * patch_size,
@@ -157,7 +166,7 @@ def partition(
         image_pixels=image.shape[1] * image.shape[2],
         generator=generator,
     )
-    splits_left = None if max_tokens is None else (max_tokens - least) // 3
+    splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
     return read_leaves(splits, roots, grid)
 
@@ -171,23 +180,33 @@ def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_gr
         criterion=settings.criterion,
         max_tokens=settings.max_tokens,
         layout=settings.layout,
-        max_leaf=allowed_leaf(settings, grid_of(image, patch_size), native_grid),
+        coarsest=settings.coarsest,
+        native_grid=native_grid,
         structure_size=settings.structure_size,
         generator=torch.Generator().manual_seed(settings.seed),
     )
 
 
 def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
-    """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound.
+    """Finds the bound on a leaf's side that the settings set for a grid; None is no bound."""
+    return find_max_leaf(grid, native_grid, settings.coarsest, settings.layout, settings.max_tokens)
+
+
+def find_max_leaf(
+    grid: tuple[int, int], native_grid: int, coarsest: Coarsest, layout: Layout, max_tokens: int | None
+) -> int | None:
+    """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None is no bound.
 
     A budget below the number of native cells lifts the bound as far as it must: coarser leaves rather than a smaller
-    picture.
+    image.
     """
-    if settings.coarsest == "any":
+    check_choice("coarsest", coarsest, Coarsest)
+    if coarsest == "any":
         return None
-    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, settings.layout).level
-    if settings.max_tokens is not None:
-        while side < largest and count_roots(grid, settings.layout, side) > settings.max_tokens:
+    check_count("native_grid", native_grid)
+    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, layout).level
+    if max_tokens is not None:
+        while side < largest and count_roots(grid, layout, side) > max_tokens:
             side *= 2
     return side
 

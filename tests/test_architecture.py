@@ -16,19 +16,20 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # From the ground up. A module imports layers below its own, never a layer above, nor qlip's modules of one layer each
 # other. "name.*" stands for all below a package; the lowest layer that names a module holds.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
-    ("qlip.criteria", "qlip.mlp", "qlip.integrations.mixins"),
+    ("qlip.command", "qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
+    ("qlip.criteria", "qlip.mlp", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.tools.draw"),
     ("qlip.packing", "qlip.language_positions", "qlip.cutting"),
     ("qlip.image_processing",),
-    ("qlip.encoder", "qlip.prior.pictures", "qlip.integrations.processor"),
+    ("qlip.encoder", "qlip.prior.batches", "qlip.tools.show", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
     ("qlip.integrations.llava", "qlip.integrations.vision"),
-    ("qlip.prior.config", "qlip.prior.loss", "qlip.backbones.pretrained"),
+    ("qlip.prior.loss", "qlip.backbones.pretrained"),
     ("qlip.integrations.attach", "qlip.integrations.vllm", "qlip.prior.train", "qlip.tools.bias"),
+    ("qlip.tools.bias_report",),
     ("qlip.backbones", "qlip.integrations", "qlip.prior", "qlip.tools"),
     ("qlip",),
     ("qlip.prior.command",),
@@ -47,8 +48,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
-# The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
+# Commands share the runner; the tower wraps the method; splice and generation share with `qlip.attach` the positions of
+# an image's tokens.
 QLIP_USERS = (
+    "llava.command",
     "llava.images",
     "llava.model.image_tokens",
     "llava.model.prepared_image",

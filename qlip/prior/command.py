@@ -1,4 +1,4 @@
-"""`qlip fit`: the flags of `FitConfig`, and what is printed of a fit."""
+"""`qlip fit`: its flags, and what it prints of a fit. The training is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from accelerate import PartialState
-
 from qlip.config import Criterion
-from qlip.prior.config import RECIPES, FitConfig, Frequencies, Loss, Precision, Recipe
-from qlip.prior.pictures import AlphaPer, Shape, Sizes
-from qlip.prior.train import fit_prior
+from qlip.prior.config import (
+    RECIPES,
+    AlphaPer,
+    FitConfig,
+    Frequencies,
+    Loss,
+    Precision,
+    Recipe,
+    Shape,
+    Sizes,
+)
 
 
 def add_fit(commands: Any) -> None:
@@ -70,20 +76,25 @@ def add_fit(commands: Any) -> None:
     command.set_defaults(run=fit)
 
 
-def fit(options: argparse.Namespace) -> int:
-    """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
-    values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
+def fit(args: argparse.Namespace) -> None:
+    """Runs `qlip fit`: trains and writes the prior; one process prints how well it fits."""
+    values = {field.name: getattr(args, field.name) for field in fields(FitConfig) if field.name in args}
     if "init" in values and "frequencies" in values:
-        raise ValueError(f"--frequencies {options.frequencies} goes without --init, whose weights have their own")
+        raise ValueError(f"--frequencies {args.frequencies} goes without --init, whose weights have their own")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
-    result = fit_prior(FitConfig.from_recipe(getattr(options, "recipe", "paper"), **values))
+    config = FitConfig.from_recipe(getattr(args, "recipe", "paper"), **values)
+
+    from accelerate import PartialState  # heavy, so only for settings that are allowed
+
+    from qlip.prior.train import fit_prior
+
+    result = fit_prior(config)
     state = PartialState()
     if state.is_main_process:
         print(f"grid         off by {result.max_error:.2e} at most, {result.mean_error:.2e} on average")
         if result.consistency is not None:
             before, after, bicubic = result.consistency
             print(f"consistency  {before:.4g} before, {after:.4g} after; bicubic interpolation {bicubic:.4g}")
-        print(f"prior        {options.out}")
+        print(f"prior        {args.out}")
     state.destroy_process_group()
-    return 0

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlip.config import Criterion, check_choice, check_count, check_number, check_threshold
-from qlip.prior.pictures import AlphaPer, Shape, Sizes
 
+Shape = Literal["native", "cropped"]
+AlphaPer = Literal["batch", "picture"]
+Sizes = Literal["drawn", "own"]
 Precision = Literal["no", "fp16", "bf16"]
 Frequencies = Literal["smooth", "authors"]
 Loss = Literal["distance", "projected"]

@@ -17,7 +17,7 @@ from qlip.config import Interpolation
 from qlip.encoder import QLIPVisionModel
 from qlip.mlp import CoordinateMLP
 from qlip.positions import interpolate_positions, native_side
-from qlip.prior.pictures import Batch
+from qlip.prior.batches import Batch
 from qlip.quadtree import Leaves, partition_as
 
 

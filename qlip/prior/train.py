@@ -24,9 +24,10 @@ from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
+from qlip.pictures import find_pictures, read_picture
+from qlip.prior.batches import PictureBatches
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss, solve_last_layer
-from qlip.prior.pictures import PictureBatches, find_pictures, read_picture
 
 WARM_UP = 0.01
 """Share of the steps in which the learning rate rises."""

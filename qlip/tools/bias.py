@@ -14,9 +14,8 @@ Knows no command line. Pictures pass one at a time, so memory is bounded by the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -27,21 +26,15 @@ from torch import Tensor
 from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
+from qlip.pictures import crop_square
 from qlip.positions import interpolate_positions
-from qlip.prior.pictures import Shape, crop_square
+from qlip.prior.config import Shape
 from qlip.quadtree import Leaves, grid_of, partition_as
 from qlip.rgb import to_rgb
 from qlip.tools.intervals import mean_interval
-from qlip.tools.plots import Curve, Panel, plot_panels
 
 Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
 Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row
-
-LABELS = {
-    "mesoscopic": "mesoscopic bias: cosine to\nnative size, no positions",
-    "interpolation": "interpolation bias: norm of\nthe cosine's gradient",
-}
-TITLES = {"native": "own aspect ratio", "cropped": "central square"}
 
 
 @dataclass(frozen=True)
@@ -197,33 +190,6 @@ def choose_sizes(model: QLIPVisionModel, config: BiasConfig) -> list[int]:
         if size % patch_size or size > largest:
             raise ValueError(f"size {size} is not allowed; multiples of {patch_size} up to {largest} are")
     return sorted(set(sizes))
-
-
-def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
-    """`limit` paths, evenly spread over a sorted folder so that each of its classes comes up; None takes all."""
-    if limit is not None:
-        check_count("limit", limit)
-    count = min(limit or len(paths), len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def write_figure(rows: Sequence[Row], path: str | Path, native_size: int) -> None:
-    """Draws both measures over the image size, shapes side by side, a curve for each mode, into an SVG or PNG file."""
-    curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in rows:
-        name = ", ".join(filter(None, (row.tiling, row.mode)))
-        curves.setdefault((row.measure, row.shape), {}).setdefault(name, []).append(row)
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-
-    def panel(measure: str, shape: str) -> Panel:
-        drawn = [
-            Curve(name, *zip(*[(row.size, row.mean, row.low, row.high) for row in points], strict=True))
-            for name, points in curves[measure, shape].items()
-        ]
-        title = TITLES[shape] if measure == "mesoscopic" else None
-        return Panel(drawn, "shorter side, pixels (dotted: native size)", LABELS[measure], title, mark=native_size)
-
-    plot_panels(path, [[panel(measure, shape) for shape in shapes] for measure in LABELS])
 
 
 def _measure_view(

@@ -71,7 +71,8 @@ def quadtree_milliseconds(image: Tensor, alpha: float, repeats: int) -> tuple[in
     """Counts the tokens and times both quadtrees, in turns after one round to warm up."""
 
     def ours() -> Tensor:
-        return qlip.extract_patches(image, qlip.partition(image, PATCH, alpha=alpha), PATCH)
+        leaves = qlip.partition(image, PATCH, alpha=alpha, criterion="gradient", max_tokens=None, coarsest="any")
+        return qlip.extract_patches(image, leaves, PATCH)
 
     def naive() -> Tensor:
         return naive_patches(image, naive_partition(image, PATCH, alpha), PATCH)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from llava.command import OneLineParser, run_command
+from qlip.command import OneLineParser, run_command
 
 
 def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     IMAGE_TOKEN,
     SHAPE,
     TEXT,

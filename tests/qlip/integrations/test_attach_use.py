@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     GREEDY,
     IMAGE_TOKEN,
     NATIVE,

@@ -11,7 +11,7 @@ from transformers import CLIPModel, LlamaConfig, LlamaForCausalLM, pipeline
 
 import qlip
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     TREE,
     attached,
     make_contrastive_model,

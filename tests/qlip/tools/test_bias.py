@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from qlip.tools.bias import (
     measure,
     mesoscopic_bias,
     place,
-    spread,
 )
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
@@ -244,15 +242,3 @@ def test_modes_with_a_prior_place_it_with_and_without_the_residual():
 def test_what_cannot_be_measured_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         measure(tower(), QLIPImageProcessor(), [picture(60, 60)], BiasConfig(**values))
-
-
-@pytest.mark.parametrize(
-    ("limit", "stems"), [(None, "abcdef"), (1, "a"), (2, "ad"), (4, "abde"), (6, "abcdef"), (9, "abcdef")]
-)
-def test_a_limit_spreads_over_the_paths(limit, stems):
-    assert [path.stem for path in spread([Path(f"{stem}.png") for stem in "abcdef"], limit)] == list(stems)
-
-
-def test_a_limit_is_positive():
-    with pytest.raises(ValueError, match="limit is 0"):
-        spread([Path("a.png")], 0)

@@ -5,11 +5,10 @@ A run can therefore start at any step, and any number of processes sees the same
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +18,8 @@ from torch.utils.data import Dataset
 
 from qlip.config import check_choice, check_count
 from qlip.image_processing import QLIPImageProcessor
-from qlip.rgb import to_rgb
-
-logger = logging.getLogger(__name__)
-
-Shape = Literal["native", "cropped"]
-AlphaPer = Literal["batch", "picture"]
-Sizes = Literal["drawn", "own"]
-
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises over a file that is no picture, is damaged, or is too large."""
+from qlip.pictures import crop_square, read_picture
+from qlip.prior.config import AlphaPer, Shape, Sizes
 
 
 class Batch(NamedTuple):
@@ -148,42 +138,4 @@ class PictureBatches(Dataset[Batch]):
 
     def _prepare(self, view: Image.Image, size: int | None) -> Tensor:
         """float32 (3, H, W), normalised, with its shorter side near `size` pixels; None keeps the size."""
-        source = self.processor
-        settings = replace(source.qlip, image_size=size)
-        processor = QLIPImageProcessor(
-            source.patch_size, source.crop_size["height"], source.image_mean, source.image_std, settings
-        )
-        return processor.preprocess(view, return_tensors="pt")["pixel_values"][0]
-
-
-def find_pictures(folder: str | Path) -> list[Path]:
-    """Files anywhere below a folder with a suffix that Pillow opens, sorted.
-
-    Raises:
-        ValueError: there is no such folder, or no picture in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    kinds = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if kinds.get(path.suffix.lower()) in Image.OPEN)
-    if not paths:
-        raise ValueError(f"there are no pictures in {folder}")
-    return paths
-
-
-def read_picture(path: Path) -> Image.Image | None:
-    """An upright RGB picture; None, with a warning that names the file, where it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            return to_rgb(picture)
-    except UNREADABLE as error:
-        logger.warning("%s is skipped: %s", path, error)
-        return None
-
-
-def crop_square(picture: Image.Image) -> Image.Image:
-    """The central square of a picture."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+        return self.processor.cutter.normalise(view, replace(self.processor.qlip, image_size=size))

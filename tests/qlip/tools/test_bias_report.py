@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import BertConfig, CLIPImageProcessorPil
 from qlip import CoordinateMLP, QLIPConfig, QLIPImageProcessor
 from qlip.cli import main
 from qlip.tools.bias import BiasConfig, measure
+from qlip.tools.bias_report import spread
 from tests.qlip.tools.test_bias import NATIVE, picture, tower, vision_model
 
 
@@ -36,7 +38,7 @@ def test_the_command_writes_means_settings_and_a_figure(workplace, tmp_path, cap
     flags = ["--sizes", "42", "56", "--alpha", "0.5", "--mlp", str(workplace / "prior.safetensors"), "--device", "cpu"]
     out = ["--out", str(tmp_path / "new" / "bias.json"), "--plot", str(tmp_path / "bias.svg")]
     assert run(workplace, *flags, *out) == 0
-    assert "broken.png is skipped" in caplog.text
+    assert "broken.png can't be read" in caplog.text
     captured = capsys.readouterr()
     assert captured.out.split() == ["means", out[1], "figure", out[3]] and "pictures" in captured.err
     results = json.loads((tmp_path / "new" / "bias.json").read_text())
@@ -77,7 +79,7 @@ def test_without_the_quadtrees_flags_the_uniform_grid_alone_is_measured_and_none
     ("flags", "message"),
     [
         (["--images", "absent"], "there is no folder absent"),
-        (["--images", "{root}/tower"], "there are no pictures in"),
+        (["--images", "{root}/tower"], "there are no images in"),
         (["--tower", "{root}/absent"], "no tower could be had from"),
         (["--tower", "{root}/bert"], "is of type 'bert'; allowed are clip"),
         (["--mlp", "{root}/absent.pt"], "no MLP prior at"),
@@ -102,3 +104,15 @@ def test_a_folder_whose_pictures_all_fail_is_refused(workplace, tmp_path, capsys
     (tmp_path / "broken.png").write_text("no picture")
     assert run(workplace, "--images", str(tmp_path), "--out", str(tmp_path / "bias.json")) == 2
     assert "there are no pictures to measure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limit", "stems"), [(None, "abcdef"), (1, "a"), (2, "ad"), (4, "abde"), (6, "abcdef"), (9, "abcdef")]
+)
+def test_a_limit_spreads_over_the_paths(limit, stems):
+    assert [path.stem for path in spread([Path(f"{stem}.png") for stem in "abcdef"], limit)] == list(stems)
+
+
+def test_a_limit_is_positive():
+    with pytest.raises(ValueError, match="limit is 0"):
+        spread([Path("a.png")], 0)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from qlip import QLIPConfig, QLIPImageProcessor
-from qlip.prior.pictures import PictureBatches, crop_square, find_pictures
+from qlip.pictures import crop_square, find_pictures
+from qlip.prior.batches import PictureBatches
 
 SIZES = [(60, 60), (90, 60), (60, 120), (140, 100), (56, 70)]  # (width, height)
 PROCESSOR = QLIPImageProcessor(14, 56, qlip=QLIPConfig(coarsest="any", max_tokens=36))
@@ -35,18 +36,6 @@ def greys(batch) -> list[int]:
     """Which pictures a batch holds, read off its pixels."""
     mean, std = PROCESSOR.image_mean[0], PROCESSOR.image_std[0]
     return [round(float((image[0].mean() * std + mean) * 255 - 20) / 40) for image in batch.images]
-
-
-def test_pictures_are_found_at_any_depth_and_other_files_are_not(folder):
-    (folder / "train" / "notes.txt").write_text("no picture")
-    assert [path.stem for path in find_pictures(folder)] == ["0", "2", "4", "1", "3"]
-
-
-@pytest.mark.parametrize("kind", ["absent", "empty"])
-def test_a_folder_without_pictures_is_refused(tmp_path, kind):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=f"there (is no folder|are no pictures).*{kind}"):
-        find_pictures(tmp_path / kind)
 
 
 def test_an_epoch_shows_every_picture_and_fills_its_last_batch(folder):
