@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, integer, run_command
-from scripts.bench.quadtree import multiple_of_patch
+from scripts.bench.pictures import multiple_of_patch
 
 MODELS = ("demo", "vit-l", "llava-7b")
 SIZES = [112, 224, 336, 448, 672, 896, 1344, 1792]

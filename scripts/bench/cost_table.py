@@ -8,7 +8,7 @@ import torch
 
 from scripts.bench.cost_models import SHAPES, Subject, build_random, load_demo
 from scripts.bench.cost_stages import STAGES, Row, Way, measure
-from scripts.bench.quadtree import PATCH
+from scripts.bench.pictures import PATCH
 from scripts.markdown import table_head, table_row
 
 NEW_TOKENS = 16

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run, real
+from scripts.bench.pictures import PATCH, PHOTOGRAPHS, multiple_of_patch
 
 if TYPE_CHECKING:
     from scripts.bench.quadtree_times import Row
-
-PATCH = 14
-PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 def print_table(rows: Sequence[Row], native_forward: float) -> None:
@@ -32,14 +30,6 @@ def print_table(rows: Sequence[Row], native_forward: float) -> None:
             f"  {row.naive / row.ours:5.1f}  {row.forward:8.0f}  {row.ours / row.forward:13.2%}"
             f"  {row.ours / native_forward:20.2%}"
         )
-
-
-def multiple_of_patch(text: str) -> int:
-    """Parses an image size in pixels, for argparse's `type`."""
-    size = integer(PATCH)(text)
-    if size % PATCH:
-        raise argparse.ArgumentTypeError(f"{size} is no multiple of {PATCH} pixels")
-    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

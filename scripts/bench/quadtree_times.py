@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import qlip
 from scripts.bench.naive_quadtree import naive_partition, naive_patches
-from scripts.bench.quadtree import PATCH, PHOTOGRAPHS
+from scripts.bench.pictures import PATCH, PHOTOGRAPHS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
