@@ -16,7 +16,7 @@ import sentencepiece
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from playground.drawing import COLOURS, SHAPES
+from playground.objects import COLOURS, SHAPES
 from playground.questions import WORDINGS
 
 SIZE = 608

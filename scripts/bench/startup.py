@@ -65,7 +65,7 @@ def programs() -> list[str]:
     files = [file for package in ("qlip", "llava", "scripts", "playground") for file in (ROOT / package).rglob("*.py")]
     mains = [file for file in files if MAIN in file.read_text(encoding="utf-8")]
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in mains}
-    return sorted(name for name in modules if not name.startswith(("scripts.examples", "scripts.paper.")))
+    return sorted(name for name in modules if not name.startswith("scripts.examples"))
 
 
 def commands(folder: Path) -> list[Command]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava import downloads
 from llava.images import ImageError, load_image
-from llava.serve.http.flags import _host as media_domain
-from llava.serve.workers.auth import host_of, server_url
+from llava.serve.http.addresses import host_of, server_url
+from llava.serve.http.addresses import media_host as media_domain
 
 ODD = [
     "xn--",

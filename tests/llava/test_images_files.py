@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64
 from qlip.rgb import find_orientation
-from scripts import hostile
+from scripts.soak import hostile
 
 ORIENTATION = 0x0112
 

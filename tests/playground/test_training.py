@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from playground.model import DemoModel, llava_state_dict, save_checkpoint
 from playground.packing import Packer
+from playground.schedules import SCHEDULES, Schedule, TrainingConfig
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
-from playground.train import SCHEDULES, Schedule, Trainer, TrainingConfig, train
+from playground.trainer import Trainer, train
 
 
 @pytest.fixture

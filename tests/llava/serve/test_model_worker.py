@@ -21,9 +21,10 @@ from llava.serve import controller, model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.http.limits import RequestLimits
-from llava.serve.model_worker import ModelWorker, create_app, parse_args
+from llava.serve.model_worker import parse_args
 from llava.serve.workers.dispatcher import Dispatcher
 from llava.serve.workers.registry import Registry
+from llava.serve.workers.worker_app import ModelWorker, create_app
 from tests.llava.serve import upstream
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import DEADLINE, Gate, body, loaded, picture, picture_paths, reaches, served

@@ -15,7 +15,7 @@ from PIL import Image
 from llava.images import ImageError, ImageLimits, decode_image
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
 from llava.serve.http.failures import RequestError
-from scripts import hostile
+from scripts.soak import hostile
 
 ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]
 REFUSED = [name for name, (_, answered) in hostile.PICTURES.items() if not answered]

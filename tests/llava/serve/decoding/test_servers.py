@@ -14,8 +14,8 @@ from llava.serve.decoding import pool
 from llava.serve.decoding.pool import DecoderPool, end_process
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
-from llava.serve.model_worker import ModelWorker, create_app
-from scripts import hostile
+from llava.serve.workers.worker_app import ModelWorker, create_app
+from scripts.soak import hostile
 from tests.llava.serve.openai.serving import DEADLINE, MODEL, becomes_idle, loaded, served
 
 SLOW = hostile.slow_jpeg()

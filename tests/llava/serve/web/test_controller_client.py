@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava.serve import controller, model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn
@@ -29,6 +28,7 @@ from llava.serve.web.backend import Piece, Query
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import complaining
+from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from qlip import QLIPConfig, QLIPImageProcessor
@@ -72,8 +72,10 @@ def engine() -> Iterator[ChatEngine]:
 @pytest.fixture(scope="module")
 def url(engine: ChatEngine) -> Iterator[str]:
     """A controller that wants a key, with one worker."""
-    app = controller.create_app(Dispatcher(Registry(), timeouts=Timeouts(newcomers=0)), on_loopback=True, keys=[KEY])
-    with served(app) as url, served(model_worker.create_app(model_worker.ModelWorker(engine, [MODEL]))) as worker:
+    app = controller_app.create_app(
+        Dispatcher(Registry(), timeouts=Timeouts(newcomers=0)), on_loopback=True, keys=[KEY]
+    )
+    with served(app) as url, served(worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))) as worker:
         httpx.post(url + "/register_worker", json={"worker_name": worker}).raise_for_status()
         yield url
 

@@ -1,74 +1,27 @@
-"""What one hostile client does to the servers, an attack a function: each says what was wrong with the answer, or None.
+"""Attacks on the servers, a function for each: it returns what was wrong with the reply, or None.
 
-Every attack is bounded in size and number, and goes to servers of this machine only. `python -m scripts.attacks` runs
-them in a process of its own, so that the soak run can time good requests beside them.
+Every attack is bounded in size and number, and targets servers of this machine only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import json
-import os
-import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from llava.command import OneLineParser, run_command
-from scripts import hostile
-
-Complaint = str | None
-
-
-@dataclass
-class Target:
-    """The servers that are attacked, and what a good request to them looks like."""
-
-    client: httpx.AsyncClient
-    controller: str
-    workers: Sequence[str]
-    model: str
-    picture: str
-    """Base64 text of a good image."""
-    prompt: str
-    """A question about it, in the model's prompt format."""
-    slowest: float = 10.0
-    """Seconds within which a costly image must be refused."""
-    healthy: float = 2.0
-    """Seconds within which a server must say that it is well."""
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
-    made: dict[str, bytes] = field(default_factory=dict)
-
-    def worker(self) -> str:
-        """One of the workers, each in its turn."""
-        return self.workers[next(self.numbers) % len(self.workers)]
-
-    def image(self, name: str) -> bytes:
-        """A hostile image; made once, since some take seconds to make."""
-        if name not in self.made:
-            self.made[name] = hostile.slow_jpeg() if name == "slow" else hostile.PICTURES[name][0]()
-        return self.made[name]
-
-    def chat(self, **fields: Any) -> dict[str, Any]:
-        """A good request of the OpenAI protocol."""
-        return {**hostile.good(hostile.OPENAI, self.model, self.picture, "What is in the picture?"), **fields}
-
-    def about(self, path: str, image: bytes) -> dict[str, Any]:
-        """A request about another image."""
-        return hostile.good(path, self.model, hostile.encoded(image), "What is in the picture?", self.prompt)
+from scripts.soak import hostile
+from scripts.soak.target import Complaint, Target, is_answer, unless
 
 
 async def send_malformed(target: Target) -> Complaint:
-    """A request with one thing wrong, which is refused with 4xx."""
+    """Sends a request with one field wrong, which must be refused with 4xx."""
     number = next(target.numbers)
     bad = hostile.malformed(number, target.model, target.picture)
     # OpenAI's routes are the workers' own; both kinds of server see bad requests in LLaVA's protocol.
@@ -80,7 +33,7 @@ async def send_malformed(target: Target) -> Complaint:
 
 
 async def send_image(target: Target) -> Complaint:
-    """A hostile or odd image, which is refused with 4xx or answered, as said beside it, within ten seconds."""
+    """Sends a hostile or odd image, which must be refused with 4xx or answered, as `PICTURES` says, in time."""
     number = next(target.numbers)
     names = list(hostile.PICTURES)
     name, path = names[number % len(names)], (hostile.LLAVA, hostile.OPENAI)[number // len(names) % 2]
@@ -97,7 +50,7 @@ async def send_image(target: Target) -> Complaint:
 
 
 async def send_slow_image(target: Target) -> Complaint:
-    """An image that takes longer than it may, whose client waits for the refusal."""
+    """Sends an image that decodes too slowly, and waits for the refusal."""
     start = time.monotonic()
     reply = await target.client.post(
         f"{target.worker()}{hostile.OPENAI}", json=target.about(hostile.OPENAI, target.image("slow"))
@@ -107,8 +60,8 @@ async def send_slow_image(target: Target) -> Complaint:
     return None if fine else f"a slow image: {reply.status_code} after {seconds:.1f} s"
 
 
-async def leave_slow_images(target: Target) -> Complaint:
-    """Four such images at once, whose clients hang up after two seconds."""
+async def leave_slow_images(target: Target, count: int = 4) -> Complaint:
+    """Sends such images at once, from clients that hang up after two seconds."""
 
     async def leave() -> None:
         with suppress(httpx.TimeoutException):
@@ -116,12 +69,12 @@ async def leave_slow_images(target: Target) -> Complaint:
                 f"{target.controller}{hostile.LLAVA}", json=target.about(hostile.LLAVA, target.image("slow")), timeout=2
             )
 
-    await asyncio.gather(*(leave() for _ in range(4)))
+    await asyncio.gather(*(leave() for _ in range(count)))
     return None
 
 
 async def hang_up(target: Target) -> Complaint:
-    """A client that goes away amid its answer."""
+    """Closes the connection in the middle of an answer."""
     request = {**target.about(hostile.LLAVA, base64.b64decode(target.picture)), "temperature": 50.0, "seed": 1}
     async with target.client.stream("POST", f"{target.controller}{hostile.LLAVA}", json=request) as reply:
         async for _ in reply.aiter_raw():
@@ -142,20 +95,20 @@ EXTREMES: tuple[dict[str, Any], ...] = (
 
 
 async def send_extreme(target: Target) -> Complaint:
-    """A request whose settings are allowed and extreme, which is answered."""
+    """Sends a request with extreme settings within the allowed range, which must be answered."""
     fields = EXTREMES[next(target.numbers) % len(EXTREMES)]
     reply = await target.client.post(f"{target.worker()}{hostile.OPENAI}", json=target.chat(**fields))
     return unless(is_answer(reply) or reply.status_code == 429, f"{fields}", reply)
 
 
-async def send_foreign_fields(target: Target) -> Complaint:
-    """Requests as other clients write them: answered where they ask for nothing odd, else refused by name."""
+async def send_other_fields(target: Target) -> Complaint:
+    """Sends requests as other clients write them: harmless fields must be accepted, others refused by name."""
     picture = base64.encodebytes(base64.b64decode(target.picture)).decode()
     url = {"url": f"data:image/png;base64,{picture}", "detail": "original"}
     wrapped = [
         {"role": "user", "content": [{"type": "image_url", "image_url": url}, {"type": "text", "text": "What?"}]}
     ]
-    said = [
+    turns = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hello", "refusal": ""},
         {"role": "user", "content": [{"type": "text", "text": "And?", "cache_control": {"type": "ephemeral"}}]},
@@ -163,7 +116,7 @@ async def send_foreign_fields(target: Target) -> Complaint:
     outside = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}]}]
     cases: list[tuple[dict[str, Any], int]] = [
         (target.chat(messages=wrapped), 200),
-        (target.chat(messages=said), 200),
+        (target.chat(messages=turns), 200),
         (target.chat(messages=outside), 400),
         (target.chat(response_format={"type": "json_object"}), 400),
         (target.chat(messages=[{"role": "user", "content": None}]), 400),
@@ -174,7 +127,7 @@ async def send_foreign_fields(target: Target) -> Complaint:
 
 
 async def hold_headers(target: Target, connections: int = 300, seconds: float = 5.0) -> Complaint:
-    """Connections whose headers never end, while the server is asked whether it is well."""
+    """Opens connections whose headers never end, while /health must still answer."""
     server = urlsplit(target.worker() if next(target.numbers) % 2 else target.controller)
     writers: list[asyncio.StreamWriter] = []
     try:
@@ -198,7 +151,7 @@ async def hold_headers(target: Target, connections: int = 300, seconds: float = 
 
 
 async def send_large_bodies(target: Target, count: int = 20, size: int = 60 * 2**20) -> Complaint:
-    """Bodies that are each within the limit and together beyond it."""
+    """Sends bodies that are each within the limit and together beyond it."""
 
     async def body() -> Any:
         for _ in range(size // 2**20):
@@ -210,7 +163,7 @@ async def send_large_bodies(target: Target, count: int = 20, size: int = 60 * 2*
                 f"{target.worker()}{hostile.OPENAI}", content=body(), headers={"Content-Type": "application/json"}
             )
         except (httpx.TransportError, httpx.TimeoutException):
-            return 0  # refused, and hung up, while the body was on its way
+            return 0  # refused, and the connection closed, while the body was being sent
         return reply.status_code
 
     statuses = await asyncio.gather(*(send() for _ in range(count)))
@@ -219,7 +172,7 @@ async def send_large_bodies(target: Target, count: int = 20, size: int = 60 * 2*
 
 
 async def post_from_another_page(target: Target) -> Complaint:
-    """What a browser sends, without asking, for a page of another origin."""
+    """Posts as a browser does, without a preflight request, for a page of another origin."""
     request = json.dumps(target.about(hostile.LLAVA, base64.b64decode(target.picture)))
     headers = {"Content-Type": "text/plain", "Origin": "http://elsewhere.example"}
     server = target.worker() if next(target.numbers) % 2 else target.controller
@@ -227,8 +180,8 @@ async def post_from_another_page(target: Target) -> Complaint:
     return unless(reply.status_code == 403, "a page of another origin", reply)
 
 
-async def lie_as_worker(target: Target) -> Complaint:
-    """Absurd heartbeats and registrations, the controller's own address among them."""
+async def send_false_heartbeats(target: Target) -> Complaint:
+    """Sends absurd heartbeats and registrations, one with the controller's own address."""
     beats: list[tuple[str, dict[str, Any]]] = [
         ("receive_heart_beat", {"queue_length": 10**400}),
         ("receive_heart_beat", {"queue_length": -1}),
@@ -246,72 +199,13 @@ ATTACKS: dict[str, tuple[Callable[[Target], Awaitable[Complaint]], float]] = {
     "malformed requests": (send_malformed, 0.3),
     "hostile and odd images": (send_image, 0.7),
     "slow images": (send_slow_image, 8.0),
-    "slow images, left": (leave_slow_images, 8.0),
+    "abandoned slow images": (leave_slow_images, 8.0),
     "clients that hang up": (hang_up, 1.0),
     "extreme settings": (send_extreme, 1.0),
-    "other clients' fields": (send_foreign_fields, 1.0),
+    "other clients' fields": (send_other_fields, 1.0),
     "300 half-sent headers": (hold_headers, 5.0),
     "20 bodies of 60 MiB": (send_large_bodies, 20.0),
     "pages of other origins": (post_from_another_page, 1.0),
-    "lies about workers": (lie_as_worker, 0.7),
+    "false heartbeats": (send_false_heartbeats, 0.7),
 }
-"""Name -> what it does, and the seconds from one to the next."""
-
-
-async def attack(target: Target, seconds: float, large_bodies: int) -> dict[str, Any]:
-    """Runs each attack in a loop of its own; returns how often, and what was wrong."""
-    end = time.monotonic() + seconds
-    counts, wrong = Counter[str](), list[str]()
-
-    async def repeat(name: str, work: Callable[[Target], Awaitable[Complaint]], pause: float) -> None:
-        while time.monotonic() < end:
-            try:
-                complaint = await work(target)
-            except httpx.TransportError as error:
-                complaint = f"{name}: {type(error).__name__}"
-            counts[name] += 1
-            if complaint:
-                wrong.append(complaint)
-            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
-
-    chosen = dict(ATTACKS)
-    large = partial(send_large_bodies, count=large_bodies)
-    chosen["large bodies"] = large, chosen.pop("20 bodies of 60 MiB")[1]
-    await asyncio.gather(*(repeat(name, work, pause) for name, (work, pause) in chosen.items()))
-    return {"counts": counts, "wrong": wrong}
-
-
-def unless(fine: bool, what: str, reply: httpx.Response) -> Complaint:
-    """None for a reply as it should be; otherwise what was asked and what came."""
-    return None if fine else f"{what}: {reply.status_code} {reply.text[-120:]}"
-
-
-def is_answer(reply: httpx.Response) -> bool:
-    """Whether a reply is an answer that came to its end, in either protocol; its status alone does not tell."""
-    if reply.status_code != 200:
-        return False
-    last = json.loads(reply.content.rstrip(b"\0").rpartition(b"\0")[2])
-    return bool(last.get("finish_reason") or last.get("choices", [{}])[0].get("finish_reason"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Attacks the servers that stdin names, as JSON, and prints what came of it as JSON; returns the exit code."""
-    OneLineParser(prog="attacks", description="Attack the servers of a soak run, which starts this.").parse_args(argv)
-
-    def run() -> None:
-        os.nice(10)  # on a machine of its own, a client would take no processor time from the servers
-        options = json.load(sys.stdin)
-        seconds, large_bodies = options.pop("seconds"), options.pop("large_bodies")
-
-        async def work() -> dict[str, Any]:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
-                return await attack(Target(client, **options), seconds, large_bodies)
-
-        print(json.dumps(asyncio.run(work())))
-
-    return run_command("attacks", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+"""Name -> the attack, and the seconds from one to the next."""

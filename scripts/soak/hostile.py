@@ -1,7 +1,6 @@
-"""Requests and pictures that no client should send, by number: what the soak run throws at the servers.
+"""Malformed requests, and hostile or odd image files. Nothing here knows a server.
 
-`malformed(i)` is always refused with a 4xx. A picture of `PICTURES` is hostile or merely odd; what it should come to is
-said beside it. Nothing here knows a server.
+`malformed(i)` must be refused with a 4xx. `PICTURES` says of each image whether it must be answered or refused.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 
 LLAVA, OPENAI = "/worker_generate_stream", "/v1/chat/completions"
 
-# Values that no field of the kind takes.
+# Values of a wrong type for a field that takes a number, a text or a list.
 NOT_A_NUMBER: tuple[Any, ...] = ("warm", [], {}, "1e999", [0.5], {"value": 1})
 NOT_A_TEXT: tuple[Any, ...] = (3, {}, [None], True, [[]], {"text": "Hi"})
 NOT_A_LIST: tuple[Any, ...] = (3, {}, "", [3], [[]], {"0": "x"})
@@ -67,16 +67,16 @@ class Bad:
     path: str
     body: bytes
     what: str
-    """For the report."""
+    """What is wrong with it, for the report."""
 
 
 def malformed(number: int, model: str, picture: str) -> Bad:
-    """Returns malformed request number so and so: each a valid one with one thing wrong, or no request at all.
+    """Makes malformed request number `number`: a valid one with one field wrong, or no JSON object at all.
 
     Args:
-        number: Which; all fields and values come round.
-        model: The name that the servers know.
-        picture: Base64 text of a good picture.
+        number: selects the fault; all fields and values occur.
+        model: the name that the servers know.
+        picture: Base64 text of a good image.
     """
     path = (LLAVA, OPENAI)[number % 2]
     if number % 10 >= 8:
@@ -91,14 +91,14 @@ def malformed(number: int, model: str, picture: str) -> Bad:
 
 
 def good(path: str, model: str, picture: str, question: str, prompt: str | None = None) -> dict[str, Any]:
-    """Returns a valid request.
+    """Makes a valid request.
 
     Args:
-        path: The protocol.
-        model: The model's name.
+        path: selects the protocol.
+        model: the model's name.
         picture: Base64 text of an image file.
-        question: About it.
-        prompt: The question in the model's prompt format; LLaVA's protocol wants it so.
+        question: about the image.
+        prompt: the question in the model's prompt format, for LLaVA's protocol.
     """
     if path == LLAVA:
         text = prompt or f"USER: <image>\n{question} ASSISTANT:"
@@ -114,25 +114,25 @@ def good(path: str, model: str, picture: str, question: str, prompt: str | None 
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of an image file."""
+    """Encodes an image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """A picture without any structure."""
+    """Draws random pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file."""
+    """Encodes a chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is so large."""
+    """Makes a PNG of a few bytes whose header claims this size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" * 1_000_000)
     chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
@@ -140,51 +140,57 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def deep_grey() -> bytes:
-    """A PNG of 16 bits per pixel."""
+    """Makes a PNG of 16 bits per pixel."""
     return saved(Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16))
 
 
 def rotated() -> bytes:
-    """A JPEG that is to be turned before it is seen."""
+    """Makes a JPEG whose EXIF data asks for a rotation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return saved(noise(64, 48), "JPEG", exif=exif)
 
 
 def animated() -> bytes:
-    """A GIF of three frames."""
+    """Makes a GIF of three frames."""
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+@cache
+def flat_jpeg(side: int) -> bytes:
+    """Makes a progressive JPEG of one grey; once, since large ones take seconds."""
+    return saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+
+
 def jpeg_of_scans(side: int = 8000, scans: int = 45_000) -> bytes:
-    """A progressive JPEG that repeats an empty scan: ten bytes each, and a pass over all pixels."""
-    data = saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    """Makes a progressive JPEG that repeats an empty scan: ten bytes each, and a pass over all pixels."""
+    data = flat_jpeg(side)
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10)
     return data.removesuffix(b"\xff\xd9") + scans * scan + b"\xff\xd9"
 
 
 def slow_jpeg() -> bytes:
-    """A JPEG within all limits but that on time: five seconds or more, depending on the processor."""
+    """Makes a JPEG within all limits except the time limit: it decodes in five seconds or more."""
     return jpeg_of_scans(scans=490)
 
 
 def directory(entries: list[bytes], tags: int, size: int, place: int) -> bytes:
-    """A TIFF directory: entries of its own, and tags that all point at the same bytes."""
+    """Encodes a TIFF directory: the given entries, and tags that all point at the same bytes."""
     entries = entries + [struct.pack("<HHLL", 50_000 + i, 7, size, place) for i in range(tags)]
     return struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
 
 
 def png_with_tags(tags: int = 200, size: int = 5 * 2**20) -> bytes:
-    """A PNG whose EXIF tags unfold to a gigabyte; none of them is the orientation."""
+    """Makes a PNG whose EXIF tags expand to a gigabyte; none of them is the orientation."""
     place = 8 + len(directory([], tags, size, 0))
     exif = b"II*\0" + struct.pack("<L", 8) + directory([], tags, size, place) + bytes(size)
     png = saved(Image.new("RGB", (64, 64), "teal"))
-    return png[:33] + png_chunk(b"eXIf", exif) + png[33:]  # behind the header
+    return png[:33] + png_chunk(b"eXIf", exif) + png[33:]  # after the header
 
 
 def tiff_with_tags(tags: int = 600, size: int = 14 * 2**20) -> bytes:
-    """A TIFF whose tags unfold to eight gigabytes."""
+    """Makes a TIFF whose tags expand to eight gigabytes."""
     grey = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: 4096}
     entries = [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in grey.items()]
     start = 8 + 64 * 64
@@ -194,7 +200,7 @@ def tiff_with_tags(tags: int = 600, size: int = 14 * 2**20) -> bytes:
 
 
 def with_wrong_checksum() -> bytes:
-    """A PNG whose pixels have changed on the way."""
+    """Makes a PNG with a flipped bit in its pixels."""
     data = bytearray(saved(noise(64, 64)))
     data[data.index(b"IDAT") + 2000] ^= 1
     return bytes(data)
@@ -228,9 +234,9 @@ PICTURES: dict[str, tuple[Callable[[], bytes], bool]] = {
     "WebP": (lambda: saved(noise(64, 64), "WEBP"), True),
     "TIFF": (lambda: saved(noise(64, 64), "TIFF"), True),
 }
-"""Name -> how it is made, and whether it should be answered (the others are refused with 4xx)."""
+"""Name -> how it is made, and whether it must be answered (the others must be refused with 4xx)."""
 
 
 def encoded(data: bytes) -> str:
-    """Base64 text."""
+    """Encodes bytes as Base64 text."""
     return base64.b64encode(data).decode()
