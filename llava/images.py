@@ -104,7 +104,7 @@ def load_image(
     allow_loopback: bool = False,
     allowed_hosts: Collection[str] | None = None,
 ) -> Image.Image:
-    """Opens an image in this process. Servers, which open strangers' files, use `decoder_pool` instead.
+    """Opens an image in this process. Servers, which open untrusted files, use `llava.serve.decoding` instead.
 
     Args:
         source: See `read_image`, as all other arguments.
