@@ -61,3 +61,7 @@ def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
     used = ("llava.serve.workers.protocol", "llava.serve.workers.dispatcher", "llava.serve.http.server", "llava.images")
     imports = f"import llava.serve.{module}, {', '.join(used)}"
     assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
+
+
+def test_showing_a_quadtree_loads_torch_alone() -> None:
+    assert loaded("import qlip.tools.show") == {"torch"}
