@@ -232,7 +232,7 @@ def test_thumbnails_of_another_model():
         (lambda: [picture(56, 56)], "pixel_values are Image for each image, without leaf_boxes"),
         (lambda: torch.zeros(2, 56, 56).numpy(), "pixel_values are ndarray for each image"),
         (lambda: torch.zeros(3, 56, 56), r"pixel_values are \(56, 56\) for each image"),
-        (lambda: torch.zeros(1, 1, 56, 56), r"pixel_values are \(1, 56, 56\) for each image .* \(3, height, width\)"),
+        (lambda: torch.zeros(1, 1, 56, 56), r"pixel_values are \(1, 56, 56\) for each image.* \(3, height, width\)"),
         (lambda: [], "pixel_values hold no image"),
     ],
     ids=["a picture", "an array", "no batch", "grey", "none"],
