@@ -50,7 +50,10 @@ def test_help_and_a_wrong_flag_load_nothing_heavy() -> None:
     assert output(HELP, " ".join(programs), " ".join(HEAVY)) == [f"{name} loads nothing" for name in programs]
 
 
-@pytest.mark.parametrize("package", ["qlip", "llava", "llava.serve.engine"])
+LIGHT = ("qlip", "llava", "llava.serve.engine", "llava.model", "llava.mm_utils", "llava.utils", "llava.conversation")
+
+
+@pytest.mark.parametrize("package", LIGHT)
 def test_a_package_loads_nothing_heavy(package: str) -> None:
     assert loaded(f"import {package}") == set()
 
@@ -65,3 +68,9 @@ def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
 
 def test_showing_a_quadtree_loads_torch_alone() -> None:
     assert loaded("import qlip.tools.show") == {"torch"}
+
+
+def test_a_process_that_prepares_images_loads_no_models_library() -> None:
+    assert (
+        loaded("from llava.eval.run.pictures import Preparer", ("transformers", "gradio", "pandas", "scipy")) == set()
+    )

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Picture = Image.Image | Callable[[], Image.Image]
 """An RGB image, or a function that opens it, such as an `ImageOpener`: large images are opened one at a time."""
 
+RequestSettings = QLIPOptions | QLIPConfig | None
+"""A request's own options, or what `VisionFrontend.settings` computed from them."""
+
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP equals CLIP, for images that CLIP's own processor has prepared."""
 
@@ -57,19 +60,24 @@ class VisionFrontend:
         """The tower, if it is a quadtree tower."""
         return self.tower if isinstance(self.tower, QLIPVisionTower) else None
 
-    def settings(self, options: QLIPOptions = SERVERS_OWN) -> QLIPConfig | None:
+    def settings(self, options: RequestSettings = SERVERS_OWN) -> QLIPConfig | None:
         """Computes the settings for a request's images; None for CLIP's uniform grid.
+
+        Args:
+            options: The request's; settings that were computed before are returned unchanged.
 
         Raises:
             ValueError, TypeError: an option is out of range or above the server's limit, or the model has no quadtree.
         """
+        if not isinstance(options, QLIPOptions):
+            return options
         changes = options.changes()
         if options.enabled is False and changes:
             raise ValueError(f"qlip is not enabled, so it takes no {', '.join(changes)}")
         tower = self.quadtree_tower
         if tower is None:
             if options.enabled or changes:
-                raise ValueError("this model sees by CLIP's uniform grid only; leave the qlip options out")
+                raise ValueError("this model has CLIP's uniform grid only; leave the qlip options out")
             return None
         for name, limit in self.limits.items():
             if name in changes and changes[name] > limit:
@@ -94,7 +102,7 @@ class VisionFrontend:
             ValueError: the model has no vision tower.
         """
         if self.tower is None:
-            raise ValueError("this model has no vision tower: ask it without pictures")
+            raise ValueError("this model has no vision tower: ask it without images")
         tower, config = self.quadtree_tower, self.model.config
         if tower is None:
             return prepare_pixels(image, self.image_processor, config, self.tower.native_tokens)
