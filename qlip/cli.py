@@ -114,4 +114,9 @@ def bias(args: argparse.Namespace) -> None:
 
 def token_budget(text: str) -> int | None:
     """Reads a budget from the command line: a number, or "none"."""
-    return None if text == "none" else int(text)
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer, or none") from None

@@ -1,4 +1,4 @@
-"""`python -m qlip show`: what it prints and writes, and how it refuses."""
+"""`qlip show`: its output and its errors; the errors of all commands of `qlip`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_refused(tmp_path, capsys, monkeypatch):
         ([], "qlip: error: the following arguments are required: COMMAND"),
         (["fit"], "qlip fit: error: the following arguments are required: --tower, --out"),
         (["fit", "--recipe", "theirs"], "qlip fit: error: argument --recipe: invalid choice: 'theirs'"),
-        (["show", "a.png", "--max-tokens", "96.5"], "qlip show: error: argument --max-tokens: invalid"),
+        (["show", "a.png", "--max-tokens", "96.5"], "qlip show: error: argument --max-tokens: '96.5' is not allowed"),
         (["sweep", "--nothing"], "qlip sweep: error: "),
     ],
 )

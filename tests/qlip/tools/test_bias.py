@@ -74,11 +74,11 @@ def numeric_norm(function, point: torch.Tensor, step: float = 1e-4) -> float:
 @torch.no_grad()
 def test_interpolation_bias_is_the_norm_that_finite_differences_of_transformers_own_model_give(kind):
     """The oracle is a model built for the other size, with the positions P as its own table."""
-    model, image = tower(kind, torch.float64), pixels(42, 42)
+    model, image = tower(kind, torch.float64), pixels(28, 28)
     reference = embed(model, pixels(NATIVE, NATIVE, 1), Leaves.uniform((4, 4)), model.positions(Leaves.uniform((4, 4))))
-    leaves = Leaves.uniform((3, 3))
+    leaves = Leaves.uniform((2, 2))
     positions = place_leaves(model, leaves, "bicubic").double()
-    theirs = vision_model(kind, image_size=42).double()
+    theirs = vision_model(kind, image_size=28).double()
     states = {name: value for name, value in model.state_dict().items() if "position_embedding" not in name}
     theirs.load_state_dict(states, strict=False)
 
@@ -93,9 +93,8 @@ def test_interpolation_bias_is_the_norm_that_finite_differences_of_transformers_
 
 @torch.no_grad()
 def test_interpolation_bias_of_a_quadtree_is_the_norm_that_finite_differences_give():
-    model, image = tower(dtype=torch.float64), pixels(56, 84)
-    boxes = [(0, 0, 2), (0, 2, 1), (0, 3, 1), (0, 4, 2), (1, 2, 1), (1, 3, 1), (2, 0, 2), (2, 2, 2), (2, 4, 2)]
-    leaves = Leaves(torch.tensor(boxes), (4, 6))
+    model, image = tower(dtype=torch.float64), pixels(28, 56)
+    leaves = Leaves(torch.tensor([(0, 0, 2), (0, 2, 1), (0, 3, 1), (1, 2, 1), (1, 3, 1)]), (2, 4))
     reference = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     positions = place_leaves(model, leaves, "bilinear").double()
 
