@@ -1,4 +1,4 @@
-"""Image files of a folder -> upright RGB images. Pillow and numpy only."""
+"""Finds and reads image files, with Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_picture(path: Path) -> Image.Image | None:
-    """Reads a file as `open_picture` does; logs a warning and gives None where it can't be read."""
+    """Reads a file as `open_picture` does; logs a warning and returns None if it can't be read."""
     try:
         return open_picture(path)
     except ValueError as error:

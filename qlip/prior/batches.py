@@ -1,6 +1,6 @@
-"""A folder of pictures -> batches at random sizes, each a function of (seed, epoch, number) alone.
+"""Training batches from a folder of images, at random sizes; each depends on (seed, epoch, number) alone.
 
-A run can therefore start at any step, and any number of processes sees the same batches. Knows nothing of towers.
+A run can therefore start at any step, and any number of processes sees the same batches.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from qlip.prior.config import AlphaPer, Shape, Sizes
 
 
 class Batch(NamedTuple):
-    """Pictures twice: as a tower was trained to see them, and larger."""
+    """Images twice: at the size that the tower was trained on, and larger."""
 
     references: Tensor
-    """float32 (B, 3, S, S): the whole view squeezed to the native size."""
+    """float32 (B, 3, S, S): each image resized to the native square."""
 
     images: list[Tensor]
-    """float32 (3, H, W) each: the same views larger, in their own aspect ratio."""
+    """float32 (3, H, W) each: the same images larger, in their own aspect ratio."""
 
     alphas: list[float]
     """Split threshold of each."""
 
     seeds: list[int]
-    """Of the random splits of each, where the splits are random."""
+    """Seed of each image's random splits."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Copies the batch to a device."""
         return Batch(self.references.to(device), [image.to(device) for image in self.images], self.alphas, self.seeds)
 
 
 class PictureBatches(Dataset[Batch]):
-    """Batch number i of an endless run: epoch i // per_epoch, in an order of its own.
+    """Batch number i of an endless run; each epoch, i // per_epoch, has its own order.
 
-    A batch is always full: the last of an epoch goes on with the epoch's first pictures, and in the place of a picture
-    that cannot be read comes the next one.
+    A batch is always full: the last of an epoch is filled up with the epoch's first images, and an image that can't be
+    read is replaced by the next one.
 
     Args:
-        paths: the pictures.
-        processor: gives patch size, native size, normalisation and bounds on the grid.
-        batch: pictures in a batch, over all processes; a multiple of their number.
+        paths: the image files.
+        processor: its patch size, native size, normalisation and bounds on the grid are used.
+        batch: images in a batch, over all processes; a multiple of their number.
         largest_size: pixels, see `sizes`.
         alpha: lowest and highest split threshold to draw from.
-        alpha_per: draw one threshold a batch, or one for each picture.
+        alpha_per: draw one threshold for a batch, or one for each image.
         sizes: "drawn": a batch's shorter side is drawn from whole cells between the native size and `largest_size`;
-            "own": each picture at its own size, shrunk where its longer side exceeds `largest_size`.
-        shape: "native" shows the whole picture, "cropped" its central square.
-        seed: of order, sizes, thresholds and random splits.
-        share: (rank, number of processes); batches hold this process's pictures only.
+            "own": each image at its own size, shrunk if its longer side exceeds `largest_size`.
+        shape: "native" uses the whole image, "cropped" its central square.
+        seed: of the order, sizes, thresholds and random splits.
+        share: (rank, number of processes); batches hold this process's images only.
 
     Raises:
-        ValueError: no paths, a size below the native one, or a batch that cannot be shared out.
+        ValueError: no paths, a size below the native one, or a batch that the processes can't share evenly.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class PictureBatches(Dataset[Batch]):
         check_count("batch", batch)
         native_size = processor.crop_size["height"]
         if not paths:
-            raise ValueError("there are no pictures to make batches of")
+            raise ValueError("there are no images to make batches of")
         if largest_size < native_size:
             raise ValueError(f"largest_size is {largest_size}; it must be at least the native size {native_size}")
         if batch % share[1]:
-            raise ValueError(f"batch is {batch}; {share[1]} processes share it, so it must be a multiple of that")
+            raise ValueError(f"batch is {batch}; {share[1]} processes share it, so it must be a multiple of {share[1]}")
         self.paths, self.processor, self.batch = list(paths), processor, batch
         self.largest_size, self.largest_cells = largest_size, largest_size // processor.patch_size
         self.alpha, self.alpha_per, self.sizes = alpha, alpha_per, sizes
@@ -98,7 +98,7 @@ class PictureBatches(Dataset[Batch]):
 
     @property
     def per_epoch(self) -> int:
-        """Batches in which every picture comes up."""
+        """Batches that hold every image once."""
         return -(-len(self.paths) // self.batch)
 
     def __getitem__(self, step: int) -> Batch:
@@ -120,12 +120,12 @@ class PictureBatches(Dataset[Batch]):
         return Batch(references, images, alphas[rank::processes], seeds[rank::processes])
 
     def _own_side(self, view: Image.Image) -> int | None:
-        """Shorter side, in pixels, of a picture whose longer one is too long; None keeps the size."""
+        """Computes the shorter side, in pixels, of an image whose longer side is too long; None keeps the size."""
         short, long = sorted(view.size)
         return None if long <= self.largest_size else max(1, short * self.largest_size // long)
 
     def _view(self, order: np.ndarray, place: int) -> Image.Image:
-        """The picture at a place in the order, or the next that can be read."""
+        """Reads the image at a place in the order, or the next that can be read."""
         for offset in range(len(order)):
             path = self.paths[order[(place + offset) % len(order)]]
             if path in self.unreadable:
@@ -134,8 +134,8 @@ class PictureBatches(Dataset[Batch]):
             if picture is not None:
                 return crop_square(picture) if self.shape == "cropped" else picture
             self.unreadable.add(path)
-        raise ValueError(f"none of the {len(order)} pictures can be read; the first is {self.paths[0]}")
+        raise ValueError(f"none of the {len(order)} images can be read; the first is {self.paths[0]}")
 
     def _prepare(self, view: Image.Image, size: int | None) -> Tensor:
-        """float32 (3, H, W), normalised, with its shorter side near `size` pixels; None keeps the size."""
+        """Normalises an image: float32 (3, H, W), its shorter side near `size` pixels; None keeps the size."""
         return self.processor.cutter.normalise(view, replace(self.processor.qlip, image_size=size))

@@ -1,4 +1,4 @@
-"""`qlip fit`: its flags, and what it prints of a fit. The training is imported when the command runs."""
+"""`qlip fit`: its flags and report. The training is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qlip.prior.config import (
 
 
 def add_fit(commands: Any) -> None:
-    """Adds `qlip fit` to the subparsers; a flag that is not given takes the default of `FitConfig`."""
+    """Adds `qlip fit` to the subparsers; flags default to the values of `FitConfig`."""
     default = {field.name: field.default for field in fields(FitConfig)}
     command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
     command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
@@ -36,17 +36,17 @@ def add_fit(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, help=f"({default['seed']})")
     released = RECIPES["released"]
-    images = command.add_argument_group("train on pictures as well", argument_default=argparse.SUPPRESS)
-    images.add_argument("--images", type=Path, help="folder of pictures, searched recursively")
+    images = command.add_argument_group("train on images as well", argument_default=argparse.SUPPRESS)
+    images.add_argument("--images", type=Path, help="folder of images, searched recursively")
     images.add_argument(
-        "--random-start", dest="exact_start", action="store_false", help="start at random, as the paper"
+        "--random-start", dest="exact_start", action="store_false", help="start at random, as in the paper"
     )
-    images.add_argument("--epochs", type=int, help=f"passes over the pictures ({default['epochs']})")
+    images.add_argument("--epochs", type=int, help=f"passes over the images ({default['epochs']})")
     images.add_argument("--steps", type=int, help="batches to train for, instead of epochs")
     images.add_argument(
         "--batch",
         type=int,
-        help=f"pictures per step of all processes ({default['batch']}; released {released['batch']})",
+        help=f"images per step, over all processes ({default['batch']}; released {released['batch']})",
     )
     images.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
     images.add_argument("--theta", type=float, help=f"weight of the grid term ({default['theta']})")
@@ -60,18 +60,20 @@ def add_fit(commands: Any) -> None:
         "--alpha", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"range of split thresholds {default['alpha']}"
     )
     images.add_argument(
-        "--alpha-per", choices=get_args(AlphaPer), help="draw one a batch (paper) or picture (released)"
+        "--alpha-per", choices=get_args(AlphaPer), help="draw one for each batch (paper) or image (released)"
     )
     images.add_argument(
-        "--sizes", choices=get_args(Sizes), help="of pictures: a shorter side for each batch (paper), own (released)"
+        "--sizes",
+        choices=get_args(Sizes),
+        help="of images: one shorter side per batch (paper), their own (released)",
     )
-    images.add_argument("--largest-size", type=int, help="longest side that is drawn or kept (5/3 of the native size)")
-    images.add_argument("--max-tokens", type=int, help="most tokens of a picture (those of a square of that size)")
-    images.add_argument("--shape", choices=get_args(Shape), help=f"whole pictures, or squares ({default['shape']})")
-    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default what accelerate is set to")
-    images.add_argument("--workers", type=int, help=f"processes that read pictures ({default['workers']})")
+    images.add_argument("--largest-size", type=int, help="longest side drawn or kept (5/3 of the native size)")
+    images.add_argument("--max-tokens", type=int, help="most tokens of an image (those of a square of that size)")
+    images.add_argument("--shape", choices=get_args(Shape), help=f"whole images, or squares ({default['shape']})")
+    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default as accelerate is configured")
+    images.add_argument("--workers", type=int, help=f"processes that read images ({default['workers']})")
     images.add_argument("--save-every", type=int, help=f"steps between checkpoints ({default['save_every']})")
-    images.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
+    images.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
     images.add_argument("--log-dir", type=Path, help="write a TensorBoard log here")
     command.set_defaults(run=fit)
 

@@ -1,4 +1,4 @@
-"""QLIP inside transformers, each in a few lines, and the command line that they share."""
+"""Examples of QLIP inside transformers, and the command line that they share."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix, damage):
     state = make_authors_prior(8).state_dict()
     torch.save(state, path) if suffix == "pt" else save_file(state, path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"prior\.{suffix} (can't be read: it is damaged|is no safetensors file)"):
+    with pytest.raises(ValueError, match=rf"prior\.{suffix} (can't be read: it is damaged|is not a safetensors file)"):
         CoordinateMLP.load(path)
 
 

@@ -126,7 +126,7 @@ def make_contrastive_processor() -> CLIPProcessor:
 
 
 def make_processor(kind: str) -> Any:
-    """The processor that goes with `make_language_model(kind)`."""
+    """Makes the processor of `make_language_model(kind)`."""
     square = {"height": NATIVE, "width": NATIVE}
     siglip = kind == "llava_siglip"
     options = {

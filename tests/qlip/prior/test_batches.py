@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_named_once_and_replaced(folder, caplog):
 
 def test_a_folder_of_broken_files_alone_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures can be read.*a\.png"):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read.*a\.png"):
         batches(tmp_path)[0]
 
 

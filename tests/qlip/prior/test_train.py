@@ -216,7 +216,7 @@ def test_bad_settings_are_refused(files, tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("absent", "no tower could be had from .*absent"), ("vit", "is of type 'vit'; allowed are clip")],
+    [("absent", "no tower can be loaded from .*absent"), ("vit", "is of type 'vit'; allowed are clip")],
 )
 def test_a_tower_that_is_not_there_or_of_another_kind_is_refused(files, tmp_path, kind, message):
     ViTConfig(**SHAPE).save_pretrained(files / "vit")

@@ -80,7 +80,7 @@ def test_without_the_quadtrees_flags_the_uniform_grid_alone_is_measured_and_none
     [
         (["--images", "absent"], "there is no folder absent"),
         (["--images", "{root}/tower"], "there are no images in"),
-        (["--tower", "{root}/absent"], "no tower could be had from"),
+        (["--tower", "{root}/absent"], "no tower can be loaded from"),
         (["--tower", "{root}/bert"], "is of type 'bert'; allowed are clip"),
         (["--mlp", "{root}/absent.pt"], "no MLP prior at"),
         (["--modes", "cubic"], "modes is 'cubic'"),
@@ -103,7 +103,7 @@ def test_the_command_refuses_in_one_line(workplace, tmp_path, capsys, flags, mes
 def test_a_folder_whose_pictures_all_fail_is_refused(workplace, tmp_path, capsys):
     (tmp_path / "broken.png").write_text("no picture")
     assert run(workplace, "--images", str(tmp_path), "--out", str(tmp_path / "bias.json")) == 2
-    assert "there are no pictures to measure" in capsys.readouterr().err
+    assert "there are no images to measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
