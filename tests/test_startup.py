@@ -50,7 +50,10 @@ def test_help_and_a_wrong_flag_load_nothing_heavy() -> None:
     assert output(HELP, " ".join(programs), " ".join(HEAVY)) == [f"{name} loads nothing" for name in programs]
 
 
-@pytest.mark.parametrize("package", ["qlip", "llava", "llava.serve.engine"])
+LIGHT = ("qlip", "llava", "llava.serve.engine", "llava.model", "llava.mm_utils", "llava.utils", "llava.conversation")
+
+
+@pytest.mark.parametrize("package", LIGHT)
 def test_a_package_loads_nothing_heavy(package: str) -> None:
     assert loaded(f"import {package}") == set()
 
@@ -61,3 +64,9 @@ def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
     used = ("llava.serve.workers.controller_app", "llava.serve.workers.protocol", "llava.serve.http.server")
     imports = f"import llava.serve.{module}, {', '.join(used)}"
     assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
+
+
+def test_a_process_that_prepares_images_loads_no_models_library() -> None:
+    assert (
+        loaded("from llava.eval.run.pictures import Preparer", ("transformers", "gradio", "pandas", "scipy")) == set()
+    )

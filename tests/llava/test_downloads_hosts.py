@@ -163,7 +163,7 @@ def request(address: str) -> None:
         ("http://me:secret@h/", "needs a host and may not hold a password"),
     ],
 )
-def test_a_url_that_cannot_be_asked_is_told_what_is_wrong_with_it(url: str, words: str) -> None:
+def test_the_error_of_a_bad_url_says_what_is_wrong(url: str, words: str) -> None:
     def fail(*args: object, **options: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

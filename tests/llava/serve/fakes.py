@@ -1,4 +1,4 @@
-"""Stand-ins for a loaded model: they speak the calls that the front ends make and say what the test tells them to."""
+"""Fakes of a loaded model, its tower, processor and tokenizer, whose answers a test chooses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BytesTokenizer:
 
 
 class SquareProcessor:
-    """Gives every picture as 3 x 4 x 4 zeros."""
+    """Prepares every picture as 3 x 4 x 4 zeros."""
 
     keeps_aspect_ratio = True
 
@@ -49,35 +49,25 @@ class Tower:
 
     device = torch.device("cpu")
     dtype = torch.float64
-    num_patches = 16
+    num_patches = native_tokens = 16
 
     def encode_tokens(self, pixels: list[Tensor]) -> list[Tensor]:
         return pixels
 
-    def count_tokens(self, pixels: Tensor) -> int:
-        return self.num_patches
-
-    count_positions = count_tokens
-
 
 class QuadtreeTower(Tower):
-    """A tower that sees by quadtree: 5 leaves, whatever the picture."""
+    """A tower with a quadtree of 5 leaves, whatever the picture."""
 
     def __init__(self, thumbnail: bool = False) -> None:
-        self.settings = SimpleNamespace(thumbnail=thumbnail)
+        self.native_tokens = 5 + self.num_patches * thumbnail
 
     def partition(self, pixels: Tensor) -> range:
         assert pixels.shape == (3, 4, 4)
         return range(5)
 
-    def count_tokens(self, pixels: Tensor) -> int:
-        return len(self.partition(pixels)) + self.num_patches * self.settings.thumbnail
-
-    count_positions = count_tokens
-
 
 class ScriptedModel:
-    """Gives the answers of a script, one after the other, byte by byte; an exception in the script is raised."""
+    """Generates the answers of a script in order, byte by byte; raises an exception in the script."""
 
     device = torch.device("cpu")
 
@@ -95,18 +85,18 @@ class ScriptedModel:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts so far, a picture's token written as its tag."""
+        """The prompts so far, with image tokens as `<image>`."""
         ids = [call["input_ids"][0].tolist() for call in self.calls]
         return ["".join("<image>" if i < 0 else chr(i - 3) for i in row if i < 0 or i >= 3) for row in ids]
 
     @property
     def temperatures(self) -> list[list[float]]:
-        """The temperatures of each call's sampled rows; none for greedy ones."""
+        """Temperatures of each call's sampled rows; empty for greedy ones."""
         samplers = [call["logits_processor"][0] for call in self.calls]
         return [[round(value, 6) for value in sampler.temperature.tolist()] for sampler in samplers]
 
     def project(self, tokens: list[Tensor]) -> list[Tensor]:
-        """The pixels as they are."""
+        """Returns the pixels unchanged."""
         return tokens
 
     def generate(
