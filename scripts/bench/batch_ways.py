@@ -25,9 +25,10 @@ from llava.eval.run.questions import Question, read_lines
 from llava.eval.run.runner import WINDOW, Runner, pictures_of
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.chat_engine import ChatEngine, separators
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.detokenize import until_stop
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.prompting import separators
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from llava.mm_utils import tokenizer_image_token
 from llava.model.image_tokens import ImageTokens
-from llava.serve.engine.chat_engine import ChatEngine, separators
+from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.prompting import separators
 
 
 def prompt_ids(engine: ChatEngine, text: str, num_images: int = 1) -> Tensor:

@@ -1,6 +1,6 @@
-"""The generation engine: prompts and images in, streams of text out.
+"""The generation engine: turns prompts and images into streams of text.
 
-`ChatEngine` is loaded when it is first used, since programs without a model need no more than its errors and settings.
+`ChatEngine` is loaded on first use, so that programs without a model can import its errors and settings alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["ChatEngine"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the engine."""
+    """Loads `ChatEngine` on first use."""
     if name == "ChatEngine":
         from llava.serve.engine.chat_engine import ChatEngine
 

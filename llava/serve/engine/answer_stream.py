@@ -1,4 +1,4 @@
-"""One answer on its way from the model thread to a reader, who may be a thread or a coroutine. Knows no model."""
+"""One answer, streamed from the model thread to a reader in another thread or an event loop."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from llava.serve.engine.logprobs import AnswerLogprob
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer cost: tokens, and seconds."""
+    """Cost of an answer: tokens and seconds."""
 
     text_tokens: int
-    """Of the prompt, without pictures."""
+    """Tokens of the prompt without its images."""
     visual_tokens: int
-    """Of the pictures."""
+    """Tokens of the images."""
     uniform_tokens: int
-    """What the pictures would cost on the uniform grid of their sizes."""
+    """Tokens that the images would take on the uniform grid at the same size."""
     generated_tokens: int = 0
-    """Of the answer, its end token included."""
+    """Tokens of the answer, including its end token."""
     queue_seconds: float = 0.0
-    """Waiting for the model."""
+    """Time in the queue."""
     image_seconds: float = 0.0
-    """Encoding pictures, those of the whole batch."""
+    """Time to encode all images of the batch."""
     prefill_seconds: float = 0.0
-    """From there to the first token."""
+    """Time from then to the first token."""
     decode_seconds: float = 0.0
-    """From there to the last."""
+    """Time from the first token to the last."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Text and pictures."""
+        """Text and visual tokens."""
         return self.text_tokens + self.visual_tokens
 
     @property
     def seconds_per_token(self) -> float:
-        """Of each token after the first."""
+        """Mean time per token after the first."""
         return self.decode_seconds / max(1, self.generated_tokens - 1)
 
 
 class Answer:
-    """Text of an answer as it comes. Iterate over it, with `for` or `async for`; once.
+    """Stream of an answer's text; iterate over it once, with `for` or `async for`.
 
     Leaving an `async for` early does not stop the model: call `cancel`.
     """
 
     def __init__(
-        self, row: Row, views: Sequence[PreparedImage], usage: Usage, forget: Callable[[Answer], None]
+        self, row: Row, views: Sequence[PreparedImage], usage: Usage, on_cancel: Callable[[Answer], None]
     ) -> None:
         """
         Args:
-            row: The prompt; its pieces of text are passed on to the reader.
-            views: Its pictures.
-            usage: Tokens of the prompt; the rest is filled in when the answer has ended.
-            forget: Called when a request is cancelled, so that it need not wait any more.
+            row: The prompt; the text generated for it goes to the reader.
+            views: The prompt's prepared images.
+            usage: Tokens of the prompt; the other fields are filled in while the answer is generated.
+            on_cancel: Called when the request is cancelled, to take it out of the queue.
         """
         self.row, self.views, self.usage = row, views, usage
         row.emit, row.on_end = self._put, self._end
-        self._forget = forget
+        self._on_cancel = on_cancel
         self._submitted = self._encoded = time.perf_counter()
         self._pieces: deque[str] = deque()
         self._changed = threading.Condition()
@@ -74,16 +74,16 @@ class Answer:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the answer ended; None while it goes on, or where the model failed."""
+        """Why the answer ended; None before its end, or if the model failed."""
         return self.row.finish_reason
 
     def cancel(self) -> None:
-        """Lets the answer end with the next token, or before it begins."""
+        """Stops the answer at the next token, or before it begins."""
         self.row.cancelled.set()
-        self._forget(self)
+        self._on_cancel(self)
 
     def close(self) -> None:
-        """Cancels, and waits until the model has left the request."""
+        """Cancels the request and waits until the model has stopped working on it."""
         self.cancel()
         with self._changed:
             self._changed.wait_for(lambda: self._ended)
@@ -104,11 +104,11 @@ class Answer:
         self._raise()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """As `__iter__`, in an event loop."""
+        """Yields pieces of text in an event loop; see `__iter__`."""
         event, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            with suppress(RuntimeError):  # the loop is closed, and its reader with it
                 loop.call_soon_threadsafe(event.set)
 
         with self._changed:
@@ -118,23 +118,23 @@ class Answer:
             with self._changed:
                 pieces, ended = self._take()
             if pieces:
-                yield "".join(pieces)  # a reader that lags behind gets more at a time, and so catches up
+                yield "".join(pieces)  # a slow reader gets more text at a time and catches up
             if ended:
                 break
             await event.wait()
         self._raise()
 
-    def note_start(self, taken_up: float, encoded: float) -> None:
-        """Notes when the model took the request up and had its pictures encoded, by `time.perf_counter`."""
+    def note_start(self, started: float, encoded: float) -> None:
+        """Records when the model started on the request and had encoded its images, by `time.perf_counter`."""
         self._encoded = encoded
-        self.usage = replace(self.usage, queue_seconds=taken_up - self._submitted, image_seconds=encoded - taken_up)
+        self.usage = replace(self.usage, queue_seconds=started - self._submitted, image_seconds=encoded - started)
 
     def fail(self, error: Exception) -> None:
-        """Ends the answer with an error, which its reader gets after the text so far."""
+        """Ends the answer with an error, which is raised to its reader after the text so far."""
         self.row.fail(error)
 
     def take_logprobs(self, characters: int) -> list[AnswerLogprob]:
-        """Removes and lists the tokens whose text begins within the answer's first characters."""
+        """Removes and lists the tokens whose text starts within the first `characters` of the answer."""
         waiting, taken = self.row.logprobs, []
         while waiting and waiting[0].start < characters:
             taken.append(waiting.popleft())

@@ -1,7 +1,7 @@
-"""One generation engine for every front end: prompt and pictures in, a stream of text out.
+"""The generation engine of all front ends: a prompt and images in, a stream of text out.
 
-It owns a loaded model with its tokenizer, image processor and prompt format. Requests that wait are generated together
-by one model thread, and each is answered as it would be alone. It knows no files, sockets or terminals.
+It owns a loaded model with its tokenizer, image processor and prompt format. Waiting requests are generated together
+in one model thread; each gets the answer that it would get alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llava.constants import (
     IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.conversation import Conversation, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.prepared_image import PreparedImage
@@ -32,7 +32,8 @@ from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVERS_OWN, EngineLimits, QLIPOptions, Sampling
-from llava.serve.engine.scheduler import BatchQueue
+from llava.serve.engine.prompting import separators
+from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, VisionFrontend
 from qlip import QLIPConfig
 
@@ -41,7 +42,7 @@ TextStream = Generator[str, None, None]
 
 @dataclass(frozen=True)
 class _Request:
-    """What `ChatEngine.submit` takes."""
+    """The arguments of `ChatEngine.submit`."""
 
     prompt: str | Conversation
     images: Sequence[Picture]
@@ -51,7 +52,7 @@ class _Request:
 
 
 class ChatEngine:
-    """Answers prompts about pictures with one loaded model."""
+    """Answers prompts about images with one loaded model."""
 
     def __init__(
         self,
@@ -65,16 +66,16 @@ class ChatEngine:
     ) -> None:
         """
         Args:
-            tokenizer: As `load_pretrained_model` returns it, like the next three.
+            tokenizer: From `load_pretrained_model`, like the next three.
             model: The model; its config may name the prompt format (`conv_mode`).
-            image_processor: Prepares pictures for the model's vision tower.
-            context_len: Most tokens a prompt and its answer may have together.
+            image_processor: Prepares images for the model's vision tower.
+            context_len: Largest number of tokens of a prompt and its answer together.
             conv_mode: Key of `conv_templates`; None takes the config's, or else "vicuna_v1".
-            limits: What the engine takes on at a time.
-            quadtree: Whether a quadtree tower uses its quadtree where a request does not say.
+            limits: Bounds on batches, the queue and requests.
+            quadtree: Whether a quadtree tower uses its quadtree by default.
 
         Raises:
-            ValueError: for an unknown `conv_mode`.
+            ValueError: unknown `conv_mode`.
         """
         self.tokenizer = tokenizer
         self.model = model
@@ -87,14 +88,14 @@ class ChatEngine:
         self.conv_mode = conv_mode or model.config.conv_mode or "vicuna_v1"
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
-        self.queue = BatchQueue(lambda batch: self._generate(batch), self.limits)
+        self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits)
         self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
-        # Threads of their own for text: it never waits for images.
+        # Separate threads for text, so that it never waits for images.
         self._text_preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare-text")
 
     @property
     def padding_id(self) -> int:
-        """The token that fills up a batch: the tokenizer's own, or its end token."""
+        """The token that pads a batch: the tokenizer's padding token, or its end token."""
         end, padding = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         return end if padding is None else padding
 
@@ -108,38 +109,38 @@ class ChatEngine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the model."""
-        return self.queue.admitted
+        """Number of requests that wait for the model."""
+        return self.scheduler.admitted
 
     @property
     def running(self) -> int:
-        """Requests that are being answered."""
-        return self.queue.running
+        """Number of requests that are being answered."""
+        return self.scheduler.running
 
     @property
     def closed(self) -> bool:
-        """Whether no more requests are taken."""
-        return self.queue.closed
+        """Whether new requests are refused."""
+        return self.scheduler.closed
 
     def new_conversation(self) -> Conversation:
-        """Returns an empty conversation in the model's prompt format."""
+        """Creates an empty conversation in the model's prompt format."""
         return conv_templates[self.conv_mode].copy()
 
     @property
     def image_token(self) -> str:
-        """What stands for a picture in a prompt."""
+        """The text in place of an image in a prompt."""
         if self.model.config.mm_use_im_start_end:
             return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
         return DEFAULT_IMAGE_TOKEN
 
     def first_question(self, text: str, num_images: int) -> str:
-        """Puts one image token per picture before a question, or where its placeholders say."""
+        """Puts one image token per image before a question, or in place of its placeholders."""
         if IMAGE_PLACEHOLDER in text:
             return text.replace(IMAGE_PLACEHOLDER, self.image_token)
         return f"{self.image_token}\n" * num_images + text
 
     def question(self, text: str, num_images: int) -> Conversation:
-        """Returns a fresh conversation in which a question about pictures waits for its answer."""
+        """Creates a conversation with one question about images, waiting for its answer."""
         conversation = self.new_conversation()
         user, assistant = conversation.roles
         conversation.append_message(user, self.first_question(text, num_images))
@@ -147,21 +148,21 @@ class ChatEngine:
         return conversation
 
     def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
-        """Returns the whole answer to one question about pictures; greedy by default."""
+        """Answers one question about images; greedy by default."""
         sampling = sampling or Sampling(temperature=0.0)
         return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | ImageList:
-        """Returns what the vision tower takes: float32 (images, C, H, W) or a list, on its device."""
+        """Prepares images for the vision tower: float32 (images, C, H, W) or a list, on its device."""
         device = self.model.get_vision_tower().device
         return process_images(images, self.image_processor, self.model.config).to(device)
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer that a conversation waits for. Closing the iterator stops the model."""
+        """Yields the answer to a conversation's last question. Closing the iterator stops the model."""
         return _stream(self.submit(conversation, images, sampling))
 
     def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer to a finished prompt text, as `submit` takes it. Closing the iterator stops the model."""
+        """Yields the answer to a complete prompt text, see `submit`. Closing the iterator stops the model."""
         return _stream(self.submit(prompt, images, sampling))
 
     def submit(
@@ -172,26 +173,26 @@ class ChatEngine:
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
-        """Takes a request on and returns its answer, which can be iterated over, with `for` or `async for`.
+        """Queues a request and returns its answer, a stream for `for` or `async for`.
 
-        Opens and prepares the pictures in the calling thread; from an event loop, use `asubmit`.
+        Opens and prepares the images in the calling thread; from an event loop, use `asubmit`.
 
         Args:
-            prompt: Finished prompt text with one `<image>` per picture, or a conversation that waits for its answer,
-                whose format's separator ends the answer too.
-            images: The pictures, RGB, or what opens them; that is called once a place is free.
+            prompt: Complete prompt text with one `<image>` per image, or a conversation that waits for its answer; the
+                separator of its format then ends the answer too.
+            images: RGB images, or functions that open them, called once the request has a place in the queue.
             sampling: How to choose tokens.
-            qlip: How the pictures are seen.
-            shorten: Whether to lower `max_new_tokens` to what the context leaves.
+            qlip: QLIP settings for the images.
+            shorten: Whether to reduce `max_new_tokens` to what fits the context.
 
         Raises:
-            PromptTooLong: if prompt, pictures and the longest answer exceed the context, before anything is computed.
-            Overloaded: too many requests wait.
-            EngineClosed: the engine takes no more requests.
-            ValueError: the prompt's number of `<image>` is not that of the pictures, or options are out of range.
-            Others: what opening a picture raises.
+            PromptTooLong: prompt, images and the longest answer exceed the context; checked before the model runs.
+            Overloaded: the queue is full.
+            EngineClosed: the engine is shutting down.
+            ValueError: the number of `<image>` in the prompt differs from that of images, or options are out of range.
+            Others: what opening an image raises.
         """
-        self.queue.admit()
+        self.scheduler.reserve()
         return self._enqueue(_Request(prompt, images, sampling, qlip, shorten))
 
     async def asubmit(
@@ -202,33 +203,33 @@ class ChatEngine:
         qlip: QLIPOptions = SERVERS_OWN,
         shorten: bool = False,
     ) -> Answer:
-        """`submit`, which leaves the event loop free while images are opened and prepared, a few requests' at a time.
+        """Queues a request like `submit`, but opens and prepares its images in other threads, a few requests at a time.
 
-        Cancelled in the meantime, it leaves no request behind that nobody waits for, and ends the opening of images.
+        If it is cancelled meanwhile, the request is dropped and the opening of its images is stopped.
         """
-        self.queue.admit()
+        self.scheduler.reserve()
         preparers = self._preparers if images else self._text_preparers
         preparing = preparers.submit(self._enqueue, _Request(prompt, images, sampling, qlip, shorten))
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
-            if preparing.cancel():  # its turn had not come
-                self.queue.dismiss()
+            if preparing.cancel():  # not started yet
+                self.scheduler.release()
             else:
-                preparing.add_done_callback(_abandon)
+                preparing.add_done_callback(_cancel_prepared)
                 for image in images:
                     if isinstance(image, ImageOpener):
                         image.cancel()
             raise
 
     def close(self) -> None:
-        """Takes no more requests, and waits until those taken on are answered."""
-        self.queue.close()
+        """Refuses new requests and waits until the others are answered."""
+        self.scheduler.close()
         self._preparers.shutdown(wait=True)
         self._text_preparers.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
-        """Raises PromptTooLong unless so many text and visual tokens and the longest answer fit the context."""
+        """Raises PromptTooLong unless the text tokens, the visual tokens and the longest answer fit the context."""
         if text + visual + answer > self.context_len:
             raise PromptTooLong(
                 f"{text} text tokens, {visual} visual tokens and an answer of up to {answer} "
@@ -236,13 +237,13 @@ class ChatEngine:
             )
 
     def _enqueue(self, request: _Request) -> Answer:
-        """Prepares a request that is admitted, and lets it wait; one that can't be met gives its place back."""
+        """Prepares a request that has a place in the queue and enqueues it; on an error, gives the place back."""
         try:
             answer = self._prepare(request)
         except BaseException:
-            self.queue.dismiss()
+            self.scheduler.release()
             raise
-        self.queue.put(answer)
+        self.scheduler.enqueue(answer)
         return answer
 
     def _prepare(self, request: _Request) -> Answer:
@@ -255,21 +256,21 @@ class ChatEngine:
         if wanted != len(images):
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
         settings = self.vision.settings(request.qlip)
-        # One after the other, so that one picture at a time is in memory at its full size.
+        # One after the other, so that only one image at a time is in memory at its full size.
         fit = self.vision.fit(settings) if images else None
-        views = [self._look(image, settings, fit) for image in images]
+        views = [self._prepare_image(image, settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:
             left = max(1, self.context_len - text - context)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
-        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.queue.forget)
+        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.scheduler.remove)
 
-    def _look(self, picture: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
-        if isinstance(picture, ImageOpener):
-            picture.fit = fit
-        opened = picture() if callable(picture) else picture
+    def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
+        if isinstance(image, ImageOpener):
+            image.fit = fit
+        opened = image() if callable(image) else image
         return self.vision.prepare(opened, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
@@ -282,22 +283,15 @@ class ChatEngine:
         generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
 
 
-def _abandon(preparing: Future[Answer]) -> None:
-    """Cancels a request that nobody waits for any more, once it is prepared."""
+def _cancel_prepared(preparing: Future[Answer]) -> None:
+    """Cancels a request whose caller was cancelled, once it is prepared."""
     if preparing.exception() is None:
         preparing.result().cancel()
 
 
 def _stream(answer: Answer) -> TextStream:
-    """The answer's pieces; an iterator whose closing waits until the model has left the request."""
+    """Yields the answer's pieces; closing the iterator waits until the model has stopped."""
     try:
         yield from answer
     finally:
         answer.close()
-
-
-def separators(conversation: Conversation) -> tuple[str, ...]:
-    """The text that ends an answer in a conversation's format; none, for some formats."""
-    two = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-    separator = conversation.sep2 if two else conversation.sep
-    return (separator,) if separator else ()

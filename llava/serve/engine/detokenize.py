@@ -1,60 +1,61 @@
-"""Tokens to text as they come, up to the first stop string. Knows tokenizers by `decode`, and nothing of models."""
+"""Decodes tokens to text as they are generated, and cuts the text at the first stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-UNFINISHED = "\ufffd"  # what a decoder gives for a character whose last bytes are still to come
+UNFINISHED = "\ufffd"  # decoders return it for a character whose last bytes are missing
 
 
 class Detokenizer:
-    """Turns tokens into pieces of text that join to the decoding of them all.
+    """Turns tokens into pieces of text that join to the decoding of all tokens.
 
-    The tokens of the last piece are decoded again with the new ones, since what a token says depends on what it
-    follows; the others are not, so that a long answer costs no more a token than a short one.
+    Each step decodes the last piece's tokens again together with the new ones, since the text of a token depends on
+    the tokens before it. Earlier tokens are not decoded again, so the cost per token does not grow with the answer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.known, self.said = 0, 0  # tokens decoded as context, and tokens whose text has been given
+        # ids[prefix:read] is the context, ids[:read] are the tokens whose text has been returned.
+        self.prefix, self.read = 0, 0
 
     def push(self, token: int) -> str:
-        """Returns the text that a token adds; empty while a character is unfinished."""
+        """Appends a token and decodes the text that it adds; empty while a character is unfinished."""
         self.ids.append(token)
         text = self._new_text()
         if text.endswith(UNFINISHED):
             return ""
         if text:
-            self.known, self.said = self.said, len(self.ids)
+            self.prefix, self.read = self.read, len(self.ids)
         return text
 
     def finish(self) -> str:
-        """Returns the text that was held back."""
+        """Decodes the text that was held back."""
         return self._new_text()
 
     def text_of(self, token: int) -> str:
-        """Decodes a token as it would be read here; by itself, where an unfinished character comes before it."""
-        context = self.ids[self.known :]
+        """Decodes a token as if it came next; without the unfinished character before it, if there is one."""
+        context = self.ids[self.prefix :]
         before = self._decode(context)
         if before.endswith(UNFINISHED):
-            context = self.ids[self.known : self.said]
+            context = self.ids[self.prefix : self.read]
             before = self._decode(context)
         return self._decode([*context, token])[len(before) :]
 
     def _new_text(self) -> str:
-        before = self._decode(self.ids[self.known : self.said])
-        return self._decode(self.ids[self.known :])[len(before) :]
+        before = self._decode(self.ids[self.prefix : self.read])
+        return self._decode(self.ids[self.prefix :])[len(before) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
 
 class StopFilter:
-    """Passes text on up to the first stop string.
+    """Passes text through up to the first stop string.
 
-    Text that may turn out to be the beginning of a stop string is held back, so that no part of one is passed on.
+    Text that may be the start of a stop string is held back, so that no part of one is ever returned.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -64,7 +65,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """Returns the text that is safe to pass on; nothing more once a stop string was met."""
+        """Adds a piece and returns the text that is certain; empty after a stop string."""
         if self.stopped:
             return ""
         self.held += piece
@@ -78,7 +79,7 @@ class StopFilter:
         return passed
 
     def finish(self) -> str:
-        """Returns what was held back, since no stop string will come of it any more."""
+        """Returns the text that was held back, at the end of the answer."""
         return "" if self.stopped else self.held
 
     def _may_begin(self, text: str) -> bool:
@@ -86,10 +87,10 @@ class StopFilter:
 
 
 def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Passes text on up to the first stop string, as `StopFilter` does.
+    """Yields text up to the first stop string, see `StopFilter`.
 
     Args:
-        pieces: Text in any cuts.
+        pieces: Text, split anywhere.
         stops: The stop strings.
     """
     stop = StopFilter(stops)

@@ -1,6 +1,6 @@
-"""Generates the answers of several prompts together; each row is sampled, streamed and ended on its own.
+"""Generates the answers to a batch of prompts; each row is sampled, streamed and ended separately.
 
-transformers' `generate` runs the batch; this file feeds it and listens to it. Knows nothing of queues or clients.
+The batch runs in transformers' `generate`, through its streamer, logits processors and stopping criteria.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass
 class Row:
-    """One prompt on its way through a batch, and what has become of its answer."""
+    """One prompt of a batch, and its answer so far."""
 
     prompt: Tensor
-    """int64 (L,), IMAGE_TOKEN_INDEX where an image stands."""
+    """int64 (L,), with IMAGE_TOKEN_INDEX in place of each image."""
     sampling: Sampling
     tokenizer: Any
     end_tokens: frozenset[int]
     """Tokens that end the answer."""
     emit: Callable[[str], None] = field(default=lambda piece: None)
-    """Gets each piece of text as soon as it is safe to show."""
+    """Receives each piece of text once it is certain."""
     on_end: Callable[[], None] = field(default=lambda: None)
-    """Called when the answer has ended or failed, whether or not the batch's others have."""
+    """Called when this answer has ended or failed, whatever the rest of the batch does."""
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """Set it, and the row ends with the next token."""
+    """Set to end the answer at the next token."""
     generated: int = 0
-    """Tokens so far, the end token included."""
+    """Number of tokens so far, including the end token."""
     first_token_at: float | None = None
-    """By `time.perf_counter`."""
+    """Time of the first token, by `time.perf_counter`."""
     finish_reason: FinishReason | None = None
     error: GenerationError | None = None
-    """Why the answer failed, in which case it has no finish reason."""
+    """Why the answer failed; it then has no finish reason."""
     logprobs: deque[AnswerLogprob] = field(default_factory=deque)
-    """Of the tokens, where the sampling asks for them; each is here before its text is emitted."""
+    """Log-probabilities of the tokens, if asked for; a token's are appended before its text is emitted."""
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)
         self._stop = StopFilter(self.sampling.stop)
-        self._length = 0  # characters that the detokenizer has given
+        self._length = 0  # characters returned by the detokenizer
 
     @property
     def ended(self) -> bool:
@@ -68,7 +68,7 @@ class Row:
         return self.finish_reason is not None or self.error is not None
 
     def take(self, token: int, logprobs: StepLogprobs | None = None) -> None:
-        """Adds a token to the answer, unless that has ended."""
+        """Appends a token to the answer, unless the answer has ended."""
         if self.finished():
             return
         if self.first_token_at is None:
@@ -76,52 +76,52 @@ class Row:
         self.generated += 1
         if logprobs is not None and token not in self.end_tokens:
             self.logprobs.append(describe_step(self._text, self._length, token, logprobs))
-        self._pass_on(self._text.push(token))
+        self._emit(self._text.push(token))
         if self._stop.stopped or token in self.end_tokens:
             self.finish("stop")
         elif self.generated >= self.sampling.max_new_tokens:
             self.finish("length")
 
     def finished(self) -> bool:
-        """Whether the answer has ended; a cancelled one ends here."""
+        """Whether the answer has ended; ends a cancelled one."""
         if not self.ended and self.cancelled.is_set():
             self.finish("cancelled")
         return self.ended
 
     def finish(self, reason: FinishReason) -> None:
-        """Ends the answer, unless it has ended, with the text that was held back."""
+        """Emits the text that was held back and ends the answer, unless it has ended."""
         if self.ended:
             return
         try:
-            self._pass_on(self._text.finish())
+            self._emit(self._text.finish())
             if rest := self._stop.finish():
                 self.emit(rest)
         except Exception as error:
             self.fail(error)
             return
         self.finish_reason = reason
-        self._tell_end()
+        self._notify_end()
 
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error, unless it has ended."""
         if not self.ended:
             self.error = GenerationError(error, ran_out_of_memory(error))
-            self._tell_end()
+            self._notify_end()
 
-    def _tell_end(self) -> None:
+    def _notify_end(self) -> None:
         try:
             self.on_end()
-        except Exception:  # the answer is whole, and its neighbours are not done
-            logger.exception("the reader of an answer failed at its end")
+        except Exception:  # this answer is complete, and the rest of the batch must continue
+            logger.exception("the reader of an answer failed when it ended")
 
-    def _pass_on(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         self._length += len(text)
         if text and (passed := self._stop.push(text)):
             self.emit(passed)
 
 
-class _Listener(BaseStreamer):
-    """Hands each step's tokens to their rows; a row that cannot take its token fails alone."""
+class _RowStreamer(BaseStreamer):
+    """Appends each step's tokens to their rows; an error in one row fails that row only."""
 
     def __init__(self, rows: Sequence[Row], recorder: LogprobRecorder) -> None:
         self.rows, self.recorder = rows, recorder
@@ -132,14 +132,14 @@ class _Listener(BaseStreamer):
         tokens = value.tolist()
         logprobs = self.recorder.take(tokens)
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
-            _hand_over(row, token, logprobs.get(i))
+            _append(row, token, logprobs.get(i))
 
     def end(self) -> None:
-        """The rows know when they have ended."""
+        """Does nothing: the rows detect their own end."""
 
 
 class _RowsFinished(StoppingCriteria):
-    """Ends each row of the batch when its answer has."""
+    """Stops each row of the batch when its answer has ended."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -149,15 +149,16 @@ class _RowsFinished(StoppingCriteria):
 
 
 def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens], padding_id: int) -> None:
-    """Generates the answers of a batch; they leave through the rows' `emit` and `on_end`.
+    """Generates the answers of a batch and streams them through the rows' `emit` and `on_end`.
 
-    Where the work of one row fails, its `error` says so, and the others are answered; an error of the model is raised.
+    An error in the work for one row sets that row's `error`, and the others are answered; errors of the model are
+    raised.
 
     Args:
-        model: A LLaVA model; its `generate` takes encoded images and gives new tokens only.
-        rows: The prompts; of one width of beam search.
-        images: As the model's `encode_tokens` gives them, in the order of their placeholders over all rows.
-        padding_id: Fills up shorter prompts, and rows that have ended.
+        model: A LLaVA model; its `generate` takes encoded images and returns new tokens only.
+        rows: The prompts, all with the same `num_beams`.
+        images: Projected tokens of all rows' images, in the order of their placeholders.
+        padding_id: Token that pads shorter prompts and ended rows.
     """
     device, sampling = model.device, rows[0].sampling
     prompts = [row.prompt for row in rows]
@@ -174,8 +175,8 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
         penalty = getattr(config, "repetition_penalty", None) or 1.0
         sampler = RowSampler(settings, device, prompts, fail, penalty)
         processors = [recorder, sampler] if recorder.counts else [sampler]
-        options |= {"logits_processor": LogitsProcessorList(processors), "streamer": _Listener(rows, recorder)}
-        options["repetition_penalty"] = 1.0  # the rows have their own
+        options |= {"logits_processor": LogitsProcessorList(processors), "streamer": _RowStreamer(rows, recorder)}
+        options["repetition_penalty"] = 1.0  # `RowSampler` applies each row's
         options["stopping_criteria"] = StoppingCriteriaList([_RowsFinished(rows)])
     elif not sampling.greedy:
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -194,12 +195,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     for row, answer in zip(rows, ids.tolist(), strict=True):
         if sampling.num_beams > 1:
             for token in answer:
-                _hand_over(row, token)
+                _append(row, token)
         row.finish("stop")
 
 
-def _hand_over(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
-    """Gives a row its token; what goes wrong with it ends this row alone."""
+def _append(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
+    """Appends a token to a row; an error ends this row only."""
     try:
         if logprobs is None:
             row.take(token)

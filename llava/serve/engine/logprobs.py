@@ -1,4 +1,4 @@
-"""Log-probabilities of an answer's tokens: those of the model, before penalties and temperature. Knows no protocol."""
+"""Log-probabilities of an answer's tokens: the model's own, before penalties and temperature."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import LogitsProcessor
 from llava.serve.engine.detokenize import UNFINISHED, Detokenizer
 from llava.serve.engine.params import Sampling
 
-LEAST = -9999.0  # given for any lower one, since JSON has no infinity
-BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a token that is one byte
+MIN_LOGPROB = -9999.0  # lower ones are raised to this, since JSON has no infinity
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a one-byte token
 
 TokenLogprob = tuple[int, float]
 """A token's id and its log-probability."""
@@ -24,9 +24,10 @@ TokenLogprob = tuple[int, float]
 
 @dataclass(frozen=True)
 class StepLogprobs:
-    """Log-probabilities at one token of one row."""
+    """Log-probabilities of one step of one row."""
 
     chosen: float
+    """Log-probability of the chosen token."""
     top: tuple[TokenLogprob, ...]
     """The likeliest tokens, best first."""
 
@@ -37,66 +38,66 @@ class TextLogprob:
 
     text: str
     bytes: tuple[int, ...] | None
-    """None where the token's bytes are not known."""
+    """UTF-8 bytes of the token; None if unknown."""
     logprob: float
 
     def without_leading_blanks(self) -> TextLogprob:
-        """The same token where the answer's first blanks are cut off."""
+        """Copies the token without leading whitespace, for an answer that is stripped."""
         text = self.text.lstrip()
         return self if text == self.text else replace(self, text=text, bytes=tuple(text.encode()))
 
 
 @dataclass(frozen=True)
 class AnswerLogprob:
-    """A token of the answer."""
+    """A token of the answer, with its alternatives."""
 
     token: TextLogprob
     top: tuple[TextLogprob, ...]
-    """The likeliest tokens in its place, best first."""
+    """The likeliest tokens at this position, best first."""
     start: int
-    """Characters of the answer before it."""
+    """Offset of the token's text in the answer, in characters."""
 
     @property
     def end(self) -> int:
-        """Characters of the answer up to its end."""
+        """Offset of the end of the token's text."""
         return self.start + len(self.token.text)
 
     def without_leading_blanks(self) -> AnswerLogprob:
-        """The same where the answer's first blanks are cut off."""
+        """Copies the token and its alternatives without leading whitespace."""
         top = tuple(token.without_leading_blanks() for token in self.top)
         return AnswerLogprob(self.token.without_leading_blanks(), top, self.start)
 
 
 class LogprobRecorder(LogitsProcessor):
-    """Keeps the log-probabilities of each step until its tokens are known; changes no scores.
+    """Records the log-probabilities of each step until its tokens are known; leaves the scores unchanged.
 
-    A row whose log-probabilities cannot be had is reported, and its neighbours are not touched.
+    An error is reported for the rows that asked for log-probabilities; the others are not affected.
     """
 
     def __init__(self, rows: Sequence[Sampling], on_error: Callable[[int, Exception], None]) -> None:
         """
         Args:
-            rows: the settings of each row.
-            on_error: gets the number of a row that failed, and why.
+            rows: The settings of each row.
+            on_error: Called with the index of a row that failed, and the error.
         """
         self.counts = {i: row.logprobs for i, row in enumerate(rows) if row.logprobs is not None}
         self.on_error = on_error
         self._steps: deque[Tensor | None] = deque()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Notes a step's logits (B, V)."""
+        """Records a step's logits (B, V)."""
         self._steps.append(self._log_softmax(scores) if self.counts else None)
         return scores
 
     def take(self, tokens: Sequence[int]) -> dict[int, StepLogprobs]:
-        """Hands out the log-probabilities of the oldest step left, by row; `tokens` are those that it chose."""
+        """Removes the oldest step and lists its log-probabilities by row; `tokens` (B,) are those it chose."""
         step = self._steps.popleft() if self._steps else None
         if step is None:
             return {}
         try:
-            chosen = step[range(len(step)), [tokens[row] for row in self.counts]].clamp(LEAST).tolist()
+            chosen = step[range(len(step)), [tokens[row] for row in self.counts]].clamp(MIN_LOGPROB).tolist()
             best = step.topk(min(max(self.counts.values()), step.shape[-1]))
-            values, ids = best.values.clamp(LEAST).tolist(), best.indices.tolist()
+            values, ids = best.values.clamp(MIN_LOGPROB).tolist(), best.indices.tolist()
         except Exception as error:
             self._fail(error)
             return {}
@@ -118,13 +119,13 @@ class LogprobRecorder(LogitsProcessor):
 
 
 def describe_step(detokenizer: Detokenizer, start: int, token: int, step: StepLogprobs) -> AnswerLogprob:
-    """Describes a step's tokens as text.
+    """Converts a step's tokens to text.
 
     Args:
-        detokenizer: holds the answer before the token.
-        start: characters of that answer.
-        token: what was chosen.
-        step: its log-probabilities.
+        detokenizer: Holds the answer before the token.
+        start: Length of that answer in characters.
+        token: The chosen token.
+        step: The step's log-probabilities.
     """
     top = tuple(_describe(detokenizer, other, logprob) for other, logprob in step.top)
     return AnswerLogprob(_describe(detokenizer, token, step.chosen), top, start)
@@ -132,14 +133,14 @@ def describe_step(detokenizer: Detokenizer, start: int, token: int, step: StepLo
 
 def _describe(detokenizer: Detokenizer, token: int, logprob: float) -> TextLogprob:
     text, name = detokenizer.text_of(token), _name_of(detokenizer.tokenizer, token)
-    if not text and name in detokenizer.tokenizer.all_special_tokens:  # never part of the text
+    if not text and name in detokenizer.tokenizer.all_special_tokens:  # not part of the text
         return TextLogprob(name, None, logprob)
     if byte := BYTE_PIECE.fullmatch(name):
         return TextLogprob(text, (int(byte[1], 16),), logprob)
-    unknown = UNFINISHED in text and UNFINISHED not in name  # some bytes of a character
+    unknown = UNFINISHED in text and UNFINISHED not in name  # part of a character
     return TextLogprob(text, None if unknown else tuple(text.encode()), logprob)
 
 
 def _name_of(tokenizer: Any, token: int) -> str:
-    """The vocabulary's name of a token; empty for ids beyond it, as of rows that pad an embedding."""
+    """Finds a token's name in the vocabulary; empty for ids beyond it, which pad the embedding matrix."""
     return tokenizer.convert_ids_to_tokens(token) or ""

@@ -1,4 +1,4 @@
-"""What a request may ask of the engine: how tokens are chosen, and when the answer ends."""
+"""Settings of requests and of the engine: sampling, QLIP options, limits. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,37 +6,35 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-ALL_TOKENS = -1  # a `top_k` that leaves all tokens, as 0 does
-
-
-MAX_LOGPROBS = 20  # most alternatives listed beside each token
+ALL_TOKENS = -1  # a `top_k` that keeps all tokens, as 0 does
+MAX_LOGPROBS = 20  # alternatives listed with each token
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the answer's tokens are chosen, and when it ends."""
+    """How an answer's tokens are chosen, and where it ends."""
 
     temperature: float = 0.2
-    """0 takes the likeliest token each time; higher is freer."""
+    """0 is greedy; higher is more random."""
     top_p: float | None = None
-    """Share of the probability that is sampled from, in (0, 1]; None for all."""
+    """Share of the probability mass that is sampled from, in (0, 1]; None for all."""
     num_beams: int = 1
-    """Width of the beam search; above 1 the answer comes in one piece, and is the likeliest found."""
+    """Width of the beam search; above 1 the answer is not streamed, and is the likeliest one found."""
     max_new_tokens: int = 512
     """Longest answer, in tokens."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Strings that end the answer; not part of it."""
     seed: int | None = None
-    """Makes a sampled answer repeatable; None draws anew each time."""
+    """Makes a sampled answer reproducible; None takes a new seed each time."""
     top_k: int = ALL_TOKENS
-    """Number of likeliest tokens that are sampled from; -1 or 0 for all."""
+    """Number of the likeliest tokens that are sampled from; -1 or 0 for all."""
     min_p: float = 0.0
-    """Tokens less likely than this share of the likeliest one's probability are not sampled; in [0, 1]."""
+    """Least probability of a token relative to the likeliest one's, in [0, 1]; less likely tokens are not sampled."""
     repetition_penalty: float | None = None
-    """Above 1 makes tokens of the prompt and of the answer so far less likely, below 1 likelier; None takes the
-    checkpoint's own, from its generation config, or else 1."""
+    """Above 1 makes tokens of the prompt and of the answer so far less likely, below 1 likelier; None takes the value
+    of the checkpoint's generation config, or else 1."""
     logprobs: int | None = None
-    """Number of likeliest tokens listed beside each chosen one, with log-probabilities; None for no list at all."""
+    """Number of likeliest tokens listed with each chosen one; None for no log-probabilities at all."""
 
     def __post_init__(self) -> None:
         if not (_is_finite(self.temperature) and self.temperature >= 0):
@@ -62,29 +60,29 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
+        """Whether the likeliest token is always chosen."""
         return self.temperature == 0
 
 
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What the engine takes on at a time."""
+    """Bounds on the engine's batches, its queue and single requests."""
 
     max_batch: int = 16
-    """Most answers generated together; 1 turns batching off."""
+    """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
-    """Most visual tokens of a batch; a request with more goes alone."""
+    """Largest number of visual tokens in a batch; a request with more runs alone."""
     max_waiting: int = 64
-    """Most requests that wait; one more is refused."""
+    """Largest number of waiting requests; more are refused."""
     max_preparing: int = 8
-    """Most requests whose pictures are opened and prepared at the same time, where event loops submit them."""
+    """Largest number of requests from event loops whose images are opened and prepared at the same time."""
     max_image_tokens: int = 4096
     """Largest token budget that a request may ask for."""
     max_image_size: int = 4096
@@ -98,19 +96,19 @@ class EngineLimits:
 
 @dataclass(frozen=True)
 class QLIPOptions:
-    """What a request may say of how its pictures are seen; None is the server's own."""
+    """A request's QLIP settings; None keeps the server's."""
 
     enabled: bool | None = None
-    """False sees as CLIP does."""
+    """Whether to use the quadtree; False uses CLIP's uniform grid."""
     alpha: float | None = None
     """Split threshold, at least 0."""
     max_tokens: int | None = None
-    """Most visual tokens of a picture."""
+    """Largest number of visual tokens per image."""
     image_size: int | None = None
-    """Shorter side, in pixels, that a picture is resized to."""
+    """Shorter side, in pixels, to which an image is resized."""
 
     def changes(self) -> dict[str, Any]:
-        """The quadtree's settings that the request names."""
+        """Lists the quadtree settings that the request overrides."""
         return {name: value for name, value in vars(self).items() if name != "enabled" and value is not None}
 
 

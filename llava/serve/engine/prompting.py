@@ -1,4 +1,4 @@
-"""Turns of a dialogue, with their pictures -> a conversation in a model's prompt format. Knows no protocol."""
+"""Builds a conversation in a model's prompt format from chat messages and their images."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation
+from llava.conversation import Conversation, SeparatorStyle
 from llava.serve.engine.vision import Picture
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said."""
+    """One message of a chat."""
 
     role: Literal["system", "user", "assistant"]
     text: str
     images: tuple[Picture, ...] = ()
-    """Shown with the text; LLaVA reads them before it."""
+    """Images of the message; they come before its text in the prompt."""
 
 
 class PromptFormat(Protocol):
-    """What it takes to write a prompt; a `ChatEngine` has it."""
+    """A model's prompt format, for example a `ChatEngine`."""
 
     @property
     def image_token(self) -> str:
-        """What stands for a picture."""
+        """The text in place of an image."""
 
     def new_conversation(self) -> Conversation:
-        """Returns an empty conversation."""
+        """Creates an empty conversation."""
 
 
 def build_conversation(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Conversation, list[Picture]]:
-    """Returns the conversation that waits for an answer to the last turn, and its pictures in order.
+    """Builds the conversation that waits for an answer to the last turn, and lists its images in order.
 
-    Turns of one side that follow each other are joined.
+    Consecutive turns of the same role are joined.
 
     Args:
-        engine: Knows the prompt format.
-        turns: A system text, if any, comes first and replaces the format's own, unless it is empty; then user and
-            assistant take turns. The assistant may have had nothing to say.
+        engine: Gives the prompt format.
+        turns: System text, if any, comes first and replaces the format's own unless it is empty; then user and
+            assistant alternate. An assistant's turn may be empty.
 
     Raises:
-        ValueError: no user turn at the end or at the beginning, a system turn in between, an empty turn, pictures that
-            the user did not show, or text that holds the token that stands for a picture.
+        ValueError: the first or last turn is not the user's, a system turn follows another role, a user's turn is
+            empty, another role has images, or a text contains the image token.
     """
     conversation = engine.new_conversation()
     system = [turn for turn in turns if turn.role == "system"]
@@ -58,9 +58,16 @@ def build_conversation(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Con
     for turn in talk:
         role = conversation.roles[turn.role == "assistant"]
         text = f"{engine.image_token}\n" * len(turn.images) + _checked(turn)
-        conversation.append_message(role, text or " ")  # no text at all would stand for an answer still to come
+        conversation.append_message(role, text or " ")  # an empty text would mean an answer still to come
     conversation.append_message(conversation.roles[1], None)
     return conversation, [image for turn in talk for image in turn.images]
+
+
+def separators(conversation: Conversation) -> tuple[str, ...]:
+    """Lists the strings that end an answer in a conversation's format; some formats have none."""
+    two = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
+    separator = conversation.sep2 if two else conversation.sep
+    return (separator,) if separator else ()
 
 
 def _joined(turns: Sequence[Turn]) -> list[Turn]:

@@ -1,6 +1,6 @@
-"""How tokens are chosen: the settings of one answer, and a sampler for batches whose rows have settings of their own.
+"""Samples tokens for batches in which each row has its own settings.
 
-A row's choice depends on its own logits, prompt, settings and seed, never on its neighbours. Knows nothing of text.
+A row's tokens depend on its own logits, prompt, settings and seed, never on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def sample(
     Returns:
         int64 (B,).
     """
-    # In float32 a very low temperature is 0, and a very high one infinite: 0 / 0 and inf / inf are no numbers.
-    heat = temperature.double().clamp(FLOAT32.tiny, FLOAT32.max).float()
+    # In float32 a very low temperature becomes 0 and a very high one infinite; 0 / 0 and inf / inf would be NaN.
+    scale = temperature.double().clamp(FLOAT32.tiny, FLOAT32.max).float()
     shifted = logits.float() - logits.max(-1, keepdim=True).values.float()
     ordered, order = shifted.sort(dim=-1, descending=True, stable=True)
-    weights = (ordered / heat[:, None]).exp()  # of the likeliest token, 1
+    weights = (ordered / scale[:, None]).exp()  # 1 for the likeliest token
     kept = torch.ones_like(ordered, dtype=torch.bool)
     if min_p is not None:
         kept &= weights >= min_p[:, None]
     if top_k is not None:
         last = top_k.clamp(1, ordered.shape[-1])[:, None] - 1
-        # By the logits themselves: at a high temperature all weights are the same.
+        # Compares logits, since at a high temperature all weights are equal.
         kept &= ordered >= ordered.gather(-1, last)
     weights = weights.masked_fill(~kept, 0)
     reached = weights.cumsum(-1)
-    share = top_p.masked_fill(top_p >= 1, torch.inf)  # rounding must not cost the unlikely tokens their chance
+    share = top_p.masked_fill(top_p >= 1, torch.inf)  # keeps unlikely tokens despite rounding
     nucleus = kept & (reached - weights < share[:, None] * reached[:, -1:])
-    # At least the likeliest token: a top_p that is 0 in float32 keeps none, and neither does a row that is no number.
+    # Keeps at least one token: a top_p that is 0 in float32 would keep none, as would a row of NaN.
     count = nucleus.sum(-1, keepdim=True).clamp(min=1)
     mass = reached.gather(-1, count - 1)
     place = torch.searchsorted(reached, draws[:, None] * mass, right=True).minimum(count - 1)
@@ -65,7 +65,7 @@ def sample(
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Makes the tokens that a row has seen less likely, as transformers and vLLM do.
+    """Applies the repetition penalty to the tokens that a row has seen, as transformers and vLLM do.
 
     Args:
         logits: float32 (B, V).
@@ -81,10 +81,10 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 
 
 class RowSampler(LogitsProcessor):
-    """Lets each row of a batch be sampled by its own settings while the batch is generated greedily.
+    """Samples each row of a batch by its own settings, while the batch is generated greedily.
 
-    Where a row samples, the token it draws is left as the only possible one. A row that fails is reported, and its
-    neighbours get the tokens that they would get without it.
+    For a row that samples, all tokens but the drawn one are masked out. An error in one row is reported, and the
+    others get the tokens that they would get without it.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class RowSampler(LogitsProcessor):
     ) -> None:
         """
         Args:
-            rows: the settings of each row.
-            device: where the logits will be.
-            prompts: int64 (L,) of each row, negative where an image stands; counted by the repetition penalty.
-            on_error: gets the number of a row that failed, and why; by default the error is raised.
-            penalty: the repetition penalty of rows that name none.
+            rows: The settings of each row.
+            device: Device of the logits.
+            prompts: int64 (L,) for each row, negative in place of images; counted by the repetition penalty.
+            on_error: Called with the index of a row that failed, and the error; by default the error is raised.
+            penalty: Repetition penalty of rows whose settings have none.
         """
         self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
         self.rows, self.device, self.on_error = rows, device, on_error or _raise
         self.prompts = [] if prompts is None else [prompt[prompt >= 0].to(device) for prompt in prompts]
         self.generators = {i: torch.Generator() for i, row in enumerate(rows) if not row.greedy}
-        # On the CPU, so that a seed means the same answer on every machine's device, to float tolerance.
+        # Generators are on the CPU, so that a seed gives the same answer on every device, to float tolerance.
         for i, generator in self.generators.items():
             seed = rows[i].seed
             if seed is None:
@@ -117,28 +117,28 @@ class RowSampler(LogitsProcessor):
         self.temperature = self._settings([rows[i].temperature for i in self.generators])
 
     def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
-        """Applies the settings of the rows.
+        """Applies each row's settings to its logits.
 
         Args:
-            input_ids: int64 (B, T), the answers so far; None for none.
+            input_ids: int64 (B, T), the answers so far; None if empty.
             scores: float (B, V), the model's logits.
 
         Returns:
-            float (B, V); rows that are sampled have one token left.
+            float (B, V); sampled rows have one token left.
         """
         for row, peak in enumerate(scores.max(-1).values.tolist()):
-            if not math.isfinite(peak):  # one NaN makes a NaN of it
+            if not math.isfinite(peak):  # the maximum is NaN if any logit is
                 self.on_error(row, ArithmeticError(f"the model's logits have no finite maximum: {peak}"))
         if not self.generators and all(penalty == 1 for penalty in self.penalties):
             return scores
-        draws = {row: draw for row in self.generators if (draw := self._guarded(row, self._draw, row)) is not None}
-        everyone = list(range(len(self.rows)))
+        draws = {row: draw for row in self.generators if (draw := self._try(row, self._draw, row)) is not None}
+        all_rows = list(range(len(self.rows)))
         try:
-            return self._choose(everyone, input_ids, scores, draws)
-        except Exception:  # of one row or another; alone, each of the others does well
+            return self._choose(all_rows, input_ids, scores, draws)
+        except Exception:  # caused by some row; one at a time, the others succeed
             chosen = scores.clone()
-            for row in everyone:
-                alone = self._guarded(row, self._choose, [row], input_ids, scores, draws)
+            for row in all_rows:
+                alone = self._try(row, self._choose, [row], input_ids, scores, draws)
                 if alone is not None:
                     chosen[row] = alone[row]
             return chosen
@@ -146,7 +146,7 @@ class RowSampler(LogitsProcessor):
     def _choose(
         self, rows: Sequence[int], input_ids: Tensor | None, scores: Tensor, draws: dict[int, Tensor]
     ) -> Tensor:
-        """The scores (B, V) with the settings of some rows applied; the others' are as they were."""
+        """Applies the settings of some rows to the scores (B, V); leaves the others unchanged."""
         chosen = scores
         if penalized := [row for row in rows if self.penalties[row] != 1]:
             seen = self._seen(penalized, input_ids, scores.shape[-1])
@@ -175,7 +175,7 @@ class RowSampler(LogitsProcessor):
         return sample(scores, temperature, top_p, drawn, top_k, min_p)
 
     def _seen(self, rows: Sequence[int], input_ids: Tensor | None, vocabulary: int) -> Tensor:
-        """bool (len(rows), V): the tokens of each row's prompt and answer."""
+        """Marks the tokens of each row's prompt and answer: bool (len(rows), V)."""
         seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=self.device)
         for place, row in enumerate(rows):
             for ids in (*self.prompts[row : row + 1], *([] if input_ids is None else [input_ids[row]])):
@@ -186,11 +186,11 @@ class RowSampler(LogitsProcessor):
         return torch.rand(1, generator=self.generators[row])
 
     def _settings(self, values: Sequence[float]) -> Tensor:
-        """float32 of one setting of some rows; what float32 cannot hold becomes 0 or infinite."""
+        """Makes a float32 tensor of one setting; values beyond float32 become 0 or infinite."""
         return torch.tensor(values, dtype=torch.float64).float().to(self.device)
 
-    def _guarded(self, row: int, work: Callable[..., Tensor], *args: object) -> Tensor | None:
-        """The result of a row's work; None where it failed, which is reported."""
+    def _try(self, row: int, work: Callable[..., Tensor], *args: object) -> Tensor | None:
+        """Runs `work` for a row; reports an error and returns None."""
         try:
             return work(*args)
         except Exception as error:

@@ -1,6 +1,7 @@
-"""The queue before the model: requests wait in it, batches leave it, one thread runs them.
+"""Collects waiting requests into batches and runs them in one model thread.
 
-Knows what a request weighs and how to end it, but no model: what a batch comes to is for the engine to say.
+It bounds the queue and the batches, and retries a failed batch in smaller ones. What running a batch means is a
+function given by the engine.
 """
 
 from __future__ import annotations
@@ -20,40 +21,40 @@ from llava.serve.engine.params import EngineLimits
 
 logger = logging.getLogger(__name__)
 
-LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
-PATIENCE = 0.25  # of the last batch's time: how long a batch waits for requests that are being prepared
-MOST_PATIENCE = 0.5  # seconds that it waits at most
+MAX_RETRY_AFTER = 60  # seconds
+JOIN_WAIT = 0.25  # how long a batch waits for requests that are being prepared, as a share of the last batch's time
+MAX_JOIN_WAIT = 0.5  # seconds
 
 
-class BatchQueue:
-    """Requests on their way to the model, in the order in which they came."""
+class Scheduler:
+    """First in, first out queue of requests, run in batches."""
 
     def __init__(self, generate: Callable[[Sequence[Answer]], None], limits: EngineLimits) -> None:
         """
         Args:
             generate: Answers a batch; called in the model thread, one batch at a time.
-            limits: Bounds on batches and on what waits.
+            limits: Bounds on the batches and the queue.
         """
         self.generate, self.limits = generate, limits
         self.admitted = 0
-        """Requests that wait or are being prepared."""
+        """Number of requests that wait or are being prepared."""
         self.running = 0
-        """Requests that are being answered."""
+        """Number of requests that are being answered."""
         self.closed = False
-        """Whether no more requests are taken."""
+        """Whether new requests are refused."""
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._draining = False
         self._batch_seconds = 0.0
-        # Its thread sleeps while nobody waits, and ends with the queue.
+        # Its thread sleeps while the queue is empty, and ends with the scheduler.
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
-    def admit(self) -> None:
-        """Takes a place for a request, to be prepared and then `put` in, or else given back by `dismiss`.
+    def reserve(self) -> None:
+        """Reserves a place in the queue for a request; `enqueue` uses it, or `release` gives it back.
 
         Raises:
-            Overloaded: too many requests wait.
-            EngineClosed: no more are taken.
+            Overloaded: the queue is full.
+            EngineClosed: the scheduler is closed.
         """
         with self._lock:
             if self.closed:
@@ -61,11 +62,11 @@ class BatchQueue:
             if self.admitted >= self.limits.max_waiting:
                 batches = math.ceil(self.admitted / self.limits.max_batch)
                 seconds = math.ceil(batches * self._batch_seconds)
-                raise Overloaded(self.admitted, min(LONGEST_RETRY, max(1, seconds)))
+                raise Overloaded(self.admitted, min(MAX_RETRY_AFTER, max(1, seconds)))
             self.admitted += 1
 
-    def put(self, answer: Answer) -> None:
-        """Lets an admitted request wait for the model."""
+    def enqueue(self, answer: Answer) -> None:
+        """Appends a request that has a reserved place."""
         with self._lock:
             self._waiting.append(answer)
             self._lock.notify_all()
@@ -73,30 +74,30 @@ class BatchQueue:
                 self._draining = True
                 self._model_thread.submit(self._drain)
 
-    def dismiss(self, count: int = 1) -> None:
-        """Gives places back: their requests wait no more."""
+    def release(self, count: int = 1) -> None:
+        """Frees places in the queue."""
         with self._lock:
             self.admitted -= count
             self._lock.notify_all()
 
-    def forget(self, answer: Answer) -> None:
-        """Takes a cancelled request out, if it still waits."""
+    def remove(self, answer: Answer) -> None:
+        """Removes a cancelled request from the queue, if it still waits there."""
         with self._lock:
             if answer not in self._waiting:
                 return
             self._waiting.remove(answer)
-            self.dismiss()
+            self.release()
         answer.row.finished()
 
     def close(self) -> None:
-        """Takes no more requests, and waits until those taken are answered."""
+        """Refuses new requests and waits until the others are answered."""
         with self._lock:
             self.closed = True
             self._lock.wait_for(lambda: not self.admitted)
         self._model_thread.shutdown(wait=True)
 
     def _drain(self) -> None:
-        """Answers until nobody waits. Runs in the model thread."""
+        """Answers batches until the queue is empty. Runs in the model thread."""
         while batch := self._next_batch():
             start = time.perf_counter()
             self._run(batch)
@@ -104,13 +105,13 @@ class BatchQueue:
             self.running = 0
 
     def _next_batch(self) -> list[Answer]:
-        """The requests that have waited longest and may go together; nobody overtakes.
+        """Takes the next batch off the queue, in order: as many requests as may run together.
 
-        Clients that were answered together ask again together: were the first to be ready to go alone, the others would
-        wait for its whole answer.
+        It waits a little for requests that are still being prepared. Clients that were answered together send their
+        next requests together; if the first one ready ran alone, the others would wait for its whole answer.
         """
         with self._lock:
-            self._lock.wait_for(self._complete, min(PATIENCE * self._batch_seconds, MOST_PATIENCE))
+            self._lock.wait_for(self._batch_is_complete, min(JOIN_WAIT * self._batch_seconds, MAX_JOIN_WAIT))
             batch: list[Answer] = []
             visual = 0
             while self._waiting and len(batch) < self.limits.max_batch:
@@ -122,26 +123,25 @@ class BatchQueue:
                 ):
                     break
                 batch.append(self._waiting.popleft())
-            self.dismiss(len(batch))
+            self.release(len(batch))
             self.running = len(batch)
             self._draining = bool(batch)
             return batch
 
-    def _complete(self) -> bool:
-        """Whether no request would join the next batch soon."""
+    def _batch_is_complete(self) -> bool:
+        """Whether no request that is being prepared could join the next batch."""
         waiting = len(self._waiting)
         return waiting in (0, self.admitted) or waiting >= self.limits.max_batch
 
     def _run(self, batch: Sequence[Answer]) -> None:
-        """Answers a batch. Where it fails before an answer has begun, smaller ones may do.
+        """Answers a batch; one that fails before any of its answers has begun is retried in parts.
 
-        Its halves, if memory does not suffice for it; else each request alone, so that only those fail that are to
-        blame.
+        Out of memory, its halves are tried; otherwise each request alone, so that only those at fault fail.
         """
         try:
             self.generate(batch)
             return
-        except Exception as error:  # whatever it is, it ends these answers and not the thread
+        except Exception as error:  # any error ends these answers only, not the model thread
             failure = error
         if any(answer.row.generated for answer in batch) or len(batch) == 1:
             for answer in batch:

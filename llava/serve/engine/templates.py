@@ -1,4 +1,4 @@
-"""Warns where LLaVA would have chosen another prompt template: it goes by the folder's name, we never do."""
+"""Warns if LLaVA would choose another prompt template: it guesses by the folder's name, we do not."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ GUESSES = {
     "v1": "llava_v1",
     "mpt": "mpt",
 }
-"""Part of a model's name -> the template that LLaVA takes for it; the first that occurs decides."""
+"""Part of a model's name -> LLaVA's template for it; the first part that occurs decides."""
 
 
 def guess_template(model_name: str) -> str:
-    """The template that LLaVA takes for a model of this name."""
+    """Finds the template that LLaVA would use for a model of this name."""
     return next((template for part, template in GUESSES.items() if part in model_name.lower()), "llava_v0")
 
 
 def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
-    """Warns, once, if a checkpoint names no template and LLaVA would take another than the one in use.
+    """Warns once if a checkpoint names no template and LLaVA would use another one than `conv_mode`.
 
-    LLaVA-1.5 was trained with "vicuna_v1", and LLaVA's evaluation scripts ask for it, though its own guess is
-    "llava_v1": that is no reason to warn.
+    It does not warn where LLaVA guesses "llava_v1": LLaVA-1.5 was trained with "vicuna_v1", and LLaVA's evaluation
+    scripts pass that.
 
     Args:
-        model_path: folder or hub id.
-        config: of the loaded model; one without `mm_vision_tower` is not of LLaVA's format.
-        conv_mode: the template in use.
+        model_path: Folder or hub id.
+        config: Config of the loaded model; one without `mm_vision_tower` is not in LLaVA's format.
+        conv_mode: The template in use.
     """
     guess = guess_template(get_model_name_from_path(model_path))
     if config.conv_mode is None and config.mm_vision_tower is not None and guess != "llava_v1":

@@ -22,9 +22,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
-from llava.serve.engine.chat_engine import separators
 from llava.serve.engine.params import QLIPOptions
-from llava.serve.engine.prompting import build_conversation
+from llava.serve.engine.prompting import build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError

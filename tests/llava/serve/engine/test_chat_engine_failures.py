@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from llava.eval.run import generate
 from llava.model.image_tokens import ImageTokens
-from llava.serve.engine import ChatEngine, sampling, scheduler
+from llava.serve.engine import ChatEngine, sampling
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError
@@ -267,30 +266,3 @@ def test_the_client_of_a_failing_row_gets_500_and_the_others_their_answers(
             assert future.result(DEADLINE).status_code == 200
             assert "model_failed" not in future.result().text
         assert sum(gate.batches) == ROWS
-
-
-# Patience
-
-
-def test_a_batch_waits_half_a_second_at_most_for_requests_that_are_being_prepared(
-    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The picture of one request is not opened before the other one's batch has begun."""
-    assert scheduler.MOST_PATIENCE == 0.5
-    opening, go_on = threading.Event(), threading.Event()
-
-    def open_late() -> Any:
-        opening.set()
-        assert go_on.wait(DEADLINE)
-        return picture()
-
-    monkeypatch.setattr(engine.queue, "_batch_seconds", 100.0 * DEADLINE)
-    with ThreadPoolExecutor(1) as pool, Gate(engine) as gate:
-        late = pool.submit(engine.submit, engine.question(QUESTION, 1), [open_late], SAMPLINGS[2])
-        assert opening.wait(DEADLINE)
-        early = ask(engine, SAMPLINGS[2])
-        assert gate.reached.wait(DEADLINE)
-        go_on.set()
-        gate.opened.set()
-        assert told(early) == told(late.result(DEADLINE))
-        assert gate.batches == [1, 1]

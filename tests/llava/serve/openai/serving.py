@@ -146,8 +146,8 @@ class Gate:
 
 def reaches(engine: ChatEngine, state: Callable[[], bool]) -> bool:
     """Waits until an engine's counts are as asked; false once the deadline is past."""
-    with engine.queue._lock:
-        return engine.queue._lock.wait_for(state, DEADLINE)
+    with engine.scheduler._lock:
+        return engine.scheduler._lock.wait_for(state, DEADLINE)
 
 
 def becomes_idle(engine: ChatEngine) -> bool:

@@ -145,7 +145,7 @@ def test_a_question_without_a_picture_stays_in_its_box(come: Callable[..., Visit
 def test_a_question_that_waits_for_no_room_stays_in_its_box(
     come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.queue, "admitted", engine.queue.limits.max_waiting)
+    monkeypatch.setattr(engine.scheduler, "admitted", engine.scheduler.limits.max_waiting)
     visitor = come().sees_a_picture()
     visitor.ask("What?")
     expect(toast(visitor)).to_contain_text("try again in")

@@ -1,0 +1,49 @@
+"""Fixtures for tests of the engine on the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from PIL import Image
+
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.params import EngineLimits
+from tests.llava.serve.engine.engines import Hold, NewEngine, submit
+from tests.llava.serve.openai.serving import DEADLINE, Gate, loaded, picture, picture_paths
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """The embedded demo's pictures."""
+    return [picture(index) for index in range(len(picture_paths()))]
+
+
+@pytest.fixture
+def new_engine() -> Iterator[NewEngine]:
+    """Makes engines on the embedded model with the given limits; closes them after the test."""
+    engines: list[ChatEngine] = []
+
+    def make(**limits: int) -> ChatEngine:
+        engines.append(ChatEngine(*loaded(), limits=EngineLimits(**limits)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def hold(new_engine: NewEngine) -> Iterator[Hold]:
+    """Blocks an engine's model with a first request, so that all later ones wait; opens its gate after the test."""
+    with ExitStack() as stack:
+
+        def block(engine: ChatEngine) -> tuple[Gate, Answer]:
+            gate = stack.enter_context(Gate(engine))
+            first = submit(engine, picture())
+            assert gate.reached.wait(DEADLINE)
+            return gate, first
+
+        yield block
