@@ -14,7 +14,8 @@ from llava.serve.http.failures import Failure
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
 from llava.serve.openai.errors import Refusal, refusing, shortened
-from llava.serve.openai.requests import ChatRequest, ImagePart, QLIPFields
+from llava.serve.openai.fields import QLIPFields
+from llava.serve.openai.requests import ChatRequest, ImagePart
 from llava.serve.openai.stream import Reply
 
 

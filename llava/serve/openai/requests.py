@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
@@ -27,12 +26,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llava.serve.engine.params import MAX_LOGPROBS, Sampling
+from llava.serve.openai.fields import EMPTY, MAX_FIELDS, MAX_INT, QLIPFields, StrictFields
 
-MAX_INT = 2**31 - 1
 MAX_STOPS = 4
 MAX_ITEMS = 1000  # messages of a request, parts of a message
-MAX_FIELDS = 64  # of an object, which limits the number of its errors
-EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def _only(*allowed: Any, way_out: str = "") -> Any:
@@ -62,39 +59,14 @@ def _or_text(wrap: Callable[[str], Any], full: type, name: str, may_be_null: boo
     return expand
 
 
-def _nothing(value: Any) -> Any:
-    if value in EMPTY:
-        return value
-    raise PydanticCustomError("unknown_parameter", "this server knows no such field")
-
-
-Nothing = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": list(EMPTY)})]
-
-
-class _Asked(BaseModel):
-    """A part of a request; types are not converted, and an empty field of no known name is as none."""
-
-    model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"maxProperties": MAX_FIELDS}
-    )
-    __pydantic_extra__: dict[str, Nothing]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", "has more than {most} fields", {"most": MAX_FIELDS})
-        return value
-
-
-class ImageURL(_Asked):
+class ImageURL(StrictFields):
     """A picture."""
 
     url: str = Field(description="`data:image/...;base64,...`, or http(s) where the server allows its host")
     detail: str | None = Field(None, description="accepted, without effect; see `qlip`")
 
 
-class _Cacheable(_Asked):
+class _Cacheable(StrictFields):
     """A part of a prompt with cache hints, which do not affect the answer."""
 
     cache_control: Any = Field(None, description="accepted, without effect")
@@ -175,16 +147,7 @@ class Message(_Cacheable):
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
 
-class QLIPFields(_Asked):
-    """Settings of the vision tower that differ from the server's defaults."""
-
-    enabled: bool | None = Field(None, description="false sees as CLIP does")
-    alpha: float | None = Field(None, ge=0, description="split threshold")
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="most visual tokens of a picture")
-    image_size: int | None = Field(None, ge=1, le=MAX_INT, description="shorter side, in pixels, of a picture")
-
-
-class StreamOptions(_Asked):
+class StreamOptions(StrictFields):
     """Additional content of a stream."""
 
     include_usage: bool | None = Field(None, description="adds a last chunk with the usage")
@@ -195,7 +158,7 @@ StopText = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 
 
-class ChatRequest(_Asked):
+class ChatRequest(StrictFields):
     """A request for `/v1/chat/completions`."""
 
     model: str

@@ -1,17 +1,23 @@
-"""The controller as an ASGI application: LLaVA's routes for workers and for clients."""
+"""The controller as an ASGI application: LLaVA's routes for workers and for clients.
+
+Starlette and pydantic without FastAPI, whose import takes longer than those of all else that a controller needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.http.addresses import host_of, is_loopback
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
@@ -24,6 +30,8 @@ from llava.serve.workers import protocol
 from llava.serve.workers.auth import WorkersOnly, refusal
 from llava.serve.workers.client import HOPS, INSTANCE, MAX_SHORT
 from llava.serve.workers.dispatcher import Dispatcher
+
+Call = Callable[[Request], Awaitable[Response]]
 
 ANSWERS = "/worker_generate_stream"
 WORKERS_PATHS = ("/register_worker", "/unregister_worker", "/receive_heart_beat")
@@ -53,7 +61,7 @@ def create_app(
     on_loopback: bool = False,
     keys: Sequence[str] = (),
     limits: RequestLimits | None = None,
-) -> FastAPI:
+) -> Starlette:
     """Builds the controller's application.
 
     Args:
@@ -64,84 +72,122 @@ def create_app(
         limits: What a request may hold.
     """
 
+    routes = Routes(dispatcher, token)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await dispatcher.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)  # docs/WORKERS.md says more
-    # The middleware added last runs first: no body is read before its sender is authenticated.
-    app.add_middleware(BodyLimits, limits=limits or RequestLimits())
-    app.add_middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback)
-    app.add_middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS})
-    app.add_middleware(SameOrigin)
-    app.add_middleware(MemoryGuard)
-    _add_worker_routes(app, dispatcher, token)
-    _add_client_routes(app, dispatcher)
-    _add_error_handlers(app)
-    return app
+    return Starlette(
+        routes=[
+            Route("/health", routes.health),
+            *(Route(path, call, methods=["POST"]) for path, call in routes.calls()),
+        ],
+        # No body is read before its sender is authenticated.
+        middleware=[
+            Middleware(MemoryGuard),
+            Middleware(SameOrigin),
+            Middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS}),
+            Middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback),
+            Middleware(BodyLimits, limits=limits or RequestLimits()),
+        ],
+        exception_handlers={RequestError: _report, HTTPException: _report_http, Exception: _report},
+        lifespan=lifespan,
+    )
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    @app.exception_handler(Exception)
-    async def report(request: Request, error: Exception) -> Response:
-        return error_response(explain(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def report_invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(protocol.invalid(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def report_http(request: Request, error: HTTPException) -> Response:
-        if ran_out_of_memory(error.__cause__):  # FastAPI raises it as a malformed body
-            return error_response(explain(error.__cause__))
-        return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
+async def _report(request: Request, error: Exception) -> Response:
+    return error_response(explain(error))
 
 
-def _add_worker_routes(app: FastAPI, dispatcher: Dispatcher, token: str | None) -> None:
-    """Adds the routes that workers call."""
-
-    @app.post("/register_worker")
-    async def register_worker(request: protocol.RegisterRequest) -> None:
-        if not token and not is_loopback(host_of(request.worker_name)):
-            raise refusal(token)
-        await dispatcher.register(request)
-
-    @app.post("/unregister_worker")
-    async def unregister_worker(request: protocol.WorkerRequest) -> None:
-        dispatcher.registry.remove(request.worker_name, "it has unregistered")
-
-    @app.post("/receive_heart_beat")
-    async def receive_heart_beat(request: protocol.HeartBeat) -> dict[str, bool]:
-        return {"exist": dispatcher.registry.heart_beat(request.worker_name, request.queue_length)}
+async def _report_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
 
 
-def _add_client_routes(app: FastAPI, dispatcher: Dispatcher) -> None:
-    """Adds the routes that clients call; a controller above this one calls `/worker_...`."""
+class Routes:
+    """The controller's routes."""
 
-    @app.get("/health")
-    async def health() -> Response:
-        return JSONResponse({"status": "ok"}, headers={INSTANCE: dispatcher.instance})
+    def __init__(self, dispatcher: Dispatcher, token: str | None) -> None:
+        """
+        Args:
+            dispatcher: Sends requests to workers.
+            token: The token shared with the workers.
+        """
+        self.dispatcher, self.registry, self.token = dispatcher, dispatcher.registry, token
 
-    @app.post("/refresh_all_workers")
-    async def refresh_all_workers() -> None:
-        await dispatcher.refresh()
+    def calls(self) -> list[tuple[str, Call]]:
+        """Lists the paths that take POST with their functions; a controller above this one calls `/worker_...`."""
+        return [
+            ("/register_worker", self.register_worker),
+            ("/unregister_worker", self.unregister_worker),
+            ("/receive_heart_beat", self.receive_heart_beat),
+            ("/refresh_all_workers", self.refresh_all_workers),
+            ("/list_models", self.list_models),
+            ("/get_worker_address", self.get_worker_address),
+            ("/worker_get_status", self.worker_get_status),
+            (ANSWERS, self.worker_generate_stream),
+        ]
 
-    @app.post("/list_models")
-    async def list_models() -> dict[str, list[str]]:
-        return {"models": dispatcher.registry.models()}
+    async def register_worker(self, request: Request) -> Response:
+        """Registers a worker; without a token, only one of this machine."""
+        worker: protocol.RegisterRequest = await _read(request, protocol.RegisterRequest)
+        if not self.token and not is_loopback(host_of(worker.worker_name)):
+            raise refusal(self.token)
+        await self.dispatcher.register(worker)
+        return JSONResponse(None)
 
-    @app.post("/get_worker_address")
-    async def get_worker_address(request: protocol.ModelRequest) -> dict[str, str]:
-        return {"address": await dispatcher.choose(request.model, finishes=False) or ""}
+    async def unregister_worker(self, request: Request) -> Response:
+        """Drops a worker that stops."""
+        worker: protocol.WorkerRequest = await _read(request, protocol.WorkerRequest)
+        self.registry.remove(worker.worker_name, "it has unregistered")
+        return JSONResponse(None)
 
-    @app.post(ANSWERS)
-    async def worker_generate_stream(request: Request) -> Response:
+    async def receive_heart_beat(self, request: Request) -> Response:
+        """Records a heartbeat; an unknown worker learns that it must register."""
+        beat: protocol.HeartBeat = await _read(request, protocol.HeartBeat)
+        return JSONResponse({"exist": self.registry.heart_beat(beat.worker_name, beat.queue_length)})
+
+    async def health(self, request: Request) -> Response:
+        """Says that the controller runs, and which one it is."""
+        return JSONResponse({"status": "ok"}, headers={INSTANCE: self.dispatcher.instance})
+
+    async def refresh_all_workers(self, request: Request) -> Response:
+        """Asks all workers for their status."""
+        await self.dispatcher.refresh()
+        return JSONResponse(None)
+
+    async def list_models(self, request: Request) -> Response:
+        """Lists the served models."""
+        return JSONResponse({"models": self.registry.models()})
+
+    async def get_worker_address(self, request: Request) -> Response:
+        """Chooses a worker that the client calls directly; an empty address if there is none."""
+        wanted: protocol.ModelRequest = await _read(request, protocol.ModelRequest)
+        return JSONResponse({"address": await self.dispatcher.choose(wanted.model, finishes=False) or ""})
+
+    async def worker_generate_stream(self, request: Request) -> Response:
+        """Forwards a request for an answer to a worker."""
         hops = [hop for hop in request.headers.get(HOPS, "").split(",") if hop]
-        work = dispatcher.generate(await take_body(request), hops)
+        work = self.dispatcher.generate(await take_body(request), hops)
         return await reply_unless_gone(request.receive, work)
 
-    @app.post("/worker_get_status")
-    async def worker_get_status() -> protocol.WorkerStatus:
-        return dispatcher.registry.status()
+    async def worker_get_status(self, request: Request) -> Response:
+        """Adds up the workers' status."""
+        return JSONResponse(self.registry.status().model_dump())
+
+
+async def _read(request: Request, model: type[BaseModel]) -> Any:
+    """Reads a JSON body.
+
+    Raises:
+        RequestError: it is invalid, or its content type is not JSON's (browsers send other types for any page).
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise RequestError(400, "invalid_request", "the body must be JSON, with Content-Type: application/json")
+    try:
+        return protocol.parsed(model, await request.body())
+    except ValueError as error:
+        raise RequestError(400, "invalid_request", str(error)) from None

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from llava.serve.engine.params import Sampling
 from llava.serve.http.addresses import host_of
 from llava.serve.http.failures import Failure
-from llava.serve.openai.requests import QLIPFields
+from llava.serve.openai.fields import QLIPFields
 
 GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
 MAX_NEW_TOKENS = 1024

@@ -98,7 +98,7 @@ def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pyt
     [
         ((bodies, "BodyBuffer", fail), "/worker_generate_stream", ASKED),
         ((protocol, "parsed", fail), "/worker_generate_stream", ASKED),
-        (("json.loads", fail), "/register_worker", registration()),
+        ((protocol, "parsed", fail), "/register_worker", registration()),
     ],
     ids=["receiving", "passing on", "reading"],
 )
