@@ -1,4 +1,4 @@
-"""Answers to GQA as its `eval.py` takes them: `python scripts/convert_gqa_for_eval.py`."""
+"""Writes answers to GQA as its `eval.py` takes them: `python scripts/convert_gqa_for_eval.py`."""
 
 from __future__ import annotations
 

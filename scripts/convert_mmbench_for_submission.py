@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.score.rows import Key, Row, read_answers, read_table, texts_for
+from llava.eval.score.rows import Key, Row, find_texts, read_answers, read_table
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns of the table that the server does not take."""
@@ -16,7 +16,7 @@ LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 
 def submission(table: Sequence[Row], answers: Mapping[Key, Row], path: Path) -> list[Row]:
     """Adds `prediction` to the table's rows: the answer to the options' first order, as the model gave it."""
-    said = texts_for([(row["index"], "0") for row in table], answers, path)
+    said = find_texts([(row["index"], "0") for row in table], answers, path)
     return [
         {name: value for name, value in row.items() if name not in LEFT_OUT} | {"prediction": text}
         for row, text in zip(table, said, strict=True)

@@ -1,4 +1,4 @@
-"""Answers to MM-Vet as its judge takes them: `python scripts/convert_mmvet_for_eval.py`."""
+"""Writes answers to MM-Vet as its judge takes them: `python scripts/convert_mmvet_for_eval.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava.eval.score.score import write_json
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Writes one object: question -> answer, a question by MM-Vet's name for it, "v1_0" for 0."""
+    """Writes one object of question -> answer, with MM-Vet's name for a question, "v1_0" for 0."""
     answers = read_answers(args.src)
     write_json(args.dst, {f"v1_{key[0]}": row["text"] for key, row in answers.items()})
     print(f"{args.dst}: {len(answers)} answers")

@@ -1,4 +1,4 @@
-"""Answers to SEED-Bench as its leaderboard takes them, with their score: `scripts/convert_seed_for_submission.py`."""
+"""Scores answers to SEED-Bench and writes them as its leaderboard takes them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import check_outputs, parse_and_run
-from llava.eval.eval_seed import add_flags, chosen, measure, read_questions
-from llava.eval.score.rows import Key, Row, read_answers, texts_for
+from llava.eval.eval_seed import add_flags, chosen_choice, read_questions, score_files
+from llava.eval.score.rows import Key, Row, find_texts, read_answers
 from llava.eval.score.score import score_parser, write_json
 
 
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
-    """`question_id, prediction` for each question; an answer that names no option stays as it was said."""
+    """Builds `question_id, prediction` for each question; an answer that names no option stays as it is."""
     return [
-        {"question_id": question["question_id"], "prediction": chosen(question, text) or text}
+        {"question_id": question["question_id"], "prediction": chosen_choice(question, text) or text}
         for question, text in zip(questions.values(), said, strict=True)
     ]
 
@@ -25,7 +25,7 @@ def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
 def convert(args: argparse.Namespace) -> None:
     """Prints the score and writes the submission, JSON lines; with --check it only checks the labels."""
     check_outputs(args, "json", "result_upload_file")
-    score = measure(args)
+    score = score_files(args)
     if args.check:
         print(f"{args.check}: all labels have their questions")
         return
@@ -33,7 +33,7 @@ def convert(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, score.to_dict())
     questions, _ = read_questions(args.annotation_file, args.only)
-    rows = submission(questions, texts_for(questions, read_answers(args.result_file), args.result_file))
+    rows = submission(questions, find_texts(questions, read_answers(args.result_file), args.result_file))
     args.result_upload_file.parent.mkdir(parents=True, exist_ok=True)
     args.result_upload_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{args.result_upload_file}: {len(rows)} predictions")

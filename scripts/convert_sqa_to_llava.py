@@ -1,8 +1,8 @@
-"""ScienceQA's problems as LLaVA's conversations, for training and for `model_vqa_science`.
+"""Converts ScienceQA's problems to LLaVA's conversations, for training and for `model_vqa_science`.
 
 `python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir DIR --split train --prompt-format QCM-LEA` writes
-`DIR/llava_train_QCM-LEA.json`. A format names what is in the question and what is in the answer, in order: Q question,
-C context, M options, L lecture, E explanation, A answer. "QCM-LEPA" is the answer on lines of their own.
+`DIR/llava_train_QCM-LEA.json`. A format lists the parts of the question and of the answer, in order: Q question,
+C context, M options, L lecture, E explanation, A answer. "QCM-LEPA" puts each part of the answer on its own line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.score.rows import Row, read_json
+from llava.eval.eval_science_qa import read_problems
+from llava.eval.score.rows import Row
 from llava.eval.score.score import write_json
 
 LETTERS = "ABCDE"
@@ -24,23 +25,8 @@ FIELDS = ("question", "choices", "answer", "hint", "image", "lecture", "solution
 FORMAT = re.compile(r"([QCMLE]+)-([LEA]*A[LE]*|LEPA)")
 
 
-def read_split(base_dir: Path, split: str) -> dict[str, Row]:
-    """The problems of a split, from `pid_splits.json` and `problems.json`.
-
-    Raises:
-        ValueError: no such split, or a problem is missing or incomplete.
-    """
-    splits, problems = (read_json(base_dir / name, dict) for name in ("pid_splits.json", "problems.json"))
-    if split not in splits:
-        raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
-    for name in splits[split]:
-        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
-            raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
-    return {name: problems[name] for name in splits[split]}
-
-
 def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
-    """What each letter of a format stands for."""
+    """Builds the text of each letter of a format."""
     return {
         "Q": f"Question: {problem['question']}",
         "C": f"Context: {problem['hint'].strip() or 'N/A'}",
@@ -52,7 +38,7 @@ def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
 
 
 def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple[str, str]:
-    """What is asked and what is to be answered, in a format.
+    """Builds the question and the answer in a format.
 
     Raises:
         ValueError: there is no such format.
@@ -74,13 +60,13 @@ def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple
 
 
 def tidy(text: str) -> str:
-    """Without double blanks, and without an announced reason that is not given."""
+    """Removes double blanks, and a "BECAUSE:" without a reason."""
     return text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
 
 
 def convert(args: argparse.Namespace) -> None:
     """Writes the file that the flags ask for."""
-    problems = read_split(args.base_dir, args.split)
+    problems = read_problems(args.base_dir, args.split, FIELDS)
     rows = []
     for name, problem in problems.items():
         question, answer = question_and_answer(problem, args.prompt_format)
@@ -114,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Fills in the default format and converts."""
     args.prompt_format = (
         args.prompt_format or {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}[args.task]
     )

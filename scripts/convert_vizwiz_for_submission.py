@@ -1,4 +1,4 @@
-"""Answers to VizWiz as its server takes them: `python scripts/convert_vizwiz_for_submission.py`."""
+"""Writes answers to VizWiz as its server takes them: `python scripts/convert_vizwiz_for_submission.py`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Row, read_answers, read_labelled, texts_for
+from llava.eval.score.rows import Row, find_texts, read_answers, read_labelled
 from llava.eval.score.score import write_json
 from llava.eval.score.vqa import normalise_answer
 
 
 def submission(questions: Sequence[Row], said: Sequence[str]) -> list[Row]:
-    """`image, answer` for each question, normalised."""
+    """Builds `image, answer` for each question, normalised."""
     return [
         {"image": question["image"], "answer": normalise_answer(text)}
         for question, text in zip(questions, said, strict=True)
@@ -26,11 +26,11 @@ def convert(args: argparse.Namespace) -> None:
     check_outputs(args, "result_upload_file")
     questions = read_labelled(args.annotation_file, ("image",))
     if args.check:
-        print(f"{args.annotation_file}: {len(questions)} questions, each with an id of its own")
+        print(f"{args.annotation_file}: {len(questions)} questions, each with its own id")
         return
     if args.result_upload_file is None:
         raise ValueError("--result-upload-file is needed with --result-file")
-    said = texts_for(questions, read_answers(args.result_file), args.result_file)
+    said = find_texts(questions, read_answers(args.result_file), args.result_file)
     write_json(args.result_upload_file, submission(list(questions.values()), said))
     print(f"{args.result_upload_file}: {len(questions)} answers")
 

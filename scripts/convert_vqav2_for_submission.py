@@ -1,4 +1,4 @@
-"""Answers to VQAv2 as its server takes them: `python scripts/convert_vqav2_for_submission.py`.
+"""Writes answers to VQAv2 as its server takes them: `python scripts/convert_vqav2_for_submission.py`.
 
 The server wants an answer to each question of the whole test set; those outside the split that was run are empty.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.eval.score.rows import Key, Row, read_answers, read_labelled, rows_for
+from llava.eval.score.rows import Key, Row, find_answers, read_answers, read_labelled
 from llava.eval.score.score import write_json
 from llava.eval.score.vqa import normalise_answer
 
@@ -19,7 +19,7 @@ TEST_FILE = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]:
-    """`question_id, answer` for each question of the test set, normalised."""
+    """Builds `question_id, answer` for each question of the test set, normalised."""
     return [
         {
             "question_id": question["question_id"],
@@ -32,17 +32,17 @@ def submission(test: Mapping[Key, Row], answers: Mapping[Key, Row]) -> list[Row]
 def convert(args: argparse.Namespace) -> None:
     """Reads answers/SPLIT/NAME/merge.jsonl and writes answers_upload/SPLIT/NAME.json, in the folder of VQAv2.
 
-    With --check it only looks whether the test set has the questions of the split.
+    With --check it only checks that the test set has the questions of the split.
     """
     asked = args.dir / f"{args.split}.jsonl"
     split, test = read_labelled(asked, ()), read_labelled(args.dir / TEST_FILE, ())
     if args.check:
-        rows_for(split, test, args.dir / TEST_FILE, "")
+        find_answers(split, test, args.dir / TEST_FILE, "")
         print(f"{asked}: the test set has its questions")
         return
     result_file = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
     answers = read_answers(result_file)
-    rows_for(split, answers, result_file)  # is the split complete?
+    find_answers(split, answers, result_file)  # is the split complete?
     if unknown := [key for key in answers if key not in test]:
         raise ValueError(f"{result_file} answers question {unknown[0][0]!r}, which {TEST_FILE} does not have")
     target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"

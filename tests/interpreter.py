@@ -2,7 +2,7 @@
 
 `start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
 calls the `main` of the module or script that they name, and returns output and exit code. `fork_main` runs a `main` in
-a process of its own.
+a separate process.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> dict[str, str | int]:
 
 
 def run_in_process(arguments: list[str], gpus: str) -> dict[str, str | int]:
-    """`run` in a process of its own."""
+    """`run` in a separate process."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = fork(lambda: sender.send(run(arguments)), CUDA_VISIBLE_DEVICES=gpus)
     sender.close()
@@ -69,7 +69,7 @@ def start(folder: Path, processes: bool = False) -> Iterator[Path]:
 
     Args:
         folder: where it is written.
-        processes: run each command in a process of its own, side by side; else in this one, one at a time.
+        processes: run each command in a separate process, in parallel; else in this one, one at a time.
     """
     one_at_a_time = threading.Lock()
 
@@ -113,7 +113,7 @@ def fork(work: Callable[[], object], **environment: str) -> BaseProcess:
 def fork_main(
     main: Callable[[list[str]], int], *flags: str, stderr: Path | None = None, **environment: str
 ) -> BaseProcess:
-    """Starts a command's `main` in a process of its own, which may be killed."""
+    """Starts a command's `main` in a separate process, which may be killed."""
 
     def work() -> int:
         with open(stderr or os.devnull, "w", encoding="utf-8") as sys.stderr:

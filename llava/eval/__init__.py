@@ -1,1 +1,1 @@
-"""Scripts that question a model about given pictures and score the answers."""
+"""Evaluation: commands that answer question files, and scorers of benchmarks."""

@@ -1,7 +1,7 @@
 """CV-Bench: 2D by source, 3D, and both: `python -m llava.eval.eval_cvbench`.
 
-2D is the mean of ADE20K's and COCO's accuracy, 3D is Omni3D's, and the score is the mean of 2D and 3D, whatever the
-numbers of questions. Source: arXiv 2406.16860 and its data card.
+2D is the mean of ADE20K's and COCO's accuracy, 3D is Omni3D's, and the score is the mean of 2D and 3D, regardless
+of the numbers of questions. Source: arXiv 2406.16860 and its data card.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.eval.run.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen, label_letter, labelled_main
+from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 
@@ -43,7 +43,7 @@ SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
-    """Scores answers to questions with `source`, `task` and `answer`; 2D, 3D and overall where all their sources are.
+    """Scores answers to questions with `source`, `task` and `answer`; a group is scored if all its sources are present.
 
     Raises:
         ValueError: a source that CV-Bench does not have.
@@ -52,7 +52,7 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     known = [source for group in SOURCES.values() for source in group]
     if unknown := set(sources) - set(known):
         raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(known)}")
-    found = [chosen(question, text) for question, text in zip(questions, said, strict=True)]
+    found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
     right = [letter == label_letter(question["answer"]) for question, letter in zip(questions, found, strict=True)]
     by_source = accuracy_by(right, sources)
     groups = {

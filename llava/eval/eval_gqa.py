@@ -1,7 +1,7 @@
 """GQA: accuracy, and by kind of answer and of question: `python -m llava.eval.eval_gqa`.
 
-What GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution, which
-need its further files, are left to it.
+This is what GQA's own `eval.py` computes from predictions alone; consistency, validity, plausibility and distribution
+need more files, which that script reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BENCHMARK = Benchmark(
 
 
 def prediction(text: str) -> str:
-    """An answer as GQA compares it: lower case, without a full stop at its end."""
+    """Normalises an answer as GQA does: lower case, without a final full stop."""
     return text.strip().rstrip(".").lower()
 
 
@@ -59,8 +59,8 @@ def score(questions: Mapping[str, Row], said: Sequence[str]) -> Score:
     return Score("GQA", rows)
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions = read_json(args.question_file, dict)
     for name, row in questions.items():
         if not ("answer" in row and {"structural", "semantic"} <= set(row.get("types", ()))):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_gqa", "Score answers to GQA.")
     parser.add_argument("--question-file", type=Path, required=True, help="GQA's testdev_balanced_questions.json")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

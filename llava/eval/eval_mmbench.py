@@ -3,7 +3,7 @@
 CircularEval counts a question as right if it is right in every order of its options that it was asked in. These are the
 table's rows whose indices differ by a multiple of a million (fewer than options where "none of these" keeps its
 place), the rounds of the runner (`--all-rounds`), or both. Answers are the runner's or LLaVA's JSON lines, or the Excel
-table for MMBench's server. Source: arXiv 2307.06281; letters are read by rule, no model is asked.
+table for MMBench's server. Source: arXiv 2307.06281; letters are read by rule, without another model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, keyed, read_sheet, read_table
+from llava.eval.score.rows import Key, Row, index_rows, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -43,12 +43,12 @@ Order = tuple[int, int]
 
 
 def original(index: int) -> int:
-    """The index of the question that a row is a copy of."""
+    """Finds the index of the question that a row is a copy of."""
     return index % COPY
 
 
-def chosen(answer: Row) -> str | None:
-    """The letter, as the table has it, that an answer means; `options` and `option_char` say how they were shown."""
+def chosen_option(answer: Row) -> str | None:
+    """Reads the letter, in the table's order, that an answer chooses; `options` and `option_char` are as shown."""
     shown = dict(zip(LETTERS, map(str, answer["options"]), strict=False))
     letter = option_letter(str(answer["text"]), shown)
     return None if letter is None else answer["option_char"][LETTERS.index(letter)]
@@ -62,11 +62,11 @@ def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
         answers: (index, round) -> answer row.
 
     Raises:
-        ValueError: a row of the table, or a round of one, has no answer, or an answer no row.
+        ValueError: a row of the table, or one of its rounds, has no answer, or an answer has no row.
     """
     if unknown := [index for index, _ in answers if index not in questions]:
         raise ValueError(f"there is an answer to question {unknown[0]}, which the table does not have")
-    letters = {order: chosen(answer) for order, answer in answers.items()}
+    letters = {order: chosen_option(answer) for order, answer in answers.items()}
     right = {order: letters[order] == questions[order[0]]["answer"] for order in answers}
     if lacking := [index for index in questions if (index, 0) not in right]:
         raise ValueError(f"{len(lacking)} of {len(questions)} questions have no answer, for example {lacking[0]}")
@@ -88,7 +88,7 @@ def score(questions: Mapping[int, Row], answers: Mapping[Order, Row]) -> Score:
 
 
 def check_rounds(answers: Mapping[Order, Row]) -> None:
-    """Raises ValueError unless, where a question was asked in rounds, all were asked in all of theirs."""
+    """Raises ValueError unless, where questions were asked in rounds, each was asked in all of its rounds."""
     if not any(turn for _, turn in answers):
         return
     for (index, turn), answer in answers.items():
@@ -99,12 +99,12 @@ def check_rounds(answers: Mapping[Order, Row]) -> None:
 
 
 def read_questions(path: Path) -> dict[int, Row]:
-    """The table, by index.
+    """Reads the table by index.
 
     Raises:
-        ValueError: a column is missing, an index is no number, or the split comes without answers.
+        ValueError: a column is missing, an index is not a number, or the split has no answers.
     """
-    table = keyed(
+    table = index_rows(
         path,
         [(f"{path}: row {n}", row) for n, row in enumerate(read_table(path), 1)],
         ("question", "A", "B"),
@@ -117,45 +117,47 @@ def read_questions(path: Path) -> dict[int, Row]:
     return {int(key[0]): row for key, row in table.items()}
 
 
-def own_options(row: Row) -> dict[str, str]:
-    """Letter -> option of a row of the table, up to the first that is empty."""
+def find_options(row: Row) -> dict[str, str]:
+    """Finds the options of a row by letter, up to the first empty one."""
     texts = [str(row.get(letter) or "") for letter in LETTERS]
     count = next((i for i, text in enumerate(texts) if text.strip().lower() in NO_OPTION), len(texts))
     return dict(zip(LETTERS, texts[:count], strict=False))
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions, results = read_questions(args.annotation_file), Results.of(args)
     path = results.path
     if results.checking:
-        return score(questions, from_table(read_table(path), "question", questions, path))
+        return score(questions, read_answer_table(read_table(path), "question", questions, path))
     if path.suffix.lower() == ".xlsx":
-        return score(questions, from_table(read_sheet(path), "prediction", questions, path))
-    return score(questions, by_order(results.by("question_id", "round_id"), path))
+        return score(questions, read_answer_table(read_sheet(path), "prediction", questions, path))
+    return score(questions, index_by_order(results.by("question_id", "round_id"), path))
 
 
-def from_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:
-    """The rows of a table of answers by index and round.
+def read_answer_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:
+    """Sorts the rows of a table of answers by index and round.
 
     Args:
-        rows: with `index` and the column `said`.
-        said: the column that has the answers.
-        questions: which options were shown.
-        path: of the table.
+        rows: the table, with the column `index`.
+        said: the column of the answers.
+        questions: the rows whose options were shown.
+        path: the table's file.
     """
-    table = keyed(path, [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)], (said,), ("index",))
+    table = index_rows(
+        path, [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)], (said,), ("index",)
+    )
     if unknown := [index for (index,) in table if not index.isdigit() or int(index) not in questions]:
         raise ValueError(f"{path} holds question {unknown[0]!r}, which the table does not have")
     answers = {}
     for (index,), row in table.items():
-        options = own_options(questions[int(index)])
+        options = find_options(questions[int(index)])
         answers[int(index), 0] = {"text": row[said], "options": [*options.values()], "option_char": [*options]}
     return answers
 
 
-def by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
-    """Answers by index and round, complete with how their options were shown."""
+def index_by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
+    """Sorts answers by index and round, and checks that each has the options as shown."""
     answers: dict[Order, Row] = {}
     for (index, turn), row in rows.items():
         if missing := [name for name in ("options", "option_char") if name not in row]:
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_mmbench", "Score answers to a split of MMBench that comes with answers.")
     parser.add_argument("--annotation-file", type=Path, required=True, help="the split's table (.tsv)")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.parse import mme_yes_no
-from llava.eval.score.rows import Key, Row, keyed
+from llava.eval.score.parse import read_mme_answer
+from llava.eval.score.rows import Key, Row, index_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -52,7 +52,7 @@ def score(labels: Mapping[Key, str], said: Sequence[str]) -> Score:
     """
     right: dict[str, dict[str, list[bool]]] = {task: {} for task in (*PERCEPTION, *COGNITION)}
     for (task, image, _), label, text in zip(labels, labels.values(), said, strict=True):
-        right[task].setdefault(image, []).append(mme_yes_no(text) == label)
+        right[task].setdefault(image, []).append(read_mme_answer(text) == label)
     if empty := [task for task, images in right.items() if not images]:
         raise ValueError(f"there are no questions of {', '.join(empty)}; perception and cognition sum over all tasks")
     tasks = {task: task_score(images) for task, images in right.items()}
@@ -64,7 +64,7 @@ def score(labels: Mapping[Key, str], said: Sequence[str]) -> Score:
 
 
 def task_score(images: Mapping[str, Sequence[bool]]) -> dict[str, float]:
-    """`score`, `acc` and `acc+` of a task from image -> whether its two answers are right."""
+    """Computes `score`, `acc` and `acc+` of a task from image -> whether each of its two answers is right."""
     if odd := [name for name, pair in images.items() if len(pair) != 2]:
         raise ValueError(f"image {odd[0]!r} has {len(images[odd[0]])} questions; MME asks two about each")
     single = 100 * sum(sum(pair) for pair in images.values()) / (2 * len(images))
@@ -73,12 +73,12 @@ def task_score(images: Mapping[str, Sequence[bool]]) -> dict[str, float]:
 
 
 def read_labels(folder: Path) -> dict[Key, str]:
-    """The answers in MME's release, a text file per image with two lines `question TAB answer`.
+    """Reads the answers in MME's release: a text file per image with two lines `question TAB answer`.
 
-    They lie in TASK/ or in TASK/questions_answers_YN/.
+    The files are in TASK/ or in TASK/questions_answers_YN/.
 
     Raises:
-        ValueError: a line is no question and answer.
+        ValueError: a line is not a question and an answer.
     """
     labels: dict[Key, str] = {}
     for task in (*PERCEPTION, *COGNITION):
@@ -90,43 +90,43 @@ def read_labels(folder: Path) -> dict[Key, str]:
                 question, _, label = line.partition("\t")
                 if label.strip().lower() not in ("yes", "no"):
                     raise ValueError(f"{path}:{number}: the answer is {label.strip()!r}; it must be Yes or No")
-                labels[task, path.stem, bare_question(question)] = label.strip().lower()
+                labels[task, path.stem, strip_instructions(question)] = label.strip().lower()
     if not labels:
         raise ValueError(f"{folder} holds no folder of a task of MME with its text files")
     return labels
 
 
-def bare_question(prompt: str) -> str:
-    """A question without its instructions, blanks made single."""
+def strip_instructions(prompt: str) -> str:
+    """Removes the instructions from a question, and repeated blanks."""
     for instruction in INSTRUCTIONS:
         prompt = prompt.replace(instruction, " ")
     return " ".join(prompt.split())
 
 
-def by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
-    """Answers by (task, image, question); LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
+def index_by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
+    """Maps (task, image, question) to answers; LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
     rows = []
     for name, prompt in answers:
         task, slash, image = name.partition("/")
         if not slash:
             raise ValueError(f"{path}: question_id is {name!r}; MME's are TASK/IMAGE")
-        key = {"task": task, "image": Path(image).stem, "question": bare_question(prompt)}
+        key = {"task": task, "image": Path(image).stem, "question": strip_instructions(prompt)}
         rows.append((str(path), key | {"text": answers[name, prompt]["text"]}))
-    return keyed(path, rows, ("text",), ("task", "image", "question"))
+    return index_rows(path, rows, ("text",), ("task", "image", "question"))
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     labels = read_labels(args.data_dir)
     results = Results.of(args)
-    return score(labels, results.texts(labels, by_question(results.by("question_id", "prompt"), results.path)))
+    return score(labels, results.texts(labels, index_by_question(results.by("question_id", "prompt"), results.path)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_mme", "Score answers to MME.")
     parser.add_argument("--data-dir", type=Path, required=True, help="MME_Benchmark_release_version")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""POPE: does a model see objects that are not there? `python -m llava.eval.eval_pope`.
+"""POPE: yes/no questions about objects in and not in an image: `python -m llava.eval.eval_pope`.
 
 Accuracy, precision, recall, F1 ("yes" is positive) and share of "yes" on the random, popular and adversarial questions,
-and their means. An answer finds its question by id, a question its label by image and object. Source: arXiv 2305.10355
-and its evaluation's rule for reading an answer.
+and their means. Answers match questions by id, questions match labels by image and object. Source: arXiv 2305.10355 and
+its evaluation's rule for reading an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.parse import pope_yes_no
+from llava.eval.score.parse import read_pope_answer
 from llava.eval.score.rows import Key, Row, read_labelled, read_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
@@ -45,7 +45,7 @@ ADVICE = (
 _ASKED = re.compile(r"is there (?:an? |the |any )?(.+?)(?: in the im\w*ge)?\s*\??")
 
 Objects = Mapping[str, Mapping[Key, Row]]
-"""Category -> (image, object, how often the two came before) -> row."""
+"""Category -> (image, object, number of earlier rows with these two) -> row."""
 
 
 def score(labels: Mapping[str, Sequence[tuple[Key, str]]], said: Mapping[str, Mapping[Key, str]]) -> Score:
@@ -58,13 +58,13 @@ def score(labels: Mapping[str, Sequence[tuple[Key, str]]], said: Mapping[str, Ma
     rows = {}
     for category, own in labels.items():
         right = [label == "yes" for _, label in own]
-        rows[category] = measures(right, [pope_yes_no(said[category][key]) == "yes" for key, _ in own])
+        rows[category] = measures(right, [read_pope_answer(said[category][key]) == "yes" for key, _ in own])
     mean = {name: sum(row[name] for row in rows.values()) / len(rows) for name in MEASURES}
     return Score("POPE", rows | {"mean": mean | {"questions": sum(len(own) for own in labels.values())}})
 
 
 def measures(right: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
-    """The measures of one category in %; True is "yes". A ratio whose denominator is 0 is 0."""
+    """Computes the measures of one category in %; True is "yes". A ratio with denominator 0 is 0."""
     pairs = list(zip(right, said, strict=True))
     hit, false_alarm, miss = (pairs.count(kind) for kind in ((True, True), (False, True), (True, False)))
     correct = hit + pairs.count((False, False))
@@ -79,15 +79,15 @@ def measures(right: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
 
 
 def share(part: int, whole: int) -> float:
-    """In %; 0 of 0 is 0."""
+    """Computes a share in %; 0 of 0 is 0."""
     return 100 * part / whole if whole else 0.0
 
 
 def read_labels(folder: Path) -> dict[str, list[Row]]:
-    """The files `coco_pope_CATEGORY.json` of POPE, JSON lines `image, text, label`, by category.
+    """Reads POPE's files `coco_pope_CATEGORY.json`, JSON lines of `image, text, label`, by category.
 
     Raises:
-        ValueError: there is none, or a label is neither yes nor no.
+        ValueError: there is no such file, or a label is neither yes nor no.
     """
     labels: dict[str, list[Row]] = {}
     for path in sorted(folder.glob("coco_pope_*.json")):
@@ -104,23 +104,23 @@ def read_labels(folder: Path) -> dict[str, list[Row]]:
 
 
 def asked_object(text: str) -> str:
-    """The object that a question asks about, since files spell the same question differently.
+    """Finds the object that a question asks about, since files spell the same question differently.
 
-    "Is there an apple in the imange?", as LLaVA's question file has it in places, asks about "apple". A question of
-    another form is taken whole.
+    "Is there an apple in the imange?", a spelling of LLaVA's question file, asks about "apple". A question of another
+    form is returned as it is.
     """
-    question = " ".join(bare_question(text).lower().split())
+    question = " ".join(strip_instruction(text).lower().split())
     found = _ASKED.fullmatch(question)
     return found[1] if found else question
 
 
-def bare_question(text: str) -> str:
-    """A question without the instruction that LLaVA's question file adds on a line of its own."""
+def strip_instruction(text: str) -> str:
+    """Removes the instruction, which LLaVA's question file adds on a separate line."""
     return text.split("\n")[0].strip()
 
 
-def by_object(rows: Iterable[Row]) -> dict[Key, Row]:
-    """Rows of one category by (image, object, how often the two came before)."""
+def index_by_object(rows: Iterable[Row]) -> dict[Key, Row]:
+    """Maps (image, object, number of earlier rows with these two) to the rows of one category."""
     seen: Counter[Key] = Counter()
     found: dict[Key, Row] = {}
     for row in rows:
@@ -131,7 +131,7 @@ def by_object(rows: Iterable[Row]) -> dict[Key, Row]:
 
 
 def check_labels(labels: Objects, asked: Objects, args: argparse.Namespace) -> None:
-    """Raises ValueError unless labels and questions are, category by category, about the same objects and images."""
+    """Raises ValueError unless labels and questions of each category are about the same objects and images."""
     for category in dict.fromkeys((*labels, *asked)):
         own, questions = labels.get(category, {}), asked.get(category, {})
         for rows, others, lacking in (
@@ -141,18 +141,18 @@ def check_labels(labels: Objects, asked: Objects, args: argparse.Namespace) -> N
             if absent := [row for key, row in rows.items() if key not in others]:
                 raise ValueError(
                     f"{lacking} {len(absent)} of the {len(rows)} {category} questions, for example"
-                    f" {bare_question(absent[0]['text'])!r} about {absent[0]['image']}; {ADVICE}"
+                    f" {strip_instruction(absent[0]['text'])!r} about {absent[0]['image']}; {ADVICE}"
                 )
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
-    labels = {category: by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
+    labels = {category: index_by_object(rows) for category, rows in read_labels(args.annotation_dir).items()}
     questions = read_labelled(args.question_file, ("image", "text", "category"))
     categories: dict[str, list[Row]] = {}
     for name, row in questions.items():
         categories.setdefault(row["category"], []).append(row | {"key": name})
-    asked = {category: by_object(rows) for category, rows in categories.items()}
+    asked = {category: index_by_object(rows) for category, rows in categories.items()}
     check_labels(labels, asked, args)
     texts = dict(zip(questions, Results.of(args).texts(questions), strict=True))
     said = {category: {key: texts[row["key"]] for key, row in rows.items()} for category, rows in asked.items()}
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = score_parser("eval_pope", "Score answers to POPE.")
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_*.json")
     parser.add_argument("--question-file", type=Path, required=True, help="llava_pope_test.jsonl")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen, label_letter, labelled_main
-from llava.eval.score.parse import listed_options
+from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
+from llava.eval.score.parse import find_listed_options
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 from llava.eval.score.vqa import normalise_answer
@@ -42,13 +42,13 @@ CHOICE, OPEN = "multiple choice", "open"
 
 def kind(question: Row) -> str:
     """Whether a question lists options, one of which its `answer` names."""
-    return CHOICE if label_letter(question["answer"]) in listed_options(question["text"]) else OPEN
+    return CHOICE if label_letter(question["answer"]) in find_listed_options(question["text"]) else OPEN
 
 
 def is_right(question: Row, text: str) -> bool:
     """Whether an answer is right."""
     if kind(question) == CHOICE:
-        return chosen(question, text) == label_letter(question["answer"])
+        return chosen_letter(question, text) == label_letter(question["answer"])
     return normalise_answer(text) == normalise_answer(question["answer"])
 
 

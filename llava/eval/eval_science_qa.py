@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, keyed, read_json
+from llava.eval.score.rows import Key, Row, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser, write_json
 
 SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
@@ -50,7 +50,7 @@ FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
 
 
 def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
-    """Problem -> index of the choice that its answer names; -1 where no choice can be read."""
+    """Reads the index of the choice that each problem's answer names; -1 where there is none."""
     found = {}
     for name, problem in problems.items():
         letter = option_letter(said[name], dict(zip(options, problem["choices"], strict=False)))
@@ -73,18 +73,18 @@ def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
     return Score("ScienceQA", rows)
 
 
-def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
-    """The problems of a split, from `pid_splits.json` and `problems.json`.
+def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) -> dict[str, Row]:
+    """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have the `fields`.
 
     Raises:
-        ValueError: no such split, or a problem is missing or incomplete.
+        ValueError: there is no such split, or a problem is missing or incomplete.
     """
     splits = read_json(base_dir / "pid_splits.json", dict)
     problems = read_json(base_dir / "problems.json", dict)
     if split not in splits:
         raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
     for name in splits[split]:
-        if missing := [field for field in FIELDS if field not in problems.get(name, {})]:
+        if missing := [field for field in fields if field not in problems.get(name, {})]:
             raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
     if not splits[split]:
         raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is empty")
@@ -92,18 +92,18 @@ def read_problems(base_dir: Path, split: str) -> dict[str, Row]:
 
 
 def read_asked(path: Path) -> dict[Key, Row]:
-    """LLaVA's question file, a list of `id, conversations`, by id, each as if it was answered with nothing.
+    """Reads LLaVA's question file, a list of `id, conversations`, by id, each with an empty answer.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: the file is not such a list.
     """
     entries = read_json(path, list)
     rows = [(f"{path}: entry {n}", {**entry, "text": ""}) for n, entry in enumerate(entries) if isinstance(entry, dict)]
-    return keyed(path, rows, ("conversations",), ("id",))
+    return index_rows(path, rows, ("conversations",), ("id",))
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name, scores them and writes LLaVA's two files where the flags want them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Reads the files that the flags name, scores them, and writes LLaVA's two files if the flags name them."""
     problems = read_problems(args.base_dir, args.split)
     results = Results.of(args)
     texts = results.texts([(name,) for name in problems], read_asked(results.path) if results.checking else None)
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> Score:
     if results.checking:
         return result
     if args.output_file:
-        write_json(args.output_file, sorted_out(problems, said, predicted))
+        write_json(args.output_file, split_by_result(problems, said, predicted))
     if args.output_result:
         correct = sum(predicted[name] == problem["answer"] for name, problem in problems.items())
         totals = {"acc": result.rows["all"]["accuracy"], "correct": correct, "count": len(problems)}
@@ -121,10 +121,10 @@ def measure(args: argparse.Namespace) -> Score:
     return result
 
 
-def sorted_out(
+def split_by_result(
     problems: Mapping[str, Row], said: Mapping[str, str], predicted: Mapping[str, int]
 ) -> dict[str, list[dict[str, str | int]]]:
-    """Every answer with its truth, the right ones and the wrong ones apart."""
+    """Lists right and wrong answers separately, each with the true choice."""
     kinds: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
     for name, problem in problems.items():
         row = {"question_id": name, "text": said[name], "predicted": predicted[name], "answer": problem["answer"]}
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-result", type=Path, help="write the predicted choices to this file")
     parser.add_argument("--split", default="test")
     parser.add_argument("--options", nargs="+", default=list("ABCDE"), help="letters of the choices (A B C D E)")
-    return run_scorer(parser, measure, argv, ("output_file", "output_result"))
+    return run_scorer(parser, score_files, argv, ("output_file", "output_result"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Row, keyed, read_json
+from llava.eval.score.rows import Row, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 SOURCE = "https://huggingface.co/datasets/AILab-CVPR/SEED-Bench"
@@ -35,8 +35,8 @@ KINDS = ("image", "video")
 FIELDS = ("answer", "data_type", "question_type_id", "choice_a", "choice_b", "choice_c", "choice_d")
 
 
-def chosen(question: Row, text: str) -> str | None:
-    """The letter that an answer means; None where there is none."""
+def chosen_choice(question: Row, text: str) -> str | None:
+    """Reads the letter that an answer chooses; None where it chooses none."""
     return option_letter(text, {letter: str(question[f"choice_{letter.lower()}"]) for letter in "ABCD"})
 
 
@@ -48,7 +48,7 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
         types: `question_type_id` -> name.
         said: The model's answers, in the same order.
     """
-    letters = [chosen(row, text) for row, text in zip(questions, said, strict=True)]
+    letters = [chosen_choice(row, text) for row, text in zip(questions, said, strict=True)]
     right = [letter == row["answer"] for row, letter in zip(questions, letters, strict=True)]
     rows = {
         "all": accuracy(right) | {"unparsed": letters.count(None)},
@@ -59,16 +59,16 @@ def score(questions: Sequence[Row], types: Mapping[int, str], said: Sequence[str
 
 
 def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str, ...], Row], dict[int, str]]:
-    """Questions, of all or only of "image" or "video", and the names of the question types.
+    """Reads the questions, all or only those of "image" or "video", and the names of the question types.
 
     Raises:
-        ValueError: the file is not SEED-Bench's, or no such question is in it.
+        ValueError: the file is not SEED-Bench's, or holds no such question.
     """
     content: dict[str, Any] = read_json(path, dict)
     if missing := [name for name in ("questions", "question_type") if name not in content]:
         raise ValueError(f"{path} has no {', '.join(missing)}; it must be SEED-Bench.json")
     places = [(f"{path}: questions[{index}]", row) for index, row in enumerate(content["questions"])]
-    questions = keyed(path, places, FIELDS, ("question_id",))
+    questions = index_rows(path, places, FIELDS, ("question_id",))
     kept = {key: row for key, row in questions.items() if only in (None, row["data_type"])}
     if not kept:
         raise ValueError(f"{path} holds no questions about {only}s")
@@ -78,14 +78,14 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
     return kept, types
 
 
-def measure(args: argparse.Namespace) -> Score:
-    """Reads the files that the flags name and scores them."""
+def score_files(args: argparse.Namespace) -> Score:
+    """Scores the answers that the flags name."""
     questions, types = read_questions(args.annotation_file, args.only)
     return score(list(questions.values()), types, Results.of(args).texts(questions))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which questions."""
+    """Adds the flags that choose the questions."""
     parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
     parser.add_argument("--only", choices=KINDS, help="questions about images or videos alone")
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_seed", "Score answers to SEED-Bench.")
     add_flags(parser)
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """TextVQA: the VQA soft accuracy on its validation questions: `python -m llava.eval.eval_textvqa`.
 
-LLaVA's question file names a question by its image, which may have several, so that answers and annotations meet by
-image and question text. A question that stands twice for an image is answered twice: in the files' order.
+LLaVA's question file names a question by its image, which may have several, so answers match annotations by image and
+question text. A question that occurs twice for an image has two answers, in the files' order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.rows import Key, Row, keyed, name_of, read_json
+from llava.eval.score.rows import Key, Row, format_key, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
 from llava.eval.score.vqa import soft_accuracy
 
@@ -43,19 +43,19 @@ def score(annotations: Sequence[Row], said: Sequence[str]) -> Score:
 
     Args:
         annotations: Each with `answers`, those of ten annotators.
-        said: The model's, in the same order.
+        said: The model's answers, in the same order.
     """
     values = [soft_accuracy(text, row["answers"]) for row, text in zip(annotations, said, strict=True)]
     return Score("TextVQA", {"all": accuracy(values)})
 
 
-def bare_question(prompt: str) -> str:
-    """The question in a prompt of LLaVA's TextVQA files, lower case.
+def find_question(prompt: str) -> str:
+    """Finds the question in a prompt of LLaVA's TextVQA files, in lower case.
 
-    It stands on the first line that is no OCR reference; before `Short answer:` in the older form.
+    It is the first line that is not an OCR reference; in the older form it comes before `Short answer:`.
 
     Raises:
-        ValueError: the prompt is of no known form.
+        ValueError: the prompt has neither form.
     """
     if prompt.startswith("OCR tokens: "):
         if not (found := _OLD_FORM.search(prompt)):
@@ -68,7 +68,7 @@ def bare_question(prompt: str) -> str:
 
 
 def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """Rows with their places; a question's second row about an image gets "(2)" behind the question, and so on."""
+    """Yields rows with their places; a question's second row about an image gets "(2)" after it, and so on."""
     seen: Counter[Key] = Counter()
     for place, row in rows:
         key = (str(row.get("image_id")), str(row.get("question", "")).strip().lower())
@@ -76,47 +76,49 @@ def number_duplicates(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Ro
         yield place, row | {"asked": key, "question": key[1] if seen[key] == 1 else f"{key[1]} ({seen[key]})"}
 
 
-def by_question(results: Results) -> dict[Key, Row]:
-    """The rows of an answers file by (image, question).
+def index_by_question(results: Results) -> dict[Key, Row]:
+    """Reads the rows of an answers file by (image, question).
 
     Raises:
-        ValueError: a row lacks a field, or its prompt is of no known form.
+        ValueError: a row lacks a field, or its prompt has no known form.
     """
     lines = [(place, row | {"place": place}) for place, row in results.rows()]
-    said = keyed(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
+    said = index_rows(results.path, lines, ("question_id", "prompt", "text"), ("place",)).values()
     rows = [
-        (row["place"], {**row, "image_id": row["question_id"], "question": bare_question(str(row["prompt"]))})
+        (row["place"], {**row, "image_id": row["question_id"], "question": find_question(str(row["prompt"]))})
         for row in said
     ]
-    return keyed(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
+    return index_rows(results.path, number_duplicates(rows), ("text",), ("image_id", "question"))
 
 
 def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) -> None:
-    """Raises ValueError if a question is answered more often than it was asked."""
+    """Raises ValueError if a question has more answers than annotations."""
     for key, row in answers.items():
         if key not in annotations and row["asked"] in annotations:
-            raise ValueError(f"{row['place']}: {name_of(row['asked'])} appears twice")
+            raise ValueError(f"{row['place']}: {format_key(row['asked'])} appears twice")
 
 
-def measure(args: argparse.Namespace) -> Score:
+def score_files(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them; of a folder of answers files, each gets a row."""
     content = read_json(args.annotation_file, dict)
     if not isinstance(content.get("data"), list):
         raise ValueError(f"{args.annotation_file} has no list `data`")
     places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
-    annotations = keyed(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
+    annotations = index_rows(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
     if args.result_dir is None:
-        return score(list(annotations.values()), texts_of(annotations, Results.of(args)))
+        return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args)))
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]
     if not files:
         raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
-    scores = {path.name: score(list(annotations.values()), texts_of(annotations, Results(path))) for path in files}
+    scores = {
+        path.name: score(list(annotations.values()), find_answer_texts(annotations, Results(path))) for path in files
+    }
     return Score("TextVQA", {name: single.rows["all"] for name, single in scores.items()})
 
 
-def texts_of(annotations: Mapping[Key, Row], results: Results) -> list[str]:
-    """The answers in a file, in the annotations' order; raises as `by_question` and `Results.texts`."""
-    answers = by_question(results)
+def find_answer_texts(annotations: Mapping[Key, Row], results: Results) -> list[str]:
+    """Finds the answers in a file, in the annotations' order; raises as `index_by_question` and `Results.texts` do."""
+    answers = index_by_question(results)
     check_surplus(annotations, answers)
     return results.texts(annotations, answers)
 
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = score_parser("eval_textvqa", "Score answers to TextVQA.", result_dir=True)
     parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LLaVA's names for the VQA answers' normalisation and accuracy; the rules are `llava.eval.score.vqa`'s."""
+"""LLaVA's names for the normalisation and accuracy of VQA answers in `llava.eval.score.vqa`."""
 
 from __future__ import annotations
 

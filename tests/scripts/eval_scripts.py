@@ -24,10 +24,10 @@ LISTED = f"{COLOUR}\n(A) red\n(B) purple"
 
 
 class Run(Protocol):
-    """Runs a script, expects an exit code, and gives back what it wrote."""
+    """Runs a script, expects an exit code, and returns what it wrote."""
 
     def __call__(
-        self, name: str, *flags: str, check: int = 0, **variables: str
+        self, name: str, *flags: str, check: int = 0, **variables: Any
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -35,7 +35,7 @@ def make_run(python: Path, folder: Path) -> Run:
     """Runs scripts on the data in `folder`.
 
     Args:
-        python: stands in for the interpreter.
+        python: replaces the interpreter.
         folder: EVAL_DIR.
     """
 

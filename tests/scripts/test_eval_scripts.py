@@ -15,8 +15,7 @@ import pytest
 
 from tests.interpreter import start
 from tests.llava.eval.files import write_json, write_rows
-from tests.llava.eval.test_choice_scores import problem, seed_question
-from tests.llava.eval.test_yes_no_scores import TASKS
+from tests.llava.eval.scoring import TASKS, problem, seed_question
 from tests.scripts.eval_scripts import (
     COLOUR,
     COUNT,
@@ -62,7 +61,7 @@ def test_pope(run: Run, tmp_path: Path) -> None:
 
 
 def test_each_gpu_answers_a_chunk_and_quadtree_flags_reach_the_model(run: Run, tmp_path: Path) -> None:
-    """Each GPU in a process of its own; more are named than there are here, which does not matter on the CPU."""
+    """Each GPU in its own process; more are named than there are here, which does not matter on the CPU."""
     data = pope(tmp_path)
     run("pope")
     (tmp_path / "processes").mkdir()

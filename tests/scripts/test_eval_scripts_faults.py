@@ -100,7 +100,7 @@ def test_every_script_checks_its_labels_before_it_answers() -> None:
             assert re.search(f"{whole}|{single}", path.read_text(), re.MULTILINE), path.name
 
 
-def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_goes_on(run: Run, tmp_path: Path) -> None:
+def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_continues(run: Run, tmp_path: Path) -> None:
     data = pope(tmp_path)
     for flags in (("--limit", "2"), ("--limit=2",)):
         done = run("pope", *flags)

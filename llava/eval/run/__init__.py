@@ -1,1 +1,1 @@
-"""Runs over question files: questions and images in, answer files out."""
+"""Runs over question files: questions and images in, answers files out."""

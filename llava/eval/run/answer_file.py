@@ -1,8 +1,7 @@
-"""The file of answers of a run: it grows as answers come, takes up after a kill, and ends in the questions' order.
+"""The answers file of a run: it grows as answers come, survives a kill, and ends in the questions' order.
 
-A row knows by `metadata.index` which question it answers, since a benchmark's question_id may occur twice. Several
-processes write a part each, which the first of them merges. A file of another kind is never changed. Knows neither
-models nor pictures.
+`metadata.index` of a row names the question that it answers, since a benchmark's question_id may occur twice. Several
+processes write a part each, which the first of them merges. A file that this runner did not write is never changed.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.run.jsonl import Row, append_rows, as_lines, check_regular, read_rows, replace
+from llava.eval.run.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
 from llava.eval.run.questions import Question
 
 PER_ROW = ("index", "image", "image_size", "visual_tokens", "uniform_tokens")
-"""Fields of a row's metadata that hang on its question; all others are the run's settings."""
+"""Fields of a row's metadata that depend on its question; all others are the run's settings."""
 
-ADVICE = "name another answers file or begin anew with --no-resume"
+ADVICE = "name another answers file or start over with --no-resume"
 
 _OPENING, _SECOND = b'{"question_id": ', b', "prompt": "'
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[-+.\w]+')
@@ -28,23 +27,23 @@ _CUT_SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*\\?|')
 
 
 class AnswerFile:
-    """ANSWERS, and ANSWERS.errors beside it for the questions that have none.
+    """ANSWERS, and ANSWERS.errors beside it for questions without an answer.
 
-    `check_place`, `check_rows`, `check` and `done` change nothing; `start` begins to write.
+    `check_place`, `check_rows`, `check` and `done` only read; `start` is the first to write.
     """
 
     def __init__(self, path: Path, part: int | None = None) -> None:
         """
         Args:
-            path: ANSWERS; where it is a symbolic link, all is written beside the file that it leads to.
-            part: number of the process, where several write.
+            path: ANSWERS; for a symbolic link, everything is written beside its target.
+            part: number of this process, where several write.
         """
         self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
         self.errors = self.path.with_name(f"{self.path.stem}.errors{self.path.suffix or '.jsonl'}")
         self.part = part
 
     def check_place(self, *inputs: Path) -> None:
-        """Raises ValueError if a file to be written is a folder, a pipe or a device, or one of the `inputs`."""
+        """Raises ValueError if a file to write is a folder, a pipe or a device, or one of the `inputs`."""
         for file in self._files():
             check_regular(file)
             for other in inputs:
@@ -52,14 +51,14 @@ class AnswerFile:
                     raise ValueError(f"{file} is the same file as {other}, which is read; name another --answers-file")
 
     def check_rows(self, questions: Sequence[Question], resume: bool) -> None:
-        """Looks whether the files that are there may be written.
+        """Checks that the existing files may be written.
 
         Args:
-            questions: all of the question file.
-            resume: False starts over, so that answers to other questions may be replaced.
+            questions: all questions of the question file.
+            resume: False starts over, which replaces answers to other questions.
 
         Raises:
-            ValueError: a file is not one that this runner writes, or answers other questions.
+            ValueError: this runner did not write a file, or the file answers other questions.
         """
         for file in self._files():
             for number, row in self._read(file):
@@ -67,13 +66,13 @@ class AnswerFile:
                     _check_question(f"{file}:{number}", row, questions)
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError unless all answers so far were made with these settings."""
+        """Raises ValueError unless all existing answers were made with these settings."""
         for file in self._answers():
             for number, row in self._read(file):
                 check_settings(f"{file}:{number}", row, settings)
 
     def start(self, resume: bool) -> None:
-        """Merges what a killed run left and forgets its errors, so that those questions are asked again.
+        """Merges the parts of a killed run and deletes its errors, so that those questions are asked again.
 
         Args:
             resume: False starts over.
@@ -81,27 +80,27 @@ class AnswerFile:
         for file in (self.errors, *self._parts(self.errors)):
             file.unlink(missing_ok=True)
         if not resume:
-            for file in (*self._parts(self.path), self.path):  # ANSWERS last, as no parts may be left without it
+            for file in (*self._parts(self.path), self.path):  # ANSWERS last: parts must not be left without it
                 file.unlink(missing_ok=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._merge(self.path)
 
     def done(self) -> set[int]:
-        """Indices of the questions that are answered."""
+        """Finds the indices of the answered questions."""
         return {row["metadata"]["index"] for file in self._answers() for _, row in self._read(file)}
 
     def lost(self, wanted: Iterable[int]) -> set[int]:
-        """Which of these questions have neither an answer nor an error."""
+        """Finds which of these questions have neither an answer nor an error."""
         return set(wanted) - self.done() - {row["metadata"]["index"] for _, row in self._read(self.errors)}
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds answers, and errors (rows without a text) to their own file, and waits until they are on the disk."""
+        """Appends answers, and errors (rows without a text) to their own file, and waits until they are on the disk."""
         for path, has_text in ((self.path, True), (self.errors, False)):
             if new := [row for row in rows if ("text" in row) is has_text]:
                 append_rows(self._own(path), new)
 
     def finish(self) -> tuple[int, int]:
-        """Merges the parts and puts all in the questions' order; returns numbers of answers and of errors."""
+        """Merges the parts in the questions' order; returns the numbers of answers and of errors."""
         return self._merge(self.path), self._merge(self.errors)
 
     def _own(self, path: Path) -> Path:
@@ -119,24 +118,24 @@ class AnswerFile:
         return [*self._answers(), self.errors, *self._parts(self.errors)]
 
     def _read(self, file: Path) -> list[tuple[int, Row]]:
-        """Rows with their lines' numbers.
+        """Reads rows with their line numbers.
 
         Raises:
-            ValueError: the file is not one that this runner writes.
+            ValueError: this runner did not write the file.
         """
         kind = "error" if file.name.startswith(self.errors.name) else "text"
         try:
-            return read_rows(file, "answer of this runner", lambda row: _is_row(row, kind), begins_row).numbered
+            return read_rows(file, "answer of this runner", lambda row: _is_row(row, kind), is_row_start).numbered
         except ValueError as error:
             raise ValueError(f"{error}; name another --answers-file") from None
 
     def _merge(self, path: Path) -> int:
-        """Puts the rows of a file and its parts into the file; it is written if it does not hold just them."""
+        """Merges a file and its parts into the file, which is rewritten only if this changes it."""
         parts = self._parts(path)
-        rows = in_order(row for file in (path, *parts) for _, row in self._read(file))
-        content = as_lines(rows)
+        rows = sort_rows(row for file in (path, *parts) for _, row in self._read(file))
+        content = format_rows(rows)
         if path == self.path or rows:
-            shared = path.exists() and path.stat().st_nlink > 1  # by a hard link, whose other name is not this run's
+            shared = path.exists() and path.stat().st_nlink > 1  # by a hard link: its other name must keep its content
             if shared or not path.exists() or path.read_bytes() != content:
                 replace(path, content)
         for part in parts:
@@ -144,8 +143,8 @@ class AnswerFile:
         return len(rows)
 
 
-def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Rows in the order of their questions, the first of those that answer the same one."""
+def sort_rows(rows: Iterable[Row]) -> list[Row]:
+    """Sorts rows by question and keeps the first of those that answer the same one."""
     first: dict[int, Row] = {}
     for row in rows:
         first.setdefault(row["metadata"]["index"], row)
@@ -153,7 +152,7 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What two nested objects of settings differ in, in words."""
+    """Describes where two nested objects of settings differ."""
     found = []
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name), new.get(name)
@@ -164,8 +163,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return found
 
 
-def begins_row(line: bytes) -> bool:
-    """Whether bytes are a beginning of a row's line, which is JSON that opens with `question_id` and `prompt`."""
+def is_row_start(line: bytes) -> bool:
+    """Whether bytes begin a row's line, which is JSON that starts with `question_id` and `prompt`."""
     if not line.startswith(_OPENING):
         return _OPENING.startswith(line)
     rest = line[len(_OPENING) :]
@@ -182,7 +181,7 @@ def _is_row(row: Row, kind: str) -> bool:
 
 
 def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None:
-    """Raises ValueError unless a row answers its question, about its picture."""
+    """Raises ValueError unless a row answers its question about its image."""
     index, image = row["metadata"]["index"], row["metadata"].get("image")
     asked = questions[index] if 0 <= index < len(questions) else None
     if asked is None or (row.get("question_id"), row.get("prompt")) != (asked.question_id, asked.prompt):
@@ -203,5 +202,6 @@ def check_settings(where: str, row: Row, settings: Mapping[str, Any]) -> None:
     own = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
     if differences := difference(own, settings):
         raise ValueError(
-            f"{where} was made with other settings: {'; '.join(differences[:5])}; give the same to go on, or {ADVICE}"
+            f"{where} was made with other settings: {'; '.join(differences[:5])};"
+            f" give the same to continue, or {ADVICE}"
         )

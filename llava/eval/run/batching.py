@@ -1,4 +1,4 @@
-"""Forms batches of prompts by their numbers of tokens. Pure; knows nothing of what a prompt is."""
+"""Forms batches of prompts of similar length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch may be."""
+    """Bounds of a batch."""
 
     rows: int = 32
     """Most prompts."""
@@ -28,11 +28,11 @@ class BatchLimits:
 
 
 def form_batches(lengths: Sequence[int], limits: BatchLimits) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first; a batch ends where the next prompt would not fit.
+    """Groups indices into batches of similar length, longest first; a batch ends where the next prompt would not fit.
 
     Args:
         lengths: tokens of each prompt, at least 1.
-        limits: of every batch.
+        limits: bounds of each batch.
     """
     batches: list[list[int]] = []
     real = 0  # tokens of the last batch, without padding

@@ -1,7 +1,7 @@
-"""Files of JSON lines that only grow, for work that may be killed at any time. Knows nothing of what a row means.
+"""Append-only files of JSON lines that survive a crash.
 
-Reading changes nothing. What a crash leaves at the end of such a file is a line cut short, blanks or NULs; it is
-repaired by the caller, who knows whether the file is its own.
+A crash may leave a truncated line, blanks or NULs at the end of such a file. Reading ignores them and changes nothing;
+the caller, who knows whether the file is its own, repairs it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-Row = dict[str, Any]
+from llava.eval.score.rows import Row
 
 BLANK = b"\0 \t\r\n"
-"""What may follow the last row; after a loss of power file systems put NULs for bytes that never reached the disk."""
+"""What may follow the last row; after a power failure file systems leave NULs for bytes that did not reach the disk."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,17 @@ class Rows:
     """The lines of these rows, as the file has them."""
 
     whole: bool
-    """Whether the file holds nothing else, so that a row may be appended."""
+    """Whether the file holds nothing else, so that a row may be appended as it is."""
 
 
-def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: Callable[[bytes], bool]) -> Rows:
-    """Reads a file of rows, none where there is no file.
+def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start: Callable[[bytes], bool]) -> Rows:
+    """Reads a file of rows; a missing file has none.
 
     Args:
         path: the file.
-        kind: what a row is, for messages.
+        kind: name of a row, for messages.
         is_row: whether an object is a row.
-        begins_row: whether bytes are the beginning of a row's line; only a last line like that may be cut short.
+        is_row_start: whether bytes are the beginning of a row's line; only such a last line may be truncated.
 
     Raises:
         ValueError: the file holds something else.
@@ -60,8 +59,8 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: 
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # RecursionError: lists in lists, a thousand deep
-            if number == len(lines) and begins_row(line):
+        except (ValueError, RecursionError):  # RecursionError: lists nested a thousand deep
+            if number == len(lines) and is_row_start(line):
                 break
             row = None
         if not (isinstance(row, dict) and is_row(row)):
@@ -73,7 +72,7 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], begins_row: 
 
 
 def check_regular(path: Path) -> None:
-    """Raises ValueError if something is at a path that is no regular file: a folder, a pipe, a device."""
+    """Raises ValueError if the path is a folder, a pipe or a device."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -84,14 +83,14 @@ def check_regular(path: Path) -> None:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row and waits until it is on the disk."""
+    """Appends a row and waits until it is on the disk."""
     append_rows(path, [row])
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows and waits until they are on the disk."""
+    """Appends rows and waits until they are on the disk."""
     with path.open("ab") as file:
-        _write(file.fileno(), as_lines(rows))
+        _write(file.fileno(), format_rows(rows))
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -107,8 +106,8 @@ def replace(path: Path, content: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
-def as_lines(rows: Iterable[Row]) -> bytes:
-    """Rows as a file holds them."""
+def format_rows(rows: Iterable[Row]) -> bytes:
+    """Formats rows as lines."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 

@@ -22,7 +22,7 @@ from llava.eval.run.pictures import Preparer, Unreadable
 from llava.eval.run.questions import Question
 from llava.eval.run.recording import open_answers, open_questions, record, report
 from llava.eval.score.choice import label_letter
-from llava.eval.score.parse import listed_options
+from llava.eval.score.parse import find_listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.image_tokens import ImageTokens
@@ -58,7 +58,7 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
             raise ValueError(f"{annotation} has no question, or no list of options")
         others = [letter for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter != label]
         return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
-    options = listed_options(question["text"])
+    options = find_listed_options(question["text"])
     if len(options) < 2 or label not in options:
         raise ValueError(
             f"question {question['question_id']!r} lists the options {options}, and its label is {label!r}"

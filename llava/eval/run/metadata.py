@@ -1,4 +1,4 @@
-"""What it takes to reproduce an answer: settings, decoding, versions, and which checkpoint it was, by its content."""
+"""Metadata that reproduces an answer: settings, decoding, versions, and a hash of the checkpoint."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 
 PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "numpy")
-"""What an answer may depend on."""
+"""Packages whose version may change an answer."""
 
 SUFFIXES = (".json", ".model", ".safetensors", ".bin")
 WHOLE = 2**30
-"""Bytes up to which a checkpoint is hashed whole."""
+"""Bytes up to which a checkpoint is hashed in full."""
 SAMPLES, SAMPLE = 256, 2**16
 
 
 def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namespace, checkpoint: str) -> dict[str, Any]:
-    """The part of the answers' metadata that is the same for all of them, as JSON gives it back.
+    """Builds the part of the metadata that is the same for all answers, as it reads back from JSON.
 
     Args:
         engine: the loaded model.
         sampling: how answers are decoded.
-        seed: of sampled answers.
+        seed: seed of sampled answers.
         args: the flags of `add_model_flags`.
         checkpoint: `checkpoint_hash` of the model.
     """
@@ -63,7 +63,7 @@ def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namesp
 
 
 def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
-    """Which weights, configuration and tokenizer: see `hash_files`; of the base model too, where there is one."""
+    """Hashes weights, configuration and tokenizer, the base model's too; see `hash_files`."""
     folders = [local_folder(str(model_path or demo_model_path()))]
     if model_base:
         folders.append(local_folder(model_base))
@@ -71,11 +71,11 @@ def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
 
 
 def hash_files(files: list[Path]) -> str:
-    """SHA-256 over names and contents: "sha256:..."; for more than 1 GiB in all, "sha256-sampled:...".
+    """Hashes names and contents by SHA-256: "sha256:..."; above 1 GiB in total, "sha256-sampled:...".
 
-    Sampled means: of each file its name, its size, its first MiB (where safetensors keeps the names and shapes) and 256
-    pieces of 64 KiB at equal distances. Training changes all weights, so that another checkpoint shows; one changed by
-    hand in a few places may not.
+    A sampled hash covers each file's name, size, first MiB (where safetensors keeps names and shapes) and 256 pieces of
+    64 KiB at equal distances. Training changes all weights, so it changes the hash; a manual edit in a few places may
+    not.
     """
     whole = sum(file.stat().st_size for file in files) <= WHOLE
     digest = sha256()
@@ -95,7 +95,7 @@ def hash_files(files: list[Path]) -> str:
 
 
 def _version(package: str) -> str | None:
-    """None where the package is not installed, as this one may run from its source folder."""
+    """Reads a package's version; None where it is not installed, as this one may run from its source folder."""
     try:
         return version(package)
     except PackageNotFoundError:

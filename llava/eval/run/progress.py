@@ -11,7 +11,7 @@ from llava.eval.run.jsonl import Row
 
 
 class Progress:
-    """A bar: questions and pictures a second, visual tokens saved against the uniform grid, and the time left."""
+    """Shows questions and images per second, visual tokens saved against the uniform grid, and the time left."""
 
     def __init__(self, total: int, show: bool) -> None:
         every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
@@ -20,7 +20,7 @@ class Progress:
         self.tokens = self.uniform = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Counts rows of the file of answers."""
+        """Counts rows of the answers file."""
         answered = [row["metadata"] for row in rows if "text" in row]
         self.tokens += sum(metadata["visual_tokens"] for metadata in answered)
         self.uniform += sum(metadata["uniform_tokens"] for metadata in answered)
@@ -32,5 +32,5 @@ class Progress:
         self.bar.update(len(rows))
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops the bar and leaves it on the screen."""
         self.bar.close()

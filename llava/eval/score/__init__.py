@@ -1,1 +1,1 @@
-"""What scorers share."""
+"""Shared parts of the scorers: reading files, reading answers, counting."""

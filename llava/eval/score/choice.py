@@ -1,4 +1,4 @@
-"""Scores question files whose rows carry their right answers: what V* Bench, CV-Bench and RealWorldQA share."""
+"""Scores question files whose rows hold their right answers: V* Bench, CV-Bench and RealWorldQA."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llava.eval.score.parse import letters, listed_options, option_letter
+from llava.eval.score.parse import find_listed_options, letters, option_letter
 from llava.eval.score.rows import Row, read_labelled
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 Scorer = Callable[[Sequence[Row], Sequence[str]], Score]
-"""Questions and, in the same order, what the model said -> score."""
+"""Questions and, in the same order, the model's answers -> score."""
 
 
-def chosen(question: Row, text: str) -> str | None:
-    """The letter that an answer means; None where there is none.
+def chosen_letter(question: Row, text: str) -> str | None:
+    """Reads the letter that an answer chooses; None where it chooses none.
 
-    The options are those that the question lists; where it lists none that can be read, the letters A to F.
+    The options are those that the question lists, or the letters A to F where it lists none.
     """
-    return option_letter(text, listed_options(question["text"]) or letters(6))
+    return option_letter(text, find_listed_options(question["text"]) or letters(6))
 
 
 def label_letter(label: str) -> str:
-    """The letter of a label such as "B" or "(B)"."""
+    """Reads the letter of a label such as "B" or "(B)"."""
     return label.strip().strip("().").upper()
 
 
 def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Scorer, argv: Sequence[str] | None) -> int:
-    """The command of a scorer: reads the two files, checks that every question has `fields`, scores."""
+    """Runs a scorer's command line: reads the two files, checks that every question has `fields`, and scores."""
 
-    def measure(args: argparse.Namespace) -> Score:
+    def score_files(args: argparse.Namespace) -> Score:
         questions = read_labelled(args.question_file, ("text", *fields))
         return score(list(questions.values()), Results.of(args).texts(questions))
 
     parser = score_parser(prog, f"Score answers to {benchmark}.")
     help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"
     parser.add_argument("--question-file", type=Path, required=True, help=help_text)
-    return run_scorer(parser, measure, argv)
+    return run_scorer(parser, score_files, argv)

@@ -1,7 +1,7 @@
-"""Reads what a model means from what it says: the letter of an option, yes or no. Pure functions of text.
+"""Parses a model's answer: the letter of an option, or yes or no.
 
-One place, so that every benchmark reads an answer in the same way. Knows no benchmark but for the two official rules of
-yes and no, which differ.
+All benchmarks use these rules, so that an answer is read in the same way everywhere; POPE and MME have their own
+official rules for yes and no.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# Chinese, Japanese and Korean are written without blanks, so their characters do not join a letter to a word.
+# Chinese, Japanese and Korean have no blanks between words, so their characters do not join a letter to a word.
 _CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = rf"[^\W{_CJK}]"
-# What people write round a letter: "(B)", "**B**", "'B'", "【B】", "B."
+# Decoration around a letter: "(B)", "**B**", "'B'", "【B】", "B."
 _OPEN = r"[\s(\[{<*_\"'`“”‘’「『【《]*"
 _CLOSE = r"[)\]}>*_\"'`“”‘’」』】》]*"
 _AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]*"
-# "A" before a blank and a word is the article, but for words that no article stands before; "I" is the pronoun.
+# "A" before a blank and a word is the article, except before words that take none; "I" is the pronoun.
 _NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
 _ARTICLE = rf"(?:A +(?!{_NO_NOUN})[A-Za-z]{{2}}|I +[a-z])"
-# No letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
+# Not a letter: part of a word, of an abbreviation ("D.C."), of "B's", "A-frame", "C++", "B&W" or "A型"; an article.
 _BEHIND = rf"(?!{_WORD}|'{_WORD}|\.[A-Za-z]|-[a-z]|\+|&[A-Za-z]|[级型类组座超])"
 _LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND}"
 _AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
@@ -40,7 +40,7 @@ _FAILS = (
 _FAILS_CJK = r"\s*(?:选项)?(?:都|均|也|是|就|明显|显然|肯定)*(?:错|没有|并非|不(?!应|选|是\W*[A-Z]))"
 _RULED_OUT = re.compile(rf"(?:{_NOT}\s+{_NAMED}|{_NOT_CJK}){_LETTERS}|{_LETTERS}(?:{_FAILS}|{_FAILS_CJK})")
 _GONE = "\0"
-"""Takes the place of what a rule must not read."""
+"""Replaces text that a rule must not read."""
 
 # What declares the letter behind it ("the answer to this is B", "I choose B", "故选B"), or before it ("B is correct").
 _HEDGES = "that|it|the|is|are|be|but|rather|instead|definitely|probably|clearly|likely|most|option|choice|answer|letter"
@@ -70,21 +70,21 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000:
 
 
 def option_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer to a multiple-choice question chooses.
+    """Finds the option that an answer to a multiple-choice question chooses.
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
-    ("vitamin C"), nor "A" where it is an article. The first rule that finds something decides: the whole answer is a
+    ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a
     letter, in any case and decoration; the last letter that it declares ("the answer is B", "I choose B", "B is
-    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a line of its own), or its last line is
+    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
     one; it is an option's text, but for a leading article; exactly one option's letter is alone in it; exactly one
     option's text is in it.
 
     Args:
-        text: What the model said.
-        options: Upper-case letter -> text of the option, which may be "" where only letters are known.
+        text: The model's answer.
+        options: Upper-case letter -> text of the option, "" where only the letter is known.
 
     Returns:
-        One of the letters; None if no rule finds one, or if the answer is a letter outside the options.
+        One of the letters; None if no rule applies, or if the answer is a letter outside the options.
     """
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
     if whole := _WHOLE.fullmatch(text):
@@ -105,43 +105,43 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     return inside.pop() if len(inside) == 1 else None
 
 
-def listed_options(question: str) -> dict[str, str]:
-    """The options that a question lists, one a line as "(A) text" or "A. text"; none where it lists none."""
+def find_listed_options(question: str) -> dict[str, str]:
+    """Finds the options that a question lists, one per line as "(A) text" or "A. text"."""
     return {letter: text for letter, text in _LISTED.findall(question)}
 
 
 def letters(count: int) -> dict[str, str]:
-    """The first `count` letters as options without text."""
+    """Makes the first `count` letters options without text."""
     return {chr(ord("A") + index): "" for index in range(count)}
 
 
-def pope_yes_no(text: str) -> str:
-    """ "yes" or "no" by POPE's rule: "no" if "no", "No" or "not" is a word of the first sentence, else "yes"."""
+def read_pope_answer(text: str) -> str:
+    """Reads an answer by POPE's rule: "no" if "no", "No" or "not" is a word of the first sentence, else "yes"."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def mme_yes_no(text: str) -> str | None:
-    """ "yes" or "no" by MME's rule, from the first four characters; None is neither, and never right."""
+def read_mme_answer(text: str) -> str | None:
+    """Reads "yes" or "no" by MME's rule, from the first four characters; None is neither, and always wrong."""
     start = text.strip().lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else None
 
 
 def _declared(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the last declaration that names an option."""
+    """Finds the letter of the last declaration that names an option."""
     found = [match[match.lastindex or 0].upper() for match in _DECLARATION.finditer(text)]
     return next((letter for letter in reversed(found) if letter in options), None)
 
 
 def _at_an_end(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that the text begins with, or that is all of its last line."""
+    """Finds the letter that the text begins with, or that is its last line."""
     start, end = _LEADING.match(text), _WHOLE.fullmatch(text.strip().rpartition("\n")[2])
     found = [start[start.lastindex or 0].upper() if start else "", end[1] if end else ""]
     return next((letter for letter in found if letter in options), None)
 
 
 def _without_ties(text: str, options: Mapping[str, str]) -> str:
-    """The answer without the letters of options that it names in one breath: "A or B"."""
+    """Removes letters of options that are named together: "A or B"."""
 
     def untie(match: re.Match[str]) -> str:
         several = len(set(_ALONE.findall(match[0])) & set(options)) > 1
@@ -151,7 +151,7 @@ def _without_ties(text: str, options: Mapping[str, str]) -> str:
 
 
 def _without_texts(text: str, options: Mapping[str, str]) -> str:
-    """The answer without the options' texts in which a letter is alone, such as "vitamin C" or "A and B"."""
+    """Removes options' texts that hold a single letter, such as "vitamin C" or "A and B"."""
     for option in sorted(options.values(), key=len, reverse=True):
         option = option.translate(_FULL_WIDTH).strip().strip(".")
         if len(option) > 1 and _ALONE.search(option):
@@ -160,7 +160,7 @@ def _without_texts(text: str, options: Mapping[str, str]) -> str:
 
 
 def _texts_inside(said: str, texts: Mapping[str, str]) -> set[str]:
-    """The options whose text is in the answer, undenied; not those inside the text of a longer one."""
+    """Finds the options whose text is in the answer and not denied; a longer text hides shorter ones inside it."""
     inside = set()
     for letter, option in sorted(texts.items(), key=lambda item: -len(item[1])):
         same = [other for other, text in texts.items() if text == option]
@@ -173,7 +173,7 @@ def _texts_inside(said: str, texts: Mapping[str, str]) -> set[str]:
 
 
 def _bounded(text: str) -> str:
-    """A pattern of a text that is no part of longer words."""
+    """Builds a pattern for a text that is not part of longer words."""
     before = rf"(?<!{_WORD})" if re.match(_WORD, text) else ""
     after = rf"(?!{_WORD})" if re.search(rf"{_WORD}\Z", text) else ""
     return before + re.escape(text) + after

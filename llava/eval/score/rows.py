@@ -116,7 +116,7 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
     Raises:
         ValueError: a field is missing, two rows have the same key, or there are no rows.
     """
-    return keyed(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
+    return index_rows(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
 
 
 def read_answers(path: Path, key: Sequence[str] = ("question_id",)) -> dict[Key, Row]:
@@ -124,7 +124,9 @@ def read_answers(path: Path, key: Sequence[str] = ("question_id",)) -> dict[Key,
     return read_labelled(path, ("text",), key)
 
 
-def keyed(path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], key: Sequence[str]) -> dict[Key, Row]:
+def index_rows(
+    path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], key: Sequence[str]
+) -> dict[Key, Row]:
     """Maps keys to rows, which come with their places for error messages; raises as `read_labelled` does."""
     found: dict[Key, Row] = {}
     for place, row in rows:
@@ -132,14 +134,14 @@ def keyed(path: Path, rows: Iterable[tuple[str, Row]], fields: Sequence[str], ke
             raise ValueError(f"{place}: the row has no {', '.join(missing)}")
         name = tuple(str(row[field]) for field in key)
         if name in found:
-            raise ValueError(f"{place}: {name_of(name)} appears twice")
+            raise ValueError(f"{place}: {format_key(name)} appears twice")
         found[name] = row
     if not found:
         raise ValueError(f"{path} holds no rows")
     return found
 
 
-def texts_for(
+def find_texts(
     wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to "
 ) -> list[str]:
     """Finds the answers' texts in the order of `wanted`.
@@ -153,15 +155,17 @@ def texts_for(
     Raises:
         ValueError: an answer is missing, with how many are.
     """
-    return [str(row["text"]) for row in rows_for(wanted, answers, path, what)]
+    return [str(row["text"]) for row in find_answers(wanted, answers, path, what)]
 
 
-def rows_for(wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to ") -> list[Row]:
-    """Finds the answers in the order of `wanted`; arguments and errors are those of `texts_for`."""
+def find_answers(
+    wanted: Iterable[Key], answers: Mapping[Key, Row], path: Path, what: str = "the answers to "
+) -> list[Row]:
+    """Finds the answers in the order of `wanted`; arguments and errors are those of `find_texts`."""
     keys = list(wanted)
     if missing := [key for key in keys if key not in answers]:
         raise ValueError(
-            f"{path} lacks {what}{len(missing)} of {len(keys)} questions, for example {name_of(missing[0])}"
+            f"{path} lacks {what}{len(missing)} of {len(keys)} questions, for example {format_key(missing[0])}"
         )
     return [answers[key] for key in keys]
 
@@ -173,6 +177,6 @@ def _cell(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def name_of(key: Key) -> str:
+def format_key(key: Key) -> str:
     """Formats a key for a message."""
     return " / ".join(map(repr, key))

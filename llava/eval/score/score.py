@@ -1,8 +1,8 @@
-"""What all scorers share: a score's form, counting by groups, and the command around a scorer.
+"""The score of a benchmark, counting by groups, and the command line of a scorer.
 
-A scorer is a pure function from rows to a `Score`; its command reads the files, prints the score as a table and writes
-it with `--json`. With `--check` it reads the question file in place of the answers, and scores nothing: what is wrong
-with the labels shows before a model has answered.
+A scorer is a function from rows to a `Score`; its command reads the files, prints the score as a table and writes it
+with `--json`. With `--check` it reads the question file instead of the answers and scores nothing, so that wrong labels
+show before a model has answered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, keyed, read_rows, texts_for
+from llava.eval.score.rows import Key, Row, find_texts, index_rows, read_rows
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -25,17 +25,16 @@ class Score:
     """The result of a benchmark."""
 
     benchmark: str
-    """Its name."""
-
+    """The benchmark's name."""
     rows: Table
     """Group of questions -> measure -> value: shares in %, points as the benchmark gives them, counts as integers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Converts the score to JSON types."""
         return {"benchmark": self.benchmark, "rows": {name: dict(row) for name, row in self.rows.items()}}
 
     def table(self) -> str:
-        """The score for people: a line a group, a column a measure."""
+        """Formats the score as text: a line per group, a column per measure."""
         columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         lines = [[self.benchmark, *columns]]
         lines += [[name, *(_number(row.get(column)) for column in columns)] for name, row in self.rows.items()]
@@ -49,14 +48,14 @@ class Score:
 
 
 def accuracy(right: Sequence[bool | float]) -> dict[str, float]:
-    """Mean in % and count of at least one question."""
+    """Computes the mean in % and the count of at least one question."""
     if not right:
         raise ValueError("there is no question to score")
     return {"accuracy": 100 * sum(right) / len(right), "questions": len(right)}
 
 
 def accuracy_by(right: Sequence[bool | float], groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean in % and count of each group, in the groups' order of appearance."""
+    """Computes the mean in % and the count of each group, in order of first appearance."""
     found: dict[str, list[bool | float]] = {}
     for value, group in zip(right, groups, strict=True):
         found.setdefault(group, []).append(value)
@@ -68,19 +67,17 @@ class Results:
     """The answers file that a command line names; with `--check` the question file, which has no answers yet."""
 
     path: Path
-    """The file."""
-
     checking: bool = False
     """Whether it holds questions."""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Results:
-        """The file that the flags of `score_parser` name; `check` may be absent where Python code calls a scorer."""
+        """Finds the file that the flags of `score_parser` name; Python callers of a scorer may leave out `check`."""
         questions: Path | None = vars(args).get("check")
         return cls(questions or args.result_file, questions is not None)
 
     def rows(self) -> list[tuple[str, Row]]:
-        """The rows with their places; of a question, what the runner will write beside its answer."""
+        """Reads rows with their places; a question becomes the row of an empty answer to it."""
         rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         if not self.checking:
             for place, row in rows:
@@ -90,24 +87,24 @@ class Results:
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]
 
     def by(self, *key: str) -> dict[Key, Row]:
-        """The rows by the fields of `key`; raises as `keyed`."""
-        return keyed(self.path, self.rows(), ("text",), key)
+        """Reads the rows by the fields of `key`; raises as `index_rows` does."""
+        return index_rows(self.path, self.rows(), ("text",), key)
 
     def texts(self, wanted: Iterable[Key], found: Mapping[Key, Row] | None = None) -> list[str]:
-        """What was said to each question; raises as `texts_for`.
+        """Finds the answer to each question; raises as `find_texts` does.
 
         Args:
             wanted: keys of the questions that have a label.
-            found: the rows by such keys; by `question_id` if not given.
+            found: rows by such keys; by default those of the file by `question_id`.
         """
         found = self.by("question_id") if found is None else found
-        return texts_for(wanted, found, self.path, "" if self.checking else "the answers to ")
+        return find_texts(wanted, found, self.path, "" if self.checking else "the answers to ")
 
 
 def score_parser(
     prog: str, description: str, result_file: bool = True, result_dir: bool = False
 ) -> argparse.ArgumentParser:
-    """A scorer's parser, with the flags that all have; `result_dir` adds the flag for a folder of answers files."""
+    """Builds a scorer's parser with the shared flags; `result_dir` adds the flag for a folder of answers files."""
     parser = OneLineParser(prog=prog, description=description)
     parser.set_defaults(check=None)
     if result_file:
@@ -117,13 +114,13 @@ def score_parser(
         if result_dir:
             source.add_argument("--result-dir", type=Path, help="folder of such files (*.jsonl); each gets a line")
         source.add_argument("--check", type=Path, metavar="QUESTIONS", help=words)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the score to this file, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the score to this file")
     return parser
 
 
 def run_scorer(
     parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace], Score],
+    score_files: Callable[[argparse.Namespace], Score],
     argv: Sequence[str] | None,
     outputs: Sequence[str] = (),
 ) -> int:
@@ -131,14 +128,14 @@ def run_scorer(
 
     Args:
         parser: from `score_parser`.
-        measure: reads the files that the flags name and scores them.
+        score_files: scores the answers that the flags name.
         argv: the command line.
-        outputs: attributes of the flags for more files that `measure` writes.
+        outputs: attributes of the flags for more files that `score_files` writes.
     """
 
     def print_score(args: argparse.Namespace) -> None:
         check_outputs(args, "json", *outputs)
-        score = measure(args)
+        score = score_files(args)
         if args.check:
             print(f"{args.check}: all labels have their questions")
             return
@@ -150,7 +147,7 @@ def run_scorer(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, and its folder where there is none."""
+    """Writes a JSON file, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,7 +1,6 @@
-"""The VQA challenge's soft accuracy and the normalisation of answers before it, as its EvalAI server computes them.
+"""The VQA challenge's soft accuracy and its normalisation of answers, as its EvalAI server computes them.
 
-Pure functions of text; they know no files. Source: the published rules of the VQA evaluation (visualqa.org/evaluation)
-in the form that TextVQA's evaluation gave them.
+Source: the published rules of the VQA evaluation (visualqa.org/evaluation) in the form of TextVQA's evaluation.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 
-# Contracted words. Of each, an answer may have left out any one apostrophe.
+# Contractions. An answer may lack any one apostrophe of each.
 CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -31,24 +30,24 @@ _PERIOD = re.compile(r"\.(?!\d)")
 
 
 def contractions() -> dict[str, str]:
-    """A word that lacks an apostrophe -> the word."""
+    """Maps a word that lacks an apostrophe to the word."""
     missing = {
         word[:place] + word[place + 1 :]: word
         for word in CONTRACTED.split()
         for place, sign in enumerate(word)
         if sign == "'"
     }
-    return missing | {"somebody'd": "somebodyd"}  # the rules' own oddity
+    return missing | {"somebody'd": "somebodyd"}  # an oddity of the official rules
 
 
 _CONTRACTIONS = contractions()
 
 
 def normalise_answer(text: str) -> str:
-    """An answer as it is compared: lower case, without articles and punctuation, numbers to ten as digits.
+    """Normalises an answer: lower case, without articles and punctuation, numbers to ten as digits.
 
-    Commas and question marks vanish, a full stop does unless a digit follows. Of the other signs, a kind vanishes from
-    the answer if a blank stands beside any of it, and becomes a blank otherwise.
+    Commas and question marks are removed, and full stops unless a digit follows. Any other sign is removed throughout
+    if a blank is next to one of its occurrences, and replaced by a blank otherwise.
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -61,14 +60,14 @@ def normalise_answer(text: str) -> str:
 
 
 def soft_accuracy(said: str, answers: Sequence[str]) -> float:
-    """The mean over the annotators of min(1, matches among the other annotators / 3), in [0, 1].
+    """Computes the mean over the annotators of min(1, matches among the other annotators / 3), in [0, 1].
 
     Args:
         said: The model's answer.
-        answers: Those of the ten annotators.
+        answers: The ten annotators' answers.
 
     Raises:
-        ValueError: there are not ten.
+        ValueError: there are not ten answers.
     """
     if len(answers) != ANNOTATORS:
         raise ValueError(f"there are {len(answers)} annotators' answers; the soft accuracy needs {ANNOTATORS}")

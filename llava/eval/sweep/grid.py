@@ -1,7 +1,4 @@
-"""What a sweep measures: its task, the cells that its flags ask for, and the file that finished cells stand in.
-
-Knows settings and files, neither pictures nor loaded models.
-"""
+"""The grid of a sweep: its task, the cells that its flags name, and the file of finished cells."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from llava.utils import demo_model_path
 from qlip import QLIPConfig
 
 Cell = QLIPConfig | None
-"""What is measured at once: settings, or None for the CLIP tower."""
+"""QLIP's settings, or None for the CLIP tower."""
 
 FIELD_TYPES = get_type_hints(QLIPConfig)
 _OPENING = b'{"task": {"model": '
@@ -36,7 +33,7 @@ READERS: dict[type, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a cell is measured on; cells of one task can be compared."""
+    """The model and the questions of a sweep; cells of one task can be compared."""
 
     model: str
     """Checkpoint folder or hub id."""
@@ -51,47 +48,47 @@ class Task:
     """Prompt format; None is the checkpoint's."""
 
     questions_sha256: str
-    """Of the question file."""
+    """Hash of the question file."""
 
     answers_sha256: str | None
-    """Of the file of right answers, if there is one."""
+    """Hash of the file of right answers, if there is one."""
 
     limit: int | None
-    """Only this many questions, from the top of the file; None is all."""
+    """Number of questions from the start of the file; None is all."""
 
     max_new_tokens: int
     """Longest answer."""
 
 
-def make_task(options: Namespace) -> Task:
-    """What the flags say will be measured on; a local checkpoint by its full path."""
-    model = Path(options.model_path or demo_model_path())
+def make_task(args: Namespace) -> Task:
+    """Builds the task of the flags; a local checkpoint is named by its full path."""
+    model = Path(args.model_path or demo_model_path())
     return Task(
-        model=str(model.resolve()) if model.is_dir() else str(options.model_path),
-        model_base=options.model_base,
-        quantised="8bit" if options.load_8bit else "4bit" if options.load_4bit else None,
-        conv_mode=options.conv_mode,
-        questions_sha256=sha256(options.question_file.read_bytes()).hexdigest(),
-        answers_sha256=options.answers_file and sha256(options.answers_file.read_bytes()).hexdigest(),
-        limit=options.limit,
-        max_new_tokens=options.max_new_tokens,
+        model=str(model.resolve()) if model.is_dir() else str(args.model_path),
+        model_base=args.model_base,
+        quantised="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+        conv_mode=args.conv_mode,
+        questions_sha256=sha256(args.question_file.read_bytes()).hexdigest(),
+        answers_sha256=args.answers_file and sha256(args.answers_file.read_bytes()).hexdigest(),
+        limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
     )
 
 
-def read_axes(options: Namespace) -> dict[str, list[Any]]:
-    """The values of each setting that flags name, in the order of `QLIPConfig`.
+def read_axes(args: Namespace) -> dict[str, list[Any]]:
+    """Reads the values of each setting that the flags name, in the order of `QLIPConfig`.
 
     Raises:
-        ValueError: a setting that there is not, one given twice, or a value of the wrong type.
+        ValueError: an unknown setting, one given twice, or a value of the wrong type.
     """
     given: list[tuple[str, list[str]]] = []
-    for text in options.set:
+    for text in args.set:
         name, equals, values = text.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=V1,V2, got {text!r}")
         given.append((name, values.split(",")))
     for name in ("alpha", "max_tokens", "image_size"):
-        if (values := getattr(options, name)) is not None:
+        if (values := getattr(args, name)) is not None:
             given.append((name, values))
     axes: dict[str, list[Any]] = {}
     for name, texts in given:
@@ -104,17 +101,17 @@ def read_axes(options: Namespace) -> dict[str, list[Any]]:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The value of a QLIP setting, by the type of its field; `QLIPConfig` checks its range.
+    """Parses the value of a QLIP setting by the type of its field; `QLIPConfig` checks its range.
 
     Raises:
-        ValueError: the text is no such value.
+        ValueError: the text is not such a value.
     """
     kind = FIELD_TYPES[name]
     kinds = (str,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
     if text == "none" and type(None) in kinds:
         return None
     if name == "mlp":
-        return str(Path(text).resolve())  # else it would be sought in the checkpoint's folder
+        return str(Path(text).resolve())  # a relative path would refer to the checkpoint's folder
     read = READERS[kinds[0]]
     try:
         return read(text)
@@ -124,15 +121,15 @@ def parse_value(name: str, text: str) -> Any:
         raise ValueError(f"{name} is {text!r}; it must be {words}{or_none}") from None
 
 
-def make_cells(options: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
-    """CLIP's cell, then the product of the axes laid over the checkpoint's own settings; none twice.
+def make_cells(args: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
+    """Makes CLIP's cell, then the product of the axes over the checkpoint's own settings, without duplicates.
 
     Raises:
-        ValueError: nothing to measure, settings out of range, a prior that is not there, or a model without eyes.
+        ValueError: nothing to measure, settings out of range, a missing prior, or a text-only model.
     """
-    cells: list[Cell] = [None] if options.clip else []
-    if options.qlip:
-        own = own_settings(str(options.model_path or demo_model_path()))
+    cells: list[Cell] = [None] if args.clip else []
+    if args.qlip:
+        own = own_settings(str(args.model_path or demo_model_path()))
         cells += [replace(own, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     elif axes:
         raise ValueError(f"--no-qlip contradicts values of {', '.join(axes)}")
@@ -145,7 +142,7 @@ def make_cells(options: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
 
 
 def own_settings(model_path: str) -> QLIPConfig:
-    """The QLIP settings in a checkpoint's configuration, or the defaults; no weight is read."""
+    """Reads the QLIP settings in a checkpoint's configuration, or the defaults; reads no weights."""
     checkpoint = inspect(local_folder(model_path))
     require_tower(checkpoint.config, model_path)
     override_flag(checkpoint.config, True)
@@ -153,19 +150,19 @@ def own_settings(model_path: str) -> QLIPConfig:
     return replace(settings, mlp=settings.mlp and str((checkpoint.folder / settings.mlp).resolve()))
 
 
-def as_settings(cell: Cell) -> dict[str, Any] | None:
-    """A cell as it stands in the results."""
+def to_settings(cell: Cell) -> dict[str, Any] | None:
+    """Converts a cell to its form in the results."""
     return None if cell is None else cell.to_dict()
 
 
 def read_results(path: Path) -> tuple[list[Record], Rows]:
-    """The finished cells, and the file as it is; a last line that a crash cut short is left out.
+    """Reads the finished cells, and the file's rows without a last line that a crash truncated.
 
     Raises:
-        ValueError: the file is not one that a sweep writes.
+        ValueError: no sweep wrote the file.
     """
     try:
-        rows = read_rows(path, "cell of a sweep", _is_cell, begins_cell)
+        rows = read_rows(path, "cell of a sweep", _is_cell, is_cell_start)
     except ValueError as error:
         raise ValueError(f"{error}; take the line out, or name another --out") from None
     records = []
@@ -174,13 +171,13 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
         try:
             settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number} is no cell of a sweep ({error}); take it out to go on") from None
+            raise ValueError(f"{path}:{number} is no cell of a sweep ({error}); take it out to continue") from None
         records.append(record | {"settings": settings})
     return records, rows
 
 
-def begins_cell(line: bytes) -> bool:
-    """Whether bytes are a beginning of a cell's line, which is JSON that opens with the task."""
+def is_cell_start(line: bytes) -> bool:
+    """Whether bytes begin a cell's line, which is JSON that starts with the task."""
     return line.startswith(_OPENING) or _OPENING.startswith(line)
 
 

@@ -26,8 +26,8 @@ from llava.eval.run.inputs import check_images, check_question_file
 from llava.eval.run.jsonl import append_row, replace
 from llava.eval.run.lock import only_run
 from llava.eval.run.questions import Question, read_lines
-from llava.eval.sweep.grid import Cell, Task, as_settings, make_cells, make_task, read_axes, read_results
-from llava.eval.sweep.plots import Record, describe, percent, table, write_figures
+from llava.eval.sweep.grid import Cell, Task, make_cells, make_task, read_axes, read_results, to_settings
+from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
 from llava.images import ImageError, load_image
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
@@ -70,23 +70,22 @@ def _measure(
         replace(results, rows.content)
     records = [record for record in known if record["task"] == asdict(task)]
     done = [record["settings"] for record in records]
-    todo = [cell for cell in cells if as_settings(cell) not in done]
+    todo = [cell for cell in cells if to_settings(cell) not in done]
     print(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} of them already done", file=sys.stderr)
     seconds, skipped = 0.0, 0
     for number, (cell, outcome) in enumerate(measure_all(args, asked, todo), start=1):
-        line = f"sweep: {number} of {len(todo)}: {describe(as_settings(cell), axes)}"
+        line = f"sweep: {number} of {len(todo)}: {describe(to_settings(cell), axes)}"
         if isinstance(outcome, str):
             skipped += 1
             print(f"{line}: skipped: {outcome}", file=sys.stderr)
             continue
-        record = {"task": asdict(task), "clip": cell is None, "settings": as_settings(cell), **outcome}
+        record = {"task": asdict(task), "clip": cell is None, "settings": to_settings(cell), **outcome}
         append_row(results, record)
         records.append(record)
         seconds += outcome["seconds"]
         left = timedelta(seconds=round(seconds / (number - skipped) * (len(todo) - number)))
-        summary = (
-            f"{percent(outcome['accuracy']['mean'])} %, {outcome['tokens']:.1f} tokens, {outcome['seconds']:.0f} s"
-        )
+        accuracy = format_percent(outcome["accuracy"]["mean"])
+        summary = f"{accuracy} %, {outcome['tokens']:.1f} tokens, {outcome['seconds']:.0f} s"
         print(f"{line}: {summary}; about {left} left", file=sys.stderr)
     if records:
         print(table(records))

@@ -1,4 +1,4 @@
-"""A sweep's results as a Markdown table, heat maps and curves. Loads no model."""
+"""Formats a sweep's results as a Markdown table, heat maps and curves."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ AXES = ("alpha", "max_tokens", "image_size")
 
 
 def describe(settings: dict[str, Any] | None, names: Sequence[str]) -> str:
-    """A cell's settings of these names, for people: "alpha=0.1, max_tokens=none"."""
+    """Formats some of a cell's settings: "alpha=0.1, max_tokens=none"."""
     if settings is None:
         return "CLIP"
-    return ", ".join(f"{name}={value_text(settings[name])}" for name in names) or "QLIP"
+    return ", ".join(f"{name}={format_value(settings[name])}" for name in names) or "QLIP"
 
 
-def value_text(value: Any) -> str:
-    """A setting's value as the command line takes it."""
+def format_value(value: Any) -> str:
+    """Formats a setting's value as the command line takes it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def varying(records: Sequence[Record]) -> list[str]:
-    """Names of the settings in which the QLIP cells differ, in the order of `QLIPConfig`."""
+def find_varying(records: Sequence[Record]) -> list[str]:
+    """Finds the settings in which the QLIP cells differ, in the order of `QLIPConfig`."""
     settings = [record["settings"] for record in records if record["settings"] is not None]
     return [name for name in settings[0] if len({row[name] for row in settings}) > 1] if settings else []
 
 
 def table(records: Sequence[Record]) -> str:
-    """A Markdown table, the most accurate cell first and, of equals, that of fewer tokens."""
-    names = varying(records)
+    """Formats a Markdown table, most accurate cell first; of equals, the one with fewer tokens."""
+    names = find_varying(records)
     categories = sorted({name for record in records for name in record["categories"]})
     categories = categories if len(categories) > 1 else []
     lines = [
@@ -50,18 +50,18 @@ def table(records: Sequence[Record]) -> str:
         accuracy = record["accuracy"]
         texts = [
             describe(record["settings"], names),
-            percent(accuracy["mean"]),
-            f"{percent(accuracy['low'])} to {percent(accuracy['high'])}",
+            format_percent(accuracy["mean"]),
+            f"{format_percent(accuracy['low'])} to {format_percent(accuracy['high'])}",
             f"{record['tokens']:.1f}",
             f"{record['uniform_tokens']:.1f}",
-            *(percent(record["categories"][name]["mean"]) for name in categories),
+            *(format_percent(record["categories"][name]["mean"]) for name in categories),
         ]
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
-def percent(share: float) -> str:
-    """0.125 -> "12.5"."""
+def format_percent(share: float) -> str:
+    """Formats a share in %: 0.125 -> "12.5"."""
     return f"{100 * share:.1f}"
 
 
@@ -79,8 +79,8 @@ def write_figures(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _write_heat_maps(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Accuracy and tokens over alpha (rows) and budget (columns); a table of one cell is not worth a figure."""
-    others = [name for name in varying(records) if name not in ("alpha", "max_tokens")]
+    """Draws accuracy and tokens over alpha (rows) and budget (columns); a single cell gets no figure."""
+    others = [name for name in find_varying(records) if name not in ("alpha", "max_tokens")]
     clip = next((record for record in records if record["settings"] is None), None)
     files = []
     for label, group in _grouped(records, others).items():
@@ -95,7 +95,7 @@ def _write_heat_maps(records: Sequence[Record], folder: Path) -> list[Path]:
                 values[place] = _number(record, measure)
             beside = [] if clip is None else [f"CLIP: {_number(clip, measure):.1f}"]
             file = folder / ("-".join([measure, *map(_file_part, title)]) + ".svg")
-            rows, cols = ([value_text(value) for value in axis] for axis in (alphas, budgets))
+            rows, cols = ([format_value(value) for value in axis] for axis in (alphas, budgets))
             plot_heat_map(
                 file, values, rows, cols, "alpha", "budget (max_tokens)", unit, "\n".join(title + beside) or None
             )
@@ -104,8 +104,8 @@ def _write_heat_maps(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _write_curves(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Accuracy against tokens along the first axis that varies; the other settings that vary make the curves."""
-    names = varying(records)
+    """Draws accuracy against tokens along the first axis that varies; the other varying settings make the curves."""
+    names = find_varying(records)
     along = next((name for name in AXES if name in names), None)
     curves = [_curve(label, group) for label, group in _grouped(records, [n for n in names if n != along]).items()]
     clip = [_curve("CLIP", [record]) for record in records if record["settings"] is None]
@@ -121,7 +121,7 @@ def _write_curves(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _grouped(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Record]]:
-    """The QLIP cells by their description in these settings."""
+    """Groups the QLIP cells by their description in these settings."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record["settings"] is not None:
@@ -130,7 +130,7 @@ def _grouped(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[
 
 
 def _values(records: Sequence[Record], name: str) -> list[Any]:
-    """The values of an axis, rising; none (no bound) comes last."""
+    """Finds the values of an axis in rising order; none (unbounded) comes last."""
     values = dict.fromkeys(record["settings"][name] for record in records)
     return sorted(values, key=lambda value: (value is None, float(value or 0)))
 

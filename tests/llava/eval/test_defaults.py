@@ -1,6 +1,6 @@
-"""docs/EVALUATION.md lists where a command's default is not LLaVA's: what it says of us is so, and nothing is left out.
+"""docs/EVALUATION.md lists where a command's default is not LLaVA's: the list is right and complete.
 
-LLaVA's defaults stand here once more, as its users know them, so that a new difference fails until it is listed.
+LLaVA's defaults are repeated here, so that a new difference fails until it is listed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Questions without pictures, by LLaVA's command: a language model alone answers as transformers' own class does."""
+"""Questions without images, by LLaVA's command: a language model alone answers as transformers' own class does."""
 
 from __future__ import annotations
 

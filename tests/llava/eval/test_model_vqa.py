@@ -35,7 +35,7 @@ def test_rows_are_llavas_in_the_questions_order_and_answers_those_of_a_chat(
     assert {row["model_id"] for row in rows} == {"llava-demo"}
 
 
-def test_metadata_tells_all_that_an_answer_hangs_on(folder: Path, engine: ChatEngine, whole: bytes) -> None:
+def test_metadata_holds_all_that_an_answer_depends_on(folder: Path, engine: ChatEngine, whole: bytes) -> None:
     metadata = json.loads(whole.splitlines()[4])["metadata"]
     pixels = engine.prepare_images([load_image(folder / "1.png")])[0]
     settings = engine.model.get_vision_tower().settings
@@ -71,7 +71,7 @@ def test_chunks_put_together_are_the_whole(flags: list[str], whole: bytes, tmp_p
     assert all(parts)
 
 
-def test_a_broken_picture_is_an_error_row_and_the_rest_goes_on(
+def test_a_broken_picture_is_an_error_row_and_the_rest_is_answered(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [{"question_id": i, "image": name, "text": TEXTS[0]} for i, name in enumerate(("a.png", "0.png", "b.png"))]
@@ -96,7 +96,7 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_goes_on(
     assert not (tmp_path / "answers.errors.jsonl").exists()
 
 
-def test_other_settings_are_not_mixed_in_unless_one_begins_anew(
+def test_other_settings_are_not_mixed_in_unless_the_run_starts_over(
     flags: list[str], answers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert model_vqa_loader.main(flags) == 0
@@ -126,7 +126,7 @@ def test_answers_about_other_pictures_are_not_kept(
     assert [row["metadata"]["image"] for row in read_rows(answers)] == ["0.png", "1.png"]
 
 
-def test_a_question_that_got_lost_is_told_by_the_exit_code(
+def test_a_lost_question_shows_in_the_exit_code(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append = AnswerFile.append
@@ -216,7 +216,7 @@ def test_mmbench_is_answered_in_all_rounds(folder: Path, tmp_path: Path, engine:
     assert [row["text"] for row in rows] == [engine.ask(row["prompt"] + demand, [image]) for row in rows]
 
 
-def test_checkpoints_are_told_apart_by_their_content(folder: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_distinguished_by_their_content(folder: Path, tmp_path: Path) -> None:
     checkpoint = make_llava_checkpoint(tmp_path / "model")
     (tmp_path / "q.jsonl").write_text((folder / "questions.jsonl").read_text().splitlines()[0])
     flags = [f"--model-path={checkpoint}", f"--question-file={tmp_path / 'q.jsonl'}", f"--image-folder={folder}",

@@ -1,4 +1,4 @@
-"""Ray's answers are model_vqa_loader's, to the byte, though an actor dies at work or the run is stopped and started."""
+"""Ray's answers are model_vqa_loader's, to the byte, even if an actor dies or the run is stopped and continued."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ def kill_an_actor(answers: Path, killed: list[int]) -> None:
             killed.append(answers.read_bytes().count(b"\n"))
 
 
-def test_an_actor_killed_at_work_loses_no_answer(flags: list[str], whole: bytes, tmp_path: Path) -> None:
+def test_an_actor_killed_at_work_loses_no_answer(
+    flags: list[str], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default its workers yield to every other process
     answers = tmp_path / "answers.jsonl"
     cluster = ["--concurrency=1", "--workers=1", "--cpus-per-actor=0.5", "--batch-size=2"]
     killed: list[int] = []
@@ -97,7 +100,7 @@ def stopped_after(number: int) -> Any:
     return answer_on
 
 
-def test_a_run_that_failed_goes_on_where_it_stopped(
+def test_a_run_that_failed_continues_where_it_stopped(
     flags: list[str], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = tmp_path / "answers.jsonl"

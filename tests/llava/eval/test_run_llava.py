@@ -75,7 +75,7 @@ def test_the_documented_arguments_print_the_answer(
         ("-v?", False, "<image>\n-v?"),
     ],
 )
-def test_the_picture_stands_where_the_query_says(
+def test_the_image_is_placed_where_the_query_says(
     model: ScriptedModel, picture: str, query: str, marked: bool, question: str
 ) -> None:
     model.config.mm_use_im_start_end = marked
@@ -104,7 +104,7 @@ def test_settings_reach_the_model(model: ScriptedModel, picture: str) -> None:
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
 )
-def test_missing_flags_are_told_in_one_line(
+def test_missing_flags_are_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run_llava", *flags])

@@ -46,7 +46,7 @@ def loss_with_labels(engine: ChatEngine, picture: ImageTokens, option: str) -> f
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_options_loss_is_the_models_own_whatever_stands_beside_it(
+def test_an_options_loss_is_the_models_own_whatever_its_batch(
     engine: ChatEngine, picture: ImageTokens, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = [loss_with_labels(engine, picture, option) for option in OPTIONS]
@@ -91,7 +91,7 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
         read_choice(LISTED, tmp_path)
 
 
-def test_the_command_goes_on_where_it_was_stopped_and_is_scored_as_generated_letters_are(
+def test_the_command_continues_where_it_was_stopped_and_is_scored_as_generated_letters_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The embedded model sees a purple ring: of the four questions the first, second and fourth come out right."""

@@ -55,7 +55,7 @@ def test_answers_stand_in_the_file_at_once_and_in_order_at_the_end(path: Path) -
     assert texts(path.parent / "answers.errors.jsonl") == [(3, "lost")]
 
 
-def test_what_several_processes_wrote_is_merged_whoever_was_killed(path: Path) -> None:
+def test_what_several_processes_wrote_is_merged_after_any_kill(path: Path) -> None:
     started(path).append([row(3)])
     AnswerFile(path, 0).append([row(1), lost(0)])
     AnswerFile(path, 1).append([row(2), row(1, text="late")])
@@ -93,13 +93,13 @@ def test_errors_of_a_former_run_are_forgotten_so_that_their_questions_are_asked_
     assert not answers.errors.exists()
 
 
-def test_beginning_anew_forgets_everything(path: Path) -> None:
+def test_starting_over_deletes_everything(path: Path) -> None:
     started(path).append([row(0), lost(1)])
     AnswerFile(path, 1).append([row(2)])
     assert started(path, resume=False).done() == set()
 
 
-def test_beginning_anew_may_be_killed_and_leaves_no_part_without_its_file(
+def test_starting_over_may_be_killed_and_leaves_no_part_without_its_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each file that goes, what is left is a run that `check` refuses, or nothing."""

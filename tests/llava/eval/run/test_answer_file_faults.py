@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava.eval.run.answer_file import AnswerFile, begins_row
+from llava.eval.run.answer_file import AnswerFile, is_row_start
 from llava.eval.run.lock import only_run
 from llava.eval.run.questions import Question
 
@@ -39,7 +39,7 @@ BLANKS = st.lists(st.sampled_from([b"\0", b"\n", b" ", b"\r\n", b"\t"]), max_siz
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
 JSON = VALUES | st.lists(VALUES, max_size=4) | st.dictionaries(st.text(max_size=9), VALUES, max_size=4)
 LLAVAS_ROW = st.fixed_dictionaries({"question_id": st.integers() | st.text(), "prompt": st.text(), "text": st.text()})
-FOREIGN = st.one_of(
+OTHER_CONTENT = st.one_of(
     st.binary(min_size=1),
     st.text(min_size=1).map(str.encode),
     JSON.map(lambda value: json.dumps(value).encode()),
@@ -70,7 +70,7 @@ def row(index: int) -> dict[str, Any]:
 
 def is_ours(content: bytes) -> bool:
     """Whether nothing but the beginning of a row, and blanks, is in a made-up file."""
-    return begins_row(content.strip(b"\0 \t\r\n"))
+    return is_row_start(content.strip(b"\0 \t\r\n"))
 
 
 @laws
@@ -92,9 +92,9 @@ def test_after_a_crash_at_any_byte_just_the_missing_questions_are_asked(
 
 
 @laws
-@given(content=FOREIGN, resume=st.booleans(), ours=st.integers(0, len(LINES) - 1))
+@given(content=OTHER_CONTENT, resume=st.booleans(), ours=st.integers(0, len(LINES) - 1))
 def test_a_file_of_another_kind_stays_as_it_is(tmp_path: Path, content: bytes, resume: bool, ours: int) -> None:
-    """With or without the runner's own rows before it, beginning anew or not."""
+    """With or without the runner's own rows before it, starting over or not."""
     path = tmp_path / "answers.jsonl"
     if is_ours(content):
         return
@@ -136,7 +136,7 @@ def test_files_that_are_easily_taken_for_answers_stay(tmp_path: Path, content: b
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {name: content}
 
 
-def test_blank_lines_between_answers_and_foreign_line_ends_are_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_blank_lines_between_answers_and_other_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes(LINES[0] + b"\n \r\n" + LINES[1].replace(b"\n", b"\r\n"))
     assert begun(path).done() == {0, 1}
@@ -191,7 +191,7 @@ def test_a_link_to_a_file_that_is_not_there_yet_makes_it(tmp_path: Path) -> None
     assert link.is_symlink() and (tmp_path / "file.jsonl").read_bytes() == LINES[0]
 
 
-def test_another_name_of_the_file_keeps_what_it_had(tmp_path: Path) -> None:
+def test_another_name_of_the_file_keeps_its_content(tmp_path: Path) -> None:
     """A backup made of hard links, say."""
     path, backup = tmp_path / "answers.jsonl", tmp_path / "backup.jsonl"
     path.write_bytes(LINES[0])

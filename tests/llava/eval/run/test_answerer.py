@@ -57,7 +57,7 @@ def encode(engine: ChatEngine, pictures: list[Image.Image]) -> list[ImageTokens]
 
 @pytest.fixture(scope="module")
 def alone(engine: ChatEngine, pictures: list[Image.Image]) -> dict[tuple[int, str], str]:
-    """The oracle: each question asked in a chat of its own."""
+    """The oracle: each question asked in its own chat."""
     return {(i, text): engine.ask(text, [picture]) for i, picture in enumerate(pictures) for text in TEXTS}
 
 
@@ -68,7 +68,7 @@ def test_an_answer_is_that_of_a_chat_whatever_its_batch(
     asked = random.Random(batch_tokens).sample(list(alone), len(alone))
     said = Answerer(engine, batch_tokens=batch_tokens).answer(encode(engine, pictures), asked)
     assert said == [alone[question] for question in asked]
-    assert len(set(said)) > 3  # the pictures are told apart
+    assert len(set(said)) > 3  # the pictures differ
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 1000])

@@ -1,4 +1,4 @@
-"""The commands that answer question files: whatever is refused, no file has changed, and no model was loaded."""
+"""The commands that answer question files: a refused run changes no file and loads no model."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_answers_to_other_questions(main: Main, questions: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("main", RUNS)
-def test_a_chunk_that_there_is_not(main: Main, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_chunk(main: Main, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--num-chunks=3", "--chunk-idx=3"]
     line = refused(main, questions, questions.with_name("a.jsonl"), capsys, *flags)
     assert "--chunk-idx is 3; it must be below --num-chunks, which is 3" in line

@@ -1,4 +1,4 @@
-"""An answer is its prompt's own, whatever stands beside it in the batch: greedy, by beams, or sampled."""
+"""An answer is its prompt's own, whatever else is in the batch: greedy, by beams, or sampled."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_another_seed_samples_another_answer_and_a_narrow_nucleus_is_greedy(
     assert run(engine, prompts, Sampling(1.0, top_p=1e-6, max_new_tokens=24)) == greedy
 
 
-def test_a_row_ends_at_a_stop_string_and_the_others_go_on(engine: ChatEngine, prompts: list[Prompt]) -> None:
+def test_a_row_ends_at_a_stop_string_and_the_others_continue(engine: ChatEngine, prompts: list[Prompt]) -> None:
     greedy = run(engine, prompts, Sampling(0.0, max_new_tokens=24))
     word = greedy[0].split()[1]
     stopped = run(engine, prompts, Sampling(0.0, max_new_tokens=24, stop=(word,)))

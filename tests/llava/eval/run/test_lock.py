@@ -1,4 +1,4 @@
-"""One run at a time writes a file of answers; whoever was killed keeps nobody away."""
+"""One run at a time writes an answers file; a killed run keeps no other away."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_lock_file_of_another_kind_is_left(tmp_path: Path) -> None:
     assert lock.read_text() == "package = []\n"
 
 
-def test_what_a_killed_run_left_is_taken_over(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_killed_run_is_reused(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     lock.write_text("process 1 on another machine")
     with only_run(tmp_path / "a"):
@@ -67,7 +67,7 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
-def test_a_lock_that_its_holder_takes_away_meanwhile_is_made_anew(
+def test_a_lock_file_that_its_holder_removes_meanwhile_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, lock, flock = tmp_path / "a", tmp_path / "a.lock", fcntl.flock
@@ -87,7 +87,7 @@ def test_a_lock_that_its_holder_takes_away_meanwhile_is_made_anew(
     assert len(seen) > 2
 
 
-def test_a_file_system_without_locks_stops_nobody(
+def test_a_file_system_without_locks_stops_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(file: Any, how: int) -> None:

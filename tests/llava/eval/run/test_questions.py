@@ -39,9 +39,9 @@ def test_json_lines_may_repeat_a_question_id(tmp_path: Path) -> None:
 def test_scienceqa_has_questions_with_and_without_pictures(tmp_path: Path, single: bool, ending: str) -> None:
     said = [{"from": "human", "value": "<image>\nWhich?\n(A) x (B) y"}, {"from": "gpt", "value": "A"}]
     file = tmp_path / "q.json"
-    blind = [{"from": "human", "value": "Why?"}]
+    imageless = [{"from": "human", "value": "Why?"}]
     file.write_text(json.dumps([{"id": "4", "conversations": said, "image": "4/image.png"},
-                                {"id": "5", "conversations": blind}]))  # fmt: skip
+                                {"id": "5", "conversations": imageless}]))  # fmt: skip
     text = "Which?\n(A) x (B) y" + ending
     assert read_science(file, FOLDER, single) == [
         Question("4", f"<image>\n{text}", text, FOLDER / "4/image.png", "4/image.png"),
@@ -135,6 +135,6 @@ def test_chunks_are_llavas_and_cover_everything_once(length: int, count: int) ->
 
 
 @pytest.mark.parametrize(("count", "index"), [(0, 0), (2, 2), (2, -1)])
-def test_a_chunk_that_there_is_not_is_refused(count: int, index: int) -> None:
+def test_an_absent_chunk_is_refused(count: int, index: int) -> None:
     with pytest.raises(ValueError, match=f"chunk {index} of {count} chunks"):
         chunk([1, 2, 3], count, index)

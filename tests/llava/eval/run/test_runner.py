@@ -48,14 +48,14 @@ def ask(name: int | str, text: str, image: Path | None, index: int = 0) -> Quest
 def asked(folder: Path) -> list[Question]:
     """Shuffled, several to a picture, some without one; their places do not start at 0."""
     questions = [ask(f"{i}", text, folder / f"{i % 4}.png") for i in range(4) for text in TEXTS]
-    questions += [ask("blind", "What is in the picture?", None)]
+    questions += [ask("imageless", "What is in the picture?", None)]
     random.Random(0).shuffle(questions)
     return [replace(question, index=100 + i) for i, question in enumerate(questions)]
 
 
 @pytest.fixture(scope="module")
 def alone(engine: ChatEngine, asked: list[Question]) -> dict[int, str]:
-    """The oracle: each question in a chat of its own."""
+    """The oracle: each question in its own chat."""
     return {
         question.index: engine.ask(question.text, [Image.open(question.image)] if question.image else [], GREEDY)
         for question in asked
@@ -80,7 +80,9 @@ def test_an_answer_is_that_of_a_chat_whatever_its_batch(
     assert len(set(alone.values())) > 5
 
 
-def test_a_sampled_answer_hangs_on_the_runs_seed_and_its_place_only(engine: ChatEngine, asked: list[Question]) -> None:
+def test_a_sampled_answer_depends_on_the_runs_seed_and_its_position_only(
+    engine: ChatEngine, asked: list[Question]
+) -> None:
     free = Sampling(1.5, max_new_tokens=12)
     some = answers(Runner(engine, free, seed=4, limits=BatchLimits(64)), asked)
     part = answers(Runner(engine, free, seed=4, limits=BatchLimits(2)), asked[5:9])
@@ -167,6 +169,6 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(
     monkeypatch.setattr(module, "generate", small)
     found = answers(Runner(engine, GREEDY), asked)
     lost = [index for index, answer in found.items() if answer.text is None]
-    assert [found[index].question.question_id for index in lost] == ["blind"]
+    assert [found[index].question.question_id for index in lost] == ["imageless"]
     assert "more than the device's memory can take" in str(found[lost[0]].error)
     assert all(answer.text == alone[index] for index, answer in found.items() if index not in lost)

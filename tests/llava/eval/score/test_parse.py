@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.eval.score.parse import letters, listed_options, mme_yes_no, option_letter, pope_yes_no
+from llava.eval.score.parse import find_listed_options, letters, option_letter, read_mme_answer, read_pope_answer
 
 OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
 
@@ -32,7 +32,7 @@ OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
         # it is an option's text
         ("a dog.", "B"),
         ("  12 ", "D"),
-        # one letter stands alone
+        # one letter is alone
         ("Option C", "C"),
         ("it must be B here", "B"),
         ("A or B", None),  # a tie
@@ -46,7 +46,7 @@ OPTIONS = {"A": "a cat", "B": "A dog", "C": "the catalogue", "D": "12"}
         ("A Siamese", None),
         ("A I think", "A"),
         ("It's B's turn", None),
-        # one option's text stands in it
+        # one option's text is in it
         ("I see a cat there", "A"),
         ("I see the catalogue", "C"),
         ("I see a cat and a dog", None),
@@ -92,7 +92,7 @@ def test_an_article_is_no_option(text: str, letter: str | None) -> None:
     assert option_letter(text, {"A": "blue car", "B": "red car", "C": "truck"}) == letter
 
 
-def test_options_that_differ_by_their_article_are_told_apart() -> None:
+def test_options_that_differ_by_their_article_are_distinguished() -> None:
     options = {"A": "the dog", "B": "a dog", "C": "an"}
     assert [option_letter(text, options) for text in ("the dog", "A dog", "dog", "an")] == ["A", "B", None, "C"]
 
@@ -115,7 +115,7 @@ def test_two_options_of_one_text_are_a_tie() -> None:
     ],
 )
 def test_the_options_that_a_question_lists(question: str, options: dict[str, str]) -> None:
-    assert listed_options(question) == options
+    assert find_listed_options(question) == options
 
 
 @pytest.mark.parametrize(
@@ -135,4 +135,4 @@ def test_the_options_that_a_question_lists(question: str, options: dict[str, str
     ],
 )
 def test_yes_and_no_by_the_rules_of_pope_and_mme(text: str, pope: str, mme: str | None) -> None:
-    assert (pope_yes_no(text), mme_yes_no(text)) == (pope, mme)
+    assert (read_pope_answer(text), read_mme_answer(text)) == (pope, mme)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.score.rows import read_answers, read_json, read_table, texts_for
+from llava.eval.score.rows import find_texts, read_answers, read_json, read_table
 from llava.eval.score.score import Score, accuracy_by, run_scorer, score_parser
 from tests.llava.eval.files import write_rows
 
@@ -33,9 +33,9 @@ def test_a_wrong_answers_file_is_refused(tmp_path: Path, rows: list, words: str)
 def test_missing_answers_are_counted_and_one_is_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"question_id": 2, "text": "b"}, {"question_id": "x", "text": "no"}])
     answers = read_answers(path)
-    assert texts_for([("x",), ("2",)], answers, path) == ["no", "b"]
+    assert find_texts([("x",), ("2",)], answers, path) == ["no", "b"]
     with pytest.raises(ValueError, match=r"a\.jsonl lacks the answers to 2 of 3 questions, for example '3'"):
-        texts_for([("2",), ("3",), ("4",)], answers, path)
+        find_texts([("2",), ("3",), ("4",)], answers, path)
 
 
 def test_json_must_be_json_of_the_right_kind(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_command_prints_the_table_and_writes_the_same_as_json(
     assert json.loads((tmp_path / "new" / "score.json").read_text()) == score.to_dict()
 
 
-def test_what_is_wrong_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(args: object) -> Score:
         raise ValueError("no\nscore")
 

@@ -22,10 +22,8 @@ from llava.eval import (
 )
 from scripts import convert_vizwiz_for_submission, convert_vqav2_for_submission
 from tests.llava.eval.files import write_json, write_rows
-from tests.llava.eval.test_choice_scores import COLOURS, cv, problem, seed_question
-from tests.llava.eval.test_mmbench import table
-from tests.llava.eval.test_word_scores import gqa_question
-from tests.llava.eval.test_yes_no_scores import SUFFIX, TASKS
+from tests.llava.eval.scoring import COLOURS, SUFFIX, TASKS, cv, gqa_question, problem, seed_question
+from tests.llava.eval.test_eval_mmbench import table
 
 Main = Callable[[Sequence[str]], int]
 Made = tuple[Path, list[str]]

@@ -1,4 +1,4 @@
-"""A sweep measures what asking one by one measures, a cell a line, and goes on where it was stopped."""
+"""A sweep measures what asking one by one measures, writes a line per cell, and continues where it was stopped."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_cell_is_what_asking_one_question_at_a_time_gives(material: Path, fini
 
 
 def test_intervals_are_those_of_a_bootstrap_over_pictures() -> None:
-    """Against drawing pictures one by one: answers about one picture stand and fall together."""
+    """Against drawing pictures one by one: answers about one picture are drawn together."""
     chance = np.random.default_rng(0)
     origin = [(Path(f"{chance.integers(30)}.png"), "count" if i % 3 else "colour") for i in range(240)]
     luck = chance.random(30)

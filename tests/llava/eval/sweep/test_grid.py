@@ -1,4 +1,4 @@
-"""The flags of a sweep become cells, and whatever is wrong with them is told before a model is loaded."""
+"""The flags of a sweep become cells, and errors in them are reported before a model is loaded."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
         (["--question-file", "absent.jsonl"], "absent.jsonl"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
+def test_impossible_flags_are_reported_in_one_line(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
 ) -> None:
     assert command.main(flags(material, tmp_path / "out", *more)) == 2
@@ -131,7 +131,7 @@ def test_a_question_without_a_right_answer_is_named(
     assert "question 7 has no right answer; give --answers-file" in capsys.readouterr().err
 
 
-def test_a_model_without_eyes_is_refused(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_only_model_is_refused(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert command.main(flags(material, tmp_path / "out", "--model-path", str(tmp_path))) == 2
     assert f"{tmp_path} has no vision tower" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from scripts import (
     convert_vqav2_for_submission,
 )
 from tests.llava.eval.files import write_answers, write_rows
-from tests.llava.eval.test_choice_scores import seed_files
-from tests.llava.eval.test_mmbench import ROUNDS, row, table
+from tests.llava.eval.scoring import seed_files
+from tests.llava.eval.test_eval_mmbench import ROUNDS, row, table
 
 
 def test_vqav2_answers_every_question_of_the_test_set(tmp_path: Path) -> None:

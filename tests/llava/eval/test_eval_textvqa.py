@@ -1,17 +1,15 @@
-"""TextVQA and GQA, whose answers are words, on hand-made answers, scored by hand."""
+"""TextVQA on hand-made answers, scored by hand."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llava.eval import eval_gqa, eval_textvqa
-from tests.llava.eval.files import write_answers, write_json, write_rows
-
-SUFFIX = "\nAnswer the question using a single word or phrase."
+from llava.eval import eval_textvqa
+from tests.llava.eval.files import write_json, write_rows
+from tests.llava.eval.scoring import SUFFIX
 
 
 @pytest.mark.parametrize(
@@ -24,14 +22,14 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
     ],
 )
 def test_the_question_in_a_prompt_of_textvqa(prompt: str) -> None:
-    assert eval_textvqa.bare_question(prompt) == "what brand is it?"
+    assert eval_textvqa.find_question(prompt) == "what brand is it?"
 
 
 def test_a_prompt_without_a_question_is_refused() -> None:
     with pytest.raises(ValueError, match="no question in the prompt 'OCR tokens: KODAK'"):
-        eval_textvqa.bare_question("OCR tokens: KODAK")
+        eval_textvqa.find_question("OCR tokens: KODAK")
     with pytest.raises(ValueError, match="no question in the prompt ''"):
-        eval_textvqa.bare_question("")
+        eval_textvqa.find_question("")
 
 
 def textvqa_files(folder: Path, said: list[tuple[str, str, str]]) -> list[str]:
@@ -69,7 +67,7 @@ def test_a_missing_or_second_answer_to_textvqa_is_named(
     assert words in capsys.readouterr().err
 
 
-def test_a_question_that_stands_twice_for_an_image_is_scored_twice_in_the_files_order(
+def test_a_question_that_occurs_twice_for_an_image_is_scored_twice_in_the_files_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = [
@@ -114,42 +112,3 @@ def test_each_answers_file_of_a_folder_gets_a_line(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit) as stopped:
         eval_textvqa.main(annotations)
     assert stopped.value.code == 2
-
-
-def gqa_question(answer: str, structural: str, semantic: str) -> dict[str, Any]:
-    return {"answer": answer, "types": {"structural": structural, "semantic": semantic}}
-
-
-def test_gqa_by_hand(tmp_path: Path) -> None:
-    """ "Yes." and "left" right, "a dog" is not "dog", "no" wrong: 2 of 4; binary (verify, choose, logical) 2 of 3, open
-    (query) 0 of 1."""
-    questions = {
-        "07": gqa_question("yes", "verify", "attr"),
-        "8": gqa_question("left", "choose", "rel"),
-        "9": gqa_question("dog", "query", "obj"),
-        "10": gqa_question("yes", "logical", "attr"),
-    }
-    file = write_json(tmp_path / "q.json", questions)
-    write_answers(tmp_path / "a.jsonl", {"10": "no", "07": "Yes.", "8": " left", "9": "a dog"})
-    flags = ["--question-file", str(file), "--result-file", str(tmp_path / "a.jsonl")]
-    assert eval_gqa.main([*flags, "--json", str(tmp_path / "s.json")]) == 0
-    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
-    assert {name: row["accuracy"] for name, row in rows.items()} == {
-        "all": 50.0,
-        "binary": pytest.approx(200 / 3),
-        "open": 0.0,
-        "structure: verify": 100.0,
-        "structure: choose": 100.0,
-        "structure: query": 0.0,
-        "structure: logical": 0.0,
-        "about: attr": 50.0,
-        "about: rel": 100.0,
-        "about: obj": 0.0,
-    }
-
-
-def test_gqas_questions_need_their_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_json(tmp_path / "q.json", {"1": {"answer": "yes"}})
-    answers = write_answers(tmp_path / "a.jsonl", {"1": "yes"})
-    assert eval_gqa.main(["--question-file", str(file), "--result-file", str(answers)]) == 2
-    assert "question '1' has no answer, or no structural and semantic type" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_one_order_by_hand(tmp_path: Path) -> None:
 
 
 ROUNDS = [
-    # 1, "dog": stands as B, A, D, C in the four rounds, and is chosen in all.
+    # 1, "dog" is B, A, D, C in the four rounds, and is chosen in all.
     *(row(1, letter, turn) for turn, letter in enumerate("BADC")),
     # 2, "red": chosen in the first round, then the model stays with the letter.
     row(2, "A", 0),

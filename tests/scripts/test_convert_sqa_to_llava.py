@@ -88,7 +88,7 @@ def test_a_format_says_what_is_asked_and_answered(prompt_format: str, texts: tup
     assert convert_sqa_to_llava.question_and_answer(PROBLEMS["7"], prompt_format) == texts
 
 
-def test_a_reason_that_is_not_there_is_not_announced() -> None:
+def test_a_missing_reason_is_not_announced() -> None:
     question, answer = convert_sqa_to_llava.question_and_answer(PROBLEMS["9"], "QCML-AE")
     assert (question.split("\n")[-1], answer) == ("Options: (A) 1 (B) 2 (C) 3", "The answer is A.")
 

@@ -1,4 +1,4 @@
-"""POPE and MME on hand-made answers, scored by hand."""
+"""POPE on hand-made answers, scored by hand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from llava.eval import eval_mme, eval_pope
+from llava.eval import eval_pope
 from tests.llava.eval.files import write_answers, write_rows
-
-SUFFIX = "\nAnswer the question using a single word or phrase."
+from tests.llava.eval.scoring import SUFFIX
 
 
 def pope_files(folder: Path, asked: dict[str, list[tuple[str, str]]], drop: int = 0) -> list[str]:
@@ -65,7 +64,9 @@ LABELS = [
     {"question_id": 2, "image": "a.jpg", "text": "Is there a traffic light in the image?", "label": "no"},
     {"question_id": 3, "image": "b.jpg", "text": "Is there a traffic light in the image?", "label": "yes"},
 ]
+
 ASKED = ("Is there an apple in the imange?", "Is there a  traffic light in the imange?", LABELS[2]["text"])
+
 NAMES = ("--annotation-dir", "coco"), ("--question-file", "q.jsonl"), ("--result-file", "a.jsonl")
 
 
@@ -120,75 +121,6 @@ def test_every_category_of_popes_questions_needs_its_label_file(
     (tmp_path / "coco" / "coco_pope_popular.json").unlink()
     assert eval_pope.main(flags) == 2
     assert "lacks the labels of 1 of the 1 popular questions" in capsys.readouterr().err
-
-
-TASKS = (*eval_mme.PERCEPTION, *eval_mme.COGNITION)
-
-
-def mme_files(folder: Path, said: dict[str, list[str]], tasks: tuple[str, ...] = TASKS) -> list[str]:
-    """Two images for each task, each with a question to be answered Yes and one No; task -> four answers."""
-    answers = []
-    for number, task in enumerate(tasks):
-        inner = folder / "data" / task / ("questions_answers_YN" if number % 2 else "")
-        inner.mkdir(parents=True, exist_ok=True)
-        for image in range(2):
-            lines = [
-                f"Is it {image}?  Please answer yes or no.\tYes",
-                f"Is it not {image}? Please answer yes or no.\tNo",
-            ]
-            (inner / f"{image}.txt").write_text("\n".join(lines) + "\n")
-            for turn, line in enumerate(lines):
-                text = said.get(task, ["Yes", "No", "yes.", "no"])[2 * image + turn]
-                prompt = " ".join(line.split("\t")[0].split()) + SUFFIX
-                answers.append({"question_id": f"{task}/{image}.png", "prompt": prompt, "text": text})
-    write_rows(folder / "a.jsonl", answers)
-    return ["--data-dir", str(folder / "data"), "--result-file", str(folder / "a.jsonl")]
-
-
-def mme_rows(folder: Path, **said: Any) -> dict[str, dict[str, float]]:
-    assert eval_mme.main([*mme_files(folder, said), "--json", str(folder / "s.json")]) == 0
-    return json.loads((folder / "s.json").read_text())["rows"]
-
-
-def test_mme_by_hand(tmp_path: Path) -> None:
-    """All right: 200 a task. Count: one of four wrong: acc 75, acc+ 50. OCR: an answer of neither kind is wrong: 75 and
-    50 again. Text translation: "yes" to all: acc 50, acc+ 0. Sums: 8 * 200 + 2 * 125 and 3 * 200 + 50."""
-    rows = mme_rows(
-        tmp_path, count=["Yes", "No", "No", "No"], OCR=["Yes", "no", "It is", "no"], text_translation=["yes"] * 4
-    )
-    assert rows["existence"] == {"score": 200.0, "acc": 100.0, "acc+": 100.0, "images": 2}
-    assert rows["count"] == rows["OCR"] == {"score": 125.0, "acc": 75.0, "acc+": 50.0, "images": 2}
-    assert rows["text_translation"] == {"score": 50.0, "acc": 50.0, "acc+": 0.0, "images": 2}
-    assert (rows["perception"], rows["cognition"]) == ({"score": 1850.0}, {"score": 650.0})
-
-
-def test_mme_is_not_summed_over_a_part_of_its_tasks_or_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert eval_mme.main(mme_files(tmp_path, {}, TASKS[:-1])) == 2
-    assert "there are no questions of code_reasoning" in capsys.readouterr().err
-    flags = mme_files(tmp_path, {})
-    (tmp_path / "data" / "existence" / "0.txt").write_text("Is it 0? Please answer yes or no.\tYes\n")
-    assert eval_mme.main(flags) == 2
-    assert "image '0' has 1 questions; MME asks two about each" in capsys.readouterr().err
-    (tmp_path / "data" / "existence" / "0.txt").write_text("Is it 0?\tperhaps\n")
-    assert eval_mme.main(flags) == 2
-    assert "0.txt:1: the answer is 'perhaps'; it must be Yes or No" in capsys.readouterr().err
-
-
-def test_an_answer_to_mme_that_is_missing_or_there_twice_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = mme_files(tmp_path, {})
-    lines = (tmp_path / "a.jsonl").read_text().splitlines()
-    (tmp_path / "a.jsonl").write_text("\n".join(lines[1:]))
-    assert eval_mme.main(flags) == 2
-    assert (
-        "lacks the answers to 1 of 56 questions, for example 'existence' / '0' / 'Is it 0?'" in capsys.readouterr().err
-    )
-    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0]]))
-    assert eval_mme.main(flags) == 2
-    assert "appears twice" in capsys.readouterr().err
 
 
 def test_a_question_file_is_not_scored_as_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

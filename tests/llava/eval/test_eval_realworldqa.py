@@ -1,0 +1,32 @@
+"""RealWorldQA on hand-made answers, scored by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava.eval import eval_realworldqa
+from tests.llava.eval.scoring import labelled
+
+
+def test_realworldqa_by_hand(tmp_path: Path) -> None:
+    """Choice: "A." right, the text of B wrong. Open: "Two." is 2 and "the north" is north, "left side" is not left.
+    3 of 5; 1 of 2 and 2 of 3."""
+    choice = "Where?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the correct option."
+    rows = labelled(
+        tmp_path,
+        eval_realworldqa.main,
+        [
+            ({"text": choice, "answer": "A"}, "A."),
+            ({"text": choice, "answer": "A"}, "right"),
+            ({"text": "How many?", "answer": "2"}, "Two."),
+            ({"text": "Which way?", "answer": "North"}, "the north"),
+            ({"text": "Which side?", "answer": "left"}, "left side"),
+        ],
+    )
+    assert rows == {
+        "all": {"accuracy": 60.0, "questions": 5},
+        "multiple choice": {"accuracy": 50.0, "questions": 2},
+        "open": {"accuracy": pytest.approx(200 / 3), "questions": 3},
+    }
