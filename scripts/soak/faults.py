@@ -46,7 +46,11 @@ class Soak(Client):
 
     async def learn_answers(self) -> None:
         """Waits for the workers and asks for the right answers."""
-        self.report.check(await self.until(lambda: self.registered(2)), "both workers register")
+        registered = await self.until(lambda: self.registered(2))
+        self.report.check(registered, "both workers register")
+        if not registered:
+            words = [f"{' '.join(program.command[2:4])}: {program.last_words()}" for program in self.programs()]
+            raise RuntimeError("the servers did not start\n" + "\n".join(words))
         last = await self.ask(self.request())
         self.answer = last.get("text", "").removeprefix(self.prompt)
         self.report.check(bool(self.answer.strip()), "a question is answered", self.answer.strip())
