@@ -1,6 +1,6 @@
 """LLaVA v1.5 for today's PyTorch and transformers.
 
-`import llava` makes its checkpoints known to transformers' auto classes and imports nothing heavy.
+`import llava` registers its checkpoints with transformers' auto classes and imports nothing heavy.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ register_lazily()
 
 
 def __getattr__(name: str) -> Any:
-    """`from llava import LlavaLlamaForCausalLM`, without importing torch for those who want a constant."""
+    """Loads `LlavaLlamaForCausalLM` when it is first used, so that a constant costs no import of torch."""
     if name in __all__:
         from llava import model
 

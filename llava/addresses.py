@@ -1,7 +1,7 @@
-"""Which addresses and names a download may connect to, by IANA's registries; standard library only.
+"""Checks which addresses and names a download may connect to, by IANA's registries; standard library only.
 
 An allow list: what no table names is refused. The tables are written out here, since those of Python's `ipaddress`
-differ between its releases, and none of them knows all blocks.
+differ between its releases, and none has all blocks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 _LABEL = re.compile(r"[0-9a-z_]([0-9a-z_-]{0,61}[0-9a-z_])?")
 
-# https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast, which has a registry of its own.
+# https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast, which has a separate registry.
 _SPECIAL_V4 = tuple(
     IPv4Network(block)
     for block in (
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",  # private use
-        "100.64.0.0/10",  # carriers' own networks
+        "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",  # loopback
         "169.254.0.0/16",  # link-local, cloud metadata included
         "172.16.0.0/12",  # private use
@@ -42,9 +42,9 @@ _REACHABLE_V4 = tuple(
     )
 )
 
-# All global unicast addresses that IANA has given out.
+# All global unicast addresses that IANA has allocated.
 _GLOBAL_V6 = IPv6Network("2000::/3")
-# https://www.iana.org/assignments/iana-ipv6-special-registry, as far as it lies inside.
+# https://www.iana.org/assignments/iana-ipv6-special-registry, the part inside that block.
 _SPECIAL_V6 = tuple(
     IPv6Network(block)
     for block in (
@@ -69,20 +69,20 @@ _REACHABLE_V6 = tuple(
 
 
 def parse_ip(text: str) -> IPv4Address | IPv6Address:
-    """Parses an address; one of IPv4 that is mapped into IPv6 becomes what it is, and a zone is left out.
+    """Parses an address; an IPv4 address mapped into IPv6 becomes IPv4, and a zone is dropped.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: it is not an address.
     """
     ip = ipaddress.ip_address(text.partition("%")[0])
     return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
 
 
 def is_global_unicast(text: str) -> bool:
-    """Whether an address is one machine's on the public internet.
+    """Checks whether an address is that of one machine on the public internet.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: it is not an address.
     """
     ip = parse_ip(text)
     if isinstance(ip, IPv4Address):
@@ -93,19 +93,19 @@ def is_global_unicast(text: str) -> bool:
 
 
 def is_loopback_ip(text: str) -> bool:
-    """Whether an address is this very machine's.
+    """Checks whether an address is this machine's.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: it is not an address.
     """
     ip = parse_ip(text)
     return ip in IPv4Network("127.0.0.0/8") if isinstance(ip, IPv4Address) else ip == IPv6Address(1)
 
 
 def is_host_name(text: str) -> bool:
-    """Whether a text can be looked up: ASCII labels of 1 to 63 letters, digits, `-` and `_`, 253 characters in all.
+    """Checks whether a text can be looked up: ASCII labels of 1 to 63 letters, digits, `-` and `_`, at most 253 in all.
 
-    Others make some resolvers raise, and some find this machine: glibc does for `*`.
+    Others make some resolvers raise, and some resolve to this machine: glibc does so for `*`.
     """
     name = text.lower().removesuffix(".")
     return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))

@@ -1,8 +1,8 @@
 """Registers LLaVA's model types with transformers' auto classes on `import llava`, without importing anything heavy.
 
-transformers finds the class of a model type by a table of names, and imports the module `transformers.models.TYPE` when
-it is asked for one. LLaVA's types are written into that table as soon as it exists, and those modules are provided
-here, so that `llava.model`, and with it torch, is imported when such a checkpoint is loaded, and not before.
+transformers finds the class of a model type in a table of names, and imports the module `transformers.models.TYPE` for
+it. LLaVA's types are added to that table as soon as it exists, and those modules are provided here, so that
+`llava.model`, and with it torch, is not imported before such a checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODULES = {f"transformers.models.{model_type}": model_type for model_type in CON
 
 
 def register_lazily() -> None:
-    """Makes LLaVA's model types known to transformers, at once or when it is imported."""
+    """Registers LLaVA's model types with transformers, at once or when it is imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     if (table := sys.modules.get(TABLE)) is not None and hasattr(table, "CONFIG_MAPPING_NAMES"):
@@ -31,18 +31,18 @@ def register_lazily() -> None:
 
 
 def add_types(table: ModuleType) -> None:
-    """Writes the types into transformers' table, under names of their own: it has a LlavaConfig, too."""
+    """Adds the types to transformers' table under unique names: it has its own LlavaConfig."""
     for model_type in CONFIGS:
         table.CONFIG_MAPPING_NAMES.setdefault(model_type, unique_name(model_type))
 
 
 def unique_name(model_type: str) -> str:
-    """The configuration's name in transformers' table: "LlavaLlamaConfig" of "llava_llama"."""
+    """Builds the configuration's name in transformers' table: "LlavaLlamaConfig" of "llava_llama"."""
     return "".join(part.capitalize() for part in model_type.split("_")) + "Config"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds transformers' table, to add to it once it is made, and the modules of the added types."""
+    """Finds transformers' table, to add to it when it is loaded, and the modules of the added types."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -58,7 +58,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _TableLoader(importlib.abc.Loader):
-    """Loads transformers' table as its own loader does, then adds LLaVA's types."""
+    """Loads transformers' table by its own loader, then adds LLaVA's types."""
 
     def __init__(self, own: importlib.abc.Loader) -> None:
         self.own = own
@@ -71,12 +71,12 @@ class _TableLoader(importlib.abc.Loader):
         add_types(module)
 
     def __getattr__(self, name: str) -> Any:
-        """What else Python asks of a loader, such as the source."""
+        """Delegates the rest of a loader's interface, such as the source."""
         return getattr(self.own, name)
 
 
 class _TypeLoader(importlib.abc.Loader):
-    """Loads `transformers.models.llava_llama` and the like: a module with nothing but the configuration's class."""
+    """Loads `transformers.models.llava_llama` and the like: a module that holds the configuration's class only."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None

@@ -18,12 +18,12 @@ _URL_FORM = "http(s)://HOST[:PORT]/PATH"
 def download(
     url: str, limits: ImageLimits, *, allow_loopback: bool = False, allowed_hosts: Collection[str] | None = None
 ) -> bytes:
-    """Downloads a file from the very address that was checked: names are resolved once, redirects are not followed.
+    """Downloads a file from the address that was checked: resolves names once, follows no redirects.
 
     Args:
         url: http or https.
-        limits: Its bytes and seconds.
-        allow_loopback: Whether the URL may name this very machine.
+        limits: On its bytes and seconds.
+        allow_loopback: Whether the URL may name this machine.
         allowed_hosts: The only hosts that it may name, in lower case; None for any.
 
     Raises:
@@ -31,14 +31,14 @@ def download(
     """
     try:
         parsed, host, port = _split_url(url)
-        # The very host that is connected to is compared, so that no two parsers can differ over the URL.
+        # Compares the host that is connected to, so that two parsers cannot disagree about the URL.
         if allowed_hosts is not None and host.lower() not in allowed_hosts:
             raise ImageError(
                 f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have"
                 " the server started with this host among its --allowed-media-domains"
             )
         address = _public_address(host, port, allow_loopback)
-        # In an event loop of its own: only there can the whole be bounded, a head that drips in included.
+        # In a separate event loop: only there can the whole download be bounded, slow headers included.
         fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits)
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, fetching).result()
@@ -47,14 +47,14 @@ def download(
 
 
 def _split_url(url: str) -> tuple[httpx.URL, str, int]:
-    """Parses a URL into itself, its host in ASCII and its port; whatever cannot be looked up is refused here.
+    """Parses a URL into its parts, its host in ASCII and its port; refuses what cannot be looked up.
 
     Raises:
-        ImageError: it is no URL, or it holds a password.
+        ImageError: it is not a URL, or it holds a password.
     """
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:  # a host, a port, half a character
+    except (httpx.InvalidURL, ValueError) as error:  # a bad host or port, or half a character
         why = f"its URL cannot be read ({type(error).__name__}); it must read {_URL_FORM}"
         raise ImageError(f"cannot download the image: {why}") from None
     if parsed.userinfo or not parsed.raw_host:
@@ -73,15 +73,16 @@ def _split_url(url: str) -> tuple[httpx.URL, str, int]:
 
 
 async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimits) -> bytes:
-    """The body of a reply, all within the time limit.
+    """Fetches the body of a reply within the time limit.
 
     Args:
-        url: As it was asked for.
+        url: As requested.
         pinned: The same with an address for its host.
         host: For the certificate.
-        limits: Bytes and seconds.
+        limits: On bytes and seconds.
     """
-    # The plain bytes are asked for, since a compressed reply could unfold without bound; proxies would resolve anew.
+    # Asks for plain bytes, since a compressed reply could unfold without bound, and uses no proxy, which would resolve
+    # the name again.
     headers = {"Host": url.netloc.decode("ascii"), "Accept": "image/*", "Accept-Encoding": "identity"}
 
     async def fetch() -> bytes:
@@ -105,7 +106,7 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
 
 
 def _public_address(host: str, port: int, allow_loopback: bool) -> str:
-    """Resolves a host once; every address it has must be public, or an attacker could pick the one that is used."""
+    """Resolves a host once; all its addresses must be public, or an attacker could choose the one that is used."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [str(entry[4][0]) for entry in found]

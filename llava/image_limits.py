@@ -1,4 +1,4 @@
-"""What an image file may cost: limits, and checks of its structure before a pixel is decoded."""
+"""Limits on image files, and checks of their structure before a pixel is decoded."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import zlib
 from dataclasses import dataclass
 
 TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""TIFF's type of a value -> its bytes."""
+"""TIFF's type of a value -> its size in bytes."""
 SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them with the image
 MAX_SCANS = 500
-"""Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all of its pixels, and takes ten
-bytes when it is empty."""
+"""Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all pixels, and an empty one takes
+ten bytes of the file."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class ImageError(ValueError):
-    """A picture could not be had, or is refused; the message is fit for a user's eyes."""
+    """An image could not be read, or is refused; the message may be shown to the user."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost."""
+    """Limits on one image."""
 
     max_bytes: int = 20 * 2**20
     """Largest file, in bytes."""
@@ -33,7 +33,7 @@ class ImageLimits:
     min_side: int = 4
     """Shortest side, in pixels; arrays of three or fewer rows are easily mistaken for colour channels."""
     max_aspect: float = 64.0
-    """Longest side over shortest; processors scale by the shortest, so that a thin strip would grow huge."""
+    """Longest side over shortest; processors scale by the shortest, so a thin strip would become huge."""
     timeout: float = 10.0
     """Seconds a download may take."""
 
@@ -72,10 +72,10 @@ def check_structure(data: bytes) -> None:
     """Checks what Pillow does not: a PNG's checksums and end, a JPEG's number of scans, a TIFF's size of tags.
 
     Args:
-        data: An image file of any format; only these three are looked at.
+        data: An image file of any format; only these three are checked.
 
     Raises:
-        ImageError: the file is broken, truncated, or made to cost more than its size.
+        ImageError: the file is broken, truncated, or would take far more memory or time than its size.
         struct.error: a TIFF file is truncated.
     """
     if data.startswith(_PNG_SIGNATURE):
@@ -107,19 +107,19 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    """Raises ImageError for a JPEG file of far more scans than any camera or program writes."""
+    """Raises ImageError for a JPEG file with far more scans than cameras or programs write."""
     scans = data.count(b"\xff\xda")
     if scans > MAX_SCANS:
         raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")
 
 
 def _check_tags(data: bytes) -> None:
-    """Checks that a TIFF file's tags hold no more bytes than the file, as they do where many point at the same bytes.
+    """Checks that a TIFF file's tags hold no more bytes than the file, which they do if many point to the same bytes.
 
     Pillow copies the value of each tag, so that a file of 15 MB takes 8 GB.
 
     Raises:
-        ImageError: they do.
+        ImageError: they hold more.
         struct.error: the file is truncated.
     """
     order = "<" if data[:2] == b"II" else ">"

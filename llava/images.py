@@ -1,8 +1,8 @@
 """Opens images from paths, URLs, base64 text and bytes: the one place that reads image files.
 
 Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL. Every file
-is taken for hostile: its structure and declared size are checked before a pixel is decoded, and errors never repeat
-what a library said.
+may be hostile: its structure and declared size are checked before a pixel is decoded, and errors never repeat a
+library's message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qlip.rgb import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-# What Pillow's decoders raise on broken files.
+# Raised by Pillow's decoders on broken files.
 _BROKEN = (
     ArithmeticError,
     EOFError,
@@ -44,10 +44,10 @@ Fit = Callable[[int, int], tuple[int, int]]
 
 
 class ImageOpener(ABC):
-    """An image of a request that is opened when its turn comes, since large ones need memory."""
+    """An image of a request that is opened only when it is needed, since large images need memory."""
 
     fit: Fit | None = None
-    """Where it is known what the image will be resized to, this may be done while it is opened."""
+    """The size that the image will be resized to, if known: it may be resized while it is opened."""
 
     @abstractmethod
     def __call__(self) -> Image.Image:
@@ -55,7 +55,7 @@ class ImageOpener(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends a call that another thread is in, which raises, and lets none begin."""
+        """Makes a call in another thread, and all later ones, raise."""
 
 
 def decode_image(
@@ -65,14 +65,14 @@ def decode_image(
 
     Args:
         data: The file.
-        limits: What it may cost.
-        before_pixels: Called with width x height once the file is found to be within the limits, before decoding.
+        limits: On the image.
+        before_pixels: Called with width x height when the file is within the limits, before decoding.
 
     Returns:
         The first frame, upright, RGB; transparency is laid on white.
 
     Raises:
-        ImageError: the file is no image, broken or truncated, or beyond the limits.
+        ImageError: the file is not an image, broken, truncated, or beyond the limits.
         MemoryError: there is not enough memory.
     """
     limits.check_bytes(len(data))
@@ -88,7 +88,7 @@ def decode_image(
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
     except _BROKEN as error:
-        # Pillow's words may hold memory addresses, so the message names only the kind of the failure.
+        # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
         kinds = ", ".join(FORMATS)
         raise ImageError(
             f"not a readable image ({type(error).__name__}); it is broken, or not one of {kinds}"
@@ -104,7 +104,7 @@ def load_image(
     allow_loopback: bool = False,
     allowed_hosts: Collection[str] | None = None,
 ) -> Image.Image:
-    """Opens an image in this process. Servers, which open strangers' files, use `decoder_pool` instead.
+    """Opens an image in this process. Servers, which open untrusted files, use `llava.serve.decoding` instead.
 
     Args:
         source: See `read_image`, as all other arguments.
@@ -113,7 +113,7 @@ def load_image(
         The first frame, upright, RGB; transparency is laid on white.
 
     Raises:
-        ImageError: if the source is not allowed, cannot be read, is no image, or is beyond the limits.
+        ImageError: if the source is not allowed, cannot be read, is not an image, or is beyond the limits.
     """
     data = read_image(
         source,
@@ -139,10 +139,10 @@ def read_image(
 
     Args:
         source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
-        limits: What the image may cost.
+        limits: On the image.
         allow_paths: Whether to read local files.
         allow_urls: Whether to download.
-        allow_loopback: Whether URLs may name this very machine.
+        allow_loopback: Whether URLs may name this machine.
         allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
 
     Raises:
@@ -163,7 +163,7 @@ def read_image(
 
 
 def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
-    """Opens pictures as `load_image`; an error names the one that it is about."""
+    """Opens images like `load_image`; an error names its image."""
     images = []
     for source in sources:
         name = str(source) if len(str(source)) <= 200 else f"{str(source)[:60]}..."  # a data: URL holds the whole file
@@ -175,15 +175,15 @@ def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
 
 
 def load_image_from_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Opens the base64 text of an image file; returns and raises as `load_image`."""
+    """Opens the base64 text of an image file; raises like `load_image`."""
     return decode_image(read_base64(text, limits), limits)
 
 
 def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Decodes the base64 text of a file. Line breaks and blanks are skipped, as MIME's encoders write them.
+    """Decodes the base64 text of a file. Skips the line breaks and blanks that MIME encoders write.
 
     Raises:
-        ImageError: the text is no base64, or longer than allowed.
+        ImageError: the text is not base64, or longer than allowed.
     """
     if len(text) > 2 * limits.max_bytes + 1000:
         raise limits.too_large()
@@ -233,6 +233,6 @@ def _read_url(
             "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or"
             " have the server started with --allowed-media-domains HOST"
         )
-    from llava.downloads import download  # here, since it loads httpx and asyncio, which local files need not
+    from llava.downloads import download  # here, since it loads httpx and asyncio, which local files do not need
 
     return download(url, limits, allow_loopback=allow_loopback, allowed_hosts=allowed_hosts)

@@ -1,4 +1,4 @@
-"""Asks OpenAI's moderation service about a text, with the key that the environment holds."""
+"""A client of OpenAI's moderation service, with the key in the environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModerationFailed(RuntimeError):
 
 
 class ModerationService:
-    """The service at one address, asked with one key. It is shown text, no pictures."""
+    """The service at one address, with one key. It gets text, no images."""
 
     def __init__(self, key: str, base_url: str = DEFAULT_URL) -> None:
         """
@@ -34,10 +34,10 @@ class ModerationService:
 
     @classmethod
     def from_environment(cls, asker: str = "moderation") -> Self:
-        """Takes the key, and the address where it is another, from OpenAI's environment variables.
+        """Reads the key, and the address if it is set, from OpenAI's environment variables.
 
         Args:
-            asker: What needs the key, for the error.
+            asker: The feature that needs the key, for the error.
 
         Raises:
             ValueError: there is no key.
@@ -48,7 +48,7 @@ class ModerationService:
         return cls(key, os.environ.get(URL_VARIABLE) or DEFAULT_URL)
 
     def flags(self, text: str) -> bool:
-        """Whether the service flags a text.
+        """Asks the service whether it flags a text.
 
         Raises:
             ModerationFailed: it gave no verdict.

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from playground.drawing import COLOURS, SHAPES, SceneObject
+from playground.objects import COLOURS, SHAPES, SceneObject
 from playground.scenes import CELL, SceneSpec, cell_labels, label_of, scene
 
 logger = logging.getLogger(__name__)

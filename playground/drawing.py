@@ -1,43 +1,17 @@
-"""Objects, and how they and their backgrounds look: antialiased shapes in float images.
+"""Draws antialiased shapes and backgrounds in float images.
 
-It knows nothing of whole scenes, questions or models. Images are float32 `(height, width, 3)` in 0..255.
+Knows nothing of whole scenes, questions or models. Images are float32 `(height, width, 3)` in 0..255.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-COLOURS = {
-    "red": (215, 35, 35),
-    "green": (35, 165, 45),
-    "blue": (35, 60, 215),
-    "yellow": (235, 215, 40),
-    "purple": (150, 40, 180),
-    "cyan": (40, 200, 215),
-}
-SHAPES = ("square", "circle", "triangle", "cross", "ring")
-BACKGROUNDS = ("flat", "gradient", "low", "noise", "texture")
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One coloured shape; `centre` is (row, col) and `size` the side of its box, all in pixels."""
-
-    colour: str
-    shape: str
-    centre: tuple[float, float]
-    size: float
-
-    @property
-    def name(self) -> str:
-        """The words for it, such as "red circle"."""
-        return f"{self.colour} {self.shape}"
+from playground.objects import BACKGROUNDS, SHAPES
 
 
 def background(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a `(size, size, 3)` background of one of `BACKGROUNDS`.
+    """Draws a `(size, size, 3)` background of one of `BACKGROUNDS`.
 
     Raises:
         ValueError: if `kind` is not a known background.

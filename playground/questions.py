@@ -1,7 +1,7 @@
 """Questions about a scene in natural wordings, and their answers.
 
-Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on. It knows objects,
-neither pixels nor models.
+Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on. Knows no pixels and no
+models.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+from playground.objects import COLOURS, SHAPES, SceneObject
 
-from playground.drawing import COLOURS, SHAPES, SceneObject
+if TYPE_CHECKING:
+    import numpy as np
 
 WORDINGS = {
     "colour": (
@@ -59,6 +61,8 @@ WORDINGS = {
     ),
 }
 KINDS = tuple(WORDINGS)
+V_STAR = ("colour", "shape", "relation")
+"""The kinds whose mean is called V*, after the benchmark that asks for them."""
 RELATION_GAP = 0.08
 """Least distance between the columns of two centres, as a share of the image, to ask about left and right."""
 PER_SCENE = ("colour", "colour", "shape", "shape", "relation", "relation", "count", "existence", "listing")

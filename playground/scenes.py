@@ -1,7 +1,7 @@
 """Synthetic scenes: two to five coloured shapes on a background, exact by seed.
 
 `python -m playground.scenes` writes them with questions and answers in LLaVA's formats. A scene depends only on
-its spec, the seed and its own index, so any number of scenes starts with the same ones. Nothing here knows a model.
+its spec, the seed and its own index, so any number of scenes starts with the same ones. Knows no models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from playground.drawing import BACKGROUNDS, COLOURS, SHAPES, SceneObject, background, coverage
+from playground.drawing import background, coverage
+from playground.objects import BACKGROUNDS, COLOURS, SHAPES, SceneObject
+from playground.presets import PRESETS, SceneSpec
 from playground.questions import RELATION_GAP, scene_questions
 
 CELL = 14
@@ -28,40 +30,6 @@ CELL = 14
 
 LISTING_GAP = 0.04
 """Least distance between the columns of two centres, as a share of the image: keeps left-to-right order clear."""
-
-
-@dataclass(frozen=True)
-class SceneSpec:
-    """What scenes are drawn from."""
-
-    size: int = 112
-    """Side of the square image in pixels."""
-    objects: tuple[int, int] = (2, 5)
-    """Least and greatest number of objects."""
-    object_size: tuple[float, float] = (6, 48)
-    """Least and greatest side of an object in pixels; drawn log-uniformly."""
-    backgrounds: tuple[str, ...] = BACKGROUNDS
-    """Kinds of background to choose from."""
-
-    def __post_init__(self) -> None:
-        least, most = self.objects
-        if not 2 <= least <= most <= 5:
-            raise ValueError(f"objects must satisfy 2 <= least <= most <= 5, got {self.objects}")
-        small, large = self.object_size
-        if not 0 < small <= large <= self.size / 2:
-            raise ValueError(f"object_size must lie in (0, size / 2 = {self.size / 2}], got {self.object_size}")
-        unknown = set(self.backgrounds) - set(BACKGROUNDS)
-        if unknown or not self.backgrounds:
-            raise ValueError(f"backgrounds must be among {BACKGROUNDS}, got {self.backgrounds}")
-
-
-PRESETS = {
-    "base": SceneSpec(),
-    "detail": SceneSpec(size=448, object_size=(12, 24)),
-    "detail-smooth": SceneSpec(size=448, object_size=(12, 24), backgrounds=("flat", "gradient", "low")),
-    "detail-textured": SceneSpec(size=448, object_size=(12, 24), backgrounds=("noise", "texture")),
-    "large": SceneSpec(size=448, object_size=(24, 192)),
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +58,7 @@ def scene(spec: SceneSpec, seed: int, index: int) -> Scene:
 
 
 def _choose_names(count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Distinct (colour, shape) pairs; at least one colour and one shape occur once, so that they can be asked for."""
+    """Chooses distinct (colour, shape) pairs; at least one colour and one shape occur once, for questions."""
     colours = list(COLOURS)
     while True:
         codes = rng.choice(len(colours) * len(SHAPES), count, replace=False)
@@ -100,7 +68,7 @@ def _choose_names(count: int, rng: np.random.Generator) -> list[tuple[str, str]]
 
 
 def _place(count: int, spec: SceneSpec, rng: np.random.Generator) -> tuple[list[tuple[float, float]], list[float]]:
-    """Centres and sizes of objects that do not touch, with columns clearly apart."""
+    """Chooses centres and sizes of objects that do not touch, with columns clearly apart."""
     low, high = np.log(spec.object_size)
     while True:
         sizes = np.exp(rng.uniform(low, high, count))
@@ -155,7 +123,7 @@ def cell_labels(objects: Sequence[SceneObject], size: int, cell: int = CELL, lea
 
 
 def label_of(item: SceneObject) -> int:
-    """The colour-shape pair as one number, 0 .. 29."""
+    """Encodes the colour-shape pair as a number, 0 .. 29."""
     return list(COLOURS).index(item.colour) * len(SHAPES) + SHAPES.index(item.shape)
 
 
@@ -189,7 +157,7 @@ def _flatten(rows: Iterator[list[tuple[dict[str, str], str]]]) -> Iterator[tuple
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m playground.scenes` and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="scenes", description="Write synthetic scenes with questions and answers.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--n", type=integer(), default=100, help="number of scenes")

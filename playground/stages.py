@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from playground.dataset import SceneBatch, SceneCache
-from playground.drawing import COLOURS, SHAPES
 from playground.model import WIDTH, DemoModel, sincos_2d
+from playground.objects import COLOURS, SHAPES
 from playground.packing import PackedQuestions, Packer, answer_logits, answers_right
 from playground.questions import KINDS, scene_questions
 

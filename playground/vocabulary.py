@@ -16,7 +16,7 @@ import sentencepiece
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from playground.drawing import COLOURS, SHAPES
+from playground.objects import COLOURS, SHAPES
 from playground.questions import WORDINGS
 
 SIZE = 608
@@ -70,7 +70,7 @@ def train_vocabulary(folder: Path) -> None:
 
 
 def _corpus() -> Iterator[str]:
-    """Sentences to learn pieces from; a quote in front of a question stands for the line break it follows in use."""
+    """Sentences to learn pieces from; a quote before a question replaces the line break that it follows in use."""
     before, after = prompt("")
     yield from itertools.repeat(before + after.strip(), 200)
     for colour, shape in itertools.product(COLOURS, SHAPES):

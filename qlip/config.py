@@ -1,4 +1,4 @@
-"""The settings of QLIP, validated where they are made. Knows nothing of images, models or files."""
+"""The settings of QLIP, checked when they are made. Needs the standard library only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class QLIPConfig:
 
     The defaults need no sweep: of the candidates in docs/RESULTS.md they come nearest to the best over all object sizes
     and kinds of question, with at most one and a half times CLIP's tokens on average, on validation scenes of the
-    embedded model. They were frozen before the test scenes were looked at. The paper's rule is
+    embedded model. They were fixed before anything was measured on the test scenes. The paper's rule is
     `QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, llm_size_bias=0.0)`, with alpha swept for each task.
     """
 
@@ -40,25 +40,25 @@ class QLIPConfig:
     0.8, in units of CLIP's normalised pixels, is a contrast of about a fifth of the range from black to white."""
 
     criterion: Criterion = "structure"
-    """What scores a block (`qlip.criteria`). "structure" (ours) leaves large objects whole, which "gradient", the
-    paper's, cuts along their edges; both do as well on small ones."""
+    """What scores a block (`qlip.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
+    paper's, cuts along their edges; on small objects they do equally well."""
 
     max_tokens: int | None = 1152
-    """Budget: the most leaves an image may have; None is no bound. The thumbnail's tokens come on top.
+    """Budget: the most leaves an image may have; None is no bound. The thumbnail's tokens are extra.
 
-    1152 is twice CLIP-L's 576; few images use it up, so the mean stays below one and a half times."""
+    1152 is twice CLIP-L's 576; few images need all of it, so the mean stays below one and a half times."""
 
     layout: Layout = "aligned"
-    """Where the coarsest blocks lie: tiled from the top-left corner, or centred as in the authors' code."""
+    """Placement of the coarsest blocks: tiled from the top-left corner, or centred as in the authors' code."""
 
     image_size: int | None = None
     """Shorter side, in pixels, that images are resized to; None keeps the native resolution."""
 
     interpolation: Interpolation = "bicubic"
-    """How position embeddings are read between the points of the pretrained table."""
+    """How position embeddings are interpolated between the points of the pretrained table."""
 
     mlp: str | None = None
-    """Path of the MLP prior's weights, ours or the authors' .pt; needed by, and only read for, interpolation="mlp"."""
+    """Path of the MLP prior's weights, ours or the authors' .pt; required by interpolation="mlp", else ignored."""
 
     mlp_residual: bool = True
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
@@ -68,30 +68,30 @@ class QLIPConfig:
     code, or the mean over its cells."""
 
     coarsest: Coarsest = "native"
-    """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is seen coarser than CLIP
-    sees it, as far as the budget allows: keeps counting and large objects; "any": the paper's roots, fewer tokens."""
+    """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is coarser than in CLIP,
+    as far as the budget allows; helps counting and large objects. "any": the paper's roots, fewer tokens."""
 
     structure_size: int = 5
-    """Window of criterion "structure", in sampled pixels; odd, >= 3. Narrower structure makes a block split."""
+    """Window of criterion "structure", in sampled pixels; odd, >= 3. Structure narrower than it makes a block split."""
 
     thumbnail: bool = False
-    """Put the image downsized to the tower's native size, as CLIP sees it, before the leaves. Within the same number of
-    tokens the leaves alone do better."""
+    """Put the image downsized to the tower's native size, as in CLIP, before the leaves. With the same number
+    of tokens, leaves alone do better."""
 
     llm_positions: LLMPositions = "raster"
-    """Positions in the language model: places on the native raster, or the usual running count."""
+    """Positions in the language model: those on the native raster, or the usual running count."""
 
     size_bias: float = 0.0
     """s: add s * log(cells of the leaf) to the attention logits of a leaf's key in the tower. 0 is off."""
 
     llm_size_bias: float = -0.25
     """The same in the language model. Below 0 small leaves, where the detail is, weigh more than the large ones around
-    them: without it a few small objects among many tokens are counted too low. Nothing where all leaves are one cell.
-    Needs the attention "sdpa" or "eager"; 0 goes with any."""
+    them; without it, a few small objects among many tokens are undercounted. No effect if all leaves are one cell.
+    Needs the attention "sdpa" or "eager"; 0 works with any."""
 
     llm_weight: LLMWeight = "each"
-    """How much an image weighs in the language model's attention: "each" token counts one, so more tokens drown the
-    text; "native" shifts their logits by one number so that together they weigh the native n * n tokens."""
+    """How much an image weighs in the language model's attention: "each" token counts one, so many tokens outweigh
+    the text; "native" shifts their logits by a constant so that together they weigh as the native n * n tokens."""
 
     seed: int = 0
     """Seed of criterion "random"."""
@@ -126,11 +126,11 @@ class QLIPConfig:
 
     @property
     def biases_language_model(self) -> bool:
-        """Whether an image's tokens may weigh otherwise than one each in the language model's attention."""
+        """Whether an image's tokens may have weights other than 1 in the language model's attention."""
         return self.llm_size_bias != 0 or self.llm_weight != "each"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-ready values; an infinite alpha becomes the string "inf"."""
+        """Converts all fields to JSON values; an infinite alpha becomes the string "inf"."""
         values = asdict(self)
         if math.isinf(self.alpha):
             values["alpha"] = "inf"
@@ -138,11 +138,11 @@ class QLIPConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QLIPConfig:
-        """The inverse of `to_dict`; fields left out take their defaults.
+        """Reads what `to_dict` writes; missing fields take their defaults.
 
         Raises:
-            TypeError: `values` is no mapping, or a value is of another type than its field.
-            ValueError: a key is no field, or a value is out of range.
+            TypeError: `values` is not a mapping, or a value has the wrong type.
+            ValueError: a key is not a field, or a value is out of range.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"the QLIP settings are {values!r}; they must be an object of settings by name")
@@ -150,7 +150,7 @@ class QLIPConfig:
         if unknown := sorted(str(name) for name in set(values) - allowed):
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
         if isinstance(values.get("alpha"), str):
-            with suppress(ValueError):  # a text that is no number is reported by its field's check
+            with suppress(ValueError):  # the field's own check reports a text that is no number
                 values = {**values, "alpha": float(values["alpha"])}
         return cls(**values)
 

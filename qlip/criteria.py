@@ -1,10 +1,10 @@
 """Scores of all blocks of an image, level by level from single cells up (paper section 3.1).
 
 Each criterion reads the pixels a constant number of times into a small summary per cell; four summaries merge into
-that of their parent. Knows nothing of thresholds, budgets or leaves.
+that of their parent.
 
 A score pyramid is a list over levels: entry k is float (ceil(rows / 2^k), ceil(cols / 2^k)), the scores of the blocks
-of 2^k x 2^k cells tiled from the top-left corner. Blocks that stick out of the grid have entries without meaning.
+of 2^k x 2^k cells tiled from the top-left corner. The scores of blocks that extend beyond the grid have no meaning.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Criterion, check_choice, check_window
+from qlip.config import Criterion, QLIPConfig, check_choice, check_window
 
 
 def score_pyramid(
     image: Tensor,
     patch_size: int,
     levels: int,
-    criterion: Criterion = "gradient",
+    criterion: Criterion = QLIPConfig.criterion,
     *,
-    structure_size: int = 7,
+    structure_size: int = QLIPConfig.structure_size,
     image_pixels: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:
@@ -36,11 +36,11 @@ def score_pyramid(
         levels: the top level; blocks of 2^levels cells.
         criterion: one of "gradient", "structure", "variance", "diagonal", "random".
         structure_size: window of "structure", in sampled pixels.
-        image_pixels: H * W of the whole image, by which "variance" is normalised, where `image` is a part of it.
+        image_pixels: H * W of the whole image, which normalises "variance", if `image` is a part of it.
         generator: source of "random"; by default one with seed 0.
 
     Returns:
-        levels + 1 tensors; entry 0 is zeros, since a cell is never split.
+        levels + 1 tensors; entry 0 is zeros, since a cell never splits.
     """
     check_choice("criterion", criterion, Criterion)
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
@@ -69,9 +69,9 @@ BAND = 16  # rows of cells; a band's temporaries stay in a CPU's cache
 
 
 def in_bands(summarise: Callable[[Tensor, int], Tensor], image: Tensor, patch_size: int) -> Tensor:
-    """The edge summary (8, rows, cols) of an image (C, H, W), on a CPU band by band: several times faster when large.
+    """Computes the edge summary (8, rows, cols) of an image; on a CPU by bands, several times faster if large.
 
-    A band is summarised together with the row of cells below it, into which its last differences reach.
+    A band includes the row of cells below it, which its last differences reach into.
     """
     rows = image.shape[1] // patch_size
     if image.device.type != "cpu" or rows <= BAND:
@@ -81,7 +81,7 @@ def in_bands(summarise: Callable[[Tensor, int], Tensor], image: Tensor, patch_si
 
 
 def gradient_summary(image: Tensor, patch_size: int) -> Tensor:
-    """Edge summary (8, rows, cols) of max over channels of |d/drow| + |d/dcol|, forward differences; the paper's score.
+    """Summarises max over channels of |d/drow| + |d/dcol|, forward differences, the paper's score: (8, rows, cols).
 
     At a block's last row (column) the missing vertical (horizontal) difference counts as zero.
     """
@@ -110,7 +110,7 @@ def gradient_summary(image: Tensor, patch_size: int) -> Tensor:
 
 
 def diagonal_summary(image: Tensor, patch_size: int) -> Tensor:
-    """Edge summary (8, rows, cols) of max over channels of I[r+1, c+1] - I[r, c], signed: the authors' "deriv"."""
+    """Summarises max over channels of I[r+1, c+1] - I[r, c], signed, the authors' "deriv": (8, rows, cols)."""
     last, nothing = patch_size - 1, -torch.inf
     step = image.new_full(image.shape[1:], nothing)
     step[:-1, :-1] = (image[:, 1:, 1:] - image[:, :-1, :-1]).amax(0)
@@ -131,7 +131,7 @@ def diagonal_summary(image: Tensor, patch_size: int) -> Tensor:
 
 
 def edge_scores(summary: Tensor, levels: int) -> list[Tensor]:
-    """Merges an edge summary (8, rows, cols) upwards; the scores of levels 1 to `levels`, never below 0."""
+    """Merges an edge summary (8, rows, cols) upwards into the scores of levels 1 to `levels`, at least 0."""
     scores = []
     for _ in range(levels):
         a, b, c, d = quarters(summary)  # top left, top right, bottom left, bottom right
@@ -153,7 +153,7 @@ def edge_scores(summary: Tensor, levels: int) -> list[Tensor]:
 
 
 def variance_scores(image: Tensor, patch_size: int, levels: int, image_pixels: int) -> list[Tensor]:
-    """Max over channels of (pixels in the block) * unbiased variance / (image_pixels / 1000), levels 1 to `levels`.
+    """Computes max over channels of (pixels in the block) * unbiased variance / (image_pixels / 1000), by level from 1.
 
     Means and summed squares merge pairwise (Chan et al. 1983), exact to float32 and exactly 0 for a constant block.
     """
@@ -176,11 +176,11 @@ def variance_scores(image: Tensor, patch_size: int, levels: int, image_pixels: i
 
 
 def structure_scores(image: Tensor, patch_size: int, levels: int, size: int) -> list[Tensor]:
-    """Largest top-hat or bottom-hat within a block, sampled to P x P, levels 1 to `levels`; at least the children's.
+    """Computes the largest top-hat or bottom-hat of a block sampled to P x P, by level from 1; at least its children's.
 
-    A block scores high iff, at its own sampling, it holds structure narrower than `size` pixels in some direction:
-    large objects keep large leaves, small ones get small leaves. Opening and closing are those of the pooled image
-    continued beyond its borders by its border pixels.
+    A block scores high if and only if, at its own sampling, it holds structure narrower than `size` pixels in some
+    direction: large objects keep large leaves, small ones get small leaves. Opening and closing see the pooled image
+    extended by its border pixels.
     """
     check_window(size)
     scores = [image.new_zeros(image.shape[1] // patch_size, image.shape[2] // patch_size)]
@@ -196,16 +196,16 @@ def structure_scores(image: Tensor, patch_size: int, levels: int, size: int) -> 
 
 
 def random_scores(cells: Tensor, levels: int, generator: torch.Generator | None) -> list[Tensor]:
-    """Uniform in [0, 1): one draw per level, from level 1 up, in raster order. The control experiment."""
+    """Draws scores uniformly from [0, 1), level by level from 1, in raster order: the control experiment."""
     generator = generator or torch.Generator().manual_seed(0)
     shapes = [tuple(-(-extent // 2**k) for extent in cells.shape) for k in range(1, levels + 1)]
     return [torch.rand(shape, generator=generator, device=generator.device).to(cells.device) for shape in shapes]
 
 
 def quarters(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The top-left, top-right, bottom-left and bottom-right child of every block; (..., r, c) -> 4 of (..., r/2, c/2).
+    """Splits a grid into the four children of its blocks, in raster order: (..., r, c) -> 4 of (..., r/2, c/2).
 
-    An odd row or column is completed by zeros.
+    An odd row or column is padded with zeros.
     """
     rows, cols = grid.shape[-2:]
     grid = F.pad(grid, (0, cols % 2, 0, rows % 2))
@@ -213,14 +213,14 @@ def quarters(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _halve(image: Tensor) -> Tensor:
-    """(C, H, W) -> (C, H // 2, W // 2): means of 2 x 2 pixels, to the bit those of `avg_pool2d` and 3 times as fast."""
+    """Averages 2 x 2 pixels, (C, H, W) -> (C, H // 2, W // 2): bitwise equal to `avg_pool2d`, and 3 times as fast."""
     rows, cols = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
     upper, lower = image[:, 0:rows:2, :cols], image[:, 1:rows:2, :cols]
     return (upper[..., ::2] + upper[..., 1::2] + lower[..., ::2] + lower[..., 1::2]) / 4
 
 
 def _narrow_structure(image: Tensor, size: int) -> Tensor:
-    """(C, H, W) -> (H, W): max over channels of image - opening and closing - image, flat square windows."""
+    """Computes max over channels of image - opening and closing - image, flat square windows: (C, H, W) -> (H, W)."""
     reach = 2 * (size // 2)
     padded = F.pad(image[None], (reach,) * 4, mode="replicate")[0]
     opening = _dilate(-_dilate(-padded, size), size)
@@ -229,7 +229,7 @@ def _narrow_structure(image: Tensor, size: int) -> Tensor:
 
 
 def _dilate(image: Tensor, size: int) -> Tensor:
-    """Maximum over size x size windows that lie inside (..., H, W); separable, by doubling the window."""
+    """Computes the maximum over size x size windows inside (..., H, W); separable, by doubling the window."""
     for dim in (-2, -1):
         window = 1
         while window < size:
@@ -241,12 +241,12 @@ def _dilate(image: Tensor, size: int) -> Tensor:
 
 
 def _in_cells(pixels: Tensor, patch_size: int) -> Tensor:
-    """(rows P, cols P) -> (rows, P, cols, P), a view."""
+    """Views pixels (rows P, cols P) as (rows, P, cols, P)."""
     return pixels.unflatten(1, (-1, patch_size)).unflatten(0, (-1, patch_size))
 
 
 def _cell_max(pixels: Tensor) -> Tensor:
-    """(rows, P, cols, P) -> (rows, cols)."""
+    """Computes each cell's maximum: (rows, P, cols, P) -> (rows, cols)."""
     return pixels.amax(1).amax(2)  # row by row first: twice as fast as both at once
 
 

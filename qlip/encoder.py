@@ -1,7 +1,6 @@
 """QLIP around a vision transformer: images of any size -> features of their leaves (paper section 3).
 
-The wrapped model's modules keep their own names, so that its checkpoints load unchanged; `qlip.backbones` knows where
-they are.
+The wrapped model's modules keep their own names, so that its checkpoints load unchanged (`qlip.backbones`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from qlip.backbones.registry import VISION_MODELS, find_adapter
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
-from qlip.patches import CutImage, downsize, extract_patches, native_cut, pad_ragged
+from qlip.patches import CutImage, downsize, extract_patches, key_mask, native_cut, pad_ragged
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, partition_as
 
@@ -56,8 +55,8 @@ class HiddenStates:
 class QLIPVisionModel(nn.Module):
     """A CLIP, SigLIP or DINOv2 vision model over the leaves of a quadtree instead of a uniform grid.
 
-    At alpha 0, without a budget and with an image of the native size it equals the wrapped model. Methods that take
-    `settings` use them for that call; None means the model's own, `qlip`.
+    Equals the wrapped model at alpha 0, without a budget, on an image of the native size. Methods that take `settings`
+    use them for that call; None means the model's own, `qlip`.
 
     Args:
         vision_model: transformers' CLIPVisionModel, SiglipVisionModel or Dinov2Model; timm's or open_clip's
@@ -174,7 +173,7 @@ class QLIPVisionModel(nn.Module):
             settings: see the class.
 
         Returns:
-            Features in the model's dtype. An image's are the same in any batch, to float tolerance.
+            Features in the model's dtype; an image's do not depend on its batch, to float tolerance.
 
         Raises:
             TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
@@ -230,13 +229,12 @@ class QLIPVisionModel(nn.Module):
             ValueError: positions of another number than the tokens, or a thumbnail is missing.
         """
         layers = self.select_layers if select is None else tuple(select)
-        wanted = {*layers, self.adapter.depth} if pool else set(layers)
-        hidden = self.hidden_states(cuts, wanted, positions, settings)
+        hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else layers, positions, settings)
         features = self._features(hidden, layers)
         if (settings or self.qlip).thumbnail:
             size = self.adapter.patch_size
             small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
-            native = self._features(self.hidden_states(small, set(layers), None, settings), layers)
+            native = self._features(self.hidden_states(small, layers, None, settings), layers)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
         return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)
 
@@ -252,16 +250,15 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions or patches of another number than the tokens.
         """
-        leaves, adapter = [cut.leaves for cut in cuts], self.adapter
-        positions = [self.positions(tree, settings) for tree in leaves] if positions is None else positions
+        adapter, bias = self.adapter, (settings or self.qlip).size_bias
+        positions = [self.positions(cut.leaves, settings) for cut in cuts] if positions is None else positions
         for cut, added in zip(cuts, positions, strict=True):
             tokens = len(cut.leaves) + adapter.prefix
             if len(added) != tokens or len(cut.patches) != len(cut.leaves):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
         sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
-        bias = (settings or self.qlip).size_bias
-        mask = self._attention_mask(valid, [tree.sizes for tree in leaves], bias, hidden.dtype)
+        mask = key_mask(valid, [cut.leaves.sizes for cut in cuts], bias, adapter.prefix, hidden.dtype)
         hidden = adapter.pre_norm(hidden)
         kept = {0: hidden} if 0 in layers else {}
         for number, layer in enumerate(adapter.layers[: max(layers)], start=1):
@@ -301,15 +298,3 @@ class QLIPVisionModel(nn.Module):
             first = self.adapter.prefix_tokens.to(dtype)
             sequences = [torch.cat([first, sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]
-
-    def _attention_mask(self, valid: Tensor, sizes: list[Tensor], bias: float, dtype: torch.dtype) -> Tensor | None:
-        """Builds the additive (B, 1, 1, T) over keys: lowest on padding, `bias` on leaves; None if all are zero."""
-        ragged = len({len(size) for size in sizes}) > 1
-        if not ragged and (bias == 0 or all((size == 1).all() for size in sizes)):
-            return None
-        mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
-        if bias:
-            areas = [F.pad(2 * size.float().log(), (self.adapter.prefix, 0)) for size in sizes]
-            mask += bias * pad_ragged(areas)[0].to(mask)
-        mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
-        return mask.to(dtype)[:, None, None, :]

@@ -25,7 +25,7 @@ OWN_OPTIONS = frozenset(
     ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
     + ("resample", "rescale_factor", "image_mean", "image_std")
 )
-"""Options of transformers' image processors that QLIP's settings stand for."""
+"""Options of transformers' image processors that QLIP's settings replace."""
 
 
 class QLIPImageProcessor(ImageProcessingMixin):

@@ -1,6 +1,6 @@
 """Positions and attention weights of text and image tokens in a language model. Pure functions.
 
-An image takes `length` positions; its tokens have positions of their own among these, and the next text token comes
+An image takes `length` positions; each of its tokens has one among these, and the next text token comes
 `length` after the image's start (docs/METHOD.md, "Positions in the language model").
 """
 

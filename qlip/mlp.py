@@ -1,7 +1,4 @@
-"""The MLP prior for positions (paper section 3.2): coordinates -> a position embedding, and its weights on disk.
-
-Knows nothing of leaves or towers; `qlip.positions` evaluates it.
-"""
+"""The MLP prior for positions (paper section 3.2): coordinates -> a position embedding, and its weights on disk."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ AUTHORS_BANDS = 48
 """Bands of the authors' training script."""
 
 PRIOR_FILE = "prior.safetensors"
-"""Its name in a checkpoint's folder."""
+"""The prior's file name in a checkpoint's folder."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Names under which training scripts save a state dict among other things."""
+"""Keys under which training scripts save a state dict."""
 
 EXPECTED = "expected what CoordinateMLP.save writes, or layers.N.weight and layers.N.bias as the authors save them"
 
@@ -53,8 +50,8 @@ class CoordinateMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        """(..., 2) -> (..., D), float32."""
-        # Two equal factors, as in the authors' code: at their frequencies of up to 2e4 float32 then rounds as theirs.
+        """Computes the embeddings of coordinates: (..., 2) -> (..., D), float32."""
+        # Two equal factors, as in the authors' code: at frequencies of up to 2e4 float32 then rounds as theirs does.
         factors = self.frequencies.sqrt()
         angles = (coordinates[..., None] * factors * factors).flatten(-2)  # (..., 2 bands)
         features = torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
@@ -70,12 +67,12 @@ class CoordinateMLP(nn.Module):
     def load(cls, path: str | Path) -> CoordinateMLP:
         """Reads a prior: our file, or the state dict of the authors' InterpolationMLP.
 
-        Ours, as `save` writes it, records its frequencies. Theirs (`.pt`, read with `weights_only=True`) holds none:
-        its number of bands follows from its width, and its function is computed with `authors_frequencies`.
+        A file that `save` wrote records its frequencies. The authors' (`.pt`, read with `weights_only=True`) does not:
+        the number of bands follows from its width, and `authors_frequencies` are used.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds anything else; nothing is guessed.
+            ValueError: the file is damaged or holds anything else.
         """
         path = Path(path)
         if not path.is_file():
@@ -99,20 +96,20 @@ class CoordinateMLP(nn.Module):
 
 
 def smooth_frequencies(bands: int) -> Tensor:
-    """Our frequencies: pi / 2 (j + 1) for band j from 0.
+    """Makes our frequencies: pi / 2 (j + 1) for band j from 0.
 
-    Up to `bands` quarter periods each way: below the Nyquist rate of a 24 x 24 table, hence smooth in between.
+    Up to `bands` quarter periods each way: below the Nyquist rate of a 24 x 24 table, so it is smooth in between.
     """
     return torch.arange(1, bands + 1, dtype=torch.float32) * (math.pi / 2)
 
 
 def authors_frequencies(bands: int) -> Tensor:
-    """Frequencies of the authors' released code: (pi j)^2 for band j from 0."""
+    """Makes the frequencies of the authors' released code: (pi j)^2 for band j from 0."""
     return (torch.arange(bands, dtype=torch.float64) * math.pi).float() ** 2
 
 
 def _reorder_authors_inputs(weight: Tensor) -> Tensor:
-    """Columns of a first layer for our order of features: coordinates, sines of (row, col), cosines of (row, col).
+    """Reorders a first layer's columns to our features: coordinates, sines of (row, col), cosines of (row, col).
 
     The authors' order is coordinates, sines of row, cosines of row, sines of col, cosines of col.
     """
@@ -122,12 +119,12 @@ def _reorder_authors_inputs(weight: Tensor) -> Tensor:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, out of what wraps them and without the prefix of a wrapped module."""
+    """Reads the tensors of a file by name, without wrapping dicts and the prefix of a wrapped module."""
     if path.suffix == ".safetensors":
         try:
             state: Any = load_file(str(path))
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from None
+            raise ValueError(f"{path} is not a safetensors file, or is truncated: {error}") from None
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -148,7 +145,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _linear_layers(state: Mapping[str, Tensor], path: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """float32 weights and biases in order, of layers that make one chain from coordinates to an embedding."""
+    """Reads float32 weights and biases in order; the layers must form a chain from coordinates to an embedding."""
     parts: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for name, tensor in state.items():
         match = re.fullmatch(r"layers\.(\d+)\.(weight|bias)", name)
@@ -165,7 +162,7 @@ def _linear_layers(state: Mapping[str, Tensor], path: Path) -> tuple[list[Tensor
 
 
 def _is_chain(weights: list[Tensor], biases: list[Tensor]) -> bool:
-    """Whether layers lead from coordinates over hidden layers of one width to an embedding."""
+    """Checks that layers lead from coordinates through hidden layers of equal width to an embedding."""
     if len(weights) < 2 or any(weight.ndim != 2 for weight in weights):
         return False
     chained = all(a.shape[0] == b.shape[1] for a, b in pairwise(weights))

@@ -1,7 +1,7 @@
-"""Cut pictures as plain tensors, so that they travel wherever a processor's output does: `.to`, collators, pipelines.
+"""Cut images as plain tensors, which work wherever a processor's output does: `.to`, collators, pipelines.
 
-A picture is cut once, by whoever prepares it: were it cut again from pixels that were rounded on the way, the tokens
-could differ in number from the placeholders in the prompt. Knows nothing of models or text.
+An image is cut once, when it is prepared: if it were cut again from rounded pixels, the number of tokens could differ
+from the placeholders in the prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 def pack(images: Sequence[CutImage], patch_size: int) -> dict[str, Tensor]:
-    """The tensors that stand for B images. Those of several calls may be joined, `leaf_boxes` padded to one length.
+    """Packs B images into tensors. Those of several calls may be joined, with `leaf_boxes` padded to one length.
 
     Returns:
         `pixel_values` float (sum of M_i, C, P, P): image after image, the thumbnail's patches, where there is one, then
@@ -42,14 +42,14 @@ def pack(images: Sequence[CutImage], patch_size: int) -> dict[str, Tensor]:
 
 
 def check_pair(leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> None:
-    """Raises ValueError where one of the two is missing."""
+    """Raises ValueError if one of the two is missing."""
     if (leaf_boxes is None) != (leaf_grids is None):
         missing = "leaf_boxes" if leaf_boxes is None else "leaf_grids"
         raise ValueError(f"leaf_boxes and leaf_grids go together; {missing} are missing: give both {AS_GIVEN}")
 
 
 def unpack_leaves(leaf_boxes: Tensor, leaf_grids: Tensor) -> list[Leaves]:
-    """The trees of packed images.
+    """Reads the trees of packed images.
 
     Raises:
         ValueError: boxes and grids are not those of the same images, or the leaves of one do not tile its grid.
@@ -93,7 +93,7 @@ def _check_tiling(leaves: Leaves, number: int) -> None:
 
 
 def unpack(pixel_values: Tensor, leaf_boxes: Tensor, leaf_grids: Tensor) -> list[CutImage]:
-    """The inverse of `pack`.
+    """Inverts `pack`.
 
     Raises:
         ValueError: the tensors are not those of the same images, or of other types.

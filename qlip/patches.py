@@ -1,4 +1,4 @@
-"""Leaves -> patches of one size, and ragged sequences -> a padded batch. Knows nothing of positions or models."""
+"""Leaves -> patches of one size, and ragged sequences -> a padded batch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qlip.quadtree import Leaves, grid_of
 
 @dataclass(frozen=True, eq=False)
 class CutImage:
-    """All that a tower needs to know of an image: its leaves and their pixels."""
+    """An image as a tower takes it: its leaves and their pixels."""
 
     leaves: Leaves
     """N leaves."""
 
     patches: Tensor
-    """float (N, C, P, P), as `extract_patches` gives them."""
+    """float (N, C, P, P), from `extract_patches`."""
 
     thumbnail: Tensor | None = None
-    """float (C, S, S): the image at the tower's native size, where the settings ask for it."""
+    """float (C, S, S): the image at the tower's native size, if the settings ask for it."""
 
     def to(self, device: torch.device | str) -> CutImage:
-        """The same with its pixels on a device; leaves stay on the CPU."""
+        """Moves the pixels to a device; leaves stay on the CPU."""
         small = None if self.thumbnail is None else self.thumbnail.to(device)
         return CutImage(self.leaves, self.patches.to(device), small)
 
@@ -53,39 +53,61 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
         pixels = _pixels(image, leaves.boxes[chosen], patch_size)
         if size > 1:
             out = (patch_size, patch_size)
-            pixels = F.interpolate(pixels.float(), out, mode="bilinear", antialias=True)  # a CPU knows no half here
+            pixels = F.interpolate(
+                pixels.float(), out, mode="bilinear", antialias=True
+            )  # CPUs do not support half here
         patches[chosen.to(image.device)] = pixels.to(image.dtype)
     return patches
 
 
 def downsize(image: Tensor, side: int) -> Tensor:
-    """The whole image (C, H, W), squeezed to (C, side, side): antialiased bicubic, float32."""
+    """Resizes a whole image (C, H, W) to (C, side, side): antialiased bicubic, float32."""
     return F.interpolate(image.float()[None], (side, side), mode="bicubic", antialias=True)[0]
 
 
 def native_cut(image: Tensor, patch_size: int = 14) -> CutImage:
-    """An image (C, S, S) of the native size cut as CLIP does, into the uniform grid."""
+    """Cuts an image (C, S, S) of the native size into the uniform grid, as CLIP does."""
     side = image.shape[1] // patch_size
     leaves = Leaves.uniform((side, side))
     return CutImage(leaves, extract_patches(image, leaves, patch_size))
 
 
 def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pads sequences of (N_i, ...) with zeros behind.
+    """Pads sequences of (N_i, ...) with zeros at the end.
 
     Returns:
-        The batch (B, max N_i, ...), and `valid`, bool (B, max N_i), True where a token stands.
+        The batch (B, max N_i, ...), and `valid`, bool (B, max N_i), True on tokens.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     valid = torch.arange(int(lengths.max())) < lengths[:, None]
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 
+def key_mask(valid: Tensor, sizes: list[Tensor], bias: float, prefix: int, dtype: torch.dtype) -> Tensor | None:
+    """Builds the additive attention mask of a padded batch of leaves, (B, 1, 1, T) over keys; None if it is all zero.
+
+    Args:
+        valid: bool (B, T), from `pad_ragged`.
+        sizes: int64 (N_i,): sides of each image's leaves, in cells.
+        bias: s; adds s * log(size^2) to a leaf's key.
+        prefix: tokens before the leaves, [CLS].
+        dtype: of the mask, which is the lowest number on padding.
+    """
+    ragged = len({len(size) for size in sizes}) > 1
+    if not ragged and (bias == 0 or all((size == 1).all() for size in sizes)):
+        return None
+    mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
+    if bias:
+        areas = [F.pad(2 * size.float().log(), (prefix, 0)) for size in sizes]
+        mask += bias * pad_ragged(areas)[0].to(mask)
+    mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
+    return mask.to(dtype)[:, None, None, :]
+
+
 def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:
-    """The pixels (n, C, size P, size P) of n leaves of one size."""
+    """Selects the pixels (n, C, size P, size P) of n leaves of one size."""
     side = int(boxes[0, 2]) * patch_size
-    windows = image.unfold(1, side, patch_size).unfold(
-        2, side, patch_size
-    )  # a view of every place that a leaf can have
+    # A view of every position that a leaf can have.
+    windows = image.unfold(1, side, patch_size).unfold(2, side, patch_size)
     row, col, _ = boxes.to(image.device).unbind(1)
     return windows[:, row, col].transpose(0, 1)

@@ -1,14 +1,11 @@
-"""Where leaves stand: position embeddings at any place (paper section 3.2), and places on the native raster.
-
-Pure functions of leaves and a table. Knows nothing of towers or language models.
-"""
+"""Positions of leaves: embeddings from the tower's table (paper section 3.2), and positions on the native raster."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qlip.config import Interpolation, LeafPosition, check_choice
+from qlip.config import Interpolation, LeafPosition, QLIPConfig, check_choice
 from qlip.mlp import CoordinateMLP
 from qlip.quadtree import Leaves
 
@@ -18,12 +15,12 @@ BICUBIC_A = -0.75  # the kernel of torch's and most libraries' bicubic interpola
 def interpolate_positions(
     table: Tensor,
     leaves: Leaves,
-    mode: Interpolation = "bicubic",
+    mode: Interpolation = QLIPConfig.interpolation,
     mlp: CoordinateMLP | None = None,
-    leaf_position: LeafPosition = "centre",
-    mlp_residual: bool = True,
+    leaf_position: LeafPosition = QLIPConfig.leaf_position,
+    mlp_residual: bool = QLIPConfig.mlp_residual,
 ) -> Tensor:
-    """Position embeddings of leaves, read from a pretrained n x n table laid corner to corner over the image's grid.
+    """Interpolates position embeddings of leaves from a pretrained n x n table, laid corner to corner over the grid.
 
     Args:
         table: float (n * n, D), the pretrained patch positions without [CLS], row by row.
@@ -33,7 +30,7 @@ def interpolate_positions(
         leaf_position: position of the leaf's centre, of its cell (row + size // 2, col + size // 2), or the mean over
             its cells.
         mlp_residual: with "mlp", add (table - prior on the native grid), interpolated bicubically, so that the native
-            grid is exact whatever the fit. False is the paper's form.
+            grid is exact however good the fit. False is the paper's form.
 
     Returns:
         float32 (N, D) on the table's device. On the native uniform grid exactly the table; with the prior and its
@@ -59,9 +56,9 @@ def interpolate_positions(
 
 
 def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:
-    """The place of each leaf's centre on the native raster, for the position ids of a language model.
+    """Computes the position of each leaf's centre on the native raster, for the position ids of a language model.
 
-    The rows of an n x n raster laid over the image are counted whole, places within a row with a fraction: n * i + j,
+    On an n x n raster over the image, rows are whole numbers and positions within a row fractional: n * i + j,
     i = min(floor((row + size/2) / rows * n), n - 1), j = clamp((col + size/2) / cols * n - 1/2, 0, n - 1).
 
     Args:
@@ -79,7 +76,7 @@ def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:
 
 
 def native_side(table: Tensor) -> int:
-    """n of a table (n * n, D)."""
+    """Computes n of a table (n * n, D)."""
     side = round(table.shape[0] ** 0.5)
     if table.ndim != 2 or side * side != table.shape[0]:
         raise ValueError(f"the position table has shape {tuple(table.shape)}; it must be (n * n, D), without [CLS]")
@@ -87,14 +84,14 @@ def native_side(table: Tensor) -> int:
 
 
 def _table_weights(leaves: Leaves, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
-    """float32 (N, n * n): the share of every table entry in every leaf's position; each row sums to 1."""
+    """Computes float32 (N, n * n), the weight of every table entry in every leaf's position; rows sum to 1."""
     by_row = _axis_weights(leaves, 0, side, mode, leaf_position)
     by_col = _axis_weights(leaves, 1, side, mode, leaf_position)
     return (by_row[:, :, None] * by_col[:, None, :]).flatten(1).float()
 
 
 def _axis_weights(leaves: Leaves, axis: int, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
-    """float64 (N, n): the same along one axis. A one-hot row, exactly, where a leaf stands on a point of the table."""
+    """Computes float64 (N, n), the same along one axis: exactly one-hot for a leaf on a point of the table."""
     length, starts, sizes = leaves.grid[axis], leaves.boxes[:, axis], leaves.sizes
     if leaf_position != "mean":
         return _point_weights(_places(leaves, leaf_position)[:, axis], length, side, mode)
@@ -104,7 +101,7 @@ def _axis_weights(leaves: Leaves, axis: int, side: int, mode: Interpolation, lea
 
 
 def _point_weights(places: Tensor, length: int, side: int, mode: Interpolation) -> Tensor:
-    """float64 (N, n) for places in cells, 0 to length - 1, laid on points 0 to n - 1."""
+    """Computes float64 (N, n) for places in cells, 0 to length - 1, mapped to points 0 to n - 1."""
     points = places * (side - 1) / (length - 1) if length > 1 else torch.full_like(places, (side - 1) / 2)
     left = points.floor()
     distance = points - left
@@ -118,22 +115,22 @@ def _point_weights(places: Tensor, length: int, side: int, mode: Interpolation) 
 
 
 def _cubic_near(x: Tensor) -> Tensor:
-    """Keys' cubic kernel for distances up to 1."""
+    """Evaluates Keys' cubic kernel for distances up to 1."""
     return ((BICUBIC_A + 2) * x - (BICUBIC_A + 3)) * x * x + 1
 
 
 def _cubic_far(x: Tensor) -> Tensor:
-    """Keys' cubic kernel for distances from 1 to 2."""
+    """Evaluates Keys' cubic kernel for distances from 1 to 2."""
     return ((BICUBIC_A * x - 5 * BICUBIC_A) * x + 8 * BICUBIC_A) * x - 4 * BICUBIC_A
 
 
 def _places(leaves: Leaves, leaf_position: LeafPosition) -> Tensor:
-    """float64 (N, 2): (row, col), in cells, that a leaf's position is read at."""
+    """Computes float64 (N, 2): (row, col), in cells, of a leaf's position."""
     return (leaves.centres if leaf_position == "centre" else leaves.boxes[:, :2] + leaves.boxes[:, 2:] // 2).double()
 
 
 def _prior_positions(mlp: CoordinateMLP, leaves: Leaves, leaf_position: LeafPosition, device: torch.device) -> Tensor:
-    """float32 (N, D): the prior at the leaves' normalised coordinates u = -1 + 2 c / (extent - 1), 0 for extent 1."""
+    """Evaluates the prior at the leaves' coordinates u = -1 + 2 c / (extent - 1), 0 for extent 1: float32 (N, D)."""
     places = _places(Leaves.uniform(leaves.grid) if leaf_position == "mean" else leaves, leaf_position).float()
     extent = torch.tensor(leaves.grid) - 1
     coordinates = torch.where(extent > 0, 2 * places / extent.clamp(min=1) - 1, 0.0)

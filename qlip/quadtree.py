@@ -1,7 +1,7 @@
 """The content-aware quadtree: image -> leaves (paper section 3.1).
 
-Knows scores and the split rule; nothing of patches, positions or models. All words as in docs/METHOD.md: a cell is one
-P x P square of pixels, a block 2^k x 2^k cells, a leaf a block that is not split, one visual token.
+Terms as in docs/METHOD.md: a cell is one P x P square of pixels, a block 2^k x 2^k cells, a leaf a block that is not
+split; each leaf is one visual token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
+from qlip.config import Coarsest, Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
 from qlip.criteria import score_pyramid
 
 
@@ -33,7 +33,7 @@ class Leaves:
 
     @classmethod
     def uniform(cls, grid: tuple[int, int]) -> Leaves:
-        """The uniform grid: one leaf per cell."""
+        """Makes the uniform grid: one leaf per cell."""
         cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2)
         return cls(F.pad(cells, (0, 1), value=1), grid)
 
@@ -51,7 +51,7 @@ class Leaves:
         return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
 
     def token_map(self) -> Tensor:
-        """int64 (rows, cols): the index of the leaf that covers each cell; -1 where none does."""
+        """Computes int64 (rows, cols), the index of the leaf that covers each cell; -1 if none does."""
         areas = self.sizes**2
         leaf = torch.repeat_interleave(torch.arange(len(self)), areas)
         place = torch.arange(len(leaf)) - (areas.cumsum(0) - areas)[leaf]  # running count inside the leaf
@@ -63,17 +63,17 @@ class Leaves:
 
 
 class Roots(NamedTuple):
-    """Where the coarsest blocks lie."""
+    """The region of the coarsest blocks."""
 
     level: int  # blocks of 2^level cells
-    top: int  # first row and column of the region that blocks tile, in cells
+    top: int  # first row and column of the region, in cells
     left: int
-    rows: int  # extent of that region, in cells
+    rows: int  # extent of the region, in cells
     cols: int
 
 
-def find_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> Roots:
-    """Side B = 2^(floor(log2(min(rows, cols))) - 1), at least 1 and at most `max_leaf`; tiled as `layout` says."""
+def find_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> Roots:
+    """Finds the roots, of side 2^(floor(log2(min(rows, cols))) - 1), at least 1 and at most `max_leaf`."""
     check_choice("layout", layout, Layout)
     rows, cols = grid
     level = max(min(rows, cols).bit_length() - 2, 0)
@@ -88,8 +88,8 @@ def find_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int 
     return Roots(level, rows % side // 2, cols % side // 2, rows - rows % side, cols - cols % side)
 
 
-def count_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int | None = None) -> int:
-    """The number of leaves of the coarsest tree: the least that any budget must allow."""
+def count_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> int:
+    """Counts the leaves of the coarsest tree, the minimum of any budget."""
     roots = find_roots(grid, layout, max_leaf)
     whole = [(roots.rows >> k) * (roots.cols >> k) for k in range(roots.level + 1)]  # blocks inside the region
     inside = whole[-1] + sum(whole[k] - 4 * whole[k + 1] for k in range(roots.level))
@@ -97,7 +97,7 @@ def count_roots(grid: tuple[int, int], layout: Layout = "aligned", max_leaf: int
 
 
 def native_max_leaf(grid: tuple[int, int], native_grid: int) -> int:
-    """Side, in cells, of the largest leaf that covers at most one cell of an n x n grid laid over the image."""
+    """Computes the side, in cells, of the largest leaf within one cell of an n x n grid over the image."""
     return 1 << max((min(grid) // native_grid).bit_length() - 1, 0)
 
 
@@ -106,25 +106,31 @@ def partition(
     image: Tensor,
     patch_size: int = 14,
     *,
-    alpha: float = 0.0,
-    criterion: Criterion = "gradient",
-    max_tokens: int | None = None,
-    layout: Layout = "aligned",
+    alpha: float = QLIPConfig.alpha,
+    criterion: Criterion = QLIPConfig.criterion,
+    max_tokens: int | None = QLIPConfig.max_tokens,
+    layout: Layout = QLIPConfig.layout,
+    coarsest: Coarsest = QLIPConfig.coarsest,
+    native_grid: int = 24,
     max_leaf: int | None = None,
-    structure_size: int = 7,
+    structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
 ) -> Leaves:
-    """Cuts an image by the quadtree of its detail (paper section 3.1). Waits for a GPU once, at the end.
+    """Cuts an image by the quadtree of its detail (paper section 3.1), by default as `QLIPConfig` does for CLIP-L/336.
+
+    Waits for a GPU once, at the end.
 
     Args:
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
         patch_size: P, pixels per side of a cell, at least 2.
-        alpha: a block larger than a cell splits iff its score >= alpha and its parent split.
+        alpha: a block larger than a cell splits iff its score >= alpha and its parent split. 0 is the uniform grid.
         criterion: what scores a block, see `qlip.criteria`.
         max_tokens: budget; blocks split in order of falling score (ties: larger first, then raster) while it lasts.
-        layout: "aligned" tiles the roots from the top-left corner and splits what sticks out of the grid;
+        layout: "aligned" tiles the roots from the top-left corner and splits those beyond the grid;
             "centered" centres whole roots, every cell outside them is a leaf.
-        max_leaf: bound on the side of a leaf in cells, a power of two.
+        coarsest: "native" bounds leaves by a cell of the tower's native grid, as far as the budget allows; "any" not.
+        native_grid: n, cells per side of the images that the tower was trained on.
+        max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
 
@@ -135,14 +141,17 @@ def partition(
     grid = grid_of(image, patch_size)
     image = image.float()  # sums over a block overflow half precision
     check_threshold(alpha)
-    roots = find_roots(grid, layout, max_leaf)
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
-        if (least := count_roots(grid, layout, max_leaf)) > max_tokens:
-            raise ValueError(
-                f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
-                f" {least} leaves; allow more tokens or make the image smaller"
-            )
+    if max_leaf is None:
+        max_leaf = find_max_leaf(grid, native_grid, coarsest, layout, max_tokens)
+    roots = find_roots(grid, layout, max_leaf)
+    fewest = count_roots(grid, layout, max_leaf)
+    if max_tokens is not None and fewest > max_tokens:
+        raise ValueError(
+            f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
+            f" {fewest} leaves; allow more tokens or make the image smaller"
+        )
     region = image[
         :,
         roots.top * patch_size : (roots.top + roots.rows) * patch_size,
@@ -157,13 +166,13 @@ def partition(
         image_pixels=image.shape[1] * image.shape[2],
         generator=generator,
     )
-    splits_left = None if max_tokens is None else (max_tokens - least) // 3
+    splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
     return read_leaves(splits, roots, grid)
 
 
 def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_grid: int) -> Leaves:
-    """Cuts an image (C, H, W) as the settings say, for a tower trained on `native_grid` cells a side."""
+    """Cuts an image (C, H, W) under the settings, for a tower trained on `native_grid` cells a side."""
     return partition(
         image,
         patch_size,
@@ -171,31 +180,41 @@ def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_gr
         criterion=settings.criterion,
         max_tokens=settings.max_tokens,
         layout=settings.layout,
-        max_leaf=allowed_leaf(settings, grid_of(image, patch_size), native_grid),
+        coarsest=settings.coarsest,
+        native_grid=native_grid,
         structure_size=settings.structure_size,
         generator=torch.Generator().manual_seed(settings.seed),
     )
 
 
 def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
-    """The bound on a leaf's side that `coarsest` sets for a grid; None is no bound.
+    """Finds the bound on a leaf's side that the settings set for a grid; None is no bound."""
+    return find_max_leaf(grid, native_grid, settings.coarsest, settings.layout, settings.max_tokens)
+
+
+def find_max_leaf(
+    grid: tuple[int, int], native_grid: int, coarsest: Coarsest, layout: Layout, max_tokens: int | None
+) -> int | None:
+    """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None is no bound.
 
     A budget below the number of native cells lifts the bound as far as it must: coarser leaves rather than a smaller
-    picture.
+    image.
     """
-    if settings.coarsest == "any":
+    check_choice("coarsest", coarsest, Coarsest)
+    if coarsest == "any":
         return None
-    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, settings.layout).level
-    if settings.max_tokens is not None:
-        while side < largest and count_roots(grid, settings.layout, side) > settings.max_tokens:
+    check_count("native_grid", native_grid)
+    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, layout).level
+    if max_tokens is not None:
+        while side < largest and count_roots(grid, layout, side) > max_tokens:
             side *= 2
     return side
 
 
 def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:
-    """Which blocks split: bool, shaped like `scores`, for levels 1 and up.
+    """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up.
 
-    Blocks that stick out of `extent` (rows, cols) always split. Of the others, at most `most`, best first.
+    Blocks that extend beyond `extent` (rows, cols) always split; of the others at most `most`, highest score first.
     """
     forced = [_sticks_out(scores[k], k, extent) for k in range(len(scores))]
     effective: list[Tensor] = []  # from the top level down
@@ -221,7 +240,7 @@ def read_leaves(splits: list[Tensor], roots: Roots, grid: tuple[int, int]) -> Le
     extent = (roots.rows, roots.cols)
     level = torch.zeros(extent, dtype=torch.int64, device=splits[0].device if splits else None)
     for k, split in enumerate(splits, start=1):
-        level += ~_upsample(split, 2**k, extent)  # splits are nested: a cell's leaf level counts the unsplit blocks
+        level += ~_upsample(split, 2**k, extent)  # splits are nested: unsplit blocks over a cell count up to its level
     sizes = torch.ones(grid, dtype=torch.int64)
     sizes[roots.top : roots.top + roots.rows, roots.left : roots.left + roots.cols] = 2 ** level.cpu()
     row = torch.arange(grid[0])[:, None] - roots.top
@@ -231,11 +250,11 @@ def read_leaves(splits: list[Tensor], roots: Roots, grid: tuple[int, int]) -> Le
 
 
 def grid_of(image: Tensor, patch_size: int) -> tuple[int, int]:
-    """(rows, cols) of an image (C, H, W) in cells.
+    """Computes (rows, cols) of an image (C, H, W) in cells.
 
     Raises:
         TypeError: the image is not floating point.
-        ValueError: it has no three dimensions, is empty, or its sides are no multiples of the patch size.
+        ValueError: it has not three dimensions, is empty, or its sides are not multiples of the patch size.
     """
     check_count("patch_size", patch_size)
     if not image.is_floating_point():
@@ -252,11 +271,11 @@ def grid_of(image: Tensor, patch_size: int) -> tuple[int, int]:
 
 
 def _sticks_out(score: Tensor, level: int, extent: tuple[int, int]) -> Tensor:
-    """bool, shaped like `score`: the block does not lie wholly inside `extent`."""
+    """Finds the blocks that are not wholly inside `extent`: bool, shaped like `score`."""
     ends = [torch.arange(1, n + 1, device=score.device) << level for n in score.shape]
     return (ends[0] > extent[0])[:, None] | (ends[1] > extent[1])[None, :]
 
 
 def _upsample(grid: Tensor, factor: int, shape: tuple[int, ...]) -> Tensor:
-    """Repeats every entry factor x factor times and trims to `shape`."""
+    """Repeats every entry factor x factor times and crops to `shape`."""
     return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[: shape[0], : shape[1]]

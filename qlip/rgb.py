@@ -1,4 +1,4 @@
-"""An image of any Pillow mode -> upright RGB. Pillow and numpy only, so that processes without torch can use it."""
+"""Converts an image of any Pillow mode to upright RGB, with Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What makes an image of an EXIF orientation upright; the others are upright, or unknown."""
+"""EXIF orientation -> the turn that makes an image upright; others are upright, or unknown."""
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MAX_XMP = 2**20  # bytes that are searched
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Makes an image of any Pillow mode upright RGB. One that is so already, without any metadata, is returned itself.
+    """Converts an image to upright RGB; returns the image itself if it is RGB without metadata.
 
-    EXIF orientation is applied, transparency laid over white. Grey of more than 8 bits is scaled down: integers above
-    255 are taken as 16-bit, floats up to 1 as shares of white.
+    Applies the EXIF orientation and puts transparency on white. Grey of more than 8 bits is scaled down: integers above
+    255 count as 16-bit, floats up to 1 as fractions of white.
     """
     image.load()
     if image.mode == "RGB" and not image.info:
@@ -43,16 +43,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    image.info = {}  # an orientation that is kept would be applied again by the next reader
+    image.info = {}  # the next reader would apply the orientation again
     return image if turn is None else image.transpose(turn)
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Reads the EXIF orientation of a loaded image, 1 (upright) where it has none.
+    """Reads the EXIF orientation of a loaded image; 1 (upright) if it has none.
 
-    Looks for this one tag in the places where Pillow's `getexif` does, XMP last. `getexif` itself unfolds all tags,
-    which may point at the same bytes over and over, so that a file of 5 MB takes gigabytes. TIFF images have been made
-    upright by Pillow on loading.
+    Looks for this one tag where Pillow's `getexif` does, XMP last. `getexif` itself expands all tags, which may point
+    at the same bytes again and again, so that a file of 5 MB takes gigabytes. Pillow has turned TIFF images upright on
+    loading.
     """
     info = image.info
     found = find_orientation(info.get("exif") or _raw_profile(info.get("Raw profile type exif")))
@@ -62,7 +62,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def _raw_profile(text: object) -> bytes:
-    """EXIF as ImageMagick writes it into PNG text: three lines of a header, then hexadecimal digits."""
+    """Decodes EXIF that ImageMagick writes into PNG text: three lines of a header, then hexadecimal digits."""
     if not isinstance(text, str):
         return b""
     try:
@@ -72,7 +72,7 @@ def _raw_profile(text: object) -> bytes:
 
 
 def find_orientation(exif: object) -> int | None:
-    """Finds the orientation in an EXIF block, a TIFF header and directory; None where it has none.
+    """Finds the orientation in an EXIF block, a TIFF header and directory; None if it has none.
 
     Args:
         exif: The block's bytes, with or without the "Exif" marker of a JPEG file.

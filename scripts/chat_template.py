@@ -1,4 +1,4 @@
-"""A prompt format of `llava.conversation` as the chat template of a processor of transformers.
+"""Prompt formats of `llava.conversation` as chat templates of transformers' processors.
 
 Knows nothing of checkpoints.
 """
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def chat_template(conv_mode: str, image_token: str = DEFAULT_IMAGE_TOKEN) -> str | None:
-    """The format as Jinja; None for those that are not simply turn after turn.
+    """Builds the format as Jinja; None for formats that are not simply turn after turn.
 
     A system message, which may only come first, replaces the format's own system text.
 
     Args:
         conv_mode: a key of `conv_templates`.
-        image_token: what stands for a picture.
+        image_token: the placeholder of an image.
     """
     conversation = conv_templates[conv_mode]
     if conversation.sep_style is not SeparatorStyle.TWO:

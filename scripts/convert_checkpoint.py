@@ -1,291 +1,32 @@
 """Converts a checkpoint between LLaVA's own format and transformers': `python -m scripts.convert_checkpoint`.
 
-Which way follows from the checkpoint. The flag `qlip` and the MLP prior go with it. Tensors are renamed, file by file,
-never computed with; only a vocabulary without <image> gets a row more, whose logit can never be the largest. What the
-other format has no place for lies in the folder `original`, so that the way back restores every file's tensors, names
-and settings exactly.
+The checkpoint's format decides the direction. The flag `qlip` and the MLP prior are kept.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import argparse
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from transformers import GenerationConfig, LlamaConfig, LlavaImageProcessorPil, LlavaProcessor
-from transformers import LlavaConfig as TransformersConfig
-
-from llava.command import OneLineParser, check_new_folder, parse_and_run
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-)
-from llava.conversation import conv_templates
-from llava.model import LlavaLlamaForCausalLM
-from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
-from llava.model.config import with_old_names
-from llava.model.files import weight_files, weight_shapes
-from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
-from llava.model.tokenizer import load_tokenizer
-from scripts.chat_template import chat_template
-from scripts.weight_files import (
-    EMBEDDINGS,
-    HEAD,
-    LLAVA_FILE_NAMES,
-    TRANSFORMERS_FILE_NAMES,
-    VOCABULARY,
-    names_in,
-    read_one,
-    renamed,
-    rewrite,
-    write,
-    write_index,
-)
-
-Format = Literal["llava", "transformers"]
-
-ORIGINAL = "original"
-NAMES_FILE = "weights.json"
-PRIOR_KEY = "mlp"
-KNOWN_TOWER = "openai/clip-vit-large-patch14-336"
+from llava.command import OneLineParser, parse_and_run
 
 
-def convert(model_path: str, out: Path, model_base: str | None = None) -> Format:
-    """Writes a checkpoint in the other format.
+def run(args: argparse.Namespace) -> None:
+    """Converts the checkpoint and prints the format written."""
+    from scripts.checkpoint_formats import convert
 
-    Args:
-        model_path: folder or hub id, of either format.
-        out: folder to write; must be empty or absent. It stays so until all is written.
-        model_base: the language model under a projector-only or LoRA checkpoint, which is merged. A vision tower that
-            lies elsewhere is merged too.
-
-    Returns:
-        The format written.
-
-    Raises:
-        FileExistsError: `out` holds something.
-        ValueError: the checkpoint is incomplete, or has parts that the other format has no place for.
-    """
-    check_new_folder(out)
-    checkpoint = inspect(local_folder(model_path))
-    if checkpoint.kind != "full" and model_base is None:
-        raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
-    if checkpoint.kind != "full" or checkpoint.config.mm_vision_config is None:
-        with tempfile.TemporaryDirectory() as merged:
-            merge(model_path, model_base, Path(merged))
-            return convert(merged, out)
-    target: Format = "llava" if checkpoint.names is TRANSFORMERS_NAMES else "transformers"
-    restored = (checkpoint.folder / ORIGINAL / "config.json").is_file()
-    if not restored:
-        check_convertible(checkpoint)
-    write_format = write_transformers if target == "transformers" else write_llava
-    with written_whole(out) as folder:
-        if restored:
-            restore(checkpoint, folder)
-        else:
-            keep_original(checkpoint, folder / ORIGINAL)
-            write_format(checkpoint, folder)
-            copy_prior(checkpoint, folder)
-    return target
-
-
-@contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, whose files are at `out` once the block has ended without an error."""
-    home = out if out.is_dir() else out.parent  # an empty `out` may be a mount, which nothing can be renamed to
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as partial:
-        folder = Path(partial) / "whole"
-        folder.mkdir()
-        yield folder
-        if out.is_dir():
-            for file in folder.iterdir():
-                file.rename(out / file.name)
-        else:
-            folder.rename(out)
-
-
-def merge(model_path: str, model_base: str | None, out: Path) -> None:
-    """Writes a checkpoint in LLaVA's format, joined with what it lacks: its language model, its vision tower.
-
-    Raises:
-        ValueError: it has no eyes at all.
-    """
-    tokenizer, model, processor, _ = load_pretrained_model(model_path, model_base, device="cpu", dtype="auto")
-    if processor is None:
-        raise ValueError(f"{model_path} has no vision tower: it is no LLaVA")
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    default_image_processor(model.get_vision_tower().config).save_pretrained(out)
-
-
-def check_convertible(checkpoint: Checkpoint) -> None:
-    """Raises unless the files hold every weight of the model, and its configuration says what the formats know."""
-    config = checkpoint.config
-    if config.mm_projector_type != "mlp2x_gelu":
-        raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
-    if config.conv_mode is not None and config.conv_mode not in conv_templates:
-        raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
-    with torch.device("meta"):
-        wanted = set(LlavaLlamaForCausalLM(config).state_dict())
-    if config.tie_word_embeddings:
-        wanted.discard(HEAD)
-    if missing := wanted - {renamed(name, checkpoint.names) for name in weight_shapes(checkpoint.folder, "")}:
-        raise ValueError(f"{checkpoint.folder} lacks {len(missing)} weights, for example {min(missing)!r}")
-
-
-def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
-    """Configuration, weights and processor of LlavaForConditionalGeneration."""
-    config = checkpoint.config
-    tokenizer = load_tokenizer(checkpoint.folder)
-    start, end = (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if config.mm_use_im_start_end else ("", "")
-    patch = DEFAULT_IMAGE_PATCH_TOKEN if config.mm_use_im_patch_token else ""
-    image_tokens = [token for token in (patch, start, end, DEFAULT_IMAGE_TOKEN) if token]
-    tokenizer.add_tokens(image_tokens, special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    vision = dict(config.mm_vision_config)
-    has_cls = vision["model_type"] == "clip_vision_model"
-    keeps_all = not has_cls or config.mm_vision_select_feature == "cls_patch"
-    image_token = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
-    rows = max(config.vocab_size, 1 + max(tokenizer.convert_tokens_to_ids(image_tokens)))
-    own = set(LlamaConfig().to_dict()) - {"architectures", "dtype", "transformers_version"}
-    text = {name: value for name, value in config.to_dict().items() if name in own}
-    settings = TransformersConfig(
-        text_config={**text, "model_type": "llama", "vocab_size": rows},
-        vision_config=vision,
-        image_token_index=image_token,
-        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
-        vision_feature_layer=config.mm_vision_select_layer,
-        vision_feature_select_strategy="full" if keeps_all else "default",
-        tie_word_embeddings=config.tie_word_embeddings,
-        architectures=["LlavaForConditionalGeneration"],
-        dtype=config.dtype,
-    )
-    if config.qlip is not None:
-        settings.qlip = config.qlip
-    values = with_old_names(json.loads(settings.to_json_string()))
-    values["text_config"] = with_old_names(values["text_config"])
-    (out / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    generation = checkpoint.folder / "generation_config.json"
-    generated = GenerationConfig.from_pretrained(checkpoint.folder) if generation.is_file() else GenerationConfig()
-    generated.update(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
-    generated.pad_token_id = tokenizer.pad_token_id
-    generated.save_pretrained(out)
-    processor = LlavaProcessor(
-        image_processor=image_processor(checkpoint),
-        tokenizer=tokenizer,
-        patch_size=vision["patch_size"],
-        vision_feature_select_strategy=settings.vision_feature_select_strategy,
-        num_additional_image_tokens=int(has_cls),
-        chat_template=chat_template(config.conv_mode or "vicuna_v1", f"{start}{DEFAULT_IMAGE_TOKEN}{end}"),
-    )
-    processor.save_pretrained(out)
-    rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
-
-
-def image_processor(checkpoint: Checkpoint) -> Any:
-    """transformers' image processor that prepares pictures as LLaVA does: padded to a square where it says so."""
-    vision = TransformersConfig(vision_config=checkpoint.config.mm_vision_config).vision_config
-    plain = default_image_processor(vision)
-    if (checkpoint.folder / "preprocessor_config.json").is_file():
-        plain = load_image_processor(str(checkpoint.folder), vision)
-    if checkpoint.config.image_aspect_ratio != "pad":
-        return plain
-    names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
-    return LlavaImageProcessorPil(do_pad=True, **{name: getattr(plain, name) for name in names})
-
-
-def write_llava(checkpoint: Checkpoint, out: Path) -> None:
-    """Configuration, weights, tokenizer and image processor as LLaVA has them."""
-    config, vision = checkpoint.config, dict(checkpoint.config.mm_vision_config)
-    shape = (vision["model_type"], vision["hidden_size"], vision["image_size"], vision["patch_size"])
-    config.mm_vision_tower = KNOWN_TOWER if shape == ("clip_vision_model", 1024, 336, 14) else "."
-    config.architectures = ["LlavaLlamaForCausalLM"]
-    config.save_pretrained(out)
-    tokenizer = load_tokenizer(checkpoint.folder)
-    tokenizer.save_pretrained(out)
-    files = ("preprocessor_config.json", "processor_config.json")
-    vision_config = TransformersConfig(vision_config=vision).vision_config
-    plain = default_image_processor(vision_config)
-    if any((checkpoint.folder / name).is_file() for name in files):
-        plain = load_image_processor(str(checkpoint.folder), vision_config)
-    plain.save_pretrained(out)
-    if (generation := checkpoint.folder / "generation_config.json").is_file():
-        shutil.copy(generation, out)
-    rewrite(checkpoint, out, LLAVA_FILE_NAMES, config.vocab_size)
-
-
-def restore(checkpoint: Checkpoint, out: Path) -> None:
-    """Writes what a converted checkpoint was made from, with the weights and the flag that it has now."""
-    original = checkpoint.folder / ORIGINAL
-    values = json.loads((original / "config.json").read_text())
-    flag = json.loads((checkpoint.folder / "config.json").read_text()).get("qlip")
-    for file in original.iterdir():
-        if file.name not in ("config.json", NAMES_FILE):
-            shutil.copy(file, out)
-    values.pop("qlip", None)
-    (out / "config.json").write_text(json.dumps({**values, **({} if flag is None else {"qlip": flag})}, indent=2))
-    copy_prior(checkpoint, out)
-    kept = json.loads((original / NAMES_FILE).read_text())
-    names = TOWER_NAMES if checkpoint.names is TRANSFORMERS_NAMES else TRANSFORMERS_NAMES
-    place = {
-        renamed(name, checkpoint.names): (file, name)
-        for file in weight_files(checkpoint.folder)
-        for name in names_in(file)
-    }
-    if checkpoint.config.tie_word_embeddings:
-        place.setdefault(HEAD, place[EMBEDDINGS])  # of two equal tensors transformers writes one
-    written: dict[str, str] = {}
-    for file_name, own in kept["files"].items():
-        tensors = {}
-        for name in own:
-            ours = renamed(name, names)
-            tensor = read_one(*place[ours])
-            tensors[name] = tensor[: kept["vocab_size"]] if ours in VOCABULARY else tensor
-        write(out, file_name, tensors, written)
-    write_index(out, written)
-
-
-def keep_original(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies all small files of a checkpoint, and notes which weights its files hold."""
-    folder.mkdir()
-    for file in checkpoint.folder.iterdir():
-        if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
-            shutil.copy(file, folder)
-    files = {file.name: sorted(names_in(file)) for file in weight_files(checkpoint.folder)}
-    notes = {"vocab_size": checkpoint.config.vocab_size, "files": files}
-    (folder / NAMES_FILE).write_text(json.dumps(notes, indent=1))
-
-
-def copy_prior(checkpoint: Checkpoint, out: Path) -> None:
-    """Copies the MLP prior that the flag names, where it lies in the checkpoint."""
-    flag = checkpoint.config.qlip
-    name = flag.get(PRIOR_KEY) if isinstance(flag, dict) else None
-    if name is not None and (checkpoint.folder / name).is_file():
-        shutil.copy(checkpoint.folder / name, out / Path(name).name)
+    print(f"{args.out}: {convert(args.model_path, args.out, args.model_base)} format")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="convert_checkpoint", description="Convert between LLaVA's format and transformers'.")
     parser.add_argument("--model-path", required=True, help="folder or hub id, of either format")
     parser.add_argument("--model-base", help="the language model under a projector-only or LoRA checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, empty or absent")
-    return parse_and_run(
-        parser, lambda args: print(f"{args.out}: {convert(args.model_path, args.out, args.model_base)} format"), argv
-    )
+    return parse_and_run(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's projector to a file of its own, as the second stage of training takes it.
+"""Writes a checkpoint's projector to a separate file, as the second stage of training takes it.
 
 `python scripts/extract_mm_projector.py --model-path MODEL --output mm_projector.bin`
 """
@@ -11,19 +11,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from llava.command import OneLineParser, parse_and_run
-from llava.model.checkpoint import inspect, local_folder
-from llava.model.deltas import read_weights
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Saves the tensors of the projector by LLaVA's names, `model.mm_projector.*`.
+    """Saves the projector's tensors under LLaVA's names, `model.mm_projector.*`.
 
     Raises:
         ValueError: the checkpoint has none.
     """
+    import torch
+
+    from llava.model.checkpoint import inspect, local_folder
+    from llava.model.deltas import read_weights
+
     checkpoint = inspect(local_folder(args.model_path))
     projector = {}
     for name, tensor in read_weights(checkpoint.folder, "projector").items():
@@ -39,7 +40,7 @@ def extract(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="extract_mm_projector", description="Write a checkpoint's projector to a file.")
     parser.add_argument("--model-path", required=True, help="the checkpoint: folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="file to write, say mm_projector.bin")

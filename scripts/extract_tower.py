@@ -1,4 +1,4 @@
-"""Writes a LLaVA checkpoint's vision tower as a CLIP checkpoint of its own: `python -m scripts.extract_tower`.
+"""Writes a LLaVA checkpoint's vision tower as a separate CLIP checkpoint: `python -m scripts.extract_tower`.
 
 For `qlip fit` and `qlip bias`, which take a tower. LLaVA-1.5's own is openai/clip-vit-large-patch14-336, unchanged.
 """
@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, check_new_folder, parse_and_run
-from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
 
 
 def extract_tower(model_path: str, out: Path) -> None:
-    """Saves tower and image processor of the checkpoint `model_path` in folder `out`, in transformers' format.
+    """Saves the tower and image processor of the checkpoint `model_path` in folder `out`, in transformers' format.
 
     Raises:
-        FileExistsError: `out` holds something, which may be the checkpoint itself.
+        FileExistsError: `out` is not empty; it may be the checkpoint itself.
     """
+    from llava.model.builder import load_pretrained_model
+
     check_new_folder(out)
     _, model, processor, _ = load_pretrained_model(model_path, device="cpu", qlip=False)
     model.get_vision_tower().vision_tower.save_pretrained(out)
@@ -27,9 +28,9 @@ def extract_tower(model_path: str, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="extract_tower", description="Write a checkpoint's vision tower as a CLIP checkpoint.")
-    parser.add_argument("--model-path", default=demo_model_path(), help="by default the embedded model")
+    parser.add_argument("--model-path", default=demo_model_path(), help="default: the embedded model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, empty or absent")
     return parse_and_run(parser, lambda args: extract_tower(args.model_path, args.out), argv)
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.deltas import check_empty
 
 
 def merge_lora(args: argparse.Namespace) -> None:
-    """Loads what the flags name and saves it as a whole."""
+    """Loads the checkpoint on its base and saves the merged model."""
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import load_pretrained_model
+    from llava.model.deltas import check_empty
+
     check_empty(args.save_model_path)
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, _, _ = load_pretrained_model(
@@ -29,7 +30,7 @@ def merge_lora(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="merge_lora_weights", description="Write a LoRA and its base model as one checkpoint.")
     parser.add_argument("--model-path", required=True, help="the LoRA or projector checkpoint: folder or hub id")
     parser.add_argument("--model-base", required=True, help="the base model: folder or hub id")

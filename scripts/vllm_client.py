@@ -1,4 +1,4 @@
-"""Asks a vLLM server about pictures that QLIP's tower has seen here: `python -m scripts.vllm_client`.
+"""Asks a vLLM server about images that QLIP encodes here: `python -m scripts.vllm_client`.
 
 The server is started as docs/SCALING.md says. Written to vLLM's documented interface; not run against a live vLLM.
 """
@@ -8,26 +8,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import torch
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-import qlip
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.images import load_images
+from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import key_text
-from llava.serve.workers.auth import server_url
 from llava.utils import device_flag
-from qlip.integrations.vllm import encode_embeds
+from qlip import QLIPConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def chat_request(
     model: str, text: str, embeds: Sequence[Tensor], max_tokens: int, temperature: float
 ) -> dict[str, Any]:
-    """The body of a request to /v1/chat/completions: each image's embeddings, then the text."""
+    """Builds the body of a request to /v1/chat/completions: each image's embeddings, then the text."""
+    from qlip.integrations.vllm import encode_embeds
+
     images = [{"type": "image_embeds", "image_embeds": encode_embeds(image)} for image in embeds]
     content = [*images, {"type": "text", "text": text}]
     return {
@@ -39,11 +37,11 @@ def chat_request(
 
 
 def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: float = 120.0) -> str:
-    """Sends a request and returns the answer's text.
+    """Sends a request and reads the answer's text.
 
     Args:
         server: base address, such as "http://localhost:8000/v1".
-        body: what `chat_request` gives.
+        body: from `chat_request`.
         api_key: sent as a bearer token.
         timeout: seconds to wait for the answer.
 
@@ -51,6 +49,8 @@ def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: 
         RuntimeError: the server refused the request; the text is the server's.
         ConnectionError: the server can't be reached.
     """
+    import httpx
+
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
         response = httpx.post(f"{server.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
@@ -62,8 +62,13 @@ def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: 
     return response.json()["choices"][0]["message"]["content"]
 
 
-def load_eyes(model_path: str, device: str, **settings: Any) -> Any:
-    """A transformers checkpoint, attached with what vLLM can follow; of its weights only tower and projector stay."""
+def load_vision_part(model_path: str, device: str, **settings: Any) -> Any:
+    """Loads a transformers checkpoint with QLIP attached as vLLM can follow it; keeps only the tower and projector."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import qlip
+
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype="auto" if device == "cpu" else torch.float16)
     processor = AutoProcessor.from_pretrained(model_path)
     model, _ = qlip.attach(model, processor, llm_positions="sequential", llm_size_bias=0.0, **settings)
@@ -72,9 +77,12 @@ def load_eyes(model_path: str, device: str, **settings: Any) -> Any:
 
 
 def command(args: argparse.Namespace) -> None:
-    """Asks what the flags say, and prints the answer."""
+    """Asks the server and prints its answer."""
+    import qlip
+    from llava.images import load_images
+
     images = load_images(args.image_file)
-    model = load_eyes(args.model_path, args.device, alpha=args.alpha, max_tokens=args.max_tokens)
+    model = load_vision_part(args.model_path, args.device, alpha=args.alpha, max_tokens=args.max_tokens)
     embeds = qlip.vllm_image_embeds(model, images)
     name = args.served_name or args.model_path
     body = chat_request(name, args.query, embeds, args.max_new_tokens, args.temperature)
@@ -82,8 +90,8 @@ def command(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
-    parser = OneLineParser(prog="vllm_client", description="Ask a vLLM server about pictures seen through QLIP.")
+    """Runs the command line."""
+    parser = OneLineParser(prog="vllm_client", description="Ask a vLLM server about images that QLIP encodes.")
     parser.add_argument(
         "--server", type=server_url, default="http://localhost:8000/v1", help="base address of the vLLM server"
     )
@@ -91,10 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--served-name", help="the server's name for it; by default the path")
     parser.add_argument("--image-file", nargs="+", required=True)
     parser.add_argument("--query", required=True)
-    parser.add_argument("--alpha", type=real(infinite=True), default=qlip.QLIPConfig.alpha)
-    parser.add_argument(
-        "--max-tokens", type=integer(), default=qlip.QLIPConfig.max_tokens, help="visual tokens an image"
-    )
+    parser.add_argument("--alpha", type=real(infinite=True), default=QLIPConfig.alpha)
+    parser.add_argument("--max-tokens", type=integer(), default=QLIPConfig.max_tokens, help="visual tokens an image")
     parser.add_argument("--max-new-tokens", type=integer(), default=512)
     parser.add_argument("--temperature", type=real(), default=0.0)
     parser.add_argument("--device", type=device_flag, default="cpu")

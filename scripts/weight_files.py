@@ -1,4 +1,4 @@
-"""The weights files of a checkpoint: names in LLaVA's and in transformers' files, reading, writing under other names.
+"""Weight files of a checkpoint: reading, and writing under LLaVA's or transformers' names.
 
 Knows nothing of configurations or tokenizers.
 """
@@ -51,7 +51,7 @@ def rewrite(checkpoint: Checkpoint, out: Path, names: dict[str, str], rows: int)
 
 
 def renamed(name: str, names: dict[str, str]) -> str:
-    """A name by the first expression that it matches."""
+    """Renames by the first expression that matches."""
     for pattern, replacement in names.items():
         if re.search(pattern, name):
             return re.sub(pattern, replacement, name)
@@ -59,7 +59,7 @@ def renamed(name: str, names: dict[str, str]) -> str:
 
 
 def with_rows(tensor: Tensor, rows: int) -> Tensor:
-    """A vocabulary's (V, D) with rows behind, each the mean of all: its logit is the mean of the others'."""
+    """Appends rows to a vocabulary (V, D), each the mean of all: its logit is the mean of the others'."""
     if len(tensor) >= rows:
         return tensor
     mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
@@ -67,7 +67,7 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def read(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a weights file, one at a time."""
+    """Reads names and tensors of a weight file, one at a time."""
     if file.suffix == ".bin":
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
         return
@@ -77,7 +77,7 @@ def read(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def names_in(file: Path) -> list[str]:
-    """Names of the tensors in a weights file."""
+    """Lists the names of the tensors in a weight file."""
     if file.suffix == ".bin":
         return list(torch.load(file, map_location="meta", weights_only=True))
     with safe_open(file, framework="pt") as tensors:
@@ -85,7 +85,7 @@ def names_in(file: Path) -> list[str]:
 
 
 def read_one(file: Path, name: str) -> Tensor:
-    """One tensor of a weights file."""
+    """Reads one tensor of a weight file."""
     if file.suffix == ".bin":
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)[name]
     with safe_open(file, framework="pt") as tensors:
@@ -100,7 +100,7 @@ def write(out: Path, file_name: str, tensors: dict[str, Tensor], written: dict[s
 
 
 def write_index(out: Path, written: dict[str, str]) -> None:
-    """Writes the index of several weights files; one needs none."""
+    """Writes the index of several weight files; a single one needs none."""
     if len(set(written.values())) > 1:
         size = sum(file.stat().st_size for file in out.glob("model*.safetensors"))
         index = {"metadata": {"total_size": size}, "weight_map": written}

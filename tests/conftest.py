@@ -1,8 +1,9 @@
-"""Shared by all tests: real photographs, and the order of files where processes share them."""
+"""What all tests share: real photographs, and the order of files when several processes run them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,23 +14,27 @@ from PIL import Image
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+TESTS = Path(__file__).parent
 LONGEST = (
-    "test_soak",
-    "test_model_vqa",
-    "test_ray_batch",
-    "test_eval_scripts",
-    "test_sweep",
-    "test_fit",
-    "test_bench_cost",
+    "scripts/test_soak.py",
+    "llava/serve/test_ray_app.py",
+    "llava/eval/test_ray_batch.py",
+    "llava/serve/web/test_browser.py",
+    "llava/serve/test_serving_faults.py",
+    "scripts/test_eval_scripts.py",
+    "qlip/prior/test_train.py",
+    "playground/test_checkpoint.py",
+    "scripts/bench/test_cost.py",
 )
-"""Files that take longest; begun first, so that no process waits for another's last file."""
+"""Files that take longest; they start first, so that no process waits for another's last file."""
 
 Photograph = Callable[..., torch.Tensor]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    order = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Imports point one way: from the programs down to the models, from the models down to the method.
+"""Imports point one way: from commands to models, from models to the method, and within each package down its layers.
 
 Read from the source by AST, so an import inside a function counts as much as one at the top of a file.
 """
@@ -6,29 +6,33 @@ Read from the source by AST, so an import inside a function counts as much as on
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("qlip", "llava", "playground", "scripts")
 
-# From the ground up. A module imports layers below its own, never a layer above, nor qlip's modules of one layer each
-# other. "name.*" stands for all below a package; the lowest layer that names a module holds.
+# The layers, lowest first. A module may import modules of lower layers only; in llava, playground and scripts also
+# modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
-    ("qlip.criteria", "qlip.mlp", "qlip.integrations.mixins"),
+    ("qlip.command", "qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
+    ("qlip.criteria", "qlip.mlp", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.tools.draw"),
     ("qlip.packing", "qlip.language_positions", "qlip.cutting"),
     ("qlip.image_processing",),
-    ("qlip.encoder", "qlip.prior.pictures", "qlip.integrations.processor"),
+    ("qlip.encoder", "qlip.prior.batches", "qlip.tools.show", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
     ("qlip.integrations.llava", "qlip.integrations.vision"),
-    ("qlip.prior.config", "qlip.prior.loss", "qlip.backbones.pretrained"),
+    ("qlip.prior.loss", "qlip.backbones.pretrained"),
     ("qlip.integrations.attach", "qlip.integrations.vllm", "qlip.prior.train", "qlip.tools.bias"),
+    ("qlip.tools.bias_report",),
     ("qlip.backbones", "qlip.integrations", "qlip.prior", "qlip.tools"),
     ("qlip",),
     ("qlip.prior.command",),
@@ -40,6 +44,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping"),
     ("llava.command", "llava.conversation", "llava.mm_utils", "llava.utils"),
     ("llava.model.*",),
+    ("llava.serve.engine.*",),
+    ("llava.serve.http.*", "llava.serve.loading"),
+    ("llava.serve.decoding.*",),
+    ("llava.serve.openai.*",),
+    ("llava.serve.workers.*",),
+    ("llava.serve.web.*",),
+    ("llava.eval.score.*",),
+    ("llava.eval.run.*",),
+    ("llava.eval.sweep.*",),
     ("llava.serve.*", "llava.eval.*", "llava.train.*"),
     ("llava", "llava.auto_classes"),
     ("playground.*",),
@@ -47,8 +60,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 
-# The tower wraps the method; splice and generation share with `qlip.attach` where an image's tokens stand.
+# Commands share the runner; the tower wraps the method; splice and generation share with `qlip.attach` the positions of
+# an image's tokens.
 QLIP_USERS = (
+    "llava.command",
     "llava.images",
     "llava.model.image_tokens",
     "llava.model.prepared_image",
@@ -69,18 +84,18 @@ def covers(pattern: str, module: str) -> bool:
 
 
 def layer(module: str) -> int | None:
-    """Height of a module's layer; None where the table does not know it."""
+    """Finds the number of a module's layer; None if LAYERS lacks it."""
     return next((i for i, names in enumerate(LAYERS) if any(covers(name, module) for name in names)), None)
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, for all packages; a package's own name stands for its __init__.py."""
+    """Maps every module's dotted name to its file; a package's name to its __init__.py."""
     files = (file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
 def imports(module: str, source: str, known: set[str], is_package: bool = False) -> set[str]:
-    """Dotted names that `source` imports; `from package import module` counts as the module where it is one."""
+    """Lists the dotted names that `source` imports; `from package import module` counts as the module if it is one."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -101,10 +116,10 @@ def is_in(module: str, package: str) -> bool:
 
 
 def complaint(module: str, target: str) -> str | None:
-    """Why `module` must not import `target`; None where it may."""
+    """Says why `module` must not import `target`; None if it may."""
     package, target_package = module.split(".")[0], target.split(".")[0]
     if package == "qlip" and target_package in SERVING:
-        return f"{module} imports {target}: the method knows no server"
+        return f"{module} imports {target}: the method must not depend on servers"
     if target_package not in PACKAGES:
         return None
     if target_package == "qlip" and package == "llava" and not any(is_in(module, user) for user in QLIP_USERS):
@@ -114,7 +129,7 @@ def complaint(module: str, target: str) -> str | None:
         return f"{module if height is None else target} has no layer; give it one in LAYERS"
     siblings = height == target_height and package == target_package and package in SIBLINGS_ALLOWED
     if target_height > height or (target_height == height and not siblings):
-        return f"{module} imports {target}: an arrow that runs back"
+        return f"{module} imports {target}: which is not in a lower layer"
     return None
 
 
@@ -123,7 +138,7 @@ def complaints(module: str, source: str, known: set[str], is_package: bool = Fal
     return [text for target in targets if (text := complaint(module, target)) is not None]
 
 
-def test_no_import_runs_back():
+def test_every_import_points_down():
     files = modules()
     assert files
     found = []
@@ -132,8 +147,35 @@ def test_no_import_runs_back():
     assert found == []
 
 
-def test_every_module_of_qlip_has_its_layer():
-    assert [module for module in modules() if module.startswith("qlip") and layer(module) is None] == []
+def test_every_module_has_its_layer():
+    assert [module for module in modules() if layer(module) is None] == []
+
+
+def test_no_modules_import_each_other_when_they_load():
+    """Of the imports at the top of files; those for type checkers alone and those inside functions do not count."""
+    files = modules()
+    graph = {}
+    for module, file in files.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        source = ast.unparse(ast.Module(top, []))
+        graph[module] = imports(module, source, set(files), file.name == "__init__.py") & set(files) - {module}
+    list(TopologicalSorter(graph).static_order())  # CycleError names the modules
+
+
+def test_files_are_short_and_say_what_they_hold():
+    texts = {module: file.read_text(encoding="utf-8") for module, file in modules().items()}
+    assert [module for module, text in texts.items() if len(text.splitlines()) > 300] == []
+    assert [module for module, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
+
+
+def test_test_files_are_short():
+    files = (ROOT / "tests").rglob("*.py")
+    assert [str(file.relative_to(ROOT)) for file in files if len(file.read_text().splitlines()) > 300] == []
+
+
+def test_the_longest_test_files_are_there():
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.builder", "llava.constants"}
@@ -155,6 +197,10 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("qlip.prior.train", "from fastapi import FastAPI"),
         ("qlip.novelty", "import qlip.config"),
         ("llava.model.builder", "from llava.serve.engine.chat_engine import Engine"),
+        ("llava.serve.engine.vision", "from llava.serve.http import server"),
+        ("llava.serve.http.server", "from llava.serve.openai import app"),
+        ("llava.serve.workers.registry", "from llava.serve import controller"),
+        ("llava.eval.run.runner", "from llava.eval import model_vqa_loader"),
         ("llava.model.builder", "from ..serve import engine"),
         ("llava.model.builder", "from qlip import QLIPConfig"),
         ("llava.model.checkpoint", "import qlip.config"),
@@ -166,7 +212,7 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("playground.train", "from scripts import bench"),
     ],
 )
-def test_an_arrow_that_runs_back_is_caught(module, source):
+def test_an_import_that_points_up_is_caught(module, source):
     assert len(complaints(module, source, KNOWN)) == 1
 
 
@@ -182,7 +228,7 @@ def test_an_arrow_that_runs_back_is_caught(module, source):
         ("scripts.bench.quadtree", "import qlip\nfrom llava.model import builder\nfrom scripts.bench import naive"),
     ],
 )
-def test_an_arrow_that_points_down_passes(module, source):
+def test_an_import_that_points_down_passes(module, source):
     assert complaints(module, source, KNOWN) == []
 
 

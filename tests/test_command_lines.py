@@ -21,7 +21,9 @@ PROGRAMS = sorted(
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for package in ("llava", "playground", "scripts")
     for file in (ROOT / package).rglob("*.py")
-    if "\nif __name__ ==" in file.read_text(encoding="utf-8") and file.parent.name not in ("examples", "paper")
+    if "\nif __name__ ==" in (text := file.read_text(encoding="utf-8"))
+    and ("\ndef main(" in text or file.name != "__main__.py")
+    and file.parent.name != "examples"
 )
 
 
@@ -46,7 +48,7 @@ def called(node: ast.AST) -> set[str]:
     return {name.id for name in names if isinstance(name, ast.Name)}
 
 
-@pytest.mark.parametrize("module", [*PROGRAMS, "scripts.paper.report"])
+@pytest.mark.parametrize("module", PROGRAMS)
 def test_a_program_ends_by_the_runner(module: str) -> None:
     """Read from the source: `main(argv)` exists, ends by the runner, and its code is the process's."""
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
@@ -60,9 +62,10 @@ def test_a_program_ends_by_the_runner(module: str) -> None:
 
 
 def test_only_the_runner_turns_errors_into_exit_codes() -> None:
-    for file in [path for package in ("llava", "playground", "scripts") for path in (ROOT / package).rglob("*.py")]:
+    packages = ("qlip", "llava", "playground", "scripts")
+    for file in [path for package in packages for path in (ROOT / package).rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ExceptHandler) and file != ROOT / "llava" / "command.py":
+            if isinstance(node, ast.ExceptHandler) and file != ROOT / "qlip" / "command.py":
                 returned = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
                 assert 2 not in [value.value for value in returned if isinstance(value, ast.Constant)], file
 
@@ -201,7 +204,7 @@ READERS = [
     ("llava.serve.cli", "--image-file NOTES"),
     ("llava.serve.model_worker", "--model-path NOTES --no-register --port 0"),
     ("llava.serve.openai_api", "--model-path NOTES --port 0"),
-    ("scripts.bench.evidence.run", "--journal NOTES"),
+    ("scripts.bench.evidence.run", "--answers-file NOTES"),
     ("scripts.convert_checkpoint", "--model-path NOTES --out FOLDER/out"),
     ("scripts.convert_gqa_for_eval", "--src NOTES --dst FOLDER/out"),
     ("scripts.convert_mmbench_for_submission", "--annotation-file NOTES --result-dir FOLDER --upload-dir FOLDER"

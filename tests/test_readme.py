@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands answer and its Python runs, in processes of their own."""
+"""The README's commands answer and its Python runs, in separate processes; the pages' links and paths exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def run(*command: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -36,13 +39,34 @@ def test_the_python_snippet_runs(tmp_path):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
-def test_links_lead_to_files(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_headings(page):
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_runs_exist(page):
+    for name in re.findall(
+        r"python -m ((?:qlip|llava|playground|scripts)(?:\.\w+)*)", page.read_text(encoding="utf-8")
+    ):
+        assert is_file(name) or is_file(f"{name}.__main__"), name
+
+
+def is_file(module: str) -> bool:
+    return (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
 
 
 def test_the_tree_names_what_is_there():
-    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", README, re.DOTALL)
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", ARCHITECTURE, re.DOTALL)
     folder = ROOT
     for line in tree.splitlines():
         names = re.split(r"\s{2,}", line.strip())[0].split()
@@ -50,5 +74,23 @@ def test_the_tree_names_what_is_there():
             folder = ROOT / names[0] if names[0].count("/") == 1 and names[0].endswith("/") else ROOT
         base = folder if line.startswith(" ") else ROOT
         for name in names:
-            place = base if "/" in name else (base / names[0]).parent  # further names lie beside the first
+            place = base if "/" in name else (base / names[0]).parent  # further names are beside the first
             assert list(place.glob(name)), f"{base.name}/{name}"
+
+
+def test_modules_that_the_architecture_names_exist():
+    names = set(re.findall(r"`((?:qlip|llava)(?:\.[a-z_]+)+)(?:\.[A-Z]\w*|\b)", ARCHITECTURE))
+    assert len(names) > 10
+    for name in names:
+        package, _, function = name.rpartition(".")  # `qlip.quadtree.partition`
+        file = ROOT / f"{package.replace('.', '/')}.py"
+        defines = file.is_file() and f"def {function}(" in file.read_text(encoding="utf-8")
+        assert is_file(name) or is_file(f"{name}.__init__") or defines, name
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|$", CHANGELOG, re.MULTILINE)
+    assert len(rows) > 40
+    for before, now in rows:
+        for name in re.findall(r"`((?:qlip|llava)(?:\.\w+)+)`", now.partition(";")[0]):
+            assert is_file(name), (before, name)

@@ -1,4 +1,4 @@
-"""LoRA adapters, as peft and LLaVA's training write them: merged into the layers whose weights their file holds."""
+"""LoRA adapters, as peft and LLaVA's training write them: merged into the layers that they have matrices for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LANGUAGE_LAYERS = "model.layers"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter, read."""
+    """A LoRA adapter in memory."""
 
     folder: Path
     file: Path
@@ -38,7 +38,7 @@ class Adapter:
     """Our name of each adapted layer -> "lora_A", "lora_B", ... -> matrix."""
 
     whole: dict[str, Tensor]
-    """Weights that were trained whole (`modules_to_save`, biases), by our names."""
+    """Weights that were trained in full (`modules_to_save`, biases), by our names."""
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -62,12 +62,12 @@ def read_adapter(folder: Path) -> Adapter:
 def merge_adapter(model: Any, adapter: Adapter) -> Any:
     """Merges an adapter into a model.
 
-    Only layers that the file has matrices for are adapted: LLaVA's lists of names ("q_proj", ...) fit the vision
-    tower's layers too, which were no part of the model when it was trained.
+    Only layers that the file has matrices for are adapted: LLaVA's lists of names ("q_proj", ...) also match the vision
+    tower's layers, which were not part of the model in training.
 
     Args:
         model: the whole model, vision tower included; changed in place.
-        adapter: as `read_adapter` gives it; its configuration is changed.
+        adapter: from `read_adapter`; its configuration is changed.
 
     Returns:
         The model.
@@ -90,7 +90,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file of an adapter's weights, in the order in which peft looks for it."""
+    """Finds the file of an adapter's weights, in peft's order."""
     files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if not files:
         raise FileNotFoundError(f"{folder} has {LORA_FILE} but no weights: expected {' or '.join(ADAPTER_FILES)}")
@@ -98,7 +98,7 @@ def adapter_file(folder: Path) -> Path:
 
 
 def read_adapter_config(folder: Path) -> Any:
-    """The peft configuration of a LoRA adapter."""
+    """Reads the peft configuration of a LoRA adapter."""
     from peft import LoraConfig
 
     file = folder / LORA_FILE
@@ -127,7 +127,7 @@ def check_adapter(model: nn.Module, adapter: Adapter) -> None:
 
 
 def check_pair(name: str, layer: nn.Module, parts: Mapping[str, Tensor], rank: int, file: Path) -> None:
-    """Raises ValueError unless a layer's two matrices are there and have its shape."""
+    """Raises ValueError unless a layer's two matrices exist and have its shape."""
     pair = next((pair for pair in PAIRS if set(pair) & set(parts)), PAIRS[0])
     if absent := [part for part in pair if part not in parts]:
         raise ValueError(f"{file} lacks {absent[0]} of the layer {name!r}")
@@ -142,7 +142,7 @@ def check_pair(name: str, layer: nn.Module, parts: Mapping[str, Tensor], rank: i
 
 
 def targets(layers: Mapping[str, nn.Module], adapter: Adapter) -> set[str]:
-    """The linear layers that an adapter was trained on: in the language model, and wherever else it has matrices."""
+    """Finds the linear layers that an adapter was trained on, in the language model and parts it has matrices for."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     if adapter.config.target_modules is None:
@@ -158,23 +158,23 @@ def targets(layers: Mapping[str, nn.Module], adapter: Adapter) -> set[str]:
 
 
 def restrict(config: Any, modules: list[str]) -> None:
-    """Makes a peft configuration adapt the layers of these names and no others, each with its own rank and alpha."""
+    """Limits a peft configuration to the layers of these names, each with its own rank and alpha."""
     ranks = {name: rank for name in modules if (rank := rank_of(config, name)) != config.r}
     alphas = {name: alpha for name in modules if (alpha := alpha_of(config, name)) != config.lora_alpha}
     config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items()}
     config.alpha_pattern = {re.escape(name): alpha for name, alpha in alphas.items()}
     config.target_modules = set(modules)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = config.modules_to_save = None
-    config.bias = "none"  # trained biases are whole weights
+    config.bias = "none"  # trained biases are in `Adapter.whole`
 
 
 def rank_of(config: Any, name: str) -> int:
-    """The rank that a configuration gives a layer."""
+    """Finds a layer's rank in a configuration."""
     return _by_pattern(config.rank_pattern, name, config.r)
 
 
 def alpha_of(config: Any, name: str) -> float:
-    """The alpha that a configuration gives a layer."""
+    """Finds a layer's alpha in a configuration."""
     return _by_pattern(config.alpha_pattern, name, config.lora_alpha)
 
 
@@ -186,10 +186,10 @@ def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> 
 
 
 def spellings(name: str) -> tuple[str, str]:
-    """A layer's name, ours and LLaVA's, which differ in the tower."""
+    """Lists a layer's name, ours and LLaVA's, which differ in the tower."""
     return name, name.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.")
 
 
 def part_of(name: str) -> str:
-    """The model's part that a layer belongs to: "model.layers", "model.vision_tower", "lm_head", ..."""
+    """Finds the model's part that a layer belongs to: "model.layers", "model.vision_tower", "lm_head", ..."""
     return ".".join(name.split(".")[:2])

@@ -1,4 +1,4 @@
-"""Adds a delta to its base model, which gives a fine-tuned model: `python -m llava.model.apply_delta`."""
+"""Adds a delta to its base model; the result is the fine-tuned model: `python -m llava.model.apply_delta`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.model.checkpoint import local_folder
-from llava.model.deltas import add_base, check_empty, write_checkpoint
 
 
 def apply_delta(base_model_path: str, target_model_path: str | Path, delta_path: str) -> None:
     """Writes base plus delta into the folder `target_model_path`, with the delta's configuration and tokenizer.
 
     Raises:
-        ValueError: the two do not belong together, or the folder is not empty.
+        ValueError: the delta has another base, or the folder is not empty.
     """
+    from llava.model.checkpoint import local_folder
+    from llava.model.deltas import add_base, check_empty, write_checkpoint
+
     check_empty(Path(target_model_path))
     delta = local_folder(delta_path)
     write_checkpoint(Path(target_model_path), add_base(delta, local_folder(base_model_path), 1), delta)
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Runs the command with parsed flags."""
     apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
 
 

@@ -6,7 +6,7 @@ What is loaded follows from the checkpoint's own files (`llava.model.checkpoint`
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ FROM_PRETRAINED = frozenset(
     + ["max_memory", "offload_buffers", "offload_folder", "offload_state_dict", "quantization_config", "tp_plan"]
     + ["tp_size", "trust_remote_code", "use_kernels", "use_safetensors"]
 )
-"""Arguments of transformers' `from_pretrained` that are handed over. Not those that name files (`subfolder`), which are
-found before it is called, and not `weights_only`: no pickled code is run."""
+"""Arguments of transformers' `from_pretrained` that are passed on. Not those that name files (`subfolder`), which are
+found before the call, and not `weights_only`: no pickled code is run."""
 
 
 def load_pretrained_model(
@@ -72,39 +72,34 @@ def load_pretrained_model(
         model_path: folder or hub id.
         model_base: the language model under a projector-only or LoRA checkpoint: folder or hub id.
         model_name: accepted for LLaVA's callers; not read.
-        load_8bit: quantise the language model to 8 bits; tower and projector stay as they are.
+        load_8bit: quantise the language model to 8 bits; tower and projector keep their dtype.
         load_4bit: quantise it to 4 bits (NF4).
-        device_map: where the parts go, as transformers takes it; read where `device` is "cuda".
-        device: "cuda", "cuda:1", "cpu", "mps"; everything goes there. Plain "cuda" is left to `device_map`, and means
+        device_map: devices of the model's parts, as transformers takes it; read if `device` is "cuda".
+        device: of the whole model: "cuda", "cuda:1", "cpu", "mps". Plain "cuda" leaves it to `device_map`, and means
             the CPU, with a warning, on a machine without a GPU.
         use_flash_attn: FlashAttention 2 in the language model.
-        qlip: None is what the checkpoint says; False the CLIP tower; True QLIP; a dict of settings is laid over the
+        qlip: None takes the checkpoint's tower; False the CLIP tower; True QLIP; a dict of settings is laid over the
             checkpoint's; a `qlip.QLIPConfig` replaces them.
         torch_dtype: of the weights; by default float16 on a GPU, float32 on a CPU (float16 with 8 bits). `dtype` is
-            the same.
+            an alias.
         attn_implementation: of the language model: "sdpa", "eager", "flash_attention_2".
-        cache_dir: where downloads lie. Also `revision`, `token` and `local_files_only` go to the hub.
-        **kwargs: of transformers' `from_pretrained`, handed over as they are: `FROM_PRETRAINED` lists them.
+        cache_dir: folder of downloads. It and `revision`, `token` and `local_files_only` are the hub's.
+        **kwargs: of transformers' `from_pretrained`, passed on: `FROM_PRETRAINED` lists them.
 
     Returns:
         (tokenizer, model, image_processor, context_len); the image processor is None for a text-only model.
 
     Raises:
-        FileNotFoundError: no such checkpoint, or a file that it needs is absent.
+        FileNotFoundError: no such checkpoint, or it lacks a file.
         TypeError: an argument that neither this function nor `from_pretrained` has.
         ValueError: contradictory arguments, no such device, a checkpoint that is not supported, a damaged file, or
             missing weights.
     """
-    if unknown := sorted(set(kwargs) - FROM_PRETRAINED):
-        raise TypeError(f"load_pretrained_model() got an unexpected keyword argument {unknown[0]!r}")
-    if load_8bit and load_4bit:
-        raise ValueError("load_8bit and load_4bit are both set; choose one")
-    if (load_8bit or load_4bit) and kwargs.get("quantization_config") is not None:
-        raise ValueError("quantization_config is set beside load_8bit or load_4bit; choose one")
+    check_arguments(load_8bit, load_4bit, kwargs)
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     device = str(device)
     placement = choose_placement(device, "auto" if device_map is None else device_map)
-    # Not where weights on the CPU are on their way to a GPU, nor with 8 bits, whose products are in float16.
+    # Weights that are moved from the CPU to a GPU are not widened, nor those in 8 bits, whose products are in float16.
     stays = device == "cpu" or not torch.cuda.is_available()
     weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
     options: dict[str, Any] = {"dtype": weights_dtype, "device_map": placement, **kwargs}
@@ -123,7 +118,7 @@ def load_pretrained_model(
     base = checkpoint.folder if checkpoint.kind == "full" else local_folder(str(model_base), **hub)
     if load_4bit:
         check_four_bit(checkpoint.config, placement)
-    tokenizer = load_tokenizer(base)  # before the weights, so that a missing file shows at once
+    tokenizer = load_tokenizer(base)  # before the weights, so that a missing file is reported at once
     if checkpoint.kind == "full":
         model, missing = load_weights(checkpoint, options, hub)
         check_complete(missing, checkpoint.folder)
@@ -136,11 +131,26 @@ def load_pretrained_model(
     return tokenizer, model.eval(), processor, model.config.context_length
 
 
+def check_arguments(load_8bit: bool, load_4bit: bool, kwargs: Mapping[str, Any]) -> None:
+    """Checks that arguments of `load_pretrained_model` are known and do not contradict each other.
+
+    Raises:
+        TypeError: an argument that `from_pretrained` does not have, or that is not passed on.
+        ValueError: two ways of quantising.
+    """
+    if unknown := sorted(set(kwargs) - FROM_PRETRAINED):
+        raise TypeError(f"load_pretrained_model() got an unexpected keyword argument {unknown[0]!r}")
+    if load_8bit and load_4bit:
+        raise ValueError("load_8bit and load_4bit are both set; choose one")
+    if (load_8bit or load_4bit) and kwargs.get("quantization_config") is not None:
+        raise ValueError("quantization_config is set beside load_8bit or load_4bit; choose one")
+
+
 def load_empty_tower(model_path: str | Path, model_base: str | Path | None = None, *, qlip: Any = None) -> VisionTower:
-    """A checkpoint's tower without weights, for what its image processor and settings tell.
+    """Builds a checkpoint's tower without weights, for its image processor and settings.
 
     Args:
-        model_path: folder or hub id. This, `model_base` and `qlip` are as `load_pretrained_model` takes them.
+        model_path: folder or hub id; like `model_base` and `qlip`, see `load_pretrained_model`.
         model_base: the language model under a projector-only or LoRA checkpoint.
         qlip: CLIP, QLIP, or settings.
 
@@ -167,7 +177,7 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
 
 
 def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
-    """The device map that `device` and `device_map` mean together on this machine.
+    """Chooses the device map that `device` and `device_map` mean on this machine.
 
     Raises:
         ValueError: the machine has no such device.
@@ -185,7 +195,7 @@ def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str,
 
 
 def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | str, widen: bool) -> torch.dtype | str:
-    """The caller's choice, else float16; float32 on the CPU if `widen`.
+    """Chooses the caller's dtype, else float16; float32 on the CPU if `widen`.
 
     Raises:
         ValueError: no floating-point dtype.
@@ -205,7 +215,7 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hu
 
     Raises:
         FileNotFoundError: a part has no weights.
-        ValueError: weights are nowhere, or do not fit.
+        ValueError: weights are missing, or of another shape.
     """
     below = inspect(base)
     if below.kind != "full":
@@ -225,7 +235,7 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hu
 
 
 def take_tower_config(config: LlavaConfig, below: Checkpoint, extra: Iterable[str]) -> None:
-    """Sets the configuration of the tower whose weights are at hand: in the base model, or among the extra weights.
+    """Sets the configuration of the tower whose weights are in the base model or among the extra weights.
 
     Args:
         config: of a projector-only or LoRA checkpoint; changed in place.

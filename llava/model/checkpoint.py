@@ -1,6 +1,6 @@
-"""What a checkpoint folder holds: its kind, its configuration, the names of its weights.
+"""Finds the kind, configuration and weights' names of a checkpoint folder.
 
-Reads JSON and headers, never a weight's data. The folder's name means nothing.
+Reads JSON and headers, never a weight's data, and ignores the folder's name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TRANSFORMERS_NAMES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local folder, looked into."""
+    """The contents of a local checkpoint folder."""
 
     folder: Path
     kind: Kind
@@ -59,11 +59,11 @@ class Checkpoint:
 
 
 def local_folder(path: str, **hub: Any) -> Path:
-    """A folder as it is; a hub id downloaded, safetensors only where there are any.
+    """Finds a checkpoint's folder, downloading a hub id; only its safetensors if it has any.
 
     Raises:
         FileNotFoundError: it is neither.
-        PermissionError: the hub wants to know who asks.
+        PermissionError: the hub asks for a login.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -87,11 +87,11 @@ def local_folder(path: str, **hub: Any) -> Path:
 
 
 def inspect(folder: Path) -> Checkpoint:
-    """Finds out what a folder holds and completes its configuration.
+    """Inspects a checkpoint folder and completes its configuration.
 
     Raises:
         FileNotFoundError: it has no config.json.
-        ValueError: its config.json is no LLaVA checkpoint's on Llama, asks for what is not supported, or is wrong; or
+        ValueError: its config.json is not a LLaVA checkpoint's on Llama, needs what is not supported, or is wrong; or
             another of its JSON files is damaged.
     """
     file = folder / "config.json"
@@ -101,7 +101,7 @@ def inspect(folder: Path) -> Checkpoint:
     values = read_json(file)
     for name in FURTHER_CONFIGS:
         if (further := folder / name).is_file():
-            read_json(further)  # transformers would take its own defaults for a damaged one, or find it after minutes
+            read_json(further)  # transformers would replace a damaged one by its defaults, or fail after minutes
     if problem := describe_unsupported(values):
         raise ValueError(f"{file}: {problem}")
     try:
@@ -120,7 +120,7 @@ def inspect(folder: Path) -> Checkpoint:
 
 
 def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict[str, str]]:
-    """The configuration in a config.json, checked, and the names of its checkpoint's weights."""
+    """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
     read_settings(values.get("qlip"))
     if "text_config" in values and "vision_config" in values:
         return config_from_transformers(values), TRANSFORMERS_NAMES
@@ -136,7 +136,7 @@ def require_tower(config: LlavaConfig, path: str | Path) -> None:
     """Raises unless a checkpoint's configuration names a vision tower.
 
     Raises:
-        ValueError: it is a language model alone.
+        ValueError: it is a text-only language model.
     """
     if not config.has_tower:
         raise ValueError(
@@ -146,9 +146,9 @@ def require_tower(config: LlavaConfig, path: str | Path) -> None:
 
 
 def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
-    """The configuration of a checkpoint in LLaVA's format, or of a bare Llama.
+    """Builds the configuration of a checkpoint in LLaVA's format, or of a text-only Llama.
 
-    `mm_vision_tower` becomes a path where it names a folder, seen from the checkpoint or from here.
+    `mm_vision_tower` becomes a path if it names a folder, relative to the checkpoint or to the working directory.
     """
     config = LlavaConfig(**{name: value for name, value in values.items() if name != "model_type"})
     tower = config.mm_vision_tower
@@ -158,7 +158,7 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
 
 
 def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
-    """The configuration of a checkpoint of transformers' LlavaForConditionalGeneration (llava-hf/llava-1.5-*)."""
+    """Builds the configuration for a checkpoint of transformers' LLaVA model (llava-hf/llava-1.5-*)."""
     for part in ("text_config", "vision_config"):
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
@@ -181,7 +181,7 @@ def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
 
 
 def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
-    """The tower's configuration if its weights lie in the checkpoint, else None."""
+    """Finds the tower's configuration if the checkpoint holds its weights, else None."""
     shapes = {
         match[1]: shape
         for name, shape in weight_shapes(folder, "vision_tower.").items()

@@ -1,4 +1,4 @@
-"""Writes a checkpoint again as safetensors in float16: `python -m llava.model.consolidate`."""
+"""Converts a checkpoint to safetensors in float16: `python -m llava.model.consolidate`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.model.checkpoint import local_folder
-from llava.model.deltas import check_empty, read_weights, write_checkpoint
-from llava.model.utils import auto_upgrade
 
 
 def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
@@ -19,6 +16,10 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     Raises:
         ValueError: there are no weights, or the folder is not empty.
     """
+    from llava.model.checkpoint import local_folder
+    from llava.model.deltas import check_empty, read_weights, write_checkpoint
+    from llava.model.utils import auto_upgrade
+
     check_empty(Path(dst_path))
     auto_upgrade(src_path)
     source = local_folder(src_path)
@@ -29,14 +30,14 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = OneLineParser(prog="consolidate", description="Write a checkpoint again, in float16.")
+    parser = OneLineParser(prog="consolidate", description="Convert a checkpoint to float16.")
     parser.add_argument("--src", required=True, help="the checkpoint: folder or hub id")
     parser.add_argument("--dst", type=Path, required=True, help="folder to write")
     return parse_and_run(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Runs the command with parsed flags."""
     consolidate_ckpt(args.src, args.dst)
 
 

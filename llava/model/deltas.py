@@ -1,6 +1,6 @@
-"""Whole checkpoints as sums: a fine-tuned model is its base plus a delta, as LLaVA's first weights were published.
+"""Checkpoints as sums: a fine-tuned model is its base plus a delta, as LLaVA's first weights were published.
 
-Works on the weights' files; no model is built. Tensors keep the dtype of the checkpoint that is changed.
+Works on the weights' files; builds no model. Tensors keep the dtype of the checkpoint that is changed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from llava.model.files import weight_files
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-"""What may have rows that the base lacks: LLaVA adds image tokens behind its own."""
+"""Weights that may have more rows than the base's: LLaVA appends image tokens."""
 
 ADDED = re.compile(r"mm_projector|vision_tower|image_newline")
-"""Names of what LLaVA adds to a language model; a delta holds these as they are."""
+"""Names of LLaVA's additions to a language model; a delta holds these unchanged."""
 
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
 """Names that old versions of transformers wrote and no version reads."""
@@ -29,7 +29,7 @@ WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack)(\.index\.json)?$")
 
 
 def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names contain `part`, by name.
+    """Reads the tensors of a checkpoint whose names contain `part`, by name.
 
     Raises:
         ValueError: the folder holds no weights.
@@ -52,11 +52,11 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
 
 
 def add_base(folder: Path, base: Path, sign: int) -> dict[str, Tensor]:
-    """A checkpoint's tensors with those of its base model added, or with sign -1 subtracted.
+    """Adds the tensors of its base model to a checkpoint's, or subtracts them with sign -1.
 
     Args:
         folder: the checkpoint.
-        base: the language model below it.
+        base: its language model.
         sign: 1 or -1.
 
     Raises:
@@ -80,7 +80,7 @@ def add_base(folder: Path, base: Path, sign: int) -> dict[str, Tensor]:
 
 
 def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> None:
-    """Writes weights as safetensors, beside the configuration and tokenizer of the checkpoint that they come from."""
+    """Writes weights as safetensors, with the configuration and tokenizer of the checkpoint that they come from."""
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.is_file() and not WEIGHTS.search(file.name):
@@ -90,6 +90,6 @@ def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> Non
 
 
 def check_empty(out: Path) -> None:
-    """Raises ValueError if there is something at `out`, which is to become a checkpoint's folder."""
+    """Raises ValueError unless `out`, a checkpoint's future folder, is empty or does not exist."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not an empty folder; name a new one")

@@ -1,6 +1,6 @@
-"""A checkpoint's files: where they are and how they are read. Every error names its file.
+"""Finds and reads a checkpoint's files. Every error names its file.
 
-Knows nothing of models. Weights are safetensors, or .bin files that hold tensors and nothing else.
+Weights are safetensors, or .bin files that hold nothing but tensors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-        ValueError: it is no JSON, or holds something else than an object.
+        ValueError: it is not JSON, or not an object.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's weights, safetensors before .bin, whole or in shards; empty if there are none.
+    """Lists the files of a checkpoint's weights, safetensors before .bin, single or in shards; empty if there are none.
 
     Raises:
         FileNotFoundError: an index names a file that is not in the folder.
@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(index: Path) -> list[Path]:
-    """The shards that an index names, all of them beside it. A shard may be a link, as in the hub's cache."""
+    """Lists the shards that an index names, all in its folder. A shard may be a link, as in the hub's cache."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map, which names the file of each weight")
@@ -66,7 +66,7 @@ def read_index(index: Path) -> list[Path]:
 
 
 def weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors whose names contain `part`, by name; no data is read.
+    """Reads the shapes of the tensors whose names contain `part`, by name, without their data.
 
     Raises:
         ValueError: a file is damaged.
@@ -78,7 +78,7 @@ def weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises unless a folder holds weights, and all their files are whole; no data is read.
+    """Raises unless a folder holds weights in complete files; reads no data.
 
     Raises:
         FileNotFoundError: there are no weights.
@@ -93,7 +93,7 @@ def check_weights(folder: Path) -> None:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a file, by name; no data is read."""
+    """Reads the shapes of the tensors in a file, by name, without their data."""
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in load_tensors(file, "meta").items()}
     try:
@@ -104,10 +104,10 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a file, by name. No pickled code is run.
+    """Reads the tensors of a file, by name. Runs no pickled code.
 
     Raises:
-        ValueError: the file is damaged, or holds something else than tensors.
+        ValueError: the file is damaged, or holds other objects than tensors.
     """
     try:
         if file.suffix == ".safetensors":
@@ -125,6 +125,6 @@ def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def damaged(file: Path, error: Exception) -> ValueError:
-    """What to raise for a file that cannot be read."""
+    """Builds the error for a file that cannot be read."""
     reason = str(error).partition(". ")[0] or type(error).__name__
     return ValueError(f"{file} is damaged or cut short ({file.stat().st_size} bytes): {reason}; download it again")

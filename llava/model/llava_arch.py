@@ -71,10 +71,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         return self.get_model().get_vision_tower()
 
     def encode_images(self, images: Images) -> Tensor | list[Tensor]:
-        """Computes projected features of images, for callers that need no positions.
-
-        Args:
-            images: see `encode_tokens`.
+        """Computes projected features of images (see `encode_tokens`), for callers that need no positions.
 
         Returns:
             (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).

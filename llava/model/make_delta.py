@@ -7,12 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from llava.command import OneLineParser, parse_and_run
-from llava.model.checkpoint import local_folder
-from llava.model.deltas import add_base, check_empty, write_checkpoint
-from llava.model.utils import auto_upgrade
 
 
 def make_delta(
@@ -21,13 +16,19 @@ def make_delta(
     """Writes target minus base into the folder `delta_path`, and uploads it to `hub_repo_id` if that is given.
 
     Raises:
-        ValueError: the two do not belong together, or the folder is not empty.
+        ValueError: the target has another base, or the folder is not empty.
     """
+    from llava.model.checkpoint import local_folder
+    from llava.model.deltas import add_base, check_empty, write_checkpoint
+    from llava.model.utils import auto_upgrade
+
     check_empty(Path(delta_path))
     auto_upgrade(target_model_path)
     target = local_folder(target_model_path)
     write_checkpoint(Path(delta_path), add_base(target, local_folder(base_model_path), -1), target)
     if hub_repo_id is not None:
+        from huggingface_hub import HfApi
+
         hub = HfApi()
         hub.create_repo(hub_repo_id, exist_ok=True)
         hub.upload_folder(repo_id=hub_repo_id, folder_path=delta_path)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Runs the command with parsed flags."""
     make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
 
 

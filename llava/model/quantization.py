@@ -1,4 +1,4 @@
-"""4-bit and 8-bit language models by bitsandbytes, and which of them a CPU's kernels can multiply."""
+"""4-bit and 8-bit language models by bitsandbytes, and a check of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUTS, OUTPUTS = 64, 32
 
 
 def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig:
-    """Makes the settings of 4-bit (NF4, doubly quantised) or 8-bit linear layers, in the language model only.
+    """Builds the settings of 4-bit (NF4, doubly quantised) or 8-bit linear layers, in the language model only.
 
     Args:
         four_bit: 4 bits rather than 8.
@@ -34,11 +34,11 @@ def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig
 
 
 def check_four_bit(config: LlamaConfig, placement: dict[str, Any] | str) -> None:
-    """Raises unless this machine's kernels take the 4-bit layers of a language model.
+    """Raises unless this machine's kernels support the 4-bit layers of a language model.
 
     Args:
         config: of the language model.
-        placement: its device map. Only CPUs with AVX512-BF16 multiply in blocks; all others take any width.
+        placement: its device map. Only CPUs with AVX512-BF16 multiply in blocks; all others support any width.
 
     Raises:
         ValueError: a layer's width is no multiple of a block's.
@@ -55,13 +55,13 @@ def check_four_bit(config: LlamaConfig, placement: dict[str, Any] | str) -> None
 
 def multiplies_in_blocks() -> bool:
     """Whether bitsandbytes uses its AVX512-BF16 kernels on this machine's CPU."""
-    from bitsandbytes.functional import has_avx512bf16  # here, since it takes seconds to import and few ask
+    from bitsandbytes.functional import has_avx512bf16  # here, since it takes seconds to import
 
     return bool(has_avx512bf16())
 
 
 def linear_layers(config: LlamaConfig) -> Iterator[tuple[str, int, int]]:
-    """Name, inputs and outputs of each kind of linear layer in Llama's blocks."""
+    """Yields name, inputs and outputs of each kind of linear layer in Llama's blocks."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     yield from (("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys))

@@ -1,4 +1,4 @@
-"""transformers' `from_pretrained` for callers that refuse gaps, which transformers fills at random and reports."""
+"""transformers' `from_pretrained` for callers that refuse missing weights, which transformers initialises at random."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and where it and its files differ."""
+    """A model, and the differences between it and its files."""
 
     model: Any
     missing: set[str]
-    """The model's weights that no file holds: their values are random."""
+    """The model's weights that no file holds; their values are random."""
 
     unread: set[str]
     """Tensors of the files that the model has no place for."""
@@ -29,7 +29,7 @@ def read_pretrained(model_class: Any, name: str | Path, **options: Any) -> Loade
         ValueError: the files hold a weight of another shape than the configuration asks for.
     """
     with _without_report():
-        # The flag lets transformers name the weights, instead of a table and an error without them.
+        # With this flag transformers reports the weights by name, instead of a table and an error without names.
         model, report = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

@@ -1,8 +1,8 @@
-"""LLaVA's tokenizer: SentencePiece's token ids, whatever class `config.json` or `tokenizer_config.json` would suggest.
+"""LLaVA's tokenizer: SentencePiece's token ids, whatever class `config.json` or `tokenizer_config.json` names.
 
 LLaVA tokenizes with transformers' original Llama tokenizer, which calls SentencePiece on the text between added tokens.
-Today's transformers chooses another class by `model_type` and differs from it in most ids. Here the ids follow from
-`tokenizer.model` and from `legacy` alone, and tests compare them with SentencePiece's own.
+Today's transformers chooses another class by `model_type`, with mostly different ids. Here the ids depend on
+`tokenizer.model` and `legacy` alone, and tests compare them with SentencePiece's.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from llava.model.files import read_json
 SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZERS_FILE = "tokenizer.json"
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""What transformers reads beside them, where it is there."""
+"""Files that transformers reads besides these two, if they exist."""
 
 SPACE = "\u2581"
-"""What SentencePiece writes for a space."""
+"""SentencePiece's character for a space."""
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Loads a checkpoint's tokenizer: `tokenizer.model` as LLaVA reads it, else `tokenizer.json` as it is.
+    """Loads a checkpoint's tokenizer: `tokenizer.model` as LLaVA reads it, else `tokenizer.json`.
 
     Args:
         folder: a local folder.
 
     Raises:
         FileNotFoundError: it holds neither file.
-        ValueError: a file is corrupt, or its SentencePiece model is of a kind that Llama's tokenizer is not.
+        ValueError: a file is damaged, or its SentencePiece model is not of Llama's kind.
     """
     folder = Path(folder)
     files = {name: read_json(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
@@ -66,8 +66,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 class LlavaTokenizer(PreTrainedTokenizerFast):
     """Llama's SentencePiece tokenizer with the ids of transformers' original class, and offsets.
 
-    `legacy` (default True, as where `tokenizer_config.json` says nothing) decides about the space that SentencePiece
-    puts in front of a text: with it every stretch between added tokens gets one, without it only the beginning.
+    `legacy` (True by default and where `tokenizer_config.json` does not set it) decides where SentencePiece's leading
+    space is added: to every stretch between added tokens, or without it to the start of the text only.
     """
 
     vocab_files_names = {"vocab_file": SENTENCEPIECE_FILE}
@@ -97,7 +97,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
             ValueError: the file is no SentencePiece model of Llama's kind.
         """
         self.legacy = legacy is None or bool(legacy)
-        # An empty name, as the first conversions of Llama have it, is none; as a token it would match everywhere.
+        # An empty name, as in the first conversions of Llama, means none; as a token it would match everywhere.
         bos_token, eos_token, unk_token = (
             default if token is not None and str(token) == "" else token
             for token, default in ((bos_token, "<s>"), (eos_token, "</s>"), (unk_token, "<unk>"))
@@ -107,7 +107,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         proto = _parse(self.model_bytes, vocab_file)
         self._has_prefix = proto.normalizer_spec.add_dummy_prefix
         self._tokenizer = _make_backend(proto, None if unk_token is None else str(unk_token))
-        proto.normalizer_spec.add_dummy_prefix = False  # decoding keeps every space; `_decode` knows the one to drop
+        proto.normalizer_spec.add_dummy_prefix = False  # decoding keeps every space; `_decode` drops the leading one
         self._sentencepiece = SentencePieceProcessor(model_proto=proto.SerializeToString())
         self._set_normalizer([])
         for name in ("backend", "tokenizer_file", "is_local", "local_files_only"):
@@ -125,11 +125,11 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
-        """Leaves the file to `__init__`; transformers would build its own backend from it."""
+        """Keeps transformers from building its own backend: `__init__` reads the file."""
         return kwargs
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """Writes `tokenizer.model`, `tokenizer.json` with the same ids, and a configuration that LLaVA reads, too."""
+        """Writes `tokenizer.model`, `tokenizer.json` with the same ids, and a configuration that LLaVA can read."""
         files = super().save_pretrained(save_directory, *args, **kwargs)
         model_file, config_file = Path(save_directory) / SENTENCEPIECE_FILE, Path(files[0])
         model_file.write_bytes(self.model_bytes)
@@ -148,16 +148,16 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         return (*files, str(model_file))
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Adds tokens so that the text around them is tokenized as `legacy` says."""
+        """Adds tokens so that the text around them is tokenized according to `legacy`."""
         tokens = [self._with_normalization(token, special_tokens) for token in new_tokens]
         known = [*self._tokenizer.get_added_tokens_decoder().values(), *tokens]
-        self._set_normalizer(known)  # before they are added: adding brings all tokens under the normalizer
+        self._set_normalizer(known)  # before they are added: adding applies the normalizer to all tokens
         return self._tokenizer.add_tokens(tokens)
 
     def _with_normalization(self, token: str | AddedToken, special: bool) -> AddedToken:
-        """A token that is found before the text is normalized with `legacy`, and in the whole normalized text without.
+        """Builds a token that is matched before normalization with `legacy`, and in the normalized text without.
 
-        Only so does the normalizer see each stretch of text, or where the whole begins.
+        Only then does the normalizer get each stretch of text with `legacy`, and the start of the text without.
         """
         own = AddedToken(token) if isinstance(token, str) else token
         return AddedToken(
@@ -170,10 +170,10 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         )
 
     def _set_normalizer(self, added: Sequence[AddedToken]) -> None:
-        """Puts the prefix in front of text, but not of special tokens.
+        """Adds the prefix to text, but not to special tokens.
 
-        Behind an added <image> text begins again, since LLaVA tokenizes what is before and behind it apart. The backend
-        looks for an added token in the form that the normalizer gives it by itself, so alone none gets a prefix.
+        After an added <image> text starts again, since LLaVA tokenizes the parts before and after it separately. The
+        backend matches an added token in its normalized form, so a token by itself must get no prefix.
         """
         steps: list[Any] = []
         if self._has_prefix and self.legacy:
@@ -189,7 +189,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
         """Decodes by SentencePiece, byte by byte where bytes form no character; inverts encoding.
 
-        Ids that are no token's, such as rows that pad an embedding, say nothing.
+        Ids without a token, such as rows that pad an embedding, are skipped.
         """
         ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
         added = self._tokenizer.get_added_tokens_decoder()
@@ -205,7 +205,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         return text + self._decode_run(run, not text)
 
     def _decode_run(self, ids: list[int], is_first: bool) -> str:
-        """The text of ids without added tokens, without the prefix that encoding puts in front."""
+        """Decodes ids without added tokens, without the prefix that encoding adds."""
         if not ids:
             return ""
         text = self._sentencepiece.decode(ids)
@@ -214,9 +214,9 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
 
 
 def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> LlavaTokenizer:
-    """Loads `tokenizer.model` with the settings in `files`, the JSON files beside it by name."""
+    """Loads `tokenizer.model` with the settings in `files`, the JSON files of its folder by name."""
     settings = files.get("tokenizer_config.json", {})
-    # transformers drops these two where there is a tokenizer.json, which it takes to be what is read.
+    # transformers drops these two if there is a tokenizer.json, which it expects to be read instead.
     ends = {name: settings[name] for name in ("add_bos_token", "add_eos_token") if name in settings}
     try:
         tokenizer = LlavaTokenizer.from_pretrained(str(folder), **ends)
@@ -236,14 +236,14 @@ def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _parse(content: bytes, file: str) -> Any:
-    """A SentencePiece model's parts.
+    """Parses a SentencePiece model.
 
     Raises:
-        ValueError: it is none, or not of Llama's kind: BPE, text as it is.
+        ValueError: it is not one, or not of Llama's kind: BPE without normalization.
     """
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
-    except Exception as error:  # protobuf's DecodeError has no public home
+    except Exception as error:  # protobuf's DecodeError is not public
         raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
     if not proto.pieces:
         raise ValueError(f"{file} is no SentencePiece model: it is empty or truncated")
@@ -265,7 +265,7 @@ def _parse(content: bytes, file: str) -> Any:
 
 
 def _make_backend(proto: Any, unknown: str | None) -> Tokenizer:
-    """A tokenizer with the same pieces, merged in the same order: by score, the likeliest first."""
+    """Builds a tokenizer with the same pieces, merged in the same order: by score, the likeliest first."""
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     merges = []
     for piece in proto.pieces:
@@ -289,6 +289,6 @@ def _make_backend(proto: Any, unknown: str | None) -> Tokenizer:
 
 
 def _describe(token: AddedToken) -> dict[str, Any]:
-    """An added token as `tokenizer_config.json` has it."""
+    """Formats an added token as in `tokenizer_config.json`."""
     names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {name: getattr(token, name) for name in names}

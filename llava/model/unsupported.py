@@ -1,4 +1,4 @@
-"""Checkpoints that `llava` cannot run: their common names, and what to use instead. Reads configurations only."""
+"""Recognises checkpoints that `llava` does not support, by their configuration, and says what to use instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LLAVA_TYPES = {
     "llava_mpt": ("LLaVA on MPT", SUPPORTED),
     "llava_qwen": ("LLaVA-NeXT on Qwen", SUPPORTED),
 }
-"""`model_type` in LLaVA's format -> common name, way out."""
+"""`model_type` in LLaVA's format -> common name, alternative."""
 
 TRANSFORMERS_TYPES = {
     "llava_next": (ANYRES, ATTACH.format(what="it", model_class=NEXT_CLASS)),
@@ -32,7 +32,7 @@ TRANSFORMERS_TYPES = {
 
 
 def describe_unsupported(values: Mapping[str, Any]) -> str | None:
-    """What a checkpoint's config.json asks for that is not supported, and the way out; None where nothing is."""
+    """Describes what in a checkpoint's config.json is not supported, and the alternative; None if all is."""
     model_type = values.get("model_type")
     if isinstance(text := values.get("text_config"), Mapping) and "vision_config" in values and model_type == "llava":
         if (kind := text.get("model_type", "llama")) == "llama":

@@ -1,4 +1,4 @@
-"""Checkpoints of LLaVA's first versions, whose config.json does not say that they are LLaVA's."""
+"""Upgrades checkpoints of LLaVA v0, whose config.json has the model type of a plain Llama."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from transformers import PreTrainedConfig
 
 
 def auto_upgrade(config: str | Path) -> None:
-    """Makes a checkpoint of LLaVA v0 say what it is, after asking on the terminal; others are left as they are.
+    """Sets the model type of a LLaVA v0 checkpoint, after asking on the terminal; others stay unchanged.
 
-    Such a checkpoint is of type "llama" and has LLaVA's fields (`mm_...`). `load_pretrained_model` takes it as it is;
+    Such a checkpoint is of type "llama" and has LLaVA's fields (`mm_...`). `load_pretrained_model` takes it unchanged;
     transformers' auto classes would build a Llama without its tower.
 
     Args:
-        config: folder or hub id; what is changed lies in a folder.
+        config: folder or hub id; only a folder can be changed.
 
     Raises:
-        ValueError: it would have to be changed, and is not to be or can't be.
+        ValueError: it needs the change, and the user declines or it is not a folder.
     """
     values, _ = PreTrainedConfig.get_config_dict(str(config))
     if values.get("model_type") != "llama" or not any(name.startswith("mm_") for name in values):

@@ -1,6 +1,6 @@
-"""How training adds images to a text-only model: the tower, the projector and the image tokens of the vocabulary.
+"""Adds a tower, a projector and image tokens to a text-only model, as training starts.
 
-`args` is LLaVA's `ModelArguments`, or any object with its fields. Knows nothing of data or optimisers.
+`args` is LLaVA's `ModelArguments`, or any object with its fields.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 
 EMBEDDINGS = "model.embed_tokens.weight"
 SETTINGS = ("mm_vision_select_layer", "mm_vision_select_feature", "qlip")
-"""Fields of the arguments that the configuration takes over where they are there."""
+"""Fields of the arguments that are copied to the configuration if they exist."""
 
 
 def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
-    """Gives a trunk the tower that the arguments name, loaded and frozen, and a projector to train.
+    """Adds the tower that the arguments name, loaded and frozen, and a projector to train.
 
     Args:
-        model: a `LlavaMetaModel`; its configuration learns what it now has.
+        model: a `LlavaMetaModel`; its configuration is updated.
         args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
             `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
             `pretrain_mm_mlp_adapter`, a file with the projector's weights.
-        fsdp: where it says anything, the tower is kept in a list, so that FSDP does not take it for a part to shard.
+        fsdp: if it is set, the tower is kept in a list, so that FSDP does not shard it.
 
     Raises:
         ValueError: a way of joining tiles other than "flat", or a file that holds another projector.
@@ -63,7 +63,7 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
 def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:
     """Adds the image tokens that the arguments ask for to the tokenizer, and their embeddings to the model.
 
-    A new token's rows are the mean of the old ones. The vocabulary never shrinks.
+    A new token's rows are the mean of the old rows. The vocabulary never shrinks.
 
     Args:
         model: a causal language model.
@@ -97,7 +97,7 @@ def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def _copy_rows(table: Tensor, rows: list[int], file: Any) -> None:
-    """Copies the embeddings of some tokens from a file that holds theirs alone, or the whole table."""
+    """Copies the embeddings of some tokens from a file that holds only these, or the whole table."""
     saved = _read(file).get(EMBEDDINGS)
     if saved is None:
         raise ValueError(f"{file} holds no {EMBEDDINGS!r}, which mm_use_im_start_end needs")

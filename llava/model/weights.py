@@ -1,4 +1,4 @@
-"""Fills models with weights from files. What no file holds is an error: nothing is left at random."""
+"""Loads weights from files into models. A weight that no file holds is an error: none is left at random."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOWER = "model.vision_tower."
 def load_weights(
     checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[LlavaLlamaForCausalLM, set[str]]:
-    """Reads a checkpoint's weights into a model of its configuration, and the tower from elsewhere if it is there.
+    """Loads a checkpoint's weights into a model of its configuration, and the tower from its own checkpoint if needed.
 
     Returns:
         The model, and the names of its weights that no file holds.
@@ -56,7 +56,7 @@ def check_complete(missing: set[str], *places: Path) -> None:
 
     Args:
         missing: names of the weights that were not.
-        *places: where they were looked for.
+        *places: files or folders that were searched.
 
     Raises:
         ValueError: there are some.
@@ -72,12 +72,12 @@ def check_complete(missing: set[str], *places: Path) -> None:
 
 
 def extra_file(checkpoint: Checkpoint) -> Path:
-    """The file of the whole weights that a projector or LoRA checkpoint holds."""
+    """Builds the path of the full weights in a projector or LoRA checkpoint."""
     return checkpoint.folder / (PROJECTOR_FILE if checkpoint.kind == "projector" else NON_LORA_FILE)
 
 
 def read_extra_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors in `extra_file`, by our names; empty where a LoRA checkpoint has no such file.
+    """Reads the tensors in `extra_file`, by our names; empty if a LoRA checkpoint has no such file.
 
     Raises:
         ValueError: the file is damaged, or a projector's holds none.
@@ -95,16 +95,16 @@ def holds_part(weights: Iterable[str], prefix: str) -> bool:
 
 
 def add_weights(model: LlavaLlamaForCausalLM, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copies tensors over the model's.
+    """Copies tensors into the model.
 
     Args:
         model: changed in place.
         weights: by our names.
-        source: where they come from, for errors.
+        source: their file, for errors.
 
     Raises:
-        ValueError: a tensor has no place in the model, another shape, or a quantised or offloaded weight to replace; or
-            the projector is there in part.
+        ValueError: the model has no such weight, or one of another shape, quantised or offloaded; or the projector is
+            incomplete.
     """
     own = model.state_dict()
     if quantised := sorted(name for name in set(weights) & set(own) if not own[name].is_floating_point()):
@@ -135,7 +135,7 @@ def our_name(name: str) -> str:
 
 
 def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:
-    """Adds rows to the embeddings and the output layer, each the mean of those before, as LLaVA's training begins.
+    """Adds rows to the embeddings and the output layer, each the mean of the old rows, as LLaVA's training does.
 
     So an added token that was never trained has the mean of the others' logits, never the largest.
     """

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from llava.command import OneLineParser, integer, run_command
+from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import API_KEY_VARIABLE, key_text
 from llava.serve.http.listening import port_number
 from llava.serve.loading import add_model_flags
 from llava.serve.web.clip_sizes import NATIVE_SIZE
-from llava.serve.workers.auth import server_url
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,7 +1,6 @@
-"""The OpenAI-compatible API: `python -m llava.serve.openai_api`, or `add_openai_routes` beside a server's own routes.
+"""The OpenAI-compatible server, `python -m llava.serve.openai_api`.
 
-Routes, errors in OpenAI's shape, and the program that serves them. What a chat request means is told in `openai_chat`,
-what it may hold in `openai_schema`.
+Programs that have a server already add the same routes to it by `llava.serve.openai.app.add_openai_routes`.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
-from llava.mm_utils import get_model_name_from_path
-from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
-from llava.serve.http.connections import ConnectionLimits
 from llava.serve.http.flags import add_server_flags, api_keys, request_limits
+from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
-from llava.serve.http.server import serve
+from llava.serve.http.logs import warn_of_open_port
 from llava.serve.loading import add_model_flags, load_engine
-from llava.serve.openai.app import openai_app
-from llava.serve.openai.chat import APISettings
-from llava.serve.workers.auth import is_loopback
-from llava.utils import demo_model_path
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
+    from llava.serve.openai.chat import APISettings
 
 DEFAULT_PORT = 8000
 
@@ -37,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--served-model-name",
         nargs="+",
         metavar="NAME",
-        help="what clients may call the model (default: the name of its folder)",
+        help="the model's names for clients (default: the name of its folder)",
     )
     limits = EngineLimits()
     parser.add_argument("--max-batch", type=integer(), default=limits.max_batch, help="most answers at a time")
@@ -46,38 +44,41 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the server until it is told to stop, and returns the exit code."""
+    """Serves a model until it gets a signal to stop; gives the exit code."""
     args = parse_args(argv)
+    return run_command("llava.serve.openai_api", lambda: run(args))
 
-    def work() -> None:
-        with take_address(args.host, args.port) as listener:
-            engine, settings = load(args)
-            run(engine, settings, listener, ConnectionLimits(args.max_connections))
 
-    return run_command("llava.serve.openai_api", work)
+def run(args: argparse.Namespace) -> None:
+    """Loads the model and serves it until a signal to stop."""
+    with take_address(args.host, args.port) as listener:
+        engine, settings = load(args)
+        serve_engine(engine, settings, listener, ConnectionLimits(args.max_connections))
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
-    """Returns the engine and the settings that the flags of `parse_args` name."""
+    """Loads the engine and builds the settings that the flags of `parse_args` give."""
+    from llava.mm_utils import get_model_name_from_path
+    from llava.serve.openai.chat import APISettings
+    from llava.utils import demo_model_path
+
     names = args.served_model_name or [get_model_name_from_path(str(args.model_path or demo_model_path()))]
     settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
     limits = EngineLimits(args.max_batch, max_waiting=args.max_waiting)
     return load_engine(args, switchable=True, limits=limits), settings
 
 
-def run(
+def serve_engine(
     engine: ChatEngine, settings: APISettings, listener: Listener, connections: ConnectionLimits | None = None
 ) -> None:
-    """Serves an engine until it is told to stop, lets its answers end, and closes it."""
+    """Serves an engine until a signal to stop, lets its answers end, and closes it."""
+    from llava.serve.http.server import serve
+    from llava.serve.openai.app import openai_app
 
     async def announce() -> None:
-        print(
-            f"{', '.join(settings.model_names)} at http://{listener.host}:{listener.port}/v1",
-            file=sys.stderr,
-            flush=True,
-        )
-        if not settings.api_keys and not is_loopback(listener.host):
-            print("whoever reaches this port may use it; --api-key lets only those in who have one", file=sys.stderr)
+        address = f"http://{listener.host}:{listener.port}/v1"
+        print(f"{', '.join(settings.model_names)} at {address}", file=sys.stderr, flush=True)
+        warn_of_open_port(listener.host, settings.api_keys)
 
     async def refuse_more() -> None:
         asyncio.get_running_loop().run_in_executor(None, engine.close)

@@ -1,8 +1,8 @@
 """The OpenAI-compatible API as a Ray Serve application: `serve run llava.serve.ray_app:app`.
 
-Each replica is one engine behind the same routes, limits and errors as `python -m llava.serve.openai_api`, whose flags
-are the application's arguments: `serve run llava.serve.ray_app:app model_path=FOLDER max_batch=16`. How many replicas
-there are, and on what machines, is for Ray Serve's own config file to say (scripts/ray_serve.yaml).
+Each replica is one engine with the routes, limits and errors of `python -m llava.serve.openai_api`, whose flags
+are the application's arguments: `serve run llava.serve.ray_app:app model_path=FOLDER max_batch=16`. Ray Serve's config
+file (scripts/ray_serve.yaml) sets the number of replicas and their machines.
 """
 
 from __future__ import annotations
@@ -12,43 +12,45 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from starlette.types import ASGIApp
 
 from llava.serve.engine.errors import EngineClosed
-from llava.serve.openai.app import openai_app
 from llava.serve.openai_api import load, parse_args
 
 
 class Replica:
-    """One engine and its routes."""
+    """One engine with its routes."""
 
     def __init__(self, flags: Sequence[str]) -> None:
         """
         Args:
-            flags: Of `python -m llava.serve.openai_api`, but for --host and --port.
+            flags: Flags of `python -m llava.serve.openai_api`, without --host and --port.
         """
         self.engine, self.settings = load(parse_args(flags))
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """Returns what Ray Serve passes requests to."""
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Builds the application that gets Ray Serve's requests."""
+        from llava.serve.openai.app import openai_app
+
         return openai_app(self.engine, self.settings)
 
     def check_health(self) -> None:
-        """Lets Ray Serve replace a replica that answers no more."""
+        """Fails once the engine is closed, so that Ray Serve replaces the replica."""
         if self.engine.closed:
             raise EngineClosed
 
     def __del__(self) -> None:
-        """Answers what was taken on; called when Ray Serve has stopped sending requests."""
+        """Finishes the accepted requests; Ray Serve has stopped sending new ones."""
         if hasattr(self, "engine"):
             self.engine.close()
 
 
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:
-    """Turns an application's arguments into command-line flags.
+    """Converts an application's arguments to command-line flags.
 
     Args:
-        arguments: Names of flags, with or without dashes, and their values: true for a flag without a value, false for
-            its `--no-` form, a list for several values.
+        arguments: Flag name, with or without dashes -> value: true for a flag without a value, false for its `--no-`
+            form, a list for several values.
     """
     flags: list[str] = []
     for name, value in arguments.items():
@@ -63,7 +65,7 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.Deployment:
-    """Returns the deployment, to be bound to the flags.
+    """Builds the deployment, to be bound to the flags.
 
     Raises:
         ValueError: a flag is wrong.
@@ -78,9 +80,9 @@ def deployment(flags: Sequence[str], replica: type[Replica] = Replica) -> serve.
     except SystemExit:
         names = ", ".join(flag.partition("=")[0] for flag in flags if flag.startswith("--"))  # values may be keys
         raise ValueError(f"wrong arguments among {names}; see python -m llava.serve.openai_api --help") from None
-    # The engine itself bounds what waits, and refuses more with 429; Ray Serve's own bound would leave it waiting.
-    taken = args.max_batch + args.max_waiting
-    return serve.deployment(serve.ingress()(replica), name="llava", max_ongoing_requests=taken + 8)
+    # The engine limits its queue itself and refuses more with 429; Ray Serve's own limit would let requests wait.
+    accepted = args.max_batch + args.max_waiting
+    return serve.deployment(serve.ingress()(replica), name="llava", max_ongoing_requests=accepted + 8)
 
 
 def app(arguments: dict[str, Any]) -> Application:

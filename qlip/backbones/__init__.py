@@ -1,1 +1,1 @@
-"""What a vision model is made of, for each family that QLIP knows."""
+"""Adapters to the vision transformers that QLIP supports, and their checkpoints."""

@@ -1,4 +1,4 @@
-"""The interface through which QLIP reads a vision transformer: its parts under common names. No quadtrees."""
+"""The interface of the adapters: the parts of a vision transformer under common names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Normalisation = tuple[Sequence[float], Sequence[float]]
 class ViTAdapter(ABC):
     """The parts of a vision transformer with a table of absolute positions.
 
-    Parts are looked up whenever they are asked for, so that casts, moves and adapters of the model are seen.
+    Parts are looked up at each access, so that casts, moves and adapters of the model take effect.
 
     Args:
         model: the model, or a module that holds its parts under the same names.
     """
 
     prefix: int
-    """k: tokens before the patches', [CLS] where the tower has one."""
+    """k: tokens before the patches, such as [CLS]."""
 
     pools: bool = True
     """Whether the model has a pooled output."""
@@ -31,12 +31,12 @@ class ViTAdapter(ABC):
 
     @classmethod
     def of(cls, view: nn.Module, model: nn.Module) -> ViTAdapter:
-        """Of a model whose parts `view` has adopted."""
+        """Makes the adapter of a model whose parts `view` shares."""
         return cls(view)
 
     @property
     def width(self) -> int:
-        """D, of the hidden states."""
+        """D: size of the hidden states."""
         return self.model.config.hidden_size
 
     @property
@@ -51,18 +51,18 @@ class ViTAdapter(ABC):
 
     @property
     def native_grid(self) -> int:
-        """n: cells per side of the image that the position table was made for."""
+        """n: cells per side of the images that the position table was trained on."""
         return self.model.config.image_size // self.patch_size
 
     @property
     def attention(self) -> str:
-        """transformers' name of the attention that the layers run with."""
+        """transformers' name of the attention that the layers use."""
         return self.model.config._attn_implementation
 
     @property
     @abstractmethod
     def normalisation(self) -> Normalisation:
-        """Mean and standard deviation per channel, of pixels in [0, 1], that such models are trained with."""
+        """Mean and standard deviation per channel, of pixels in [0, 1], that the model was trained with."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ class ViTAdapter(ABC):
     @property
     @abstractmethod
     def prefix_tokens(self) -> Tensor:
-        """(k, D): the tokens before the patches', without their positions; read only where there are some."""
+        """(k, D): the tokens before the patches, without their positions; read only if k > 0."""
 
     @property
     @abstractmethod
@@ -85,24 +85,24 @@ class ViTAdapter(ABC):
         """The transformer's layers."""
 
     def run(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """One layer on hidden states (B, T, D) with an additive mask (B, 1, 1, T) over keys."""
+        """Runs one layer on hidden states (B, T, D) with an additive mask (B, 1, 1, T) over keys."""
         return layer(hidden, mask)
 
     def pre_norm(self, hidden: Tensor) -> Tensor:
-        """What stands between embeddings and first layer."""
+        """Normalises the embeddings before the first layer."""
         return hidden
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The model's `last_hidden_state` from the last layer's output."""
+        """Computes the model's `last_hidden_state` from the last layer's output."""
 
     @abstractmethod
     def pool(self, last: Tensor) -> Tensor:
-        """(B, D): the model's pooled output from a `last_hidden_state` (B, T, D) without padding."""
+        """Computes the pooled output (B, D) from a `last_hidden_state` (B, T, D) without padding."""
 
 
 class LibraryAdapter(ViTAdapter):
-    """For timm and open_clip, whose models have no configuration that QLIP reads and pool by their own methods."""
+    """Base of the adapters of timm and open_clip, whose models have no configuration and pool by their own methods."""
 
     attention = "sdpa"
 

@@ -1,4 +1,4 @@
-"""Adapter of open_clip's VisionTransformer. open_clip is neither imported nor needed."""
+"""The adapter of open_clip's VisionTransformer; open_clip itself is not imported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OpenCLIPAdapter(LibraryAdapter):
         return self.model.transformer.resblocks
 
     def run(self, layer: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:  # torch's own attention wants one for every head and query
+        if mask is not None:  # torch's attention takes a mask for every head and query
             heads, length = layer.attn.num_heads, hidden.shape[1]
             mask = mask.expand(-1, heads, length, -1).flatten(0, 1)
         return layer(hidden, attn_mask=mask)

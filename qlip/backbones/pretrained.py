@@ -1,4 +1,4 @@
-"""Reads the vision tower of `qlip fit` and `qlip bias` from a checkpoint, or says in one line why it can't."""
+"""Loads the vision tower of `qlip fit` and `qlip bias` from a checkpoint; its errors are one line."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from qlip.encoder import QLIPVisionModel
 LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral")
 """Model types of checkpoints whose tower `scripts.extract_tower` writes."""
 
-UNREADABLE = (OSError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError)
-"""What transformers raises over files that are absent or damaged, and over configurations with impossible values."""
+LOAD_ERRORS = (OSError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError)
+"""What transformers raises for missing or damaged files, and for configurations with impossible values."""
 
 Result = TypeVar("Result")
 
 
 def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
-    """A tower in float32 and its own image processor.
+    """Loads a tower in float32 and its own image processor.
 
     Args:
         path: a CLIP, SigLIP or DINOv2 checkpoint: a folder or a hub id.
 
     Raises:
-        ValueError: there is none, it is damaged, or of another kind.
+        ValueError: there is none, or it is damaged or of another kind.
     """
     if not Path(path).is_dir() and (Path(path).is_absolute() or path.count("/") > 1):
         raise ValueError(
-            f"no tower could be had from {path!r}: it is neither a folder nor a model id of the hub (OWNER/NAME)"
+            f"no tower can be loaded from {path!r}: it is neither a folder nor a model id of the hub (OWNER/NAME)"
         )
     if _model_type(path) in LLAVA_TYPES:
         raise ValueError(
@@ -48,7 +48,7 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
 
 
 def load_projection(path: str) -> nn.Linear:
-    """CLIP's `visual_projection`, from a checkpoint that `load_tower` reads; float32.
+    """Loads CLIP's `visual_projection` in float32 from a checkpoint that `load_tower` reads.
 
     Raises:
         ValueError: the checkpoint has none.
@@ -61,32 +61,32 @@ def load_projection(path: str) -> nn.Linear:
         missing = info["missing_keys"]
     if "visual_projection.weight" in missing:
         raise ValueError(
-            f"{path}, of type {kind!r}, has no visual_projection.weight, behind which loss 'projected' compares images;"
+            f"{path}, of type {kind!r}, has no visual_projection.weight, which loss 'projected' needs;"
             " give a whole CLIP checkpoint, or loss 'distance' (--loss distance)"
         )
     return model.visual_projection
 
 
 def _model_type(path: str) -> Any:
-    """What a checkpoint's config.json says that it is."""
+    """Reads the model type from a checkpoint's config.json."""
     config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(f"no tower could be had from {path!r}: it has no config.json with a model_type")
+        raise ValueError(f"no tower can be loaded from {path!r}: it has no config.json with a model_type")
     return config["model_type"]
 
 
 def _read(path: str, load: Callable[[], Result]) -> Result:
-    """What `load` reads of a checkpoint, without transformers' report on weights of other parts, say the text model."""
+    """Calls `load` without transformers' report on the weights of other parts, such as the text model."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         return load()
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         text = str(error)
         if isinstance(error, StrictDataclassError):
             text = " ".join(text.split())  # the first line alone names no value
         raise ValueError(
-            f"no tower could be had from {path!r}: {(text.splitlines() or [type(error).__name__])[0]}"
+            f"no tower can be loaded from {path!r}: {(text.splitlines() or [type(error).__name__])[0]}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)

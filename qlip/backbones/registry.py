@@ -1,4 +1,4 @@
-"""The adapter of each supported vision model, and why others are not supported."""
+"""Finds the adapter of a vision model, or the reason why QLIP does not support it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ VISION_MODELS: dict[str, type[PreTrainedModel]] = {
 }
 """Type of a configuration -> the vision model in its checkpoints."""
 
-NO_PLACE_FOR_LEAVES = {
+OBSTACLES = {
     "QFormer": "its Q-Former turns any image into a fixed number of tokens",
     "Resampler": "its resampler turns any image into a fixed number of tokens",
     "Perceiver": "its resampler turns any image into a fixed number of tokens",
-    "Rotary": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
-    "Rope": "the positions of its vision tower are rotary, not a table of absolute ones to read a leaf's from",
+    "Rotary": "the positions of its vision tower are rotary, not a table from which a leaf's could be read",
+    "Rope": "the positions of its vision tower are rotary, not a table from which a leaf's could be read",
     "RelativePositionBias": "the positions of its vision tower are biases between the cells of a uniform grid",
 }
-"""Part of the class name of a module that does not go with leaves -> why."""
+"""Part of the class name of a module that does not work with leaves -> why."""
 
 TEXT_PARTS = ("language_model", "text_model", "lm_head")
-"""Names of parts that know no picture."""
+"""Names of parts that process no image."""
 
 
 def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
@@ -56,16 +56,18 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
         return timm.TimmAdapter
     known_names = ", ".join(known.__name__ for known, _ in ADAPTERS)
     if getattr(vision_model, "main_input_name", None) == "input_ids":
-        raise TypeError(f"{kind.__name__} is none of {known_names}: it takes text alone, and no pictures")
-    reason = why_not(vision_model) or "QLIP needs a ViT with a table of absolute positions whose insides it knows"
+        raise TypeError(f"{kind.__name__} is none of {known_names}: it takes text only")
+    reason = (
+        find_obstacle(vision_model) or "QLIP needs a ViT that it has an adapter for, with a table of absolute positions"
+    )
     raise TypeError(f"{kind.__name__} is none of {known_names}: {reason}")
 
 
-def why_not(model: nn.Module) -> str | None:
-    """Why leaves can't be this model's tokens, told from the modules it is made of; None where nothing speaks so."""
+def find_obstacle(model: nn.Module) -> str | None:
+    """Finds the module that keeps leaves from being this model's tokens, and says why; None if there is none."""
     seen = {
         type(module).__name__
         for name, module in model.named_modules()
         if not any(part in name.split(".") for part in TEXT_PARTS)
     }
-    return next((why for part, why in NO_PLACE_FOR_LEAVES.items() if any(part in name for name in seen)), None)
+    return next((why for part, why in OBSTACLES.items() if any(part in name for name in seen)), None)

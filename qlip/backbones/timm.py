@@ -1,4 +1,4 @@
-"""Adapter of timm's VisionTransformer. timm is neither imported nor needed."""
+"""The adapter of timm's VisionTransformer; timm itself is not imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qlip.backbones.base import LibraryAdapter, Normalisation
 
 
 class TimmAdapter(LibraryAdapter):
-    """timm's VisionTransformer; its pooled output is what its head makes of the tokens."""
+    """timm's VisionTransformer; its pooled output is that of its head."""
 
     @property
     def prefix(self) -> int:  # type: ignore[override]
@@ -90,10 +90,10 @@ def _unfit(model: Any) -> Iterator[str]:
     if model.pos_embed is None:
         yield "no table of absolute positions"
     if not isinstance(getattr(embed, "norm", None), (nn.Identity, type(None))):
-        yield "a norm behind its patches"
+        yield "a norm after its patches"
     found = sum(token.shape[1] for token in (model.cls_token, model.reg_token) if token is not None)
     if found != model.num_prefix_tokens:  # a distilled model's, for example
         yield f"{model.num_prefix_tokens} tokens before its patches, of which {found} are known"
     channels, kernel = getattr(embed.proj, "in_channels", None), getattr(embed.proj, "kernel_size", None)
     if channels != 3 or kernel != tuple(embed.patch_size):  # a hybrid model's, for example
-        yield f"patches of {channels} channels and {kernel} values, not 3 and the picture's {embed.patch_size}"
+        yield f"patches of {channels} channels and a kernel of {kernel}, not 3 and {embed.patch_size}"

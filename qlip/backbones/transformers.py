@@ -1,4 +1,4 @@
-"""Adapters of transformers' vision models: CLIP, SigLIP and DINOv2."""
+"""The adapters of transformers' vision models: CLIP, SigLIP and DINOv2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qlip.backbones.base import Normalisation, ViTAdapter
 
 
 class CLIPAdapter(ViTAdapter):
-    """[CLS], a norm before the layers; [CLS] behind another norm is the pooled output."""
+    """CLIP: [CLS], a norm before the layers; [CLS] after another norm is the pooled output."""
 
     prefix = 1
 
@@ -55,7 +55,7 @@ class CLIPAdapter(ViTAdapter):
 
 
 class SiglipAdapter(CLIPAdapter):
-    """No [CLS]; a head attends to all tokens behind the last norm."""
+    """SigLIP: no [CLS]; a head attends to all tokens after the last norm."""
 
     prefix = 0
 
@@ -78,7 +78,7 @@ class SiglipAdapter(CLIPAdapter):
 
 
 class Dinov2Adapter(ViTAdapter):
-    """[CLS]; behind the last norm it is the pooled output."""
+    """DINOv2: [CLS], which after the last norm is the pooled output."""
 
     prefix = 1
 
@@ -115,11 +115,11 @@ class Dinov2Adapter(ViTAdapter):
 
 
 def run_one_by_one(layer: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
-    """A layer that takes no mask (DINOv2's in older transformers) on a padded batch: image by image.
+    """Runs a layer that takes no mask (DINOv2's in older transformers) on a padded batch, image by image.
 
     Args:
-        layer: from (1, T, D) to its like.
-        hidden: (B, T, D), padded behind.
+        layer: from (1, T, D) to (1, T, D).
+        hidden: (B, T, D), padded at the end.
         mask: additive (B, 1, 1, T), lowest on padding.
 
     Raises:

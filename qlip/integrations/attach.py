@@ -1,7 +1,6 @@
-"""QLIP in a few lines inside transformers: `model, processor = qlip.attach(model, processor)`.
+"""Attaches QLIP to a model of transformers: `model, processor = qlip.attach(model, processor)`.
 
-Decides which host class fits a model, and says why where none does. The hosts are `qlip.integrations.llava` and
-`qlip.integrations.vision`, the processor is `qlip.integrations.processor`.
+Chooses the mixin for a model (`qlip.integrations.llava` or `qlip.integrations.vision`), or explains why none fits.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from transformers import (
 )
 
 from qlip.backbones import open_clip
-from qlip.backbones.registry import find_adapter, why_not
+from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
-from qlip.integrations.attachment import Attachment, attachment_of, check_whole, mark_part, patch_class, unpatch
-from qlip.integrations.llava import LanguageModel, LanguageTrunk
+from qlip.integrations.attachment import Attachment, check_not_part, find_attachment, mark_part, patch_class, unpatch
+from qlip.integrations.llava import LlavaMixin, LlavaTrunkMixin
 from qlip.integrations.processor import attach_processor, detach_processor
-from qlip.integrations.vision import ContrastiveModel, LibraryVisionModel, VisionModel
+from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
@@ -43,30 +42,29 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None, **settings: Any) -> tuple[Model, Any]:
-    """Lets a model of transformers see the leaves of a quadtree instead of a uniform grid, without retraining.
+    """Makes a model's vision tower encode the leaves of a quadtree instead of a uniform grid, without retraining.
 
-    The model is changed in place, by giving it a subclass of its own class; its weights and their names stay as they
-    are. Whatever worked with it works as before: `generate`, batches, pipelines, training, saving. Its configuration
-    carries the settings as `qlip`, so that `attach(model, processor)` finds them again after `from_pretrained`.
+    The model is changed in place: it gets a subclass of its own class; weights and their names stay as they are.
+    `generate`, batches, pipelines, training and saving work as before. The settings are saved in its configuration as
+    `qlip`, so that `attach(model, processor)` finds them after `from_pretrained`.
 
     Args:
-        model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (whose tiles are off: the one image
-            goes through QLIP), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
+        model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (without its tiles: QLIP encodes
+            the one image), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
             CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
-        processor: the model's processor; for a vision model also its image processor. Without one, an image processor
-            with the values that such models are trained with is made.
-        config: all settings at once. By default what the model's configuration says, else the defaults.
-        **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...), laid over `config`.
+        processor: the model's processor; for a vision model also its image processor. None makes an image
+            processor with the values that such models are trained with.
+        config: all settings at once; by default those in the model's configuration, else those of `QLIPConfig`.
+        **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...) that override `config`.
 
     Returns:
-        The model, and a processor that cuts pictures and turns <image> into as many tokens as each has leaves. The
-        processor given stays as it is.
+        The model, and a processor that cuts images and expands <image> to a token for each leaf. The given processor
+        is not changed.
 
     Raises:
-        FileNotFoundError: the settings name an MLP prior that is nowhere.
-        TypeError: there is no such place in this model, or it is a part of an attached one, or model or processor is
-            something else; the text says what is allowed.
-        ValueError: a setting is out of range, or one that the model's attention can't apply.
+        FileNotFoundError: there is no MLP prior at the path in the settings.
+        TypeError: the model is not supported, or is a part of an attached one, or the processor is of another kind.
+        ValueError: a setting is out of range, or the model's attention can't apply it.
     """
     check_model(model)
     chosen = choose_settings(model, config, settings)
@@ -75,8 +73,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     if isinstance(model, LANGUAGE_MODELS):
         check_language_model(model, chosen)
     elif chosen.thumbnail:
-        raise ValueError("thumbnail is true; it is for models with a language model, this is a vision model")
-    plain = plain_processor(model, processor)
+        raise ValueError("thumbnail is true; only models with a language model take it, this is a vision model")
+    plain = restore_processor(model, processor)
     check_processor(plain)
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
@@ -86,37 +84,37 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     if isinstance(model, LANGUAGE_MODELS):
         for part in (model.model, tower):
             mark_part(part, model)
-        patch_class(model.model, LanguageTrunk, attachment)
-        patch_class(model, LanguageModel, attachment)
+        patch_class(model.model, LlavaTrunkMixin, attachment)
+        patch_class(model, LlavaMixin, attachment)
     elif isinstance(tower, PreTrainedModel):
-        patch_class(tower, VisionModel, attachment)
+        patch_class(tower, VisionMixin, attachment)
         if tower is not model:
             mark_part(tower, model)
-            patch_class(model, ContrastiveModel, attachment)
+            patch_class(model, ContrastiveMixin, attachment)
     else:
-        patch_class(tower, LibraryVisionModel, attachment)
+        patch_class(tower, LibraryVisionMixin, attachment)
     if isinstance(model, PreTrainedModel):
         model.config.qlip = chosen.to_dict()
     return model, new_processor
 
 
 def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
-    """Undoes `attach`: the model is what it was, the flag is gone from its configuration.
+    """Undoes `attach`, in the model and in its configuration.
 
     Args:
         model: an attached model.
-        processor: the processor that `attach` gave.
+        processor: the processor that `attach` returned.
 
     Returns:
         The model, and the processor that `attach` was given.
 
     Raises:
-        TypeError: the model is not attached, or is a part of one that is, or is something else.
+        TypeError: the model is not attached, or is a part of one that is, or is no model.
     """
     check_model(model)
-    if attachment_of(model) is None:
+    if find_attachment(model) is None:
         raise TypeError(f"{type(model).__name__} is not attached")
-    plain = plain_processor(model, processor)
+    plain = restore_processor(model, processor)
     unpatch(model)
     if isinstance(model, PreTrainedModel):
         del model.config.qlip
@@ -124,20 +122,20 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
 
 
 def check_model(model: object) -> None:
-    """Raises TypeError unless `model` is a whole model, loaded."""
+    """Raises TypeError unless `model` is a loaded model, and a whole one."""
     if isinstance(model, nn.Module):
-        return check_whole(model)
+        return check_not_part(model)
     what = repr(model) if model is None or isinstance(model, (str, type)) else f"a {type(model).__name__}"
     hint = "load it first, by its class's from_pretrained"
     if isinstance(model, (ProcessorMixin, PreTrainedTokenizerBase)):
         hint = "the model comes first, then its processor"
     elif isinstance(getattr(model, "model", None), nn.Module):
-        hint = "give the model in it, its attribute `model`"
+        hint = "give its attribute `model`"
     raise TypeError(f"model is {what}; it must be one of {NAMES}, or a vision model such as CLIPVisionModel; {hint}")
 
 
 def check_processor(processor: Any) -> None:
-    """Raises TypeError unless `processor` is None or knows how pictures are normalised."""
+    """Raises TypeError unless `processor` is None or has the values that images are normalised with."""
     plain = getattr(processor, "image_processor", processor)
     if plain is not None and getattr(plain, "image_mean", None) is None:
         what = repr(plain) if isinstance(plain, (str, type)) else f"a {type(plain).__name__}"
@@ -147,27 +145,27 @@ def check_processor(processor: Any) -> None:
         )
 
 
-def plain_processor(model: nn.Module, processor: Any) -> Any:
-    """The processor that a model had before it was attached; any other as it is."""
-    attachment = attachment_of(model)
+def restore_processor(model: nn.Module, processor: Any) -> Any:
+    """Restores the processor that a model had before it was attached; returns any other as it is."""
+    attachment = find_attachment(model)
     if isinstance(processor, QLIPImageProcessor) and attachment is not None:
         return attachment.plain_processor
     return detach_processor(processor)
 
 
 def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mapping[str, Any]) -> QLIPConfig:
-    """The settings of `attach`: `changes` over `config`, over what the model's configuration says, over the defaults.
+    """Chooses the settings: `changes`, then `config` or those in the model's configuration, then the defaults.
 
     Raises:
-        FileNotFoundError: there is no MLP prior where they name one.
-        TypeError: `config` is no QLIPConfig.
+        FileNotFoundError: there is no MLP prior at the path in the settings.
+        TypeError: `config` is not a QLIPConfig.
         ValueError: a setting is unknown or out of range.
     """
     if config is not None and not isinstance(config, QLIPConfig):
-        raise TypeError(f"config is {config!r}; it must be a QLIPConfig; single settings are given by keyword")
+        raise TypeError(f"config is {config!r}; it must be a QLIPConfig; give single settings by keyword")
     own = config
     if own is None:
-        saved = getattr(getattr(model, "config", None), "qlip", None)  # no field of transformers' configurations
+        saved = getattr(getattr(model, "config", None), "qlip", None)  # not a field of transformers' configurations
         own = QLIPConfig() if saved is None or isinstance(saved, bool) else QLIPConfig.from_dict(saved)
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
     if chosen.mlp is not None and isinstance(model, PreTrainedModel):
@@ -176,41 +174,41 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
             return replace(chosen, mlp=str(beside))
         if chosen.interpolation == "mlp" and not Path(chosen.mlp).is_file():
             raise FileNotFoundError(
-                f"no MLP prior at {chosen.mlp}, nor at {beside}; a checkpoint of the hub is loaded without it: download"
-                " the file and give its path as mlp=..."
+                f"no MLP prior at {chosen.mlp}, nor at {beside}; a checkpoint from the hub is loaded without it:"
+                " download the file and give its path as mlp=..."
             )
     return chosen
 
 
 def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
-    """The vision model in a model, and which of its hidden states are used.
+    """Finds the vision model in a model, and which of its hidden states are used.
 
     Raises:
-        TypeError: QLIP can't stand in this model.
+        TypeError: QLIP does not support this model.
     """
     if isinstance(model, LANGUAGE_MODELS):
-        # VipLlava's configuration had a name of its own for it.
+        # VipLlava's configuration has used its own name for it.
         name = "vision_feature_layers" if hasattr(model.config, "vision_feature_layers") else "vision_feature_layer"
         return model.model.vision_tower, getattr(model.config, name)
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
-    if (foreign := open_clip.find_tower(model)) is not None:
-        return foreign, -1
+    if (tower := open_clip.find_tower(model)) is not None:
+        return tower, -1
     if hasattr(model, "get_base_model"):
-        raise TypeError(f"{type(model).__name__} is wrapped by PEFT; attach the model in it, model.get_base_model()")
+        raise TypeError(f"{type(model).__name__} is wrapped by PEFT; attach model.get_base_model()")
     if hasattr(model, "get_vision_tower"):
         raise TypeError(
             f"{type(model).__name__} is LLaVA's own class, which is not attached but loaded with QLIP inside:"
-            f" llava.model.builder.load_pretrained_model(..., qlip=True). attach goes with {NAMES}"
+            f" llava.model.builder.load_pretrained_model(..., qlip=True). attach supports {NAMES}"
         )
     if hasattr(getattr(model, "config", None), "vision_config"):
-        reason = why_not(model) or "whether it takes a variable number of tokens is not known"
-        raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It goes with {NAMES}")
+        reason = find_obstacle(model) or "it is not known to take a variable number of tokens"
+        raise TypeError(f"QLIP can't be attached to {type(model).__name__}: {reason}. It supports {NAMES}")
     return model, -1
 
 
 def check_tower(tower: nn.Module) -> None:
-    """Raises unless leaves can be this tower's tokens."""
+    """Raises ValueError unless leaves can be this tower's tokens."""
     attention = find_adapter(tower)(tower).attention
     if attention not in BIASABLE:
         raise ValueError(
@@ -218,22 +216,22 @@ def check_tower(tower: nn.Module) -> None:
             " attn_implementation={'vision_config': 'sdpa'}"
         )
     if any(parameter.is_meta for parameter in tower.parameters()):
-        raise ValueError("the vision tower is offloaded; give it a device in device_map, it is small")
+        raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
 
 
 def check_language_model(model: Any, settings: QLIPConfig) -> None:
-    """Raises unless the tower's tokens, positions and weights fit the language model around it."""
+    """Raises unless the language model can take the tower's tokens, positions and attention weights."""
     has_cls = find_adapter(model.model.vision_tower).prefix > 0
-    # VipLlava knows no strategy: it always drops the first token.
+    # VipLlava has no strategy: it always drops the first token.
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
     if strategy != ("default" if has_cls else "full"):
-        what = "keep [CLS], which has no place on the picture" if has_cls else "drop a patch, as there is no [CLS]"
+        what = "keep [CLS], which has no place on the image" if has_cls else "drop a patch, as there is no [CLS]"
         raise TypeError(f"vision_feature_select_strategy is {strategy!r}: it would {what}")
     text = model.config.get_text_config()
     rotary = any("Rotary" in type(module).__name__ for module in model.model.language_model.modules())
     if settings.llm_positions == "raster" and not rotary:
         raise TypeError(
-            f"the language model {text.model_type!r} has no rotary positions, which places between whole numbers need;"
+            f"the language model {text.model_type!r} has no rotary positions, which fractional positions need;"
             " give llm_positions='sequential'"
         )
     biased = settings.biases_language_model
@@ -245,13 +243,13 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
         )
     if biased and getattr(text, "sliding_window", None) is not None:
         raise ValueError(
-            f"the language model attends to a window of {text.sliding_window} tokens, which does not go with"
+            f"the language model attends to a window of {text.sliding_window} tokens, which does not support"
             " llm_size_bias and llm_weight; give llm_size_bias=0"
         )
 
 
 def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:
-    """QLIP's image processor with the mean and standard deviation of the model's own."""
+    """Makes QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
     adapter = vision.adapter
     mean, std = adapter.normalisation if plain is None else (plain.image_mean, plain.image_std)
@@ -261,17 +259,17 @@ def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImagePr
 
 
 def join_processor(model: nn.Module, processor: Any, image_processor: QLIPImageProcessor) -> Any:
-    """The processor that `attach` gives back.
+    """Makes the processor that `attach` returns.
 
     Raises:
-        TypeError: a language model's processor is given that knows no text.
+        TypeError: the processor for a language model has no tokenizer.
     """
     if isinstance(processor, ProcessorMixin):
         newline = hasattr(getattr(model, "model", None), "image_newline")
         return attach_processor(processor, image_processor, trailing_tokens=int(newline))
     if processor is not None and isinstance(model, LANGUAGE_MODELS):
         raise TypeError(
-            f"the processor is a {type(processor).__name__}; {type(model).__name__} needs the one that holds both image"
-            " processor and tokenizer (AutoProcessor)"
+            f"the processor is a {type(processor).__name__}; {type(model).__name__} needs one with both an image"
+            " processor and a tokenizer (AutoProcessor)"
         )
     return image_processor

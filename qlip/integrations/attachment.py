@@ -1,7 +1,7 @@
-"""What attached models have in common: their QLIP, and a class that goes back to the one it came from.
+"""The common part of attached models: their QLIP, and the patching of their class.
 
-A model is attached by giving the instance a subclass of its own class, under the same name: nothing of transformers is
-replaced, other models are untouched, and files name the class that transformers knows. Knows no particular model.
+A model is attached by giving the instance a subclass of its own class, under the same name: nothing in transformers is
+replaced, other models are untouched, and saved files name the class that transformers knows.
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ PROCESSOR = "prepare images with the processor that qlip.attach returned for thi
 
 @dataclass
 class Attachment:
-    """QLIP in one model."""
+    """The parts of QLIP in one model."""
 
     vision: QLIPVisionModel
-    """The model's own vision tower, read through leaves; holds the settings."""
+    """The model's own vision tower over leaves; holds the settings."""
 
     image_processor: QLIPImageProcessor
-    """Cuts pictures with the same settings."""
+    """Cuts images with the same settings."""
 
     plain_processor: Any = None
-    """What `attach` was given."""
+    """The processor that `attach` was given."""
 
     def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> list[CutImage]:
-        """Images as a model is given them, cut and on the tower's device.
+        """Cuts images in either form that a model takes, on the tower's device.
 
         Args:
-            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each, to
-                be cut here.
+            pixel_values: packed (patches, C, P, P) with leaves; else whole images (B, C, H, W), or (C, H, W) each.
             leaf_boxes: (B, N, 3) or None.
             leaf_grids: (B, 2) or None.
 
         Raises:
             TypeError: whole images are not floating point.
-            ValueError: the tensors do not belong together, or are not of this model's patches.
+            ValueError: the tensors do not match each other, or this model's patches.
         """
         if len(pixel_values) == 0:
-            raise ValueError("pixel_values hold no image; give at least one, or leave them out where there is text")
+            raise ValueError("pixel_values hold no image; give at least one, or leave them out for text alone")
         check_pair(leaf_boxes, leaf_grids)
         if leaf_boxes is not None and leaf_grids is not None:
             images = unpack(pixel_values, leaf_boxes, leaf_grids)
@@ -67,7 +66,7 @@ class Attachment:
         return tuple(self.vision.adapter.patch_projection.weight.shape[1:])
 
     def _check_patches(self, image: CutImage) -> None:
-        """Raises unless an image was cut for this model with its settings; those of one batch are cut alike."""
+        """Raises unless an image was cut for this model under its settings; one image represents its batch."""
         if (given := image.thumbnail is not None) != (own := self.vision.qlip.thumbnail):
             raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
         shape, native = tuple(image.patches.shape[1:]), self.vision.native_grid
@@ -78,14 +77,14 @@ class Attachment:
             raise ValueError(f"the thumbnails have {side} x {side} patches, the model {native} x {native}; {PROCESSOR}")
 
     def _check_whole(self, pixel_values: Any) -> None:
-        """Raises unless these are whole images."""
+        """Raises ValueError unless these are whole images."""
         channels, size, _ = self.patch_shape
         for image in pixel_values:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != channels:
                 raise ValueError(
-                    f"pixel_values of {shape} an image and no leaf_boxes: give all that the attached processor returns,"
-                    f" or whole images, tensors of ({channels}, height, width)"
+                    f"pixel_values are {shape} for each image, without leaf_boxes: give all that the attached processor"
+                    f" returns, or whole images, tensors of ({channels}, height, width)"
                 )
         if isinstance(pixel_values, Tensor) and pixel_values.shape[2:] == (size, size):
             raise ValueError(
@@ -94,28 +93,28 @@ class Attachment:
             )
 
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
-        """Whole images (B, C, H, W), or (C, H, W) each, as packed tensors."""
+        """Packs whole images (B, C, H, W), or (C, H, W) each."""
         return pack(self.cut(pixel_values, None, None), self.image_processor.patch_size)
 
 
-class Attached:
+class AttachedMixin:
     """Mixed into the class of every attached module."""
 
     attachment: Attachment
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles by the two classes that this one is made of: it is found under no name of its own."""
+        """Pickles the two classes that this one is made of, since it can't be imported under a name."""
         parts: Any = super().__reduce_ex__(protocol)
-        return _new, (mixin_of(self), base_of(self)), *parts[2:]
+        return _new_instance, (find_mixin(self), find_base(self)), *parts[2:]
 
 
-class AttachedPretrained(Attached):
+class AttachedPreTrainedMixin(AttachedMixin):
     """Mixed into the class of an attached model of transformers."""
 
     config: Any
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """The model's own; an MLP prior for positions is written beside it."""
+        """Saves the model as its own class does, and an MLP prior for positions beside it."""
         prior = self.attachment.vision.prior
         settings = getattr(self.config, "qlip", None)  # a part's configuration has none
         if prior is None or settings is None:
@@ -129,61 +128,61 @@ class AttachedPretrained(Attached):
             self.config.qlip = settings
 
 
-def _new(mixin: type, base: type) -> Any:
-    attached: Any = attached_class(mixin, base)
+def _new_instance(mixin: type, base: type) -> Any:
+    attached: Any = make_attached_class(mixin, base)
     return attached.__new__(attached)
 
 
 @cache
-def attached_class(mixin: type, base: type) -> type:
-    """`base` with `mixin` before it, under the name of `base`."""
+def make_attached_class(mixin: type, base: type) -> type:
+    """Makes a subclass of `mixin` and `base`, under the name of `base`."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), names)
 
 
-def base_of(module: Any) -> type:
-    """The class that an attached module was loaded as."""
+def find_base(module: Any) -> type:
+    """Finds the class that an attached module was loaded as."""
     return type(module).__bases__[1]
 
 
-def mixin_of(module: Any) -> type:
-    """The host class that an attached module was given."""
+def find_mixin(module: Any) -> type:
+    """Finds the mixin in the class of an attached module."""
     return type(module).__bases__[0]
 
 
 def patch_class(module: nn.Module, mixin: type, attachment: Attachment) -> None:
-    """Gives a module its attached class."""
-    _change_class(module, attached_class(mixin, type(module)))  # type: ignore[arg-type]
+    """Gives a module the attached subclass of its class."""
+    _change_class(module, make_attached_class(mixin, type(module)))  # type: ignore[arg-type]
     module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
 
 
 def mark_part(part: nn.Module, whole: nn.Module) -> None:
-    """Notes on a part of an attached model what it is a part of: it can't be attached or detached alone."""
+    """Marks a module as part of an attached model: it can't be attached or detached alone."""
     part.attached_within = type(whole).__name__  # type: ignore[assignment]  # a name only: parts are copied and pickled
 
 
-def check_whole(model: nn.Module) -> None:
-    """Raises if a model is a part of an attached one."""
+def check_not_part(model: nn.Module) -> None:
+    """Raises TypeError if a model is a part of an attached one."""
     if (whole := vars(model).get("attached_within")) is not None:
         raise TypeError(f"this {type(model).__name__} is a part of an attached {whole}; attach or detach the whole")
 
 
-def attachment_of(model: nn.Module) -> Attachment | None:
-    """What is attached to a model, or to a part of it; None where nothing is."""
-    return next((module.attachment for module in model.modules() if isinstance(module, Attached)), None)
+def find_attachment(model: nn.Module) -> Attachment | None:
+    """Finds what is attached to a model, or to a part of it; None if nothing is."""
+    return next((module.attachment for module in model.modules() if isinstance(module, AttachedMixin)), None)
 
 
 def unpatch(model: nn.Module) -> None:
-    """Gives a model and its parts, where they are attached, their own classes back."""
+    """Restores the classes of a model and of its parts."""
     for module in list(model.modules()):
         vars(module).pop("attached_within", None)
-        if isinstance(module, Attached):
-            _change_class(module, base_of(module))
+        if isinstance(module, AttachedMixin):
+            _change_class(module, find_base(module))
             del module.attachment
 
 
 def _change_class(module: nn.Module, new: type) -> None:
-    """Changes the class of an instance; accelerate's hooks, which wrap the instance's `forward`, then wrap the new one.
+    """Changes the class of an instance, also inside accelerate's hooks, which wrap the instance's `forward`.
 
     A `device_map` over several devices puts such hooks on every part of a model.
     """

@@ -1,7 +1,7 @@
-"""QLIP inside transformers' LLaVA models: `LlavaForConditionalGeneration` and its kin.
+"""QLIP inside transformers' LLaVA models: `LlavaForConditionalGeneration`, LLaVA-NeXT and VipLlava.
 
-Two mixins: for the trunk, which encodes and projects images, and for the model around it, which knows prompts and
-generation. They call the model's own methods for everything but images, positions and the attention's bias.
+Two mixins: one for the trunk, which encodes and projects images, and one for the model around it, which handles prompts
+and generation. They call the model's own methods for everything but images, positions and the attention bias.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.integrations.attachment import AttachedPretrained
+from qlip.integrations.attachment import AttachedPreTrainedMixin
 from qlip.integrations.mixins import ImagePositionsMixin
 from qlip.language_positions import ImageSpan, Placed, decoder_mask, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 
-NO_PROMPT = "images were given without input_ids: where they stand can't be told from embeddings"
+NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
 
 
-class LanguageTrunk(AttachedPretrained):
-    """Mixed into LlavaModel, LlavaNextModel or VipLlavaModel."""
+class LlavaTrunkMixin(AttachedPreTrainedMixin):
+    """Mixin for LlavaModel, LlavaNextModel and VipLlavaModel."""
 
     config: Any
     vision_tower: Any
@@ -37,14 +37,14 @@ class LanguageTrunk(AttachedPretrained):
         vision_feature_layer: int | list[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Projected tokens of each image.
+        """Encodes images and projects their tokens.
 
         Args:
             pixel_values: packed, or whole images; see `Attachment.cut`.
             leaf_boxes: int64 (B, N, 3), of packed images.
             leaf_grids: int64 (B, 2), of packed images.
             vision_feature_layer: by default the configuration's.
-            **kwargs: transformers' own; not read.
+            **kwargs: transformers' own; ignored.
 
         Returns:
             `pooler_output`: a list of (M_i, D), in the language model's width.
@@ -60,10 +60,10 @@ class LanguageTrunk(AttachedPretrained):
         return BaseModelOutputWithPooling(pooler_output=features)
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Sequence[Tensor]) -> Tensor:
-        """(B, T, D): a batch of prompts with the tokens of its images in place.
+        """Embeds a batch of prompts (B, T, D) with the tokens of its images in place.
 
         Args:
-            input_ids: int64 (B, T), or None where `inputs_embeds` (B, T, D) are given.
+            input_ids: int64 (B, T), or None if `inputs_embeds` (B, T, D) are given.
             inputs_embeds: of the prompts; by default made from `input_ids`.
             features: (M_i, D) of each image.
 
@@ -87,7 +87,7 @@ class LanguageTrunk(AttachedPretrained):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The trunk's forward pass; images are put in place first, the rest is the model's own."""
+        """Puts the images in place and runs the model's own forward pass."""
         images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, vision_feature_layer)
@@ -95,10 +95,10 @@ class LanguageTrunk(AttachedPretrained):
             if kwargs.get("position_ids") is None and self.attachment.vision.qlip.llm_positions == "raster":
                 raise ValueError(
                     f"{type(self).__name__} is given images without position_ids: call the model around it, or give"
-                    " those of its place_images"
+                    " the positions from its place_images"
                 )
             inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
-        for name in ("vision_feature_select_strategy", "image_sizes"):  # said by the model around, about images only
+        for name in ("vision_feature_select_strategy", "image_sizes"):  # from the model around it, about images only
             kwargs.pop(name, None)
         output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
         if images is not None and not isinstance(output, tuple):
@@ -106,25 +106,25 @@ class LanguageTrunk(AttachedPretrained):
         return output
 
 
-class LanguageModel(ImagePositionsMixin, AttachedPretrained):
-    """Mixed into LlavaForConditionalGeneration and its kin."""
+class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
+    """Mixin for LlavaForConditionalGeneration, LlavaNextForConditionalGeneration and VipLlava's."""
 
     config: Any
-    model: LanguageTrunk
+    model: LlavaTrunkMixin
     dtype: torch.dtype
 
     def get_image_features(self, pixel_values: Any, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """See `LanguageTrunk.get_image_features`."""
+        """Encodes images; see `LlavaTrunkMixin.get_image_features`."""
         return self.model.get_image_features(pixel_values, *args, **kwargs)
 
     def place_images(
         self, input_ids: Tensor, attention_mask: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
     ) -> Placed:
-        """Where the tokens of a batch of prompts stand (docs/METHOD.md, "Positions in the language model").
+        """Computes the positions of a batch of prompts (docs/METHOD.md, "Positions in the language model").
 
         Args:
             input_ids: int64 (B, T), an image token per feature.
-            attention_mask: (B, T), nonzero on real tokens; by default all are.
+            attention_mask: (B, T), nonzero on real tokens; by default on all.
             leaf_boxes: int64 (images, N, 3).
             leaf_grids: int64 (images, 2).
 
@@ -136,7 +136,7 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
         return place_batch(input_ids == self.config.image_token_id, real.bool(), spans)
 
     def language_span(self, leaves: Any) -> ImageSpan:
-        """One image among the text; LLaVA-NeXT's newline stands behind it."""
+        """Computes the span of one image, with LLaVA-NeXT's newline token at its end."""
         span = self.attachment.vision.language_span(leaves)
         return span.and_one_more() if hasattr(self.model, "image_newline") else span
 
@@ -158,26 +158,26 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
         next_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model's forward pass.
+        """Runs the model's forward pass.
 
         Args:
             input_ids: int64 (B, T); as many image tokens as each image has features.
             pixel_values: packed by the attached processor, or whole images (C, H, W).
             attention_mask: (B, past + T).
-            position_ids: (B, T); by default they follow from the images.
+            position_ids: (B, T); by default computed from the images.
             past_key_values: transformers' cache.
             inputs_embeds: (B, T, D) instead of `input_ids`.
             labels: int64 (B, T).
             logits_to_keep: see transformers.
-            mm_encoder_outputs: what `get_image_features` gave, as {"image": ...}.
+            mm_encoder_outputs: the output of `get_image_features`, as {"image": ...}.
             leaf_boxes: int64 (images, N, 3), from the attached processor.
             leaf_grids: int64 (images, 2), from the attached processor.
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
-            next_positions: int64 (B,), where generation goes on behind the prompt; not read here.
+            next_positions: int64 (B,), first position after each prompt; used by `generate` only.
             **kwargs: the model's other arguments.
 
         Raises:
-            ValueError: image tokens that do not match the images, or embeddings instead of a prompt without the
+            ValueError: image tokens do not match the images, or embeddings instead of a prompt come without the
                 positions and the bias that its images need.
         """
         encoded = (mm_encoder_outputs or {}).get("image") is not None
@@ -213,10 +213,10 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`: images are encoded, and the whole prompt placed, before it starts.
+        """Encodes the images and computes the prompt's positions, then runs transformers' `generate`.
 
         Raises:
-            ValueError: embeddings instead of a prompt, or image tokens that do not match the images.
+            ValueError: embeddings are given instead of a prompt, or image tokens do not match the images.
         """
         pixel_values = kwargs.pop("pixel_values", None)
         boxes, grids = kwargs.pop("leaf_boxes", None), kwargs.pop("leaf_grids", None)
@@ -242,10 +242,10 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
     def _pack(
         self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None, encoded: bool
     ) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Images as packed tensors; whole ones are cut here.
+        """Packs whole images; returns packed ones as they are.
 
         Raises:
-            ValueError: leaves without their grids or, unless the images are `encoded`, without their pixels.
+            ValueError: leaves come without their grids or, unless the images are `encoded`, without their pixels.
         """
         check_pair(leaf_boxes, leaf_grids)
         if pixel_values is not None and leaf_boxes is None:
@@ -254,12 +254,12 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
         if leaf_boxes is not None and pixel_values is None and not encoded:
             raise ValueError(
                 f"leaf_boxes of {len(leaf_boxes)} images are given without pixel_values; give all that the attached"
-                " processor returns, or none of it"
+                " processor returns"
             )
         return pixel_values, leaf_boxes, leaf_grids
 
     def _check_lost(self) -> None:
-        """Raises where encoded images, of which nothing else is known, would lose their places or weights."""
+        """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
         settings = self.attachment.vision.qlip
         if settings.llm_positions == "raster" or settings.biases_language_model:
             raise ValueError(
@@ -270,7 +270,7 @@ class LanguageModel(ImagePositionsMixin, AttachedPretrained):
     def _check_placed(
         self, position_ids: Tensor | None, key_bias: Tensor | None, leaf_boxes: Tensor, leaf_grids: Tensor
     ) -> None:
-        """Raises where a prompt of embeddings would lose its images' places or weights."""
+        """Raises ValueError if a prompt of embeddings would lose its images' positions or attention weights."""
         spans = self._spans(leaf_boxes, leaf_grids)
         lost = ["position_ids"] if position_ids is None and any(span.positions is not None for span in spans) else []
         lost += ["key_bias"] if key_bias is None and any(span.sizes is not None for span in spans) else []

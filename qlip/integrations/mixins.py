@@ -1,6 +1,6 @@
-"""Generation behind images: new tokens stand behind the prompt's last image, not behind that image's last leaf.
+"""Positions of generated tokens: they continue from the prompt's end, not from the position of its last token.
 
-Knows transformers' generation loop by the one method that it calls after every step.
+Overrides the one method that transformers' generation loop calls after every step.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import torch
 
 
 class ImagePositionsMixin:
-    """Mixed into a model whose `generate` is given `next_positions`, int64 (B,): where each prompt goes on."""
+    """For a model whose `generate` gets `next_positions`, int64 (B,): the first new position of each prompt."""
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """transformers' own, which counts on from the last position; right after the prompt it is corrected, once."""
+        """Updates as transformers does, from the last position; corrects it once, right after the prompt."""
         start = model_kwargs.pop("next_positions", None)
         before = None if start is None else model_kwargs["position_ids"].shape[1]
         model_kwargs = super()._update_model_kwargs_for_generation(  # type: ignore[misc]

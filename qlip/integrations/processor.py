@@ -1,7 +1,4 @@
-"""QLIP inside a processor of transformers: pictures are cut, and <image> becomes as many tokens as leaves.
-
-Knows processors by the methods of `ProcessorMixin`; nothing of models.
-"""
+"""QLIP inside a processor of transformers: images are cut, and <image> becomes as many tokens as leaves."""
 
 from __future__ import annotations
 
@@ -15,51 +12,51 @@ from transformers.image_utils import make_flat_list_of_images
 from qlip.image_processing import QLIPImageProcessor
 
 
-class AttachedProcessor:
-    """Mixed into the class of a processor; see `attach_processor`."""
+class AttachedProcessorMixin:
+    """Mixin for the class of a processor; see `attach_processor`."""
 
     image_processor: QLIPImageProcessor
     plain_image_processor: Any
-    """The processor's own image processor: what is saved, and what `detach_processor` gives back."""
+    """The processor's own image processor: it is saved, and `detach_processor` restores it."""
 
     trailing_tokens: int
-    """Tokens that the model adds behind an image's own."""
+    """Tokens that the model appends to an image's own."""
 
     image_token: str
 
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
-        """transformers' seam between pictures and text: packed pictures, and what stands for each in the prompt."""
+        """Packs images, and builds the text that replaces each <image> in the prompt; transformers calls it."""
         pictures = make_flat_list_of_images(images)
         if not pictures:
             return {}, []
         packed = self.image_processor.pack(pictures, **options)
-        if getattr(self, "image_token", None) is None:  # no pictures among the text, as in CLIP's processor
+        if getattr(self, "image_token", None) is None:  # no images inside the text, as in CLIP's processor
             return packed, []
         counts = self.image_processor.count_tokens(packed["leaf_boxes"])
         return packed, [self.image_token * (count + self.trailing_tokens) for count in counts]
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **options: Any) -> Any:
-        raise TypeError("with QLIP the number of an image's tokens depends on what it shows, not on its size alone")
+        raise TypeError("with QLIP the number of an image's tokens depends on its content, not on its size alone")
 
     def to_dict(self) -> dict[str, Any]:
-        """As of the untouched processor, so that transformers alone can load what is saved."""
+        """Builds the values of the original processor, so that transformers alone can load what is saved."""
         values = super().to_dict()  # type: ignore[misc]
         values["image_processor"] = self.plain_image_processor.to_dict()
         return values
 
 
 @cache
-def attached_processor_class(base: type[ProcessorMixin]) -> type:
-    """`base` with QLIP inside, under the same name: it is what transformers writes into files."""
+def make_processor_class(base: type[ProcessorMixin]) -> type:
+    """Makes the attached subclass of `base`, under the same name, which transformers writes into files."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (AttachedProcessor, base), names)
+    return type(base.__name__, (AttachedProcessorMixin, base), names)
 
 
 def attach_processor(processor: ProcessorMixin, image_processor: QLIPImageProcessor, trailing_tokens: int = 0) -> Any:
-    """A copy of `processor` that prepares pictures with `image_processor`; the tokenizer is shared."""
+    """Copies `processor` with `image_processor` in it; the tokenizer is shared."""
     plain = detach_processor(processor)
     attached = copy.copy(plain)
-    attached.__class__ = attached_processor_class(type(plain))  # type: ignore[arg-type]
+    attached.__class__ = make_processor_class(type(plain))  # type: ignore[arg-type]
     attached.plain_image_processor = plain.image_processor
     attached.image_processor = image_processor
     attached.trailing_tokens = trailing_tokens
@@ -67,8 +64,8 @@ def attach_processor(processor: ProcessorMixin, image_processor: QLIPImageProces
 
 
 def detach_processor(processor: Any) -> Any:
-    """A copy of an attached processor as it was; any other as it is."""
-    if not isinstance(processor, AttachedProcessor):
+    """Copies an attached processor without QLIP; returns any other as it is."""
+    if not isinstance(processor, AttachedProcessorMixin):
         return processor
     plain = copy.copy(processor)
     plain.__class__ = type(processor).__bases__[1]

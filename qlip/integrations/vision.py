@@ -1,4 +1,4 @@
-"""QLIP inside transformers' vision models, alone or as the eye of a contrastive model (CLIP, SigLIP)."""
+"""QLIP inside vision models: those of transformers, alone or in CLIP and SigLIP, and of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.integrations.attachment import Attached, AttachedPretrained
+from qlip.integrations.attachment import AttachedMixin, AttachedPreTrainedMixin
 from qlip.quadtree import Leaves
 
 
 @dataclass
 class QLIPVisionModelOutput(BaseModelOutputWithPooling):
-    """What an attached vision model gives: transformers' output, padded, and where its tokens are on the picture."""
+    """The output of an attached vision model: transformers', padded, and the leaves of its tokens."""
 
     token_mask: Tensor | None = None
-    """bool (B, T), True where a token stands; `last_hidden_state` is 0 elsewhere."""
+    """bool (B, T), True on tokens; `last_hidden_state` is 0 on padding."""
 
     leaves: list[Leaves] | None = None
-    """The trees; in `last_hidden_state` the leaves' tokens follow [CLS], where there is one."""
+    """The trees; in `last_hidden_state` the leaves' tokens follow [CLS], if there is one."""
 
     def feature_maps(self) -> list[Tensor]:
-        """(D, rows, cols) of each image: every cell of its grid has the feature of the leaf that covers it."""
+        """Builds (D, rows, cols) of each image: every cell gets the feature of the leaf that covers it."""
         if self.last_hidden_state is None or self.token_mask is None or self.leaves is None:
-            raise ValueError("this output holds no hidden states to draw")
+            raise ValueError("this output has no hidden states to lay out")
         maps = []
         for hidden, mask, tree in zip(self.last_hidden_state, self.token_mask, self.leaves, strict=True):
             tokens = hidden[mask][-len(tree) :]
@@ -33,8 +33,8 @@ class QLIPVisionModelOutput(BaseModelOutputWithPooling):
         return maps
 
 
-class VisionModel(AttachedPretrained):
-    """Mixed into CLIPVisionModel, SiglipVisionModel, Dinov2Model."""
+class VisionMixin(AttachedPreTrainedMixin):
+    """Mixin for CLIPVisionModel, SiglipVisionModel, Dinov2Model."""
 
     def forward(
         self,
@@ -47,23 +47,23 @@ class VisionModel(AttachedPretrained):
         interpolate_pos_encoding: bool = True,
         **kwargs: Any,
     ) -> QLIPVisionModelOutput | tuple[Any, ...]:
-        """The tokens of images of any sizes.
+        """Encodes images of any sizes.
 
         Args:
             pixel_values: packed, or whole images; see `Attachment.cut`.
             leaf_boxes: int64 (B, N, 3), of packed images.
             leaf_grids: int64 (B, 2), of packed images.
-            output_hidden_states: give all layers too.
+            output_hidden_states: return all layers too.
             output_attentions: must not be true.
-            return_dict: False gives a tuple.
-            interpolate_pos_encoding: not read; positions always fit the image.
-            **kwargs: transformers' own; not read.
+            return_dict: False returns a tuple.
+            interpolate_pos_encoding: ignored; positions always fit the image.
+            **kwargs: transformers' own; ignored.
 
         Raises:
-            ValueError: attentions are asked for, no images, or tensors that do not belong together.
+            ValueError: attentions are requested, there are no images, or the tensors do not match each other.
         """
         if output_attentions:
-            raise ValueError("output_attentions is true; an attached model does not keep them")
+            raise ValueError("output_attentions is true; an attached model does not return them")
         if pixel_values is None:
             raise ValueError("pixel_values is None; give the images")
         vision = self.attachment.vision
@@ -82,21 +82,21 @@ class VisionModel(AttachedPretrained):
         return output.to_tuple() if return_dict is False else output
 
 
-class ContrastiveModel(AttachedPretrained):
-    """Mixed into CLIPModel or SiglipModel, whose vision model is attached: keeps what concerns images from the text."""
+class ContrastiveMixin(AttachedPreTrainedMixin):
+    """Mixin for CLIPModel and SiglipModel, whose vision model is attached: keeps leaves from the text model."""
 
     def get_text_features(
         self, *args: Any, leaf_boxes: Tensor | None = None, leaf_grids: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """The model's own."""
+        """Computes the model's own text features."""
         return super().get_text_features(*args, **kwargs)  # type: ignore[misc]
 
 
-class LibraryVisionModel(Attached):
-    """Mixed into the VisionTransformer of timm or open_clip."""
+class LibraryVisionMixin(AttachedMixin):
+    """Mixin for the VisionTransformer of timm or open_clip."""
 
     def forward(self, images: Any) -> Tensor:
-        """(B, D): what the model itself gives, an embedding or its head's logits.
+        """Computes (B, D), the output of the model itself: an embedding or its head's logits.
 
         Args:
             images: (B, C, H, W), or (C, H, W) each; normalised, sides whole cells.

@@ -1,7 +1,7 @@
 """Image embeddings for vLLM: the tower and the projector run here, the language model there.
 
-vLLM takes, for LLaVA, one tensor per image behind the projector, with any number of tokens. Written to its documented
-shapes and not run against a live vLLM. Knows no server.
+For LLaVA, vLLM takes one tensor of projected tokens per image, of any length. Written to its documented shapes and not
+run against a live vLLM.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlip.integrations.llava import LanguageModel
+from qlip.integrations.llava import LlavaMixin
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) -> list[Tensor]:
-    """What vLLM takes as `multi_modal_data={"image": [...]}`, with `enable_mm_embeds=True`.
+    """Computes what vLLM takes as `multi_modal_data={"image": [...]}`, with `enable_mm_embeds=True`.
 
     vLLM counts positions one by one and biases no attention: attach with `llm_positions="sequential"` and
-    `llm_size_bias=0` to get there what transformers gives here; other settings are named in a warning.
+    `llm_size_bias=0` to get the same answers as here; other settings are named in a warning.
 
     Args:
-        model: an attached LlavaForConditionalGeneration or one of its kin.
-        images: pictures, as the image processor takes them.
-        batch_size: images in the tower at once.
+        model: an attached LlavaForConditionalGeneration, LlavaNext or VipLlava.
+        images: as the image processor takes them.
+        batch_size: images per pass of the tower.
 
     Returns:
         One (N_i, D) tensor per image, on the CPU, in the model's dtype; D is the language model's width. The prompt has
-        one <image> for each, which vLLM widens to N_i tokens itself.
+        one <image> for each, which vLLM expands to N_i tokens itself.
 
     Raises:
         TypeError: the model is not attached, or has no language model.
     """
-    if not isinstance(model, LanguageModel):
+    if not isinstance(model, LlavaMixin):
         raise TypeError(f"{type(model).__name__} is no attached LLaVA model; call qlip.attach(model, processor) first")
     settings = model.attachment.vision.qlip
     lost = [f"llm_positions={settings.llm_positions!r}"] if settings.llm_positions != "sequential" else []
@@ -56,8 +56,8 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
 
 
 def encode_embeds(embeds: Tensor) -> str:
-    """One image's embeddings (N, D) as the base64 text that vLLM's OpenAI-compatible server takes as `image_embeds`."""
+    """Encodes one image's (N, D) as the base64 text that vLLM's OpenAI-compatible server takes as `image_embeds`."""
     buffer = io.BytesIO()
     own = embeds.detach().cpu().clone(memory_format=torch.contiguous_format)
-    torch.save(own, buffer)  # of a view, all that it is a part of would be written
+    torch.save(own, buffer)  # a view would be written with the whole tensor behind it
     return base64.b64encode(buffer.getvalue()).decode()

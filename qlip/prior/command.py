@@ -1,4 +1,4 @@
-"""`qlip fit`: the flags of `FitConfig`, and what is printed of a fit."""
+"""`qlip fit`: its flags and report. The training is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from accelerate import PartialState
-
 from qlip.config import Criterion
-from qlip.prior.config import RECIPES, FitConfig, Frequencies, Loss, Precision, Recipe
-from qlip.prior.pictures import AlphaPer, Shape, Sizes
-from qlip.prior.train import fit_prior
+from qlip.prior.config import (
+    RECIPES,
+    AlphaPer,
+    FitConfig,
+    Frequencies,
+    Loss,
+    Precision,
+    Recipe,
+    Shape,
+    Sizes,
+)
 
 
 def add_fit(commands: Any) -> None:
-    """Adds `qlip fit` to the subparsers; a flag that is not given takes the default of `FitConfig`."""
+    """Adds `qlip fit` to the subparsers; flags default to the values of `FitConfig`."""
     default = {field.name: field.default for field in fields(FitConfig)}
     command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
     command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
@@ -30,17 +36,17 @@ def add_fit(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, help=f"({default['seed']})")
     released = RECIPES["released"]
-    images = command.add_argument_group("train on pictures as well", argument_default=argparse.SUPPRESS)
-    images.add_argument("--images", type=Path, help="folder of pictures, searched recursively")
+    images = command.add_argument_group("train on images as well", argument_default=argparse.SUPPRESS)
+    images.add_argument("--images", type=Path, help="folder of images, searched recursively")
     images.add_argument(
-        "--random-start", dest="exact_start", action="store_false", help="start at random, as the paper"
+        "--random-start", dest="exact_start", action="store_false", help="start at random, as in the paper"
     )
-    images.add_argument("--epochs", type=int, help=f"passes over the pictures ({default['epochs']})")
+    images.add_argument("--epochs", type=int, help=f"passes over the images ({default['epochs']})")
     images.add_argument("--steps", type=int, help="batches to train for, instead of epochs")
     images.add_argument(
         "--batch",
         type=int,
-        help=f"pictures per step of all processes ({default['batch']}; released {released['batch']})",
+        help=f"images per step, over all processes ({default['batch']}; released {released['batch']})",
     )
     images.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
     images.add_argument("--theta", type=float, help=f"weight of the grid term ({default['theta']})")
@@ -54,36 +60,43 @@ def add_fit(commands: Any) -> None:
         "--alpha", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"range of split thresholds {default['alpha']}"
     )
     images.add_argument(
-        "--alpha-per", choices=get_args(AlphaPer), help="draw one a batch (paper) or picture (released)"
+        "--alpha-per", choices=get_args(AlphaPer), help="draw one for each batch (paper) or image (released)"
     )
     images.add_argument(
-        "--sizes", choices=get_args(Sizes), help="of pictures: a shorter side for each batch (paper), own (released)"
+        "--sizes",
+        choices=get_args(Sizes),
+        help="of images: one shorter side per batch (paper), their own (released)",
     )
-    images.add_argument("--largest-size", type=int, help="longest side that is drawn or kept (5/3 of the native size)")
-    images.add_argument("--max-tokens", type=int, help="most tokens of a picture (those of a square of that size)")
-    images.add_argument("--shape", choices=get_args(Shape), help=f"whole pictures, or squares ({default['shape']})")
-    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default what accelerate is set to")
-    images.add_argument("--workers", type=int, help=f"processes that read pictures ({default['workers']})")
+    images.add_argument("--largest-size", type=int, help="longest side drawn or kept (5/3 of the native size)")
+    images.add_argument("--max-tokens", type=int, help="most tokens of an image (those of a square of that size)")
+    images.add_argument("--shape", choices=get_args(Shape), help=f"whole images, or squares ({default['shape']})")
+    images.add_argument("--mixed-precision", choices=get_args(Precision), help="by default as accelerate is configured")
+    images.add_argument("--workers", type=int, help=f"processes that read images ({default['workers']})")
     images.add_argument("--save-every", type=int, help=f"steps between checkpoints ({default['save_every']})")
-    images.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
+    images.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
     images.add_argument("--log-dir", type=Path, help="write a TensorBoard log here")
     command.set_defaults(run=fit)
 
 
-def fit(options: argparse.Namespace) -> int:
-    """Trains the MLP prior to a tower, writes it, and prints how well it fits; prints in one process only."""
-    values = {field.name: getattr(options, field.name) for field in fields(FitConfig) if field.name in options}
+def fit(args: argparse.Namespace) -> None:
+    """Runs `qlip fit`: trains and writes the prior; one process prints how well it fits."""
+    values = {field.name: getattr(args, field.name) for field in fields(FitConfig) if field.name in args}
     if "init" in values and "frequencies" in values:
-        raise ValueError(f"--frequencies {options.frequencies} goes without --init, whose weights have their own")
+        raise ValueError(f"--frequencies {args.frequencies} goes without --init, whose weights have their own")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
-    result = fit_prior(FitConfig.from_recipe(getattr(options, "recipe", "paper"), **values))
+    config = FitConfig.from_recipe(getattr(args, "recipe", "paper"), **values)
+
+    from accelerate import PartialState  # heavy, so only for settings that are allowed
+
+    from qlip.prior.train import fit_prior
+
+    result = fit_prior(config)
     state = PartialState()
     if state.is_main_process:
         print(f"grid         off by {result.max_error:.2e} at most, {result.mean_error:.2e} on average")
         if result.consistency is not None:
             before, after, bicubic = result.consistency
             print(f"consistency  {before:.4g} before, {after:.4g} after; bicubic interpolation {bicubic:.4g}")
-        print(f"prior        {options.out}")
+        print(f"prior        {args.out}")
     state.destroy_process_group()
-    return 0

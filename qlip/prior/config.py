@@ -1,4 +1,4 @@
-"""The settings of `qlip fit`, validated where they are made. Knows nothing of towers, pictures or files."""
+"""The settings of `qlip fit`, checked when they are made."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlip.config import Criterion, check_choice, check_count, check_number, check_threshold
-from qlip.prior.pictures import AlphaPer, Shape, Sizes
 
+Shape = Literal["native", "cropped"]
+AlphaPer = Literal["batch", "picture"]
+Sizes = Literal["drawn", "own"]
 Precision = Literal["no", "fp16", "bf16"]
 Frequencies = Literal["smooth", "authors"]
 Loss = Literal["distance", "projected"]
@@ -27,44 +29,44 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
         "batch": 56,
     },
 }
-"""Settings in which a recipe differs from the defaults: none in the paper's, these in the authors' released script."""
+"""Settings in which a recipe differs from the defaults, which are the paper's; "released" is the authors' script."""
 
 MAY_CHANGE = ("out", "images", "init", "workers", "save_every", "resume", "log_dir")
-"""Settings that a resumed run need not share with the one it continues."""
+"""Settings that a resumed run may change."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What is trained, on what, and how. The defaults are the paper's, where it gives them, but for `exact_start`."""
+    """What is trained, on what, and how. The defaults are the paper's where it gives them, except `exact_start`."""
 
     tower: str
-    """CLIP or SigLIP checkpoint: a folder or a hub id. It stays as it is."""
+    """CLIP or SigLIP checkpoint: a folder or a hub id. It is not changed."""
 
     out: str | Path
-    """Where the prior goes: a .safetensors file, for `QLIPConfig(interpolation="mlp", mlp=...)`."""
+    """Where the prior is written: a .safetensors file, for `QLIPConfig(interpolation="mlp", mlp=...)`."""
 
     images: str | Path | None = None
-    """Folder of pictures, searched recursively; None fits the position table alone."""
+    """Folder of images, searched recursively; None fits the position table alone."""
 
     init: str | Path | None = None
     """Weights to start from, anything that `CoordinateMLP.load` reads; None: random ones,
     in the paper's 4 hidden layers of 1024."""
 
     frequencies: Frequencies = "smooth"
-    """Of a prior without `init`: our 12 bands, or the authors' 48 (`qlip.mlp`). One from `init` keeps its own."""
+    """Fourier features without `init`: our 12 bands, or the authors' 48 (`qlip.mlp`)."""
 
     exact_start: bool = True
-    """Without `init`, solve for the last layer before training on pictures, so that it starts exact on the native
-    grid; False starts at random, as the paper."""
+    """Without `init`, solve for the last layer before training on images, so that the prior starts exact on the native
+    grid; False starts at random, as in the paper."""
 
     epochs: int = 100
-    """Passes over the pictures."""
+    """Passes over the images."""
 
     steps: int | None = None
-    """Train for so many batches instead of `epochs`."""
+    """Number of batches to train for, instead of `epochs`."""
 
     batch: int = 14
-    """Pictures per step, over all processes; a multiple of their number."""
+    """Images per step, over all processes; a multiple of their number."""
 
     lr: float = 7.5e-5
     """Adam's highest learning rate: it rises over the first 1 % of the steps and falls to 0 as a cosine."""
@@ -77,41 +79,41 @@ class FitConfig:
     embeddings, which are projected and of unit length."""
 
     criterion: Criterion = "gradient"
-    """What scores a block of the quadtree; "random" draws other splits for every picture of every batch."""
+    """What scores a block of the quadtree; "random" draws new splits for every image of every batch."""
 
     alpha: tuple[float, float] = (0.0, 0.1)
     """Range that the split threshold is drawn from."""
 
     alpha_per: AlphaPer = "batch"
-    """Draw one threshold for the pictures of a batch, or one for each."""
+    """Draw one threshold for a batch, or one for each image."""
 
     sizes: Sizes = "drawn"
-    """Sizes of pictures. "drawn": one shorter side a batch, between the native size and `largest_size`. "own": as they
-    are; those whose longer side exceeds `largest_size` are shrunk to it."""
+    """Sizes of images. "drawn": a shorter side for each batch, the native size to `largest_size`. "own": as they are,
+    shrunk if the longer side exceeds `largest_size`."""
 
     largest_size: int | None = None
     """Pixels, see `sizes`. None: 5/3 of the native size (560 for 336)."""
 
     max_tokens: int | None = None
-    """Most leaves of a picture, which bounds memory. None: the cells of a square of the largest size."""
+    """Most leaves of an image, which bounds memory. None: the cells of a square of the largest size."""
 
     shape: Shape = "native"
-    """Show whole pictures, squeezed to a square at the native size, or their central squares ("cropped")."""
+    """Whole images, resized to a square at the native size, or their central squares ("cropped")."""
 
     seed: int = 0
-    """Of the weights, the order of the pictures, sizes, thresholds and random splits."""
+    """Seed of the weights, the order of images, sizes, thresholds and random splits."""
 
     mixed_precision: Precision | None = None
-    """Autocast of the tower; None: what `accelerate` is set to. The prior is always computed in float32."""
+    """Autocast of the tower; None: as `accelerate` is configured. The prior is always computed in float32."""
 
     workers: int = 0
-    """Processes per process that read pictures; 0 reads them in line."""
+    """Worker processes that read images, for each training process; 0 reads them in the training process."""
 
     save_every: int = 500
-    """Steps between checkpoints, which lie beside `out`."""
+    """Steps between checkpoints, which are written beside `out`."""
 
     resume: bool = False
-    """Go on from the checkpoint, where there is one."""
+    """Continue from the checkpoint, if there is one."""
 
     log_dir: str | Path | None = None
     """Folder of a TensorBoard log; None writes none."""
@@ -142,7 +144,7 @@ class FitConfig:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **values: Any) -> FitConfig:
-        """The settings of a recipe, with `values` laid over them.
+        """Makes the settings of a recipe; `values` override them.
 
         Raises:
             TypeError, ValueError: there is no such recipe, or a value is not allowed.
@@ -152,10 +154,10 @@ class FitConfig:
 
     @property
     def checkpoint(self) -> Path:
-        """Where checkpoints lie, until the prior is written."""
+        """Path of the checkpoint, which is deleted once the prior is written."""
         return Path(self.out).with_suffix(".checkpoint.pt")
 
     @property
     def run(self) -> dict[str, Any]:
-        """The settings that a resumed run must share with the one it continues."""
+        """The settings that a resumed run must keep."""
         return {name: value for name, value in asdict(self).items() if name not in MAY_CHANGE}

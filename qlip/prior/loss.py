@@ -1,7 +1,4 @@
-"""The loss of an MLP prior to a frozen tower (paper section 3.2), and its grid term solved in closed form.
-
-Pure of files and optimisers: `qlip.prior.train` trains with it.
-"""
+"""The loss of an MLP prior to a frozen tower (paper section 3.2), and its grid term solved in closed form."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ from qlip.config import Interpolation
 from qlip.encoder import QLIPVisionModel
 from qlip.mlp import CoordinateMLP
 from qlip.positions import interpolate_positions, native_side
-from qlip.prior.pictures import Batch
+from qlip.prior.batches import Batch
 from qlip.quadtree import Leaves, partition_as
 
 
 class PriorLoss(nn.Module):
-    """Both terms of the loss of a prior to a frozen tower.
+    """The two terms of the loss of a prior to a frozen tower.
 
     Args:
-        prior: what is trained.
-        tower: its settings give the quadtree; alpha and the seed of random splits come with the batch.
+        prior: trained.
+        tower: its settings define the quadtree, except alpha and the seed of random splits, which come with the batch.
         projection: CLIP's, for the consistency term of the authors' released script; None for the paper's.
     """
 
@@ -38,21 +35,21 @@ class PriorLoss(nn.Module):
         self.native = Leaves.uniform((tower.native_grid, tower.native_grid))
 
     def forward(self, batch: Batch) -> Tensor:
-        """float32 (2,): the consistency term and the grid term, the mean absolute difference to the table."""
+        """Computes float32 (2,): the consistency term, and the grid term, the mean absolute difference to the table."""
         return torch.stack([self.consistency(batch), self.grid_errors().mean()])
 
     def grid_errors(self) -> Tensor:
-        """float32 (n * n, D): absolute differences of prior and position table on the native grid."""
+        """Computes float32 (n * n, D): absolute differences of prior and position table on the native grid."""
         return (self.place(self.native) - self.tower.position_table.float()).abs()
 
     def place(self, leaves: Leaves, mode: Interpolation = "mlp") -> Tensor:
-        """float32 (N, D): positions of leaves, by default the prior's own, without the residual."""
+        """Computes positions of leaves, float32 (N, D), by default those of the prior without the residual."""
         return interpolate_positions(self.tower.position_table, leaves, mode, self.prior, mlp_residual=False)
 
     def consistency(self, batch: Batch, mode: Interpolation = "mlp") -> Tensor:
-        """The difference of E(native size, uniform) and E(larger, quadtree), the mean over pictures.
+        """Computes the mean difference of E(native size, uniform) and E(larger, quadtree) over the images.
 
-        The L2 norm, of pooled outputs E; with a projection the mean square over D, of E projected to unit length.
+        It is the L2 norm for pooled outputs E; with a projection the mean square over D, of E projected to unit length.
         """
         tower = self.tower
         with torch.no_grad():
@@ -66,12 +63,12 @@ class PriorLoss(nn.Module):
         return difference.norm(dim=1).mean() if self.projection is None else difference.square().mean()
 
     def _embed(self, images: list[Tensor], leaves: list[Leaves], mode: Interpolation) -> Tensor:
-        """float32 (B, D): E of `consistency`, with the positions of `mode`; on the native grid bicubic is the table."""
+        """Computes E of `consistency`, float32 (B, D), with positions of `mode`; bicubic is exact on the native one."""
         cls = self.tower.cls_position.float()
         positions = [torch.cat([cls, self.place(tree, mode)]) for tree in leaves]
         pooled = self.tower.encode(images, leaves, positions, pool=True).pooled
         if pooled is None:
-            raise ValueError("the tower gave no pooled output")
+            raise ValueError("the tower has no pooled output")
         if self.projection is None:
             return pooled.float()
         with torch.autocast(pooled.device.type, enabled=False):  # differences of unit vectors are small

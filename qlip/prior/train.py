@@ -1,8 +1,8 @@
 """Trains the MLP prior for positions (paper section 3.2) to a frozen tower.
 
-Without pictures the prior is made exact on the tower's position table, in closed form. With pictures it is trained so
-that a picture's embedding ([CLS]'s output; SigLIP's attention head's) is the same at a larger size on a quadtree as at
-the native size on the uniform grid. Knows no command line.
+Without images the prior is made exact on the tower's position table, in closed form. With images it is trained so that
+an image's embedding ([CLS]'s output; SigLIP's attention head's) is the same at a larger size on a quadtree as at the
+native size on the uniform grid.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
+from qlip.pictures import find_pictures, read_picture
+from qlip.prior.batches import PictureBatches
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss, solve_last_layer
-from qlip.prior.pictures import PictureBatches, find_pictures, read_picture
 
 WARM_UP = 0.01
-"""Share of the steps in which the learning rate rises."""
+"""Share of the steps over which the learning rate rises."""
 
 HELD_OUT = 56
-"""About how many pictures are kept from training to report the consistency term on; never more than a tenth."""
+"""About how many images are held out to report the consistency term on; at most a tenth."""
 
 EVALUATION_BATCHES = 8
-"""Batches of these pictures, at sizes and thresholds drawn as in training, that the report is a mean over."""
+"""Held-out batches, at sizes and thresholds drawn as in training, that the report averages."""
 
 
 class Consistency(NamedTuple):
-    """The consistency term on pictures of the folder that are kept from training."""
+    """The consistency term on held-out images."""
 
     before: float
-    """Of the prior that training started from."""
+    """Of the prior before training."""
     after: float
     """Of the trained prior."""
     bicubic: float
@@ -51,7 +52,7 @@ class Consistency(NamedTuple):
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained prior and how well it fits. The same in every process."""
+    """A trained prior and how well it fits; the same in every process."""
 
     prior: CoordinateMLP
     max_error: float
@@ -59,26 +60,25 @@ class FitResult:
     mean_error: float
     """Mean absolute difference to the position table."""
     consistency: Consistency | None
-    """None where there were no pictures."""
+    """None without images."""
 
 
 def fit_prior(config: FitConfig) -> FitResult:
-    """Trains a prior and writes it to `config.out`; in every process that accelerate started, if it did.
+    """Trains a prior and writes it to `config.out`; called in every process that accelerate started.
 
     Raises:
-        ValueError: no such tower or one of another kind, no such folder or no picture that can be read, weights of
-            another width, a checkpoint of another run or one that `resume` does not ask for, or a loss that is not
-            finite.
+        ValueError: no such tower or one of another kind, no such folder or no image that can be read, weights of
+            another width, a checkpoint of another run, or one without `resume`, or a loss that is not finite.
         FileNotFoundError: there are no weights at `config.init`.
     """
     if not config.resume and config.checkpoint.exists():
-        raise ValueError(f"{config.checkpoint} is of an unfinished run: resume it, or remove that file")
+        raise ValueError(f"{config.checkpoint} is of an unfinished run: resume it, or delete that file")
     paths = None if config.images is None else find_pictures(config.images)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     tower, processor = load_tower(config.tower)
     projection = load_projection(config.tower) if config.loss == "projected" and paths is not None else None
-    objective = PriorLoss(initial_prior(config, tower.position_table), tower, projection).to(accelerator.device)
+    objective = PriorLoss(make_prior(config, tower.position_table), tower, projection).to(accelerator.device)
     consistency = None
     if paths is not None:
         batches, held_out = (make_batches(config, part, tower, processor, accelerator) for part in hold_out(paths))
@@ -94,8 +94,8 @@ def fit_prior(config: FitConfig) -> FitResult:
     return FitResult(objective.prior, errors.max().item(), errors.mean().item(), consistency)
 
 
-def initial_prior(config: FitConfig, table: Tensor) -> CoordinateMLP:
-    """What training starts from; without pictures, the result."""
+def make_prior(config: FitConfig, table: Tensor) -> CoordinateMLP:
+    """Makes the prior that training starts from; without images it is the result."""
     if config.init is not None:
         prior = CoordinateMLP.load(config.init)
         if (width := prior.layers[-1].out_features) != table.shape[1]:
@@ -111,7 +111,7 @@ def initial_prior(config: FitConfig, table: Tensor) -> CoordinateMLP:
 
 
 def hold_out(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Pictures to train on, and others, evenly spread, to report on; the same where there are too few for both."""
+    """Splits images into those to train on and, evenly spread, those to report on; the same if there are too few."""
     chosen = paths[:: max(10, len(paths) // HELD_OUT)]
     apart = [path for path in chosen if read_picture(path) is not None]
     others = sorted(set(paths) - set(chosen))
@@ -121,7 +121,7 @@ def hold_out(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 def make_batches(
     config: FitConfig, paths: list[Path], tower: QLIPVisionModel, processor: Any, accelerator: Accelerator
 ) -> PictureBatches:
-    """This process's share of the batches of some pictures; sets how the tower cuts them."""
+    """Makes this process's share of the batches, and sets how the tower cuts their images."""
     patch_size, n = tower.config.patch_size, tower.native_grid
     largest = config.largest_size or n * 5 // 3 * patch_size
     most = config.max_tokens or (largest // patch_size) ** 2
@@ -147,7 +147,7 @@ def train(
     config: FitConfig,
     accelerator: Accelerator,
 ) -> Consistency:
-    """Trains the objective's prior on batches, from the checkpoint on where there is one; reports on those held out."""
+    """Trains the objective's prior, from the checkpoint if there is one; reports on the held-out batches."""
     total = config.steps or config.epochs * batches.per_epoch
     adam = torch.optim.Adam(objective.prior.parameters(), config.lr)
     model, optimizer = accelerator.prepare(objective, adam)
@@ -185,14 +185,14 @@ def train(
 def evaluate(
     objective: PriorLoss, batches: PictureBatches, accelerator: Accelerator, mode: Interpolation = "mlp"
 ) -> float:
-    """The mean consistency term over the first batches, the same ones at every call."""
+    """Computes the mean consistency term over the first batches, the same ones at every call."""
     with accelerator.autocast():
         values = [objective.consistency(batches[i].to(accelerator.device), mode) for i in range(EVALUATION_BATCHES)]
     return accelerator.reduce(torch.stack(values).mean(), "mean").item()
 
 
 def learning_rate_factor(step: int, total: int) -> float:
-    """The share of the highest learning rate at a step: a linear rise, then a half cosine down to 0 after the last."""
+    """Computes the share of the highest learning rate at a step: a linear rise, then half a cosine down to 0."""
     rise = max(1, round(WARM_UP * total))
     if step < rise:
         return (step + 1) / rise
@@ -200,7 +200,7 @@ def learning_rate_factor(step: int, total: int) -> float:
 
 
 def save_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any], step: int, before: float) -> None:
-    """Writes what a run needs to go on at `step`; a run that is killed meanwhile keeps its last checkpoint."""
+    """Writes what a run needs to continue at `step`, atomically: a crash leaves the old checkpoint."""
     states = {name: part.state_dict() for name, part in trained.items() if part is not None}
     part = path.with_suffix(".part")
     torch.save({"run": run, "step": step, "before": before, "states": states}, part)
@@ -208,7 +208,7 @@ def save_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any], st
 
 
 def load_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any]) -> tuple[int, float]:
-    """Puts the states back; gives the next step and the consistency term before training.
+    """Restores the states; returns the next step and the consistency term before training.
 
     Raises:
         ValueError: the checkpoint is of a run with other settings, or another number of pictures.
@@ -224,7 +224,7 @@ def load_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any]) ->
 
 
 def open_log(folder: str | Path | None) -> AbstractContextManager[Any]:
-    """A TensorBoard writer; gives None for None.
+    """Opens a TensorBoard writer; a null context for None.
 
     Raises:
         ValueError: TensorBoard is not installed.

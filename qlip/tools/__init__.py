@@ -1,1 +1,1 @@
-"""Measurements and drawings of quadtrees and towers."""
+"""Measurements and drawings of quadtrees and towers, for the commands of `qlip`."""

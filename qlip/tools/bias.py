@@ -1,22 +1,21 @@
-"""Mesoscopic and interpolation bias: how far a tower's embedding of a picture hangs on its size (paper section 3).
+"""Mesoscopic and interpolation bias: how much a tower's embedding of an image depends on its size (paper section 3).
 
-Both compare E at size N with a reference, E of the same picture in the same shape at the tower's native size and on the
-uniform grid, as CLIP sees it. E is the pooled output: [CLS] behind the last norm; SigLIP: its attention head.
+Both compare E at size N with a reference, E of the same image in the same shape at the tower's native size and on the
+uniform grid. E is the pooled output: [CLS] after the last norm; SigLIP: its attention head.
 
 - Mesoscopic bias: the cosine of the two with all position embeddings, [CLS]'s too, set to zero. 1 is best.
 - Interpolation bias: the L2 norm of the gradient of the cosine, positions in use, by P: the embeddings added to the
-  patch tokens at size N. 0 is best. [CLS]'s own is no part of P, as it is never interpolated. The more tokens, the less
-  each one counts and the smaller the norm: compare modes at one number of tokens, not sizes with each other.
+  patch tokens at size N. 0 is best. [CLS]'s own is not in P, as it is never interpolated. With more tokens, each
+  counts less and the norm is smaller: compare modes at one number of tokens, not sizes with each other.
 
-Knows no command line. Pictures pass one at a time, so memory is bounded by the largest size.
+Images are measured one at a time, so the largest size bounds memory.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -27,21 +26,15 @@ from torch import Tensor
 from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
+from qlip.pictures import crop_square
 from qlip.positions import interpolate_positions
-from qlip.prior.pictures import Shape, crop_square
+from qlip.prior.config import Shape
 from qlip.quadtree import Leaves, grid_of, partition_as
 from qlip.rgb import to_rgb
 from qlip.tools.intervals import mean_interval
-from qlip.tools.plots import Curve, Panel, plot_panels
 
 Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
 Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row
-
-LABELS = {
-    "mesoscopic": "mesoscopic bias: cosine to\nnative size, no positions",
-    "interpolation": "interpolation bias: norm of\nthe cosine's gradient",
-}
-TITLES = {"native": "own aspect ratio", "cropped": "central square"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +45,13 @@ class BiasConfig:
     """Shorter sides in pixels, whole cells each; None: the paper's, see `default_sizes`."""
 
     shapes: tuple[Shape, ...] = ("native", "cropped")
-    """Pictures in their own aspect ratio ("native"), or their central square ("cropped")."""
+    """Images in their own aspect ratio ("native"), or their central square ("cropped")."""
 
     modes: tuple[Mode, ...] = ("bilinear", "bicubic")
     """How positions are interpolated; "mlp" is the prior with its residual, "mlp-pure" the paper's form."""
 
     quadtree: QLIPConfig | None = None
-    """Settings of a quadtree to measure besides the uniform grid; the size of pictures is not read from them."""
+    """Settings of a quadtree to measure besides the uniform grid; their image size is ignored."""
 
     def __post_init__(self) -> None:
         for name, choices in (("shapes", Shape), ("modes", Mode)):
@@ -67,14 +60,14 @@ class BiasConfig:
         for name in ("sizes", "shapes", "modes"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name} is {values}; it must hold at least one value, and none twice")
+                raise ValueError(f"{name} is {values}; it must hold at least one value, each once")
         for size in self.sizes or ():
             check_count("sizes", size)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mean over pictures."""
+    """One mean over images."""
 
     measure: str  # "mesoscopic" or "interpolation"
     shape: str  # "native" or "cropped"
@@ -85,11 +78,11 @@ class Row:
     mean: float
     low: float  # of the mean's 95 % interval
     high: float
-    count: int  # pictures
+    count: int  # images
 
 
 def default_sizes(native_grid: int, patch_size: int) -> tuple[int, ...]:
-    """The paper's sizes 224 + 28 k, k = 0 .. 21, for a tower of 336 px; the same multiples of any other native size.
+    """Computes the paper's sizes 224 + 28 k, k = 0 .. 21, for 336 px; the same multiples of other native sizes.
 
     Args:
         native_grid: n, cells per side of the native image.
@@ -100,28 +93,28 @@ def default_sizes(native_grid: int, patch_size: int) -> tuple[int, ...]:
 
 
 def embed(model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor) -> Tensor:
-    """E (D,): the pooled output of one image (3, H, W) with positions ([CLS] +) N, D; see `QLIPVisionModel.encode`."""
+    """Computes E (D,), the pooled output of an image (3, H, W); positions ([CLS] +) N, D as in `encode`."""
     pooled = model.encode([image], [leaves], [positions], pool=True).pooled
     if pooled is None:
-        raise TypeError(f"{type(model).__name__} gave no pooled output")
+        raise TypeError(f"{type(model).__name__} has no pooled output")
     return pooled[0]
 
 
 @torch.no_grad()
 def embed_without_positions(model: QLIPVisionModel, image: Tensor, leaves: Leaves) -> Tensor:
-    """E with all position embeddings, [CLS]'s too, set to zero; see `embed`."""
+    """Computes E with all position embeddings, [CLS]'s too, set to zero; see `embed`."""
     cls = model.cls_position
     return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]))
 
 
 def mesoscopic_bias(model: QLIPVisionModel, image: Tensor, leaves: Leaves, reference: Tensor) -> float:
-    """The cosine of E(image) without positions to a reference (paper section 3); 1 is best.
+    """Computes the cosine of E(image) without positions to a reference (paper section 3); 1 is best.
 
     Args:
         model: the tower, in eval mode.
         image: float (3, H, W), normalised.
         leaves: N leaves of the image.
-        reference: (D,), from `embed_without_positions`: the same picture at the native size.
+        reference: (D,), from `embed_without_positions`: the same image at the native size.
     """
     return float(F.cosine_similarity(embed_without_positions(model, image, leaves), reference, dim=0))
 
@@ -129,14 +122,14 @@ def mesoscopic_bias(model: QLIPVisionModel, image: Tensor, leaves: Leaves, refer
 def interpolation_bias(
     model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor, reference: Tensor
 ) -> float:
-    """|| grad_P cos(E(image), reference) ||_2 over all entries of P (paper section 3); 0 is best.
+    """Computes || grad_P cos(E(image), reference) ||_2 over all entries of P (paper section 3); 0 is best.
 
     Args:
         model: the tower, in eval mode. Frozen parameters save memory.
         image: float (3, H, W), normalised.
         leaves: N leaves of the image.
         positions: P, float (N, D), the embeddings added to the patch tokens; [CLS] has its own.
-        reference: (D,), from `embed`: the same picture at the native size; held fixed.
+        reference: (D,), from `embed`: the same image at the native size; a constant.
     """
     added = positions.detach().requires_grad_()
     with torch.enable_grad():
@@ -147,8 +140,8 @@ def interpolation_bias(
 
 
 @torch.no_grad()
-def place(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
-    """float32 (N, D): position embeddings of leaves, [CLS] left out. ValueError where the mode lacks its prior."""
+def place_leaves(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
+    """Computes position embeddings of leaves, float32 (N, D), without [CLS]. ValueError if the mode lacks its prior."""
     interpolation: Interpolation = "mlp" if mode == "mlp-pure" else mode
     table = model.position_table
     prior = None if model.prior is None else model.prior.to(table.device)
@@ -158,23 +151,23 @@ def place(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
 def measure(
     model: QLIPVisionModel, processor: QLIPImageProcessor, pictures: Iterable[Image.Image], config: BiasConfig
 ) -> list[Row]:
-    """Both measures, each a mean over pictures, by shape, size, tiling and mode.
+    """Measures both biases, each a mean over images, by shape, size, tiling and mode.
 
     Args:
         model: the tower, in eval mode, with its prior if a mode needs one.
-        processor: gives the mean and standard deviation that pictures are normalised with.
-        pictures: Pillow images of any mode and size. Those smaller than a size are enlarged to it; the sides of those
-            that would exceed `QLIPConfig.max_cells` shrink together.
+        processor: its mean and standard deviation normalise the images.
+        pictures: Pillow images of any mode and size. Those smaller than a size are enlarged to it; those that would
+            exceed `QLIPConfig.max_cells` are shrunk.
         config: what is measured.
 
     Raises:
-        ValueError: no pictures; a size that is no whole cells, or too large; a mode without its prior; a budget below
+        ValueError: no images; a size that is not whole cells, or too large; a mode without its prior; a budget below
             the coarsest tree.
     """
     if model.prior is None and any(mode.startswith("mlp") for mode in config.modes):
         raise ValueError(f"modes are {config.modes}, but the tower has no MLP prior")
-    processors = {size: _resizer(model, processor, size) for size in choose_sizes(model, config)}
-    at_native = _resizer(model, processor, model.native_grid * model.config.patch_size)
+    processors = {size: _make_resizer(model, processor, size) for size in choose_sizes(model, config)}
+    at_native = _make_resizer(model, processor, model.native_grid * model.config.patch_size)
     values: dict[Cell, list[float]] = defaultdict(list)
     counts: dict[Cell, list[int]] = defaultdict(list)
     for picture in map(to_rgb, pictures):
@@ -184,12 +177,12 @@ def measure(
                 values[cell].append(value)
                 counts[cell].append(count)
     if not values:
-        raise ValueError("there are no pictures to measure")
+        raise ValueError("there are no images to measure")
     return [Row(*cell, sum(counts[cell]) / len(counts[cell]), *astuple(mean_interval(values[cell]))) for cell in values]
 
 
 def choose_sizes(model: QLIPVisionModel, config: BiasConfig) -> list[int]:
-    """The sizes to measure in pixels, rising, each once. ValueError where one is no whole cells, or too large."""
+    """Chooses the sizes in pixels, rising, each once. ValueError if one is not whole cells, or too large."""
     patch_size = model.config.patch_size
     sizes = config.sizes or default_sizes(model.native_grid, patch_size)
     largest = int(QLIPConfig().max_cells ** 0.5) * patch_size
@@ -197,33 +190,6 @@ def choose_sizes(model: QLIPVisionModel, config: BiasConfig) -> list[int]:
         if size % patch_size or size > largest:
             raise ValueError(f"size {size} is not allowed; multiples of {patch_size} up to {largest} are")
     return sorted(set(sizes))
-
-
-def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
-    """`limit` paths, evenly spread over a sorted folder so that each of its classes comes up; None takes all."""
-    if limit is not None:
-        check_count("limit", limit)
-    count = min(limit or len(paths), len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def write_figure(rows: Sequence[Row], path: str | Path, native_size: int) -> None:
-    """Draws both measures over the image size, shapes side by side, a curve for each mode, into an SVG or PNG file."""
-    curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in rows:
-        name = ", ".join(filter(None, (row.tiling, row.mode)))
-        curves.setdefault((row.measure, row.shape), {}).setdefault(name, []).append(row)
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-
-    def panel(measure: str, shape: str) -> Panel:
-        drawn = [
-            Curve(name, *zip(*[(row.size, row.mean, row.low, row.high) for row in points], strict=True))
-            for name, points in curves[measure, shape].items()
-        ]
-        title = TITLES[shape] if measure == "mesoscopic" else None
-        return Panel(drawn, "shorter side, pixels (dotted: native size)", LABELS[measure], title, mark=native_size)
-
-    plot_panels(path, [[panel(measure, shape) for shape in shapes] for measure in LABELS])
 
 
 def _measure_view(
@@ -234,7 +200,7 @@ def _measure_view(
     shape: Shape,
     config: BiasConfig,
 ) -> Iterator[tuple[Cell, int, float]]:
-    """Cell, number of patch tokens and value of both measures of one picture in one shape."""
+    """Yields cell, number of patch tokens and value for both measures of one image in one shape."""
     device, patch_size = model.position_table.device, model.config.patch_size
 
     def prepare(processor: QLIPImageProcessor) -> tuple[Tensor, Leaves]:
@@ -244,7 +210,9 @@ def _measure_view(
     image, uniform = prepare(at_native)
     bare = embed_without_positions(model, image, uniform)
     with torch.no_grad():
-        reference = embed(model, image, uniform, torch.cat([model.cls_position, place(model, uniform, "bicubic")]))
+        reference = embed(
+            model, image, uniform, torch.cat([model.cls_position, place_leaves(model, uniform, "bicubic")])
+        )
     for size, processor in processors.items():
         image, uniform = prepare(processor)
         trees = {"uniform": uniform}
@@ -254,12 +222,12 @@ def _measure_view(
             value = mesoscopic_bias(model, image, leaves, bare)
             yield ("mesoscopic", shape, tiling, None, size), len(leaves), value
             for mode in config.modes:
-                value = interpolation_bias(model, image, leaves, place(model, leaves, mode), reference)
+                value = interpolation_bias(model, image, leaves, place_leaves(model, leaves, mode), reference)
                 yield ("interpolation", shape, tiling, mode, size), len(leaves), value
 
 
-def _resizer(model: QLIPVisionModel, processor: QLIPImageProcessor, size: int) -> QLIPImageProcessor:
-    """Brings the shorter side of pictures to `size` pixels and keeps the aspect ratio, in whole cells."""
+def _make_resizer(model: QLIPVisionModel, processor: QLIPImageProcessor, size: int) -> QLIPImageProcessor:
+    """Makes a processor that resizes the shorter side to `size` pixels and keeps the aspect ratio, in whole cells."""
     settings = QLIPConfig(alpha=0.0, max_tokens=None, image_size=size)
     mean, std = processor.image_mean, processor.image_std
     return QLIPImageProcessor(model.config.patch_size, model.config.image_size, mean, std, settings)

@@ -1,4 +1,4 @@
-"""Pictures of quadtrees. Knows leaves and Pillow, nothing of models."""
+"""Draws a quadtree over its image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from qlip.quadtree import Leaves
 def draw_leaves(
     image: Image.Image, leaves: Leaves, cell: int | None = None, colour: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
-    """Draws the borders of all leaves over a picture.
+    """Draws the borders of all leaves over an image.
 
     Args:
-        image: the picture that the leaves cut; its size need not be whole cells.
+        image: the image of the leaves; its size need not be whole cells.
         leaves: its tree.
-        cell: side of a cell in the drawing, in pixels; by default the picture's own, but at least 4.
-        colour: of the lines, laid over a darker rim so that they show on any ground.
+        cell: side of a cell in the drawing, in pixels; by default the image's own, but at least 4.
+        colour: of the lines, on a dark rim so that they show on any background.
 
     Returns:
         A new RGB image of cols * cell by rows * cell pixels, plus one for the last line.

@@ -1,4 +1,4 @@
-"""Means with their 95 % intervals, by the bootstrap over groups. Knows nothing of what is measured."""
+"""Means with 95 % intervals, by the bootstrap over groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and where it lies with 95 % confidence."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -25,12 +25,12 @@ def mean_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of some values with a percentile bootstrap interval; of a single group it has no width.
+    """Computes the mean of some values with a percentile bootstrap interval; for a single group its width is 0.
 
     Args:
         values: V finite numbers, at least one.
-        groups: what each value belongs to (say, the image that a question is about). Whole groups are drawn, since
-            values of one group are not independent; None takes every value for itself.
+        groups: the group of each value (for example the image of a question). Whole groups are drawn, since values of
+            one group are not independent; None makes every value its own group.
         resamples: number of bootstrap draws.
         seed: of the draws.
 

@@ -1,4 +1,4 @@
-"""Curves and heat maps of measurements, small and readable in black and white. Needs matplotlib; knows no models."""
+"""Draws curves and heat maps of measurements, small and readable in black and white. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Panel:
     log_x: bool = False
     """Logarithmic x axis, labelled with plain numbers."""
     mark: float | None = None
-    """Where on the x axis a vertical line stands."""
+    """Position of a vertical line on the x axis."""
 
     def __post_init__(self) -> None:
         if len(self.curves) > len(STYLES):
-            raise ValueError(f"{len(self.curves)} curves in one panel; at most {len(STYLES)} can be told apart")
+            raise ValueError(f"{len(self.curves)} curves in one panel; at most {len(STYLES)} can be distinguished")
 
 
 def plot_curves(
@@ -65,8 +65,8 @@ def plot_curves(
 def plot_panels(path: str | Path, panels: Sequence[Sequence[Panel]]) -> None:
     """Draws a table of panels into an SVG or PNG file.
 
-    Panels of one row share the y axis, those of one column the x axis; labels stand at the outer ones, and a legend
-    where it is not that of the panel to the left.
+    Panels of one row share the y axis, those of one column the x axis; the outer ones have
+    labels, and a panel has a legend unless it is that of the panel to the left.
 
     Args:
         path: file to write; the suffix decides the format.
@@ -107,7 +107,7 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
     if panel.log_x:
         axes.set_xscale("log", base=2)
         low, high = axes.get_xlim()
-        if high < 4 * low:  # powers of two alone would leave the axis bare
+        if high < 4 * low:  # powers of two alone would leave the axis almost without labels
             axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.25, 1.5, 1.75)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
@@ -126,7 +126,7 @@ def plot_heat_map(
     value_label: str,
     title: str | None = None,
 ) -> None:
-    """Draws a table as shades of grey with the numbers written in; NaN stays blank.
+    """Draws a table as shades of grey with its numbers; NaN stays blank.
 
     Args:
         path: file to write; the suffix decides the format.
@@ -156,7 +156,7 @@ def plot_heat_map(
 
 
 def check_suffix(path: str | Path) -> Path:
-    """The path of a figure. Raises ValueError unless it ends in .svg or .png."""
+    """Converts the path of a figure. Raises ValueError unless it ends in .svg or .png."""
     path = Path(path)
     if path.suffix not in (".svg", ".png"):
         raise ValueError(f"a figure is written as .svg or .png, got {path.name!r}")

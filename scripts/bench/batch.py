@@ -1,10 +1,10 @@
-"""Questions a second, the runner against one at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
+"""Compares the runner with one question at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
-is `llava.eval.run.runner` with worker processes and its file of answers. Each way runs in a process of its own
+is `llava.eval.run.runner` with worker processes and its file of answers. Each way runs in a separate process
 (`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Times leave out loading and the
-start of the workers, which a benchmark's thousands of questions make up for; CPU time counts the workers' too, from the
-first answer on. The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
+start of the workers, which thousands of questions amortise; CPU time includes the workers', from the first answer on.
+The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
 """
 
 from __future__ import annotations
@@ -22,17 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.batching import BatchLimits
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.tokenizer import load_tokenizer
-from llava.utils import default_device, demo_model_path, device_flag
-from scripts.bench.batch_ways import WAYS
-from scripts.bench.cost import markdown as markdown_row
-from scripts.bench.cost_models import CLIP_LARGE, demo_scene
+from llava.utils import demo_model_path, device_flag
+from scripts.markdown import table_head, table_row
+
+WAYS = ("one at a time", "runner")
 
 TEXTS = (
     "What is in the picture?",
@@ -80,7 +75,13 @@ CASES = (
 
 
 def write_random(folder: Path) -> None:
-    """A LLaVA with random weights, a CLIP-L-shaped tower, and the embedded model's tokenizer."""
+    """Writes a LLaVA with random weights, a CLIP-L-shaped tower, and the embedded model's tokenizer."""
+    import torch
+
+    from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+    from llava.model.tokenizer import load_tokenizer
+    from scripts.bench.cost_models import CLIP_LARGE
+
     torch.manual_seed(0)
     config = LlavaConfig(
         **LLAMA_160M, mm_vision_config=dict(CLIP_LARGE), mm_projector_type="mlp2x_gelu", qlip={"max_tokens": 576}
@@ -90,7 +91,9 @@ def write_random(folder: Path) -> None:
 
 
 def write_questions(folder: Path, case: Case) -> Path:
-    """Pictures of small shapes and a question file."""
+    """Draws pictures of small shapes and writes a question file."""
+    from scripts.bench.cost_models import demo_scene
+
     lines = []
     for number in range(case.pictures):
         demo_scene(case.size, number).save(folder / f"{number}.png")
@@ -103,18 +106,15 @@ def write_questions(folder: Path, case: Case) -> Path:
 
 
 def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Turns of both ways, one after the other."""
+    """Runs both ways in turns."""
     checkpoint = demo_model_path()
     if case.model != "demo":
         checkpoint = folder / "model"
         write_random(checkpoint)
     questions = write_questions(folder, case)
-    command = [sys.executable, "-m", "scripts.bench.batch_ways", "--device", options.device]
-    command += ["--checkpoint", str(checkpoint), "--questions", str(questions), "--new-tokens", str(case.new_tokens)]
-    command += ["--workers", str(options.workers), "--batch-size", str(options.batch_size), "--way"]
-    running = {
-        way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in WAYS
-    }
+    common = {"device": options.device, "checkpoint": str(checkpoint), "questions": str(questions)}
+    common |= {"new_tokens": case.new_tokens, "workers": options.workers, "batch_size": options.batch_size}
+    running = {way: start(common | {"way": way}) for way in WAYS}
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     try:
         for process in running.values():
@@ -128,8 +128,14 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     return turns
 
 
+def start(options: dict[str, Any]) -> subprocess.Popen[str]:
+    """Starts the process that measures one way."""
+    command = [sys.executable, "-m", "scripts.bench.batch", "--measure", json.dumps(options)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def say(process: subprocess.Popen[str], line: str | None = None) -> str:
-    """A process's next line, after one of ours if there is one."""
+    """Reads a process's next line, after sending it one of ours if given."""
     if process.stdin is None or process.stdout is None:
         raise ValueError("the process has no pipes")
     if line is not None:
@@ -141,7 +147,7 @@ def say(process: subprocess.Popen[str], line: str | None = None) -> str:
 
 
 def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of a case, and how often both ways gave the same answer."""
+    """Computes the medians of a case, and how often both ways gave the same answer."""
     count = case.pictures * case.per_picture
     first, second = (turns[way] for way in WAYS)
     same = sum(a == b for a, b in zip(first[-1]["answers"], second[-1]["answers"], strict=True))
@@ -160,38 +166,48 @@ def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Formats a Markdown table."""
     head = ["model", "questions", "to a picture", *WAYS, "ratio", "CPU ms each", "same answers", "peak MiB"]
-    lines = [markdown_row(head), "|---" * len(head) + "|"]
+    lines = [table_head(head)]
     for row in rows:
         alone, together, worker = row["memory"]
         rates = [f"{row[way]:.2f}/s" for way in WAYS]
         cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
         memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
         cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.0%}", memory]
-        lines.append(markdown_row([row["model"], *map(str, cells)]))
+        lines.append(table_row([row["model"], *map(str, cells)]))
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="batch", description=__doc__.split(":")[0])
     models = tuple(dict.fromkeys(case.model for case in CASES))
     parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--repeats", type=integer(), default=5, help="turns of each way (%(default)s)")
-    parser.add_argument(
-        "--workers", type=integer(0), default=1, help="processes that make pictures ready (%(default)s)"
-    )
+    parser.add_argument("--workers", type=integer(0), default=1, help="processes that prepare pictures (%(default)s)")
     parser.add_argument(
         "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
     )
-    parser.add_argument("--device", type=device_flag, default=default_device(), help="(%(default)s)")
+    parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     return parse_and_run(parser, run, argv)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures what the flags name and prints a table."""
+    """Measures every case and prints a table; with `--measure`, is one of the processes that measure."""
+    if options.measure:
+        from scripts.bench.batch_ways import serve
+
+        serve(argparse.Namespace(**options.measure))
+        return
+    import torch
+    import transformers
+
+    from llava.utils import default_device
+
+    options.device = options.device or default_device()
     machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
     machine |= {"threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "transformers": transformers.__version__}

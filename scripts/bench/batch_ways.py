@@ -1,4 +1,4 @@
-"""The two ways that `batch.py` compares, and the process that each runs in: one measurement for every line of input."""
+"""The two ways that `batch.py` compares, and the process that measures one: once for every line of input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import torch
 
-from llava.command import OneLineParser, parse_and_run
 from llava.eval.run.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
@@ -31,19 +30,17 @@ from llava.serve.engine.detokenize import until_stop
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import separators
 
-WAYS = ("one at a time", "runner")
-
 
 @dataclass(frozen=True)
 class Gated:
-    """Lets workers start, but prepare nothing before the measurement begins."""
+    """Makes started workers wait until the measurement begins."""
 
     prepare: Preparer
     folder: Path
-    """Where started workers leave a file each, and wait for one named "go"."""
+    """Where each started worker leaves a file and waits for one named "go"."""
 
     def __call__(self, source: Any) -> Any:
-        """Waits at the gate, then makes a picture ready."""
+        """Waits for the file "go", then prepares a picture."""
         (self.folder / str(os.getpid())).touch()
         while not (self.folder / "go").exists():
             time.sleep(0.002)
@@ -51,7 +48,7 @@ class Gated:
 
 
 def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
-    """As LLaVA's model_vqa does it."""
+    """Answers as LLaVA's model_vqa does."""
     stops, answers = separators(engine.new_conversation()), []
     for question in questions:
         pixels = engine.prepare_images([load_image(str(question.image))])
@@ -74,7 +71,7 @@ def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens:
 
 
 def run_batches(runner: Runner, asked: Sequence[Question], ready: Iterator[Any], file: AnswerFile) -> list[str]:
-    """As `llava.eval.run.batch_run` does it."""
+    """Answers as `llava.eval.run.batch_run` does."""
     found: dict[int, str] = {}
     for outcomes in runner.run(asked, ready):
         rows = [{"text": str(outcome.text), "metadata": {"index": outcome.question.index}} for outcome in outcomes]
@@ -85,7 +82,7 @@ def run_batches(runner: Runner, asked: Sequence[Question], ready: Iterator[Any],
 
 @dataclass(frozen=True)
 class Usage:
-    """What this process and its workers have used so far."""
+    """CPU and memory that this process and its workers have used so far."""
 
     cpu: float
     """Seconds of all cores."""
@@ -96,7 +93,7 @@ class Usage:
 
     @classmethod
     def now(cls) -> Usage:
-        """Linux and macOS."""
+        """Reads the current figures; on Linux and macOS."""
         workers = psutil.Process().children(recursive=True)
         times = [psutil.Process().cpu_times(), *(worker.cpu_times() for worker in workers)]
         unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -108,9 +105,10 @@ class Usage:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """A way's process: loads, warms up, then measures once for every line of its input."""
+    """Loads a checkpoint, warms up, then measures a way once for every line of stdin."""
     engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
-    questions = read_lines(options.questions, options.questions.parent)
+    path = Path(options.questions)
+    questions = read_lines(path, path.parent)
     limits = BatchLimits(options.batch_size)
     runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
     preparer = Preparer.of(engine.model.get_vision_tower())
@@ -137,19 +135,3 @@ def serve(options: argparse.Namespace) -> None:
             del ready
             figures = {"seconds": seconds, "cpu": used.cpu - before.cpu, "memory": [used.memory, used.worker_memory]}
             print(json.dumps({**figures, "answers": answers}), flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of a way's process."""
-    parser = OneLineParser(prog="batch_ways")
-    for name in ("checkpoint", "device"):
-        parser.add_argument(f"--{name}", required=True)
-    for name in ("new-tokens", "workers", "batch-size"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--questions", type=Path, required=True)
-    parser.add_argument("--way", choices=WAYS, required=True)
-    return parse_and_run(parser, serve, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
-"""What decoding in processes of their own costs: `python -m scripts.bench.decoding`.
+"""Measures what decoding images in other processes costs: `python -m scripts.bench.decoding`.
 
-Prepares images as a server does, opened, resized and cut by the quadtree, with and without `decoder_pool`, the two ways
-interleaved, on photograph-like JPEG and PNG files. Prints medians and their ratio.
+Prepares images as a server does (open, resize, cut by the quadtree) with and without `DecoderPool`, in turns, on JPEG
+and PNG files about as large as photographs. Prints medians and their ratio.
 """
 
 from __future__ import annotations
@@ -12,40 +12,46 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
-from llava.images import decode_image
-from llava.serve.decoding.pool import DecoderPool
-from qlip import QLIPConfig, QLIPImageProcessor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from llava.serve.decoding.pool import DecoderPool
+    from qlip import QLIPImageProcessor
 
 SIZES = ((336, 336), (640, 480), (1024, 768), (2000, 1500), (4000, 3000))
 
 
 def smooth_noise(size: tuple[int, int]) -> Image.Image:
-    """An image whose files are about as large as a photograph's."""
+    """Draws an image whose files are about as large as a photograph's."""
+    import numpy as np
+    from PIL import Image
+
     coarse = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 def saved(image: Image.Image, kind: str) -> bytes:
-    """The bytes of an image file."""
+    """Encodes an image as a file of the given kind."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
+    """Times a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def compare(data: bytes, pool: DecoderPool, processor: QLIPImageProcessor, rounds: int) -> tuple[float, float]:
-    """Median seconds to prepare an image, decoded in this process and by the pool."""
+    """Measures the median seconds to prepare an image, decoded in this process and by the pool."""
+
+    from llava.images import decode_image
 
     def prepare(decode: Callable[[bytes], Image.Image]) -> None:
         processor.cut(processor.preprocess(decode(data), return_tensors="pt")["pixel_values"][0])
@@ -60,6 +66,9 @@ def compare(data: bytes, pool: DecoderPool, processor: QLIPImageProcessor, round
 
 def run(rounds: int) -> None:
     """Prints the table."""
+    from llava.serve.decoding.pool import DecoderPool
+    from qlip import QLIPConfig, QLIPImageProcessor
+
     pool, processor = DecoderPool(1), QLIPImageProcessor(qlip=QLIPConfig(image_size=336))
     print("| file | this process | pool | ratio |\n|---|---|---|---|")
     try:
@@ -75,9 +84,9 @@ def run(rounds: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="decoding", description="Measure what decoding in other processes costs.")
-    parser.add_argument("--rounds", type=integer(), default=20, help="times that each image is prepared (default: 20)")
+    parser.add_argument("--rounds", type=integer(), default=20, help="times that each image is prepared (%(default)s)")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args.rounds))
 

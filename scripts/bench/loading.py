@@ -1,7 +1,7 @@
-"""Peak memory of loading a checkpoint: `python -m scripts.bench.loading [--checkpoint DIR]`, Linux.
+"""Measures the peak memory of loading a checkpoint: `python -m scripts.bench.loading [--checkpoint DIR]`, Linux.
 
 Without a checkpoint it writes a random LLaVA of about 330 MB (float16, two shards) to a temporary folder, as
-safetensors and as .bin, and loads it in float16 and in float32, each time in a process of its own. Two peaks are
+safetensors and as .bin, and loads it in float16 and in float32, each time in a new process. Two peaks are
 printed as shares of the loaded weights: private memory, and private memory with the pages of the files mapped, which
 the system can drop at any time.
 """
@@ -18,9 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from llava.command import OneLineParser, parse_and_run
 
 VISION = {
@@ -35,7 +32,10 @@ VISION = {
 
 
 def write_checkpoint(folder: Path, as_bin: bool) -> None:
-    """A random LLaVA in two shards, with the tokenizer of the embedded model."""
+    """Writes a random LLaVA in two shards, with the tokenizer of the embedded model."""
+    import torch
+    from safetensors.torch import load_file
+
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path, as_bin: bool) -> None:
 
 
 def resident() -> tuple[float, float]:
-    """Private and total resident memory of this process in MiB."""
+    """Reads the private and total resident memory of this process, in MiB."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     private, total = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS"))
     return private, total
@@ -94,7 +94,7 @@ def measure(folder: str, dtype: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="loading", description=__doc__.split(":")[0])
     parser.add_argument("--checkpoint", help="measure this folder instead of a random model")
     parser.add_argument("--measure", nargs=2, metavar=("DIR", "DTYPE"), help=argparse.SUPPRESS)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures what the flags name and prints a table."""
+    """Measures every checkpoint in both precisions and prints a table."""
     if args.measure:
         measure(*args.measure)
         return
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
                 command = [sys.executable, "-m", "scripts.bench.loading", "--measure", folder, dtype]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
-                    raise RuntimeError(f"{folder} could not be measured as {dtype}; the line above says why")
+                    raise RuntimeError(f"{folder} could not be measured as {dtype}; see the error above")
                 weights, private, total, _ = json.loads(done.stdout)
                 print(
                     f"{name:20s}  {dtype:9s}  {weights:12.0f}  {private / weights:11.2f} x  {total / weights:22.2f} x"

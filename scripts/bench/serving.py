@@ -1,9 +1,9 @@
 """Times a model worker under load: `python -m scripts.bench.serving [--clients 1 8 32] [--rounds 3]`.
 
-Two workers with the embedded model (or --model-path) run side by side, one that answers waiting requests together and
-one that answers them one by one. In turns, so that both meet the same state of the machine, N clients at a time send
-each their next question as soon as the last one is answered; every request has a picture of its own. What is printed
-are medians over rounds. The clients share the machine's cores with the workers.
+Two workers with the embedded model (or --model-path) run side by side, one that batches waiting requests and one that
+answers them one by one. They are measured in turns, so that both meet the same state of the machine: N clients each
+send the next question as soon as the last one is answered, every request with another picture. Prints medians over
+rounds. The clients share the machine's cores with the workers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.conversation import conv_templates
-from llava.serve.workers.protocol import FrameSplitter
+from playground.presets import PRESETS
 from playground.questions import WORDINGS
-from playground.scenes import PRESETS, scene
 
-START_TIMEOUT = 300.0  # seconds; a large model takes its time to load
+if TYPE_CHECKING:
+    import httpx
+
+START_TIMEOUT = 300.0  # seconds; a large model takes minutes to load
 ANSWER_TIMEOUT = 600.0
 
 
@@ -48,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Round:
-    """What N clients got in one go."""
+    """What N clients measured in one round."""
 
     tokens_per_second: float
     first_texts: list[float]
@@ -66,7 +64,12 @@ class Row:
 
 
 def requests(count: int, preset: str, max_new_tokens: int) -> list[dict[str, Any]]:
-    """Requests in LLaVA's protocol: each asks what is in a scene of its own."""
+    """Builds requests in LLaVA's protocol; each asks what is in another scene."""
+    from PIL import Image
+
+    from llava.conversation import conv_templates
+    from playground.scenes import scene
+
     made = []
     for index in range(count):
         picture = io.BytesIO()
@@ -89,21 +92,23 @@ def requests(count: int, preset: str, max_new_tokens: int) -> list[dict[str, Any
 
 async def ask(client: httpx.AsyncClient, model: str, request: dict[str, Any]) -> Sample:
     """Sends one request and reads its answer to the end."""
+    from llava.serve.workers.protocol import read_frames
+
     start, first, last = time.perf_counter(), None, b"{}"
-    frames = FrameSplitter()
     async with client.stream("POST", "/worker_generate_stream", json={"model": model, **request}) as reply:
-        async for data in reply.aiter_raw():
-            for frame in frames.push(data):
-                last = frame
-                first = first or time.perf_counter()
-    told = json.loads(last)
-    if told.get("error_code") != 0:
-        raise RuntimeError(f"the worker failed: {told.get('text')}")
-    return Sample((first or time.perf_counter()) - start, told["usage"]["completion_tokens"])
+        async for frame in read_frames(reply.aiter_raw()):
+            last = frame
+            first = first or time.perf_counter()
+    end = json.loads(last)
+    if end.get("error_code") != 0:
+        raise RuntimeError(f"the worker failed: {end.get('text')}")
+    return Sample((first or time.perf_counter()) - start, end["usage"]["completion_tokens"])
 
 
 async def load(url: str, clients: int, work: Sequence[dict[str, Any]]) -> Round:
     """Lets N clients work through the requests."""
+    import httpx
+
     waiting = iter(work)
     samples: list[Sample] = []
 
@@ -144,7 +149,7 @@ def worker(batch: int, waiting: int, model_flags: Sequence[str]) -> Iterator[str
         deadline = time.monotonic() + START_TIMEOUT
         while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the worker did not start; its message is above")
+                raise RuntimeError("the worker did not start; see its message above")
             time.sleep(0.2)
         yield url
     finally:
@@ -153,7 +158,9 @@ def worker(batch: int, waiting: int, model_flags: Sequence[str]) -> Iterator[str
 
 
 def answers(url: str) -> bool:
-    """Whether a worker is up."""
+    """Checks whether a worker is up."""
+    import httpx
+
     try:
         return httpx.get(f"{url}/health", trust_env=False).status_code == 200
     except httpx.TransportError:
@@ -161,13 +168,13 @@ def answers(url: str) -> bool:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed."""
+    """Finds the smallest value that is at least as large as this share of them."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def measure(urls: dict[int, str], clients: int, work: Sequence[dict[str, Any]], rounds: int) -> list[Row]:
-    """One row per worker, by batch size, measured in turns."""
+    """Measures both workers in turns; a row for each, by batch size."""
     found: dict[int, list[Round]] = {batch: [] for batch in urls}
     for _ in range(rounds):
         for batch, url in urls.items():
@@ -185,7 +192,7 @@ def measure(urls: dict[int, str], clients: int, work: Sequence[dict[str, Any]], 
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """Prints the rows of one number of clients, the ratio to the first of them at the end."""
+    """Prints the rows of one number of clients, each with its ratio to the first."""
     for row in rows:
         ratio = row.tokens_per_second / rows[0].tokens_per_second
         print(
@@ -196,7 +203,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="serving", description="Times a model worker under load, with batching and without.")
     parser.add_argument("--clients", type=integer(), nargs="+", default=[1, 8, 32], help="clients at a time")
     parser.add_argument("--requests", type=integer(), default=4, help="of a client in a round, at least 16 in all")
@@ -209,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures and prints a table."""
+    """Starts the workers, measures them and prints a table."""
     most = max(args.clients)
     work = requests(max(16, args.requests * most), args.preset, args.max_new_tokens)
     model_flags = ["--model-path", args.model_path] if args.model_path else []

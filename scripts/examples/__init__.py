@@ -1,4 +1,4 @@
-"""QLIP inside transformers, each in a few lines, and the command line that they share."""
+"""Examples of QLIP inside transformers, and the command line that they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from llava.command import OneLineParser, run_command
+from qlip.command import OneLineParser, run_command
 
 
 def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Features of leaves, drawn back on the picture: `python -m scripts.examples.feature_map PICTURE OUT.png`."""
+"""Draws the features of leaves on the image: `python -m scripts.examples.feature_map IMAGE OUT.png`."""
 
 import torch
 from PIL import Image

@@ -1,4 +1,4 @@
-"""A question to a LLaVA of transformers: `python -m scripts.examples.transformers_chat PICTURE QUESTION`."""
+"""Asks a LLaVA of transformers: `python -m scripts.examples.transformers_chat IMAGE QUESTION`."""
 
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -1,4 +1,4 @@
-"""Zero-shot classification at native resolution: `python -m scripts.examples.zero_shot PICTURE "a cat" "a dog"`."""
+"""Zero-shot classification at native resolution: `python -m scripts.examples.zero_shot IMAGE "a cat" "a dog"`."""
 
 import torch
 from PIL import Image

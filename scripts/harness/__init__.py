@@ -1,1 +1,1 @@
-"""Runs evaluation harnesses of others on the `llava` package."""
+"""Runs other evaluation harnesses on the `llava` package."""

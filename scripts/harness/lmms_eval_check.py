@@ -1,8 +1,8 @@
-"""Does lmms-eval give our answers? `python -m scripts.harness.lmms_eval_check`, where lmms-eval is installed.
+"""Compares lmms-eval's answers with ours: `python -m scripts.harness.lmms_eval_check`, where lmms-eval is installed.
 
 lmms-eval's own, unmodified `llava` adapter runs a local task of generated scenes with this package, and so does
 `llava.eval.model_vqa_loader`; their answers must be the same, one by one. Its log-likelihoods are compared with
-`llava.eval.vstar_likelihood`'s. Scores are `lmms_eval_scores`' matter; docs/EVALUATION.md says how to install it.
+`llava.eval.vstar_likelihood`'s. `lmms_eval_scores` compares scores; docs/EVALUATION.md says how to install lmms-eval.
 """
 
 from __future__ import annotations
@@ -16,17 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval import model_vqa_loader
-from llava.eval.run.likelihood import option_losses
 from llava.eval.score.rows import Row, read_rows
-from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path, device_flag
-from playground.scenes import PRESETS, write_scenes
+from playground.presets import PRESETS
 
 SEED = 77
 LONGEST = 64
@@ -65,7 +58,9 @@ def results(doc, said):
 
 
 def write_task(folder: Path, count: int) -> list[Row]:
-    """Scenes with their questions, and the task in lmms-eval's form; the questions."""
+    """Writes scenes with questions, and the task in lmms-eval's form; returns the questions."""
+    from playground.scenes import write_scenes
+
     write_scenes(folder, PRESETS["detail"], SEED, count)
     answers = {row["question_id"]: row["text"] for _, row in read_rows(folder / "answers.jsonl")}
     questions = [row | {"answer": answers[row["question_id"]]} for _, row in read_rows(folder / "questions.jsonl")]
@@ -79,7 +74,7 @@ def write_task(folder: Path, count: int) -> list[Row]:
 
 
 def harness_answers(folder: Path, model_path: str, device: str, batch_size: int) -> list[str]:
-    """What lmms-eval's command logs, in the order of the questions."""
+    """Runs lmms-eval and reads the answers that it logs, in the order of the questions."""
     out = folder / f"lmms-{batch_size}"
     command = [sys.executable, "-m", "lmms_eval", "eval", "--model=llava", "--tasks=shapes", "--force_simple"]
     command += [f"--model_args=pretrained={model_path},device_map=auto,device={device}", f"--batch_size={batch_size}"]
@@ -94,11 +89,13 @@ def harness_answers(folder: Path, model_path: str, device: str, batch_size: int)
 
 
 def runner_answers(folder: Path, model_path: str, device: str) -> list[str]:
-    """What our runner writes.
+    """Runs our runner and reads its answers.
 
     Raises:
         RuntimeError: it failed.
     """
+    from llava.eval import model_vqa_loader
+
     answers = folder / "answers-ours.jsonl"
     files = [f"--question-file={folder / 'questions.jsonl'}", f"--image-folder={folder / 'images'}"]
     flags = [f"--model-path={model_path}", f"--device={device}", *files]
@@ -108,9 +105,15 @@ def runner_answers(folder: Path, model_path: str, device: str) -> list[str]:
 
 
 def largest_loss_difference(folder: Path, model_path: str, device: str, questions: Sequence[Row]) -> float:
-    """How far, relatively, the adapter's loss of a right answer is from ours at most; it halves pixels' precision."""
+    """Computes the largest relative difference of the losses of right answers; the adapter takes pixels in float16."""
+    import torch
     from lmms_eval.api.instance import Instance
     from lmms_eval.models.simple.llava import Llava
+    from PIL import Image
+
+    from llava.eval.run.likelihood import option_losses
+    from llava.model.builder import load_pretrained_model
+    from llava.serve.engine import ChatEngine
 
     engine = ChatEngine(*load_pretrained_model(model_path, device=device))
     pictures = [Image.open(folder / "images" / row["image"]).convert("RGB") for row in questions]
@@ -159,7 +162,7 @@ def check(args: argparse.Namespace) -> None:
         difference = largest_loss_difference(folder, model_path, args.device, questions)
         print(f"log-likelihoods: differ by at most {difference:.2%}")
     if differing or difference > 0.05:
-        raise RuntimeError("lmms-eval and this package do not agree")
+        raise RuntimeError("lmms-eval and this package disagree")
 
 
 def _text(responses: str | list[str]) -> str:
@@ -167,7 +170,7 @@ def _text(responses: str | list[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="lmms_eval_check", description="Compare lmms-eval's answers with the runner's.")
     parser.add_argument("--model-path", default=demo_model_path(), help="a checkpoint (default: the embedded model)")
     parser.add_argument("--device", type=device_flag, default="cpu", help="cpu or cuda (%(default)s)")

@@ -1,4 +1,4 @@
-"""Do our scorers give lmms-eval's numbers? `python -m scripts.harness.lmms_eval_scores`, where lmms-eval is installed.
+"""Compares lmms-eval's scores with ours: `python -m scripts.harness.lmms_eval_scores`, where lmms-eval is installed.
 
 Made-up answers, of forms that both read alike, go through both; the scores must be equal. Free text goes through both
 normalisations of VQA answers. Needs no model.
@@ -33,7 +33,7 @@ Pair = tuple[float, float]
 
 
 def theirs(task: str) -> Any:
-    """The functions of a task of lmms-eval.
+    """Imports the functions of a task of lmms-eval.
 
     Raises:
         ImportError: lmms-eval is not installed.

@@ -1,1 +1,1 @@
-"""The QLIP paper's table of results on LLaVA-1.5, column by column: paper, ours, difference."""
+"""Compares our scores with the QLIP paper's table on LLaVA-1.5."""

@@ -1,4 +1,4 @@
-"""The ways of seeing that the paper's table is measured in, as checkpoints with their settings. Runs nothing."""
+"""The settings that the paper's table is measured with, as checkpoints. Runs nothing."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from llava.eval.score.score import write_json
 from qlip import QLIPConfig
 
 VARIANTS = ("clip", "qlip", "paper")
-"""CLIP; QLIP's defaults, which need no sweep; the paper's rule, whose alpha and image size are swept."""
+"""CLIP; QLIP's defaults, which need no sweep; the paper's rule, with a sweep over alpha and image size."""
 
 PAPER = QLIPConfig(criterion="gradient", coarsest="any", llm_positions="sequential", llm_size_bias=0.0, max_tokens=2304)
-"""The paper's rule; the budget keeps pictures that alpha hardly thins out within the model's context."""
+"""The paper's rule; the budget keeps images with detail everywhere within the model's context."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A way of seeing."""
+    """A tower with its settings."""
 
     tower: str
     """A tower of the table."""
 
     name: str
-    """Its answers are kept under it."""
+    """Names the files of its answers."""
 
     settings: str
-    """For people."""
+    """Text for the table."""
 
     qlip: QLIPConfig | None
-    """What the checkpoint's configuration is made to say; None for CLIP."""
+    """Written to the checkpoint's configuration; None for CLIP."""
 
 
 def make_runs(variants: Sequence[str], alphas: Sequence[float], sizes: Sequence[int], prior: Path | None) -> list[Run]:
-    """The runs of some variants; the paper's rule once for each alpha and image size.
+    """Makes the runs of some variants; the paper's rule once for each alpha and image size.
 
     Args:
         variants: of VARIANTS.
@@ -45,7 +45,7 @@ def make_runs(variants: Sequence[str], alphas: Sequence[float], sizes: Sequence[
         prior: weights of the MLP prior for its positions; None interpolates bicubically.
 
     Raises:
-        ValueError: a variant that there is not, or a setting out of range.
+        ValueError: an unknown variant, or a setting out of range.
     """
     if unknown := sorted(set(variants) - set(VARIANTS)):
         raise ValueError(f"variant is {unknown[0]!r}; allowed are {', '.join(VARIANTS)}")
@@ -65,7 +65,7 @@ def _paper_run(alpha: float, size: int, prior: Path | None) -> Run:
 
 
 def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -> Path:
-    """Makes a folder of links to a checkpoint's files whose configuration asks for these settings; the folder."""
+    """Makes a folder of links to a checkpoint's files with these settings in its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in checkpoint.resolve().iterdir():
         link = folder / file.name

@@ -1,6 +1,6 @@
-"""The paper's table on LLaVA-1.5, and where our scores hold the same numbers. Source: arXiv 2505.23004.
+"""The paper's table on LLaVA-1.5, and which of our scores each number is compared with. Source: arXiv 2505.23004.
 
-The paper does not say which of a benchmark's numbers it gives; docs/EVALUATION.md lists what is taken here.
+The paper does not say which of a benchmark's numbers it reports; docs/EVALUATION.md lists the ones taken here.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Column:
     """What is compared: a measure in the benchmark's score."""
 
     rows: tuple[str, ...]
-    """Where it stands there: the first of these rows that the score has."""
+    """Its row there: the first of these that the score has."""
 
     def of_paper(self, model: str, tower: str) -> float | None:
-        """The paper's number."""
+        """Looks up the paper's number."""
         return self.paper[len(TOWERS) * list(MODELS).index(model) + TOWERS.index(tower)]
 
     def of_score(self, rows: dict[str, dict[str, float]]) -> float:
-        """Our number in a benchmark's score.
+        """Looks up our number in a benchmark's score.
 
         Raises:
             ValueError: the score does not have it.
@@ -58,4 +58,13 @@ SCIENCE_QA = Column("ScienceQA", "sqa", (64.0, 63.5, 67.8, 67.9), "accuracy", ("
 MME = Column("MME", "mme", (1207.0, 1241.0, 1390.0, 1388.0), "score", ("perception",))
 REAL_WORLD_QA = Column("RealWorldQA", "realworldqa", (49.0, 47.3, 48.0, 49.4), "accuracy", ("all",))
 
-ALL = (*V_STAR, MMBENCH, POPE, CV_BENCH, SCIENCE_QA, MME, REAL_WORLD_QA)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "v_star": V_STAR,
+    "mmbench": (MMBENCH,),
+    "pope": (POPE,),
+    "cv_bench": (CV_BENCH,),
+    "science_qa": (SCIENCE_QA,),
+    "mme": (MME,),
+    "real_world_qa": (REAL_WORLD_QA,),
+}
+"""The command's names -> columns from the same run, in the paper's order."""

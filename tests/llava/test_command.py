@@ -1,66 +1,13 @@
-"""Every command ends a user's mistake in one line and exit code 2, and shows a fault of its own in full."""
+"""Types of numeric flags, and the formatting of a model's failure."""
 
 from __future__ import annotations
 
 import argparse
-import pickle
 
 import pytest
-import safetensors.torch
 
-from llava.command import format_error, integer, real, run_command
+from llava.command import format_error, integer, real
 from llava.serve.engine.errors import GenerationError
-
-
-def raise_(error: BaseException) -> None:
-    raise error
-
-
-def read_as_safetensors() -> None:
-    safetensors.torch.load(b"no header at all")
-
-
-def read_as_pickle() -> None:
-    pickle.loads(b"no pickle")
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        lambda: raise_(ValueError("max_tokens is\n96.5")),
-        lambda: raise_(TypeError("max_tokens must be an integer")),
-        lambda: raise_(FileNotFoundError("no such file")),
-        read_as_safetensors,
-        read_as_pickle,
-    ],
-)
-def test_a_users_mistake_is_one_line_and_exit_code_2(work, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command("qa", work) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("qa: error: ") and error.count("\n") == 1 and len(error) > len("qa: error: \n")
-
-
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
-    with pytest.raises(KeyError):
-        run_command("qa", lambda: raise_(KeyError("row")))
-
-
-def test_debug_shows_a_users_mistake_in_full() -> None:
-    with pytest.raises(ValueError, match="no such tower"):
-        run_command("qa", lambda: raise_(ValueError("no such tower")), debug=True)
-
-
-def test_exit_codes_pass_and_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command("qa", lambda: None) == 0
-    assert run_command("qa", lambda: 1) == 1
-    assert run_command("qa", lambda: raise_(KeyboardInterrupt()), interrupted="stopped") == 130
-    assert capsys.readouterr().err == "qa: stopped\n"
-
-
-def test_a_missing_file_is_named_without_its_number(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError) as raised:
-        (tmp_path / "answers.jsonl").read_text()
-    assert format_error(raised.value) == f"{tmp_path / 'answers.jsonl'}: no such file or directory"
 
 
 def test_a_models_failure_is_reported_by_its_cause() -> None:

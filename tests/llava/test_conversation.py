@@ -114,7 +114,7 @@ def test_formats_with_image_tags_give_the_picture_a_turn_of_its_own(name: str, p
     assert talk(name, ("Hi <image>", Image.new("RGB", (8, 8)), "Pad"), None).get_prompt() == prompt
 
 
-def test_a_later_picture_keeps_its_token_where_it_stands() -> None:
+def test_a_later_image_keeps_the_place_of_its_token() -> None:
     conversation = talk("vicuna_v1", "Hi", "Hello", ("Look: <image>", Image.new("RGB", (8, 8)), "Pad"), None)
     assert conversation.get_prompt().endswith("USER: Look: <image> ASSISTANT:")
 
@@ -159,7 +159,7 @@ def test_the_users_pictures_come_fitted_as_asked(mode: str, size: tuple[int, int
     assert decoded.tobytes() == picture.tobytes()
 
 
-def test_large_pictures_shrink_to_the_wire_size() -> None:
+def test_large_images_shrink_to_the_chat_size() -> None:
     conversation = talk("vicuna_v1", ("Hi", Image.new("RGB", (1000, 2000)), "Default"))
     assert conversation.get_images(return_pil=True)[0].size == (672, 1344)
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava import downloads
 from llava.images import ImageError, load_image
-from llava.serve.http.flags import _host as media_domain
-from llava.serve.workers.auth import host_of, server_url
+from llava.serve.http.addresses import host_of, server_url
+from llava.serve.http.addresses import media_host as media_domain
 
 ODD = [
     "xn--",
@@ -163,7 +163,7 @@ def request(address: str) -> None:
         ("http://me:secret@h/", "needs a host and may not hold a password"),
     ],
 )
-def test_a_url_that_cannot_be_asked_is_told_what_is_wrong_with_it(url: str, words: str) -> None:
+def test_the_error_of_a_bad_url_says_what_is_wrong(url: str, words: str) -> None:
     def fail(*args: object, **options: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

@@ -180,7 +180,7 @@ def test_of_a_large_file_no_more_than_the_limit_is_read(tmp_path: Path, picture:
     ],
     ids=["empty", "text", "png-signature", "cut-png", "cut-jpeg", "cut-webp", "postscript"],
 )
-def test_broken_and_foreign_files_are_refused_without_pillows_words(data: bytes) -> None:
+def test_broken_and_other_files_are_refused_without_pillows_message(data: bytes) -> None:
     with pytest.raises(ImageError, match="not a readable image") as caught:
         load_image(data)
     assert "0x" not in str(caught.value)

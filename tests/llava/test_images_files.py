@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64
 from qlip.rgb import find_orientation
-from scripts import hostile
+from scripts.soak import hostile
 
 ORIENTATION = 0x0112
 
@@ -203,7 +203,7 @@ def test_base64_text_may_be_wrapped_as_mime_wraps_it() -> None:
         assert load_image_from_base64(f"data:image/png;base64,{text}").tobytes() == blocks().tobytes()
 
 
-def test_base64_text_without_its_prefix_is_told_to_need_one() -> None:
+def test_the_error_of_base64_text_without_prefix_names_the_prefix() -> None:
     text = base64.b64encode(hostile.saved(blocks())).decode()
     with pytest.raises(ImageError, match="base64 text needs data:image/png;base64, before it"):
         load_image(text, allow_paths=False)

@@ -1,4 +1,4 @@
-"""Pictures, prompts and stop keywords become tensors as LLaVA's checkpoints expect them."""
+"""Images and prompts become tensors as LLaVA's checkpoints expect them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessor
 from llava import mm_utils
 from llava.constants import IMAGE_TOKEN_INDEX
 from tests.llava.serve.fakes import BytesTokenizer
+from tests.llava.test_image_geometry import gradient
 
 
 class NoBosTokenizer(BytesTokenizer):
@@ -22,11 +23,6 @@ class NoBosTokenizer(BytesTokenizer):
 @pytest.fixture
 def processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-
-
-def gradient(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    values = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3) % 251
-    return Image.fromarray(values.astype(np.uint8)).convert(mode)
 
 
 def clip(processor: CLIPImageProcessor, *images: Image.Image) -> torch.Tensor:
@@ -47,7 +43,7 @@ def clip(processor: CLIPImageProcessor, *images: Image.Image) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("tokenizer", [BytesTokenizer(), NoBosTokenizer()])
-def test_each_image_token_stands_between_the_texts_around_it(
+def test_each_image_token_is_between_the_texts_around_it(
     prompt: str, pieces: list[str], tokenizer: BytesTokenizer
 ) -> None:
     expected = [] if tokenizer.bos_token_id is None else [1]
@@ -59,7 +55,7 @@ def test_each_image_token_stands_between_the_texts_around_it(
     assert tensor.tolist() == expected
 
 
-def test_another_index_may_stand_for_pictures() -> None:
+def test_another_index_may_mark_images() -> None:
     assert mm_utils.tokenizer_image_token("<image>", BytesTokenizer(), image_token_index=7) == [1, 7]
 
 
@@ -137,37 +133,6 @@ def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProces
     assert mm_utils.get_anyres_image_grid_shape(image.size, pinpoints, 28) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    ("size", "best"),
-    [((600, 600), (672, 672)), ((1000, 100), (1008, 336)), ((100, 1000), (336, 1008)), ((500, 1000), (336, 672))],
-)
-def test_the_best_resolution_keeps_most_and_wastes_least(size: tuple[int, int], best: tuple[int, int]) -> None:
-    offered = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
-    assert mm_utils.select_best_resolution(size, offered) == best
-
-
-@pytest.mark.parametrize(("size", "box"), [((20, 10), (0, 10, 40, 30)), ((10, 20), (10, 0, 30, 40))])
-def test_fitting_centres_the_picture_on_black(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-    fitted = mm_utils.resize_and_pad_image(Image.new("RGB", size, "white"), (40, 40))
-    assert fitted.size == (40, 40)
-    assert fitted.getbbox() == box
-
-
-def test_padding_to_a_square_centres_and_leaves_squares_alone() -> None:
-    red = Image.new("RGB", (10, 4), "red")
-    square = mm_utils.expand2square(red, (0, 0, 0))
-    assert square.size == (10, 10)
-    assert square.getbbox() == (0, 3, 10, 7)
-    assert mm_utils.expand2square(square, (0, 0, 0)) is square
-
-
-def test_tiles_come_in_raster_order() -> None:
-    image = gradient(6, 4)
-    tiles = mm_utils.divide_to_patches(image, 2)
-    boxes = [(x, y, x + 2, y + 2) for y in (0, 2) for x in (0, 2, 4)]
-    assert [tile.tobytes() for tile in tiles] == [image.crop(box).tobytes() for box in boxes]
-
-
 def test_base64_text_opens_as_the_picture_it_encodes() -> None:
     image = gradient(12, 8)
     opened = mm_utils.load_image_from_base64(mm_utils.encode_image_to_base64(image, "PNG"))
@@ -189,39 +154,3 @@ def test_base64_text_opens_as_the_picture_it_encodes() -> None:
 )
 def test_a_models_name_is_its_last_folder(path: str, name: str) -> None:
     assert mm_utils.get_model_name_from_path(path) == name
-
-
-# Stop keywords
-
-
-PROMPT = "say ### now"  # holds the keyword itself
-ROWS = ["Hello###", "Hello, ", "Hello #", "Hello\n###"]
-STOPPED = [True, False, False, True]
-
-
-@pytest.mark.parametrize("with_prompt", [True, False])
-def test_each_row_stops_at_a_keyword_of_its_own_new_text(with_prompt: bool) -> None:
-    tokenizer = BytesTokenizer()
-    prompt = torch.tensor([tokenizer(PROMPT).input_ids] * len(ROWS))
-    criterion = mm_utils.KeywordsStoppingCriteria(["###"], tokenizer, prompt)
-    longest = max(map(len, ROWS))
-    new = torch.tensor([tokenizer.bytes(row.rjust(longest)) for row in ROWS])
-    output = torch.cat([prompt, new], dim=1) if with_prompt else new
-    stopped = criterion(output, None)
-    assert stopped.dtype == torch.bool
-    assert stopped.tolist() == STOPPED
-
-
-@pytest.mark.parametrize("output", [[], [1, *BytesTokenizer.bytes(PROMPT)]])
-def test_nothing_new_stops_nothing(output: list[int]) -> None:
-    tokenizer = BytesTokenizer()
-    criterion = mm_utils.KeywordsStoppingCriteria(["###"], tokenizer, torch.tensor([tokenizer(PROMPT).input_ids]))
-    assert criterion(torch.tensor([output], dtype=torch.long), None).tolist() == [False]
-
-
-def test_a_keyword_split_over_tokens_within_a_long_answer_is_found_as_it_ends() -> None:
-    tokenizer = BytesTokenizer()
-    criterion = mm_utils.KeywordsStoppingCriteria(["END", "###"], tokenizer, torch.tensor([[1]]))
-    ids = tokenizer.bytes("a long answer that comes to its END")
-    met = [bool(criterion(torch.tensor([ids[:n]]), None)) for n in range(1, len(ids) + 1)]
-    assert met == [False] * (len(ids) - 1) + [True]

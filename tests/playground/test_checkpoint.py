@@ -7,7 +7,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from playground.evaluate import CHECKPOINT, Examinee, examination, shipped_settings
+from playground.evaluate import CHECKPOINT, shipped_settings
+from playground.examination import Examinee, examination
 from playground.model import QLIP_SETTINGS, DemoModel, llava_state_dict
 from playground.questions import KINDS
 from playground.scenes import PRESETS

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from playground.evaluate import Examinee, Score, compare, examination, main, shipped_settings
+from playground.evaluate import compare, main, shipped_settings
+from playground.examination import Examinee, Score, examination
 from playground.model import save_checkpoint
 from playground.questions import KINDS
 from playground.scenes import PRESETS

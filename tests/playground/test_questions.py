@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from playground.drawing import COLOURS, SHAPES, SceneObject
+from playground.objects import COLOURS, SHAPES, SceneObject
 from playground.questions import KINDS, WORDINGS, listing, scene_questions
 from playground.scenes import PRESETS, scene
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from playground.drawing import BACKGROUNDS, COLOURS, SHAPES, SceneObject
+from playground.objects import BACKGROUNDS, COLOURS, SHAPES, SceneObject
 from playground.scenes import PRESETS, SceneSpec, cell_labels, label_of, main, scene
 
 PRESET_NAMES = sorted(PRESETS)

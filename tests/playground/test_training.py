@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from playground.model import DemoModel, llava_state_dict, save_checkpoint
 from playground.packing import Packer
+from playground.schedules import SCHEDULES, Schedule, TrainingConfig
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
-from playground.train import SCHEDULES, Schedule, Trainer, TrainingConfig, train
+from playground.trainer import Trainer, train
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_command_leaves_a_checkpoint(tmp_path):
 
 
 def test_the_joint_stage_needs_the_others_done(tmp_path):
-    with pytest.raises(ValueError, match="decoder stands at step 0 of 1"):
+    with pytest.raises(ValueError, match="decoder is at step 0 of 1"):
         train(TrainingConfig(out=tmp_path, scenes=2, batch=2, steps_scale=1e-6, stages=("joint",)))
 
 

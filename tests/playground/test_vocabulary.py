@@ -7,7 +7,7 @@ import sentencepiece
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
-from playground.drawing import COLOURS, SHAPES
+from playground.objects import COLOURS, SHAPES
 from playground.questions import WORDINGS
 from playground.vocabulary import prompt, train_vocabulary
 

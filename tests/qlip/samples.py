@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import qlip
@@ -16,6 +18,12 @@ def patchwork(grid: tuple[int, int], patch_size: int = 4, seed: int = 0, channel
     strength = torch.exp(2 * torch.randn(grid, generator=generator))
     strength = strength.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
     return strength * torch.randn(channels, *strength.shape, generator=generator)
+
+
+def paper_partition(image: torch.Tensor, patch_size: int, **options: Any) -> qlip.Leaves:
+    """`qlip.partition` by the paper's rule, "gradient" without a budget or a native bound, at alpha 0."""
+    rule = {"alpha": 0.0, "criterion": "gradient", "max_tokens": None, "coarsest": "any", "structure_size": 7}
+    return qlip.partition(image, patch_size, **{**rule, **options})
 
 
 def as_tuples(leaves: qlip.Leaves) -> list[tuple[int, ...]]:

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import qlip
 from qlip.criteria import _halve
+from tests.qlip.samples import paper_partition
 
 P = 4
 
 
 def sizes(image: torch.Tensor, alpha: float, criterion: str, **options) -> dict[tuple[int, int], int]:
     """Top-left cell -> size of each leaf."""
-    leaves = qlip.partition(image, P, alpha=alpha, criterion=criterion, **options)
+    leaves = paper_partition(image, P, alpha=alpha, criterion=criterion, **options)
     return {(row, col): size for row, col, size in leaves.boxes.tolist()}
 
 
@@ -85,8 +85,8 @@ def test_diagonal_is_signed():
 
 def test_diagonal_is_zero_where_all_diagonals_fall():
     image = blank() - torch.arange(4.0 * P)
-    assert len(qlip.partition(image, P, alpha=0.0, criterion="diagonal")) == 16
-    assert len(qlip.partition(image, P, alpha=1e-30, criterion="diagonal")) == 4
+    assert len(paper_partition(image, P, alpha=0.0, criterion="diagonal")) == 16
+    assert len(paper_partition(image, P, alpha=1e-30, criterion="diagonal")) == 4
 
 
 def test_variance_is_unbiased_and_weighed_by_area():
@@ -110,7 +110,7 @@ def test_structure_asks_for_detail_too_fine_for_the_sampling():
     for width, split in ((4, True), (12, False)):
         image = torch.zeros(3, 16 * P, 16 * P)
         image[:, :, 24 : 24 + width] = 1.0
-        found = qlip.partition(image, P, alpha=0.9, criterion="structure", structure_size=3, max_leaf=2)
+        found = paper_partition(image, P, alpha=0.9, criterion="structure", structure_size=3, max_leaf=2)
         assert (1 in found.boxes[:, 2].tolist()) == split
 
 
@@ -131,16 +131,16 @@ def test_structure_of_a_block_is_at_least_that_of_its_children():
 
 def test_random_is_reproducible_and_ignores_the_pixels():
     image = torch.randn(3, 64, 64)
-    first = qlip.partition(image, P, alpha=0.5, criterion="random")
-    again = qlip.partition(torch.zeros(3, 64, 64), P, alpha=0.5, criterion="random")
-    seeded = qlip.partition(image, P, alpha=0.5, criterion="random", generator=torch.Generator().manual_seed(0))
-    other = qlip.partition(image, P, alpha=0.5, criterion="random", generator=torch.Generator().manual_seed(1))
+    first = paper_partition(image, P, alpha=0.5, criterion="random")
+    again = paper_partition(torch.zeros(3, 64, 64), P, alpha=0.5, criterion="random")
+    seeded = paper_partition(image, P, alpha=0.5, criterion="random", generator=torch.Generator().manual_seed(0))
+    other = paper_partition(image, P, alpha=0.5, criterion="random", generator=torch.Generator().manual_seed(1))
     assert torch.equal(first.boxes, again.boxes) and torch.equal(first.boxes, seeded.boxes)
     assert not torch.equal(first.boxes, other.boxes)
 
 
 def test_a_threshold_above_every_random_score_keeps_the_roots():
-    assert len(qlip.partition(torch.zeros(3, 64, 64), P, alpha=1.0, criterion="random")) == 4
+    assert len(paper_partition(torch.zeros(3, 64, 64), P, alpha=1.0, criterion="random")) == 4
 
 
 @pytest.mark.parametrize(("criterion", "alpha"), [("gradient", 10.0), ("diagonal", 10.0), ("variance", 1000.0)])

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel, interpolate_positions, partition
+from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel, interpolate_positions
 from tests.qlip.authors import InterpolationMLP, make_authors_prior
+from tests.qlip.samples import paper_partition
 from tests.qlip.towers import WIDTH, coordinates, make_tower
 
 POINTS = torch.rand(300, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -119,7 +120,7 @@ def test_a_tower_adds_it_at_its_leaves(tmp_path, leaf_position, residual):
     settings = {"interpolation": "mlp", "mlp": str(tmp_path / "prior.pt"), "leaf_position": leaf_position}
     tower = QLIPVisionModel(make_tower("clip"), QLIPConfig(**settings, mlp_residual=residual))
     tower.load_prior()
-    leaves = partition(torch.zeros(1, 24, 32), 2, alpha=0.6, criterion="random")
+    leaves = paper_partition(torch.zeros(1, 24, 32), 2, alpha=0.6, criterion="random")
     assert leaves.sizes.unique().tolist() == [1, 2, 4]
     shift = (leaves.sizes - 1) / 2 if leaf_position == "centre" else leaves.sizes // 2
     points = 2 * (leaves.boxes[:, :2] + shift[:, None]) / torch.tensor([11, 15]) - 1
@@ -192,7 +193,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix, damage):
     state = make_authors_prior(8).state_dict()
     torch.save(state, path) if suffix == "pt" else save_file(state, path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"prior\.{suffix} (can't be read: it is damaged|is no safetensors file)"):
+    with pytest.raises(ValueError, match=rf"prior\.{suffix} (can't be read: it is damaged|is not a safetensors file)"):
         CoordinateMLP.load(path)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import qlip
 from tests.conftest import Photograph
+from tests.qlip.samples import paper_partition
 
 LAYOUTS = ("aligned", "centered")
 
@@ -30,7 +31,7 @@ def naive_patches(image: torch.Tensor, leaves: qlip.Leaves, patch_size: int) -> 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 9), (7, 13), (17, 40), (33, 33)], ids=str)
 def test_equals_resampling_leaf_by_leaf(photograph: Photograph, grid, alpha, layout):
     image = photograph("chelsea", grid[0] * 14, grid[1] * 14)
-    leaves = qlip.partition(image, 14, alpha=alpha, layout=layout)
+    leaves = paper_partition(image, 14, alpha=alpha, layout=layout)
     patches = qlip.extract_patches(image, leaves, 14)
     assert patches.shape == (len(leaves), 3, 14, 14) and patches.dtype == image.dtype
     torch.testing.assert_close(patches, naive_patches(image, leaves, 14), atol=1e-5, rtol=1e-5)
@@ -40,7 +41,7 @@ def test_equals_resampling_leaf_by_leaf(photograph: Photograph, grid, alpha, lay
 def test_agrees_with_pillow_on_whole_leaves(photograph: Photograph, size):
     """Pillow's bilinear reduction of each leaf, cut out and treated as an image of its own."""
     image = photograph("coffee", 16 * 14, 16 * 14)
-    leaves = qlip.partition(image, 14, alpha=math.inf, max_leaf=size)
+    leaves = paper_partition(image, 14, alpha=math.inf, max_leaf=size)
     patches = qlip.extract_patches(image, leaves, 14)
     assert set(leaves.boxes[:, 2].tolist()) == {size}
     for patch, (row, col, _) in zip(patches, (leaves.boxes * 14).tolist(), strict=True):
@@ -53,7 +54,7 @@ def test_agrees_with_pillow_on_whole_leaves(photograph: Photograph, size):
 @pytest.mark.parametrize("patch_size", [4, 14, 16])
 def test_a_leaf_of_one_cell_is_left_bit_for_bit(patch_size):
     image = torch.randn(3, 9 * patch_size, 6 * patch_size)
-    leaves = qlip.partition(image, patch_size, alpha=5.0, criterion="gradient")
+    leaves = paper_partition(image, patch_size, alpha=5.0, criterion="gradient")
     patches = qlip.extract_patches(image, leaves, patch_size)
     cells = [index for index, size in enumerate(leaves.boxes[:, 2].tolist()) if size == 1]
     assert cells
@@ -64,14 +65,14 @@ def test_a_leaf_of_one_cell_is_left_bit_for_bit(patch_size):
 
 def test_the_uniform_grid_is_the_usual_unfolding():
     image = torch.randn(3, 5 * 14, 7 * 14)
-    leaves = qlip.partition(image, 14, alpha=0.0)
+    leaves = paper_partition(image, 14, alpha=0.0)
     expected = F.unfold(image[None], kernel_size=14, stride=14)[0].T.reshape(35, 3, 14, 14)
     assert torch.equal(qlip.extract_patches(image, leaves, 14), expected)
 
 
 def test_pixels_of_the_neighbours_do_not_leak_in():
     image = torch.randn(3, 8 * 14, 8 * 14)
-    leaves = qlip.partition(image, 14, alpha=math.inf)
+    leaves = paper_partition(image, 14, alpha=math.inf)
     before = qlip.extract_patches(image, leaves, 14)
     changed = image.clone()
     changed[:, :, 4 * 14 :] = 1e4  # the two leaves on the right
@@ -81,14 +82,14 @@ def test_pixels_of_the_neighbours_do_not_leak_in():
 
 def test_a_plain_area_stays_what_it_is():
     image = torch.full((3, 16 * 14, 16 * 14), 0.7)
-    patches = qlip.extract_patches(image, qlip.partition(image, 14, alpha=1.0), 14)
+    patches = qlip.extract_patches(image, paper_partition(image, 14, alpha=1.0), 14)
     torch.testing.assert_close(patches, torch.full_like(patches, 0.7))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_keeps_the_image_type(dtype):
     image = torch.randn(3, 8 * 14, 8 * 14).to(dtype)
-    leaves = qlip.partition(image, 14, alpha=math.inf)
+    leaves = paper_partition(image, 14, alpha=math.inf)
     patches = qlip.extract_patches(image, leaves, 14)
     assert patches.dtype == dtype
     expected = naive_patches(image.double(), leaves, 14)
@@ -97,13 +98,13 @@ def test_keeps_the_image_type(dtype):
 
 def test_gradients_reach_the_pixels():
     image = torch.randn(3, 8 * 14, 8 * 14)
-    leaves = qlip.partition(image, 14, alpha=3.0, max_tokens=20)
+    leaves = paper_partition(image, 14, alpha=3.0, max_tokens=20)
     image.requires_grad_()
     qlip.extract_patches(image, leaves, 14).sum().backward()
     assert (image.grad != 0).all()
 
 
 def test_leaves_of_another_grid_are_refused():
-    leaves = qlip.partition(torch.zeros(3, 8 * 14, 8 * 14), 14)
+    leaves = paper_partition(torch.zeros(3, 8 * 14, 8 * 14), 14)
     with pytest.raises(ValueError, match="8"):
         qlip.extract_patches(torch.zeros(3, 7 * 14, 8 * 14), leaves, 14)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import qlip
 from tests.qlip.reference import raster_position
+from tests.qlip.samples import paper_partition
 
 TABLE_MODES = ("bilinear", "bicubic")
 GRIDS = ((1, 1), (1, 9), (9, 1), (7, 13), (17, 40), (24, 24), (33, 33), (40, 17))
@@ -24,13 +25,13 @@ def leaves_of(*boxes: tuple[int, int, int], grid: tuple[int, int]) -> qlip.Leave
 
 
 def uniform(grid: tuple[int, int]) -> qlip.Leaves:
-    return qlip.partition(torch.zeros(1, grid[0] * 2, grid[1] * 2), 2, alpha=0.0)
+    return paper_partition(torch.zeros(1, grid[0] * 2, grid[1] * 2), 2, alpha=0.0)
 
 
 def uneven(grid: tuple[int, int], alpha: float = 0.5, seed: int = 0) -> qlip.Leaves:
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, grid[0] * 2, grid[1] * 2)
-    return qlip.partition(image, 2, alpha=alpha, criterion="random", generator=generator)
+    return paper_partition(image, 2, alpha=alpha, criterion="random", generator=generator)
 
 
 def random_table(side: int, dim: int = 5, seed: int = 0) -> Tensor:

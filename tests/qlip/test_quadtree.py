@@ -11,7 +11,7 @@ import torch
 import qlip
 from tests.conftest import Photograph
 from tests.qlip.reference import NaiveQuadtree, clear_budgets, clear_thresholds
-from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, patchwork
+from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, paper_partition, patchwork
 
 GRIDS = ((1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (7, 13), (17, 40), (24, 24), (33, 33))
 PATCH = 4
@@ -25,11 +25,11 @@ def check_against_reference(image: torch.Tensor, patch_size: int, **options) -> 
     """The same leaves at several thresholds, and at several budgets for each of them."""
     tree = NaiveQuadtree(image.numpy(), patch_size, **options)
     for alpha in [0.0, *clear_thresholds(list(tree.effective.values())), math.inf]:
-        found = qlip.partition(image, patch_size, alpha=alpha, **options)
+        found = paper_partition(image, patch_size, alpha=alpha, **options)
         assert found.grid == (tree.rows, tree.cols)
         assert as_tuples(found) == tree.leaves(alpha)
         for budget in clear_budgets(tree, alpha):
-            found = qlip.partition(image, patch_size, alpha=alpha, max_tokens=budget, **options)
+            found = paper_partition(image, patch_size, alpha=alpha, max_tokens=budget, **options)
             assert as_tuples(found) == tree.leaves(alpha, budget), f"alpha={alpha}, max_tokens={budget}"
 
 
@@ -47,7 +47,7 @@ def test_equals_the_naive_quadtree_at_every_threshold(seed, criterion):
     image = patchwork((8, 8), 2, seed=seed, channels=1)
     tree = NaiveQuadtree(image.numpy(), 2, criterion=criterion)
     for alpha in clear_thresholds(list(tree.effective.values()), tuple(np.linspace(0, 1, 21))):
-        assert as_tuples(qlip.partition(image, 2, alpha=alpha, criterion=criterion)) == tree.leaves(alpha)
+        assert as_tuples(paper_partition(image, 2, alpha=alpha, criterion=criterion)) == tree.leaves(alpha)
 
 
 @criteria
@@ -63,8 +63,8 @@ def test_equals_the_naive_quadtree_with_capped_leaves(grid, max_leaf, layout, cr
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "page"])
 @pytest.mark.parametrize("grid", [(7, 13), (17, 40), (33, 33)], ids=str)
 def test_equals_the_naive_quadtree_on_photographs(photograph: Photograph, name, grid, layout, criterion):
-    image = photograph(name, grid[0] * 14, grid[1] * 14, normalised=False)
-    check_against_reference(image, 14, criterion=criterion, layout=layout)
+    image = photograph(name, grid[0] * 8, grid[1] * 8, normalised=False)
+    check_against_reference(image, 8, criterion=criterion, layout=layout)
 
 
 @criteria
@@ -74,14 +74,14 @@ def test_equals_the_naive_quadtree_on_a_normalised_photograph(photograph: Photog
     image = photograph("rocket", 24 * 14, 37 * 14)
     tree = NaiveQuadtree(image.numpy(), 14, **tree_options)
     for alpha in clear_thresholds(list(tree.effective.values())):
-        assert as_tuples(qlip.partition(image, 14, alpha=alpha, **tree_options)) == tree.leaves(alpha)
+        assert as_tuples(paper_partition(image, 14, alpha=alpha, **tree_options)) == tree.leaves(alpha)
 
 
 @layouts
 @pytest.mark.parametrize("structure_size", [3, 5, 9])
 def test_equals_the_naive_quadtree_for_other_structure_sizes(photograph: Photograph, structure_size, layout):
-    image = photograph("coffee", 18 * 14, 26 * 14, normalised=False)
-    check_against_reference(image, 14, criterion="structure", layout=layout, structure_size=structure_size)
+    image = photograph("coffee", 18 * 8, 26 * 8, normalised=False)
+    check_against_reference(image, 8, criterion="structure", layout=layout, structure_size=structure_size)
 
 
 @criteria
@@ -100,7 +100,7 @@ def test_random_trees_follow_the_generator(seed, layout):
     for alpha in (0.3, 0.6, 0.9):
         generator = torch.Generator().manual_seed(seed)
         options = {"criterion": "random", "layout": layout, "generator": generator}
-        assert as_tuples(qlip.partition(image, PATCH, alpha=alpha, **options)) == tree.leaves(alpha)
+        assert as_tuples(paper_partition(image, PATCH, alpha=alpha, **options)) == tree.leaves(alpha)
 
 
 # Examples
@@ -108,13 +108,13 @@ def test_random_trees_follow_the_generator(seed, layout):
 
 @criteria
 def test_threshold_zero_splits_a_blank_image_too(criterion):
-    assert len(qlip.partition(torch.zeros(3, 32, 32), PATCH, alpha=0.0, criterion=criterion)) == 64
+    assert len(paper_partition(torch.zeros(3, 32, 32), PATCH, alpha=0.0, criterion=criterion)) == 64
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "structure", "variance", "diagonal"])
 @pytest.mark.parametrize("level", [0.0, 0.1, -1.7922625, 255.0])
 def test_a_blank_image_scores_exactly_zero(level, criterion):
-    leaves = qlip.partition(torch.full((3, 48, 48), level), PATCH, alpha=1e-30, criterion=criterion)
+    leaves = paper_partition(torch.full((3, 48, 48), level), PATCH, alpha=1e-30, criterion=criterion)
     assert as_tuples(leaves) == [(row, col, 4) for row in (0, 4, 8) for col in (0, 4, 8)]
 
 
@@ -129,11 +129,11 @@ def test_a_blank_image_scores_exactly_zero(level, criterion):
 )
 def test_an_infinite_threshold_leaves_the_roots(grid, layout, expected):
     image = patchwork(grid)
-    assert as_tuples(qlip.partition(image, PATCH, alpha=math.inf, layout=layout)) == expected
+    assert as_tuples(paper_partition(image, PATCH, alpha=math.inf, layout=layout)) == expected
 
 
 def test_centered_roots_are_offset_in_whole_cells_rounded_down():
-    leaves = qlip.partition(patchwork((11, 8)), PATCH, alpha=math.inf, layout="centered")
+    leaves = paper_partition(patchwork((11, 8)), PATCH, alpha=math.inf, layout="centered")
     large = [box for box in as_tuples(leaves) if box[2] == 4]
     small = {box[:2] for box in as_tuples(leaves) if box[2] == 1}
     assert large == [(1, 0, 4), (1, 4, 4), (5, 0, 4), (5, 4, 4)]
@@ -141,7 +141,7 @@ def test_centered_roots_are_offset_in_whole_cells_rounded_down():
 
 
 def test_blocks_that_stick_out_split_until_inside():
-    leaves = qlip.partition(patchwork((8, 15)), PATCH, alpha=math.inf)
+    leaves = paper_partition(patchwork((8, 15)), PATCH, alpha=math.inf)
     right_edge = [box for box in as_tuples(leaves) if box[1] >= 12]
     assert right_edge == sorted([(row, 12, 2) for row in (0, 2, 4, 6)] + [(row, 14, 1) for row in range(8)])
 
@@ -150,7 +150,7 @@ def test_blocks_that_stick_out_split_until_inside():
 
 
 def test_leaves_are_a_frozen_table_on_the_cpu():
-    leaves = qlip.partition(patchwork((7, 13)), PATCH, alpha=3.0)
+    leaves = paper_partition(patchwork((7, 13)), PATCH, alpha=3.0)
     assert leaves.boxes.dtype == torch.int64 and leaves.boxes.shape == (len(leaves), 3)
     assert leaves.boxes.device.type == "cpu"
     expected = [(row + (size - 1) / 2, col + (size - 1) / 2) for row, col, size in as_tuples(leaves)]
@@ -162,39 +162,39 @@ def test_leaves_are_a_frozen_table_on_the_cpu():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_any_float_type_gives_the_tree_of_the_same_values(dtype):
     image = patchwork((8, 12)).clamp(-50, 50).to(dtype)
-    expected = qlip.partition(image.float(), PATCH, alpha=3.0, max_tokens=60)
-    assert torch.equal(qlip.partition(image, PATCH, alpha=3.0, max_tokens=60).boxes, expected.boxes)
+    expected = paper_partition(image.float(), PATCH, alpha=3.0, max_tokens=60)
+    assert torch.equal(paper_partition(image, PATCH, alpha=3.0, max_tokens=60).boxes, expected.boxes)
 
 
 def test_a_view_that_is_not_contiguous_gives_the_same_tree():
     image = patchwork((8, 12))
     view = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    assert torch.equal(qlip.partition(view, PATCH, alpha=3.0).boxes, qlip.partition(image, PATCH, alpha=3.0).boxes)
+    assert torch.equal(paper_partition(view, PATCH, alpha=3.0).boxes, paper_partition(image, PATCH, alpha=3.0).boxes)
 
 
 def test_the_image_is_left_as_it_was():
     image = patchwork((8, 12))
     before = image.clone()
     for criterion in CRITERIA:
-        qlip.partition(image, PATCH, alpha=1.0, criterion=criterion)
+        paper_partition(image, PATCH, alpha=1.0, criterion=criterion)
     assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 30), (0, 32)])
 def test_sides_must_be_multiples_of_the_patch_size(height, width):
     with pytest.raises(ValueError, match=rf"(?s)(?=.*\b{height}\b)(?=.*\b{width}\b)(?=.*\b4\b)"):
-        qlip.partition(torch.zeros(3, height, width), 4)
+        paper_partition(torch.zeros(3, height, width), 4)
 
 
 def test_whole_number_images_are_refused():
     with pytest.raises(TypeError, match="uint8"):
-        qlip.partition(torch.zeros(3, 32, 32, dtype=torch.uint8), 4)
+        paper_partition(torch.zeros(3, 32, 32, dtype=torch.uint8), 4)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (1, 3, 32, 32)])
 def test_an_image_has_three_axes(shape):
     with pytest.raises(ValueError, match="32"):
-        qlip.partition(torch.zeros(shape), 4)
+        paper_partition(torch.zeros(shape), 4)
 
 
 @pytest.mark.parametrize(
@@ -207,15 +207,32 @@ def test_an_image_has_three_axes(shape):
         ({"layout": "spiral"}, "spiral.*aligned.*centered"),
         ({"max_leaf": 3}, "3"),
         ({"max_leaf": 0}, "0"),
+        ({"coarsest": "finest"}, "finest.*any.*native"),
+        ({"coarsest": "native", "native_grid": 0}, "native_grid is 0"),
         ({"criterion": "structure", "structure_size": 4}, "4"),
     ],
     ids=str,
 )
 def test_a_bad_option_is_named_with_what_is_allowed(options, message):
     with pytest.raises(ValueError, match=message):
-        qlip.partition(torch.zeros(3, 32, 32), 4, **options)
+        paper_partition(torch.zeros(3, 32, 32), 4, **options)
+
+
+def test_the_defaults_are_those_of_the_settings(photograph: Photograph):
+    image = photograph("coffee", 48 * 14, 64 * 14)
+    leaves = qlip.partition(image)
+    assert torch.equal(leaves.boxes, qlip.QLIPImageProcessor().partition(image).boxes)
+    assert 24 * 24 < len(leaves) <= 1152 and set(leaves.sizes.tolist()) == {1, 2}
+
+
+def test_the_tower_bounds_leaves_as_far_as_the_budget_allows():
+    image = torch.zeros(3, 8 * PATCH, 8 * PATCH)
+    for native_grid, budget, size in ((8, None, 1), (4, None, 2), (2, 64, 4), (8, 16, 2), (8, 4, 4)):
+        leaves = qlip.partition(image, PATCH, native_grid=native_grid, max_tokens=budget)
+        assert set(leaves.sizes.tolist()) == {size}
+    assert set(qlip.partition(image, PATCH, native_grid=8, max_leaf=2).sizes.tolist()) == {2}
 
 
 def test_a_budget_below_the_roots_names_both_numbers():
     with pytest.raises(ValueError, match=r"(?s)(?=.*\b15\b)(?=.*\b16\b)"):
-        qlip.partition(torch.zeros(3, 64, 64), 4, max_tokens=15, max_leaf=4)
+        paper_partition(torch.zeros(3, 64, 64), 4, max_tokens=15, max_leaf=4)

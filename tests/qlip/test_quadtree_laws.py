@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import qlip
 from tests.qlip.reference import root_size
-from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, patchwork
+from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, paper_partition, patchwork
 
 
 @st.composite
@@ -29,9 +29,9 @@ thresholds = st.one_of(st.just(0.0), st.floats(0.01, 100), st.just(math.inf))
 @given(cases(), thresholds, st.one_of(st.none(), st.integers(0, 600)))
 def test_leaves_tile_the_grid_in_raster_order(case, alpha, spare):
     image, options = case
-    fewest = len(qlip.partition(image, 2, alpha=math.inf, **options))
+    fewest = len(paper_partition(image, 2, alpha=math.inf, **options))
     budget = None if spare is None else fewest + spare
-    leaves = qlip.partition(image, 2, alpha=alpha, max_tokens=budget, **options)
+    leaves = paper_partition(image, 2, alpha=alpha, max_tokens=budget, **options)
     rows, cols = image.shape[1] // 2, image.shape[2] // 2
 
     times_covered = np.zeros((rows, cols), dtype=int)
@@ -56,9 +56,9 @@ def test_leaves_tile_the_grid_in_raster_order(case, alpha, spare):
 @given(cases(), thresholds, st.integers(0, 600))
 def test_the_budget_is_kept_and_not_wasted(case, alpha, spare):
     image, options = case
-    fewest = len(qlip.partition(image, 2, alpha=math.inf, **options))
-    free = qlip.partition(image, 2, alpha=alpha, **options)
-    held = qlip.partition(image, 2, alpha=alpha, max_tokens=fewest + spare, **options)
+    fewest = len(paper_partition(image, 2, alpha=math.inf, **options))
+    free = paper_partition(image, 2, alpha=alpha, **options)
+    held = paper_partition(image, 2, alpha=alpha, max_tokens=fewest + spare, **options)
     assert len(held) <= fewest + spare
     if len(held) + 3 <= fewest + spare:  # one more split was affordable, so none can be left to make
         assert torch.equal(held.boxes, free.boxes)
@@ -68,8 +68,8 @@ def test_the_budget_is_kept_and_not_wasted(case, alpha, spare):
 @given(cases(), thresholds, thresholds)
 def test_a_lower_threshold_refines(case, first, second):
     image, options = case
-    fine = qlip.partition(image, 2, alpha=min(first, second), **options)
-    coarse = qlip.partition(image, 2, alpha=max(first, second), **options)
+    fine = paper_partition(image, 2, alpha=min(first, second), **options)
+    coarse = paper_partition(image, 2, alpha=max(first, second), **options)
     assert_refines(fine, coarse)
 
 
@@ -77,9 +77,9 @@ def test_a_lower_threshold_refines(case, first, second):
 @given(cases(), st.integers(0, 300), st.integers(0, 300))
 def test_a_larger_budget_refines(case, first, second):
     image, options = case
-    fewest = len(qlip.partition(image, 2, alpha=math.inf, **options))
-    fine = qlip.partition(image, 2, max_tokens=fewest + max(first, second), **options)
-    coarse = qlip.partition(image, 2, max_tokens=fewest + min(first, second), **options)
+    fewest = len(paper_partition(image, 2, alpha=math.inf, **options))
+    fine = paper_partition(image, 2, max_tokens=fewest + max(first, second), **options)
+    coarse = paper_partition(image, 2, max_tokens=fewest + min(first, second), **options)
     assert_refines(fine, coarse)
 
 
@@ -94,6 +94,6 @@ def assert_refines(fine: qlip.Leaves, coarse: qlip.Leaves) -> None:
 @given(cases())
 def test_threshold_zero_is_the_uniform_grid(case):
     image, options = case
-    leaves = qlip.partition(image, 2, alpha=0.0, **options)
+    leaves = paper_partition(image, 2, alpha=0.0, **options)
     rows, cols = image.shape[1] // 2, image.shape[2] // 2
     assert as_tuples(leaves) == [(row, col, 1) for row in range(rows) for col in range(cols)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -59,3 +62,10 @@ def coordinates(rows: int, cols: int) -> torch.Tensor:
     """(rows * cols, 2): the grid's points, corner to corner over [-1, 1]."""
     axes = (torch.linspace(-1, 1, rows), torch.linspace(-1, 1, cols))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
+
+
+def save_towers(folder: Path) -> None:
+    """Writes a checkpoint for each of `CLASSES`, and "whole", a CLIP with its projections."""
+    for name in (*CLASSES, "whole"):
+        (make_clip() if name == "whole" else make_tower(name)).save_pretrained(folder / name)
+        CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / name)

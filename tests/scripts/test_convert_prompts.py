@@ -14,9 +14,9 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
-from scripts.convert_checkpoint import convert
+from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
-from tests.qlip.integrations.hosts import make_processor
+from tests.qlip.integrations.models import make_processor
 
 
 def write(messages: list[dict]) -> str:

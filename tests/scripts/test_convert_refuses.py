@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from scripts.convert_checkpoint import convert
+from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 
-def test_what_has_no_eyes_is_refused(tmp_path):
+def test_a_text_only_model_is_refused(tmp_path):
     LlamaForCausalLM(transformers_model().config.text_config).save_pretrained(tmp_path / "llama")
     write_tokenizer(tmp_path / "llama")
-    with pytest.raises(ValueError, match="llama has no vision tower: it is no LLaVA"):
+    with pytest.raises(ValueError, match="llama has no vision tower, so it is not a LLaVA checkpoint"):
         convert(str(tmp_path / "llama"), tmp_path / "out")
 
 
@@ -54,7 +54,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, ex
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
-        patched.setattr("scripts.convert_checkpoint.copy_prior", full)  # the last step
+        patched.setattr("scripts.checkpoint_formats.copy_prior", full)  # the last step
         convert(str(source), out)
     assert [*out.parent.iterdir()] == ([out] if exists else [])
     assert not exists or not [*out.iterdir()]

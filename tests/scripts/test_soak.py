@@ -1,4 +1,4 @@
-"""The soak run keeps its promises at a tenth of its scale, and throws at servers what it says it throws."""
+"""The soak run keeps its promises at a small scale, and sends what it says it sends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import httpx
 import pytest
 
 from llava.images import ImageError, load_image
-from scripts import attacks, hostile, soak
+from scripts.soak import hostile
+from scripts.soak.faults import soak
+from scripts.soak.report import Report
+from scripts.soak.scale import QUICK
+from scripts.soak.target import is_answer
 
 
-def test_faults_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_survive_a_short_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert asyncio.run(soak.soak(soak.QUICK)) == []
+    assert asyncio.run(soak(QUICK)) == []
 
 
 def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    report = soak.Report()
+    report = Report()
     report.check(True, "one")
     report.check(False, "two", 3)
     assert report.failures == ["two"]
@@ -34,8 +38,8 @@ def test_a_broken_promise_is_remembered_and_shown(capsys: pytest.CaptureFixture[
         (500, b'{"choices": [{"finish_reason": "stop"}]}', False),
     ],
 )
-def test_an_answer_is_one_that_came_to_its_end(status: int, body: bytes, expected: bool) -> None:
-    assert attacks.is_answer(httpx.Response(status, content=body)) is expected
+def test_an_answer_is_a_complete_one(status: int, body: bytes, expected: bool) -> None:
+    assert is_answer(httpx.Response(status, content=body)) is expected
 
 
 def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:
@@ -52,7 +56,7 @@ def test_malformed_requests_are_many_and_each_wrong_in_one_field() -> None:
 
 
 @pytest.mark.parametrize("name", hostile.PICTURES)
-def test_pictures_come_to_what_is_said(name: str) -> None:
+def test_pictures_are_answered_or_refused_as_declared(name: str) -> None:
     make, answered = hostile.PICTURES[name]
     if answered:
         assert load_image(make()).mode == "RGB"

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.model_vqa_loader import read
 from llava.eval.run.answer import row_maker
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
@@ -29,7 +28,7 @@ from llava.eval.run.inputs import read_inputs
 from llava.eval.run.jsonl import Row
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, pack, unpack
-from llava.eval.run.questions import Question
+from llava.eval.run.questions import Question, read_lines
 from llava.eval.run.recording import open_answers, open_questions, record, report
 from llava.eval.run.runner import Runner, pictures_of
 from llava.serve.loading import check_model_flags, load_engine
@@ -152,7 +151,7 @@ def run(name: str, args: argparse.Namespace) -> int:
     for flag in ("model_path", "model_base"):
         if (path := getattr(args, flag)) is not None and Path(path).is_dir():
             setattr(args, flag, str(Path(path).resolve()))
-    questions = read_inputs(args, read)
+    questions = read_inputs(args, lambda args: read_lines(args.question_file, args.image_folder))
     preparer = make_preparer(args)
     with open_answers(args, questions) as answers, tempfile.TemporaryDirectory() as scratch:
         args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")

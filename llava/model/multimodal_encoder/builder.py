@@ -1,4 +1,4 @@
-"""Chooses the vision tower by the flag `qlip`."""
+"""Builds the vision tower that the flag `qlip` asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_se
 
 
 def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs: Any) -> VisionTower:
-    """QLIP where the flag `qlip` is true or an object of settings, else CLIP.
+    """Builds the QLIP tower if the flag `qlip` is true or an object of settings, else the CLIP tower.
 
     Args:
         vision_tower_cfg: a configuration of `llava.model`, or another object that names the tower, as LLaVA's
@@ -29,9 +29,9 @@ def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs
 
 
 def tower_config(args: Any) -> LlavaConfig:
-    """The tower's part of a configuration, from an object with `mm_vision_tower` or `vision_tower`, a folder or hub id.
+    """Builds the tower's part of a configuration from an object that has `mm_vision_tower` or `vision_tower`.
 
-    `mm_vision_select_layer`, `mm_vision_select_feature` and `qlip` are read where it has them.
+    `mm_vision_select_layer`, `mm_vision_select_feature` and `qlip` are read if it has them.
 
     Raises:
         ValueError: it names no tower.

@@ -1,4 +1,4 @@
-"""Pretrained vision models: reading their configuration, from a file or from bare weights. Builds nothing."""
+"""Configurations and image processors of pretrained vision models, read from files or inferred from weights."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PROCESSORS: dict[str, Any] = {
 DTYPE_NAMES = ("dtype", "torch_dtype")
 """Today's and the former name of a configuration's dtype."""
 
-CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the weights do not tell
+CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the shapes do not show it
 
 
 def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
-    """The vision part of a CLIP or SigLIP configuration, given as an object or a dict, whole or vision part.
+    """Extracts the vision part of a CLIP or SigLIP configuration, given as an object or a dict, whole or vision part.
 
-    It names no dtype: a tower has that of the model that it is part of.
+    It has no dtype: a tower has the dtype of the model around it.
 
     Raises:
         ValueError: it is of another type.
@@ -54,10 +54,10 @@ def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedCon
 
 
 def read_vision_config(name: str, **hub: Any) -> PreTrainedConfig:
-    """The vision part of the configuration in a CLIP or SigLIP checkpoint.
+    """Reads the vision part of the configuration in a CLIP or SigLIP checkpoint.
 
     Args:
-        name: folder or hub id, as `mm_vision_tower` gives it.
+        name: folder or hub id, as in `mm_vision_tower`.
         **hub: `cache_dir`, `revision`, `token`, ...
 
     Raises:
@@ -78,7 +78,7 @@ def read_vision_config(name: str, **hub: Any) -> PreTrainedConfig:
 
 
 def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
-    """The configuration of a CLIP vision model whose weights lie in a LLaVA checkpoint without their config.
+    """Infers the configuration of a CLIP vision model whose weights are in a LLaVA checkpoint without their config.
 
     Args:
         shapes: shape of every tensor, by CLIP's names ("embeddings.patch_embedding.weight", ...).
@@ -97,7 +97,7 @@ def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVision
     if not has_cls or side**2 != positions - 1 or width % CLIP_HEAD_WIDTH:
         raise ValueError(
             f"the checkpoint's vision tower has {positions} positions of width {width}, with{'' if has_cls else 'out'}"
-            " [CLS]: no CLIP that can be told from its weights; set mm_vision_config in config.json"
+            " [CLS]: not a CLIP that can be recognised by its weights; set mm_vision_config in config.json"
         )
     layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
     return CLIPVisionConfig(
@@ -113,7 +113,7 @@ def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVision
 
 
 def default_image_processor(config: PreTrainedConfig) -> Any:
-    """The image processor that a vision model of this configuration was trained with."""
+    """Builds the image processor that a vision model of this configuration was trained with."""
     square = {"height": config.image_size, "width": config.image_size}
     if config.model_type == "siglip_vision_model":
         return SiglipImageProcessorPil(size=square)
@@ -121,7 +121,7 @@ def default_image_processor(config: PreTrainedConfig) -> Any:
 
 
 def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any:
-    """The image processor in a folder or hub repository that goes with a vision model of this configuration."""
+    """Loads the image processor in a folder or hub repository for a vision model of this configuration."""
     if (file := Path(name) / "preprocessor_config.json").is_file():
-        read_json(file)  # names the file where it is damaged
+        read_json(file)  # names the file if it is damaged
     return PROCESSORS[config.model_type].from_pretrained(name, **hub)

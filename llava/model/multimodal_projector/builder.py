@@ -11,7 +11,7 @@ MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
 
 
 def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
-    """Makes a projector of LLaVA's types, with LLaVA's parameter names.
+    """Builds a projector of LLaVA's types, with LLaVA's parameter names.
 
     Args:
         config: a `LlavaConfig`, or another object with `mm_hidden_size`, `hidden_size` and, unless it is "linear",
@@ -36,7 +36,7 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
 
 
 def check_projector_type(projector_type: str) -> None:
-    """Raises ValueError unless there is such a projector."""
+    """Raises ValueError unless the type is one of LLaVA's."""
     if projector_type not in ("linear", "identity") and not MLP.fullmatch(str(projector_type)):
         raise ValueError(
             f"mm_projector_type is {projector_type!r}; allowed are 'linear', 'mlp<N>x_gelu' and 'identity'"

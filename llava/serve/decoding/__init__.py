@@ -1,1 +1,1 @@
-"""Untrusted images, decoded in processes that can be killed."""
+"""Decodes untrusted images in separate processes that can be killed."""

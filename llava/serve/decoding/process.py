@@ -1,7 +1,8 @@
-"""The process that decodes untrusted images: `python -m llava.serve.decoding.process`, started by `decoder_pool`.
+"""The process that decodes untrusted images, started by `llava.serve.decoding.pool`.
 
-Reads a header line and a file from stdin, writes a header line and RGB rows to stdout, and so on until stdin ends.
-Where the system lets it, it limits its own memory and processor time; its parent kills it for anything else.
+For each image it reads a header line and the file from stdin and writes a header line and RGB rows to stdout, until
+stdin ends. Where the system allows it, it limits its own memory and processor time; its parent kills it at any other
+limit.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ except ImportError:  # Windows; the parent's time limit remains
     resource = None  # type: ignore[assignment]
 
 OPENING_BYTES = 64 * 2**20
-"""Memory beyond twice the file that opening an image may take; directories of tags can unfold to gigabytes."""
+"""Memory for opening an image, on top of twice its file size; tag directories can expand to gigabytes."""
 BYTES_PER_PIXEL = 16
-"""Memory that decoding may take. Pillow keeps 4 bytes; a progressive JPEG takes 6 more, a change of mode 4 or 8."""
-STRIP_BYTES = 96 * 2**10  # below the size for which the allocator asks the system for fresh memory, each time
-NICENESS = 10  # the model's threads go first
+"""Memory for decoding. Pillow keeps 4 bytes; a progressive JPEG needs 6 more, a mode conversion 4 or 8."""
+STRIP_BYTES = 96 * 2**10  # below the size for which malloc maps new memory each time
+NICENESS = 10  # the model's threads have priority
 
 
 class Budget:
-    """This process's own bounds on memory and processor time, set again for each image."""
+    """Limits on this process's memory and processor time, reset for each image."""
 
     def __init__(self) -> None:
         self.file_bytes = 0
@@ -43,15 +44,15 @@ class Budget:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def begin(self, file_bytes: int, cpu_seconds: float) -> None:
-        """Bounds the opening of a file, and the processor time of all that follows."""
+        """Limits the memory for opening a file, and the processor time until the next call."""
         self.file_bytes = file_bytes
         if resource is not None:
-            # The kernel ends a process that exceeds this, wherever it is; the signal tells the parent why.
+            # The kernel kills a process that exceeds this; the signal is the reason that the parent reports.
             _limit(resource.RLIMIT_CPU, int(time.process_time() + cpu_seconds) + 1)
         self._bound_memory(0)
 
     def allow_pixels(self, pixels: int) -> None:
-        """Lets memory grow for the pixels of an image whose size was found to be within the limits."""
+        """Raises the memory limit for the pixels of an image whose size is within the limits."""
         self._bound_memory(pixels)
 
     def _bound_memory(self, pixels: int) -> None:
@@ -66,7 +67,7 @@ def _limit(kind: int, soft: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes of this process's address space; 0 where the system does not say so."""
+    """Reads the size of this process's address space in bytes; 0 where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -74,14 +75,14 @@ def address_space() -> int:
 
 
 def write_image(image: Image.Image, out: BinaryIO) -> None:
-    """Writes an RGB image's rows, some at a time, so that no second copy of it is needed."""
+    """Writes an RGB image's rows a few at a time, so that no second copy of it is needed."""
     rows = max(1, STRIP_BYTES // (3 * image.width))
     for top in range(0, image.height, rows):
         out.write(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
 
 
 def answer(request: Mapping[str, Any], data: bytes, budget: Budget, given: BinaryIO, out: BinaryIO) -> None:
-    """Decodes one file and writes what came of it, resized if its parent says so when it knows the size."""
+    """Decodes one file and writes the result, resized if the parent asks for it after reading the size."""
     image = None
     try:
         image = decode_image(data, ImageLimits(**request["limits"]), budget.allow_pixels)
@@ -102,10 +103,10 @@ def answer(request: Mapping[str, Any], data: bytes, budget: Budget, given: Binar
 
 def decode_all() -> None:
     """Decodes until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's; it ends this process by closing stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the parent, which ends this process by closing stdin
     with suppress(OSError, AttributeError):
         os.nice(NICENESS)
-    Image.init()  # loads the formats now, not with the first image
+    Image.init()  # loads the formats before the first image
     budget, given, out = Budget(), sys.stdin.buffer, sys.stdout.buffer
     while line := given.readline():
         request = json.loads(line)
@@ -118,7 +119,7 @@ def decode_all() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Decodes until stdin ends; returns the exit code."""
-    return run_command("decoder_process", decode_all)
+    return run_command("decoding.process", decode_all)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Picture = Image.Image | Callable[[], Image.Image]
 """An RGB image, or a function that opens it, such as an `ImageOpener`: large images are opened one at a time."""
 
+RequestSettings = QLIPOptions | QLIPConfig | None
+"""A request's own options, or what `VisionFrontend.settings` computed from them."""
+
 CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
 """The settings under which QLIP equals CLIP, for images that CLIP's own processor has prepared."""
 
@@ -57,12 +60,17 @@ class VisionFrontend:
         """The tower, if it is a quadtree tower."""
         return self.tower if isinstance(self.tower, QLIPVisionTower) else None
 
-    def settings(self, options: QLIPOptions = SERVERS_OWN) -> QLIPConfig | None:
+    def settings(self, options: RequestSettings = SERVERS_OWN) -> QLIPConfig | None:
         """Computes the settings for a request's images; None for CLIP's uniform grid.
+
+        Args:
+            options: The request's; settings that were computed before are returned unchanged.
 
         Raises:
             ValueError, TypeError: an option is out of range or above the server's limit, or the model has no quadtree.
         """
+        if not isinstance(options, QLIPOptions):
+            return options
         changes = options.changes()
         if options.enabled is False and changes:
             raise ValueError(f"qlip is not enabled, so it takes no {', '.join(changes)}")

@@ -1,1 +1,1 @@
-"""What all HTTP servers here share; no protocol, no model."""
+"""HTTP for all servers: flags, limits, authentication, replies, metrics."""

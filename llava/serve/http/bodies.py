@@ -1,4 +1,4 @@
-"""Bodies of requests: received whole before the application runs, each within its limits, all within a budget."""
+"""Request bodies: received whole before the application runs, each within its limit, all within one memory budget."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from functools import cache
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava.serve.http.failures import Failure, RequestError, error_response, explain
+from llava.serve.http.failures import Failure, RequestError, explain
+from llava.serve.http.replies import error_response
 
-MAX_VALUES = 1_000_000  # in a body: parsing many tiny ones takes a hundred times their bytes, and stops the event loop
+MAX_VALUES = 1_000_000  # JSON values; parsing takes up to a hundred times their bytes, and blocks the event loop
 LEAST_BUDGET = 256 * 2**20  # bytes
-LARGE = 2**20  # bytes; larger bodies are gathered outside of the allocator's heap, which keeps what it once had
-UNCOUNTED = 2**16  # bytes of each body: text never waits for pictures
+LARGE = 2**20  # bytes; larger bodies are collected outside the allocator's heap, which does not shrink by itself
+UNCOUNTED = 2**16  # bytes of each body that do not count: requests without images always fit
 HELD = "llava.held_body"
 
 
 class BodyBudget:
-    """The bytes that a server holds of all bodies."""
+    """The number of bytes that a server holds of all bodies together."""
 
     def __init__(self, most: int) -> None:
         """
         Args:
-            most: Bytes, without the first 64 KiB of each body.
+            most: Bytes allowed; the first 64 KiB of each body do not count.
         """
         self.most, self.held = most, 0
         self._peak = 0
 
     def change(self, size: int) -> None:
-        """Counts bytes that have come, or gone. When large bodies have all gone, their memory is the system's again."""
+        """Adds to the bytes held, or subtracts. Returns memory to the system after the last of many large bodies."""
         self.held += size
         self._peak = max(self._peak, self.held)
         if self.held == 0 and self._peak > 64 * LARGE:
@@ -41,21 +42,23 @@ class BodyBudget:
 
 
 class HeldBody:
-    """One body's share of the budget; it grows with what arrives, since what is only declared takes no memory."""
+    """One body's share of the budget; it grows with the bytes received, since declared ones take no memory."""
 
     def __init__(self, budget: BodyBudget) -> None:
         """
         Args:
-            budget: The server's.
+            budget: The server's budget.
         """
         self.budget, self.counted = budget, 0
         self.taken = False
-        """Whether nobody holds the body any more once its reply has begun."""
+        """Whether the application drops the body before its reply begins."""
 
     def grow(self, size: int) -> bool:
-        """Counts a body that has reached a size; gives its share back and says False where that is too much.
+        """Counts a body that has reached `size` bytes.
 
-        At once, for else all bodies that grow in this moment would be refused, where one is enough.
+        Returns:
+            False if that exceeds the budget. The share is then released at once: otherwise all bodies that grow at
+            this moment would be refused, where refusing one is enough.
         """
         counted = max(0, size - UNCOUNTED)
         if self.budget.held - self.counted + counted > self.budget.most:
@@ -66,18 +69,18 @@ class HeldBody:
         return True
 
     def release(self) -> None:
-        """Gives the share back."""
+        """Releases the share."""
         counted, self.counted = self.counted, 0
         self.budget.change(-counted)
 
 
 class BodyBuffer:
-    """Gathers a body's pieces."""
+    """Collects the pieces of a body."""
 
     def __init__(self, most: int) -> None:
         """
         Args:
-            most: Bytes that it may come to.
+            most: Largest size, in bytes.
         """
         self.most, self.size = most, 0
         self._pieces: list[bytes] = []
@@ -91,18 +94,18 @@ class BodyBuffer:
             return
         self._pieces.append(piece)
         if self.size > LARGE:
-            self._large = mmap.mmap(-1, max(self.most, self.size))  # pages that nobody writes to take no memory
+            self._large = mmap.mmap(-1, max(self.most, self.size))  # unwritten pages take no memory
             self._large.write(b"".join(self._pieces))
             self._pieces.clear()
 
     def take(self) -> bytes:
-        """Gives the body, and keeps nothing."""
+        """Joins the pieces; the buffer is empty afterwards."""
         body = b"".join(self._pieces) if self._large is None else self._large[: self.size]
         self.clear()
         return body
 
     def clear(self) -> None:
-        """Frees what has been gathered."""
+        """Frees the pieces."""
         self._pieces.clear()
         if self._large is not None:
             self._large.close()
@@ -111,7 +114,7 @@ class BodyBuffer:
 
 @cache
 def _trimmer() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`; None where the C library is another."""
+    """Finds glibc's `malloc_trim`; None with other C libraries."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
@@ -119,17 +122,17 @@ def _trimmer() -> Callable[[int], int] | None:
 
 
 def return_memory() -> None:
-    """Gives the memory that the allocator keeps for later back to the system, where it can be asked to."""
+    """Returns the allocator's free memory to the system, if the C library can."""
     trim = _trimmer()
     if trim is not None:
         trim(0)
 
 
 class BodyLimit:
-    """ASGI middleware: receives the whole body before the application runs; refuses one too large or too slow.
+    """ASGI middleware: receives the whole body before the application runs; refuses one that is too large or too slow.
 
-    A body that could hold more than `MAX_VALUES` JSON values is too large whatever its bytes. One that does not fit
-    into memory beside the others is refused at once: bodies that waited for each other's end could wait for ever.
+    A body that may hold more than `MAX_VALUES` JSON values is too large whatever its size in bytes. One that exceeds
+    the memory budget is refused at once: bodies that waited for each other could deadlock.
     """
 
     def __init__(self, app: ASGIApp, max_body: int, timeout: float, budget: BodyBudget | None = None) -> None:
@@ -138,14 +141,14 @@ class BodyLimit:
             app: The application.
             max_body: Most bytes.
             timeout: Seconds.
-            budget: What all bodies share; by default one of this middleware's own, which holds four of the largest.
+            budget: Shared by all bodies; by default a separate one that holds four of the largest.
         """
         self.app, self.max_body, self.timeout = app, max_body, timeout
         self.budget = budget or BodyBudget(max(LEAST_BUDGET, 4 * max_body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        if scope["type"] != "http" or HELD in scope:  # an application around this one has received the body
+        if scope["type"] != "http" or HELD in scope:  # an outer application has received the body
             await self.app(scope, receive, send)
             return
         scope[HELD] = held = HeldBody(self.budget)
@@ -166,26 +169,26 @@ class BodyLimit:
             held.release()
             await error_response(explain(error))(scope, receive, send)
             return
-        if message is None:  # the client has gone
+        if message is None:  # the client has disconnected
             return
         messages = [message]
-        del message  # so that only the reader holds the body
+        del message  # so that only the application holds the body
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        async def release_when_taken(message: Message) -> None:
+        async def release_on_reply(message: Message) -> None:
             if held.taken and message["type"] == "http.response.start":
                 held.release()
             await send(message)
 
-        await self.app(scope, replay, release_when_taken)
+        await self.app(scope, replay, release_on_reply)
 
     async def _receive(self, scope: Scope, receive: Receive, held: HeldBody) -> Message | None:
-        """The body as one message; None if its client goes away.
+        """Receives the body as one message; None if the client disconnects.
 
         Raises:
-            RequestError: it exceeds a limit.
+            RequestError: the body exceeds a limit.
         """
         too_large = RequestError(413, "request_too_large", f"the request's body is larger than {self.max_body:,} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
@@ -193,11 +196,11 @@ class BodyLimit:
             raise too_large
         body = BodyBuffer(self.max_body)
         try:
-            return await self._gather(body, receive, held, too_large)
+            return await self._collect(body, receive, held, too_large)
         finally:
-            body.clear()  # an error's traceback would keep it until the next collection of garbage
+            body.clear()  # an error's traceback would keep it until the next garbage collection
 
-    async def _gather(
+    async def _collect(
         self, body: BodyBuffer, receive: Receive, held: HeldBody, too_large: RequestError
     ) -> Message | None:
         values = 0
@@ -212,24 +215,24 @@ class BodyLimit:
             if values > MAX_VALUES:
                 raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
             if not held.grow(body.size + len(piece)):
-                said = f"the requests that this server has taken on hold {self.budget.most:,} bytes, the most allowed"
-                raise RequestError(503, "busy", f"{said}; try again, or send less than {UNCOUNTED:,} bytes", 1)
+                full = f"the requests that this server has accepted hold {self.budget.most:,} bytes, the most allowed"
+                raise RequestError(503, "busy", f"{full}; try again, or send less than {UNCOUNTED:,} bytes", 1)
             body.add(piece)
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": body.take(), "more_body": False}
 
 
 def mark_taken(scope: Scope) -> None:
-    """Notes that nobody holds a request's body any more once its reply has begun."""
+    """Records that the application drops a request's body before its reply begins."""
     if HELD in scope:
         scope[HELD].taken = True
 
 
 async def take_body(request: Request) -> bytes:
-    """Reads a request's body, of which the request keeps nothing: who is given it must drop it before the reply begins.
+    """Reads a request's body; the request keeps no copy, and the caller must drop it before the reply begins.
 
     Raises:
-        starlette.requests.ClientDisconnect: the client has gone.
+        starlette.requests.ClientDisconnect: the client has disconnected.
     """
     pieces = [piece async for piece in request.stream() if piece]
     mark_taken(request.scope)

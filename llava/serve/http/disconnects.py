@@ -1,4 +1,4 @@
-"""Notices that a client has hung up while the server still works on its reply."""
+"""Cancels the work on a reply when its client disconnects."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from starlette.types import Receive
 
 T = TypeVar("T")
 
-CLIENT_GONE = 499  # status of a reply that nobody reads, as nginx has it; it is counted
+CLIENT_GONE = 499  # nginx's status for a client that disconnected; it appears in the metrics
 
 
 class ClientGone(Exception):
-    """A client hung up before its reply had begun."""
+    """A client disconnected before its reply began."""
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work`, and cancels it as soon as the client hangs up.
+    """Awaits `work`; cancels it as soon as the client disconnects.
 
     Args:
         receive: The request's ASGI channel; its body must have been read.
         work: What the client waits for.
 
     Raises:
-        ClientGone: the client hung up first.
-        Others: what `work` raises.
+        ClientGone: the client disconnected first.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(wait_until_gone(receive))
@@ -43,7 +42,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def reply_unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
-    """Awaits a reply as `unless_gone`; for a client that hung up it is an empty one, which is counted."""
+    """Awaits a reply as `unless_gone` does; after a disconnect the reply is empty, with status 499."""
     try:
         return await unless_gone(receive, work)
     except ClientGone:
@@ -51,6 +50,6 @@ async def reply_unless_gone(receive: Receive, work: Coroutine[Any, Any, Response
 
 
 async def wait_until_gone(receive: Receive) -> None:
-    """Returns when the client has hung up."""
+    """Waits until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""What can go wrong with a request, and what its sender is told: a status, a kind and a text.
+"""Failures of requests: an exception becomes the status, the kind and the message that a client reads.
 
-The one place where an exception becomes words for a client. A library's own text is never among them, since it may
-hold paths, addresses or keys. Knows neither models nor servers.
+This is the only place that chooses words for remote clients. A library's own message is never passed on, since it may
+hold paths, addresses or keys.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.responses import JSONResponse
-
-from llava.images import ImageError
+from llava.image_limits import ImageError
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong, ran_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """A request is refused for a reason of its server's own."""
+    """A request that the server itself refuses, with the status and the words for its client."""
 
     def __init__(self, status: int, kind: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -28,43 +26,43 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a client is told."""
+    """What a client reads about a failed request."""
 
     status: int
-    """Of HTTP."""
+    """HTTP status."""
     kind: str
-    """A word for programs, such as "invalid_image"."""
+    """A code for programs, such as "invalid_image"."""
     message: str
     """A sentence for people."""
     retry_after: int | None = None
-    """Seconds after which to try again, where that makes sense."""
+    """Seconds after which to try again, if that makes sense."""
 
     @property
     def type(self) -> str:
-        """OpenAI's word for errors of this status."""
+        """OpenAI's name for errors of this status."""
         known = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
         return known.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those that a reply of this status should carry."""
+        """Headers for a reply of this status."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
     def body(self, param: str | None = None) -> dict[str, Any]:
-        """The reply as JSON, for OpenAI's clients and for LLaVA's, which look for `text` and `error_code`.
+        """Builds the JSON reply: `error` for OpenAI's clients, `text` and `error_code` for LLaVA's.
 
         Args:
-            param: The request's field that is to blame.
+            param: The field of the request that caused the failure.
         """
         error = {"message": self.message, "type": self.type, "param": param, "code": self.kind}
         return {"error": error, "text": self.message, "error_code": 1}
 
 
 def explain(error: BaseException) -> Failure:
-    """Says what an exception means to the client whose request raised it; what the client is not told is logged.
+    """Converts an exception to the failure that its client reads; logs what the client must not read.
 
-    ValueError and TypeError are taken for the request's fault: raise something else for one's own.
+    ValueError and TypeError count as errors of the request: raise another type for errors of the server.
     """
     failure = _failure(error)
     if isinstance(error, RequestError) and failure.status >= 500:
@@ -99,8 +97,3 @@ def _failure(error: BaseException) -> Failure:
         case ValueError() | TypeError():
             return Failure(400, "invalid_request", message)
     return Failure(500, "internal_error", "the server failed; its log says why")
-
-
-def error_response(failure: Failure, param: str | None = None) -> JSONResponse:
-    """Returns the reply that tells a client of a failure."""
-    return JSONResponse(failure.body(param), failure.status, failure.headers)

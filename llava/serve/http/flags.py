@@ -1,29 +1,26 @@
-"""The flags of servers: where to listen, whom to let in, what a request may cost."""
+"""Flags of servers: the address to listen on, the keys of clients, the limits of a request."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-import httpx
-
-from llava.addresses import is_host_name
 from llava.command import integer
-from llava.images import ImageLimits
-from llava.serve.http.connections import ConnectionLimits
-from llava.serve.http.limits import RequestLimits
+from llava.image_limits import ImageLimits
+from llava.serve.http.addresses import media_host
+from llava.serve.http.limits import ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
 
 API_KEY_VARIABLE = "LLAVA_API_KEY"
 
 
 def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = True) -> None:
-    """Adds the flags of where to listen, whom to let in and what a request may cost.
+    """Adds the flags of a server: its address, its clients' keys, the limits of a request.
 
     Args:
         parser: Gets the flags.
         port: The default.
-        reads: Whether the server looks into requests; one that only passes them on limits their size alone.
+        reads: Whether the server reads what a request holds; one that only forwards it limits its size alone.
     """
     defaults = RequestLimits()
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -34,7 +31,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
         nargs="+",
         type=key_text,
         metavar="KEY",
-        help=f"let only requests with such a key in; repeatable; or ${API_KEY_VARIABLE}, where blanks separate several",
+        help=f"accept only requests with one of these keys; repeatable; or ${API_KEY_VARIABLE}, separated by blanks",
     )
     parser.add_argument("--max-body-bytes", type=integer(), default=defaults.max_body, help="largest request")
     parser.add_argument(
@@ -50,36 +47,26 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
         nargs="+",
         default=[],
         metavar="HOST",
-        type=_host,
-        help="hosts that image URLs may name (default: none, pictures come inside the request)",
+        type=media_host,
+        help="hosts that image URLs may name (default: none, images come inside the request)",
     )
-    parser.add_argument("--max-images", type=integer(), default=defaults.max_images, help="most pictures in a request")
+    parser.add_argument("--max-images", type=integer(), default=defaults.max_images, help="most images in a request")
     parser.add_argument(
         "--max-image-bytes", type=integer(), default=defaults.image.max_bytes, help="largest image file"
     )
-    parser.add_argument("--max-image-pixels", type=integer(), default=defaults.image.max_pixels, help="largest picture")
+    parser.add_argument("--max-image-pixels", type=integer(), default=defaults.image.max_pixels, help="largest image")
     parser.add_argument("--max-prompt-chars", type=integer(), default=defaults.max_prompt, help="longest text")
 
 
 def key_text(text: str) -> str:
-    """Type of a flag that takes an API key; says nothing of what it is."""
+    """Reads a flag that takes an API key; an error does not repeat it."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a key may not be empty; leave the flag out to do without")
     return text
 
 
-def _host(text: str) -> str:
-    try:
-        host = httpx.URL(f"http://{text}").raw_host.decode("ascii").lower()
-    except (httpx.InvalidURL, ValueError):  # of half characters
-        host = ""
-    if not is_host_name(host) or any(sign in text for sign in ":/@?# "):
-        raise argparse.ArgumentTypeError(f"{text!r} is no host name; give it without scheme, port or path")
-    return host
-
-
 def request_limits(args: argparse.Namespace) -> RequestLimits:
-    """Returns the limits that the flags of `add_server_flags` state, of a server that reads requests."""
+    """Builds the limits given by the flags of `add_server_flags`, for a server that reads requests."""
     return RequestLimits(
         max_body=args.max_body_bytes,
         max_images=args.max_images,
@@ -90,5 +77,5 @@ def request_limits(args: argparse.Namespace) -> RequestLimits:
 
 
 def api_keys(args: argparse.Namespace) -> list[str]:
-    """Returns the keys of `--api-key` or else of the environment."""
+    """Reads the keys of `--api-key`, or else of the environment."""
     return args.api_key or os.environ.get(API_KEY_VARIABLE, "").split()

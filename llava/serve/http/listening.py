@@ -1,7 +1,4 @@
-"""Where a server listens: its address is taken before a model is loaded, so that a wrong or busy one shows at once.
-
-Knows no protocol, no model.
-"""
+"""The address of a server, bound before a model is loaded: a wrong or busy one is reported at once."""
 
 from __future__ import annotations
 
@@ -16,27 +13,27 @@ from typing import Any
 from llava.command import integer
 
 port_number = integer(0, 2**16 - 1)
-"""Type of a flag that takes a port; 0 is any free one."""
+"""Reads a flag that takes a port; 0 is any free one."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """An address that is taken; nobody can connect before `listen`."""
+    """A bound address; clients cannot connect before `listen`."""
 
     host: str
-    """As the user named it."""
+    """As the user gave it."""
 
     port: int
-    """Where the user named 0, the one that was found."""
+    """The port that was bound, also if the user gave 0."""
 
     sockets: Sequence[socket.socket]
-    """One for each address that the host's name has."""
+    """One for each address of the host's name."""
 
     def listen(self) -> None:
         """Lets clients connect.
 
         Raises:
-            ValueError: another program has begun to listen at the port meanwhile.
+            ValueError: another program has started to listen on the port.
         """
         for one in self.sockets:
             try:
@@ -47,10 +44,10 @@ class Listener:
 
 @contextmanager
 def take_address(host: str, port: int) -> Iterator[Listener]:
-    """Takes the address of `--host` and `--port`, and gives it back at the end.
+    """Binds the address of `--host` and `--port`; releases it at the end.
 
     Raises:
-        ValueError: the host is none of this machine, or the port is busy or not for this user.
+        ValueError: the host is not an address of this machine, or the port is in use or not allowed for this user.
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -61,7 +58,7 @@ def take_address(host: str, port: int) -> Iterator[Listener]:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
                 one = stack.enter_context(socket.socket(family, kind, protocol))
-            except OSError:  # the name has an address of IPv6, say, and the machine does without
+            except OSError:  # for example an IPv6 address on a machine without IPv6
                 continue
             try:
                 _bind(one, family, (address[0], port, *address[2:]))
@@ -78,9 +75,9 @@ def take_address(host: str, port: int) -> Iterator[Listener]:
 
 def _bind(one: socket.socket, family: int, address: Any) -> None:
     if os.name == "posix":
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a server that just ended blocks the port
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended blocks the port
     if family == socket.AF_INET6:
-        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a separate socket
     one.bind(address)
 
 

@@ -1,18 +1,21 @@
-"""What a server counts and times, as Prometheus metrics in a registry of their own.
+"""Prometheus metrics of one server, in a separate registry.
 
-Tokens and times are an answer's own `usage`; what waits and runs is asked of the engine when the metrics are read.
+Tokens and times come from each answer's `usage`; the queue's length is read from the engine with the metrics.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
 from llava.serve.http.failures import Failure
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
+    from llava.serve.engine.answer_stream import Answer
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 SECONDS_PER_TOKEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
@@ -24,7 +27,7 @@ class Metrics:
     def __init__(self, engine: ChatEngine) -> None:
         """
         Args:
-            engine: Whose queue is watched.
+            engine: The engine whose queue is measured.
         """
         self.registry = CollectorRegistry()
         self.responses = self._counter("http_responses", "Replies, by route and status", "route", "status")
@@ -35,7 +38,7 @@ class Metrics:
         self.saved = self._counter(
             "visual_tokens_saved", "Visual tokens saved against the uniform grid on equal pixels"
         )
-        self.queue = self._histogram("queue_seconds", "From submission until the model takes a request up")
+        self.queue = self._histogram("queue_seconds", "From submission until the model starts on a request")
         self.first_token = self._histogram("time_to_first_token_seconds", "From submission to the first token")
         self.per_token = self._histogram("seconds_per_token", "Of each token after the first", SECONDS_PER_TOKEN)
         self.whole = self._histogram("request_seconds", "From submission to the end of the answer")
@@ -46,10 +49,10 @@ class Metrics:
             Gauge(f"llava_{name}", help, registry=self.registry).set_function(read)
 
     def answered(self, answer: Answer, reason: str) -> None:
-        """Counts an answer; times are kept of one that came to its end.
+        """Counts an answer; observes the times of one that was completed.
 
         Args:
-            answer: It has ended, or nobody reads it any more.
+            answer: An answer that has ended, or that no client reads any more.
             reason: "stop", "length", "cancelled" or "failed".
         """
         usage = answer.usage
@@ -68,18 +71,18 @@ class Metrics:
             self.per_token.observe(usage.seconds_per_token)
 
     def failed(self, failure: Failure) -> None:
-        """Counts a request that was refused, or whose answer broke off."""
+        """Counts a request that was refused, or whose answer failed."""
         self.errors.labels(failure.kind).inc()
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """Returns the metrics and their content type.
+        """Encodes the metrics; gives the text and its content type.
 
         Args:
             accept: The request's Accept header; chooses between Prometheus' formats.
         """
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is none
+        except (TypeError, ValueError):  # an invalid version
             encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
@@ -91,23 +94,23 @@ class Metrics:
 
 
 class CountResponses:
-    """ASGI middleware: counts replies by route and status; those that reach no route count under none."""
+    """ASGI middleware: counts replies by route and status; the route is "none" for a request that reached no route."""
 
-    def __init__(self, app: Any, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """
         Args:
             app: The application.
-            metrics: Where to count.
+            metrics: Gets the counts.
         """
         self.app, self.metrics = app, metrics
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        async def count(message: Any) -> None:
+        async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
                 self.metrics.responses.labels(route, message["status"]).inc()

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible API as an application, alone or beside a server's own routes."""
+"""The OpenAI-compatible API as an ASGI application, alone or beside a server's other routes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, mark_taken
 from llava.serve.http.disconnects import CLIENT_GONE, ClientGone, unless_gone
+from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.metrics import CountResponses, Metrics
-from llava.serve.http.server import MemoryGuard
 from llava.serve.openai.chat import APISettings, Chat
 from llava.serve.openai.errors import add_error_handlers, refusing
 from llava.serve.openai.replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
@@ -28,9 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorReply, "description": "The server failed, or is shutting down."},
 }
 
-
 SCHEMAS = "#/components/schemas/{model}"
-
 
 EVENT = {
     "anyOf": [
@@ -46,7 +44,6 @@ EVENT = {
     ]
 }
 
-
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, as events of `ChatCompletionChunk` that end with `[DONE]`.",
@@ -60,10 +57,10 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 class DescribedAPI(FastAPI):
-    """An application whose OpenAPI document describes the events of a stream too."""
+    """A FastAPI application whose OpenAPI document also describes the events of a stream."""
 
     def openapi(self) -> dict[str, Any]:
-        """Returns the document."""
+        """Builds the document."""
         if not self.openapi_schema:
             chunk = ChatCompletionChunk.model_json_schema(ref_template=SCHEMAS)
             parts = chunk.pop("$defs") | {ChatCompletionChunk.__name__: chunk}
@@ -71,15 +68,16 @@ class DescribedAPI(FastAPI):
         return super().openapi()
 
 
-def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
-    """Returns the API as an application of its own, with its limits and keys.
+def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False) -> FastAPI:
+    """Builds the API as an application.
 
     Args:
-        engine: Answers; it is the caller's to close.
+        engine: Answers requests; the caller closes it.
         settings: Names, limits and keys.
+        checked: Whether an outer application has checked the origin, the key and the body of each request.
 
     Returns:
-        The application; `state.metrics` is what it counts.
+        The application; `state.metrics` holds its metrics.
     """
     metrics = Metrics(engine)
     app = DescribedAPI(
@@ -93,38 +91,40 @@ def openai_app(engine: ChatEngine, settings: APISettings) -> FastAPI:
     app.include_router(model_routes(chat))
     app.include_router(operation_routes(engine, metrics))
     add_error_handlers(app, metrics)
-    # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_body=settings.limits.max_body, timeout=settings.limits.body_timeout)
-    app.add_middleware(RequireKey, keys=settings.api_keys)
-    app.add_middleware(SameOrigin)
+    # The middleware added last runs first.
+    if not checked:
+        app.add_middleware(BodyLimit, max_body=settings.limits.max_body, timeout=settings.limits.body_timeout)
+        app.add_middleware(RequireKey, keys=settings.api_keys)
+        app.add_middleware(SameOrigin)
     app.add_middleware(MemoryGuard)
     app.add_middleware(CountResponses, metrics=metrics)
     return app
 
 
-def add_openai_routes(app: FastAPI, engine: ChatEngine, settings: APISettings) -> Metrics:
-    """Serves the API beside an application's own routes; call it when those are in place, for they go first.
+def add_openai_routes(app: FastAPI, engine: ChatEngine, settings: APISettings, checked: bool = False) -> Metrics:
+    """Serves the API beside an application's other routes; add those first, since the first match wins.
 
-    The API keeps its own error shapes, limits, keys and metrics, and answers whatever path the application does not.
+    The API has separate error shapes, limits, keys and metrics, and handles every path that the application does not.
 
     Args:
         app: Gets the API.
-        engine: Answers; may be the application's own.
+        engine: Answers requests; the application may use it too.
         settings: Names, limits and keys.
+        checked: Whether the application's middleware checks the origin, the key and the body of each request.
 
     Returns:
-        What `/metrics` tells, so that the application can count its own answers too.
+        The metrics of `/metrics`, to which the application can add its other answers.
     """
-    api = openai_app(engine, settings)
+    api = openai_app(engine, settings, checked)
     app.mount("", api)
     return api.state.metrics
 
 
 class JSONRequest(Request):
-    """A request whose body is strict JSON: no NaN, no halves of surrogate pairs, which no tokenizer can take."""
+    """A request whose body is strict JSON: no NaN, and no unpaired surrogates, which tokenizers reject."""
 
     async def json(self) -> Any:
-        """Returns the body's value."""
+        """Parses the body."""
         body = await self.body()
         try:
             return from_json(body, allow_inf_nan=False)
@@ -136,7 +136,7 @@ class JSONRoute(APIRoute):
     """A route that reads its body as strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns the handler."""
+        """Builds the handler."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -146,12 +146,12 @@ class JSONRoute(APIRoute):
 
 
 def chat_routes(chat: Chat) -> APIRouter:
-    """Returns the route that answers."""
+    """Builds the chat route."""
     router = APIRouter(route_class=JSONRoute, tags=["chat"])
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENTS)
     async def chat_completions(asked: ChatRequest, request: Request) -> Any:
-        """Answers the last message of a dialogue, whole or as a stream of events."""
+        """Answers the last message of a conversation, as one reply or as a stream of events."""
         try:
             reply = await unless_gone(request.receive, chat.begin(asked))
         except ClientGone:
@@ -166,7 +166,7 @@ def chat_routes(chat: Chat) -> APIRouter:
 
 
 def model_routes(chat: Chat) -> APIRouter:
-    """Returns the routes that name the model."""
+    """Builds the routes that describe the model."""
     router = APIRouter(tags=["models"])
     created = int(time.time())
 
@@ -175,12 +175,12 @@ def model_routes(chat: Chat) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        """The names under which the model is served."""
+        """Lists the names under which the model is served."""
         return ModelList(data=[describe(name) for name in chat.settings.model_names])
 
     @router.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> Model:
-        """One of them."""
+        """Describes the model under one of its names."""
         chat.check_model(model, param=None)
         return describe(model)
 
@@ -188,12 +188,12 @@ def model_routes(chat: Chat) -> APIRouter:
 
 
 def operation_routes(engine: ChatEngine, metrics: Metrics) -> APIRouter:
-    """Returns the routes that those ask who run the server."""
+    """Builds the routes for the server's operator."""
     router = APIRouter(tags=["operation"])
 
     @router.get("/health")
     async def health() -> Health:
-        """Whether requests are taken; needs no key."""
+        """Whether the server accepts requests; needs no key."""
         if engine.closed:
             with refusing():
                 raise EngineClosed

@@ -1,4 +1,4 @@
-"""What a chat request of the OpenAI protocol asks: its messages, pictures and options, brought before the engine."""
+"""Converts chat requests of the OpenAI protocol to the engine's prompts, images and settings, and submits them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from llava.serve.http.failures import Failure
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
 from llava.serve.openai.errors import Refusal, refusing, shortened
-from llava.serve.openai.requests import ChatRequest, ImagePart, QLIPFields
+from llava.serve.openai.fields import QLIPFields
+from llava.serve.openai.requests import ChatRequest, ImagePart
 from llava.serve.openai.stream import Reply
 
 
 @dataclass(frozen=True)
 class APISettings:
-    """How the API serves its engine."""
+    """Names, limits and keys of the API."""
 
     model_names: tuple[str, ...]
-    """What clients may call the model; at least one."""
+    """The model's names for clients; at least one."""
     limits: RequestLimits = RequestLimits()
     """What one request may hold."""
     api_keys: tuple[str, ...] = ()
-    """Keys of which a request needs one; without any, all are let in."""
+    """Keys of clients; without any, every request is accepted."""
     allow_loopback: bool = False
-    """Whether image URLs may name this very machine."""
+    """Whether image URLs may name this machine."""
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
@@ -42,17 +43,17 @@ class Chat:
     def __init__(self, engine: ChatEngine, settings: APISettings, metrics: Metrics) -> None:
         """
         Args:
-            engine: Answers.
-            settings: What requests may hold, and the model's names.
-            metrics: Where answers and failures are counted.
+            engine: Answers the requests.
+            settings: The model's names and the limits of requests.
+            metrics: Counts answers and failures.
         """
         self.engine, self.settings, self.metrics = engine, settings, metrics
 
     async def begin(self, asked: ChatRequest) -> Reply:
-        """Takes a request on.
+        """Submits a request to the engine.
 
         Raises:
-            Refusal: the request cannot be met.
+            Refusal: the request is invalid, or the engine cannot take it.
         """
         self.check_model(asked.model)
         self._check_sizes(asked)
@@ -64,7 +65,7 @@ class Chat:
             conversation, images = build_conversation(self.engine, self._turns(asked))
         with refusing():
             answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
-        settings = asked.model_copy(update={"messages": []})  # which hold images, and are not needed any more
+        settings = asked.model_copy(update={"messages": []})  # the messages hold images, and are no longer needed
         return Reply(answer, settings, self.metrics)
 
     def check_model(self, name: str, param: str | None = "model") -> None:
@@ -81,7 +82,7 @@ class Chat:
             self.settings.limits.check(images, characters)
 
     def _turns(self, asked: ChatRequest) -> list[Turn]:
-        """The messages; their pictures are opened when the engine has a place for the request."""
+        """Converts the messages; the engine opens their images when it has room for the request."""
         turns = []
         for i, message in enumerate(asked.messages):
             images = tuple(
@@ -108,7 +109,7 @@ class Chat:
 
 
 def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
-    """Returns how an answer's tokens are chosen, and whether its longest length was given.
+    """Builds the sampling settings; says also whether the request limits the answer's length.
 
     Raises:
         Refusal: fields contradict each other.
@@ -142,7 +143,7 @@ def sampling_of(asked: ChatRequest) -> tuple[Sampling, bool]:
 
 
 def qlip_of(fields: QLIPFields | None) -> QLIPOptions:
-    """Returns how the pictures are to be seen."""
+    """Builds the settings of the vision tower."""
     if fields is None:
         return QLIPOptions()
     return QLIPOptions(fields.enabled, fields.alpha, fields.max_tokens, fields.image_size)

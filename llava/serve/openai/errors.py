@@ -1,4 +1,4 @@
-"""Errors of the OpenAI-compatible API: how a refusal gets from where it arises to its client. Knows no engine."""
+"""Errors of the OpenAI-compatible API, from the exception to the reply."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.http.failures import Failure, error_response, explain
+from llava.serve.http.failures import Failure, explain
 from llava.serve.http.metrics import Metrics
+from llava.serve.http.replies import error_response
 from llava.serve.openai.requests import field_path
 
-INTERNAL = "internal_error"  # what `explain` calls a fault that is no request's
+INTERNAL = "internal_error"  # the kind that `explain` gives to an error of the server
 
 
 class Refusal(Exception):
-    """A request is answered with a failure."""
+    """A refused request."""
 
     def __init__(self, failure: Failure, param: str | None = None) -> None:
         """
         Args:
-            failure: What its sender is told.
-            param: The field that is to blame.
+            failure: What the client reads.
+            param: The field of the request that caused it.
         """
         super().__init__(failure.message)
         self.failure, self.param = failure, param
@@ -34,7 +35,7 @@ class Refusal(Exception):
 
 @contextmanager
 def refusing(param: str | None = None) -> Iterator[None]:
-    """Turns what the engine and the picture loader raise about a request into its refusal; lets faults pass."""
+    """Converts the request's errors, raised by engine or image loader, to a Refusal; passes other errors on."""
     try:
         yield
     except Refusal:
@@ -47,14 +48,14 @@ def refusing(param: str | None = None) -> Iterator[None]:
 
 
 def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Gives every error of an application OpenAI's shape, and counts it.
+    """Reports every error of an application in OpenAI's shape, and counts it.
 
     Args:
         app: Gets the handlers.
-        metrics: Where to count.
+        metrics: Gets the counts.
     """
 
-    def tell(failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    def report(failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
         metrics.failed(failure)
         failure = replace(failure, message=clipped(failure.message))
         response = error_response(failure, param and clipped(param))
@@ -63,30 +64,30 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
-        return tell(error.failure, error.param)
+        return report(error.failure, error.param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return tell(*explain_invalid(error))
+        return report(*explain_invalid(error))
 
     @app.exception_handler(HTTPException)
     async def unroutable(request: Request, error: HTTPException) -> Response:
-        if ran_out_of_memory(error.__cause__):  # FastAPI takes it for a bad body
-            return tell(explain(error.__cause__))
+        if ran_out_of_memory(error.__cause__):  # FastAPI raises it as a malformed body
+            return report(explain(error.__cause__))
         known = {
             404: ("not_found", replacement_route(request.url.path) or "there is nothing under this path"),
             405: ("method_not_allowed", f"this path does not take {shortened(request.method)}"),
         }
         kind, message = known.get(error.status_code, ("invalid_request", error.detail))
-        return tell(Failure(error.status_code, kind, message), headers=error.headers)
+        return report(Failure(error.status_code, kind, message), headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return tell(explain(RuntimeError()))  # whatever it is, it is no request's fault; the server logs it
+        return report(explain(RuntimeError()))  # an error of the server, whatever its type; Starlette logs it
 
 
 def replacement_route(path: str) -> str | None:
-    """Names the route to use in place of one of OpenAI's that is missing here; None for other paths."""
+    """Suggests the route to use instead of one of OpenAI's that is missing here; None for other paths."""
     for name in ("completions", "responses"):
         if f"{path}/".startswith(f"/v1/{name}/"):
             return f"this server has no /v1/{name}; send a chat request to /v1/chat/completions"
@@ -94,7 +95,7 @@ def replacement_route(path: str) -> str | None:
 
 
 def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]:
-    """Returns what a client is told of a request that has not the form it should, and which field is to blame."""
+    """Converts a validation error to a failure and the path of the field that caused it."""
     if isinstance(error.body, bytes):
         return Failure(400, "invalid_request", "the body must be JSON, with Content-Type: application/json"), None
     first = error.errors()[0]
@@ -114,12 +115,12 @@ def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]
 
 
 def clipped(text: str, most: int = 500) -> str:
-    """Returns a text of at most so many characters: what a client sent need not come back in full length."""
+    """Truncates a text to `most` characters: a reply need not repeat all of a request."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def shortened(value: object) -> str:
-    """Returns a value as text of at most some sixty characters, for an error."""
+    """Formats a value for an error, in about sixty characters at most."""
     words = reprlib.Repr()
     words.maxstring = words.maxother = words.maxlong = 60
     return words.repr(value)

@@ -1,4 +1,4 @@
-"""Replies of the OpenAI chat protocol. Beyond it, `usage` tells the visual tokens saved, and where the time went."""
+"""Replies of the OpenAI chat protocol, whose `usage` also has the visual tokens saved and the seconds spent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava.serve.engine.logprobs import AnswerLogprob, TextLogprob
 
 
 class PromptDetails(BaseModel):
-    """The prompt's tokens by their kind."""
+    """Tokens of the prompt by kind."""
 
     text_tokens: int
     image_tokens: int
@@ -20,14 +20,14 @@ class PromptDetails(BaseModel):
 
 
 class ImageTokens(BaseModel):
-    """What one picture took, against the uniform grid on the same pixels."""
+    """Visual tokens of one image, and of the uniform grid on the same pixels."""
 
     tokens: int
     uniform_tokens: int
 
 
 class VisualTokens(BaseModel):
-    """The same of all pictures of a request."""
+    """Visual tokens of all images of a request."""
 
     tokens: int
     uniform_tokens: int
@@ -36,7 +36,7 @@ class VisualTokens(BaseModel):
 
 
 class Seconds(BaseModel):
-    """Where the time went."""
+    """Seconds spent in each step."""
 
     queue: float
     image: float
@@ -45,9 +45,9 @@ class Seconds(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """What an answer cost."""
+    """Tokens and seconds of an answer."""
 
-    prompt_tokens: int = Field(description="text and pictures")
+    prompt_tokens: int = Field(description="text and images")
     completion_tokens: int = Field(description="the end token included")
     total_tokens: int
     prompt_tokens_details: PromptDetails
@@ -56,7 +56,7 @@ class CompletionUsage(BaseModel):
 
     @classmethod
     def of(cls, answer: Answer) -> CompletionUsage:
-        """Returns the usage of an answer that has ended."""
+        """Builds the usage of an answer that has ended."""
         usage = answer.usage
         images = [ImageTokens(tokens=view.tokens, uniform_tokens=view.uniform_tokens) for view in answer.views]
         return cls(
@@ -85,7 +85,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class TopLogprob(BaseModel):
-    """A token that could have come."""
+    """A candidate token."""
 
     token: str
     logprob: float = Field(description="of the model's own logits; -9999 for any lower one")
@@ -104,7 +104,7 @@ class TokenLogprob(TopLogprob):
 
 
 class ChoiceLogprobs(BaseModel):
-    """The tokens whose text begins in the content beside it."""
+    """Tokens whose text begins in this part of the content."""
 
     content: list[TokenLogprob]
     refusal: None = None
@@ -132,7 +132,7 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The answer; there is one."""
+    """The one answer."""
 
     index: Literal[0] = 0
     message: AnswerMessage
@@ -141,7 +141,7 @@ class Choice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """A whole answer."""
+    """A complete answer."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -152,14 +152,14 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a chunk adds to the message."""
+    """The part of the message in one chunk."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(BaseModel):
-    """What a chunk adds to the answer."""
+    """The part of the answer in one chunk."""
 
     index: Literal[0]
     delta: Delta
@@ -189,20 +189,20 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All its names."""
+    """All names of the model."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Health(BaseModel):
-    """That the server takes requests."""
+    """The server accepts requests."""
 
     status: Literal["ok"] = "ok"
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """Kind and message of an error."""
 
     message: str
     type: str

@@ -1,9 +1,9 @@
-"""Requests of the OpenAI chat protocol, as far as this server speaks it. Knows no engine and no server.
+"""Requests of the OpenAI chat protocol, as far as this server supports it.
 
-A field is taken if the answer honours it, or if it says nothing about the answer (`user`, `metadata`, `store`). A field
-that would change the answer but cannot be honoured (`tools`, `response_format`) is taken with a value that asks for
-nothing, and refused with any other. A field of no known name is refused unless it is empty: an option that is dropped
-in silence would be believed. A request that breaks the rules a million times is judged by the first time.
+A field is accepted if the answer follows it, or if it does not affect the answer (`user`, `metadata`, `store`). A field
+that would change the answer but is not supported (`tools`, `response_format`) is accepted with a neutral value only. An
+unknown field is refused unless it is empty: a client would not notice an option that is silently dropped. Validation
+stops at the first error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
@@ -27,16 +26,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llava.serve.engine.params import MAX_LOGPROBS, Sampling
+from llava.serve.openai.fields import EMPTY, MAX_FIELDS, MAX_INT, QLIPFields, StrictFields
 
-MAX_INT = 2**31 - 1
 MAX_STOPS = 4
 MAX_ITEMS = 1000  # messages of a request, parts of a message
-MAX_FIELDS = 64  # of an object, so that there is an end to the errors it can hold
-EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def _only(*allowed: Any, way_out: str = "") -> Any:
-    """A field that is understood, but not supported beyond some values."""
+    """Builds the type of a field of which only some values are supported."""
 
     def check(value: Any) -> Any:
         if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in allowed):
@@ -50,7 +47,7 @@ def _only(*allowed: Any, way_out: str = "") -> Any:
 
 
 def _or_text(wrap: Callable[[str], Any], full: type, name: str, may_be_null: bool = False) -> Callable[[Any], Any]:
-    """A field that has a short form, text, beside its full one."""
+    """Builds the validator of a field that may be given as text instead of its full form."""
 
     def expand(value: Any) -> Any:
         if isinstance(value, str):
@@ -62,43 +59,18 @@ def _or_text(wrap: Callable[[str], Any], full: type, name: str, may_be_null: boo
     return expand
 
 
-def _nothing(value: Any) -> Any:
-    if value in EMPTY:
-        return value
-    raise PydanticCustomError("unknown_parameter", "this server knows no such field")
-
-
-Nothing = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": list(EMPTY)})]
-
-
-class _Asked(BaseModel):
-    """A part of a request; types are not converted, and an empty field of no known name is as none."""
-
-    model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"maxProperties": MAX_FIELDS}
-    )
-    __pydantic_extra__: dict[str, Nothing]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", "has more than {most} fields", {"most": MAX_FIELDS})
-        return value
-
-
-class ImageURL(_Asked):
+class ImageURL(StrictFields):
     """A picture."""
 
     url: str = Field(description="`data:image/...;base64,...`, or http(s) where the server allows its host")
-    detail: str | None = Field(None, description="taken, without effect; see `qlip`")
+    detail: str | None = Field(None, description="accepted, without effect; see `qlip`")
 
 
-class _Cacheable(_Asked):
-    """A part of a prompt with hints for a cache, which say nothing about the answer."""
+class _Cacheable(StrictFields):
+    """A part of a prompt with cache hints, which do not affect the answer."""
 
-    cache_control: Any = Field(None, description="taken, without effect")
-    prompt_cache_breakpoint: Any = Field(None, description="taken, without effect")
+    cache_control: Any = Field(None, description="accepted, without effect")
+    prompt_cache_breakpoint: Any = Field(None, description="accepted, without effect")
 
 
 class TextPart(_Cacheable):
@@ -109,7 +81,7 @@ class TextPart(_Cacheable):
 
 
 class ImagePart(_Cacheable):
-    """Picture of a message; pictures stand before the message's text, in their order."""
+    """Image of a message; images come before the message's text, in their order."""
 
     type: Literal["image_url"]
     image_url: Annotated[
@@ -125,7 +97,7 @@ Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 def _describe_optional_content(schema: dict[str, Any]) -> None:
-    """Lets a message's JSON schema have no `content`, or null, where the assistant's is described."""
+    """Makes `content` optional in the JSON schema of the assistant's messages."""
     schema["maxProperties"] = MAX_FIELDS
     schema["required"] = [name for name in schema["required"] if name != "content"]
     schema["properties"]["content"]["anyOf"].append({"type": "null"})
@@ -134,7 +106,7 @@ def _describe_optional_content(schema: dict[str, Any]) -> None:
 
 
 class Message(_Cacheable):
-    """What one side said; `content` may be null or left out in the assistant's messages only."""
+    """One message of a conversation; `content` may be null or missing in the assistant's messages only."""
 
     model_config = ConfigDict(json_schema_extra=_describe_optional_content)
 
@@ -147,7 +119,7 @@ class Message(_Cacheable):
             json_schema_input_type=str | Parts,
         ),
     ]
-    name: str | None = Field(None, description="taken, without effect")
+    name: str | None = Field(None, description="accepted, without effect")
     refusal: str | None = Field(None, description="of an assistant's message without content: its text")
 
     audio: _only(None, {}) = None  # type: ignore[valid-type]
@@ -171,32 +143,23 @@ class Message(_Cacheable):
 
     @property
     def text(self) -> str:
-        """The text parts, a line each."""
+        """The text parts, one per line."""
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
 
-class QLIPFields(_Asked):
-    """How the pictures are seen, where it is not as the server does by itself."""
+class StreamOptions(StrictFields):
+    """Additional content of a stream."""
 
-    enabled: bool | None = Field(None, description="false sees as CLIP does")
-    alpha: float | None = Field(None, ge=0, description="split threshold")
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="most visual tokens of a picture")
-    image_size: int | None = Field(None, ge=1, le=MAX_INT, description="shorter side, in pixels, of a picture")
-
-
-class StreamOptions(_Asked):
-    """What a stream holds beside the answer."""
-
-    include_usage: bool | None = Field(None, description="ends with a chunk that tells the usage")
-    include_obfuscation: bool | None = Field(None, description="taken, without effect")
+    include_usage: bool | None = Field(None, description="adds a last chunk with the usage")
+    include_obfuscation: bool | None = Field(None, description="accepted, without effect")
 
 
 StopText = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 
 
-class ChatRequest(_Asked):
-    """What `/v1/chat/completions` takes."""
+class ChatRequest(StrictFields):
+    """A request for `/v1/chat/completions`."""
 
     model: str
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MAX_ITEMS)
@@ -217,16 +180,16 @@ class ChatRequest(_Asked):
         ),
     ] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes a sampled answer repeatable")
-    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="sample from so many likeliest; -1 and 0 are all")
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="number of likeliest tokens sampled; -1 and 0: all")
     min_p: float | None = Field(
         None, ge=0, le=1, description="sample no token less likely than this share of the likeliest one's probability"
     )
     repetition_penalty: float | None = Field(
         None, gt=0, description="above 1 makes the tokens of prompt and answer less likely, below 1 likelier"
     )
-    logprobs: bool | None = Field(None, description="tells each token's log-probability")
+    logprobs: bool | None = Field(None, description="adds each token's log-probability")
     top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="with `logprobs`: so many likeliest tokens in its place, too"
+        None, ge=0, le=MAX_LOGPROBS, description="with `logprobs`: number of likeliest tokens listed for each position"
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -256,10 +219,10 @@ class ChatRequest(_Asked):
 
 
 def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:
-    """Returns the request's field that pydantic complains of, as `messages[0].content`.
+    """Formats the path of an invalid field, such as `messages[0].content`.
 
     Args:
-        loc: Where pydantic places the error; may hold names of types, which are no fields.
+        loc: pydantic's location of the error; may hold names of types, which are not fields.
         body: The request.
         missing: Whether the field is not in the request.
     """
@@ -270,7 +233,7 @@ def field_path(loc: Sequence[str | int], body: Any, missing: bool) -> str:
                 continue
             path, body = f"{path}[{key}]", body[key]
         elif i >= 2 and loc[i - 2] == "content" and isinstance(loc[i - 1], int):
-            continue  # the type of a part, which pydantic puts behind its index, and which may be a field's name too
+            continue  # the type of a part, which pydantic puts after its index; a field may have the same name
         elif isinstance(body, dict) and (key in body or (missing and i == len(loc) - 1)):
             path, body = f"{path}.{key}", body.get(key)
     return path.lstrip(".")

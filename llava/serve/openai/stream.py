@@ -1,4 +1,4 @@
-"""An answer on its way to a client of the OpenAI protocol, whole or as server-sent events, until either has ended."""
+"""Sends an answer to a client of the OpenAI protocol, as one reply or as server-sent events."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reply:
-    """An answer on its way to a client, without the blanks that it begins with."""
+    """An answer that is being sent to a client, without its leading blanks."""
 
     answer: Answer
     asked: ChatRequest
-    """What was asked for, without its messages."""
+    """The request, without its messages."""
     metrics: Metrics
     failed: bool = False
     finished: bool = False
@@ -50,7 +50,7 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def finish(self) -> None:
-        """Counts the answer, once, and cancels it if it goes on: its client does not read it any more."""
+        """Counts the answer once; cancels it if it has not ended, since its client reads no more."""
         if self.finished:
             return
         self.finished = True
@@ -59,7 +59,7 @@ class Reply:
         self.metrics.answered(self.answer, reason)
 
     async def whole(self, request: Request) -> ChatCompletion | None:
-        """Returns the answer when it has ended; None if its client has gone, for whom it is cancelled.
+        """Waits for the end of the answer and builds the reply; None if the client has disconnected, which cancels it.
 
         Raises:
             Refusal: the model failed.
@@ -87,7 +87,7 @@ class Reply:
         )
 
     async def events(self) -> AsyncIterator[str]:
-        """Yields server-sent events; a failure is the last one, and no `[DONE]` follows it."""
+        """Yields server-sent events; a failure is the last one, without a `[DONE]` after it."""
         yield self._chunk(Delta(role="assistant", content=""))
         try:
             async for text, tokens in self._pieces():
@@ -95,7 +95,7 @@ class Reply:
         except Exception as error:
             failure = explain(error)
             if failure.kind == INTERNAL:
-                logger.exception("an answer broke off")
+                logger.exception("an answer failed")
             self.failed = True
             self.metrics.failed(failure)
             self.finish()
@@ -105,12 +105,12 @@ class Reply:
         if (reason := self._reason()) is None:
             return
         yield self._chunk(Delta(), reason)
-        if self._tells_usage:
+        if self._includes_usage:
             yield self._chunk(None, usage=CompletionUsage.of(self.answer))
         yield event("[DONE]")
 
     async def _pieces(self) -> AsyncIterator[tuple[str, list[AnswerLogprob]]]:
-        """Yields pieces of text, and the tokens that begin in each."""
+        """Yields pieces of text with the tokens that begin in each."""
         received = blank = 0
         async for piece in self.answer:
             begun = blank < received
@@ -122,7 +122,7 @@ class Reply:
                 yield text, self._tokens(received, blank)
 
     def _tokens(self, received: int, blank: int) -> list[AnswerLogprob]:
-        """The next tokens, up to some number of characters; without the blanks before the text, as it is told."""
+        """Takes the tokens of the first `received` characters, without the blanks before the text."""
         taken = [token for token in self.answer.take_logprobs(received) if token.end > blank]
         return [token.without_leading_blanks() if token.start < blank else token for token in taken]
 
@@ -130,7 +130,7 @@ class Reply:
         return ChoiceLogprobs.of(tokens) if self.asked.logprobs else None
 
     @property
-    def _tells_usage(self) -> bool:
+    def _includes_usage(self) -> bool:
         options = self.asked.stream_options
         return bool(options and options.include_usage)
 
@@ -155,22 +155,22 @@ class Reply:
             model=self.asked.model,
             choices=choices,
         )
-        if self._tells_usage:
+        if self._includes_usage:
             chunk.usage = usage
         return event(chunk.model_dump_json(exclude_unset=True))
 
 
 class EventStream(StreamingResponse):
-    """A reply as server-sent events; it is finished when the exchange is, however that ends."""
+    """A reply as server-sent events, which is finished however the connection ends."""
 
     media_type = "text/event-stream"
 
     def __init__(self, reply: Reply) -> None:
         """
         Args:
-            reply: What is told.
+            reply: The answer.
         """
-        # Proxies may neither keep nor collect the events.
+        # Proxies may neither cache nor buffer the events.
         super().__init__(reply.events(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.reply = reply
 
@@ -183,11 +183,11 @@ class EventStream(StreamingResponse):
 
 
 def event(data: str) -> str:
-    """Returns a server-sent event."""
+    """Formats a server-sent event."""
     return f"data: {data}\n\n"
 
 
 async def cancel_when_gone(request: Request, answer: Answer) -> None:
-    """Waits until the client has gone, and cancels its answer."""
+    """Cancels the answer when its client disconnects."""
     await wait_until_gone(request.receive)
     answer.cancel()

@@ -30,7 +30,7 @@ from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
 from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.workers import protocol
-from llava.serve.workers.protocol import ErrorCode, FrameSplitter
+from llava.serve.workers.protocol import ErrorCode
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 
@@ -179,16 +179,11 @@ async def frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     Raises:
         RequestError: the stream is none of LLaVA's.
     """
-    splitter = FrameSplitter(MAX_FRAME)
-    async for chunk in chunks:
-        try:
-            whole = splitter.push(chunk)
-        except ValueError:
-            raise not_llavas() from None
-        for frame in whole:
+    try:
+        async for frame in protocol.read_frames(chunks, MAX_FRAME):
             yield frame
-    for frame in splitter.finish():
-        yield frame
+    except ValueError:
+        raise not_llavas() from None
 
 
 def read(frame: bytes) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from gradio.route_utils import FnIndexInferError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava.serve.http.guards import ErrorGuard
+
 logger = logging.getLogger(__name__)
 
 POLICY = (
@@ -39,26 +41,13 @@ class PageHeaders:
         await self.app(scope, receive, send_on)
 
 
-class RefuseMalformedCalls:
-    """ASGI middleware: a call of an event that the page does not have is a 400; Gradio fails with a traceback."""
+class RefuseMalformedCalls(ErrorGuard):
+    """ASGI middleware: answers 400 to a call of an event that the page does not have; Gradio fails with a traceback."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one connection."""
-        begun = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_on)
-        except (FnIndexInferError, LookupError, TypeError, ValueError) as error:
-            if begun or scope["type"] != "http" or scope["method"] != "POST":
-                raise
-            logger.warning("refused a call of %s (%s)", ascii(scope["path"][:100]), type(error).__name__)
-            text = "the page has no such event, or its values are malformed; GET /gradio_api/info lists the events"
-            await JSONResponse({"error": text}, 400)(scope, receive, send)
+    def reply_to(self, error: Exception, scope: Scope) -> ASGIApp | None:
+        """Builds the reply to a malformed call."""
+        if scope["method"] != "POST" or not isinstance(error, FnIndexInferError | LookupError | TypeError | ValueError):
+            return None
+        logger.warning("refused a call of %s (%s)", ascii(scope["path"][:100]), type(error).__name__)
+        text = "the page has no such event, or its values are malformed; GET /gradio_api/info lists the events"
+        return JSONResponse({"error": text}, 400)

@@ -1,7 +1,4 @@
-"""A worker's place in a controller's register: taken, kept by heartbeats, taken anew when lost, given up at the end.
-
-Knows neither what the worker does nor how requests reach it.
-"""
+"""Keeps a worker registered with a controller: registers it, sends heartbeats, and unregisters it at the end."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ import httpx
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.serve.http.auth import bearer_header
+from llava.serve.workers.calls import TIMEOUT, describe_error
 from llava.serve.workers.protocol import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 5.0  # seconds that a controller may take for an answer
 FIRST_RETRY = 0.5  # seconds
 
 
@@ -37,9 +34,9 @@ class Registration:
         """
         Args:
             controller: Its address.
-            worker: The worker's address, as the controller is to use it.
-            status: Says how the worker is.
-            token: The secret that they share.
+            worker: The worker's address, for the controller to use.
+            status: Reads the worker's current status.
+            token: The token that they share.
             interval: Seconds between heartbeats.
         """
         self.controller, self.worker, self.status, self.interval = controller, worker, status, interval
@@ -48,26 +45,26 @@ class Registration:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins, without waiting for the controller."""
+        """Starts the heartbeats, without waiting for the controller."""
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """Ends, and tells the controller, so that it sends nothing any more."""
+        """Stops the heartbeats and unregisters the worker, so that the controller sends it no more requests."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-            with suppress(httpx.HTTPError):  # it is gone, or does not know this; then silence must tell it
+            with suppress(httpx.HTTPError):  # otherwise the controller drops a silent worker
                 await self._post("unregister_worker", {})
         await self.client.aclose()
 
     async def beat(self) -> None:
-        """Sends one heartbeat, and registers where that was the first one, or for an unknown worker.
+        """Sends one heartbeat; registers after the first one, and whenever the controller does not know the worker.
 
-        A worker that has just started may bear the address of an earlier one, which the controller still knows.
+        After the first one because a worker may start at the address of an earlier one that is still registered.
 
         Raises:
-            httpx.HTTPError: the controller is not there, or refuses.
+            httpx.HTTPError: the controller does not answer, or refuses.
         """
         status = self.status()
         reply = await self._post("receive_heart_beat", {"queue_length": status.queue_length})
@@ -81,7 +78,7 @@ class Registration:
             logger.info("registered at %s as %s", self.controller, self.worker)
 
     async def _keep(self) -> None:
-        """Heartbeats for ever; after a failure the next one comes soon, then later and later."""
+        """Sends heartbeats until cancelled; retries soon after a failure, then after ever longer pauses."""
         pause, reached = FIRST_RETRY, True
         while True:
             try:
@@ -90,7 +87,7 @@ class Registration:
                 await asyncio.sleep(self.interval)
             except httpx.HTTPError as error:
                 if reached:
-                    logger.warning("not registered at %s: %s; trying again", self.controller, explained(error))
+                    logger.warning("not registered at %s: %s; trying again", self.controller, describe_error(error))
                 reached = False
                 await asyncio.sleep(min(pause, self.interval))
                 pause *= 2
@@ -98,23 +95,3 @@ class Registration:
     async def _post(self, route: str, more: dict[str, Any]) -> httpx.Response:
         reply = await self.client.post(f"{self.controller}/{route}", json={"worker_name": self.worker, **more})
         return reply.raise_for_status()
-
-
-def not_answered(error: httpx.HTTPError, controller: str) -> ConnectionError:
-    """Makes the error of a program that asked a controller in vain, for the person who runs it."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return ConnectionError(f"the controller at {controller} refused: {explained(error)}")
-    return ConnectionError(
-        f"no controller answers at {controller} ({explained(error)}); start one by python -m llava.serve.controller, or"
-        " name another by --controller-address"
-    )
-
-
-def explained(error: Exception) -> str:
-    """Returns why a server did not do as asked, in its own words where it is one of ours."""
-    if not isinstance(error, httpx.HTTPStatusError):
-        return str(error) or type(error).__name__
-    try:
-        return str(error.response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return f"HTTP {error.response.status_code}"

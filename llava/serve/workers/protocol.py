@@ -1,14 +1,13 @@
-"""LLaVA's wire protocol: the requests of clients, workers and controllers, and the frames of a streamed answer.
+"""LLaVA's protocol between clients, controllers and workers: its requests, and the frames of a streamed answer.
 
-A frame is a JSON object and a zero byte; it holds the prompt and all of the answer so far, and an error code. Fields
-that LLaVA does not know may be added to a frame, since its clients look at these two only. Knows neither a model nor
-who talks to whom.
+A frame is a JSON object and a zero byte. It holds the prompt with all of the answer so far, and an error code. Our
+workers add other fields to a frame: LLaVA's clients read these two only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -18,21 +17,22 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llava.serve.engine.params import Sampling
+from llava.serve.http.addresses import host_of
 from llava.serve.http.failures import Failure
-from llava.serve.openai.requests import QLIPFields
-from llava.serve.workers.auth import host_of
+from llava.serve.openai.fields import QLIPFields
 
-GREEDY_BELOW = 0.001  # a temperature no higher takes the likeliest token
+GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
 MAX_NEW_TOKENS = 1024
-MAX_ITEMS = 1000  # of a list; what fewer pictures a request may hold, its server says
+MAX_ITEMS = 1000  # of a list; a server's limit on images is lower
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000  # characters
-MAX_NUMBER = 1_000_000  # of what a worker says of itself; a longer queue or a higher speed is a fault
+MAX_NUMBER = 1_000_000  # of a worker's queue length and speed; a higher one is an error
 END = b"\0"
+MAX_FRAME = 2**26  # bytes
 
 
 class ErrorCode(IntEnum):
-    """What LLaVA's clients look for in a frame."""
+    """The error codes that LLaVA's clients read."""
 
     NONE = 0
     WORKER = 1
@@ -40,7 +40,7 @@ class ErrorCode(IntEnum):
     NO_WORKER = 2
     """No worker serves the model."""
     UNREACHABLE = 3
-    """The worker could not be reached, or has gone."""
+    """The worker could not be reached, or has disconnected."""
 
 
 def _checked_address(address: str) -> str:
@@ -49,7 +49,7 @@ def _checked_address(address: str) -> str:
 
 
 def _checked_stop(stop: str | list[str]) -> str | list[str]:
-    """Each is looked for after each token, by the one thread that answers everybody."""
+    """Limits the stop texts: the one model thread looks for each of them after each token."""
     texts = [stop] if isinstance(stop, str) else stop
     longest = max(map(len, texts), default=0)
     if len(texts) > MAX_STOPS or longest > MAX_STOP_LENGTH:
@@ -59,7 +59,7 @@ def _checked_stop(stop: str | list[str]) -> str | list[str]:
 
 
 def _checked_number(value: Any) -> Any:
-    """Refuses what no worker can mean; what is no number at all is for its field to refuse."""
+    """Refuses numbers out of range; the field's type refuses anything that is not a number."""
     if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value <= MAX_NUMBER):
         got = "a number of more than 20 digits" if isinstance(value, int) and abs(value) >= 10**20 else repr(value)
         raise PydanticCustomError("out_of_range", f"must be a number from 0 to {MAX_NUMBER:,}, got {got}")
@@ -70,12 +70,12 @@ WorkerAddress = Annotated[str, AfterValidator(_checked_address)]
 Name = Annotated[str, Field(max_length=500)]
 QueueLength = Annotated[int, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER)]
 Speed = Annotated[int | float, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
-# Of the many errors that a list may hold, the first one is enough.
+# Validation stops at the first error of a list.
 Stop = Annotated[str | Annotated[list[str], Field(fail_fast=True)], AfterValidator(_checked_stop)]
 
 
 class GenerateRequest(BaseModel):
-    """What a client asks of a worker: LLaVA's fields, with LLaVA's defaults, and some of this project's own."""
+    """A request for an answer: LLaVA's fields with LLaVA's defaults, and fields of this project."""
 
     model: str = ""
     prompt: str
@@ -91,7 +91,7 @@ class GenerateRequest(BaseModel):
     repetition_penalty: float | None = None
 
     def sampling(self) -> Sampling:
-        """Returns how to choose tokens.
+        """Builds the sampling settings.
 
         Raises:
             ValueError: a setting is out of range.
@@ -110,13 +110,13 @@ class GenerateRequest(BaseModel):
 
 
 class ModelRequest(BaseModel):
-    """Names a model; other fields pass unread."""
+    """The name of a model; other fields are ignored."""
 
     model: Name
 
 
 class WorkerStatus(BaseModel):
-    """What a worker says of itself."""
+    """The status that a worker reports."""
 
     model_names: Annotated[list[Name], Field(fail_fast=True, max_length=MAX_ITEMS)]
     speed: Speed
@@ -124,49 +124,49 @@ class WorkerStatus(BaseModel):
 
 
 class WorkerRequest(BaseModel):
-    """Names a worker by its address."""
+    """The address of a worker."""
 
     worker_name: WorkerAddress
 
 
 class RegisterRequest(WorkerRequest):
-    """A worker offers its service."""
+    """A worker registers."""
 
     check_heart_beat: bool = True
     worker_status: WorkerStatus | None = None
 
 
 class HeartBeat(WorkerRequest):
-    """A worker is alive."""
+    """A worker reports that it is alive."""
 
     queue_length: QueueLength
 
 
 class Frame(BaseModel):
-    """What LLaVA's clients look for in a frame."""
+    """The fields of a frame that LLaVA's clients read."""
 
     text: str
     error_code: int
 
 
 def invalid(errors: Iterable[Mapping[str, Any]]) -> Failure:
-    """Says what is wrong with a request's fields.
+    """Converts validation errors to a failure that names the fields.
 
     Args:
-        errors: As pydantic lists them; what the fields held is not repeated.
+        errors: As pydantic lists them; the fields' values are not repeated.
     """
-    said = []
+    messages = []
     for error in errors:
         where = ".".join(str(part)[:40] for part in error["loc"] if part != "body")
-        said.append(f"{where}: {error['msg']}" if where else str(error["msg"]))
-    return Failure(400, "invalid_request", "; ".join(said[:5]))
+        messages.append(f"{where}: {error['msg']}" if where else str(error["msg"]))
+    return Failure(400, "invalid_request", "; ".join(messages[:5]))
 
 
 def parsed(model: type[BaseModel], body: bytes) -> Any:
-    """Reads a request's body, whatever its content type says.
+    """Parses a message, whatever its content type is.
 
     Raises:
-        ValueError: with a text for the client.
+        ValueError: the message is invalid; the error is fit for its sender.
     """
     try:
         return model.model_validate_json(body)
@@ -175,7 +175,7 @@ def parsed(model: type[BaseModel], body: bytes) -> Any:
 
 
 def frame(text: str, more: Mapping[str, Any] | None = None) -> bytes:
-    """Returns a frame of an answer that goes well.
+    """Builds a frame of an answer.
 
     Args:
         text: The prompt and all of the answer so far.
@@ -185,28 +185,28 @@ def frame(text: str, more: Mapping[str, Any] | None = None) -> bytes:
 
 
 def error_frame(failure: Failure, code: ErrorCode = ErrorCode.WORKER) -> bytes:
-    """Returns the frame that tells of a failure."""
+    """Builds the frame that reports a failure."""
     return json.dumps({**failure.body(), "error_code": code}).encode() + END
 
 
 def error_reply(failure: Failure, code: ErrorCode = ErrorCode.WORKER) -> Response:
-    """Returns a reply that tells of a failure by its status and by one frame, for clients that look at either."""
+    """Builds a reply that reports a failure by its status and by one frame: LLaVA's clients read the frame only."""
     return Response(error_frame(failure, code), failure.status, failure.headers, "application/octet-stream")
 
 
 class FrameSplitter:
-    """Cuts bytes, as they come, into frames."""
+    """Splits received bytes into frames."""
 
-    def __init__(self, max_frame: int = 2**26) -> None:
+    def __init__(self, max_frame: int = MAX_FRAME) -> None:
         """
         Args:
-            max_frame: Most bytes of a frame.
+            max_frame: Largest frame, in bytes.
         """
         self.max_frame = max_frame
         self._rest = b""
 
     def push(self, data: bytes) -> list[bytes]:
-        """Returns the frames that are complete now, without their zero bytes.
+        """Adds bytes; gives the frames that are complete now, without their zero bytes.
 
         Raises:
             ValueError: a frame is too long.
@@ -217,12 +217,34 @@ class FrameSplitter:
         return [frame for frame in frames if frame]
 
     def finish(self) -> list[bytes]:
-        """Returns what is left, at the end of the stream: a last frame without its zero byte, or nothing."""
+        """Gives the rest at the end of the stream: a last frame that lacks its zero byte, or nothing."""
         return [self._rest] if self._rest.strip() else []
 
 
+def split_frames(chunks: Iterable[bytes], max_frame: int = MAX_FRAME) -> Iterator[bytes]:
+    """Yields the frames of a stream, as `read_frames` does."""
+    splitter = FrameSplitter(max_frame)
+    for chunk in chunks:
+        yield from splitter.push(chunk)
+    yield from splitter.finish()
+
+
+async def read_frames(chunks: AsyncIterable[bytes], max_frame: int = MAX_FRAME) -> AsyncIterator[bytes]:
+    """Yields the frames of a stream without their zero bytes; the last one may lack it.
+
+    Raises:
+        ValueError: a frame has more than `max_frame` bytes.
+    """
+    splitter = FrameSplitter(max_frame)
+    async for chunk in chunks:
+        for one in splitter.push(chunk):
+            yield one
+    for one in splitter.finish():
+        yield one
+
+
 class FrameStream(StreamingResponse):
-    """A streamed reply that lets go of where its frames come from, however it ends and be it before the first one."""
+    """A streamed reply that releases the source of its frames at the end, also before the first one."""
 
     media_type = "application/octet-stream"
 
@@ -230,9 +252,9 @@ class FrameStream(StreamingResponse):
         """
         Args:
             frames: The frames, with their zero bytes.
-            release: Called once, when the last frame was sent or the reader has gone.
+            release: Called once, after the last frame or when the client has disconnected.
         """
-        super().__init__(frames, headers={"X-Accel-Buffering": "no"})  # nginx would hold frames back
+        super().__init__(frames, headers={"X-Accel-Buffering": "no"})  # keeps nginx from buffering frames
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The workers that a controller knows, and which of them gets the next request. Knows no network."""
+"""The registered workers of a controller, and the choice of the one that gets the next request."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Dispatch = Literal["lottery", "shortest_queue"]
 
 @dataclass
 class Worker:
-    """What is known of a worker."""
+    """A registered worker."""
 
     status: WorkerStatus
-    """As it last said; the queue also counts what was sent to it since."""
+    """As last reported; the queue also counts the requests sent to the worker since then."""
     check_heart_beat: bool
-    """Whether it is dropped when it falls silent."""
+    """Whether it is dropped when its heartbeats stop."""
     last_seen: float
     """By the registry's clock."""
     turn: int = 0
@@ -33,12 +33,12 @@ class Worker:
 
     @property
     def wait(self) -> float:
-        """How long its queue takes, in no certain unit."""
+        """Queue length divided by speed; comparable between workers only."""
         return self.status.queue_length / self.status.speed
 
 
 class Registry:
-    """The workers by address. One that has been silent for too long counts as gone."""
+    """The workers by address; one whose heartbeats have stopped is dropped."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Registry:
         Args:
             dispatch: "lottery" draws a worker, a fast one more often; "shortest_queue" takes the one that should be
                 free first.
-            expiration: Seconds of silence after which a worker is gone.
+            expiration: Seconds without a heartbeat after which a worker is dropped.
             clock: Gives the time, in seconds.
             seed: Makes the lottery repeatable.
         """
@@ -61,14 +61,14 @@ class Registry:
         self._workers: dict[str, Worker] = {}
 
     def register(self, name: str, status: WorkerStatus, check_heart_beat: bool) -> None:
-        """Adds a worker, or renews what is known of it."""
+        """Adds a worker, or replaces its status."""
         known = self._workers.get(name)
         if known is None or known.status.model_names != status.model_names:
             logger.info("registered %s with %s", name, ", ".join(status.model_names) or "no model")
         self._workers[name] = Worker(status.model_copy(), check_heart_beat, self.clock())
 
     def heart_beat(self, name: str, queue_length: int) -> bool:
-        """Notes that a worker is alive; returns whether it is known."""
+        """Records a heartbeat; False if the worker is not registered."""
         worker = self.workers().get(name)
         if worker is None:
             return False
@@ -77,18 +77,18 @@ class Registry:
         return True
 
     def remove(self, name: str, why: str) -> None:
-        """Forgets a worker, if it is known."""
+        """Drops a worker, if it is registered."""
         if self._workers.pop(name, None) is not None:
             logger.info("dropped %s: %s", name, why)
 
     def lose(self, name: str) -> None:
-        """Forgets a worker that could not be reached, unless nothing would ever bring it back."""
+        """Drops a worker that could not be reached, unless it sends no heartbeats that would bring it back."""
         worker = self._workers.get(name)
         if worker is not None and worker.check_heart_beat:
             self.remove(name, "it could not be reached")
 
     def workers(self) -> dict[str, Worker]:
-        """Returns the workers that are alive, in the order of their registration."""
+        """Drops silent workers; gives the others in the order of their registration."""
         oldest = self.clock() - self.expiration
         for name, worker in list(self._workers.items()):
             if worker.check_heart_beat and worker.last_seen < oldest:
@@ -96,13 +96,13 @@ class Registry:
         return dict(self._workers)
 
     def models(self) -> list[str]:
-        """Returns the names of the models that are served, sorted."""
+        """Lists the names of the served models, sorted."""
         return sorted({model for worker in self.workers().values() for model in worker.status.model_names})
 
     def status(self) -> WorkerStatus:
-        """Returns all workers' status as if they were one; no number or list is larger than one worker's may be."""
-        said = [worker.status for worker in self.workers().values()]
-        speed, queue = sum(status.speed for status in said), sum(status.queue_length for status in said)
+        """Adds all workers' status up to that of one worker, within the limits of one."""
+        reported = [worker.status for worker in self.workers().values()]
+        speed, queue = sum(status.speed for status in reported), sum(status.queue_length for status in reported)
         return WorkerStatus(
             model_names=self.models()[:MAX_ITEMS],
             speed=min(speed, MAX_NUMBER),
@@ -110,13 +110,13 @@ class Registry:
         )
 
     def choose(self, model: str, excluded: Collection[str] = (), finishes: bool = True) -> str | None:
-        """Returns the worker that the next request goes to, which then waits in its queue; None where there is none.
+        """Chooses the worker for the next request, which then counts in its queue; None if no worker serves the model.
 
         Args:
-            model: What it must serve.
-            excluded: Workers that will not do.
-            finishes: Whether `finish` will be called; if not, only a heartbeat brings the queue back to what it is, so
-                that nothing is added to that of a worker without.
+            model: The model that it must serve.
+            excluded: Workers not to choose.
+            finishes: Whether `finish` will be called. If not, only a heartbeat corrects the queue's length, so nothing
+                is added for a worker that sends none.
         """
         able = {
             name: worker
@@ -135,7 +135,7 @@ class Registry:
         return name
 
     def finish(self, name: str) -> None:
-        """Notes that a worker is done with a request that it was chosen for."""
+        """Records that a worker has finished a request that it was chosen for."""
         worker = self._workers.get(name)
         if worker is not None:
             worker.status.queue_length = max(0, worker.status.queue_length - 1)

@@ -1,4 +1,4 @@
-"""What is compared with what: the rows of every table of docs/RESULTS.md. Settings not named are the shipped ones."""
+"""The experiments: the rows of every table of docs/RESULTS.md. Settings that are not named are the shipped ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-from scripts.bench.evidence.sets import DETAIL_SET, SIZES
-from scripts.bench.evidence.ways import Way
+from scripts.bench.evidence.scene_sets import DETAIL_SET, SIZES
+from scripts.bench.evidence.settings import Way
 
 CLIP = Way("CLIP", None)
 SHIPPED = Way("QLIP as shipped")

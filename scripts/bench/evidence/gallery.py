@@ -1,7 +1,7 @@
-"""Three scenes that QLIP wins and three that it loses, as pictures: `python -m scripts.bench.evidence.gallery`.
+"""Shows three scenes that QLIP wins and three that it loses: `python -m scripts.bench.evidence.gallery`.
 
-Writes docs/GALLERY.md and its overlays. The scenes are the first of the test split, set after set, on which one way of
-seeing lists all objects rightly and the other does not; nobody picks them.
+Writes docs/GALLERY.md and its overlays. The scenes are the first of the test split, set after set, on which one tower
+lists all objects correctly and the other does not; nobody picks them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.run.answerer import Answerer, same_answer
-from llava.utils import default_device, demo_model_path, device_flag
+from llava.utils import demo_model_path, device_flag
 from playground.questions import listing
-from qlip import draw_leaves
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.sets import draw_scene
-from scripts.bench.evidence.ways import Subject, Way
+from scripts.bench.evidence.settings import Way
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from scripts.bench.evidence.ways import Subject
 
 QUESTION = "What is in the picture?"
 SETS = ("12-24 px", "large", "noise 20", "24-48 px", "6-12 px", "48-96 px")
@@ -42,7 +43,9 @@ class Answered:
 
 
 def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answered]:
-    """The first scenes of a set, with what both ways of seeing say."""
+    """Asks about the first scenes of a set, encoded by CLIP and by QLIP."""
+    from scripts.bench.evidence.sets import draw_scene
+
     for index in range(count):
         picture, objects = draw_scene(name, "test", index)
         said = [_answer(subject, way, picture) for way in (CLIP, SHIPPED)]
@@ -51,13 +54,17 @@ def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answere
 
 
 def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:
+    from llava.eval.run.answerer import Answerer
+
     seen = subject.see(way, [picture])
     said = Answerer(subject.engine_of(way), max_new_tokens=40).answer(seen, [(0, QUESTION)])
     return said[0], len(seen[0].features)
 
 
 def find(subject: Subject, scenes: int) -> tuple[list[Answered], list[Answered]]:
-    """Scenes that QLIP wins, and scenes that it loses: one a set while there are any."""
+    """Finds scenes that QLIP wins and scenes that it loses, one of each set until there are enough."""
+    from llava.eval.run.answerer import same_answer
+
     won: list[Answered] = []
     lost: list[Answered] = []
     for name in SETS:
@@ -70,7 +77,11 @@ def find(subject: Subject, scenes: int) -> tuple[list[Answered], list[Answered]]
 
 
 def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answered], document: Path) -> None:
-    """Writes the page and one overlay a scene beside it."""
+    """Writes the page, and an overlay for each scene beside it."""
+    from PIL import Image
+
+    from qlip import draw_leaves
+
     folder = document.parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     tower = subject.engine.model.get_vision_tower()
@@ -103,7 +114,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="gallery", description="Write docs/GALLERY.md.")
     parser.add_argument("--model-path", default=demo_model_path())
     parser.add_argument("--scenes", type=integer(), default=60, help="scenes of each set to look through")
@@ -113,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Looks through the scenes and writes the page."""
+    """Finds the scenes and writes the page."""
+    from llava.utils import default_device
+    from scripts.bench.evidence.ways import Subject
+
     subject = Subject(options.model_path, {}, options.device or default_device(), 4096)
     won, lost = find(subject, options.scenes)
     write_page(subject, won, lost, options.document)

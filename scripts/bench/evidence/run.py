@@ -1,43 +1,41 @@
 """Runs experiments and keeps their answers: `python -m scripts.bench.evidence.run --experiments rivals --split test`.
 
-One JSON line per checkpoint, way and set; a run that was stopped goes on with the lines that are missing. The tables
-and figures of docs/RESULTS.md are made of them by `python -m scripts.bench.evidence.report`.
+Writes one JSON line per checkpoint, way and set; after an interruption, the same command continues. `python -m
+scripts.bench.evidence.report` makes the tables and figures of docs/RESULTS.md from them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.eval.run.jsonl import Rows, append_row, read_rows, replace
-from llava.utils import default_device, demo_model_path, device_flag
+from llava.utils import demo_model_path, device_flag
+from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
 from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.sets import SCENE_SETS, SCENES, SPLITS, QuestionSet, draw_set, read_set
-from scripts.bench.evidence.ways import Subject, Way
+from scripts.bench.evidence.scene_sets import SCENE_SETS, SCENES, SPLITS
+from scripts.bench.evidence.settings import Way
+
+if TYPE_CHECKING:
+    from scripts.bench.evidence.sets import QuestionSet
+    from scripts.bench.evidence.ways import Subject
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = Path("evidence/answers.jsonl")
-"""Where answers are kept unless the command line says otherwise."""
-
 
 def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) -> list[tuple[Way, str | Path]]:
-    """Every way and set of some experiments, by sets, so that each is drawn once; pairs may repeat.
+    """Lists every way and set of some experiments, ordered by set so that each is drawn once; pairs may repeat.
 
     Args:
         names: of the experiments.
         sets: names of the generated sets to take; all, if none is named.
-        folders: question sets to use in place of the generated ones.
+        folders: question sets to use instead of the generated ones.
     """
     pairs = [
         (way, chosen)
@@ -48,77 +46,33 @@ def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) ->
     return sorted(pairs, key=lambda pair: str(pair[1]))
 
 
-CELL = ("model", "split", "set", "way", "scenes")
-"""What tells one line of the journal from another."""
-
-
-def read_cells(path: Path) -> Rows:
-    """The lines of a journal; raises ValueError where the file is another kind."""
-    return read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
-
-
-class Journal:
-    """The lines that are done, in a file that only grows."""
-
-    def __init__(self, path: Path) -> None:
-        """
-        Args:
-            path: Of the file, which need not exist.
-
-        Raises:
-            ValueError: it is another kind of file.
-        """
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = read_cells(path)
-        if not rows.whole:
-            replace(path, rows.content)
-        self.done = {_key(row) for _, row in rows.numbered}
-
-    def has(self, row: dict[str, Any]) -> bool:
-        """Whether the row's cell is done."""
-        return _key(row) in self.done
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Writes a line so that it survives a crash."""
-        append_row(self.path, row)
-        self.done.add(_key(row))
-
-
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps({name: row[name] for name in CELL}, sort_keys=True)
-
-
-def _begins_row(line: bytes) -> bool:
-    opening = b'{"model": '
-    return line.startswith(opening) or opening.startswith(line)
-
-
 def run(
     subjects: dict[str, Subject],
     names: Sequence[str],
     split: str,
     scenes: int,
-    journal: Journal,
+    log: AnswerLog,
     sets: Sequence[str] = (),
     folders: Sequence[Path] = (),
 ) -> None:
-    """Examines every subject in every cell that the journal does not hold yet."""
+    """Examines every subject in every cell that the log does not hold yet."""
+    from scripts.bench.evidence.sets import draw_set, read_set
+
     todo = [(model, way, chosen) for way, chosen in cells(names, sets, folders) for model in subjects]
     for model, way, _ in todo:
-        subjects[model].settings(way)  # a prior that is not given should show before the work begins
+        subjects[model].settings(way)  # fails here, before the work begins, if a prior is missing
     drawn: QuestionSet | None = None
     for number, (model, way, chosen) in enumerate(todo, start=1):
         label = chosen if isinstance(chosen, str) else chosen.name
         row = {"model": model, "split": split, "set": label, "scenes": scenes}
         row["way"] = way.key(subjects[model].own)
-        if journal.has(row):
+        if log.has(row):
             continue
         if drawn is None or drawn.name != label:
             drawn = draw_set(chosen, split, scenes) if isinstance(chosen, str) else read_set(chosen)
         begun = time.monotonic()
         tokens, right = subjects[model].examine(way, drawn)
-        journal.add(row | marks(drawn, right) | {"tokens": tokens, "seconds": round(time.monotonic() - begun, 1)})
+        log.add(row | marks(drawn, right) | {"tokens": tokens, "seconds": round(time.monotonic() - begun, 1)})
         share = sum(map(sum, right)) / sum(map(len, right))
         logger.info(
             "%d/%d %s %s %s: %.1f %% with %.1f tokens in %.1f s",
@@ -127,7 +81,7 @@ def run(
 
 
 def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """By kind: a string with "1" for every right answer, and the number of the picture that each was about."""
+    """Builds, by kind, a string with "1" for every right answer, and the number of each answer's picture."""
     strings: dict[str, str] = {}
     owners: dict[str, list[int]] = {}
     for picture, (asked, row) in enumerate(zip(questions.questions, right, strict=True)):
@@ -138,15 +92,15 @@ def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, 
 
 
 def named_path(text: str) -> tuple[str, str]:
-    """`NAME=PATH` from the command line."""
+    """Parses `NAME=PATH`, for argparse's `type`."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r}; it must be NAME=PATH")
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be NAME=PATH")
     return name, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="run", description="Run the experiments of docs/RESULTS.md.")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--sets", nargs="+", choices=SCENE_SETS, default=[], help="only these of the experiments' sets")
@@ -161,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scenes", type=integer(), default=SCENES, help="scenes a set, five questions each (%(default)s)"
     )
-    parser.add_argument("--journal", type=Path, default=JOURNAL, help="file of the answers")
+    parser.add_argument("--answers-file", type=Path, default=ANSWERS_FILE, help="file of the answers (%(default)s)")
     parser.add_argument("--device", type=device_flag, default=None)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count())
     parser.add_argument("--batch-tokens", type=integer(), default=4096, help="tokens of a batch of questions")
@@ -169,7 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(options: argparse.Namespace) -> None:
-    """Runs what the flags name; what the journal holds is not run again."""
+    """Runs the experiments; cells whose answers are in the file are not run again."""
+    log = AnswerLog(options.answers_file)
+    import torch
+
+    from llava.utils import default_device
+    from scripts.bench.evidence.ways import Subject
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -178,8 +138,7 @@ def command(options: argparse.Namespace) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    journal = Journal(options.journal)
-    run(subjects, options.experiments, options.split, options.scenes, journal, options.sets, options.questions)
+    run(subjects, options.experiments, options.split, options.scenes, log, options.sets, options.questions)
 
 
 if __name__ == "__main__":

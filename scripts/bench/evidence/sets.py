@@ -1,46 +1,19 @@
-"""The pictures and questions that the evidence rests on: generated scenes by split, or a folder in LLaVA's format."""
+"""Pictures with questions: generated scenes by split, or a folder in LLaVA's format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from llava.eval.run.questions import Question, read_lines
-from playground.drawing import SceneObject
+from playground.objects import SceneObject
 from playground.questions import scene_questions
-from playground.scenes import PRESETS, SceneSpec, scene
-
-SPLITS = {"validation": 7500, "test": 9500}
-"""Series of scenes. Choices are made on the first alone; the second is looked at once, when they are made."""
-SCENES = 100
-KINDS = ("colour", "shape", "relation", "count", "existence")
-"""One question of each about every scene; listing, a long answer that repeats the others, is left out."""
-SIZES = {f"{low}-{high} px": (low, high) for low, high in ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))}
-"""Sets by the least and greatest size of their objects in pixels, in pictures of 448 px."""
-
-
-@dataclass(frozen=True)
-class SceneSet:
-    """How a set's scenes are drawn."""
-
-    spec: SceneSpec
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise laid over the whole picture, in levels of 255."""
-
-
-DETAIL = PRESETS["detail"]
-SCENE_SETS = {
-    "base": SceneSet(PRESETS["base"]),
-    "large": SceneSet(PRESETS["large"]),
-    **{name: SceneSet(replace(DETAIL, object_size=sizes)) for name, sizes in SIZES.items()},
-    "noise 20": SceneSet(DETAIL, 20.0),
-    "noise 40": SceneSet(DETAIL, 40.0),
-}
-DETAIL_SET = "12-24 px"
+from playground.scenes import scene
+from scripts.bench.evidence.scene_sets import KINDS, SCENE_SETS, SCENES, SPLITS
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
 
 
 def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, tuple[SceneObject, ...]]:
-    """One picture of a set, and the objects in it."""
+    """Draws one picture of a set; returns it and its objects."""
     wanted, seed = SCENE_SETS[name], SPLITS[split]
     made = scene(wanted.spec, seed, index)
     return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made.objects

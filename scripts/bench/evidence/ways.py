@@ -1,12 +1,11 @@
-"""Ways of seeing: settings of the QLIP tower, CLIP's own tower, rivals; and a checkpoint that sees in any of them."""
+"""A checkpoint that answers questions about images encoded in any of the ways of `settings.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -25,42 +24,11 @@ from qlip.language_positions import ImageSpan
 from qlip.positions import native_side
 from scripts.bench.evidence.rivals import merge_similar, prune_by_cls, raster_places
 from scripts.bench.evidence.sets import QuestionSet
-
-Rival = Literal["cls", "cls+merge", "tome"]
-Prior = Literal["grid", "consistency"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of seeing; the row of a table."""
-
-    name: str
-    settings: Mapping[str, Any] | None = field(default_factory=dict)
-    """QLIP settings laid over the checkpoint's own; None is CLIP's own tower."""
-    rival: Rival | None = None
-    """Another token reduction in place of the quadtree; `settings` then say the budget and the positions."""
-    prior: Prior | None = None
-    """Which trained MLP prior to use, for interpolation "mlp"."""
-    scrambled: bool = False
-    """Positions as the QLIP authors' released code interpolates them."""
-
-    def resolve(self, own: QLIPConfig) -> QLIPConfig | None:
-        """The whole settings, laid over a checkpoint's own; None for CLIP. A prior's file is for `Subject` to name."""
-        return None if self.settings is None else replace(own, **self.settings)
-
-    def key(self, own: QLIPConfig) -> dict[str, Any]:
-        """What tells this way from every other, whatever it is called: ready for JSON."""
-        settings = self.resolve(own)
-        return {
-            "settings": None if settings is None else settings.to_dict(),
-            "rival": self.rival,
-            "prior": self.prior,
-            "scrambled": self.scrambled,
-        }
+from scripts.bench.evidence.settings import Rival, Way
 
 
 class Subject:
-    """A checkpoint with both towers."""
+    """A checkpoint with CLIP's and QLIP's tower."""
 
     def __init__(self, model_path: str, priors: Mapping[str, Path], device: str, batch_tokens: int) -> None:
         self.model_path, self.priors, self.device = model_path, priors, device
@@ -74,7 +42,7 @@ class Subject:
         return ChatEngine(*load_pretrained_model(self.model_path, None, name, device=self.device, qlip=qlip))
 
     def settings(self, way: Way) -> QLIPConfig | None:
-        """The whole settings of a way; None for CLIP."""
+        """Merges a way's settings into the checkpoint's own; None for CLIP."""
         settings = way.resolve(self.own)
         if settings is None or way.prior is None:
             return settings
@@ -83,7 +51,7 @@ class Subject:
         return replace(settings, interpolation="mlp", mlp=str(self.priors[way.prior]))
 
     def engine_of(self, way: Way) -> ChatEngine:
-        """The engine that answers for a way: CLIP's tower is a model of its own, loaded at first need."""
+        """Picks the engine for a way; CLIP's is a second model, loaded on first use."""
         if way.settings is not None:
             return self.engine
         if self.clip is None:
@@ -91,7 +59,7 @@ class Subject:
         return self.clip
 
     def examine(self, way: Way, questions: QuestionSet, chunk: int = 8) -> tuple[list[int], list[list[bool]]]:
-        """Visual tokens of each picture, and which of its questions are answered right."""
+        """Counts the visual tokens of each picture and judges the answer to each of its questions."""
         answerer = Answerer(self.engine_of(way), max_new_tokens=16, batch_tokens=self.batch_tokens)
         tokens, right = [], []
         for start in range(0, len(questions.pictures), chunk):
@@ -105,7 +73,7 @@ class Subject:
 
     @torch.inference_mode()
     def see(self, way: Way, pictures: Sequence[Image.Image]) -> list[ImageTokens]:
-        """The pictures' tokens, ready for the language model."""
+        """Encodes pictures as tokens for the language model."""
         engine, settings = self.engine_of(way), self.settings(way)
         if settings is None:
             return engine.model.encode_tokens(engine.prepare_images(pictures))
@@ -136,7 +104,7 @@ class Subject:
 
 @contextmanager
 def scrambled_positions(vision: QLIPVisionModel) -> Iterator[None]:
-    """A context in which a tower's positions come from `interpolate_scrambled`."""
+    """Makes a tower interpolate its positions by `interpolate_scrambled`, as long as the context is open."""
 
     def positions(leaves: Leaves, settings: QLIPConfig | None = None) -> Tensor:
         return torch.cat([vision.cls_position, interpolate_scrambled(vision.position_table.float(), leaves)])
@@ -146,7 +114,7 @@ def scrambled_positions(vision: QLIPVisionModel) -> Iterator[None]:
 
 
 def interpolate_scrambled(table: Tensor, leaves: Leaves) -> Tensor:
-    """float32 (N, D): positions as the QLIP authors' released code interpolates them, only for comparison.
+    """Interpolates positions as the QLIP authors' released code does, only for comparison: float32 (N, D).
 
     It reshapes the (n * n, D) table straight to (1, D, n, n), which mixes channels and places (DESIGN section 6). The
     same reshape on the way back undoes that where the grid is native, and nowhere else.

@@ -239,7 +239,7 @@ def test_a_tower_beside_the_checkpoint_is_whole(beside, monkeypatch, damage, mes
 
 
 @pytest.mark.parametrize("offline", ["HF_HUB_OFFLINE", "local_files_only"])
-def test_a_hub_id_that_cannot_be_had_is_named(tmp_path, monkeypatch, offline):
+def test_a_hub_id_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline == "HF_HUB_OFFLINE")
     options = {"cache_dir": str(tmp_path), "local_files_only": offline == "local_files_only"}
     with pytest.raises(FileNotFoundError, match="'some/model' is neither a folder nor a model id that the local cache"):

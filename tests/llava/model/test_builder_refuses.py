@@ -1,4 +1,4 @@
-"""Checkpoints and arguments that cannot be had: refused by name, with the file and the way out."""
+"""Unsupported checkpoints and arguments are refused by name, with the file and the way out."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_delta_can_be_uploaded(base, target, tmp_path, monkeypatch):
         def upload_folder(self, repo_id: str, folder_path: Path) -> None:
             calls.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
 
-    monkeypatch.setattr(make_delta, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     flags = {"--base-model-path": base[0], "--target-model-path": target, "--delta-path": tmp_path / "delta"}
     assert make_delta.main([*as_argv(flags), "--hub-repo-id", "me/delta"]) == 0
     files = ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]

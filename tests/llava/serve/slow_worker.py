@@ -18,6 +18,7 @@ from torch import Tensor
 from llava.serve import model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
+from llava.serve.workers import heartbeat
 from llava.serve.workers.heartbeat import Registration
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
@@ -59,7 +60,7 @@ def load_slow_engine(args: Any, *, limits: EngineLimits | None = None, **options
 
 def main(argv: Sequence[str] | None = None) -> int:
     model_worker.load_engine = load_slow_engine  # type: ignore[assignment]
-    model_worker.Registration = partial(Registration, interval=HEARTBEAT)  # type: ignore[assignment, misc]
+    heartbeat.Registration = partial(Registration, interval=HEARTBEAT)  # type: ignore[assignment, misc]
     return model_worker.main(argv)
 
 

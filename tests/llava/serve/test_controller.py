@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from llava.serve.controller import create_app, parse_args
+from llava.serve.controller import parse_args
 from llava.serve.http.limits import RequestLimits
 from llava.serve.workers import dispatcher
+from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus, frame
 from llava.serve.workers.registry import Registry

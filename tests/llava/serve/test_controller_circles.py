@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llava.serve import register_worker
-from llava.serve.controller import create_app
+from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus, frame
 from llava.serve.workers.registry import Registry

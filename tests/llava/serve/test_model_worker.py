@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 
 from llava.images import ImageLimits
-from llava.serve import controller, model_worker
+from llava.serve import model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.http.limits import RequestLimits
-from llava.serve.model_worker import ModelWorker, create_app, parse_args
+from llava.serve.model_worker import parse_args
+from llava.serve.workers import controller_app
 from llava.serve.workers.dispatcher import Dispatcher
 from llava.serve.workers.registry import Registry
+from llava.serve.workers.worker_app import ModelWorker, create_app
 from tests.llava.serve import upstream
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import DEADLINE, Gate, body, loaded, picture, picture_paths, reaches, served
@@ -322,7 +324,7 @@ def test_the_model_stops_when_the_client_goes_before_the_answer(engine: ChatEngi
 def test_a_client_that_goes_amid_its_request_is_no_error(
     engine: ChatEngine, program: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front = controller.create_app(Dispatcher(Registry()))
+    front = controller_app.create_app(Dispatcher(Registry()))
     app = {"worker": create_app(ModelWorker(engine, [NAME])), "controller": front}[program]
     scope = {"type": "http", "method": "POST", "path": "/worker_generate_stream", "query_string": b"", "headers": []}
     messages = [{"type": "http.request", "body": b'{"prompt": "', "more_body": True}, {"type": "http.disconnect"}]

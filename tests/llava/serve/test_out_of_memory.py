@@ -10,16 +10,16 @@ import httpx
 import pytest
 import torch
 
-from llava.serve import openai_api
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError
 from llava.serve.http import bodies
 from llava.serve.http.failures import explain
-from llava.serve.model_worker import ModelWorker
-from llava.serve.model_worker import create_app as create_worker_app
+from llava.serve.openai import app as openai_routes
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings
 from llava.serve.workers import protocol
+from llava.serve.workers.worker_app import ModelWorker
+from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.test_controller import ASKED, A, Setup, generating, registration
 
@@ -86,7 +86,7 @@ def test_a_worker_and_its_openai_routes_say_so(
 def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {
         "receiving": (bodies, "BodyBuffer", fail),
-        "reading": (openai_api, "from_json", fail),  # FastAPI takes what is raised there for a bad body
+        "reading": (openai_routes, "from_json", fail),  # FastAPI takes what is raised there for a bad body
         "preparing": (engine, "_prepare", fail),
     }
     monkeypatch.setattr(*places[where])
@@ -98,7 +98,7 @@ def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pyt
     [
         ((bodies, "BodyBuffer", fail), "/worker_generate_stream", ASKED),
         ((protocol, "parsed", fail), "/worker_generate_stream", ASKED),
-        (("json.loads", fail), "/register_worker", registration()),
+        ((protocol, "parsed", fail), "/register_worker", registration()),
     ],
     ids=["receiving", "passing on", "reading"],
 )

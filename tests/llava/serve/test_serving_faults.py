@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llava.serve.controller import create_app
+from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from tests.llava.serve import upstream
@@ -80,7 +80,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
         streams = [asked(front.url) for _ in range(2)]
         assert (queue_of(one.url), queue_of(two.url)) == (1, 1)
         one.signal(signal.SIGTERM)
-        front.says(f"dropped {one.url}: it said goodbye")
+        front.says(f"dropped {one.url}: it has unregistered")
         assert {upstream.address_of(front.url, "slow") for _ in range(3)} == {two.url}
         assert list(asking(front.url, 5))[-1]["text"] == "Hi " + said(5)
         for chunks, _ in streams:

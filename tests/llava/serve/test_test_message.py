@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from llava.serve import test_message
-from llava.serve.controller import create_app as controller_app
 from llava.serve.engine import ChatEngine
-from llava.serve.model_worker import ModelWorker, create_app
+from llava.serve.workers.controller_app import create_app as controller_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
+from llava.serve.workers.worker_app import ModelWorker, create_app
 from tests.llava.serve.openai.serving import loaded, picture, picture_paths, served
 
 QUESTION = "What is in the picture?"

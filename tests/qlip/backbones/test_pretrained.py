@@ -52,24 +52,24 @@ def without(part):
 
 
 WRONG = {
-    "truncated weights": ("model.safetensors", lambda data: data[:-100], "no tower could be had from .*"),
-    "no weights": ("model.safetensors", lambda data: None, r"no tower could be had from .*model\.safetensors"),
+    "truncated weights": ("model.safetensors", lambda data: data[:-100], "no tower can be loaded from .*"),
+    "no weights": ("model.safetensors", lambda data: None, r"no tower can be loaded from .*model\.safetensors"),
     "corrupt config": (
         "config.json",
         lambda data: data[:-9],
-        r"no tower could be had from .*config\.json' is not a valid",
+        r"no tower can be loaded from .*config\.json' is not a valid",
     ),
-    "a list": ("config.json", lambda data: b"[1]", r"no tower could be had from .*no config\.json with a model_type"),
-    "no config": ("config.json", lambda data: None, r"no tower could be had from .*no config\.json with a model_type"),
-    "no type": ("config.json", lambda data: b"{}", r"no tower could be had from .*no config\.json with a model_type"),
+    "a list": ("config.json", lambda data: b"[1]", r"no tower can be loaded from .*no config\.json with a model_type"),
+    "no config": ("config.json", lambda data: None, r"no tower can be loaded from .*no config\.json with a model_type"),
+    "no type": ("config.json", lambda data: b"{}", r"no tower can be loaded from .*no config\.json with a model_type"),
     "unknown type": ("config.json", say(model_type="new"), "is of type 'new'; allowed are clip"),
     "impossible value": (
         "config.json",
         lambda data: data.replace(b'"num_attention_heads": 4', b'"num_attention_heads": "x"'),
-        "no tower could be had from .*expected int, got str",
+        "no tower can be loaded from .*expected int, got str",
     ),
     "another model": ("config.json", say(model_type="bert"), "is of type 'bert'; allowed are clip"),
-    "no processor": ("preprocessor_config.json", lambda data: None, "no tower could be had from .*"),
+    "no processor": ("preprocessor_config.json", lambda data: None, "no tower can be loaded from .*"),
     **{
         kind: (
             "config.json",

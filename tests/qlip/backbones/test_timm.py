@@ -39,12 +39,12 @@ def test_what_is_refused_below_is_otherwise_taken():
     ("model", "reason"),
     [
         (lambda: make_vit("VisionTransformerDistilled", prefix=2), "2 tokens before its patches, of which 1 are known"),
-        (lambda: make_vit(proj=nn.Conv2d(1024, 32, 1)), r"patches of 1024 channels and \(1, 1\) values"),
-        (lambda: make_vit(proj=nn.Conv2d(3, 32, 16, 14)), r"3 channels and \(16, 16\) values, .* \(14, 14\)"),
+        (lambda: make_vit(proj=nn.Conv2d(1024, 32, 1)), r"patches of 1024 channels and a kernel of \(1, 1\)"),
+        (lambda: make_vit(proj=nn.Conv2d(3, 32, 16, 14)), r"3 channels and a kernel of \(16, 16\), .* \(14, 14\)"),
         (lambda: make_vit(proj=nn.Conv2d(1, 32, 14, 14)), "patches of 1 channels"),
         (lambda: make_vit(proj=nn.Linear(588, 32)), "patches of None channels"),
         (lambda: make_vit(grid_size=(4, 8)), "a grid of 4 x 8 cells"),
-        (lambda: make_vit(norm=nn.LayerNorm(32)), "a norm behind its patches"),
+        (lambda: make_vit(norm=nn.LayerNorm(32)), "a norm after its patches"),
     ],
     ids=["distilled", "hybrid", "overlapping", "grey", "linear", "oblong", "norm"],
 )

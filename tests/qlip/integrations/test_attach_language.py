@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     GREEDY,
     IMAGE_TOKEN,
     NATIVE,

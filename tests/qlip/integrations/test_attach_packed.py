@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     GREEDY,
     PICTURES,
     TREE,
@@ -229,7 +229,7 @@ def test_thumbnails_of_another_model():
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (lambda: [picture(56, 56)], "pixel_values of Image an image and no leaf_boxes"),
+        (lambda: [picture(56, 56)], "pixel_values are Image for each image, without leaf_boxes"),
         (lambda: torch.zeros(2, 56, 56).numpy(), "pixel_values of ndarray an image"),
         (lambda: torch.zeros(3, 56, 56), r"pixel_values of \(56, 56\) an image"),
         (lambda: torch.zeros(1, 1, 56, 56), r"pixel_values of \(1, 56, 56\) an image .* \(3, height, width\)"),

@@ -7,7 +7,7 @@ import torch
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 import qlip
-from tests.qlip.integrations.hosts import NATIVE, TEXT, VISION, make_language_model, make_processor, picture
+from tests.qlip.integrations.models import NATIVE, TEXT, VISION, make_language_model, make_processor, picture
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 PROMPTS = ["<image> what?", "<image>"]

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     IMAGE_TOKEN,
     SHAPE,
     TEXT,
@@ -97,7 +97,7 @@ def gemma3():
         (lambda: on_meta(BeitModel, BeitConfig(**NARROW, use_relative_position_bias=True)), "biases between the cells"),
         (blip2, "to Blip2ForConditionalGeneration: its Q-Former turns any image into a fixed number of tokens"),
         (idefics2, "to Idefics2ForConditionalGeneration: its resampler turns any image into a fixed number"),
-        (gemma3, "to Gemma3ForConditionalGeneration: whether it takes a variable number of tokens is not known"),
+        (gemma3, "to Gemma3ForConditionalGeneration: it is not known to take a variable number of tokens"),
         (lambda: on_meta(LlamaForCausalLM, LlamaConfig(**NARROW)), "LlamaForCausalLM is none of CLIPVisionModel"),
         (lambda: torch.nn.Linear(1, 1), "Linear is none of CLIPVisionModel"),
     ],
@@ -119,7 +119,7 @@ def test_strategies_that_do_not_fit_the_tower(kind, strategy, reason):
 
 
 def test_processors_without_a_tokenizer():
-    with pytest.raises(TypeError, match="holds both image processor and tokenizer"):
+    with pytest.raises(TypeError, match="with both an image processor and a tokenizer"):
         qlip.attach(make_language_model("llava"), CLIPImageProcessorPil())
 
 
@@ -168,7 +168,7 @@ def test_settings():
         qlip.attach(model, alpha=-1)
     with pytest.raises(TypeError, match="it must be a QLIPConfig"):
         qlip.attach(model, None, {"alpha": 0.1})
-    with pytest.raises(ValueError, match="thumbnail is true; it is for models with a language model"):
+    with pytest.raises(ValueError, match="thumbnail is true; only models with a language model take it"):
         qlip.attach(model, thumbnail=True)
     with pytest.raises(TypeError, match="CLIPVisionModel is not attached"):
         qlip.detach(model)

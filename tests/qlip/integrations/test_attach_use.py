@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     GREEDY,
     IMAGE_TOKEN,
     NATIVE,
@@ -248,7 +248,7 @@ def test_what_does_not_belong_together_is_an_error():
         model.get_image_features(**other.image_processor.pack(PICTURES[1:2]))
     with pytest.raises(ValueError, match="no leaf_boxes: give all"):
         model.get_image_features(inputs["pixel_values"][None])
-    with pytest.raises(ValueError, match="can't be told from embeddings"):
+    with pytest.raises(ValueError, match="can't be found in embeddings"):
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         model.generate(inputs_embeds=embeds, **inputs, **GREEDY)
     with pytest.raises(TypeError, match="do_resize can't be given"):
@@ -271,7 +271,7 @@ def test_a_prompt_of_embeddings_keeps_its_images_places_and_weights(settings, lo
     expected, real = model(**inputs).logits, inputs["attention_mask"].bool()
     ids, images = inputs.pop("input_ids"), [inputs[name] for name in ("leaf_boxes", "leaf_grids")]
     inputs["inputs_embeds"] = model.get_input_embeddings()(ids)
-    with pytest.raises(ValueError, match=f"can't be told from embeddings; give {lost} "):
+    with pytest.raises(ValueError, match=f"can't be found in embeddings; give {lost} "):
         model(**inputs)
     placed = model.place_images(ids, inputs["attention_mask"], *images)
     got = model(**inputs, position_ids=placed.positions, key_bias=qlip.key_bias(placed.sizes)).logits

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPImageProcessorPil, pipeline
 
 import qlip
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     NATIVE,
     PICTURES,
     TREE,

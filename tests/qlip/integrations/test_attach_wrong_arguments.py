@@ -11,7 +11,7 @@ from transformers import CLIPModel, LlamaConfig, LlamaForCausalLM, pipeline
 
 import qlip
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     TREE,
     attached,
     make_contrastive_model,
@@ -48,7 +48,7 @@ def text_model():
         (lambda: CLIPModel, f"model is <class '.*CLIPModel'>; {ALLOWED}.*; load it first"),
         (make_tokenizer, f"model is a .*Tokenizer.*; {ALLOWED}.*; the model comes first, then its processor"),
         (lambda: make_processor("llava"), "model is a LlavaProcessor; .*; the model comes first, then its processor"),
-        (in_a_pipeline, "model is a ImageTextToTextPipeline; .*; give the model in it, its attribute `model`"),
+        (in_a_pipeline, "model is a ImageTextToTextPipeline; .*; give its attribute `model`"),
         (lambda: {"weight": torch.zeros(2)}, f"model is a dict; {ALLOWED}"),
     ],
     ids=["None", "a name", "a class", "a tokenizer", "a processor", "a pipeline", "a state dict"],
@@ -66,7 +66,7 @@ def test_what_is_no_model(act, make, message):
         (text_model, "LlamaForCausalLM is none of CLIPVisionModel, .*: it takes text alone"),
         (
             lambda: get_peft_model(make_language_model("llava"), LoraConfig(target_modules=["q_proj"])),
-            r"is wrapped by PEFT; attach the model in it, model\.get_base_model\(\)",
+            r"is wrapped by PEFT; attach model\.get_base_model\(\)",
         ),
     ],
     ids=["LLaVA's own", "a text model", "PEFT"],

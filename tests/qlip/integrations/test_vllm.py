@@ -10,7 +10,7 @@ import torch
 
 import qlip
 from qlip.integrations.vllm import encode_embeds
-from tests.qlip.integrations.hosts import PICTURES, attached
+from tests.qlip.integrations.models import PICTURES, attached
 
 
 def decode(text: str) -> torch.Tensor:

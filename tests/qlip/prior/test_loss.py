@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qlip import CoordinateMLP, QLIPVisionModel
+from qlip.prior.batches import Batch
 from qlip.prior.loss import PriorLoss, solve_last_layer
-from qlip.prior.pictures import Batch
 from tests.qlip.towers import CLASSES, NATIVE, WIDTH, coordinates, make_tower, weights
 
 

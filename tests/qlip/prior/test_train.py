@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
+import multiprocessing
+import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,40 +14,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import CLIPImageProcessor, ViTConfig
+from transformers import ViTConfig
 
 import qlip.prior.train
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
 from qlip.backbones.pretrained import load_tower
 from qlip.cli import main
+from qlip.pictures import find_pictures
 from qlip.prior.config import RECIPES, FitConfig
 from qlip.prior.loss import PriorLoss
-from qlip.prior.pictures import find_pictures
 from qlip.prior.train import fit_prior, hold_out, learning_rate_factor, make_batches, train
 from tests.qlip.authors import make_authors_prior
-from tests.qlip.towers import CLASSES, NATIVE, PATCH, SHAPE, WIDTH, coordinates, make_clip, make_tower, weights
-
-
-@pytest.fixture(autouse=True)
-def accelerate_on_cpu(monkeypatch):
-    """accelerate keeps one state per process; every test gets a fresh one."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+from tests.qlip.towers import CLASSES, PATCH, SHAPE, WIDTH, coordinates, save_towers, weights
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with three towers, one of them with CLIP's projection, a small prior and five pictures."""
     folder = tmp_path_factory.mktemp("fit")
-    for kind in (*CLASSES, "whole"):
-        (make_clip() if kind == "whole" else make_tower(kind)).save_pretrained(folder / kind)
-        CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / kind)
+    save_towers(folder)
     torch.manual_seed(1)
     CoordinateMLP(WIDTH, hidden=48, depth=2).save(folder / "small.safetensors")
     (folder / "images" / "class").mkdir(parents=True)
@@ -128,26 +119,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "out.safetensors"]
 
 
+def fit_as_process(rank: int, port: int, settings: FitConfig) -> None:
+    """Trains as one of two processes, by the variables that `accelerate launch` and torchrun set for each."""
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    fitted = fit_prior(settings)
+    assert PartialState().num_processes == 2
+    torch.save(fitted.prior.state_dict(), f"{settings.out}.{rank}")
+
+
 def test_two_processes_end_with_the_weights_of_one(files, tmp_path):
-    """They share each batch, so only rounding may differ; the script below is what `accelerate launch` runs twice."""
+    """They share each batch, so only rounding may differ."""
     settings = config(files, tmp_path, batch=4, steps=4)
     alone = weights(fit_prior(settings).prior)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from accelerate import PartialState\n"
-        "from qlip.prior.train import fit_prior\n"
-        "from qlip.prior.config import FitConfig\n"
-        "tower, out, images, init = sys.argv[1:]\n"
-        "fitted = fit_prior(FitConfig(tower, out, images, init, batch=4, steps=4, lr=1e-3))\n"
-        "torch.save(fitted.prior.state_dict(), f'{out}.{PartialState().process_index}')\n"
-    )
-    # With ACCELERATE_USE_CPU, "multi_gpu" means two processes on the CPU; accelerate's --cpu would start one alone.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    paths = [settings.tower, settings.out, settings.images, settings.init]
-    command = [sys.executable, *launch, str(script), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")  # a process that starts afresh imports for ten seconds
+    processes = [fork.Process(target=fit_as_process, args=(rank, port, settings)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
     states = [torch.load(f"{settings.out}.{rank}", weights_only=True) for rank in range(2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     torch.testing.assert_close(weights(CoordinateMLP.load(settings.out)), alone, atol=1e-4, rtol=0)
@@ -220,7 +216,7 @@ def test_bad_settings_are_refused(files, tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("absent", "no tower could be had from .*absent"), ("vit", "is of type 'vit'; allowed are clip")],
+    [("absent", "no tower can be loaded from .*absent"), ("vit", "is of type 'vit'; allowed are clip")],
 )
 def test_a_tower_that_is_not_there_or_of_another_kind_is_refused(files, tmp_path, kind, message):
     ViTConfig(**SHAPE).save_pretrained(files / "vit")

@@ -8,38 +8,27 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import CLIPModel
 
 from qlip import CoordinateMLP
 from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.cli import main
+from qlip.pictures import find_pictures
+from qlip.prior.batches import Batch
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss
-from qlip.prior.pictures import Batch, find_pictures
 from qlip.prior.train import fit_prior, make_batches
-from tests.qlip.towers import CLASSES, NATIVE, PATCH, WIDTH, coordinates, make_clip, make_tower, weights
+from tests.qlip.towers import CLASSES, NATIVE, PATCH, WIDTH, coordinates, make_clip, save_towers, weights
 
 SIZES = [(60, 60), (100, 70), (58, 84), (300, 60), (30, 44)]  # (width, height)
-
-
-@pytest.fixture(autouse=True)
-def accelerate_on_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A whole CLIP, vision models without a projection, and pictures of noise."""
     folder = tmp_path_factory.mktemp("released")
-    models = {"whole": make_clip(), **{kind: make_tower(kind) for kind in CLASSES}}
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        CLIPImageProcessor(size={"shortest_edge": NATIVE}, crop_size=NATIVE).save_pretrained(folder / name)
+    save_towers(folder)
     (folder / "images").mkdir()
     noise = np.random.default_rng(0)
     for i, (width, height) in enumerate(SIZES):

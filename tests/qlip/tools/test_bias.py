@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,7 @@ from qlip.tools.bias import (
     interpolation_bias,
     measure,
     mesoscopic_bias,
-    place,
-    spread,
+    place_leaves,
 )
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
@@ -79,7 +77,7 @@ def test_interpolation_bias_is_the_norm_that_finite_differences_of_transformers_
     model, image = tower(kind, torch.float64), pixels(42, 42)
     reference = embed(model, pixels(NATIVE, NATIVE, 1), Leaves.uniform((4, 4)), model.positions(Leaves.uniform((4, 4))))
     leaves = Leaves.uniform((3, 3))
-    positions = place(model, leaves, "bicubic").double()
+    positions = place_leaves(model, leaves, "bicubic").double()
     theirs = vision_model(kind, image_size=42).double()
     states = {name: value for name, value in model.state_dict().items() if "position_embedding" not in name}
     theirs.load_state_dict(states, strict=False)
@@ -99,7 +97,7 @@ def test_interpolation_bias_of_a_quadtree_is_the_norm_that_finite_differences_gi
     boxes = [(0, 0, 2), (0, 2, 1), (0, 3, 1), (0, 4, 2), (1, 2, 1), (1, 3, 1), (2, 0, 2), (2, 2, 2), (2, 4, 2)]
     leaves = Leaves(torch.tensor(boxes), (4, 6))
     reference = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    positions = place(model, leaves, "bilinear").double()
+    positions = place_leaves(model, leaves, "bilinear").double()
 
     def function(added: torch.Tensor) -> float:
         return cosine(embed(model, image, leaves, torch.cat([model.cls_position, added])), reference)
@@ -218,9 +216,9 @@ def test_modes_with_a_prior_place_it_with_and_without_the_residual():
     model = tower()
     model.set_prior(CoordinateMLP(16, hidden=8))
     native = Leaves.uniform((4, 4))
-    torch.testing.assert_close(place(model, native, "mlp"), model.position_table.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(place_leaves(model, native, "mlp"), model.position_table.detach(), atol=1e-6, rtol=1e-6)
     u = torch.linspace(-1, 1, 4)
-    torch.testing.assert_close(place(model, native, "mlp-pure"), model.prior(torch.cartesian_prod(u, u)))
+    torch.testing.assert_close(place_leaves(model, native, "mlp-pure"), model.prior(torch.cartesian_prod(u, u)))
     rows = rows_by_cell(model, [picture(60, 60)], BiasConfig(sizes=(NATIVE,), modes=("mlp", "mlp-pure")))
     assert rows["interpolation", "cropped", "uniform", "mlp", NATIVE].mean == pytest.approx(0, abs=1e-4)
     assert rows["interpolation", "cropped", "uniform", "mlp-pure", NATIVE].mean > 1e-3
@@ -233,7 +231,7 @@ def test_modes_with_a_prior_place_it_with_and_without_the_residual():
         ({"shapes": ("round",)}, "shapes is 'round'; allowed are 'native', 'cropped'"),
         ({"shapes": ()}, r"shapes is \(\); it must hold at least one value"),
         ({"sizes": ()}, r"sizes is \(\)"),
-        ({"modes": ("bicubic", "bicubic")}, "modes is .* none twice"),
+        ({"modes": ("bicubic", "bicubic")}, "modes is .* each once"),
         ({"sizes": (0,)}, "sizes is 0"),
         ({"sizes": (50,)}, "size 50 is not allowed; multiples of 14 up to 1792"),
         ({"sizes": (1806,)}, "size 1806"),
@@ -244,15 +242,3 @@ def test_modes_with_a_prior_place_it_with_and_without_the_residual():
 def test_what_cannot_be_measured_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         measure(tower(), QLIPImageProcessor(), [picture(60, 60)], BiasConfig(**values))
-
-
-@pytest.mark.parametrize(
-    ("limit", "stems"), [(None, "abcdef"), (1, "a"), (2, "ad"), (4, "abde"), (6, "abcdef"), (9, "abcdef")]
-)
-def test_a_limit_spreads_over_the_paths(limit, stems):
-    assert [path.stem for path in spread([Path(f"{stem}.png") for stem in "abcdef"], limit)] == list(stems)
-
-
-def test_a_limit_is_positive():
-    with pytest.raises(ValueError, match="limit is 0"):
-        spread([Path("a.png")], 0)

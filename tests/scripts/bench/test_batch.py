@@ -3,42 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from llava.eval.run.answer_file import AnswerFile
-from llava.eval.run.pictures import Preparer, prepare_ahead
-from llava.eval.run.questions import read_lines
-from llava.eval.run.runner import Runner, pictures_of
-from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine
-from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
-from scripts.bench.batch import Case, measure, report, table, write_questions
-from scripts.bench.batch_ways import WAYS, one_at_a_time, run_batches
+from scripts.bench import batch
+from scripts.bench.batch import WAYS, Case, main, measure, report, table, write_questions
 
 CASE = Case("demo", pictures=2, size=224, per_picture=3, new_tokens=24)
 
 
-def test_both_ways_give_the_same_answers(tmp_path: Path) -> None:
-    engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
-    questions = read_lines(write_questions(tmp_path, CASE), tmp_path)
-    assert len(questions) == 6 and len({question.image for question in questions}) == 2
-    runner = Runner(engine, Sampling(0.0, max_new_tokens=24))
-    preparer = Preparer.of(engine.model.get_vision_tower())
-    ready = prepare_ahead(preparer, pictures_of(questions, runner.limits), workers=0, ahead=1)
-    together = run_batches(runner, questions, ready, AnswerFile(tmp_path / "a.jsonl"))
-    assert together == one_at_a_time(engine, questions, 24)
-    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 6
+def test_both_ways_give_the_same_answers_at_every_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the processes that measure them run, here in this one."""
+    options = {"device": "cpu", "checkpoint": str(demo_model_path()), "questions": str(write_questions(tmp_path, CASE))}
+    options |= {"new_tokens": CASE.new_tokens, "workers": 0, "batch_size": 4}
+    said = []
+    for way in WAYS:
+        monkeypatch.setattr("sys.stdin", io.StringIO("go\ngo\n"))
+        assert main(["--measure", json.dumps(options | {"way": way})]) == 0
+        ready, *turns = capsys.readouterr().out.splitlines()
+        assert ready == "ready" and len(turns) == 2
+        for turn in map(json.loads, turns):
+            assert turn["seconds"] > 0 and turn["cpu"] > 0 and turn["memory"][0] > 100
+            said.append(turn["answers"])
+    assert len(said[0]) == 6 and all(answers == said[0] for answers in said)
 
 
-def test_the_ways_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
+PROCESS = """
+import json, sys
+print("ready", flush=True)
+for number, line in enumerate(sys.stdin):
+    print(json.dumps({"way": json.loads(sys.argv[1])["way"], "number": number}), flush=True)
+"""
+
+
+def test_the_ways_take_turns_in_a_process_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[dict, int]] = []
+
+    def start(options: dict) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROCESS, json.dumps(options)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append((options, process.pid))
+        return process
+
+    monkeypatch.setattr(batch, "start", start)
     turns = measure(CASE, argparse.Namespace(device="cpu", workers=0, batch_size=4, repeats=2), tmp_path)
-    assert {way: len(turns[way]) for way in WAYS} == {way: 2 for way in WAYS}
-    row = report(CASE, turns)
-    assert row["same"] == 1.0 and row["questions"] == 6
-    assert row["ratio"] > 0 and min(row["cpu"]) > 0 and row["memory"][0] > 100
+    assert turns == {way: [{"way": way, "number": number} for number in range(2)] for way in WAYS}
+    assert len({pid for _, pid in started}) == len(WAYS)
+    assert all((options["batch_size"], options["new_tokens"]) == (4, 24) for options, _ in started)
+
+
+def test_a_measuring_process_that_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "start", lambda options: subprocess.Popen(
+        [sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ))  # fmt: skip
+    with pytest.raises(RuntimeError, match="a measuring process ended"):
+        measure(CASE, argparse.Namespace(device="cpu", workers=0, batch_size=4, repeats=1), tmp_path)
 
 
 def test_medians_and_ratios_are_of_turns() -> None:

@@ -11,9 +11,10 @@ import torch
 
 from llava.mm_utils import process_images
 from qlip import Leaves, QLIPConfig
-from scripts.bench import cost, quadtree
-from scripts.bench.cost_models import Shape, Subject, build_random, demo_scene, photograph
+from scripts.bench import cost, cost_table
+from scripts.bench.cost_models import SHAPES, Shape, Subject, build_random, demo_scene, photograph
 from scripts.bench.cost_stages import STAGES, Row, Way, answer, matching, measure, recursive_quadtree
+from scripts.bench.quadtree_times import photograph as quadtree_photograph
 
 VISION = {
     "model_type": "clip_vision_model",
@@ -48,7 +49,7 @@ def subject() -> Subject:
 @pytest.fixture
 def image() -> torch.Tensor:
     """A photograph of 16 x 16 cells, as the QLIP tower takes it."""
-    return quadtree.photograph("astronaut", 224)
+    return quadtree_photograph("astronaut", 224)
 
 
 @torch.inference_mode()
@@ -62,7 +63,7 @@ def test_both_towers_have_the_same_weights(subject):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_model_of_7bs_shape_is_timed_from_picture_to_answer(dtype):
     subject = build("llava-7b", dtype)
-    rows, left_out = cost.measure_model(subject, "cpu", [224], repeats=2, new_tokens=2)
+    rows, left_out = cost_table.measure_model(subject, "cpu", [224], repeats=2, new_tokens=2)
     assert subject.model.dtype == subject.clip.dtype == subject.qlip.dtype == dtype
     assert [row.way for row in rows] == [
         "CLIP", "QLIP 144", "QLIP 288", "QLIP 576", "QLIP 1024", "QLIP 576, recursive",
@@ -84,7 +85,7 @@ def test_a_model_without_a_decoder_is_timed_up_to_its_projector():
     subject = build(num_hidden_layers=0)
     clip, ours, peer = measure(
         subject,
-        [cost.CLIP, cost.budget(100), *cost.recursive(cost.budget(100), "cpu")],
+        [cost_table.CLIP, cost_table.budget(100), *cost_table.recursive(cost_table.budget(100), "cpu")],
         size=224,
         repeats=1,
         new_tokens=2,
@@ -147,11 +148,15 @@ def test_pictures_have_the_wanted_size_and_differ(draw):
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
+def test_the_command_names_every_model():
+    assert ("demo", *SHAPES) == cost.MODELS
+
+
 @pytest.mark.parametrize("model", cost.MODELS)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_way_has_a_name_of_its_own_and_peers_that_exist(model, device):
     for size in cost.SIZES:
-        ways = cost.ways_of(model, device, size, cost.SIZES)
+        ways = cost_table.ways_of(model, device, size, cost.SIZES)
         names = [way.name for way in ways]
         assert len(set(names)) == len(names)
         assert ways[0].settings is None
@@ -165,7 +170,7 @@ def test_a_table_shows_medians_and_ratios_to_its_peers():
         Row("m", 112, "Q", 40, {"prepare": [2.0], "partition": [1.0], "extraction": [3.0], "total": [5.0]}),
         Row("m", 112, "R", 39.5, {"prepare": [2.0], "partition": [6.0], "extraction": [4.0]}),
     ]
-    text = cost.table(rows, [cost.CLIP, Way("Q"), Way("R", {}, "cpu", "Q")])
+    text = cost_table.table(rows, [cost_table.CLIP, Way("Q"), Way("R", {}, "cpu", "Q")])
     assert text.splitlines() == [
         "| picture | seen by | tokens | prepare | partition | extraction | tower | total"
         " | total / CLIP | quadtree / ours |",
@@ -177,7 +182,7 @@ def test_a_table_shows_medians_and_ratios_to_its_peers():
 
 
 def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cost, "UNIFORM_CELLS", 100)
+    monkeypatch.setattr(cost_table, "UNIFORM_CELLS", 100)
     file = tmp_path / "cost.json"
     assert cost.main(["--models", "demo", "--sizes", "112", "168", "--repeats", "2", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -185,8 +190,8 @@ def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys
     assert {"device", "cores", "threads", "torch", "transformers"} <= set(report["machine"])
     assert report["models"] == {"demo": {"dtype": "float32", "repeats": 2}}
     assert [(row["size"], row["way"]) for row in report["rows"]] == [
-        *((112, way.name) for way in cost.ways_of("demo", "cpu", 112, [112])),
-        *((168, way.name) for way in cost.ways_of("demo", "cpu", 168, [168])[:-1]),
+        *((112, way.name) for way in cost_table.ways_of("demo", "cpu", 112, [112])),
+        *((168, way.name) for way in cost_table.ways_of("demo", "cpu", 168, [168])[:-1]),
     ]
     for row in report["rows"]:
         assert row["median_ms"] == {stage: statistics.median(runs) for stage, runs in row["runs_ms"].items()}
@@ -199,7 +204,7 @@ def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys
     ("arguments", "message"),
     [
         (["--models", "llava-7b"], "on a GPU only"),
-        (["--sizes", "100"], "100 is no positive multiple of 14"),
+        (["--sizes", "100"], "100 is no multiple of 14"),
         (["--repeats", "0"], "argument --repeats: '0' is not allowed"),
     ],
 )

@@ -15,12 +15,16 @@ from llava.utils import demo_model_path
 from playground.model import sincos_2d
 from playground.scenes import PRESETS, write_scenes
 from qlip import Leaves, QLIPConfig, QLIPVisionModel, interpolate_positions, raster_positions
+from scripts.bench.evidence.answer_log import AnswerLog
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.report import Answers, fill, shortfalls, table
+from scripts.bench.evidence.report import fill
 from scripts.bench.evidence.rivals import Kept, merge_similar, prune_by_cls, raster_places
-from scripts.bench.evidence.run import Journal, marks
-from scripts.bench.evidence.sets import KINDS, SPLITS, draw_set, read_set
-from scripts.bench.evidence.ways import Subject, Way, interpolate_scrambled
+from scripts.bench.evidence.run import marks
+from scripts.bench.evidence.scene_sets import KINDS, SPLITS
+from scripts.bench.evidence.sets import draw_set, read_set
+from scripts.bench.evidence.settings import Way
+from scripts.bench.evidence.tables import Answers, shortfalls, table
+from scripts.bench.evidence.ways import Subject, interpolate_scrambled
 
 UNIFORM = QLIPConfig(alpha=0.0, max_tokens=None)
 
@@ -192,24 +196,24 @@ def journal_row(way: Way, model: str, right: dict[str, str], name: str = "base",
     }  # fmt: skip
 
 
-def test_a_journal_goes_on_behind_a_half_written_line(tmp_path):
+def test_a_half_written_line_is_dropped_and_the_log_continues(tmp_path):
     path = tmp_path / "answers.jsonl"
     first = journal_row(CLIP, "a", dict.fromkeys(KINDS, "10"))
-    Journal(path).add(first)
+    AnswerLog(path).add(first)
     with path.open("a") as file:
         file.write('{"model": "b", ')
-    journal = Journal(path)
-    assert journal.has(first)
-    assert not journal.has({**first, "model": "b"})
-    journal.add({**first, "model": "b"})
+    log = AnswerLog(path)
+    assert log.has(first)
+    assert not log.has({**first, "model": "b"})
+    log.add({**first, "model": "b"})
     assert [json.loads(line)["model"] for line in path.read_text().splitlines()] == ["a", "b"]
 
 
 def test_a_table_pools_checkpoints_and_says_what_was_not_measured(tmp_path):
     path = tmp_path / "answers.jsonl"
-    journal = Journal(path)
-    journal.add(journal_row(CLIP, "a", dict.fromkeys(KINDS, "1100")))
-    journal.add(journal_row(CLIP, "b", dict.fromkeys(KINDS, "1111")))
+    log = AnswerLog(path)
+    log.add(journal_row(CLIP, "a", dict.fromkeys(KINDS, "1100")))
+    log.add(journal_row(CLIP, "b", dict.fromkeys(KINDS, "1111")))
     text = table(Answers([path], "test", QLIPConfig()), [CLIP, SHIPPED], "base")
     assert "| CLIP | 64.0 | **75.0** [50.0, 100.0] | 50.0 / 100.0 |" in text
     assert "| QLIP as shipped | not measured |" in text
@@ -217,10 +221,10 @@ def test_a_table_pools_checkpoints_and_says_what_was_not_measured(tmp_path):
 
 def test_shortfalls_are_measured_from_the_best_way_that_is_cheap_enough(tmp_path):
     path = tmp_path / "answers.jsonl"
-    journal = Journal(path)
+    log = AnswerLog(path)
     dear = replace(SHIPPED, name="dear", settings={"alpha": 0.0})
     for way, marked, tokens in ((CLIP, "1100", 64), (SHIPPED, "1110", 96), (dear, "1111", 200)):
-        journal.add(journal_row(way, "a", dict.fromkeys(KINDS, marked), tokens=tokens))
+        log.add(journal_row(way, "a", dict.fromkeys(KINDS, marked), tokens=tokens))
     text = shortfalls(Answers([path], "test", QLIPConfig()), [CLIP, SHIPPED, dear], ["base"])
     assert "| CLIP | 64.0 | 50.0 | 0.0 | 25.0 | 25.0 (base, colour) |" in text
     assert "| QLIP as shipped | 96.0 | 75.0 | -25.0 | 0.0 | 0.0 (base, colour) |" in text

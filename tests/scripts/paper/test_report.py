@@ -1,11 +1,9 @@
-"""scripts/paper: paper, ours and difference for each column, and "not measured" where weights or data are missing."""
+"""scripts.paper: paper, ours and difference for each column; "not measured" where weights or data are missing."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +14,9 @@ from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
 from qlip import QLIPConfig
 from scripts.paper import report
+from scripts.paper.__main__ import main
 from scripts.paper.runs import PAPER, make_runs, with_settings
-from scripts.paper.table import ALL, POPE, V_STAR, Column
+from scripts.paper.table import COLUMNS, Column
 from tests.interpreter import start
 from tests.scripts.eval_scripts import PICTURE, pope, vstar
 
@@ -30,7 +29,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield client
 
 
-def test_every_number_stands_where_the_paper_has_it() -> None:
+def test_every_number_is_in_the_papers_place() -> None:
     """The rows of its table, column by column."""
     rows = {
         ("7B", "CLIP"): [42.4, None, None, 62.5, 74.4, 39.9, 64.0, 1207, 49.0],
@@ -38,7 +37,9 @@ def test_every_number_stands_where_the_paper_has_it() -> None:
         ("13B", "CLIP"): [45.0, None, None, 67.4, 82.4, 61.6, 67.8, 1390, 48.0],
         ("13B", "QLIP"): [58.6, 53.9, 65.8, 67.9, 83.6, 60.7, 67.9, 1388, 49.4],
     }
-    assert {cell: [column.of_paper(*cell) for column in ALL] for cell in rows} == rows
+    assert {
+        cell: [column.of_paper(*cell) for columns in COLUMNS.values() for column in columns] for cell in rows
+    } == rows
 
 
 def test_a_column_takes_the_first_row_that_the_score_has() -> None:
@@ -72,18 +73,18 @@ def test_a_checkpoint_is_given_settings_without_a_copy(tmp_path: Path, settings:
     assert "qlip" in json.loads((demo_model_path() / "config.json").read_text())
 
 
-def lines_of(columns: list[Column], python: Path, data: Path, *flags: str) -> list[report.Line]:
+def lines_of(name: str, python: Path, data: Path, *flags: str) -> list[report.Line]:
     out = data / "lines.json"
     models = [f"--model-7b={demo_model_path()}", f"--model-13b={data / 'absent'}"]
-    command = [*models, f"--eval-dir={data}", f"--python={python}", f"--json={out}", *flags]
-    assert report.main(columns, command) == 0
+    command = [name, *models, f"--eval-dir={data}", f"--python={python}", f"--json={out}", *flags]
+    assert main(command) == 0
     return [report.Line(**line) for line in json.loads(out.read_text())]
 
 
 def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The embedded model in the place of the 7B one gets all right; there is no 13B one."""
+    """The embedded model instead of the 7B one answers everything correctly; there is no 13B one."""
     pope(tmp_path)
-    found = lines_of([POPE], python, tmp_path, "--variants", "clip", "qlip", "--", "--device", "cpu")
+    found = lines_of("pope", python, tmp_path, "--variants", "clip", "qlip", "--", "--device", "cpu")
     assert [(line.model, line.tower, line.paper, line.ours) for line in found] == [
         ("7B", "CLIP", 74.4, 100.0),
         ("7B", "QLIP", 79.6, 100.0),
@@ -103,7 +104,7 @@ def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.
 
 def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path, tmp_path: Path) -> None:
     vstar(tmp_path, categories=("direct_attributes", "relative_position"))
-    found = lines_of(V_STAR, python, tmp_path, "--variants", "qlip", "--protocol", "likelihood")
+    found = lines_of("v_star", python, tmp_path, "--variants", "qlip", "--protocol", "likelihood")
     assert [(line.column, line.paper, line.ours) for line in found[:3]] == [
         ("V*", 53.4, 100.0),
         ("V* attr", 50.4, 100.0),
@@ -115,7 +116,7 @@ def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path,
 
 
 def test_without_data_nothing_is_measured(python: Path, tmp_path: Path) -> None:
-    first = lines_of([POPE], python, tmp_path, "--variants", "clip")[0]
+    first = lines_of("pope", python, tmp_path, "--variants", "clip")[0]
     missing = tmp_path / "pope" / "llava_pope_test.jsonl"
     assert (first.ours, first.note) == (None, f"no data ({missing} is missing)")
 
@@ -125,23 +126,41 @@ def test_a_benchmark_that_fails_is_no_number_and_an_error_at_the_end(
 ) -> None:
     data = pope(tmp_path)
     (data / "val2014" / "0.png").write_bytes(PICTURE[: len(PICTURE) // 2])
-    flags = [f"--model-7b={demo_model_path()}", f"--eval-dir={tmp_path}", f"--python={python}", "--variants=clip"]
-    assert report.main([POPE], flags) == 2
+    flags = [
+        "pope",
+        f"--model-7b={demo_model_path()}",
+        f"--eval-dir={tmp_path}",
+        f"--python={python}",
+        "--variants=clip",
+    ]
+    assert main(flags) == 2
     said = capsys.readouterr()
     assert "not measured: pope.sh failed (pope.sh: not all questions were answered" in said.out
-    assert "paper: error: 1 of 2 numbers are missing since a benchmark failed" in said.err
+    assert "paper: error: 1 of 2 numbers are missing because a benchmark failed" in said.err
 
 
-def test_each_script_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With models that are not there, each shows its columns and says so."""
-    names = sorted(path.stem for path in (ROOT / "scripts" / "paper").glob("*.py") if "__main__" in path.read_text())
-    assert len(names) == 8
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_is_measured_by_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(sys, "argv", ["paper", "--model-7b=absent", "--model-13b=absent/too", "--variants", "clip"])
-    for name in names:
-        monkeypatch.delitem(sys.modules, f"scripts.paper.{name}", raising=False)
-        with pytest.raises(SystemExit) as done:
-            runpy.run_module(f"scripts.paper.{name}", run_name="__main__")
-        assert done.value.code == 0, name
-    columns = re.findall(r"^\| ([^|]+) \| 7B \|", capsys.readouterr().out, re.MULTILINE)
-    assert sorted(columns) == sorted(2 * [column.name for column in ALL])  # by its own script, and by that of all
+    assert main([name, "--model-7b=absent", "--model-13b=absent/too", "--variants", "clip"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    names = [column.name for column in COLUMNS[name]]
+    assert [line.split(" | ")[:2] for line in lines] == [[f"| {n}", model] for model in ("7B", "13B") for n in names]
+    assert all("not measured: no weights (absent" in line for line in lines)
+
+
+def test_without_a_name_all_columns_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["--model-7b=absent", "--model-13b=absent", "--variants", "clip"]) == 0
+    found = re.findall(r"^\| ([^|]+) \| 7B \|", capsys.readouterr().out, re.MULTILINE)
+    assert found == [column.name for columns in COLUMNS.values() for column in columns]
+
+
+def test_an_unknown_column_is_named_with_those_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["vqa"])
+    assert "argument COLUMN: 'vqa' is not allowed; columns are v_star, mmbench" in capsys.readouterr().err

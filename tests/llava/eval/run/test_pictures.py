@@ -1,4 +1,4 @@
-"""A picture made ready ahead gives the model what it would have made of the picture itself."""
+"""An image that is prepared ahead gives the model the same tokens as the image itself."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_workers_give_what_this_process_gives_in_the_order_asked(
             assert torch.equal(ours.features, theirs.features)
 
 
-def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> None:
+def test_an_unreadable_image_has_a_reason(engine: ChatEngine, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     preparer = Preparer.of(engine.model.get_vision_tower())
@@ -99,7 +99,7 @@ def test_what_cannot_be_opened_says_why(engine: ChatEngine, tmp_path: Path) -> N
     assert unreadable.reason.startswith("not a readable image")
 
 
-def test_a_path_that_the_system_refuses_is_reported_as_any_other(
+def test_a_path_that_the_system_refuses_is_reported_like_others(
     engine: ChatEngine, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preparer, stat = Preparer.of(engine.model.get_vision_tower()), Path.stat
@@ -125,7 +125,7 @@ def test_a_large_file_of_the_users_own_is_taken(engine: ChatEngine, tmp_path: Pa
 
 
 def declared(path: Path, width: int, height: int) -> Path:
-    """A picture that says that it is so large; there are no pixels behind it."""
+    """Writes an image that declares this size but holds no such pixels."""
     Image.new("L", (8, 8)).save(path)
     content = bytearray(path.read_bytes())
     content[16:24] = struct.pack(">II", width, height)

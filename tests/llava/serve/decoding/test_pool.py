@@ -1,4 +1,4 @@
-"""Servers decode images in processes of their own, which are killed at a limit or when nobody waits, and replaced."""
+"""Images are decoded in separate processes, which are killed at a limit or on cancellation, and replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from llava.images import ImageError, ImageLimits, decode_image
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
 from llava.serve.http.failures import RequestError
-from scripts import hostile
+from scripts.soak import hostile
 
 ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]
 REFUSED = [name for name, (_, answered) in hostile.PICTURES.items() if not answered]
@@ -32,7 +32,7 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "decoder_process" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "llava.serve.decoding.process" in child.cmdline()]
 
 
 @pytest.mark.parametrize("name", ANSWERED)

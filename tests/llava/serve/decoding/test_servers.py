@@ -1,4 +1,4 @@
-"""Images that cost much, sent to real servers: refused by name, ended with their clients, and nobody else waits."""
+"""Costly images sent to real servers: refused with a reason, stopped with their clients, and no other request waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llava.serve.decoding import pool
 from llava.serve.decoding.pool import DecoderPool, end_process
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
-from llava.serve.model_worker import ModelWorker, create_app
-from scripts import hostile
+from llava.serve.workers.worker_app import ModelWorker, create_app
+from scripts.soak import hostile
 from tests.llava.serve.openai.serving import DEADLINE, MODEL, becomes_idle, loaded, served
 
 SLOW = hostile.slow_jpeg()
@@ -40,11 +40,11 @@ def url(engine: ChatEngine) -> Iterator[str]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
-    """Decoders that end nothing by themselves."""
-    pool = DecoderPool(PREPARING, cpu_seconds=DEADLINE, wall_seconds=DEADLINE)
-    monkeypatch.setattr(pool, "shared_decoders", lambda: pool)
-    yield pool
-    pool.close()
+    """Decoders without effective time limits."""
+    decoders = DecoderPool(PREPARING, cpu_seconds=DEADLINE, wall_seconds=DEADLINE)
+    monkeypatch.setattr(pool, "shared_decoders", lambda: decoders)
+    yield decoders
+    decoders.close()
 
 
 def about(path: str, image: bytes | None) -> dict[str, Any]:

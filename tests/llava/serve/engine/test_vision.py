@@ -91,7 +91,7 @@ def test_a_view_counts_what_the_tower_will_give(vision: VisionFrontend, picture:
 def test_the_leaves_are_the_quadtrees_of_the_pixels(vision: VisionFrontend, picture: Image.Image) -> None:
     view = vision.prepare(picture, QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=200))
     pixels = vision.image_processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-    oracle = partition(pixels, 14, alpha=0.9, criterion="gradient", max_tokens=200)
+    oracle = partition(pixels, 14, alpha=0.9, criterion="gradient", coarsest="any", max_tokens=200)
     assert torch.equal(view.leaves.boxes, oracle.boxes)
 
 

@@ -12,11 +12,11 @@ import pytest
 import requests
 
 from llava.serve.engine import ChatEngine
-from llava.serve.model_worker import ModelWorker
-from llava.serve.model_worker import create_app as create_worker_app
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings
 from llava.serve.workers.protocol import frame
+from llava.serve.workers.worker_app import ModelWorker
+from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import served
 from tests.llava.serve.test_controller import A, Setup, generating

@@ -19,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from llava.serve.controller import create_app
 from llava.serve.engine import ChatEngine
 from llava.serve.http import bodies
 from llava.serve.http.bodies import UNCOUNTED, BodyBudget, BodyLimit, take_body
-from llava.serve.model_worker import ModelWorker
-from llava.serve.model_worker import create_app as create_worker_app
+from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus, frame
 from llava.serve.workers.registry import Registry
+from llava.serve.workers.worker_app import ModelWorker
+from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import DEADLINE, served
 from tests.llava.serve.programs import eventually

@@ -21,7 +21,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from llava.serve.http.bodies import BodyLimit
-from llava.serve.http.connections import ConnectionLimits, client_of
+from llava.serve.http.connections import client_of
+from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.server import Server, server_config
 
 DEADLINE = 60  # seconds
@@ -277,7 +278,7 @@ def test_the_limit_on_open_files_is_raised_or_kept_to(soft: int, hard: int, most
     program = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-        "from llava.serve.http.connections import ConnectionLimits, fit_open_files\n"
+        "from llava.serve.http.limits import ConnectionLimits, fit_open_files\n"
         "limits = fit_open_files(ConnectionLimits(1000))\n"
         "print(limits.most, *resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )

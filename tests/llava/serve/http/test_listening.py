@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from llava.serve import controller, gradio_web_server, model_worker, openai_api
+from llava.serve.http import server
 from llava.serve.http.listening import take_address
 from llava.serve.web import launch
+from llava.serve.workers import heartbeat, worker_app
 
 Main = Callable[[Sequence[str]], int]
 
@@ -31,7 +33,7 @@ def nothing_is_loaded_or_served(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (model_worker, openai_api, launch):
         monkeypatch.setattr(module, "load_engine", never)
-    for module in (controller, model_worker, openai_api, launch):
+    for module in (server, launch):
         monkeypatch.setattr(module, "serve", never)
 
 
@@ -131,9 +133,9 @@ def test_a_worker_at_any_free_port_registers_with_the_one_it_got(monkeypatch: py
         start = stop = None
 
     monkeypatch.setattr(model_worker, "load_engine", lambda *arguments, **options: Engine())
-    monkeypatch.setattr(model_worker, "create_app", lambda *arguments: None)
-    monkeypatch.setattr(model_worker, "Registration", Link)
-    monkeypatch.setattr(model_worker, "serve", lambda app, listener, *hooks: seen.append(listener.port))
+    monkeypatch.setattr(worker_app, "create_app", lambda *arguments: None)
+    monkeypatch.setattr(heartbeat, "Registration", Link)
+    monkeypatch.setattr(server, "serve", lambda app, listener, *hooks: seen.append(listener.port))
     assert model_worker.main(["--port=0"]) == 0
     address, port, closed = seen
     assert address == f"http://localhost:{port}" and port > 0 and closed == "closed"

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from llava.serve import controller, model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
+from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from tests.llava.serve.openai.serving import (
@@ -289,10 +289,10 @@ def test_the_page_follows_the_visitor_s_colours_and_can_be_switched(come: Callab
 
 def test_a_controller_s_models_are_offered_and_asked(come: Callable[..., Visitor], engine: ChatEngine) -> None:
     dispatcher = Dispatcher(Registry(), timeouts=Timeouts(newcomers=0))
-    worker_app = model_worker.create_app(model_worker.ModelWorker(engine, [MODEL]))
+    model_worker = worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))
     with (
-        served(controller.create_app(dispatcher, on_loopback=True)) as address,
-        served(worker_app) as worker,
+        served(controller_app.create_app(dispatcher, on_loopback=True)) as address,
+        served(model_worker) as worker,
         page_of(Demo(ControllerBackend(address, native_size=112)), PageText(examples=FILES), choose_model=True) as page,
     ):
         httpx.post(address + "/register_worker", json={"worker_name": worker}).raise_for_status()

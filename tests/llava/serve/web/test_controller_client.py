@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava.serve import controller, model_worker
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn
@@ -29,6 +28,7 @@ from llava.serve.web.backend import Piece, Query
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import complaining
+from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from qlip import QLIPConfig, QLIPImageProcessor
@@ -72,8 +72,10 @@ def engine() -> Iterator[ChatEngine]:
 @pytest.fixture(scope="module")
 def url(engine: ChatEngine) -> Iterator[str]:
     """A controller that wants a key, with one worker."""
-    app = controller.create_app(Dispatcher(Registry(), timeouts=Timeouts(newcomers=0)), on_loopback=True, keys=[KEY])
-    with served(app) as url, served(model_worker.create_app(model_worker.ModelWorker(engine, [MODEL]))) as worker:
+    app = controller_app.create_app(
+        Dispatcher(Registry(), timeouts=Timeouts(newcomers=0)), on_loopback=True, keys=[KEY]
+    )
+    with served(app) as url, served(worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))) as worker:
         httpx.post(url + "/register_worker", json={"worker_name": worker}).raise_for_status()
         yield url
 
@@ -221,7 +223,7 @@ def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     by_clip = backend.look(image, QLIPOptions(enabled=False))
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    assert torch.equal(by_clip.pixels, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
+    assert torch.equal(by_clip.image, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
 
 
 # Moderation

@@ -6,7 +6,9 @@ import argparse
 
 import pytest
 
-from llava.serve.workers.auth import add_token_flag, host_of, is_loopback, warn_of_open_port
+from llava.serve.http.addresses import host_of, is_loopback
+from llava.serve.http.logs import warn_of_open_port
+from llava.serve.workers.flags import add_token_flag
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]"])

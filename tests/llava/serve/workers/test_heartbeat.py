@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from llava.serve import register_worker
-from llava.serve.controller import create_app
+from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.heartbeat import Registration
 from llava.serve.workers.protocol import WorkerStatus
@@ -206,6 +206,6 @@ def test_why_a_worker_was_not_registered_is_said(capsys: pytest.CaptureFixture[s
     refused, unreachable, gone = capsys.readouterr().err.splitlines()
     said = f"register_worker: error: the controller at {url} refused: "
     assert refused.startswith(f"{said}workers need the controller's secret")
-    assert unreachable.startswith(f"{said}the worker {WORKER} tells no status")
+    assert unreachable.startswith(f"{said}the worker {WORKER} sends no status")
     assert gone.startswith(f"register_worker: error: no controller answers at {url} ([Errno 111] Connection refused); ")
     assert gone.endswith("or name another by --controller-address")

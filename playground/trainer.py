@@ -1,0 +1,143 @@
+"""Runs the stages of training, one after the other, and keeps their progress in files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import torch
+from torch import Tensor, nn
+
+from llava.model.tokenizer import load_tokenizer
+from playground.dataset import SceneCache
+from playground.model import DemoModel, save_checkpoint
+from playground.packing import Packer
+from playground.presets import PRESETS
+from playground.schedules import SCHEDULES, Schedule, TrainingConfig
+from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
+from playground.vocabulary import train_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Minimises a stage's loss and saves its progress to a file."""
+
+    def __init__(self, name: str, stage: nn.Module, schedule: Schedule, config: TrainingConfig) -> None:
+        self.name, self.stage, self.schedule, self.config = name, stage, schedule, config
+        self.file = config.out / f"{name}.pt"
+        self.optimizer = torch.optim.AdamW(_parameter_groups(stage), betas=(0.9, 0.98), eps=1e-8, fused=True)
+        self.step = 0
+
+    def run(self) -> None:
+        """Trains to the last step, from kept progress if there is any."""
+        self.load()
+        begun, averages = time.monotonic(), Averages()
+        first = self.step
+        while self.step < self.schedule.steps:
+            averages.add(self.advance())
+            if self.step % self.config.save_every == 0 or self.step == self.schedule.steps:
+                self.save()
+            if self.step % self.config.log_every == 0:
+                pace = (time.monotonic() - begun) / (self.step - first)
+                left = pace * (self.schedule.steps - self.step) / 60
+                logger.info(
+                    "%s %d/%d %s (%.2f s a step, %.0f min left)",
+                    self.name, self.step, self.schedule.steps, averages, pace, left,
+                )  # fmt: skip
+
+    def advance(self) -> dict[str, Tensor]:
+        """Runs one step; returns its loss and what the stage reports."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        loss, report = self.stage.loss(self.step, self.step / self.schedule.steps)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.stage.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": loss.detach()} | report
+
+    def load(self) -> None:
+        """Loads saved progress, if there is any."""
+        if self.file.exists():
+            kept = torch.load(self.file, weights_only=True)
+            self.stage.load_state_dict(kept["weights"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.step = kept["step"]
+            logger.info("%s continues from step %d", self.name, self.step)
+
+    def save(self) -> None:
+        """Saves the progress; an interruption leaves the last file whole."""
+        partial = self.file.with_suffix(".partial")
+        content = {
+            "weights": self.stage.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        torch.save(content, partial)
+        os.replace(partial, self.file)
+
+
+class Averages:
+    """Running means of named numbers, for the log."""
+
+    def __init__(self, memory: float = 0.97) -> None:
+        self.memory = memory
+        self.values: dict[str, float] = {}
+
+    def add(self, numbers: dict[str, Tensor]) -> None:
+        """Takes in the numbers of one step."""
+        for name, number in numbers.items():
+            new = float(number)
+            self.values[name] = self.memory * self.values.get(name, new) + (1 - self.memory) * new
+
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+
+
+def _parameter_groups(module: nn.Module, decay: float = 0.02) -> list[dict]:
+    """Groups parameters: weight decay for matrices only, not for embeddings, biases and norms."""
+    matrices, others = [], []
+    for name, weight in module.named_parameters():
+        decays = weight.ndim > 1 and "embed" not in name
+        (matrices if decays else others).append(weight)
+    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def train(config: TrainingConfig) -> DemoModel:
+    """Runs the stages of `config` and, after the last, writes the checkpoint to `config.out / "llava-demo"`."""
+    unknown = set(config.stages) - set(SCHEDULES)
+    if unknown:
+        raise ValueError(f"unknown stages {sorted(unknown)}; allowed: {', '.join(SCHEDULES)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vocabulary = config.out / "vocabulary"
+    if not (vocabulary / "tokenizer_config.json").exists():
+        train_vocabulary(vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
+    scenes = SceneCache(config.out / "scenes", PRESETS["base"], config.seed + 1, config.scenes)
+    around = Surroundings(scenes, Packer(tokenizer), config.seed, config.batch, device)
+
+    torch.manual_seed(config.seed)
+    model, symbols, readout = DemoModel(len(tokenizer)), Symbols(), Readout()
+    stages = {
+        "decoder": DecoderStage(model, symbols, around),
+        "tower": TowerStage(model, readout, around),
+        "joint": JointStage(model, symbols, readout, around),
+    }
+    for name, schedule in SCHEDULES.items():
+        trainer = Trainer(name, stages[name].to(device), _scaled(schedule, config.steps_scale), config)
+        if name in config.stages:
+            trainer.run()
+        else:
+            trainer.load()
+        if "joint" in config.stages and trainer.step < trainer.schedule.steps:
+            raise ValueError(f"stage {name} is at step {trainer.step} of {trainer.schedule.steps}; joint needs it done")
+    if "joint" in config.stages:
+        save_checkpoint(model, vocabulary, config.out / "llava-demo")
+    return model
+
+
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    return Schedule(max(1, round(schedule.steps * factor)), schedule.rate, schedule.warmup, schedule.floor)

@@ -1,0 +1,62 @@
+"""The parser and runner of every command line: a user's mistake is one line on stderr and exit code 2.
+
+Imports nothing heavy, so that `--help` and a wrong flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pickle import UnpicklingError
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+"""What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run_command(
+    program: str, work: Callable[[], int | None], *, debug: bool = False, interrupted: str | None = None
+) -> int:
+    """Runs a command's work and turns its failure into one line on stderr.
+
+    Args:
+        program: name that the line begins with.
+        work: returns the exit code; None is 0.
+        debug: let errors pass, with their tracebacks.
+        interrupted: what to say after Ctrl-C; None says nothing.
+
+    Returns:
+        The exit code: that of `work`, 2 for one of `USER_ERRORS`, 130 after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        if interrupted is not None:
+            print(f"{program}: {interrupted}", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        print(f"{program}: error: {format_error(error)}", file=sys.stderr)
+        return 2
+
+
+def format_error(error: BaseException) -> str:
+    """Formats an error in one line: a model's failure by its cause, a DataLoader worker's by the last of its lines."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    full = getattr(error, "in_full", error)  # what an error keeps from remote clients
+    text = str(full).strip()
+    if text.startswith("Caught ") and " in DataLoader worker process " in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split()) or type(full).__name__

@@ -1,0 +1,148 @@
+"""Tables of docs/RESULTS.md, made from files of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playground.questions import V_STAR
+from qlip import QLIPConfig
+from qlip.tools.intervals import Estimate, mean_interval
+from scripts.bench.evidence.answer_log import read_cells
+from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
+from scripts.bench.evidence.scene_sets import KINDS, SIZES
+from scripts.bench.evidence.settings import Way
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All checkpoints' answers to one set, seen in one way."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """Lines of the answers' files, one a checkpoint."""
+
+    @property
+    def tokens(self) -> float:
+        """Mean number of visual tokens."""
+        counts = [count for row in self.rows for count in row["tokens"]]
+        return sum(counts) / len(counts)
+
+    def accuracy(self, kinds: Iterable[str]) -> Estimate:
+        """Computes the share of right answers in %, with its interval; all answers about a picture are one group."""
+        marks = [
+            (100.0 * int(mark), picture)
+            for row in self.rows
+            for kind in kinds
+            for mark, picture in zip(row["right"][kind], row["pictures"][kind], strict=True)
+        ]
+        return mean_interval([mark for mark, _ in marks], [picture for _, picture in marks])
+
+    def share(self, kinds: Iterable[str]) -> float:
+        """Computes the share of right answers in %, without the interval, which takes long."""
+        marks = [mark for row in self.rows for kind in kinds for mark in row["right"][kind]]
+        return 100.0 * marks.count("1") / len(marks)
+
+    def by_checkpoint(self, kinds: Sequence[str]) -> list[float]:
+        """Computes the share of right answers of each checkpoint in %, in the order of their names."""
+        return [Cell([row]).share(kinds) for row in sorted(self.rows, key=lambda row: row["model"])]
+
+
+class Answers:
+    """The answers to one split, by way and set."""
+
+    def __init__(self, files: Sequence[Path], split: str, own: QLIPConfig) -> None:
+        self.own = own
+        self._cells: dict[tuple[str, str], dict[str, Any]] = {}
+        for path in files:
+            for _, row in read_cells(path).numbered:
+                if row["split"] == split:
+                    key = (json.dumps(row["way"], sort_keys=True), row["set"])
+                    self._cells.setdefault(key, {})[row["model"]] = row
+
+    def cell(self, way: Way, name: str) -> Cell | None:
+        """Finds the answers of a way on a set; None where there are none."""
+        found = self._cells.get((json.dumps(way.key(self.own), sort_keys=True), name))
+        return Cell(list(found.values())) if found else None
+
+
+def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
+    """Formats a Markdown table of ways on one set."""
+    lines = [
+        "| seen by | tokens | V* | V* by checkpoint | count | existence |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way in ways:
+        cell = answers.cell(way, name)
+        if cell is None:
+            lines.append(f"| {way.name} | not measured | | | | |")
+            continue
+        each = " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR))
+        shares = [interval(cell.accuracy(kinds)) for kinds in (V_STAR, ("count",), ("existence",))]
+        lines.append(f"| {way.name} | {cell.tokens:.1f} | {shares[0]} | {each} | {shares[1]} | {shares[2]} |")
+    return "\n".join(lines)
+
+
+def interval(estimate: Estimate) -> str:
+    """Formats a mean and its interval."""
+    return f"**{estimate.mean:.1f}** [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def size_table(answers: Answers, ways: Sequence[Way], sets: Sequence[str], kinds: Sequence[str]) -> str:
+    """Formats a Markdown table of ways over sets: accuracy in the given kinds, and tokens."""
+    lines = ["| seen by | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    for way in ways:
+        cells = [answers.cell(way, name) for name in sets]
+        texts = [f"{c.share(kinds):.1f} ({c.tokens:.0f})" if c else "not measured" for c in cells]
+        lines.append(f"| {way.name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def shortfalls(answers: Answers, ways: Sequence[Way], sets: Sequence[str]) -> str:
+    """Formats how far each way is behind the best one, over all sets and kinds of question, in points.
+
+    Only ways with at most 1.5 times CLIP's tokens, on average over the sets, can be the best one.
+    """
+    known = {way.name: [answers.cell(way, name) for name in sets] for way in ways}
+    known = {name: cells for name, cells in known.items() if all(cells)}
+    if CLIP.name not in known:
+        return "not measured"
+    tokens = {name: sum(cell.tokens for cell in cells) / len(cells) for name, cells in known.items()}
+    accuracy = {
+        name: {(i, kind): cell.share((kind,)) for i, cell in enumerate(cells) for kind in KINDS}
+        for name, cells in known.items()
+    }
+    fair = [name for name in known if tokens[name] <= 1.5 * tokens[CLIP.name]]
+    lines = [
+        "| settings | tokens | mean accuracy | worst against CLIP | mean against the best | worst against the best |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for name, shares in accuracy.items():
+        behind = {key: max(accuracy[other][key] for other in fair) - share for key, share in shares.items()}
+        against_clip = max(accuracy[CLIP.name][key] - share for key, share in shares.items())
+        worst = max(behind, key=behind.__getitem__)
+        text = (
+            f"| {name} | {tokens[name]:.1f} | {sum(shares.values()) / len(shares):.1f} | {against_clip:.1f} "
+            f"| {sum(behind.values()) / len(behind):.1f} | {behind[worst]:.1f} ({sets[worst[0]]}, {worst[1]}) |"
+        )
+        rows.append((sum(behind.values()), text))
+    return "\n".join(lines + [text for _, text in sorted(rows)])
+
+
+def tables(answers: Answers, validation: Answers) -> dict[str, str]:
+    """Formats every generated part of the document, by the name of its mark; "defaults" uses the validation split."""
+    parts = {
+        f"{name}: {chosen}": table(answers, experiment.ways, chosen)
+        for name, experiment in EXPERIMENTS.items()
+        if name not in ("defaults", "losses")
+        for chosen in experiment.sets
+    }
+    losses, defaults = EXPERIMENTS["losses"], EXPERIMENTS["defaults"]
+    for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
+        parts[f"losses: {name}"] = size_table(answers, losses.ways, ("base", *SIZES, "noise 20", "noise 40"), kinds)
+    parts["defaults"] = shortfalls(validation, defaults.ways, defaults.sets)
+    parts["frozen"] = shortfalls(answers, [CLIP, SHIPPED], defaults.sets)
+    return parts

@@ -1,0 +1,26 @@
+"""How long a soak run is and how much it sends. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is sent to the servers."""
+
+    seconds: float = 300.0
+    """Length of the attack."""
+    quiet: float = 30.0
+    """Seconds of good requests alone, timed before the attack."""
+    burst: int = 80
+    """Requests at once, to fill the queues."""
+    large_bodies: int = 20
+    """Of 60 MiB each, at once."""
+    slow_images: int = 4
+    """Sent at once by clients that hang up."""
+    measured: bool = True
+    """Whether latency and memory are promises; a short run, on a busy machine, only prints them."""
+
+
+QUICK = Scale(seconds=1.0, quiet=0.5, burst=40, large_bodies=6, slow_images=1, measured=False)

@@ -1,0 +1,17 @@
+"""accelerate's state, fresh and on the CPU for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True)
+def accelerate_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """accelerate keeps one state per process; every test gets a fresh one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
