@@ -9,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Processes that share the tests, one thread each, about 1.5 GB each; many tests wait for programs of their own.
+# Processes that run the tests, one thread each, about 1.5 GB each; many tests wait for programs that they start.
 JOBS ?= 2
 
 export PROMPT

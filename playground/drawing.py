@@ -1,6 +1,6 @@
-"""Objects, and how they and their backgrounds look: antialiased shapes in float images.
+"""Draws antialiased shapes and backgrounds in float images.
 
-It knows nothing of whole scenes, questions or models. Images are float32 `(height, width, 3)` in 0..255.
+Knows nothing of whole scenes, questions or models. Images are float32 `(height, width, 3)` in 0..255.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from playground.objects import BACKGROUNDS, SHAPES
 
 
 def background(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a `(size, size, 3)` background of one of `BACKGROUNDS`.
+    """Draws a `(size, size, 3)` background of one of `BACKGROUNDS`.
 
     Raises:
         ValueError: if `kind` is not a known background.

@@ -31,7 +31,7 @@ CHECKPOINT = Path(__file__).parent / "llava-demo"
 def compare(
     model_path: str, exam: Examination, methods: Sequence[str], shipped: QLIPConfig, device: str
 ) -> dict[str, Score]:
-    """Lets the checkpoint take an examination with each of `methods`."""
+    """Examines the checkpoint with each of `methods`."""
     from playground.examination import Examinee
 
     scores: dict[str, Score] = {}
@@ -51,25 +51,25 @@ def compare(
 
 
 def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
-    """The checkpoint's QLIP settings, with `changes` laid over them."""
+    """Reads the checkpoint's QLIP settings and replaces those in `changes`."""
     from llava.eval.sweep.grid import own_settings
 
     return QLIPConfig.from_dict(own_settings(model_path).to_dict() | changes)
 
 
 def settings_text(text: str) -> dict[str, Any]:
-    """Type of a flag that takes settings as a JSON object."""
+    """Parses settings given as a JSON object, for argparse's `type`."""
     try:
         settings = json.loads(text)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object, such as '{{"alpha": 0.5}}'""")
+        raise argparse.ArgumentTypeError(f"""{text!r} is not allowed; it must be a JSON object: '{{"alpha": 0.5}}'""")
     return settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m playground.evaluate` and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="evaluate", description="Measure the demo model on held-out scenes.")
     parser.add_argument("--model-path", default=str(CHECKPOINT), help="folder of the checkpoint")
     parser.add_argument("--seed", type=integer(0), default=9000, help="series of scenes; training used 1")
@@ -78,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=SHOWN_PRESETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--qlip", type=settings_text, default={}, help="settings laid over the checkpoint's, as JSON")
+    parser.add_argument("--qlip", type=settings_text, default={}, help="settings instead of the checkpoint's, as JSON")
     parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
     return parse_and_run(parser, run, argv)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures what the flags name and prints a table."""
+    """Measures every preset and method and prints a table."""
     from llava.utils import default_device
     from playground.examination import examination
 

@@ -30,7 +30,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class Score:
-    """What a way of seeing achieved on an examination."""
+    """The result of an examination."""
 
     accuracy: dict[str, float]
     """Share of right answers by kind."""
@@ -54,14 +54,14 @@ def examination(spec: SceneSpec, seed: int, count: int) -> Examination:
 
 
 class Examinee:
-    """A checkpoint seeing in one way."""
+    """A checkpoint with one choice of tower and settings."""
 
     def __init__(self, model_path: str, qlip: QLIPConfig | bool, device: str = "cuda") -> None:
         name = Path(model_path).name
         self.engine = ChatEngine(*load_pretrained_model(model_path, None, name, device=device, qlip=qlip))
 
     def take(self, exam: Examination) -> Score:
-        """Answers every question greedily; kinds apart, so that short answers do not wait for long ones."""
+        """Answers every question greedily, kind by kind, so that short answers do not wait for long ones."""
         seen = [self._see(made) for made in exam.scenes]
         accuracy = {}
         for number, kind in enumerate(KINDS):
@@ -76,5 +76,5 @@ class Examinee:
         return self.engine.model.encode_tokens(pixels)[0]
 
     def _answer(self, texts: Sequence[str], seen: Sequence[ImageTokens]) -> list[str]:
-        """One answer a text, each about its own image, in lower case."""
+        """Answers each text about its own image, in lower case."""
         return [said.lower() for said in Answerer(self.engine, max_new_tokens=40).answer(seen, list(enumerate(texts)))]

@@ -117,7 +117,7 @@ def answer_logits(
         head: int64 (S,), ids in front of the image.
         image: float (B, N, D), image tokens.
         places: int64 (N,), their positions counted from the image's first.
-        span: positions the image takes; text goes on at `S + span`.
+        span: positions the image takes; text continues at `S + span`.
         packed: the conversations.
 
     Returns:

@@ -1,7 +1,7 @@
 """Questions about a scene in natural wordings, and their answers.
 
-Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on. It knows objects,
-neither pixels nor models.
+Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on. Knows no pixels and no
+models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Synthetic scenes: two to five coloured shapes on a background, exact by seed.
 
 `python -m playground.scenes` writes them with questions and answers in LLaVA's formats. A scene depends only on
-its spec, the seed and its own index, so any number of scenes starts with the same ones. Nothing here knows a model.
+its spec, the seed and its own index, so any number of scenes starts with the same ones. Knows no models.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def scene(spec: SceneSpec, seed: int, index: int) -> Scene:
 
 
 def _choose_names(count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Distinct (colour, shape) pairs; at least one colour and one shape occur once, so that they can be asked for."""
+    """Chooses distinct (colour, shape) pairs; at least one colour and one shape occur once, for questions."""
     colours = list(COLOURS)
     while True:
         codes = rng.choice(len(colours) * len(SHAPES), count, replace=False)
@@ -68,7 +68,7 @@ def _choose_names(count: int, rng: np.random.Generator) -> list[tuple[str, str]]
 
 
 def _place(count: int, spec: SceneSpec, rng: np.random.Generator) -> tuple[list[tuple[float, float]], list[float]]:
-    """Centres and sizes of objects that do not touch, with columns clearly apart."""
+    """Chooses centres and sizes of objects that do not touch, with columns clearly apart."""
     low, high = np.log(spec.object_size)
     while True:
         sizes = np.exp(rng.uniform(low, high, count))
@@ -123,7 +123,7 @@ def cell_labels(objects: Sequence[SceneObject], size: int, cell: int = CELL, lea
 
 
 def label_of(item: SceneObject) -> int:
-    """The colour-shape pair as one number, 0 .. 29."""
+    """Encodes the colour-shape pair as a number, 0 .. 29."""
     return list(COLOURS).index(item.colour) * len(SHAPES) + SHAPES.index(item.shape)
 
 
@@ -157,7 +157,7 @@ def _flatten(rows: Iterator[list[tuple[dict[str, str], str]]]) -> Iterator[tuple
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m playground.scenes` and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="scenes", description="Write synthetic scenes with questions and answers.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--n", type=integer(), default=100, help="number of scenes")

@@ -1,8 +1,8 @@
 """Trains the embedded demo model: `python -m playground.train --out DIR`.
 
 Three stages, each a fixed number of steps with a warm-up and a cosine: the decoder on symbols, the tower on cells,
-then all parts on questions. Progress is kept in DIR; a run that was stopped goes on and ends with the same weights.
-The first two stages do not need each other: `--stages decoder` and `--stages tower` may run side by side.
+then all parts on questions. Progress is saved in DIR; a run that was stopped continues and ends with the same weights.
+The first two stages are independent: `--stages decoder` and `--stages tower` may run side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from playground.schedules import SCHEDULES, TrainingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m playground.train` and returns the exit code."""
+    """Runs the command line."""
     parser = OneLineParser(prog="train", description="Train the embedded demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for scenes, progress and the checkpoint")
     parser.add_argument("--seed", type=integer(0), default=0)

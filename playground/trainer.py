@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Minimises a stage's loss and keeps its progress in a file."""
+    """Minimises a stage's loss and saves its progress to a file."""
 
     def __init__(self, name: str, stage: nn.Module, schedule: Schedule, config: TrainingConfig) -> None:
         self.name, self.stage, self.schedule, self.config = name, stage, schedule, config
@@ -31,7 +31,7 @@ class Trainer:
         self.step = 0
 
     def run(self) -> None:
-        """Starts or goes on, until the last step."""
+        """Trains to the last step, from kept progress if there is any."""
         self.load()
         begun, averages = time.monotonic(), Averages()
         first = self.step
@@ -48,7 +48,7 @@ class Trainer:
                 )  # fmt: skip
 
     def advance(self) -> dict[str, Tensor]:
-        """Takes one step; returns its loss and what the stage reports."""
+        """Runs one step; returns its loss and what the stage reports."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate_at(self.step)
         loss, report = self.stage.loss(self.step, self.step / self.schedule.steps)
@@ -60,16 +60,16 @@ class Trainer:
         return {"loss": loss.detach()} | report
 
     def load(self) -> None:
-        """Takes up kept progress, if there is any."""
+        """Loads saved progress, if there is any."""
         if self.file.exists():
             kept = torch.load(self.file, weights_only=True)
             self.stage.load_state_dict(kept["weights"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step = kept["step"]
-            logger.info("%s goes on from step %d", self.name, self.step)
+            logger.info("%s continues from step %d", self.name, self.step)
 
     def save(self) -> None:
-        """Keeps the progress; an interruption leaves the last file whole."""
+        """Saves the progress; an interruption leaves the last file whole."""
         partial = self.file.with_suffix(".partial")
         content = {
             "weights": self.stage.state_dict(),
@@ -81,7 +81,7 @@ class Trainer:
 
 
 class Averages:
-    """Running means of named numbers, for reading along."""
+    """Running means of named numbers, for the log."""
 
     def __init__(self, memory: float = 0.97) -> None:
         self.memory = memory
@@ -98,7 +98,7 @@ class Averages:
 
 
 def _parameter_groups(module: nn.Module, decay: float = 0.02) -> list[dict]:
-    """Weight decay for matrices alone: neither for embeddings nor for biases and norms."""
+    """Groups parameters: weight decay for matrices only, not for embeddings, biases and norms."""
     matrices, others = [], []
     for name, weight in module.named_parameters():
         decays = weight.ndim > 1 and "embed" not in name
@@ -133,9 +133,7 @@ def train(config: TrainingConfig) -> DemoModel:
         else:
             trainer.load()
         if "joint" in config.stages and trainer.step < trainer.schedule.steps:
-            raise ValueError(
-                f"stage {name} stands at step {trainer.step} of {trainer.schedule.steps}; joint needs it done"
-            )
+            raise ValueError(f"stage {name} is at step {trainer.step} of {trainer.schedule.steps}; joint needs it done")
     if "joint" in config.stages:
         save_checkpoint(model, vocabulary, config.out / "llava-demo")
     return model

@@ -70,7 +70,7 @@ def train_vocabulary(folder: Path) -> None:
 
 
 def _corpus() -> Iterator[str]:
-    """Sentences to learn pieces from; a quote in front of a question stands for the line break it follows in use."""
+    """Sentences to learn pieces from; a quote before a question replaces the line break that it follows in use."""
     before, after = prompt("")
     yield from itertools.repeat(before + after.strip(), 200)
     for colour, shape in itertools.product(COLOURS, SHAPES):

@@ -21,7 +21,9 @@ PROGRAMS = sorted(
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for package in ("llava", "playground", "scripts")
     for file in (ROOT / package).rglob("*.py")
-    if "\nif __name__ ==" in file.read_text(encoding="utf-8") and file.parent.name != "examples"
+    if "\nif __name__ ==" in (text := file.read_text(encoding="utf-8"))
+    and ("\ndef main(" in text or file.name != "__main__.py")
+    and file.parent.name != "examples"
 )
 
 

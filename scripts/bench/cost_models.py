@@ -40,7 +40,7 @@ class Shape:
     vision: Mapping[str, Any]
     """Fields of the vision tower's configuration."""
     text: Mapping[str, Any]
-    """Fields of the language model's; no layers means that nothing behind the projector is measured."""
+    """Fields of the language model's; no layers means that nothing after the projector is measured."""
 
 
 CLIP_LARGE = {
@@ -87,7 +87,7 @@ class Subject:
 
     @property
     def decodes(self) -> bool:
-        """Whether it has a language model behind the projector."""
+        """Whether it has a language model after the projector."""
         return self.model.config.num_hidden_layers > 0
 
     def look_through(self, settings: QLIPConfig | None) -> VisionTower:

@@ -2,7 +2,7 @@
 
 The quadtree's two stages are timed inside the tower's own run, where the encoder calls them; "tower" is the rest of
 that run. Projector, prefill and decoding are calls that a client could make; a decoding step is what an answer of
-several tokens takes more than one of a single token, shared among the further ones. "total" is a run of its own,
+several tokens takes more than one of a single token, shared among the further ones. "total" is a separate run,
 without clocks inside, from an image tensor on the CPU to the first token; where the model has no decoder, it is the sum
 from partition to projector, since a second run of a large tower takes seconds. Greedy decoding.
 """
@@ -48,7 +48,7 @@ class Way:
     settings: Mapping[str, Any] | None = field(default_factory=dict)
     """QLIP settings laid over the model's own; None is CLIP's tower and its downsized input."""
     recursive_on: str | None = None
-    """Device on which the recursive peer stands in for QLIP's quadtree; None is QLIP's own."""
+    """Device on which the recursive peer replaces QLIP's quadtree; None is QLIP's own."""
     same_leaves_as: str | None = None
     """Name of the way whose leaves the recursive peer gives."""
     most_cells: int | None = None
@@ -98,10 +98,10 @@ def measure(subject: Subject, ways: Sequence[Way], size: int, repeats: int, new_
 
     Args:
         subject: the model.
-        ways: ways of seeing, as rows shall stand.
+        ways: ways of seeing, in the order of the rows.
         size: side of the pictures in pixels, a multiple of the patch size.
         repeats: turns that count.
-        new_tokens: tokens that decoding is timed over, behind the first.
+        new_tokens: tokens that decoding is timed over, after the first.
     """
     found: dict[str, list[tuple[int, Milliseconds]]] = {way.name: [] for way in ways}
     for turn in range(-1, repeats):

@@ -92,15 +92,13 @@ def requests(count: int, preset: str, max_new_tokens: int) -> list[dict[str, Any
 
 async def ask(client: httpx.AsyncClient, model: str, request: dict[str, Any]) -> Sample:
     """Sends one request and reads its answer to the end."""
-    from llava.serve.workers.protocol import FrameSplitter
+    from llava.serve.workers.protocol import read_frames
 
     start, first, last = time.perf_counter(), None, b"{}"
-    frames = FrameSplitter()
     async with client.stream("POST", "/worker_generate_stream", json={"model": model, **request}) as reply:
-        async for data in reply.aiter_raw():
-            for frame in frames.push(data):
-                last = frame
-                first = first or time.perf_counter()
+        async for frame in read_frames(reply.aiter_raw()):
+            last = frame
+            first = first or time.perf_counter()
     end = json.loads(last)
     if end.get("error_code") != 0:
         raise RuntimeError(f"the worker failed: {end.get('text')}")

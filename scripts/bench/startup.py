@@ -1,9 +1,7 @@
-"""What it costs to start: processor seconds and memory of commands, against `python -c "import torch"` in the same run.
+"""Measures what it costs to start: `python -m scripts.bench.startup [--repeats 5] [--out startup.json]`.
 
-    python -m scripts.bench.startup [--repeats 5] [--out startup.json]
-
-Each round runs every command once, so that a busy minute is spread over all. Seconds are user and
-system time of the whole process; memory is its peak.
+Processor seconds (user and system time of the whole process) and peak memory of every command, compared with `python -c
+"import torch"` in the same run. Each round runs every command once, so that a busy minute is spread over all.
 """
 
 from __future__ import annotations
@@ -27,14 +25,15 @@ TORCH = "import torch"
 
 CONTROLLER = """
 from llava.serve import controller
-from llava.serve.workers import dispatcher, heartbeat, protocol
+from llava.serve.workers import controller_app, dispatcher, heartbeat, protocol
 from llava.serve.http import connections, server
 """
-"""What a controller has imported when it serves."""
+"""The imports of a controller that serves."""
 
 IMAGE_WORKER = """
 from llava.eval.run.pictures import Preparer
 """
+"""The imports of a process that prepares images for a question file."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Cost:
 def programs() -> list[str]:
     """Finds every module of the repository that is a program."""
     files = [file for package in ("qlip", "llava", "scripts", "playground") for file in (ROOT / package).rglob("*.py")]
-    mains = [file for file in files if MAIN in file.read_text(encoding="utf-8")]
+    mains = [file for file in files if file.name == "__main__.py" or MAIN in file.read_text(encoding="utf-8")]
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in mains}
     return sorted(name for name in modules if not name.startswith("scripts.examples"))
 
@@ -85,7 +84,7 @@ def commands(folder: Path) -> list[Command]:
 
 
 def run_once(command: Command) -> Cost:
-    """Runs a command to its end.
+    """Runs a command to its end; its peak memory is at least that of this process, which starts it.
 
     Raises:
         RuntimeError: it failed.

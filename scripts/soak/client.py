@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from llava.conversation import conv_templates
-from llava.serve.workers.protocol import FrameSplitter
+from llava.serve.workers.protocol import read_frames
 from llava.utils import demo_picture_path
 from scripts.soak import hostile
 from scripts.soak.programs import DEADLINE, Program
@@ -43,14 +43,12 @@ class Client:
 
     @asynccontextmanager
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Streams an answer's frames from the controller; leaving the context early hangs up."""
+        """Streams an answer's frames from the controller; leaving the context early disconnects."""
         async with self.http.stream("POST", f"{self.controller.url}{hostile.LLAVA}", json=request) as reply:
 
             async def frames() -> AsyncIterator[dict[str, Any]]:
-                splitter = FrameSplitter()
-                async for data in reply.aiter_raw():
-                    for frame in splitter.push(data):
-                        yield json.loads(frame)
+                async for frame in read_frames(reply.aiter_raw()):
+                    yield json.loads(frame)
 
             yield frames()
 

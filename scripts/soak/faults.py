@@ -46,7 +46,11 @@ class Soak(Client):
 
     async def learn_answers(self) -> None:
         """Waits for the workers and asks for the right answers."""
-        self.report.check(await self.until(lambda: self.registered(2)), "both workers register")
+        registered = await self.until(lambda: self.registered(2))
+        self.report.check(registered, "both workers register")
+        if not registered:
+            words = [f"{' '.join(program.command[2:4])}: {program.last_words()}" for program in self.programs()]
+            raise RuntimeError("the servers did not start\n" + "\n".join(words))
         last = await self.ask(self.request())
         self.answer = last.get("text", "").removeprefix(self.prompt)
         self.report.check(bool(self.answer.strip()), "a question is answered", self.answer.strip())
@@ -201,17 +205,23 @@ class Soak(Client):
     async def overflow_queue(self) -> None:
         """Sends more requests at once than the workers accept."""
 
+        unexpected: list[str] = []
+
         async def one(number: int) -> int:
             request = {**self.long_request(), "max_new_tokens": 128}
             reply = await self.http.post(f"{self.controller.url}{hostile.LLAVA}", json=request)
             if reply.status_code == 429 and not reply.headers.get("Retry-After", "").isdigit():
                 return 0
+            if reply.status_code not in (200, 429):
+                unexpected.append(reply.text[-200:])
             return reply.status_code if reply.status_code != 200 or is_answer(reply) else 0
 
         statuses = Counter(await asyncio.gather(*map(one, range(self.scale.burst))))
         detail = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
         fine = set(statuses) == {200, 429}
         self.report.check(fine, f"{self.scale.burst} requests at once: answered, or refused with Retry-After", detail)
+        for text in unexpected[:3]:
+            print(f"      {text}")
         self.report.check(await self.until(self.idle), "the queues are empty again")
         self.report.check(await self.is_right(), "the next request is answered correctly")
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 
 import psutil
@@ -25,7 +26,13 @@ class Program:
 
     def start(self) -> None:
         """Starts it; it takes a while until it answers."""
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=self.log)
+
+    def last_words(self) -> str:
+        """Reads the end of what it wrote to stderr."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace").strip()[-500:]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal that ends it, and waits."""

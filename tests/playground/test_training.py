@@ -71,7 +71,7 @@ def test_the_command_leaves_a_checkpoint(tmp_path):
 
 
 def test_the_joint_stage_needs_the_others_done(tmp_path):
-    with pytest.raises(ValueError, match="decoder stands at step 0 of 1"):
+    with pytest.raises(ValueError, match="decoder is at step 0 of 1"):
         train(TrainingConfig(out=tmp_path, scenes=2, batch=2, steps_scale=1e-6, stages=("joint",)))
 
 

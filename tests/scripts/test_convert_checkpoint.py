@@ -10,11 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoProcessor,
-    CLIPImageProcessorPil,
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaForConditionalGeneration
 
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -24,13 +20,8 @@ from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
 from scripts.checkpoint_formats import convert
 from scripts.convert_checkpoint import main
-from tests.llava.checkpoints import (
-    VISION,
-    make_llava_checkpoint,
-    transformers_model,
-    write_tokenizer,
-)
-from tests.qlip.integrations.hosts import make_language_model, picture
+from tests.llava.checkpoints import VISION, make_llava_checkpoint, transformers_model, write_tokenizer
+from tests.qlip.integrations.models import make_language_model, picture
 
 SETTINGS = {"alpha": 0.5, "criterion": "gradient", "coarsest": "any", "max_tokens": 90}
 GREEDY = {"do_sample": False, "max_new_tokens": 8}

@@ -16,7 +16,7 @@ from llava.model.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
 from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
-from tests.qlip.integrations.hosts import make_processor
+from tests.qlip.integrations.models import make_processor
 
 
 def write(messages: list[dict]) -> str:

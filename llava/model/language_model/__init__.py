@@ -1,0 +1,1 @@
+"""LLaVA's language models: Llama and Mistral."""

@@ -1,0 +1,1 @@
+"""The projector from tower to language model."""

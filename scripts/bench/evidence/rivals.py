@@ -25,7 +25,7 @@ class Kept:
     features: Tensor
     """(K, D), the selected hidden layer."""
     centres: Tensor
-    """float (K, 2): mean (row, col), in cells, of what each token stands for."""
+    """float (K, 2): mean (row, col), in cells, of the cells that each token represents."""
     grid: tuple[int, int]
     """(rows, cols) of the uniform grid."""
 

@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(options: argparse.Namespace) -> None:
     """Runs the experiments; cells whose answers are in the file are not run again."""
+    log = AnswerLog(options.answers_file)
     import torch
 
     from llava.utils import default_device
@@ -137,7 +138,6 @@ def command(options: argparse.Namespace) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    log = AnswerLog(options.answers_file)
     run(subjects, options.experiments, options.split, options.scenes, log, options.sets, options.questions)
 
 

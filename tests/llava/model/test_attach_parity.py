@@ -10,7 +10,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint, transformers_model
-from tests.qlip.integrations.hosts import picture
+from tests.qlip.integrations.models import picture
 
 TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 90}
 SETTINGS = {

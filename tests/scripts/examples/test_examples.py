@@ -13,7 +13,7 @@ from PIL import Image
 
 import scripts.examples
 from scripts.examples import feature_map, transformers_chat, zero_shot
-from tests.qlip.integrations.hosts import (
+from tests.qlip.integrations.models import (
     make_contrastive_model,
     make_contrastive_processor,
     make_language_model,

@@ -1,14 +1,10 @@
-"""Embeddings for vLLM: the documented shapes, and a client against a server that speaks the documented protocol.
-
-No vLLM runs here: what is checked is that its side of the interface, as documented, is met.
-"""
+"""scripts.vllm_client against a server that speaks vLLM's documented protocol. No vLLM runs here."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import logging
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -17,59 +13,14 @@ import torch
 
 import qlip
 from scripts.vllm_client import ask, chat_request, main
-from tests.qlip.integrations.hosts import (
-    IMAGE_TOKEN,
-    WIDTH,
-    make_language_model,
-    make_processor,
-    make_vision_model,
-    picture,
-)
+from tests.qlip.integrations.models import WIDTH, make_language_model, make_processor, picture
 
 PICTURES = [picture(56, 56, 0), picture(112, 168, 1), picture(140, 98, 2)]
 SETTINGS = {"alpha": 0.3, "llm_positions": "sequential", "llm_size_bias": 0.0}
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next"])
-@torch.no_grad()
-def test_embeddings_are_what_the_language_model_would_have_read(kind):
-    """vLLM puts them where <image> stands and counts on: so do transformers' own inputs_embeds."""
-    model, processor = qlip.attach(make_language_model(kind), make_processor(kind), **SETTINGS)
-    embeds = qlip.vllm_image_embeds(model, PICTURES, batch_size=2)
-    assert [tuple(image.shape[1:]) for image in embeds] == [(WIDTH,)] * 3
-    assert len({len(image) for image in embeds}) == 3
-    prompt = "<image> and <image> and <image>?"
-    inputs = processor(images=PICTURES, text=[prompt], return_tensors="pt")
-    assert int((inputs["input_ids"] == IMAGE_TOKEN).sum()) == sum(map(len, embeds))
-    text = [
-        model.get_input_embeddings()(processor.tokenizer(t, return_tensors="pt").input_ids)[0] for t in (" and ", "?")
-    ]
-    joined = torch.cat([embeds[0], text[0], embeds[1], text[0], embeds[2], text[1]])[None]
-    untouched, _ = qlip.detach(model, processor)
-    expected = untouched(inputs_embeds=joined).logits
-    model, processor = qlip.attach(untouched, make_processor(kind), **SETTINGS)
-    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=0)
-
-
-def test_what_vllm_cannot_follow_is_said(caplog):
-    model, _ = qlip.attach(make_language_model("llava"), llm_weight="native")
-    with caplog.at_level(logging.WARNING):
-        qlip.vllm_image_embeds(model, PICTURES[:1])
-    assert "can't follow llm_positions='raster', llm_size_bias=-0.25, llm_weight='native'" in caplog.text
-    caplog.clear()
-    qlip.vllm_image_embeds(qlip.attach(model, **SETTINGS, llm_weight="each")[0], PICTURES[:1])
-    assert caplog.text == ""
-
-
-def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="LlavaForConditionalGeneration is no attached LLaVA model"):
-        qlip.vllm_image_embeds(make_language_model("llava"), PICTURES[:1])
-    with pytest.raises(TypeError, match="CLIPVisionModel is no attached LLaVA model"):
-        qlip.vllm_image_embeds(qlip.attach(make_vision_model("clip"))[0], PICTURES[:1])
-
-
 class Server(HTTPServer):
-    """Answers /v1/chat/completions in vLLM's way with the shapes of the embeddings that it was sent."""
+    """Answers /v1/chat/completions as vLLM does, with the shapes of the embeddings that it received."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -127,7 +78,7 @@ def test_the_client_sends_every_image_and_reads_the_answer(server):
     assert sent["messages"][0]["content"][-1] == {"type": "text", "text": "what?"}
 
 
-def test_a_refusal_is_told_in_the_servers_words(server):
+def test_a_refusal_is_reported_in_the_servers_words(server):
     with pytest.raises(RuntimeError, match='answered 400: {"error": "no image"}'):
         ask(server.address, chat_request("llava", "what?", [], 9, 0.0))
 
