@@ -43,7 +43,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
     keeps_aspect_ratio = True
 
     plain: Any = None
-    """The model's own image processor, where it has one: what is saved, so that transformers alone can load it."""
+    """The model's own image processor, if any: saved instead of this one, so that transformers alone can load it."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @property
     def cutter(self) -> ImageCutter:
-        """The same without transformers and without settings: each of its calls takes its own."""
+        """The same work without transformers; takes the settings per call."""
         mean, std = tuple(self.image_mean), tuple(self.image_std)
         return ImageCutter(self.patch_size, self.crop_size["height"], mean, std)
 
@@ -109,7 +109,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
     __call__ = preprocess
 
     def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
-        """Turns images into packed tensors (`qlip.packing`): cut here, once, so that all who read them agree.
+        """Turns images into packed tensors (`qlip.packing`): cut here, once, so that all readers agree.
 
         Args:
             images: see `preprocess`.
@@ -124,7 +124,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return BatchFeature(pack([self.cut(torch.from_numpy(image)) for image in pixels], self.patch_size))
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
-        """Tokens of each of B packed images (B, N, 3)."""
+        """Counts the tokens of each of B packed images (B, N, 3)."""
         extra = self.native_grid**2 if self.qlip.thumbnail else 0
         return [count + extra for count in (leaf_boxes[..., 2] > 0).sum(1).tolist()]
 
@@ -154,7 +154,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return self.cutter.normalise(image, self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `save_pretrained` writes as preprocessor_config.json."""
+        """Builds what `save_pretrained` writes as preprocessor_config.json."""
         if self.plain is not None:
             return self.plain.to_dict()
         return {
@@ -169,7 +169,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The inverse of `to_dict`; `kwargs` are transformers' own (`return_unused_kwargs`)."""
+        """Inverts `to_dict`; `kwargs` are transformers' own (`return_unused_kwargs`)."""
         values = image_processor_dict
         native_size = values["crop_size"]["height"]
         processor = cls(values["patch_size"], native_size, values["image_mean"], values["image_std"], values["qlip"])
@@ -177,7 +177,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
 
 def as_picture(image: Any) -> Any:
-    """A tensor or an array as a uint8 array with the channels last; all else as it is.
+    """Converts a tensor or an array to a uint8 array with the channels last; returns others unchanged.
 
     Raises:
         ValueError: floats outside of [0, 1].

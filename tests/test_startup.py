@@ -66,6 +66,10 @@ def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
     assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
 
 
+def test_showing_a_quadtree_loads_torch_alone() -> None:
+    assert loaded("import qlip.tools.show") == {"torch"}
+
+
 def test_a_process_that_prepares_images_loads_no_models_library() -> None:
     assert (
         loaded("from llava.eval.run.pictures import Preparer", ("transformers", "gradio", "pandas", "scipy")) == set()

@@ -33,7 +33,7 @@ def auto_upgrade(config: str | Path) -> None:
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise ValueError(f"{file} is left as it is; change its model_type to 'llava_llama' to go on")
+        raise ValueError(f"{file} is unchanged; change its model_type to 'llava_llama' to continue")
     values = json.loads(file.read_text(encoding="utf-8"))
     values |= {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
     replacement = file.with_suffix(".json.new")

@@ -1,7 +1,7 @@
 """A naive quadtree and naive positions, written from the method's definition: the oracle of the tests in this folder.
 
-One block at a time, plain recursion over the pixels of each block, numpy; speed does not matter here. It knows
-nothing of the package that it checks.
+One block at a time, plain recursion over the pixels of each block, numpy; slow and simple. It uses nothing of the
+package that it checks.
 """
 
 from __future__ import annotations

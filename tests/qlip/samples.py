@@ -1,4 +1,4 @@
-"""What several tests of the quadtree share: the names of its options, uneven images, leaves as plain tuples."""
+"""Helpers of the quadtree's tests: names of its options, uneven images, leaves as tuples."""
 
 from __future__ import annotations
 

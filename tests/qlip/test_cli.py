@@ -1,4 +1,4 @@
-"""`python -m qlip show`: what it prints and writes, and how it refuses."""
+"""`qlip show`: its output and its errors; the errors of all commands of `qlip`."""
 
 from __future__ import annotations
 

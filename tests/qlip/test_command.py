@@ -1,4 +1,4 @@
-"""Every command ends a user's mistake in one line and exit code 2, and shows a fault of its own in full."""
+"""The runner of commands: a user's mistake is one line and exit code 2, a program's fault keeps its traceback."""
 
 from __future__ import annotations
 

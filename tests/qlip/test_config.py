@@ -1,4 +1,4 @@
-"""`QLIPConfig`: defaults, checks, and the trip through JSON."""
+"""`QLIPConfig`: defaults, checks, and the round trip through JSON."""
 
 from __future__ import annotations
 

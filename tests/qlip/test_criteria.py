@@ -1,4 +1,4 @@
-"""What each block score sees and does not see, shown on small pictures drawn for the purpose."""
+"""What each block score responds to, on small synthetic images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Priors on disk: the authors' `.pt` is read as their function, ours as ours, and anything else is refused."""
+"""Priors on disk: ours and the authors' `.pt` keep their functions; anything else is refused."""
 
 from __future__ import annotations
 

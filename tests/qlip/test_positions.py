@@ -1,4 +1,4 @@
-"""Where a leaf stands: in the tower (`qlip.interpolate_positions`) and in the language model (`raster_positions`)."""
+"""Positions of leaves in the tower (`qlip.interpolate_positions`) and in the language model (`raster_positions`)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_native_grid_gives_the_table_exactly(side, dim, seed, mode, leaf_pos
 @pytest.mark.parametrize("mode", TABLE_MODES)
 @pytest.mark.parametrize("factor", [2, 4])
 def test_whole_leaves_of_an_enlarged_grid_follow_their_centres(mode, factor):
-    """Leaves of 2 x 2 or 4 x 4 cells laid like the native grid stand at their centres, not at their corners."""
+    """Leaves of 2 x 2 or 4 x 4 cells laid like the native grid have their centres' positions, not their corners'."""
     starts = range(0, 64, factor)
     leaves = leaves_of(*[(row, col, factor) for row in starts for col in starts], grid=(64, 64))
     centre = (leaves.boxes[:, :2] + (factor - 1) / 2) / 63
@@ -133,7 +133,7 @@ def small_prior(dim: int) -> qlip.CoordinateMLP:
 @pytest.mark.parametrize("leaf_position", ["centre", "mean"])
 @pytest.mark.parametrize("mode", [*TABLE_MODES, "mlp"])
 def test_a_position_does_not_depend_on_the_rest_of_the_tree(mode, leaf_position):
-    """The same leaf of the same grid stands in the same place, whatever the largest coordinate sampled elsewhere."""
+    """A leaf of a grid has the same position whatever the largest coordinate of other leaves."""
     table = random_table(12)
     first = leaves_of((0, 0, 4), (0, 4, 4), (4, 0, 4), (4, 4, 4), grid=(8, 8))
     second = uneven((8, 8), alpha=0.4)

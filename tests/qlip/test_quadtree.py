@@ -1,4 +1,4 @@
-"""`qlip.partition` gives the leaves that the definition gives, on noise and on photographs."""
+"""`qlip.partition` against a naive quadtree, on noise and on photographs."""
 
 from __future__ import annotations
 

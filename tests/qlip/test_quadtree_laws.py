@@ -1,4 +1,4 @@
-"""The laws that `qlip.partition` keeps on any image, whatever its options."""
+"""Properties of `qlip.partition` on any image, with any options."""
 
 from __future__ import annotations
 

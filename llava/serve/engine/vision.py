@@ -77,7 +77,7 @@ class VisionFrontend:
         tower = self.quadtree_tower
         if tower is None:
             if options.enabled or changes:
-                raise ValueError("this model sees by CLIP's uniform grid only; leave the qlip options out")
+                raise ValueError("this model has CLIP's uniform grid only; leave the qlip options out")
             return None
         for name, limit in self.limits.items():
             if name in changes and changes[name] > limit:
@@ -102,7 +102,7 @@ class VisionFrontend:
             ValueError: the model has no vision tower.
         """
         if self.tower is None:
-            raise ValueError("this model has no vision tower: ask it without pictures")
+            raise ValueError("this model has no vision tower: ask it without images")
         tower, config = self.quadtree_tower, self.model.config
         if tower is None:
             return prepare_pixels(image, self.image_processor, config, self.tower.native_tokens)

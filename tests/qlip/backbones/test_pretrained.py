@@ -1,4 +1,4 @@
-"""What `qlip fit` and `qlip bias` say of a folder that holds no tower, or a damaged one: one line that names it."""
+"""Loading a tower: a folder without one, or with a damaged one, is one line that names it."""
 
 from __future__ import annotations
 

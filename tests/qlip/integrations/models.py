@@ -1,4 +1,4 @@
-"""Tiny random models of transformers that QLIP is attached to, with processors that know a tokenizer of bytes."""
+"""Tiny random models of transformers that QLIP is attached to, with processors that have a tokenizer of bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qlip.attach on transformers' LLaVA models: what they gave they still give, and `generate` takes leaves for tokens."""
+"""qlip.attach on transformers' LLaVA models: their outputs without QLIP are kept, and `generate` works on leaves."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def test_pixels_without_leaves_are_cut_by_the_model(kind):
 
 
 @pytest.fixture(scope="module", params=[("llava", s) for s in SETTINGS] + [(k, "defaults") for k in KINDS[1:]], ids=str)
-def host(request):
+def model_and_processor(request):
     kind, name = request.param
     return attached(kind, **SETTINGS[name])
 
 
 @torch.no_grad()
-def test_a_batch_answers_as_its_rows_alone(host):
-    model, processor = host
+def test_a_batch_answers_as_its_rows_alone(model_and_processor):
+    model, processor = model_and_processor
     inputs = ask(processor, PROMPTS, PICTURES)
     together = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
     logits = model(**inputs).logits
@@ -109,9 +109,9 @@ def test_a_batch_answers_as_its_rows_alone(host):
 
 
 @torch.no_grad()
-def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(host):
+def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model_and_processor):
     """Positions go on behind the image's span, and the key bias stays, through the cache."""
-    model, processor = host
+    model, processor = model_and_processor
     inputs = ask(processor, ["<image> and <image>"], [PICTURES[1], ENDS_IN_A_LARGE_LEAF])
     said = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
     length = inputs["input_ids"].shape[1]
@@ -122,8 +122,8 @@ def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(host):
 
 
 @torch.no_grad()
-def test_a_static_cache_gives_the_same_answers(host):
-    model, processor = host
+def test_a_static_cache_gives_the_same_answers(model_and_processor):
+    model, processor = model_and_processor
     for prompts, pictures in ((PROMPTS, PICTURES), (PROMPTS[1:2], PICTURES[1:3])):  # with padding and without
         inputs = ask(processor, prompts, pictures)
         expected = model.generate(**inputs, **GREEDY)
@@ -132,8 +132,8 @@ def test_a_static_cache_gives_the_same_answers(host):
 
 
 @torch.no_grad()
-def test_beams_and_prompt_lookup_agree_with_greedy_search(host):
-    model, processor = host
+def test_beams_and_prompt_lookup_agree_with_greedy_search(model_and_processor):
+    model, processor = model_and_processor
     inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
     options = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
     greedy = model.generate(**inputs, **options)
@@ -148,9 +148,9 @@ def test_beams_and_prompt_lookup_agree_with_greedy_search(host):
 
 
 @torch.no_grad()
-def test_beams_weigh_several_images_as_a_full_pass_does(host):
+def test_beams_weigh_several_images_as_a_full_pass_does(model_and_processor):
     """The score of the best beam is the sum that the model alone, uncached, gives its tokens."""
-    model, processor = host
+    model, processor = model_and_processor
     inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
     options = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
     beam = model.generate(**inputs, num_beams=3, length_penalty=0.0, **options)
@@ -162,8 +162,8 @@ def test_beams_weigh_several_images_as_a_full_pass_does(host):
 
 
 @torch.no_grad()
-def test_a_second_turn_goes_on_from_the_cache_of_the_first(host):
-    model, processor = host
+def test_a_second_turn_continues_from_the_cache_of_the_first(model_and_processor):
+    model, processor = model_and_processor
     first = ask(processor, ["<image> and <image>?"], PICTURES[1:3])
     said = model.generate(**first, **GREEDY, return_dict_in_generate=True)
     more = torch.cat([said.sequences, processor.tokenizer(" why?", return_tensors="pt").input_ids], dim=1)
@@ -172,8 +172,8 @@ def test_a_second_turn_goes_on_from_the_cache_of_the_first(host):
     assert torch.equal(model.generate(**second, past_key_values=said.past_key_values, **GREEDY), expected)
 
 
-def test_image_becomes_as_many_tokens_as_the_tower_makes_of_it(host):
-    model, processor = host
+def test_image_becomes_as_many_tokens_as_the_tower_makes_of_it(model_and_processor):
+    model, processor = model_and_processor
     newline = hasattr(model.model, "image_newline")
     for image in PICTURES:
         inputs = ask(processor, ["a <image> b"], [image])
@@ -187,7 +187,7 @@ def test_image_becomes_as_many_tokens_as_the_tower_makes_of_it(host):
 
 @torch.no_grad()
 def test_text_stands_where_the_native_grid_puts_it():
-    """However many leaves an image has, the text behind it stands 16 positions after its start."""
+    """However many leaves an image has, the text after it starts 16 positions after its start."""
     model, processor = attached("llava", **TREE)
     for image in PICTURES:
         inputs = ask(processor, ["ab<image>c"], [image])
@@ -219,9 +219,9 @@ def test_positions_of_ones_own_are_kept_and_the_bias_stays():
 
 
 @torch.no_grad()
-def test_a_decoding_loop_of_ones_own(host):
+def test_your_own_decoding_loop(model_and_processor):
     """As docs/TRANSFORMERS.md describes it."""
-    model, processor = host
+    model, processor = model_and_processor
     inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
     placed = model.place_images(inputs["input_ids"], None, inputs["leaf_boxes"], inputs["leaf_grids"])
     bias = qlip.key_bias(placed.sizes)

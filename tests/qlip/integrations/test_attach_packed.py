@@ -1,4 +1,4 @@
-"""Packed images that do not belong together are an error in an attached model, never other logits."""
+"""Packed images that do not match are an error in an attached model, never other logits."""
 
 from __future__ import annotations
 
@@ -158,11 +158,11 @@ def test_a_language_model(llava, kind):
 
 
 @pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("host", ["vision", "contrastive"])
+@pytest.mark.parametrize("family", ["vision", "contrastive"])
 @torch.no_grad()
-def test_a_vision_model(host, kind):
+def test_a_vision_model(family, kind):
     settings = {name: value for name, value in TREE.items() if name != "llm_size_bias"}
-    if host == "vision":
+    if family == "vision":
         model, processor = qlip.attach(make_vision_model("clip"), **settings)
         packed, call = dict(processor.pack(PICTURES[1:2])), model
     else:
@@ -230,9 +230,9 @@ def test_thumbnails_of_another_model():
     ("pixels", "message"),
     [
         (lambda: [picture(56, 56)], "pixel_values are Image for each image, without leaf_boxes"),
-        (lambda: torch.zeros(2, 56, 56).numpy(), "pixel_values of ndarray an image"),
-        (lambda: torch.zeros(3, 56, 56), r"pixel_values of \(56, 56\) an image"),
-        (lambda: torch.zeros(1, 1, 56, 56), r"pixel_values of \(1, 56, 56\) an image .* \(3, height, width\)"),
+        (lambda: torch.zeros(2, 56, 56).numpy(), "pixel_values are ndarray for each image"),
+        (lambda: torch.zeros(3, 56, 56), r"pixel_values are \(56, 56\) for each image"),
+        (lambda: torch.zeros(1, 1, 56, 56), r"pixel_values are \(1, 56, 56\) for each image.* \(3, height, width\)"),
         (lambda: [], "pixel_values hold no image"),
     ],
     ids=["a picture", "an array", "no batch", "grey", "none"],

@@ -1,4 +1,4 @@
-"""What QLIP can't be attached to is refused at once, with the reason."""
+"""`qlip.attach` refuses unsupported models and gives the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An attached LLaVA model in daily use: chat templates, pipelines, saving, training, copies, going back."""
+"""An attached LLaVA model in daily use: chat templates, pipelines, saving, training, copies, detaching."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_what_does_not_belong_together_is_an_error():
     with pytest.raises(ValueError, match="cut with thumbnail=True, the model is attached with False"):
         _, other = attached("llava", **TREE, thumbnail=True)
         model.get_image_features(**other.image_processor.pack(PICTURES[1:2]))
-    with pytest.raises(ValueError, match="no leaf_boxes: give all"):
+    with pytest.raises(ValueError, match="without leaf_boxes: give all"):
         model.get_image_features(inputs["pixel_values"][None])
     with pytest.raises(ValueError, match="can't be found in embeddings"):
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
@@ -265,7 +265,7 @@ BIASED = {**TREE, "llm_size_bias": -0.25}
 )
 @torch.no_grad()
 def test_a_prompt_of_embeddings_keeps_its_images_places_and_weights(settings, lost):
-    """Its image tokens can't be seen: where they stand is said with it, or an error says that it is missing."""
+    """It does not show its image tokens: their positions come with it, or an error says what is missing."""
     model, processor = attached("llava", **settings)
     inputs = dict(ask(processor, PROMPTS[:2], PICTURES[:3]))
     expected, real = model(**inputs).logits, inputs["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""A wrong model or processor given to `qlip.attach` is named, with what is allowed."""
+"""Errors of `qlip.attach` name a wrong model or processor and what is allowed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_no_model(act, make, message):
     ("make", "message"),
     [
         (own_llava, r"LlavaLlamaForCausalLM is LLaVA's own class, .*load_pretrained_model\(\.\.\., qlip=True\)"),
-        (text_model, "LlamaForCausalLM is none of CLIPVisionModel, .*: it takes text alone"),
+        (text_model, "LlamaForCausalLM is none of CLIPVisionModel, .*: it takes text only"),
         (
             lambda: get_peft_model(make_language_model("llava"), LoraConfig(target_modules=["q_proj"])),
             r"is wrapped by PEFT; attach model\.get_base_model\(\)",

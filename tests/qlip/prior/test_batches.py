@@ -1,4 +1,4 @@
-"""Batches of pictures: what is drawn, what a process gets, and what happens to files that cannot be read."""
+"""Training batches: the draws, each process's share, and files that can't be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qlip fit`: what the prior is trained to, what stays as it was, and what an interrupted run loses (nothing)."""
+"""`qlip fit`: what training changes and keeps, and that an interrupted run loses nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qlip bias`: what it writes, and how it refuses."""
+"""`qlip bias`: its output and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures: what is written into them, read back from the SVG, where matplotlib notes every text as a comment."""
+"""Figures, by their texts, which matplotlib writes into an SVG as comments."""
 
 from __future__ import annotations
 

@@ -71,14 +71,14 @@ def test_impossible_options_are_refused(vision: VisionFrontend, options: QLIPOpt
 
 
 @pytest.mark.parametrize("options", [QLIPOptions(enabled=True), QLIPOptions(alpha=0.3)])
-def test_a_clip_tower_cannot_see_by_quadtree(options: QLIPOptions) -> None:
+def test_a_clip_tower_refuses_quadtree_options(options: QLIPOptions) -> None:
     clip = VisionFrontend(*load(False))
     assert clip.settings() is clip.settings(QLIPOptions(enabled=False)) is None
-    with pytest.raises(ValueError, match="sees by CLIP's uniform grid only"):
+    with pytest.raises(ValueError, match="has CLIP's uniform grid only"):
         clip.settings(options)
 
 
-def test_a_view_counts_what_the_tower_will_give(vision: VisionFrontend, picture: Image.Image) -> None:
+def test_a_prepared_image_counts_the_towers_tokens(vision: VisionFrontend, picture: Image.Image) -> None:
     settings = [vision.settings(options) for options in (QLIPOptions(), QLIPOptions(max_tokens=70), QLIPOptions(False))]
     settings.append(replace(vision.tower.settings, thumbnail=True, llm_positions="sequential"))
     views = [vision.prepare(picture, setting) for setting in settings]
