@@ -1,4 +1,4 @@
-"""Every part of a loaded model has the dtype that was asked for, whatever its files say of their own."""
+"""Every part of a loaded model has the requested dtype, whatever its files state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.llava.checkpoints import (
 )
 
 OTHER = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float32}
-"""A dtype -> another one, for a file to state against the caller's wish."""
+"""A dtype -> another one, which a file states against the caller's choice."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
@@ -33,6 +33,18 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 @pytest.fixture(scope="module")
 def oracle():
     return transformers_model()
+
+
+@pytest.fixture(scope="module")
+def eight_bit_logits(oracle, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """Of transformers' model with its language model in 8 bits."""
+    folder = tmp_path_factory.mktemp("theirs")
+    oracle.save_pretrained(folder)
+    eight = BitsAndBytesConfig(
+        load_in_8bit=True, llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"]
+    )
+    options = {"quantization_config": eight, "dtype": torch.float16, "device_map": "cpu"}
+    return oracle_logits(LlavaForConditionalGeneration.from_pretrained(folder, **options))
 
 
 def tower_inside(folder: Path, oracle, saved: torch.dtype, stated: str) -> None:
@@ -43,7 +55,7 @@ def tower_inside(folder: Path, oracle, saved: torch.dtype, stated: str) -> None:
 
 
 def tower_beside(folder: Path, oracle, saved: torch.dtype, stated: str) -> None:
-    """LLaVA's format, with CLIP in a folder of its own and of its own dtype."""
+    """LLaVA's format, with CLIP in a separate folder and of a different dtype."""
     write_config(folder, torch_dtype=name_of(saved), mm_vision_tower="clip")
     write_tower(folder / "clip", oracle, getattr(torch, stated))
     weights = {name: tensor.to(saved) for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
@@ -78,7 +90,7 @@ FORMATS = [tower_inside, tower_beside, transformers_format]
 
 @pytest.mark.parametrize("asked", ["auto", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
-def test_all_parts_have_the_dtype_that_is_asked_for(tmp_path, oracle, write, asked):
+def test_all_parts_have_the_requested_dtype(tmp_path, oracle, write, asked):
     """The checkpoint is saved in one dtype, its tower states another; logits are transformers' of the asked one."""
     saved = torch.float16 if asked in ("auto", "float32") else torch.float32
     wanted = saved if asked == "auto" else getattr(torch, asked)
@@ -94,18 +106,11 @@ def test_all_parts_have_the_dtype_that_is_asked_for(tmp_path, oracle, write, ask
 
 @pytest.mark.parametrize("stated", ["float32", "bfloat16"])
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
-def test_beside_8_bits_the_rest_has_the_dtype_of_their_products(tmp_path, oracle, write, stated):
-    write(tmp_path / "ours", oracle, torch.float32, stated)
-    model = load_pretrained_model(str(tmp_path / "ours"), device="cpu", load_8bit=True)[1]
+def test_with_8_bits_the_other_parts_have_the_dtype_of_the_products(tmp_path, oracle, eight_bit_logits, write, stated):
+    write(tmp_path, oracle, torch.float32, stated)
+    model = load_pretrained_model(str(tmp_path), device="cpu", load_8bit=True)[1]
     assert_dtype(model, torch.float16)
-    oracle.save_pretrained(tmp_path / "theirs")
-    eight = BitsAndBytesConfig(
-        load_in_8bit=True, llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"]
-    )
-    theirs = LlavaForConditionalGeneration.from_pretrained(
-        tmp_path / "theirs", quantization_config=eight, dtype=torch.float16, device_map="cpu"
-    )
-    assert distance(logits(model), oracle_logits(theirs)) < 0.03
+    assert distance(logits(model), eight_bit_logits) < 0.03
 
 
 @pytest.mark.parametrize("asked", ["float32", "float16", "bfloat16"])
