@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.command import Defaults, answer_questions, make_parser
 from llava.eval.run.questions import Question
 from llava.eval.score.rows import read_labelled
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = make_parser(NAME, "Answer a file of questions without images.", Defaults())
     parser.add_argument("--model-name", dest="model_path", help="LLaVA's name for --model-path in this command")
-    return command(NAME, parser, read, argv, needs_tower=False)
+    return answer_questions(NAME, parser, read, argv, needs_tower=False)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from llava.eval.model_vqa_loader import read
-from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.command import Defaults, answer_questions, make_parser
 
 NAME = "model_vqa"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    return command(NAME, make_parser(NAME, "Answer a file of open questions.", Defaults()), read, argv)
+    return answer_questions(NAME, make_parser(NAME, "Answer a file of open questions.", Defaults()), read, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.command import Defaults, answer_questions, make_parser
 from llava.eval.run.questions import Question, read_lines
 
 NAME = "model_vqa_loader"
@@ -23,7 +23,7 @@ def read(args: argparse.Namespace) -> list[Question]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = make_parser(NAME, "Answer a file of short questions.", Defaults(temperature=0.0, max_new_tokens=128))
-    return command(NAME, parser, read, argv)
+    return answer_questions(NAME, parser, read, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.command import Defaults, answer_questions, make_parser
 from llava.eval.run.questions import LETTER_ONLY, Question, read_mmbench
 
 NAME = "model_vqa_mmbench"
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all-rounds", action="store_true", help="ask for every rotation of the options")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     parser.add_argument("--lang", choices=tuple(LETTER_ONLY), default="en", help="language of that instruction")
-    return command(NAME, parser, read, argv)
+    return answer_questions(NAME, parser, read, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.run.command import Defaults, command, make_parser
+from llava.eval.run.command import Defaults, answer_questions, make_parser
 from llava.eval.run.questions import Question, read_science
 
 NAME = "model_vqa_science"
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(NAME, "Answer ScienceQA.", Defaults(question_file="tables/question.json"))
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     parser.add_argument("--answer-prompter", action="store_true", help="accepted for LLaVA's scripts; does nothing")
-    return command(NAME, parser, read, argv)
+    return answer_questions(NAME, parser, read, argv)
 
 
 if __name__ == "__main__":

@@ -94,10 +94,10 @@ def add_resume_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command(
+def answer_questions(
     name: str, parser: OneLineParser, read: ReadQuestions, argv: Sequence[str] | None, needs_tower: bool = True
 ) -> int:
-    """Runs a command line.
+    """Parses a command line and answers the questions that it names.
 
     Args:
         name: the command's name.

@@ -177,7 +177,7 @@ def test_model_vqa_samples_by_default_and_repeats_itself(flags: list[str], answe
         texts.append([row["text"] for row in read_rows(tmp_path / name)])
     assert texts[0] == texts[1] != texts[2]
     assert read_rows(tmp_path / "c")[0]["metadata"]["decoding"]["seed"] == 1
-    assert model_vqa.main(flags) == 0
+    assert model_vqa.main([*flags, "--limit=1"]) == 0
     decoding = read_rows(answers)[0]["metadata"]["decoding"]
     assert (decoding["temperature"], decoding["max_new_tokens"]) == (0.2, 1024)
 

@@ -57,6 +57,32 @@ def test_a_table_keeps_its_text_as_it_is(tmp_path: Path) -> None:
         read_table(path)
 
 
+def test_a_table_may_have_a_byte_order_mark_huge_cells_short_rows_and_quotes_inside(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    image = "A" * 200_000  # csv's own limit is 131 072 characters
+    path.write_bytes(f'\ufeffindex\tA\timage\r\n1\tthe "red" one\t{image}\r\n\r\n2\t"say ""red"""\r\n'.encode())
+    assert read_table(path, ("index", "A")) == [
+        {"index": "1", "A": 'the "red" one', "image": image},
+        {"index": "2", "A": 'say "red"', "image": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is no tab-separated table: it is empty"),
+        ("index\tA\n1\t2\t3\n", "is no tab-separated table: row 1 has 3 cells and the header 2"),
+        ('index\tA\n1\t"two\n2\tthree\n', "is no tab-separated table: a quotation mark is not closed"),
+        ("index\tB\n1\t2\n", "has no column A"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"a\.tsv {words}"):
+        read_table(path, ("index", "A"))
+
+
 def test_the_command_prints_the_table_and_writes_the_same_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
