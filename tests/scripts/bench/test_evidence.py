@@ -168,7 +168,7 @@ def test_examining_judges_what_a_chat_would_answer(subject, way):
 def test_rivals_see_as_many_tokens_as_they_are_allowed(subject, rival):
     questions = draw_set("12-24 px", "validation", 1)
     (seen,) = subject.see(Way(rival, {"max_tokens": 70}, rival), questions.pictures)
-    assert len(seen.features) == len(seen.positions) == 70
+    assert len(seen.features) == len(seen.span.positions) == 70
     assert seen.span.length == 64
 
 
