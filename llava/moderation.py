@@ -1,4 +1,4 @@
-"""Asks OpenAI's moderation service about a text, with the key that the environment holds."""
+"""A client of OpenAI's moderation service, with the key of the environment."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ TIMEOUT = 15.0  # seconds
 
 
 class ModerationFailed(RuntimeError):
-    """The service gave no verdict."""
+    """The service gave no valid reply."""
 
 
 class ModerationService:
-    """The service at one address, asked with one key. It is shown text, no pictures."""
+    """The moderation service at one address. It gets text, never images."""
 
     def __init__(self, key: str, base_url: str = DEFAULT_URL) -> None:
         """
         Args:
-            key: Of the service.
-            base_url: Of the service, up to its version.
+            key: API key of the service.
+            base_url: Address of the service, including the version.
         """
         self.key, self.url = key, f"{base_url.rstrip('/')}/moderations"
 
     @classmethod
     def from_environment(cls, asker: str = "moderation") -> Self:
-        """Takes the key, and the address where it is another, from OpenAI's environment variables.
+        """Reads the key, and the address if it is set, from OpenAI's environment variables.
 
         Args:
-            asker: What needs the key, for the error.
+            asker: What needs the key; the error names it.
 
         Raises:
             ValueError: there is no key.
@@ -51,7 +51,7 @@ class ModerationService:
         """Whether the service flags a text.
 
         Raises:
-            ModerationFailed: it gave no verdict.
+            ModerationFailed: the service gave no valid reply.
         """
         try:
             with httpx.Client(timeout=TIMEOUT) as client:
@@ -60,7 +60,7 @@ class ModerationService:
             raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
 
     async def aflags(self, text: str) -> bool:
-        """`flags`, for an event loop."""
+        """Whether the service flags a text, for an event loop."""
         try:
             async with httpx.AsyncClient(timeout=TIMEOUT) as client:
                 return _verdict(await client.post(self.url, **self._request(text)))

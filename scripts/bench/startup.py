@@ -27,7 +27,7 @@ TORCH = "import torch"
 
 CONTROLLER = """
 from llava.serve import controller
-from llava.serve.workers import dispatcher, heartbeat, protocol
+from llava.serve.workers import controller_app, dispatcher, heartbeat, protocol
 from llava.serve.http import connections, server
 """
 """What a controller has imported when it serves."""
