@@ -10,6 +10,7 @@ import pytest
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
+from llava.serve.http import auth, bodies
 from llava.serve.workers.worker_app import ModelWorker, create_app
 from tests.llava.serve import upstream
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
@@ -141,4 +142,25 @@ def test_keys_open_the_worker_and_so_does_the_controllers_secret() -> None:
                 httpx.post(url + "/worker_generate_stream", headers=headers, json={"prompt": "Hi"}).status_code == 200
             )
         assert httpx.get(url + "/health").status_code == 200
+        for route in ("/v1/models", "/metrics", "/docs"):  # a controller calls none of these
+            assert httpx.get(url + route, headers={"Authorization": "Bearer s3cret"}).status_code == 401
     engine.close()
+
+
+@pytest.mark.parametrize("route", ["/worker_get_status", "/v1/chat/completions"])
+def test_a_request_is_checked_once(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        checked = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: checks.append(name) or checked(*arguments))
+
+    for module, name in ((auth, "is_one_of"), (auth, "is_cross_origin"), (bodies, "BodyBuffer")):
+        count(module, name)
+    engine = ChatEngine(BytesTokenizer(), ScriptedModel(["yes"]), SquareProcessor(), 4096)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    with served(create_app(ModelWorker(engine, ["m"]), keys=["k"])) as url:
+        reply = httpx.post(url + route, headers={"Authorization": "Bearer k"}, json=asked)
+    engine.close()
+    assert reply.status_code == 200
+    assert sorted(checks) == ["BodyBuffer", "is_cross_origin", "is_one_of"]
