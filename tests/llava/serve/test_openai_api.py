@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import httpx
@@ -27,6 +24,7 @@ from tests.llava.serve.openai.serving import (
     served,
     user,
 )
+from tests.llava.serve.programs import free_port, running
 
 
 def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -75,20 +73,17 @@ def test_wrong_flags_end_the_program_in_one_line(flags: list[str], words: str, c
     assert words in last
 
 
-def test_a_program_told_to_stop_ends_its_answers_first() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "llava.serve.openai_api", "--port", str(port)]
+def test_a_program_told_to_stop_ends_its_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    port = free_port()
     request = body({"role": "user", "content": "Hello"}, temperature=2, seed=1, max_tokens=500, stream=True)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
-        try:
-            assert any(f"{MODEL} at http://127.0.0.1:{port}/v1" in line for line in program.stderr)
-            url = f"http://127.0.0.1:{port}{CHAT}"
-            with httpx.stream("POST", url, json=request, timeout=DEADLINE) as response:
-                lines = response.iter_lines()
-                assert any('"content":""' in line for line in lines)
-                program.send_signal(signal.SIGTERM)
-                assert list(lines)[-2:] == ["data: [DONE]", ""]
-            assert program.wait(DEADLINE) in (0, -signal.SIGTERM)
-        finally:
-            program.kill()
+    with running("llava.serve.openai_api", port) as program:
+        program.says(f"{MODEL} at http://127.0.0.1:{port}/v1")
+        url = f"http://127.0.0.1:{port}{CHAT}"
+        with httpx.stream("POST", url, json=request, timeout=DEADLINE) as response:
+            lines = response.iter_lines()
+            assert any('"content":""' in line for line in lines)
+            program.signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert program.has_ended()
+        assert program.process.exitcode in (0, -signal.SIGTERM)
