@@ -58,6 +58,11 @@ def test_a_package_loads_nothing_heavy(package: str) -> None:
 @pytest.mark.parametrize("module", ["controller", "register_worker", "test_message"])
 def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
     """Nor do the modules that its functions import when they run."""
-    used = ("llava.serve.workers.protocol", "llava.serve.workers.dispatcher", "llava.serve.http.server", "llava.images")
+    used = (
+        "llava.serve.workers.controller_app",
+        "llava.serve.workers.calls",
+        "llava.serve.http.server",
+        "llava.images",
+    )
     imports = f"import llava.serve.{module}, {', '.join(used)}"
     assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
