@@ -1,4 +1,4 @@
-"""A client of OpenAI's moderation service, with the key of the environment."""
+"""A client of OpenAI's moderation service, with the key in the environment."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TIMEOUT = 15.0  # seconds
 
 
 class ModerationFailed(RuntimeError):
-    """The service gave no valid reply."""
+    """The service gave no verdict."""
 
 
 class ModerationService:
-    """The moderation service at one address. It gets text, never images."""
+    """The service at one address, with one key. It gets text, no images."""
 
     def __init__(self, key: str, base_url: str = DEFAULT_URL) -> None:
         """
         Args:
-            key: API key of the service.
-            base_url: Address of the service, including the version.
+            key: Of the service.
+            base_url: Of the service, up to its version.
         """
         self.key, self.url = key, f"{base_url.rstrip('/')}/moderations"
 
@@ -37,7 +37,7 @@ class ModerationService:
         """Reads the key, and the address if it is set, from OpenAI's environment variables.
 
         Args:
-            asker: What needs the key; the error names it.
+            asker: The feature that needs the key, for the error.
 
         Raises:
             ValueError: there is no key.
@@ -48,10 +48,10 @@ class ModerationService:
         return cls(key, os.environ.get(URL_VARIABLE) or DEFAULT_URL)
 
     def flags(self, text: str) -> bool:
-        """Whether the service flags a text.
+        """Asks the service whether it flags a text.
 
         Raises:
-            ModerationFailed: the service gave no valid reply.
+            ModerationFailed: it gave no verdict.
         """
         try:
             with httpx.Client(timeout=TIMEOUT) as client:
@@ -60,7 +60,7 @@ class ModerationService:
             raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
 
     async def aflags(self, text: str) -> bool:
-        """Whether the service flags a text, for an event loop."""
+        """`flags`, for an event loop."""
         try:
             async with httpx.AsyncClient(timeout=TIMEOUT) as client:
                 return _verdict(await client.post(self.url, **self._request(text)))

@@ -1,4 +1,4 @@
-"""No program loads a model's libraries for its help or a wrong flag, and those without a model never do."""
+"""No program loads heavy libraries for its help or a wrong flag; servers without a model never load a model's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "gradio", "pandas", "ray", "matplotlib", "scipy", "fastapi", "httpx", "uvicorn")
 
 HELP = """
-import contextlib, importlib, io, os, sys
+import argparse, asyncio, contextlib, dataclasses, importlib, io, json, os, pathlib, subprocess, sys, typing
 for name in sys.argv[1].split():
-    if os.fork():  # each program in a process of its own that holds nothing yet
+    if os.fork():  # each program in a separate process, which holds a part of the standard library and nothing else
         os.wait()
         continue
     main = importlib.import_module(name).main
@@ -40,7 +40,7 @@ def output(code: str, *arguments: str) -> list[str]:
 
 
 def loaded(imports: str, heavy: Sequence[str] = HEAVY) -> set[str]:
-    """Which of `heavy` a fresh process holds after some imports."""
+    """Lists those of `heavy` that a new process holds after some imports."""
     (found,) = output(f"import sys\n{imports}\nprint(*(name for name in {tuple(heavy)!r} if name in sys.modules))")
     return set(found.split())
 
@@ -50,19 +50,27 @@ def test_help_and_a_wrong_flag_load_nothing_heavy() -> None:
     assert output(HELP, " ".join(programs), " ".join(HEAVY)) == [f"{name} loads nothing" for name in programs]
 
 
-@pytest.mark.parametrize("package", ["qlip", "llava", "llava.serve.engine"])
+LIGHT = ("qlip", "llava", "llava.serve.engine", "llava.model", "llava.mm_utils", "llava.utils", "llava.conversation")
+
+
+@pytest.mark.parametrize("package", LIGHT)
 def test_a_package_loads_nothing_heavy(package: str) -> None:
     assert loaded(f"import {package}") == set()
 
 
 @pytest.mark.parametrize("module", ["controller", "register_worker", "test_message"])
 def test_a_server_without_a_model_loads_no_models_library(module: str) -> None:
-    """Nor do the modules that its functions import when they run."""
-    used = (
-        "llava.serve.workers.controller_app",
-        "llava.serve.workers.calls",
-        "llava.serve.http.server",
-        "llava.images",
-    )
+    """Nor do the modules that it imports when it runs."""
+    used = ("llava.serve.workers.controller_app", "llava.serve.workers.protocol", "llava.serve.http.server")
     imports = f"import llava.serve.{module}, {', '.join(used)}"
     assert loaded(imports, ("torch", "transformers", "gradio", "pandas")) == set()
+
+
+def test_showing_a_quadtree_loads_torch_alone() -> None:
+    assert loaded("import qlip.tools.show") == {"torch"}
+
+
+def test_a_process_that_prepares_images_loads_no_models_library() -> None:
+    assert (
+        loaded("from llava.eval.run.pictures import Preparer", ("transformers", "gradio", "pandas", "scipy")) == set()
+    )
