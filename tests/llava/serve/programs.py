@@ -1,6 +1,6 @@
-"""Servers as programs of their own, for tests: started, listened to, signalled and ended.
+"""Runs servers as separate processes for tests.
 
-Each is forked off a process that has imported the modules already, since that takes longest.
+Each is forked from a process that has imported the servers' modules already, since that takes longest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from multiprocessing.connection import Connection
 
 DEADLINE = 600  # seconds; a test that waits longer has failed
 CONTROLLER, WORKER = "llava.serve.controller", "tests.llava.serve.slow_worker"
+PRELOADED = [
+    CONTROLLER,
+    WORKER,
+    "llava.serve.http.server",
+    "llava.serve.workers.controller_app",
+    "llava.serve.workers.heartbeat",
+    "llava.serve.workers.worker_app",
+]
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
@@ -27,18 +35,18 @@ def free_port() -> int:
 
 
 def run_program(module: str, argv: list[str], output: Connection) -> None:
-    """Runs a program's main in this process, its words going to a pipe."""
+    """Runs a program's main in this process, with its output to a pipe."""
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output.fileno(), stream.fileno())
     sys.exit(importlib.import_module(module).main(argv))
 
 
 class Program:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     def __init__(self, module: str, port: int, *flags: str) -> None:
         self.url = f"http://localhost:{port}"
-        PROCESSES.set_forkserver_preload([CONTROLLER, WORKER])
+        PROCESSES.set_forkserver_preload(PRELOADED)
         words, output = PROCESSES.Pipe(duplex=False)
         argv = ["--port", str(port), *flags]
         self.process = PROCESSES.Process(target=run_program, args=(module, argv, output))
@@ -59,7 +67,7 @@ class Program:
             self.news.notify_all()
 
     def says(self, text: str, times: int = 1) -> None:
-        """Waits until the program has logged a text so many times."""
+        """Waits until the program has logged a text `times` times."""
 
         def count() -> int:
             return sum(text in line for line in self.lines)
@@ -89,7 +97,7 @@ def running(module: str, port: int, *flags: str) -> Iterator[Program]:
 
 
 def eventually(state: Callable[[], bool]) -> None:
-    """Asks until it is so, at most until the deadline."""
+    """Waits until a condition holds, at most until the deadline."""
     until = time.monotonic() + DEADLINE
     wait = threading.Event()
     while not state():

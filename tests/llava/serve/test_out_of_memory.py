@@ -21,7 +21,7 @@ from llava.serve.workers import protocol
 from llava.serve.workers.worker_app import ModelWorker
 from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
-from tests.llava.serve.test_controller import ASKED, A, Setup, generating, registration
+from tests.llava.serve.workers.controllers import ASKED, A, Setup, generating, registration
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 

@@ -19,7 +19,7 @@ from llava.serve.workers.worker_app import ModelWorker
 from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import served
-from tests.llava.serve.test_controller import A, Setup, generating
+from tests.llava.serve.workers.controllers import A, Setup, generating
 
 GENERATE, CHAT = "/worker_generate_stream", "/v1/chat/completions"
 ASKED = {"model": "m", "prompt": "Hi"}

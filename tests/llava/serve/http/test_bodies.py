@@ -31,7 +31,7 @@ from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import DEADLINE, served
 from tests.llava.serve.programs import eventually
-from tests.llava.serve.test_controller import A
+from tests.llava.serve.workers.controllers import A
 
 MIB = 2**20
 

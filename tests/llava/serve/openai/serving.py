@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import uvicorn
-from openai import OpenAI
 from PIL import Image
 
 from llava.images import load_image
@@ -91,15 +90,6 @@ def api(
     with served(app) as url, httpx.Client(base_url=url, timeout=DEADLINE) as client:
         yield engine, client
     engine.close()
-
-
-@contextmanager
-def openai_api() -> Iterator[tuple[ChatEngine, OpenAI]]:
-    """The API of the embedded model, and OpenAI's own client of it."""
-    with api() as (engine, http_client):
-        url = f"{http_client.base_url}/v1"
-        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=DEADLINE) as client:
-            yield engine, client
 
 
 class Gate:

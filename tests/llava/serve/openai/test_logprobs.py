@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -18,25 +18,9 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.logprobs import StepLogprobs
 from llava.serve.engine.params import Sampling
-from tests.llava.serve.openai.serving import DEADLINE, QUESTION, Gate, body, openai_api, picture
+from tests.llava.serve.openai.serving import DEADLINE, QUESTION, Gate, body, picture
 
 ASKED: dict[str, Any] = {"logprobs": True, "top_logprobs": 4}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[ChatEngine, OpenAI]]:
-    with openai_api() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def engine(served: tuple[ChatEngine, OpenAI]) -> ChatEngine:
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def client(served: tuple[ChatEngine, OpenAI]) -> OpenAI:
-    return served[1]
 
 
 def ask(client: OpenAI, **fields: Any) -> ChatCompletion:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,20 +13,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from tests.llava.serve.openai.serving import MODEL, body, data_url, openai_api, picture, user
+from tests.llava.serve.openai.serving import MODEL, body, data_url, picture, user
 
 HELLO = {"role": "user", "content": "Hello"}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[ChatEngine, OpenAI]]:
-    with openai_api() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def client(served: tuple[ChatEngine, OpenAI]) -> OpenAI:
-    return served[1]
 
 
 def ask(client: OpenAI, *messages: Any, **fields: Any) -> ChatCompletion:
@@ -217,10 +205,9 @@ def test_a_share_that_float32_does_not_hold_is_greedy(client: OpenAI, top_p: flo
 
 @pytest.mark.parametrize("penalty", [1.8, 5.0])
 def test_a_repetition_penalty_counts_the_text_of_prompt_and_answer(
-    served: tuple[ChatEngine, OpenAI], penalty: float
+    engine: ChatEngine, client: OpenAI, penalty: float
 ) -> None:
     """The oracle is transformers' own penalty on plain forward passes, token by token."""
-    engine, client = served
     answer = engine.submit(engine.question("Hello", 1), [picture()], Sampling(0, max_new_tokens=1))
     list(answer)
     images, ids, new = engine.vision.encode(answer.views), answer.row.prompt, list[int]()

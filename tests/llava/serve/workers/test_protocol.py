@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from llava.serve.workers.protocol import (
     error_reply,
     frame,
     parsed,
+    read_frames,
+    split_frames,
 )
 
 
@@ -144,12 +148,21 @@ def test_a_speed_is_a_number(speed: str) -> None:
 def test_frames_come_out_whole_however_they_are_cut(texts: list[str], sizes: list[int], closed: bool) -> None:
     data = b"".join(frame(text) for text in texts)
     data = data if closed else data.removesuffix(b"\0")
-    splitter, found = FrameSplitter(), []
+    pieces = []
     while data:
         sizes = [*sizes[1:], sizes[0]]
-        found += splitter.push(data[: sizes[0]])
+        pieces.append(data[: sizes[0]])
         data = data[sizes[0] :]
-    found += splitter.finish()
+
+    async def read() -> list[bytes]:
+        async def received() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return [one async for one in read_frames(received())]
+
+    found = list(split_frames(pieces))
+    assert found == asyncio.run(read())
     assert [json.loads(one) for one in found] == [{"text": text, "error_code": 0} for text in texts]
 
 

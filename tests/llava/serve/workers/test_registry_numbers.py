@@ -10,7 +10,7 @@ import pytest
 
 from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
-from tests.llava.serve.test_controller import STATUS, A, B, Setup, registration
+from tests.llava.serve.workers.controllers import STATUS, A, B, Setup, registration
 
 WRONG = ["-1", "1000001", "1e308", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "null", '"many"']
 

@@ -15,7 +15,7 @@ from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus, frame
 from llava.serve.workers.registry import Registry
 from tests.llava.serve.openai.serving import served
-from tests.llava.serve.test_controller import ASKED, A, Setup, frames, generating, registration
+from tests.llava.serve.workers.controllers import ASKED, A, Setup, frames, generating, registration
 
 STATUS = WorkerStatus(model_names=["m"], speed=1, queue_length=0)
 

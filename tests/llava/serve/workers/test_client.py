@@ -22,7 +22,7 @@ from llava.serve.workers.worker_app import create_app as create_worker_app
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 from tests.llava.serve.openai.serving import DEADLINE, served
 from tests.llava.serve.programs import eventually
-from tests.llava.serve.test_controller import ASKED, HERE, A, B, frames
+from tests.llava.serve.workers.controllers import ASKED, HERE, A, B, frames
 
 STATUS = WorkerStatus(model_names=["m"], speed=1, queue_length=0)
 QUICK = Timeouts(newcomers=0, begin=0.05, lull=0.05, alive=0.05)

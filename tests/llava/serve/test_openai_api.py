@@ -1,0 +1,89 @@
+"""The OpenAI-compatible server as a program."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import httpx
+import pytest
+
+from llava.serve import openai_api
+from llava.serve.http import server
+from llava.serve.http.connections import ConnectionLimits
+from llava.serve.http.listening import Listener
+from tests.llava.serve.openai.replies import error_of
+from tests.llava.serve.openai.serving import (
+    CHAT,
+    DEADLINE,
+    MODEL,
+    QUESTION,
+    body,
+    data_url,
+    served,
+    user,
+)
+from tests.llava.serve.programs import free_port, running
+
+
+def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    apps: list[tuple[Any, str, int]] = []
+
+    def serve(app: Any, listener: Listener, on_start: Any, on_stop: Any, limits: ConnectionLimits) -> None:
+        assert limits.most == 77
+        apps.append((app, listener.host, listener.port))
+        asyncio.run(on_start())
+
+    monkeypatch.setattr(server, "serve", serve)
+    flags = "--served-model-name tiny other --api-key sesame --max-images 1 --max-batch 2 --max-waiting 3 --port 0"
+    assert openai_api.main([*flags.split(), "--max-connections", "77"]) == 0
+    ((app, host, port),) = apps
+    told = capsys.readouterr().err
+    assert host == "127.0.0.1" and port > 0
+    assert f"tiny, other at http://127.0.0.1:{port}/v1" in told
+    assert "anyone who reaches" not in told
+    with served(app) as url, httpx.Client(base_url=url, headers={"Authorization": "Bearer sesame"}) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "other"]
+        error_of(
+            client.post(CHAT, json=body(user(QUESTION, *[data_url()] * 2)) | {"model": "other"}), 400, "too_many_images"
+        )
+        error_of(client.get("/health"), 503, "shutting_down")  # the program has ended
+
+
+def test_a_program_open_to_all_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(server, "serve", lambda *address, on_start, **options: asyncio.run(on_start()))
+    for flags, warned in (("--host 0.0.0.0", True), ("--host 0.0.0.0 --api-key a", False), ("--host ::1", False)):
+        assert openai_api.main([*flags.split(), "--port=0"]) == 0
+        assert ("may use this server; --api-key" in caplog.text) == warned
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model-path", "/nowhere"], "/nowhere"),
+        (["--no-qlip", "--alpha", "1"], "--no-qlip contradicts --alpha"),
+    ],
+)
+def test_wrong_flags_end_the_program_in_one_line(flags: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    assert openai_api.main([*flags, "--port=0"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("llava.serve.openai_api: error: ")
+    assert words in last
+
+
+def test_a_program_told_to_stop_ends_its_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    port = free_port()
+    request = body({"role": "user", "content": "Hello"}, temperature=2, seed=1, max_tokens=500, stream=True)
+    with running("llava.serve.openai_api", port) as program:
+        program.says(f"{MODEL} at http://127.0.0.1:{port}/v1")
+        url = f"http://127.0.0.1:{port}{CHAT}"
+        with httpx.stream("POST", url, json=request, timeout=DEADLINE) as response:
+            lines = response.iter_lines()
+            assert any('"content":""' in line for line in lines)
+            program.signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert program.has_ended()
+        assert program.process.exitcode in (0, -signal.SIGTERM)
