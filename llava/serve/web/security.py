@@ -1,4 +1,4 @@
-"""What guards the page's server: headers that keep a browser to this host, and an answer to malformed calls."""
+"""ASGI middleware of the page's server: headers that restrict a browser to this host, and 400 for malformed calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PageHeaders:
 
 
 class RefuseMalformedCalls:
-    """ASGI middleware: a call of an event that the page does not have is a 400; Gradio fails with a traceback."""
+    """ASGI middleware: answers a call of an unknown event with 400, where Gradio fails with a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -6,7 +6,6 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import httpx
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from llava.serve.engine import ChatEngine
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
-from tests.llava.serve.openai.serving import loaded
 from tests.llava.serve.programs import Program, free_port
 
 GOOD: list[Any] = [QLIP, 0.8, 96, 0, 1, 16, None]
@@ -65,8 +63,8 @@ def refusal(program: Program, event: str, data: list[Any]) -> str:
 @pytest.mark.parametrize(
     ("index", "value", "told"),
     [
-        (0, "nonsense", "The way to see is 'nonsense'; it must be QLIP or CLIP."),
-        (0, ["a"], "The way to see is a JSON array; it must be QLIP or CLIP."),
+        (0, "nonsense", "The mode is 'nonsense'; it must be QLIP or CLIP."),
+        (0, ["a"], "The mode is a JSON array; it must be QLIP or CLIP."),
         (1, "abc", "Split threshold is 'abc'; it must be a number from 0 to 3."),
         (1, math.nan, "Split threshold is nan; it must be a number from 0 to 3."),
         (1, None, "Split threshold is empty; it must be a number from 0 to 3."),
@@ -159,9 +157,8 @@ def test_every_event_of_the_page_bears_garbage(program: Program) -> None:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[EngineBackend]:
-    with closing(ChatEngine(*loaded())) as engine:
-        yield EngineBackend(engine)
+def backend(engine: ChatEngine) -> EngineBackend:
+    return EngineBackend(engine)
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([*GOOD, CLIP])
@@ -177,7 +174,7 @@ def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any
         assert 10 < len(str(error)) < 200
     else:
         options, sampling = controls.options(backend), controls.sampling()
-        assert (backend.engine.vision.settings(options) is None) == (controls.way == CLIP)
+        assert (backend.engine.vision.settings(options) is None) == (controls.mode == CLIP)
         assert 0 <= sampling.temperature <= 2 and 1 <= sampling.max_new_tokens <= 1024
 
 
