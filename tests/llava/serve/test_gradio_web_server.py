@@ -1,12 +1,14 @@
-"""Flags of the web demo that cannot work are one clear line."""
+"""The web demo's flags reach its page; those that cannot work are one clear line."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llava.serve.gradio_web_server import main
+from llava.serve.web import launch
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,16 @@ def test_flags_that_cannot_work_are_one_clear_line(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gradio_web_server: error: ")
     assert told in last
+
+
+def test_without_flags_the_embedded_models_page_is_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(launch, "serve", lambda *args, **options: served.append((*args, options)))
+    assert main(["--port=0", "--concurrency-count=3", "--embed"]) == 0
+    ((page, host, port, share, options),) = served
+    assert (host, share, options) == ("127.0.0.1", False, {"concurrency": 3})
+    assert port > 0
+    assert {"ask", "look", "compare"} <= {event.api_name for event in page.fns.values()}
+    assert "a tiny model that only knows coloured shapes" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     by_clip = backend.prepare(image, QLIPOptions(enabled=False))
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    assert torch.equal(by_clip.pixels, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
+    assert torch.equal(by_clip.image, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))
 
 
 # Moderation
