@@ -197,7 +197,7 @@ class UnopenedImage(ImageOpener):
 
 @cache
 def shared_decoders() -> DecoderPool:
-    """Returns this process's pool; its processes start on demand and end with this one."""
+    """Creates this process's pool, once; its processes start on demand and end with this one."""
     pool = DecoderPool(PROCESSES)
     atexit.register(pool.close)
     return pool

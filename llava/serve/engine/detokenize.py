@@ -79,7 +79,7 @@ class StopFilter:
         return passed
 
     def finish(self) -> str:
-        """Returns the text that was held back, at the end of the answer."""
+        """Flushes the text that was held back, at the end of the answer."""
         return "" if self.stopped else self.held
 
     def _may_begin(self, text: str) -> bool:

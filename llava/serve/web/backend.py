@@ -1,7 +1,4 @@
-"""Where the page's answers and views come from: an engine in this process, or whatever else keeps the same promise.
-
-Knows neither the page nor its visitors.
-"""
+"""The interface between the page and its models, and its implementation by an engine in this process."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ from qlip import QLIPConfig
 
 @dataclass(frozen=True)
 class Query:
-    """What a visitor asks for."""
+    """A request for an answer."""
 
     turns: Sequence[Turn]
     """The conversation; the last turn is the question."""
     sampling: Sampling
     qlip: QLIPOptions
     model: str = ""
-    """One of the backend's; "" where it has one only."""
+    """Name of one of the backend's models; "" if it has only one."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,15 @@ class Piece:
 
     text: str = ""
     visual_tokens: int | None = None
-    """How many the model says it has read; None where it does not say."""
+    """Visual tokens as reported by the model; None if not reported."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a tower's pixels are read back."""
+    """How to turn a tower's normalised pixels back into an image."""
 
     patch_size: int
-    """Pixels per side of a patch."""
+    """Side of a patch in pixels."""
     mean: Tensor
     """float32 (C, 1, 1)."""
     std: Tensor
@@ -55,30 +52,30 @@ class Pixels:
 
 
 class Backend(Protocol):
-    """Answers questions about pictures, and shows how pictures are seen."""
+    """Answers questions about pictures, and shows how a model sees them."""
 
     defaults: QLIPConfig | None
-    """How the quadtree is set where nobody says; None where there is no quadtree."""
+    """Default settings of the quadtree; None without a quadtree."""
     quadtree: bool
-    """Whether the quadtree is used where nobody says."""
+    """Whether the quadtree is used by default."""
     native_tokens: int
-    """Visual tokens of CLIP's own view."""
+    """Number of visual tokens on CLIP's grid."""
     max_tokens: int
-    """Largest token budget worth asking for."""
+    """Largest token budget that a request may ask for."""
     pixels: Pixels
 
     @property
     def note(self) -> str:
-        """What a visitor should know about how views come about; may be empty."""
+        """What visitors should know about the drawings; may be empty."""
 
     async def models(self) -> list[str]:
-        """Returns the models to choose from; none where there is no choice."""
+        """Lists the models to choose from; empty if there is no choice."""
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
+    def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """Prepares a picture and counts its tokens, without running a model."""
 
     def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
-        """Yields the answer's pieces, the first once the request is taken on. Closing the iterator stops the model."""
+        """Yields the answer in pieces, the first once the request is accepted. Closing the iterator stops the model."""
 
 
 class EngineBackend:
@@ -97,10 +94,10 @@ class EngineBackend:
         self.pixels = pixels_of(tower.native_processor, tower.config.patch_size)
 
     async def models(self) -> list[str]:
-        """Returns no models: the engine has one, and there is nothing to choose."""
+        """Lists no models, since the engine has only one."""
         return []
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
+    def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """See `Backend`."""
         return self.engine.vision.prepare(picture, self.engine.vision.settings(options))
 
@@ -117,6 +114,6 @@ class EngineBackend:
 
 
 def pixels_of(processor: object, patch_size: int) -> Pixels:
-    """Returns how to read back what an image processor gives."""
+    """Reads from an image processor how to invert its normalisation."""
     mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in ("image_mean", "image_std"))
     return Pixels(patch_size, mean, std)

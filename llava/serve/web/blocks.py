@@ -1,4 +1,4 @@
-"""Gradio's blocks, where a request that no browser would send gets an error in words and leaves no traceback."""
+"""Gradio's Blocks with readable errors for malformed requests, and no traceback in the log for them."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import BlockFunction
 
-from llava.serve.web.toasts import complaint
+from llava.serve.web.toasts import toast_error
 
 logger = logging.getLogger(__name__)
 
 
 class PageBlocks(gr.Blocks):
-    """Blocks whose every failure is a toast of ours; only faults of the server are logged.
+    """Blocks that show every failure as one of our toasts and log only errors of the server.
 
-    Gradio prints a traceback for each value that its components refuse, and gives its client no reason.
+    Gradio prints a traceback for each value that its components refuse, and gives the client no reason.
     """
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], *args: Any, **options: Any
     ) -> list[Any]:
-        """Prepares what a client sent for a handler; whatever fails here is the client's fault."""
+        """Prepares a client's values for a handler; any failure here is the client's error."""
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **options)
         except gr.Error as error:
-            raise complaint(f"{error.message.rstrip('.')}. Reload the page.") from None
+            raise toast_error(f"{error.message.rstrip('.')}. Reload the page.") from None
         except Exception as error:
             what = f"This request does not fit the page ({type(error).__name__})"
-            raise complaint(f"{what}: a value is missing, or is none of its component's. Reload the page.") from None
+            raise toast_error(f"{what}: a value is missing, or is none of its component's. Reload the page.") from None
 
     async def call_function(self, block_fn: BlockFunction | int, *args: Any, **options: Any) -> Any:
-        """Runs a handler, whose own errors are toasts already; what else fails is logged."""
+        """Runs a handler; its own errors are toasts already, any other is logged."""
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         if function.fn is None:
-            raise complaint("This event runs in the browser only.")
+            raise toast_error("This event runs in the browser only.")
         try:
             return await super().call_function(function, *args, **options)
         except gr.Error:
             raise
         except Exception as error:
             logger.error("the handler of %r failed", function.api_name, exc_info=error)
-            raise complaint("The server failed; its log says why. Try again.") from None
+            raise toast_error("The server failed; its log says why. Try again.") from None

@@ -1,7 +1,7 @@
-"""Answers from a LLaVA controller and its workers, over LLaVA's wire protocol; views from this machine.
+"""Gets answers from a LLaVA controller and its workers over LLaVA's protocol; prepares the drawings here.
 
-The views need no model: a quadtree is a matter of pixels. They are cut for a tower of a given native size; whether a
-worker's is another is not known here, since the protocol does not tell.
+The drawings need no model, since a quadtree depends on pixels only. They are cut for a tower of a given native size;
+the protocol does not report a worker's own.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 
 MAX_TOKENS = 4096
-MAX_FRAME = 2**20  # bytes; a frame repeats the prompt
+MAX_FRAME = 2**20  # bytes; every frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller
-SILENCE = 300.0  # seconds that an answer may pause, its waiting included
+SILENCE = 300.0  # seconds that an answer may pause, including its time in the queue
 
 KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
 
 
 class ControllerBackend:
-    """Whichever models a controller's workers serve."""
+    """The models of a controller's workers."""
 
     defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
@@ -60,14 +60,14 @@ class ControllerBackend:
     ) -> None:
         """
         Args:
-            url: Of the controller.
-            conv_mode: Key of `conv_templates`: the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
-            api_key: Sent to the controller, if it wants one.
-            reload: Ask for the models anew each time; otherwise they are asked for once.
-            native_size: Side, in pixels, of the pictures that the workers' towers were trained on.
+            url: Address of the controller.
+            conv_mode: Key of `conv_templates`, the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
+            api_key: API key for the controller, if it requires one.
+            reload: List the models each time; otherwise they are listed once.
+            native_size: Side, in pixels, of the images that the workers' towers were trained on.
 
         Raises:
-            ValueError: the address is not one of http or https, or the prompt format is unknown.
+            ValueError: the address is no http(s) URL, the prompt format is unknown, or the native size is too small.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")
@@ -96,11 +96,11 @@ class ControllerBackend:
         )
 
     def new_conversation(self) -> Conversation:
-        """Returns an empty conversation in the models' prompt format."""
+        """Creates an empty conversation in the models' prompt format."""
         return conv_templates[self.conv_mode].copy()
 
     async def models(self) -> list[str]:
-        """Returns the names of the models that workers serve.
+        """Lists the names of the models that workers serve.
 
         Raises:
             RequestError: the controller cannot be reached, or refuses.
@@ -111,13 +111,13 @@ class ControllerBackend:
                     await check(await client.post("/refresh_all_workers"))
                 reply = await client.post("/list_models")
                 await check(reply)
-                said = reply.json()
-            names = said.get("models") if isinstance(said, Mapping) else None
+                content = reply.json()
+            names = content.get("models") if isinstance(content, Mapping) else None
             self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
         return list(self._models)
 
-    def look(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
-        """See `Backend`. CLIP's view is padded to a square, as LLaVA v1.5 does."""
+    def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
+        """See `Backend`. CLIP's picture is padded to a square, as in LLaVA v1.5."""
         if options.enabled is False:
             config = SimpleNamespace(image_aspect_ratio="pad")
             return prepare_pixels(picture, self.clip_processor, config, self.native_tokens, CLIP_VIEW)
@@ -128,7 +128,7 @@ class ControllerBackend:
         """See `Backend`.
 
         Raises:
-            RequestError: no model, no worker, or what the worker says went wrong.
+            RequestError: there is no model or no worker, or the worker reports an error.
         """
         if not query.model:
             raise RequestError(503, "no_worker", "no worker serves a model at present")
@@ -150,15 +150,15 @@ class ControllerBackend:
             client.stream("POST", "/worker_generate_stream", json=request) as reply,
         ):
             await check(reply)
-            yield Piece()  # taken on
+            yield Piece()  # the request is accepted
             async for frame in frames(reply.aiter_bytes()):
-                message = read(frame)
-                yield Piece(message["text"][shown:], visual_tokens_in(message))
+                message = read_frame(frame)
+                yield Piece(message["text"][shown:], read_visual_tokens(message))
                 shown = max(shown, len(message["text"]))
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A connection to the controller whose failures are told in our own words."""
+        """Connects to the controller; failures become RequestErrors with our own messages."""
         timeout = httpx.Timeout(SILENCE, connect=CONNECT)
         try:
             async with httpx.AsyncClient(
@@ -177,59 +177,59 @@ async def frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields the frames of a stream.
 
     Raises:
-        RequestError: the stream is none of LLaVA's.
+        RequestError: the stream is not in LLaVA's protocol.
     """
     try:
         async for frame in protocol.read_frames(chunks, MAX_FRAME):
             yield frame
     except ValueError:
-        raise not_llavas() from None
+        raise protocol_error() from None
 
 
-def read(frame: bytes) -> dict[str, Any]:
-    """Returns a frame's fields; `text` is the prompt and the answer so far.
+def read_frame(frame: bytes) -> dict[str, Any]:
+    """Parses a frame; its `text` is the prompt and the answer so far.
 
     Raises:
-        RequestError: the frame reports an error, or is none of LLaVA's.
+        RequestError: the frame reports an error, or is not in LLaVA's protocol.
     """
     try:
         code = ErrorCode(protocol.parsed(protocol.Frame, frame).error_code)
     except ValueError:
-        raise not_llavas() from None
+        raise protocol_error() from None
     message = json.loads(frame)
     if code:
-        raise failure_of(message, KINDS[code])
+        raise reported_error(message, KINDS[code])
     return message
 
 
-def visual_tokens_in(message: Mapping[str, Any]) -> int | None:
-    """Returns the number of visual tokens that the last frame of a worker of ours tells."""
+def read_visual_tokens(message: Mapping[str, Any]) -> int | None:
+    """Reads the number of visual tokens from a frame; our workers report it in the last one."""
     try:
         return int(message["usage"]["prompt_tokens_details"]["image_tokens"])
     except (LookupError, TypeError, ValueError):
         return None
 
 
-def not_llavas() -> RequestError:
-    """Returns the error of a reply that keeps to another protocol."""
+def protocol_error() -> RequestError:
+    """Makes the error of a reply that is not in LLaVA's protocol."""
     return RequestError(502, "bad_answer", "the worker's answer is not LLaVA's protocol")
 
 
 async def check(reply: httpx.Response) -> None:
-    """Raises RequestError for a request that was refused, with the server's own reason where it gives one."""
+    """Raises RequestError for a refused request, with the server's reason if it gives one."""
     if reply.is_success:
         return
     body = (await reply.aread()).rstrip(protocol.END)
     try:
-        failure = failure_of(json.loads(body), "refused")
+        failure = reported_error(json.loads(body), "refused")
     except (ValueError, LookupError, TypeError):
         failure = RequestError(502, "refused", f"the controller answered {reply.status_code}")
     raise failure
 
 
-def failure_of(message: Any, kind: str, limit: int = 300) -> RequestError:
-    """Returns the error that a reply tells of: its text, in one line of bounded length, and its own kind if any."""
+def reported_error(message: Any, kind: str, limit: int = 300) -> RequestError:
+    """Makes the error that a reply reports: its text in one line of bounded length, and its own kind if any."""
     line = " ".join(str(message["text"]).split())
     text = (line if len(line) <= limit else line[:limit] + "…").rstrip(".")
-    said = message.get("error")
-    return RequestError(502, str(said.get("code") or kind) if isinstance(said, Mapping) else kind, text)
+    error = message.get("error")
+    return RequestError(502, str(error.get("code") or kind) if isinstance(error, Mapping) else kind, text)

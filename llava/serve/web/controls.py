@@ -1,4 +1,4 @@
-"""What the page's controls may say, and what it means to a backend. Values come from a client, so all are checked."""
+"""Checks the values of the page's controls, which come from a client, and converts them to settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_MODEL_NAME = 300  # characters
 
 @dataclass(frozen=True)
 class Range:
-    """What a slider's value may be."""
+    """Range of a slider."""
 
     label: str
     low: float
@@ -27,10 +27,10 @@ class Range:
     whole: bool = False
 
     def read(self, value: Any) -> float:
-        """Checks a value that a client sent.
+        """Checks a value from a client.
 
         Raises:
-            ValueError: it is no number, or out of range.
+            ValueError: the value is no number, or out of range.
         """
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         # NaN is in no range, and an int may be too large for a float.
@@ -42,7 +42,7 @@ class Range:
 
 
 def describe(value: Any) -> str:
-    """Describes a value that a client sent, in bounded length."""
+    """Describes a value from a client in bounded length."""
     if value is None:
         return "empty"
     if isinstance(value, (str, bool, float)):
@@ -54,7 +54,7 @@ def describe(value: Any) -> str:
 
 
 def ranges_of(backend: Backend) -> dict[str, Range]:
-    """Gives the sliders' ranges by the fields of `Controls`."""
+    """Lists the sliders' ranges by the fields of `Controls`."""
     alpha = backend.defaults.alpha if backend.defaults else 0.0
     return {
         "alpha": Range("Split threshold", 0, max(LARGEST_ALPHA, alpha)),
@@ -67,9 +67,9 @@ def ranges_of(backend: Backend) -> dict[str, Range]:
 
 @dataclass(frozen=True)
 class Controls:
-    """What the page's controls say, in the order in which the page gives them."""
+    """Values of the page's controls, in the page's order."""
 
-    way: str
+    mode: str
     """`QLIP` or `CLIP`."""
     alpha: float
     budget: float
@@ -77,47 +77,47 @@ class Controls:
     top_p: float
     max_new_tokens: float
     model: str
-    """One of the backend's; "" where there is none to choose."""
+    """Name of one of the backend's models; "" if there is no choice."""
 
     @classmethod
     def read(cls, values: Sequence[Any], backend: Backend) -> Controls:
-        """Checks values that a client sent.
+        """Checks the values from a client.
 
         Raises:
-            ValueError: one is missing, no value of its control, or out of its range.
+            ValueError: a value is missing, of a wrong type, or out of range.
         """
         if len(values) != 7:
             raise ValueError(f"the page has 7 controls, and {len(values)} values came; reload the page")
-        way, *numbers, model = values
-        if way not in (QLIP, CLIP):
-            raise ValueError(f"the way to see is {describe(way)}; it must be {QLIP} or {CLIP}")
+        mode, *numbers, model = values
+        if mode not in (QLIP, CLIP):
+            raise ValueError(f"the mode is {describe(mode)}; it must be {QLIP} or {CLIP}")
         if not (model is None or (isinstance(model, str) and len(model) <= MAX_MODEL_NAME)):
             raise ValueError(
                 f"the model is {describe(model)}; it must be a name of at most {MAX_MODEL_NAME} characters"
             )
         ranges = ranges_of(backend).items()
         read = {name: field.read(value) for (name, field), value in zip(ranges, numbers, strict=True)}
-        return cls(way, **read, model=model or "")
+        return cls(mode, **read, model=model or "")
 
-    def options(self, backend: Backend, way: str | None = None) -> QLIPOptions:
-        """Says how the pictures are to be seen, this way or as the switch says."""
+    def options(self, backend: Backend, mode: str | None = None) -> QLIPOptions:
+        """Makes the QLIP options for a mode, by default the chosen one."""
         if backend.defaults is None:
             return QLIPOptions()
-        if (way or self.way) == CLIP:
+        if (mode or self.mode) == CLIP:
             return QLIPOptions(enabled=False)
         return QLIPOptions(enabled=True, alpha=self.alpha, max_tokens=int(self.budget))
 
     def sampling(self) -> Sampling:
-        """Says how tokens are chosen."""
+        """Makes the sampling settings."""
         top_p = None if self.top_p == 1 else self.top_p
         return Sampling(self.temperature, top_p, max_new_tokens=int(self.max_new_tokens))
 
 
 def read_question(value: Any) -> str:
-    """Checks a question that a client sent; returns it without blanks around it.
+    """Checks a question from a client and strips it.
 
     Raises:
-        ValueError: it is no text, too long, or none that can be encoded.
+        ValueError: the question is no text, too long, or not encodable.
     """
     if not (value is None or isinstance(value, str)):
         raise ValueError(f"the question is {describe(value)}; it must be text")

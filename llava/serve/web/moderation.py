@@ -1,6 +1,6 @@
-"""Has a question checked by OpenAI's moderation before a model gets it. The page's only call to another host.
+"""Checks questions with OpenAI's moderation before a model gets them: the page's only call to another host.
 
-Used where the operator says so (`--moderate`), with the operator's key. Where no verdict can be had, nothing passes.
+Used with `--moderate` and the operator's key. If the service gives no verdict, the question is refused.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from llava.serve.http.failures import RequestError
 
 
 class Moderator(ModerationService):
-    """Refuses what the service flags. It is shown the question's text, not the picture."""
+    """Refuses questions that the service flags. The service gets the question's text, not the picture."""
 
     async def check(self, text: str) -> None:
-        """Returns if the text may pass.
+        """Raises an error unless the text passes moderation.
 
         Raises:
-            RequestError: it is flagged, or the service gave no verdict.
+            RequestError: the text is flagged, or the service gave no verdict.
         """
         try:
             flagged = await self.aflags(text)

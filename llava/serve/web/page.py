@@ -1,4 +1,4 @@
-"""The layout of the demo's page, and which event goes to which handler."""
+"""The layout of the demo's page, and the handlers of its events."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from llava.serve.web.blocks import PageBlocks
 from llava.serve.web.controls import CLIP, MAX_QUESTION, QLIP, Range, ranges_of
 from llava.serve.web.handlers import Demo
 from llava.serve.web.session import Session
-from llava.serve.web.toasts import complaint
-from llava.serve.web.views import NOTHING_SEEN, NOTHING_SPENT
+from llava.serve.web.toasts import toast_error
+from llava.serve.web.views import NO_COST, NO_PICTURE
 
 TITLE = "LLaVA with QLIP"
-MODEL_EVENTS = "model"  # those that wait for a model share one bound on how many go on at a time
+MODEL_EVENTS = "model"  # events that run the model share one concurrency limit
 PICTURE_HEIGHT, VIEW_HEIGHT = 300, 380  # pixels
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # an event that programs have no use for
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # not part of the API
 SWITCH_APPEARANCE = "() => { document.body.classList.toggle('dark'); }"
 
-# The chatbot's copy buttons copy a message as it was sent, which is escaped.
+# The chatbot's copy buttons copy the escaped message; this unescapes it.
 COPY_AS_SHOWN = """() => {
     const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
     const shown = (html) => new DOMParser().parseFromString("<pre>" + html, "text/html").body.textContent;
@@ -33,21 +33,21 @@ COPY_AS_SHOWN = """() => {
 
 @dataclass(frozen=True)
 class PageText:
-    """What the page says beyond its labels."""
+    """Texts and examples of the page."""
 
     notice: str = ""
-    """Below the title."""
+    """Text below the title."""
     examples: Sequence[str] = ()
-    """Paths of pictures to try."""
+    """Paths of example pictures."""
     questions: Sequence[str] = ("What is in the picture?", "Describe the picture in detail.")
-    """To try."""
+    """Example questions."""
     heading: bool = True
-    """Whether the page has a title; not where it is part of another."""
+    """Whether the page has a title; False for embedding in another page."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The components that events read and write."""
+    """Components that events read and write."""
 
     session: gr.State
     picture: gr.Image
@@ -59,19 +59,19 @@ class Parts:
     question: gr.Textbox
     buttons: Mapping[str, gr.Button]
     controls: Sequence[Any]
-    """As `Controls` has them."""
+    """In the order of `Controls`."""
     panel: gr.Column
     sides: Sequence[gr.HTML]
-    """The comparison: its question, then head and body of either side."""
+    """The comparison: its question, then the head and body of each side."""
 
 
 def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = False) -> gr.Blocks:
-    """Lays out the page and ties its events to the demo's handlers.
+    """Lays out the page and connects its events to the handlers.
 
     Args:
         demo: The handlers.
-        text: What the page says.
-        choose_model: Whether visitors choose among models.
+        text: Texts and examples.
+        choose_model: Whether visitors choose a model.
     """
     text = text or PageText()
     with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
@@ -83,15 +83,15 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = _settings_card(ranges_of(demo.backend))
             with gr.Column(elem_id="sees-card", elem_classes="card"):
-                seen, cost, sight = _sees_card(demo)
+                seen, cost, quadtree = _view_card(demo)
             with gr.Column(elem_id="talk-card", elem_classes="card"):
                 chat, spent, question, buttons = _talk_card(demo, text)
             with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                 sides = _compare_card()
-        controls = [*sight, *sampling, model]
+        controls = [*quadtree, *sampling, model]
         parts = Parts(session, picture, examples, seen, cost, chat, spent, question, buttons, controls, panel, sides)
-        answering = _tie_questions(demo, parts)
-        _tie_pictures(demo, parts, page, answering)
+        answering = _connect_questions(demo, parts)
+        _connect_pictures(demo, parts, page, answering)
         if choose_model:
             page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
         page.load(None, js=COPY_AS_SHOWN)
@@ -99,9 +99,9 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
     return page
 
 
-def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
-    """Ties what makes the model answer; returns the events that a stop ends."""
-    # Not preprocessed, here and below: the handlers check what clients send, and say what is wrong with it.
+def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
+    """Connects the events that make the model answer and returns them; Stop cancels them."""
+    # Not preprocessed, here and below: the handlers check the clients' values and report what is wrong.
     waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden", "preprocess": False}
     buttons, question, session = parts.buttons, parts.question, parts.session
     talk = [session, parts.chat, parts.spent]
@@ -122,8 +122,8 @@ def _tie_questions(demo: Demo, parts: Parts) -> list[Any]:
     return answering
 
 
-def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
-    """Ties what changes the picture or how it is seen; a new picture ends answers about the old one."""
+def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
+    """Connects the events of the picture and the quadtree's controls; a new picture cancels running answers."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     gr.on(
         [page.load, parts.picture.change],
@@ -131,36 +131,36 @@ def _tie_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence
         [parts.session, parts.picture, *parts.controls],
         [parts.picture, parts.session, parts.seen, parts.cost, parts.chat, parts.spent, parts.panel],
         api_name="open_picture",
-        trigger_mode="always_last",  # a change amid another is not lost
+        trigger_mode="always_last",  # a change during another is not lost
         **hidden,
     )
-    # Not tied to the change, which a browser may tell of again when the next question has been asked.
+    # Not on `change`, which a browser may report again after the next question has been asked.
     chosen = [parts.picture.input] if parts.examples is None else [parts.picture.input, parts.examples.dataset.click]
     gr.on(chosen, None, cancels=answering)
-    way, alpha, budget = parts.controls[:3]
+    mode, alpha, budget = parts.controls[:3]
     gr.on(
-        [way.change, alpha.change, budget.change],
-        demo.look,
+        [mode.change, alpha.change, budget.change],
+        demo.draw,
         [parts.session, *parts.controls],
         [parts.seen, parts.cost],
         api_name="look",
         trigger_mode="always_last",
         **hidden,
     )
-    way.change(way_of_sliders, way, [alpha, budget], **PRIVATE, **hidden)
+    mode.change(enable_sliders, mode, [alpha, budget], **PRIVATE, **hidden)
 
 
 def example_text(chosen: gr.EventData) -> str:
-    """Gives the text of the example question that was clicked."""
+    """Reads the text of the example question that was clicked."""
     try:
         return str(chosen._data["value"]["text"])  # gr.SelectData raises where a client sends something else
     except (LookupError, TypeError):
-        raise complaint("This is no example question. Reload the page.") from None
+        raise toast_error("This is no example question. Reload the page.") from None
 
 
-def way_of_sliders(way: str) -> list[Any]:
-    """Lets the quadtree's sliders be moved while the quadtree is what the model sees by."""
-    return [gr.update(interactive=way == QLIP)] * 2
+def enable_sliders(mode: str) -> list[Any]:
+    """Enables the quadtree's sliders if the quadtree is in use, else disables them."""
+    return [gr.update(interactive=mode == QLIP)] * 2
 
 
 def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
@@ -203,7 +203,7 @@ def _settings_card(ranges: Mapping[str, Range]) -> list[gr.Slider]:
     ]
 
 
-def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
+def _view_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
     settings, most = demo.backend.defaults, demo.backend.max_tokens
     both = settings is not None
     gr.HTML("<h2>What the model sees</h2>")
@@ -216,9 +216,9 @@ def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
         elem_id="seen",
         alt_text="The picture as the model sees it, cut into its visual tokens",
     )
-    cost = gr.HTML(NOTHING_SEEN, elem_id="meter")
+    cost = gr.HTML(NO_PICTURE, elem_id="meter")
     start = QLIP if both and demo.backend.quadtree else CLIP
-    way = gr.Radio([QLIP, CLIP], value=start, show_label=False, elem_id="way", visible=both, container=False)
+    mode = gr.Radio([QLIP, CLIP], value=start, show_label=False, elem_id="way", visible=both, container=False)
     ranges, shown = ranges_of(demo.backend), {"visible": both}
     threshold = settings.alpha if settings else 0
     alpha = _slider(
@@ -228,7 +228,7 @@ def _sees_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
     budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)
     if demo.backend.note:
         gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
-    return seen, cost, [way, alpha, budget]
+    return seen, cost, [mode, alpha, budget]
 
 
 def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Textbox, dict[str, gr.Button]]:
@@ -239,13 +239,13 @@ def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Text
         elem_id="chat",
         height=420,
         buttons=["copy"],
-        render_markdown=False,  # its text is escaped; it shows as it was written
+        render_markdown=False,  # the text is escaped HTML, shown literally
         latex_delimiters=[],
         placeholder="### What would you like to know?",
         examples=[{"text": question} for question in text.questions],
         feedback_options=None,
     )
-    spent = gr.HTML(NOTHING_SPENT, elem_id="spent")
+    spent = gr.HTML(NO_COST, elem_id="spent")
     with gr.Row(elem_id="composer"):
         question = gr.Textbox(
             label="Question",
@@ -267,9 +267,9 @@ def _talk_card(demo: Demo, text: PageText) -> tuple[gr.Chatbot, gr.HTML, gr.Text
 
 
 def _compare_card() -> list[gr.HTML]:
-    parts = [gr.HTML(NOTHING_SPENT, elem_id="compare-question")]
+    parts = [gr.HTML(NO_COST, elem_id="compare-question")]
     with gr.Row(elem_id="sides"):
         for name in (CLIP, QLIP):
             with gr.Column(elem_classes="side", elem_id=f"side-{name.lower()}"):
-                parts += [gr.HTML(NOTHING_SPENT), gr.HTML(NOTHING_SPENT)]
+                parts += [gr.HTML(NO_COST), gr.HTML(NO_COST)]
     return parts

@@ -1,4 +1,4 @@
-"""What guards the page's server: headers that keep a browser to this host, and an answer to malformed calls."""
+"""ASGI middleware of the page's server: headers that restrict a browser to this host, and 400 for malformed calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PageHeaders:
 
 
 class RefuseMalformedCalls(ErrorGuard):
-    """ASGI middleware: answers 400 to a call of an event that the page does not have; Gradio fails with a traceback."""
+    """ASGI middleware: answers a call of an unknown event with 400, where Gradio fails with a traceback."""
 
     def reply_to(self, error: Exception, scope: Scope) -> ASGIApp | None:
         """Builds the reply to a malformed call."""

@@ -1,6 +1,6 @@
-"""What the demo remembers about one visitor, how an upload becomes that visitor's picture, where drawings are kept.
+"""A visitor's session, its picture and its drawings.
 
-Knows no model and no page. A session is never changed, only replaced, so that two events cannot trip over each other.
+A session is immutable: events replace it, so that two events at the same time cannot interfere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from llava.serve.engine.prompting import Turn
 from llava.serve.web.toasts import as_html
 
 MAX_PIXELS = 8_000_000
-"""Larger pictures are kept at this size, since each visitor's is held in memory. A tower takes at most 3.2 million."""
+"""Larger pictures are reduced to this size, since all are kept in memory; towers take at most 3.2 million pixels."""
 
 Messages = list[dict[str, str]]
-"""What a chatbot shows."""
+"""Messages in the format of Gradio's chatbot."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Exchange:
 
     question: str
     answer: str = ""
-    """What has come so far."""
+    """The text so far."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Session:
 
     picture: Image.Image | None = None
     source: str | None = None
-    """The uploaded file that was opened last, be it that it was no picture."""
+    """The uploaded file that was opened last, even if it was no picture."""
     exchanges: tuple[Exchange, ...] = ()
 
     def with_answer(self, question: str, answer: str) -> Session:
-        """Returns the session with one exchange more."""
+        """Copies the session with one more exchange."""
         return replace(self, exchanges=(*self.exchanges, Exchange(question, answer)))
 
     def without_last(self) -> Session:
-        """Returns the session with one exchange less."""
+        """Copies the session without its last exchange."""
         return replace(self, exchanges=self.exchanges[:-1])
 
     def turns(self, question: str) -> list[Turn]:
-        """Returns the conversation that ends with a question; the first turn shows the picture.
+        """Lists the turns of the conversation and a new question; the first one has the picture.
 
-        Exchanges whose answer never came are left out.
+        Exchanges without an answer are left out.
         """
         turns: list[Turn] = []
         for exchange in self.exchanges:
@@ -67,16 +67,16 @@ class Session:
         return [replace(turns[0], images=images), *turns[1:]]
 
     def messages(self) -> Messages:
-        """Gives the conversation as a chatbot's messages, in HTML that shows each as it was written."""
+        """Converts the conversation to a chatbot's messages, as HTML that shows each text literally."""
         both = [(("user", exchange.question), ("assistant", exchange.answer)) for exchange in self.exchanges]
         return [{"role": role, "content": as_html(text)} for pair in both for role, text in pair if text]
 
 
 def uploaded_file(upload: Mapping[str, Any]) -> Path:
-    """Returns the file that Gradio describes.
+    """Finds the file of an upload.
 
     Raises:
-        ImageError: for a file that was not uploaded; a request can name any path of this machine.
+        ImageError: the file was not uploaded; a request can name any path of this machine.
     """
     path = Path(str(upload.get("path"))).resolve()
     if not path.is_relative_to(Path(get_upload_folder()).resolve()):
@@ -85,10 +85,10 @@ def uploaded_file(upload: Mapping[str, Any]) -> Path:
 
 
 def open_upload(upload: Mapping[str, Any]) -> Image.Image:
-    """Opens the picture that Gradio describes, within the limits for hostile files.
+    """Opens an uploaded picture within the limits for untrusted files.
 
     Raises:
-        ImageError: if it was not uploaded, cannot be read, is no picture, or is beyond the limits.
+        ImageError: the file was not uploaded, cannot be read, is no picture, or exceeds the limits.
     """
     picture = shared_decoders().decode(read_image(uploaded_file(upload)))
     pixels = picture.width * picture.height
@@ -99,11 +99,11 @@ def open_upload(upload: Mapping[str, Any]) -> Image.Image:
     return picture
 
 
-def keep_drawing(drawing: Image.Image) -> str:
-    """Writes a drawing to where Gradio gives files to browsers from, and removes them; returns its path.
+def save_drawing(drawing: Image.Image) -> str:
+    """Writes a drawing to Gradio's folder of files for browsers, which Gradio cleans up, and returns its path.
 
-    Each gets a folder of its own, whose name nobody can guess: under a name made from its content, one visitor's would
-    be written anew while another's browser reads it.
+    Each drawing gets a separate folder with a random name: under a name made from its content, it could be written
+    again for one visitor while another's browser reads it.
     """
     folder = Path(get_upload_folder()) / secrets.token_hex(32)
     folder.mkdir(parents=True)

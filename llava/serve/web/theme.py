@@ -1,4 +1,4 @@
-"""How the page looks: a quiet theme of neutral greys with one accent, in the visitor's own fonts, light and dark."""
+"""The page's theme, light and dark: neutral greys with one accent, and system fonts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono"
 
 
 def theme() -> gr.themes.Base:
-    """Returns the colours, sizes and fonts of Gradio's own parts; nothing is fetched from other hosts."""
+    """Builds the theme of Gradio's components; nothing is fetched from other hosts."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,
@@ -71,5 +71,5 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """Returns the style sheet of the page's own parts."""
+    """Reads the style sheet of the page's own parts."""
     return files("llava.serve.web").joinpath("style.css").read_text(encoding="utf-8")

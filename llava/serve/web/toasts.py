@@ -1,6 +1,6 @@
-"""What a visitor reads when something goes wrong: what happened and what to do, as plain text.
+"""Error messages for visitors: what happened and what to do, as plain text.
 
-Gradio renders a toast's text as HTML; whatever comes from a visitor, a file, a model or a controller is escaped here.
+Gradio renders a toast's text as HTML, so text from a visitor, a file, a model or a controller is escaped here.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ ADVICE = {
     "internal_error": "Try again.",
     "model_failed": "Try again, or lower the token budget.",
 }
-"""What to do about an error, by its kind; the messages of others say so themselves."""
+"""What to do about an error, by its kind; the messages of other kinds include it."""
 
 
-def encodable(text: str) -> str:
-    """Replaces half characters (lone surrogates), which JSON can carry into this process and Gradio cannot send."""
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates, which JSON can contain but Gradio cannot send."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def as_html(text: str) -> str:
-    """Escapes a text so that a browser shows it as it was typed; quotes stay, since no attribute holds it."""
-    return escape(encodable(text), quote=False)
+    """Escapes a text so that a browser shows it literally; quotes stay, since it is never used in an attribute."""
+    return escape(replace_surrogates(text), quote=False)
 
 
-def complaint(text: str) -> gr.Error:
-    """Makes an error that shows the visitor this text as a toast and leaves no traceback in the log."""
+def toast_error(text: str) -> gr.Error:
+    """Makes an error that is shown to the visitor as a toast, without a traceback in the log."""
     short = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
     return gr.Error(as_html(short), title="That did not work", print_exception=False)
 
 
 def warn(text: str, title: str) -> None:
-    """Shows the visitor a text as a toast, while the event goes on."""
+    """Shows the visitor a text as a toast, while the event continues."""
     gr.Warning(as_html(text), title=title)
 
 
 @contextmanager
-def complaining() -> Iterator[None]:
-    """Turns what goes wrong into a toast that says what happened and what to do."""
+def errors_as_toasts() -> Iterator[None]:
+    """Converts exceptions to toasts that say what happened and what to do."""
     try:
         yield
     except gr.Error:
         raise
     except Exception as error:
-        raise complaint(advised(explain(error))) from None
+        raise toast_error(with_advice(explain(error))) from None
 
 
-def advised(failure: Failure) -> str:
-    """Writes in sentences what went wrong and what to do."""
+def with_advice(failure: Failure) -> str:
+    """Formats a failure as sentences: what happened and what to do."""
     return f"{failure.message[:1].upper()}{failure.message[1:]}. {ADVICE.get(failure.kind, '')}".strip()

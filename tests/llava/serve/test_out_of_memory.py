@@ -1,4 +1,4 @@
-"""A request for which memory does not suffice is one to send again: 503 with Retry-After, wherever memory ended."""
+"""A request that runs out of memory is answered with 503 and Retry-After, wherever memory ran out."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_worker_and_its_openai_routes_say_so(
 def test_the_openai_api_says_so(engine: ChatEngine, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {
         "receiving": (bodies, "BodyBuffer", fail),
-        "reading": (openai_routes, "from_json", fail),  # FastAPI takes what is raised there for a bad body
+        "reading": (openai_routes, "from_json", fail),  # FastAPI takes any error there for a bad body
         "preparing": (engine, "_prepare", fail),
     }
     monkeypatch.setattr(*places[where])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
@@ -26,12 +25,11 @@ from tests.llava.serve.openai.serving import (
     QUESTION,
     Talker,
     becomes_idle,
-    loaded,
     picture,
     picture_paths,
     served,
 )
-from tests.llava.serve.web.pages import PHONE, Visitor, arrivals, chromium, needs_chromium, page_of
+from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
 FILES = [str(path) for path in picture_paths()]
 GREEDY = Sampling(temperature=0, max_new_tokens=64)
@@ -40,27 +38,9 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[ChatEngine]:
-    with closing(ChatEngine(*loaded())) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
 def url(engine: ChatEngine) -> Iterator[str]:
     with page_of(Demo(EngineBackend(engine)), PageText("A notice.", FILES, [QUESTION])) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def come(browser: Browser, url: str) -> Iterator[Callable[..., Visitor]]:
-    with arrivals(browser, url) as come:
-        yield come
 
 
 def says(engine: ChatEngine, index: int, question: str = QUESTION, **options: Any) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -27,12 +27,12 @@ from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.moderation import Moderator
-from llava.serve.web.toasts import complaining
+from llava.serve.web.toasts import errors_as_toasts
 from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
 from qlip import QLIPConfig, QLIPImageProcessor
-from tests.llava.serve.openai.serving import MODEL, QUESTION, becomes_idle, loaded, picture, served
+from tests.llava.serve.openai.serving import MODEL, QUESTION, becomes_idle, picture, served
 
 GREEDY = Sampling(temperature=0, max_new_tokens=64)
 KEY = "the-key"
@@ -55,18 +55,12 @@ def text_of(pieces: list[Piece]) -> str:
 
 def toast(backend: ControllerBackend, asked: Query) -> str:
     """What a visitor reads when an answer fails."""
-    with pytest.raises(gr.Error) as caught, complaining():
+    with pytest.raises(gr.Error) as caught, errors_as_toasts():
         answer(backend, asked)
     return caught.value.message
 
 
 # With this project's controller and worker
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[ChatEngine]:
-    with closing(ChatEngine(*loaded())) as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +209,12 @@ def test_a_worker_s_trouble_is_told_in_one_line(reply: Response, told: str) -> N
 def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     backend, image = ControllerBackend("http://unused"), picture()
     assert backend.defaults is not None
-    view = backend.look(image, QLIPOptions(enabled=True, alpha=0.5, max_tokens=200))
+    view = backend.prepare(image, QLIPOptions(enabled=True, alpha=0.5, max_tokens=200))
     processor = QLIPImageProcessor(14, 336, qlip=QLIPConfig(alpha=0.5, max_tokens=200))
     pixels = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(view.leaves.boxes, processor.partition(pixels).boxes)
     assert (view.tokens, view.uniform_tokens) == (len(view.leaves), 32 * 32)
-    by_clip = backend.look(image, QLIPOptions(enabled=False))
+    by_clip = backend.prepare(image, QLIPOptions(enabled=False))
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     assert torch.equal(by_clip.image, torch.as_tensor(native(image, return_tensors="pt")["pixel_values"][0]))

@@ -1,12 +1,12 @@
-"""The web demo's page refuses what no browser would send, in words to the client and with no traceback in the log."""
+"""The page refuses malformed requests with an error in words, and without a traceback in the log."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import secrets
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import httpx
@@ -17,43 +17,46 @@ from hypothesis import strategies as st
 from llava.serve.engine import ChatEngine
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
-from tests.llava.serve.openai.serving import loaded
-from tests.llava.serve.programs import Program, free_port
+from llava.serve.web.handlers import Demo
+from llava.serve.web.page import PageText
+from tests.llava.serve.openai.serving import QUESTION, picture_paths
+from tests.llava.serve.web.pages import page_of
 
 GOOD: list[Any] = [QLIP, 0.8, 96, 0, 1, 16, None]
 UPLOAD = {"meta": {"_type": "gradio.FileData"}}
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    program = Program("llava.serve.gradio_web_server", free_port())
-    program.says("Running on local URL")
-    yield program
-    program.process.terminate()
-    assert program.has_ended()
+def url(demo: Demo) -> Iterator[str]:
+    """A page with examples, whose events are called with garbage too."""
+    with page_of(demo, PageText("A notice.", [str(path) for path in picture_paths()], [QUESTION])) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
-def no_traceback(program: Program) -> Iterator[None]:
-    """Fails where the program has logged more than a line about a request."""
+def no_traceback(url: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fails if the server has logged more than a line about a request."""
+    server = logging.getLogger("uvicorn")  # does not propagate
+    server.addHandler(caplog.handler)
     yield
     end = f"end-{secrets.token_hex(8)}"
-    post(program, f"call/{end}", {"data": []})
-    program.says(f"refused a call of '/gradio_api/call/{end}'")
-    log = "".join(program.lines)
+    post(url, f"call/{end}", {"data": []})
+    server.removeHandler(caplog.handler)
+    log = caplog.text + "".join(capsys.readouterr())
+    assert f"refused a call of '/gradio_api/call/{end}'" in log
     assert "Traceback" not in log and "Error:" not in log, log
 
 
-def post(program: Program, route: str, body: Any) -> httpx.Response:
-    """Posts JSON as Python writes it, NaN and half characters included."""
+def post(url: str, route: str, body: Any) -> httpx.Response:
+    """Posts JSON as Python writes it, with NaN and lone surrogates."""
     head = {"Content-Type": "application/json"}
-    return httpx.post(f"{program.url}/gradio_api/{route}", content=json.dumps(body), headers=head, timeout=60)
+    return httpx.post(f"{url}gradio_api/{route}", content=json.dumps(body), headers=head, timeout=60)
 
 
-def refusal(program: Program, event: str, data: list[Any]) -> str:
+def refusal(url: str, event: str, data: list[Any]) -> str:
     """What a client of one of the page's events is told."""
-    call = post(program, f"call/{event}", {"data": data})
-    events = httpx.get(f"{program.url}/gradio_api/call/{event}/{call.json()['event_id']}", timeout=60).text
+    call = post(url, f"call/{event}", {"data": data})
+    events = httpx.get(f"{url}gradio_api/call/{event}/{call.json()['event_id']}", timeout=60).text
     kind, data_line = events.strip().splitlines()[-2:]
     assert kind == "event: error", events
     told = json.loads(data_line.removeprefix("data: "))
@@ -65,8 +68,8 @@ def refusal(program: Program, event: str, data: list[Any]) -> str:
 @pytest.mark.parametrize(
     ("index", "value", "told"),
     [
-        (0, "nonsense", "The way to see is 'nonsense'; it must be QLIP or CLIP."),
-        (0, ["a"], "The way to see is a JSON array; it must be QLIP or CLIP."),
+        (0, "nonsense", "The mode is 'nonsense'; it must be QLIP or CLIP."),
+        (0, ["a"], "The mode is a JSON array; it must be QLIP or CLIP."),
         (1, "abc", "Split threshold is 'abc'; it must be a number from 0 to 3."),
         (1, math.nan, "Split threshold is nan; it must be a number from 0 to 3."),
         (1, None, "Split threshold is empty; it must be a number from 0 to 3."),
@@ -82,11 +85,11 @@ def refusal(program: Program, event: str, data: list[Any]) -> str:
     ],
 )
 def test_a_control_s_value_that_is_none_is_told_with_what_it_may_be(
-    program: Program, event: str, index: int, value: Any, told: str
+    url: str, event: str, index: int, value: Any, told: str
 ) -> None:
     said = [value if at == index else good for at, good in enumerate(GOOD)]
     question = [] if event == "look" else ["What?"]
-    assert refusal(program, event, question + said).endswith(told)
+    assert refusal(url, event, question + said).endswith(told)
 
 
 @pytest.mark.parametrize(
@@ -101,22 +104,22 @@ def test_a_control_s_value_that_is_none_is_told_with_what_it_may_be(
         (None, "There is no picture yet. Choose one, then ask."),
     ],
 )
-def test_a_question_that_is_none_is_told(program: Program, question: Any, told: str) -> None:
-    assert refusal(program, "ask", [question, *GOOD]).startswith(told)
+def test_a_question_that_is_none_is_told(url: str, question: Any, told: str) -> None:
+    assert refusal(url, "ask", [question, *GOOD]).startswith(told)
 
 
 @pytest.mark.parametrize(
     "upload", ["x", [1], {"path": 1}, {"path": "/etc/passwd", **UPLOAD}, {"path": "http://127.0.0.1:1/x", **UPLOAD}]
 )
-def test_what_is_no_upload_is_told(program: Program, upload: Any) -> None:
-    told = refusal(program, "open_picture", [upload, *GOOD])
+def test_what_is_no_upload_is_told(url: str, upload: Any) -> None:
+    told = refusal(url, "open_picture", [upload, *GOOD])
     assert told.startswith("This request does not fit the page")
     assert "passwd" not in told
 
 
 @pytest.mark.parametrize("event", ["look", "ask", "open_picture", "regenerate", "compare"])
-def test_missing_values_are_told(program: Program, event: str) -> None:
-    assert "a value is missing" in refusal(program, event, [])
+def test_missing_values_are_told(url: str, event: str) -> None:
+    assert "a value is missing" in refusal(url, event, [])
 
 
 @pytest.mark.parametrize(
@@ -133,22 +136,22 @@ def test_missing_values_are_told(program: Program, event: str) -> None:
         ("run/look", {"data": GOOD, "session_hash": 7}, 422),
     ],
 )
-def test_a_call_that_fits_no_event_is_refused(program: Program, route: str, body: Any, status: int) -> None:
-    reply = post(program, route, body)
+def test_a_call_that_fits_no_event_is_refused(url: str, route: str, body: Any, status: int) -> None:
+    reply = post(url, route, body)
     assert reply.status_code == status
     assert reply.headers["content-security-policy"]
 
 
-def test_every_event_of_the_page_bears_garbage(program: Program) -> None:
+def test_every_event_of_the_page_bears_garbage(url: str) -> None:
     """Those included that programs have no use for: whatever is listed in the page's own configuration."""
-    events = httpx.get(f"{program.url}/config").json()["dependencies"]
+    events = httpx.get(f"{url}config").json()["dependencies"]
     assert len(events) > 10
     for event in events:
         for number, data in enumerate(([], ["<b>"] * len(event["inputs"]), [[[{}]]] * len(event["inputs"]))):
             session = f"garbage-{event['id']}-{number}"
             join = {"data": data, "fn_index": event["id"], "session_hash": session, "event_data": "x", "trigger_id": 9}
-            assert post(program, "queue/join", join).status_code == 200
-            stream = f"{program.url}/gradio_api/queue/data?session_hash={session}"
+            assert post(url, "queue/join", join).status_code == 200
+            stream = f"{url}gradio_api/queue/data?session_hash={session}"
             with httpx.stream("GET", stream, timeout=60) as lines:
                 (end,) = [line for line in lines.iter_lines() if "process_completed" in line]
             outcome = json.loads(end.removeprefix("data: "))
@@ -159,9 +162,8 @@ def test_every_event_of_the_page_bears_garbage(program: Program) -> None:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[EngineBackend]:
-    with closing(ChatEngine(*loaded())) as engine:
-        yield EngineBackend(engine)
+def backend(engine: ChatEngine) -> EngineBackend:
+    return EngineBackend(engine)
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([*GOOD, CLIP])
@@ -177,7 +179,7 @@ def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any
         assert 10 < len(str(error)) < 200
     else:
         options, sampling = controls.options(backend), controls.sampling()
-        assert (backend.engine.vision.settings(options) is None) == (controls.way == CLIP)
+        assert (backend.engine.vision.settings(options) is None) == (controls.mode == CLIP)
         assert 0 <= sampling.temperature <= 2 and 1 <= sampling.max_new_tokens <= 1024
 
 

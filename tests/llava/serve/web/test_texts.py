@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from llava.serve.engine import ChatEngine
 from llava.serve.http.failures import RequestError
@@ -19,8 +18,8 @@ from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText
-from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle, loaded, picture_paths, served
-from tests.llava.serve.web.pages import PHONE, Visitor, arrivals, chromium, needs_chromium, page_of
+from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle, picture_paths, served
+from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
 FILES = [str(path) for path in picture_paths()]
 MARKUP = "<b>bold</b> <img src=x onerror=\"document.title='owned'\"> &lt; &amp; <script>document.title='owned'</script>"
@@ -37,12 +36,6 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[ChatEngine]:
-    with closing(ChatEngine(*loaded())) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
 def url(engine: ChatEngine) -> Iterator[str]:
     class Strict(Moderator):
         async def check(self, text: str) -> None:
@@ -51,19 +44,6 @@ def url(engine: ChatEngine) -> Iterator[str]:
 
     with page_of(Demo(EngineBackend(engine), Strict("key")), PageText("A notice.", FILES, [QUESTION])) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def come(browser: Browser, url: str) -> Iterator[Callable[..., Visitor]]:
-    """Lets visitors come, whose pages stay as they were laid out."""
-    with arrivals(browser, url) as come:
-        yield come
 
 
 def written(visitor: Visitor, selector: str) -> str:

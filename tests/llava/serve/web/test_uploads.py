@@ -1,0 +1,97 @@
+"""Uploaded files: only pictures within the limits, and only files that were uploaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from gradio_client import Client
+from PIL import Image
+
+from llava.serve.web.session import MAX_PIXELS, open_upload
+from llava.serve.web.views import NO_PICTURE
+from tests.llava.serve.web.clients import (
+    FIRST,
+    QUESTION,
+    NewVisitor,
+    ask,
+    controls,
+    refused,
+    show,
+)
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The toasts that tell of pictures that cannot be used."""
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, title: told.append(f"{title}: {text}"))
+    return told
+
+
+def opened(visitor: Client, path: Path) -> tuple[Any, ...]:
+    """The picture's place, the view and its cost after an upload."""
+    place, seen, cost, *_ = show(visitor, str(path))
+    return place, seen, cost
+
+
+NOTHING = (None, None, NO_PICTURE)
+
+
+@pytest.mark.parametrize("content", [b"Dear Sir", b"", b"\x89PNG\r\n\x1a\n" + bytes(99), b"GIF89a" + b"\xff" * 60])
+def test_a_file_that_is_no_picture_is_refused_without_its_path(
+    new_visitor: NewVisitor, tmp_path: Path, warnings: list[str], content: bytes
+) -> None:
+    (tmp_path / "letter.png").write_bytes(content)
+    visitor = new_visitor()
+    assert opened(visitor, tmp_path / "letter.png") == NOTHING
+    (told,) = warnings
+    assert told.startswith("This picture cannot be used: Not a readable image")
+    assert told.endswith("Choose another picture.") and "letter" not in told
+    assert "There is no picture yet" in refused(visitor, "/ask", QUESTION, *controls())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 10), (6000, 60)])
+def test_a_picture_of_impossible_shape_is_refused(
+    new_visitor: NewVisitor, tmp_path: Path, warnings: list[str], size: tuple[int, int]
+) -> None:
+    Image.new("L", size).save(tmp_path / "odd.png")
+    assert opened(new_visitor(None), tmp_path / "odd.png") == NOTHING
+    assert f"{size[0]}x{size[1]}" in warnings[0]
+
+
+def test_a_change_that_a_browser_tells_twice_is_one(
+    new_visitor: NewVisitor, tmp_path: Path, warnings: list[str]
+) -> None:
+    (tmp_path / "letter.png").write_bytes(b"Dear Sir")
+    visitor = new_visitor()
+    ask(visitor)
+    show(visitor, FIRST)
+    assert len(ask(visitor, "Why?")[0]) == 3  # the conversation goes on
+    opened(visitor, tmp_path / "letter.png")
+    opened(visitor, tmp_path / "letter.png")
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_a_request_cannot_open_a_file_that_was_not_uploaded(
+    page_url: str, warnings: list[str], meta: dict[str, Any]
+) -> None:
+    calls = f"{page_url}gradio_api/call/open_picture"
+    call = httpx.post(calls, json={"data": [{"path": FIRST, **meta}, *controls()]}).json()
+    events = httpx.get(f"{calls}/{call['event_id']}").text
+    assert "event: error" in events or [*warnings] == [
+        "This picture cannot be used: It was not uploaded. Choose another picture."
+    ]
+    assert "image.webp" not in events
+
+
+def test_a_huge_picture_is_kept_at_a_size_that_memory_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava.serve.web.session.get_upload_folder", lambda: str(tmp_path))
+    Image.new("RGB", (6000, 3000), "teal").save(tmp_path / "huge.png")
+    kept = open_upload({"path": str(tmp_path / "huge.png")})
+    assert 0.99 * MAX_PIXELS < kept.width * kept.height <= MAX_PIXELS
+    assert abs(kept.width / kept.height - 2) < 0.01
