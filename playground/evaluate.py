@@ -52,9 +52,9 @@ def compare(
 
 def shipped_settings(model_path: str, changes: dict[str, Any]) -> QLIPConfig:
     """Reads the checkpoint's QLIP settings and replaces those in `changes`."""
-    from llava.eval.sweep.grid import own_settings
+    from llava.eval.sweep.grid import read_own_settings
 
-    return QLIPConfig.from_dict(own_settings(model_path).to_dict() | changes)
+    return QLIPConfig.from_dict(read_own_settings(model_path).to_dict() | changes)
 
 
 def settings_text(text: str) -> dict[str, Any]:

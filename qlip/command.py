@@ -55,7 +55,7 @@ def format_error(error: BaseException) -> str:
     """Formats an error in one line: a model's failure by its cause, a DataLoader worker's by the last of its lines."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
-    full = getattr(error, "in_full", error)  # what an error keeps from remote clients
+    full = getattr(error, "unredacted", error)  # what an error keeps from remote clients
     text = str(full).strip()
     if text.startswith("Caught ") and " in DataLoader worker process " in text:
         text = text.splitlines()[-1]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.quadtree import Leaves, grid_of
+from qlip.quadtree import Leaves, find_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
     Raises:
         ValueError: the image's grid is not the leaves' grid.
     """
-    grid = grid_of(image, patch_size)
+    grid = find_grid(image, patch_size)
     if grid != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
     patches = image.new_empty(len(leaves), len(image), patch_size, patch_size)

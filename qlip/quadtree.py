@@ -138,7 +138,7 @@ def partition(
         TypeError: the image is not floating point.
         ValueError: a size, threshold or name is out of range, or the coarsest tree has more leaves than `max_tokens`.
     """
-    grid = grid_of(image, patch_size)
+    grid = find_grid(image, patch_size)
     image = image.float()  # sums over a block overflow half precision
     check_threshold(alpha)
     if max_tokens is not None:
@@ -249,7 +249,7 @@ def read_leaves(splits: list[Tensor], roots: Roots, grid: tuple[int, int]) -> Le
     return Leaves(torch.cat([corners, sizes[corners[:, :1], corners[:, 1:]]], dim=1), grid)
 
 
-def grid_of(image: Tensor, patch_size: int) -> tuple[int, int]:
+def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
     """Computes (rows, cols) of an image (C, H, W) in cells.
 
     Raises:

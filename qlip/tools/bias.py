@@ -29,7 +29,7 @@ from qlip.image_processing import QLIPImageProcessor
 from qlip.pictures import crop_square
 from qlip.positions import interpolate_positions
 from qlip.prior.config import Shape
-from qlip.quadtree import Leaves, grid_of, partition_as
+from qlip.quadtree import Leaves, find_grid, partition_as
 from qlip.rgb import to_rgb
 from qlip.tools.intervals import mean_interval
 
@@ -205,7 +205,7 @@ def _measure_view(
 
     def prepare(processor: QLIPImageProcessor) -> tuple[Tensor, Leaves]:
         image = processor.preprocess(view, return_tensors="pt")["pixel_values"][0].to(device)
-        return image, Leaves.uniform(grid_of(image, patch_size))
+        return image, Leaves.uniform(find_grid(image, patch_size))
 
     image, uniform = prepare(at_native)
     bare = embed_without_positions(model, image, uniform)

@@ -22,7 +22,7 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
 from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question, read_lines
-from llava.eval.run.runner import WINDOW, Runner, pictures_of
+from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine.chat_engine import ChatEngine
@@ -120,7 +120,7 @@ def serve(options: argparse.Namespace) -> None:
             gate.mkdir()
             ready: Iterator[Any] = iter(())
             if options.way == "runner":
-                pictures = pictures_of(questions, limits)
+                pictures = list_pictures(questions, limits)
                 ready = prepare_ahead(Gated(preparer, gate), pictures, options.workers, ahead=WINDOW * limits.rows)
                 while len(list(gate.iterdir())) < min(options.workers, len(pictures)):
                     time.sleep(0.01)

@@ -14,7 +14,7 @@ from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.processes import Processes
 from llava.eval.run.recording import open_answers, open_questions, record, report
-from llava.eval.run.runner import WINDOW, Runner, pictures_of
+from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.model.builder import load_empty_tower
 from llava.serve.loading import check_model_flags, load_engine, qlip_option
 from llava.utils import demo_model_path
@@ -34,7 +34,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
     with open_answers(args, questions, processes) as answers:
         sampling, limits = read_sampling(args), read_limits(args)
         todo = processes.share(open_questions(args, questions, answers))
-        pictures = pictures_of(todo, limits)
+        pictures = list_pictures(todo, limits)
         workers = choose_workers(args.workers, len(pictures), processes.count)
         ready: Iterator[Any] = iter(())
         if preparer is not None:

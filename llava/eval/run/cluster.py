@@ -30,7 +30,7 @@ from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, pack, unpack
 from llava.eval.run.questions import Question, read_lines
 from llava.eval.run.recording import open_answers, open_questions, record, report
-from llava.eval.run.runner import Runner, pictures_of
+from llava.eval.run.runner import Runner, list_pictures
 from llava.serve.loading import check_model_flags, load_engine
 
 SHARE = 2
@@ -46,7 +46,7 @@ class PictureStage:
 
     def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
         """Adds the prepared images, which `Runner.run` takes with the questions."""
-        pictures = pictures_of(read_share(share["questions"]), self.limits)
+        pictures = list_pictures(read_share(share["questions"]), self.limits)
         ready = [pack(self.preparer(picture)) for picture in pictures]
         return {"questions": share["questions"], "ready": pickle.dumps(ready)}
 

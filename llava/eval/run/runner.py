@@ -71,7 +71,7 @@ class Runner:
 
         Args:
             asked: the questions.
-            ready: the images of `pictures_of(asked, limits)`, in that order.
+            ready: the images of `list_pictures(asked, limits)`, in that order.
         """
         for window in _windows(asked, self.limits):
             yield from self._answer_window(window, {source: next(ready) for source in _pictures(window)})
@@ -147,7 +147,7 @@ class Runner:
             encoded.update(zip([pictures[i][0] for i in places], tokens, strict=True))
 
 
-def pictures_of(asked: Sequence[Question], limits: BatchLimits) -> list[Source]:
+def list_pictures(asked: Sequence[Question], limits: BatchLimits) -> list[Source]:
     """Lists the images that a run needs, in order; one that several windows need is there for each."""
     return [source for window in _windows(asked, limits) for source in _pictures(window)]
 

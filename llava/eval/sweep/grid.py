@@ -129,7 +129,7 @@ def make_cells(args: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
     """
     cells: list[Cell] = [None] if args.clip else []
     if args.qlip:
-        own = own_settings(str(args.model_path or demo_model_path()))
+        own = read_own_settings(str(args.model_path or demo_model_path()))
         cells += [replace(own, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     elif axes:
         raise ValueError(f"--no-qlip contradicts values of {', '.join(axes)}")
@@ -141,7 +141,7 @@ def make_cells(args: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def own_settings(model_path: str) -> QLIPConfig:
+def read_own_settings(model_path: str) -> QLIPConfig:
     """Reads the QLIP settings in a checkpoint's configuration, or the defaults; reads no weights."""
     checkpoint = inspect(local_folder(model_path))
     require_tower(checkpoint.config, model_path)

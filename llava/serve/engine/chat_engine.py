@@ -31,7 +31,7 @@ from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
-from llava.serve.engine.params import SERVERS_OWN, EngineLimits, QLIPOptions, Sampling
+from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, QLIPOptions, Sampling
 from llava.serve.engine.prompting import separators
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, VisionFrontend
@@ -170,7 +170,7 @@ class ChatEngine:
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: QLIPOptions = SERVERS_OWN,
+        qlip: QLIPOptions = SERVER_DEFAULTS,
         shorten: bool = False,
     ) -> Answer:
         """Queues a request and returns its answer, a stream for `for` or `async for`.
@@ -200,7 +200,7 @@ class ChatEngine:
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: QLIPOptions = SERVERS_OWN,
+        qlip: QLIPOptions = SERVER_DEFAULTS,
         shorten: bool = False,
     ) -> Answer:
         """Queues a request like `submit`, but opens and prepares its images in other threads, a few requests at a time.

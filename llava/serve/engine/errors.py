@@ -38,7 +38,7 @@ class GenerationError(RuntimeError):
         )
         self.out_of_memory = out_of_memory
         self.__cause__ = cause
-        self.in_full: BaseException = self if out_of_memory else cause
+        self.unredacted: BaseException = self if out_of_memory else cause
         """The error for the person who runs the program; this one's message is for remote clients."""
 
 

@@ -41,7 +41,7 @@ class TextLogprob:
     """UTF-8 bytes of the token; None if unknown."""
     logprob: float
 
-    def without_leading_blanks(self) -> TextLogprob:
+    def strip_leading_space(self) -> TextLogprob:
         """Copies the token without leading whitespace, for an answer that is stripped."""
         text = self.text.lstrip()
         return self if text == self.text else replace(self, text=text, bytes=tuple(text.encode()))
@@ -62,10 +62,10 @@ class AnswerLogprob:
         """Offset of the end of the token's text."""
         return self.start + len(self.token.text)
 
-    def without_leading_blanks(self) -> AnswerLogprob:
+    def strip_leading_space(self) -> AnswerLogprob:
         """Copies the token and its alternatives without leading whitespace."""
-        top = tuple(token.without_leading_blanks() for token in self.top)
-        return AnswerLogprob(self.token.without_leading_blanks(), top, self.start)
+        top = tuple(token.strip_leading_space() for token in self.top)
+        return AnswerLogprob(self.token.strip_leading_space(), top, self.start)
 
 
 class LogprobRecorder(LogitsProcessor):

@@ -112,4 +112,4 @@ class QLIPOptions:
         return {name: value for name, value in vars(self).items() if name != "enabled" and value is not None}
 
 
-SERVERS_OWN = QLIPOptions()
+SERVER_DEFAULTS = QLIPOptions()

@@ -15,7 +15,7 @@ from PIL import Image
 from llava.images import Fit
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
-from llava.serve.engine.params import SERVERS_OWN, QLIPOptions
+from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from qlip.config import QLIPConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class VisionFrontend:
         """The tower, if it is a quadtree tower."""
         return self.tower if isinstance(self.tower, QLIPVisionTower) else None
 
-    def settings(self, options: RequestSettings = SERVERS_OWN) -> QLIPConfig | None:
+    def settings(self, options: RequestSettings = SERVER_DEFAULTS) -> QLIPConfig | None:
         """Computes the settings for a request's images; None for CLIP's uniform grid.
 
         Args:

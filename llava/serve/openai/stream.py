@@ -124,7 +124,7 @@ class Reply:
     def _tokens(self, received: int, blank: int) -> list[AnswerLogprob]:
         """Takes the tokens of the first `received` characters, without the blanks before the text."""
         taken = [token for token in self.answer.take_logprobs(received) if token.end > blank]
-        return [token.without_leading_blanks() if token.start < blank else token for token in taken]
+        return [token.strip_leading_space() if token.start < blank else token for token in taken]
 
     def _logprobs(self, tokens: Sequence[AnswerLogprob]) -> ChoiceLogprobs | None:
         return ChoiceLogprobs.of(tokens) if self.asked.logprobs else None

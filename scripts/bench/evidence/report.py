@@ -50,14 +50,14 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a file of answers is missing, or the document has a mark without a part.
     """
-    from llava.eval.sweep.grid import own_settings
+    from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
     from scripts.bench.evidence.figures import size_figure, token_figure
     from scripts.bench.evidence.tables import Answers, tables
 
     if missing := [str(path) for path in options.answers_files if not path.is_file()]:
         raise ValueError(f"{', '.join(missing)}: no such file; python -m scripts.bench.evidence.run writes it")
-    own = own_settings(options.model_path)
+    own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)
     parts = tables(answers, Answers(options.answers_files, "validation", own))
     if options.print:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlip import Leaves, QLIPVisionModel, extract_patches, interpolate_positions
-from qlip.quadtree import grid_of
+from qlip.quadtree import find_grid
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _merge(hidden: Tensor, size: Tensor, centres: Tensor, keys: Tensor, count: i
 def _embed_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """The input sequence (1 + N, D) of the uniform grid, [CLS] first, and the grid."""
     patch, embeddings = vision.config.patch_size, vision.embeddings
-    grid = grid_of(image, patch)
+    grid = find_grid(image, patch)
     leaves = Leaves.uniform(grid)
     flat = extract_patches(image, leaves, patch).flatten(1)
     tokens = F.linear(flat, embeddings.patch_embedding.weight.flatten(1))

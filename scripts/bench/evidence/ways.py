@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.run.answerer import Answerer, same_answer
-from llava.eval.sweep.grid import own_settings
+from llava.eval.sweep.grid import read_own_settings
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens
@@ -35,7 +35,7 @@ class Subject:
         self.batch_tokens = batch_tokens
         self.clip: ChatEngine | None = None
         self.engine = self._load(True)
-        self.own = own_settings(model_path)
+        self.own = read_own_settings(model_path)
 
     def _load(self, qlip: bool) -> ChatEngine:
         name = get_model_name_from_path(self.model_path)

@@ -16,7 +16,7 @@ from llava.eval.run.answer import Answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question
-from llava.eval.run.runner import Runner, pictures_of
+from llava.eval.run.runner import Runner, list_pictures
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
@@ -64,7 +64,7 @@ def alone(engine: ChatEngine, asked: list[Question]) -> dict[int, str]:
 
 def answers(runner: Runner, asked: list[Question]) -> dict[int, Answer]:
     preparer = Preparer.of(runner.engine.model.get_vision_tower())
-    ready = prepare_ahead(preparer, pictures_of(asked, runner.limits), workers=0, ahead=1)
+    ready = prepare_ahead(preparer, list_pictures(asked, runner.limits), workers=0, ahead=1)
     found = [answer for batch in runner.run(asked, ready) for answer in batch]
     assert next(ready, None) is None  # no picture is opened that is not shown
     assert sorted(answer.question.index for answer in found) == [question.index for question in asked]
