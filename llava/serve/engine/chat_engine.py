@@ -31,10 +31,10 @@ from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
-from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, QLIPOptions, Sampling
+from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prompting import separators
 from llava.serve.engine.scheduler import Scheduler
-from llava.serve.engine.vision import Picture, VisionFrontend
+from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -42,12 +42,12 @@ TextStream = Generator[str, None, None]
 
 @dataclass(frozen=True)
 class _Request:
-    """The arguments of `ChatEngine.submit`."""
+    """A request on its way to the queue: the arguments of `ChatEngine.submit`, its settings computed."""
 
     prompt: str | Conversation
     images: Sequence[Picture]
     sampling: Sampling
-    qlip: QLIPOptions
+    settings: QLIPConfig | None
     shorten: bool
 
 
@@ -170,7 +170,7 @@ class ChatEngine:
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: QLIPOptions = SERVER_DEFAULTS,
+        qlip: RequestSettings = SERVER_DEFAULTS,
         shorten: bool = False,
     ) -> Answer:
         """Queues a request and returns its answer, a stream for `for` or `async for`.
@@ -182,7 +182,7 @@ class ChatEngine:
                 separator of its format then ends the answer too.
             images: RGB images, or functions that open them, called once the request has a place in the queue.
             sampling: How to choose tokens.
-            qlip: QLIP settings for the images.
+            qlip: QLIP options for the images, or what `VisionFrontend.settings` made of them; checked before the rest.
             shorten: Whether to reduce `max_new_tokens` to what fits the context.
 
         Raises:
@@ -192,24 +192,26 @@ class ChatEngine:
             ValueError: the number of `<image>` in the prompt differs from that of images, or options are out of range.
             Others: what opening an image raises.
         """
+        request = _Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
         self.scheduler.reserve()
-        return self._enqueue(_Request(prompt, images, sampling, qlip, shorten))
+        return self._enqueue(request)
 
     async def asubmit(
         self,
         prompt: str | Conversation,
         images: Sequence[Picture],
         sampling: Sampling,
-        qlip: QLIPOptions = SERVER_DEFAULTS,
+        qlip: RequestSettings = SERVER_DEFAULTS,
         shorten: bool = False,
     ) -> Answer:
         """Queues a request like `submit`, but opens and prepares its images in other threads, a few requests at a time.
 
         If it is cancelled meanwhile, the request is dropped and the opening of its images is stopped.
         """
+        request = _Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
         self.scheduler.reserve()
         preparers = self._preparers if images else self._text_preparers
-        preparing = preparers.submit(self._enqueue, _Request(prompt, images, sampling, qlip, shorten))
+        preparing = preparers.submit(self._enqueue, request)
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -255,10 +257,9 @@ class ChatEngine:
         wanted = int((ids == IMAGE_TOKEN_INDEX).sum())
         if wanted != len(images):
             raise ValueError(f"the prompt holds {wanted} <image>, but {len(images)} images were given")
-        settings = self.vision.settings(request.qlip)
         # One after the other, so that only one image at a time is in memory at its full size.
-        fit = self.vision.fit(settings) if images else None
-        views = [self._prepare_image(image, settings, fit) for image in images]
+        fit = self.vision.fit(request.settings) if images else None
+        views = [self._prepare_image(image, request.settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:
             left = max(1, self.context_len - text - context)

@@ -122,7 +122,7 @@ def _trimmer() -> Callable[[int], int] | None:
 
 
 def return_memory() -> None:
-    """Returns the allocator's free memory to the system, if the C library can."""
+    """Gives the allocator's free memory back to the system, if the C library can."""
     trim = _trimmer()
     if trim is not None:
         trim(0)

@@ -59,12 +59,11 @@ class Chat:
         self._check_sizes(asked)
         sampling, given = sampling_of(asked)
         with refusing("qlip"):
-            options = qlip_of(asked.qlip)
-            self.engine.vision.settings(options)
+            quadtree = self.engine.vision.settings(qlip_of(asked.qlip))
         with refusing("messages"):
             conversation, images = build_conversation(self.engine, self._turns(asked))
         with refusing():
-            answer = await self.engine.asubmit(conversation, images, sampling, options, shorten=not given)
+            answer = await self.engine.asubmit(conversation, images, sampling, quadtree, shorten=not given)
         settings = asked.model_copy(update={"messages": []})  # the messages hold images, and are no longer needed
         return Reply(answer, settings, self.metrics)
 

@@ -75,7 +75,6 @@ class ModelWorker:
 
     async def _submit(self, request: protocol.GenerateRequest) -> Answer:
         sampling, options = request.sampling(), qlip_of(request.qlip)
-        self.engine.vision.settings(options)  # checked before any image is decoded
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
         limits = self.limits.image
         images = [UnopenedImage(partial(read_base64, text, limits), limits) for text in request.images or ()]
