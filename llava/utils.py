@@ -84,6 +84,8 @@ def check_device(device: str, name: str = "--device") -> None:
     Raises:
         ValueError: if there is no such device.
     """
+    if device == "cpu":  # every machine's, and many flags' default: known without torch
+        return
     here = devices()
     if device not in here and f"{device}:0" not in here:
         raise ValueError(f"{name} is {device!r}, but this machine has {', '.join(here)} only")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from llava.command import run_command
+from llava.command import OneLineParser, run_command
 from llava.images import ImageError, ImageLimits, decode_image
 
 try:
@@ -119,6 +119,9 @@ def decode_all() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Decodes until stdin ends; returns the exit code."""
+    OneLineParser(prog="decoding.process", description="Decode images for a server, from stdin to stdout.").parse_args(
+        argv
+    )
     return run_command("decoding.process", decode_all)
 
 

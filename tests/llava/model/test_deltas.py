@@ -147,7 +147,7 @@ def test_a_first_versions_checkpoint_is_renamed_if_the_user_agrees(tmp_path, mon
         monkeypatch.setattr("builtins.input", None)  # it is not asked again
         auto_upgrade(str(tmp_path))
     else:
-        with pytest.raises(ValueError, match=r"config\.json is left as it is"):
+        with pytest.raises(ValueError, match=r"config\.json is unchanged"):
             auto_upgrade(str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text()) == old
 
