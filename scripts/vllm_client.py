@@ -19,6 +19,8 @@ from qlip import QLIPConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+SERVER = "http://localhost:8000/v1"
+
 
 def chat_request(
     model: str, text: str, embeds: Sequence[Tensor], max_tokens: int, temperature: float
@@ -86,15 +88,14 @@ def command(args: argparse.Namespace) -> None:
     embeds = qlip.vllm_image_embeds(model, images)
     name = args.served_name or args.model_path
     body = chat_request(name, args.query, embeds, args.max_new_tokens, args.temperature)
-    print(ask(args.server, body, args.api_key))
+    print(ask(args.server or SERVER, body, args.api_key))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="vllm_client", description="Ask a vLLM server about images that QLIP encodes.")
-    parser.add_argument(
-        "--server", type=server_url, default="http://localhost:8000/v1", help="base address of the vLLM server"
-    )
+    # No default: argparse would read it as an address, which loads httpx, before it reports a wrong flag.
+    parser.add_argument("--server", type=server_url, help=f"base address of the vLLM server (default: {SERVER})")
     parser.add_argument("--model-path", required=True, help="the checkpoint that the server runs, transformers' format")
     parser.add_argument("--served-name", help="the server's name for it; by default the path")
     parser.add_argument("--image-file", nargs="+", required=True)
