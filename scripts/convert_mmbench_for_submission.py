@@ -36,6 +36,7 @@ def convert(args: argparse.Namespace) -> None:
     target = args.upload_dir / f"{args.experiment}.xlsx"
     args.upload_dir.mkdir(parents=True, exist_ok=True)
     book = openpyxl.Workbook()
+    book.active.title = "Sheet1"  # as pandas writes it
     book.active.append(list(rows[0]) if rows else [])
     for row in rows:
         book.active.append(list((row | {"index": int(row["index"])}).values()))

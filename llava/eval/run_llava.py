@@ -31,6 +31,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def __getattr__(name: str) -> Any:
+    """Finds `load_images`, which LLaVA's clients import from here."""
+    if name == "load_images":
+        from llava.images import load_images
+
+        return load_images
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def eval_model(args: Any) -> None:
     """Answers one question and prints the answer.
 

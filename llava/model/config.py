@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from transformers import LlamaConfig, MistralConfig
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
+MODEL_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral")
+"""The models, which register themselves with transformers' auto classes."""
 
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
@@ -69,6 +72,8 @@ class MultimodalConfig:
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for module in MODEL_MODULES:  # now, since they import this one; transformers' from_config then knows the models
+            import_module(module)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
         _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))

@@ -25,7 +25,7 @@ from typing import Any
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.batching import BatchLimits
 from llava.utils import demo_model_path, device_flag
-from scripts.markdown import table_head, table_row
+from scripts.markdown_table import table_head, table_row
 
 WAYS = ("one at a time", "runner")
 

@@ -9,7 +9,7 @@ import torch
 from scripts.bench.cost_models import SHAPES, Subject, build_random, load_demo
 from scripts.bench.cost_stages import STAGES, Row, Way, measure
 from scripts.bench.pictures import PATCH
-from scripts.markdown import table_head, table_row
+from scripts.markdown_table import table_head, table_row
 
 NEW_TOKENS = 16
 UNIFORM_CELLS = 48**2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava.command import OneLineParser, check_outputs, integer, real, run_command
 from llava.eval.score.score import write_json
-from scripts.markdown import table_head, table_row
+from scripts.markdown_table import table_head, table_row
 from scripts.paper.report import measure_columns
 from scripts.paper.runs import VARIANTS
 from scripts.paper.table import COLUMNS, MODELS

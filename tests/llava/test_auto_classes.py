@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import LlavaConfig as TransformersLlavaConfig
 
-import llava  # noqa: F401 (the import is what is tested)
+import llava
+import llava.model
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
 from tests.llava.checkpoints import TEXT, VISION, make_llava_checkpoint
 
@@ -60,3 +61,23 @@ def test_star_import_names_the_classes():
     names: dict[str, object] = {}
     exec("from llava.model import *", names)
     assert {"LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["llava_arch", "config", "language_model", "multimodal_encoder"])
+def test_a_submodule_is_found_as_an_attribute(name):
+    assert getattr(llava.model, name).__name__ == f"llava.model.{name}"
+
+
+def test_what_the_package_lacks_is_an_attribute_error():
+    assert "LlavaLlamaForCausalLM" in dir(llava.model)
+    with pytest.raises(AttributeError, match="no attribute 'LlavaMptForCausalLM'"):
+        llava.model.LlavaMptForCausalLM  # noqa: B018
+
+
+def test_a_configuration_imported_alone_builds_its_model():
+    code = (
+        "from llava.model.config import LlavaConfig\nfrom transformers import AutoModelForCausalLM\n"
+        f"print(type(AutoModelForCausalLM.from_config(LlavaConfig(**{TEXT!r}))).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["LlavaLlamaForCausalLM"], done.stderr

@@ -5,13 +5,19 @@ Every error names the file and what is wrong in it.
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
+
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Ending of a compressed table -> what opens it."""
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
@@ -62,7 +68,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Reads a tab-separated table with a header; all values are text, and an empty cell is "".
 
     Args:
-        path: the table, UTF-8 with or without a byte order mark.
+        path: the table, UTF-8 with or without a byte order mark; compressed where its name ends in .gz, .bz2 or .xz.
         columns: those that it must have.
 
     Raises:
@@ -70,9 +76,10 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     found = csv.field_size_limit(LONGEST_CELL)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(chain(file, [END]), delimiter="\t") if line]
-    except (csv.Error, UnicodeDecodeError) as error:
+        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(chain(file, [END]), delimiter="\t")
+            lines = [line for line in reader if line[1:] or "".join(line).strip(" ")]  # not those of blanks alone
+    except (csv.Error, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{path} is no tab-separated table: {error}") from None
     finally:
         csv.field_size_limit(found)

@@ -60,7 +60,7 @@ def widen_pipe(pipe: IO[bytes] | None) -> None:
 
 def _import_path() -> list[str | Path]:
     """Lists the import path of this process, for a source tree that is not installed."""
-    return [Path(__file__).parents[2], *filter(None, sys.path)]
+    return [Path(__file__).parents[3], *filter(None, sys.path)]
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -67,26 +67,36 @@ class Demo:
         self.backend = backend
         self.moderator = moderator
         self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
+        self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
 
-    def open_picture(self, session: Session, upload: Mapping[str, Any] | None, *controls: Any) -> tuple[Any, ...]:
+    def open_picture(
+        self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *controls: Any
+    ) -> tuple[Any, ...]:
         """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
 
         Returns the picture component's value, the session, the drawing, its cost, the chat, the last answer's cost and
-        the comparison. A browser may report the same change more than once.
+        the comparison. A browser may report the same change more than once, even while the picture is being opened:
+        the second report must not clear a conversation that has started meanwhile.
         """
         if not (upload is None or isinstance(upload, Mapping)):
             raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
         source = str(upload.get("path")) if upload else None
-        if source == session.source:
+        before = self._opened.get(request.session_hash, session.source)
+        if source == before:
             return (gr.skip(),) * 7
+        self._opened[request.session_hash] = source
         picture, shown = None, gr.skip()
         try:
-            picture = open_upload(upload) if upload else None
-        except ImageError as error:
-            warn(with_advice(explain(error)), title="This picture cannot be used")
-            shown = None
-        session = Session(picture, source)
-        return shown, session, *self.draw(session, *controls), [], views.NO_COST, gr.update(visible=False)
+            try:
+                picture = open_upload(upload) if upload else None
+            except ImageError as error:
+                warn(with_advice(explain(error)), title="This picture cannot be used")
+                shown = None
+            session = Session(picture, source)
+            return shown, session, *self.draw(session, *controls), [], views.NO_COST, gr.update(visible=False)
+        except BaseException:
+            self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
+            raise
 
     def draw(self, session: Session, *controls: Any) -> tuple[str | None, str]:
         """Draws the picture as the model sees it, and describes its cost; no model runs."""
@@ -172,7 +182,8 @@ class Demo:
         return replace(session, exchanges=()), [], views.NO_COST, gr.update(visible=False)
 
     async def leave(self, request: gr.Request) -> None:
-        """Stops the answers of a visitor who has left, even if no text has come yet."""
+        """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
+        self._opened.pop(request.session_hash, None)
         for task in filter(None, list(self._running.get(request.session_hash, ()))):
             task.cancel()
 

@@ -122,3 +122,9 @@ def test_the_command_prints_one_answer(
     flags = ["--model-path", str(checkpoint), "--image-file", picture, "--query", "What?", "--device", "cpu"]
     assert run_llava.main([*flags, "--temperature", "0", "--max_new_tokens", "3"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_llavas_name_for_opening_images_is_found_here(picture: str) -> None:
+    from llava.eval.run_llava import load_images
+
+    assert [image.mode for image in load_images([picture])] == ["RGB"]

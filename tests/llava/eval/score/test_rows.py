@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,25 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: str, words: s
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"a\.tsv {words}"):
         read_table(path, ("index", "A"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_a_compressed_table_is_read_by_its_ending(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"table.tsv{ending}"
+    path.write_bytes(compress(b"a\tb\n1\tx\n"))
+    assert read_table(path) == [{"a": "1", "b": "x"}]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises((ValueError, OSError)):
+        read_table(path)
+
+
+def test_blank_lines_of_a_table_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "table.tsv").write_text("a\tb\n\n1\tx\n  \n")
+    assert read_table(tmp_path / "table.tsv") == [{"a": "1", "b": "x"}]
 
 
 def test_the_command_prints_the_table_and_writes_the_same_as_json(

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from llava.images import ImageError, ImageLimits, decode_image
+from llava.serve.decoding import client
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
 from llava.serve.http.failures import RequestError
 from scripts.soak import hostile
@@ -202,3 +203,7 @@ def test_a_size_that_cannot_be_chosen_leaves_the_pool_well(pool: DecoderPool) ->
     with pytest.raises(LookupError, match="no size"):
         pool.decode(GOOD, fit=fail)
     assert pool.decode(GOOD).size == (64, 64)
+
+
+def test_a_source_tree_that_is_not_installed_is_on_the_processs_import_path() -> None:
+    assert (Path(client._import_path()[0]) / "llava" / "serve" / "decoding" / "client.py").is_file()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pytest
 from gradio_client import Client
 from PIL import Image
 
-from llava.serve.web.session import MAX_PIXELS, open_upload
+from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.session import MAX_PIXELS, Session, open_upload
 from llava.serve.web.views import NO_PICTURE
 from tests.llava.serve.web.clients import (
     FIRST,
@@ -20,6 +26,7 @@ from tests.llava.serve.web.clients import (
     ask,
     controls,
     refused,
+    request,
     show,
 )
 
@@ -95,3 +102,41 @@ def test_a_huge_picture_is_kept_at_a_size_that_memory_bears(tmp_path: Path, monk
     kept = open_upload({"path": str(tmp_path / "huge.png")})
     assert 0.99 * MAX_PIXELS < kept.width * kept.height <= MAX_PIXELS
     assert abs(kept.width / kept.height - 2) < 0.01
+
+
+@pytest.fixture
+def upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Gradio's description of an uploaded picture."""
+    monkeypatch.setattr("llava.serve.web.session.get_upload_folder", lambda: str(tmp_path))
+    return {"path": str(shutil.copy(FIRST, tmp_path))}
+
+
+def test_a_picture_reported_again_while_it_is_opened_clears_no_conversation(
+    engine: ChatEngine, upload: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, opening, go_on = Demo(EngineBackend(engine)), threading.Event(), threading.Event()
+    prepare = demo.backend.prepare
+
+    def prepare_slowly(*arguments: Any) -> Any:
+        opening.set()
+        assert go_on.wait(600)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(demo.backend, "prepare", prepare_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(demo.open_picture, request("a"), Session(), upload, *controls())
+        assert opening.wait(600)
+        again = demo.open_picture(request("a"), Session(), upload, *controls())
+        go_on.set()
+        session = first.result()[1]
+    assert again == (gr.skip(),) * 7
+    assert session.source == upload["path"]
+    assert demo.open_picture(request("a"), session, upload, *controls()) == (gr.skip(),) * 7
+    assert demo.open_picture(request("b"), Session(), upload, *controls())[1].source == upload["path"]
+
+
+def test_a_picture_whose_drawing_failed_may_be_opened_again(engine: ChatEngine, upload: dict[str, Any]) -> None:
+    demo = Demo(EngineBackend(engine))
+    with pytest.raises(gr.Error):
+        demo.open_picture(request("a"), Session(), upload, *controls(mode="neither"))
+    assert demo.open_picture(request("a"), Session(), upload, *controls())[1].source == upload["path"]
