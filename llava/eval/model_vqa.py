@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from llava.eval.model_vqa_loader import read
-from llava.eval.run.command import Defaults, answer_questions, make_parser
+from llava.eval.run.command import answer_questions
+from llava.eval.run.flags import Defaults, make_parser
 
 NAME = "model_vqa"
 

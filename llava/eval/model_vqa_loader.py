@@ -9,7 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.run.command import Defaults, answer_questions, make_parser
+from llava.eval.run.command import answer_questions
+from llava.eval.run.flags import Defaults, make_parser
 from llava.eval.run.questions import Question, read_lines
 
 NAME = "model_vqa_loader"

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from llava.command import OneLineParser, integer, real, run_command
-from llava.eval.run.command import STOPPED, Defaults
-from llava.eval.run.command import make_parser as make_run_parser
+from llava.eval.run.command import STOPPED
+from llava.eval.run.flags import Defaults
+from llava.eval.run.flags import make_parser as make_run_parser
 
 NAME = "ray_batch"
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, run_command
-from llava.eval.run.command import STOPPED, add_input_flags, add_resume_flag
+from llava.eval.run.command import STOPPED
+from llava.eval.run.flags import add_input_flags, add_resume_flag
 from llava.serve.loading import add_model_flags
 
 NAME = "vstar_likelihood"

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
 from qlip.pictures import find_pictures, read_picture
+from qlip.pretrained import load_projection, load_tower
 from qlip.prior.batches import PictureBatches
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss, solve_last_layer

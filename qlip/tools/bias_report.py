@@ -14,12 +14,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from qlip.backbones.pretrained import load_tower
 from qlip.config import QLIPConfig, check_count
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
 from qlip.pictures import find_pictures, read_picture
+from qlip.pretrained import load_tower
 from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
 from qlip.tools.plots import Curve, Panel, check_suffix, plot_panels
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llava.eval.run.answer import row_maker
-from llava.eval.run.command import FEW_PICTURES, ReadQuestions, read_limits, read_sampling
+from llava.eval.run.flags import FEW_PICTURES, ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs import read_inputs
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, prepare_ahead

@@ -23,7 +23,7 @@ import numpy as np
 from llava.eval.run.answer import row_maker
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.command import read_limits, read_sampling
+from llava.eval.run.flags import read_limits, read_sampling
 from llava.eval.run.inputs import read_inputs
 from llava.eval.run.jsonl import Row
 from llava.eval.run.metadata import checkpoint_hash, run_settings

@@ -22,9 +22,9 @@ from transformers import ViTConfig
 
 import qlip.prior.train
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
-from qlip.backbones.pretrained import load_tower
 from qlip.cli import main
 from qlip.pictures import find_pictures
+from qlip.pretrained import load_tower
 from qlip.prior.config import RECIPES, FitConfig
 from qlip.prior.loss import PriorLoss
 from qlip.prior.train import fit_prior, hold_out, learning_rate_factor, make_batches, train

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import CLIPModel
 
 from qlip import CoordinateMLP
-from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.cli import main
 from qlip.pictures import find_pictures
+from qlip.pretrained import load_projection, load_tower
 from qlip.prior.batches import Batch
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
 from qlip import QLIPVisionModel
-from qlip.backbones.pretrained import load_projection, load_tower
 from qlip.cli import main
+from qlip.pretrained import load_projection, load_tower
 from tests.qlip.towers import NATIVE, make_clip, make_tower
 
 LLAVA = {"architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
