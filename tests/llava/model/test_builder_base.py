@@ -20,24 +20,12 @@ from tests.llava.checkpoints import (
     llava_state,
     logits,
     make_llava_checkpoint,
-    oracle_logits,
     projector_state,
-    transformers_model,
     write_config,
     write_language_model,
     write_tokenizer,
     write_tower,
 )
-
-
-@pytest.fixture(scope="module")
-def oracle():
-    return transformers_model()
-
-
-@pytest.fixture(scope="module")
-def expected(oracle):
-    return oracle_logits(oracle)
 
 
 @pytest.fixture(scope="module")

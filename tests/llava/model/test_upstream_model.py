@@ -18,15 +18,10 @@ from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint, transformers_model
+from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint
 
 PIXELS = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 QUADTREE = {"criterion": "gradient", "coarsest": "any", "alpha": 1.2, "max_tokens": None}
-
-
-@pytest.fixture(scope="module")
-def oracle():
-    return transformers_model()
 
 
 @pytest.fixture(scope="module")

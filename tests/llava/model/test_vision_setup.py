@@ -12,14 +12,9 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VOCABULARY, llava_state, transformers_model
+from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VOCABULARY, llava_state
 
 PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def oracle():
-    return transformers_model()
 
 
 @pytest.fixture(scope="module")
