@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run
@@ -142,8 +143,11 @@ def check(args: argparse.Namespace) -> None:
     """Runs all comparisons.
 
     Raises:
+        ImportError: lmms-eval is not installed.
         RuntimeError: something differs.
     """
+    if find_spec("lmms_eval") is None:
+        raise ImportError("this comparison needs lmms-eval: pip install lmms_eval")
     model_path = str(Path(args.model_path).resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
