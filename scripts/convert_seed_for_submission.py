@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.command import check_outputs, parse_and_run
+from llava.command import parse_and_run
 from llava.eval.eval_seed import add_flags, chosen_choice, read_questions, score_files
 from llava.eval.score.rows import Key, Row, find_texts, read_answers
-from llava.eval.score.score import score_parser, write_json
+from llava.eval.score.score import print_score, score_parser
 
 
 def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
@@ -24,14 +24,9 @@ def submission(questions: Mapping[Key, Row], said: Sequence[str]) -> list[Row]:
 
 def convert(args: argparse.Namespace) -> None:
     """Prints the score and writes the submission, JSON lines; with --check it only checks the labels."""
-    check_outputs(args, "json", "result_upload_file")
-    score = score_files(args)
+    print_score(args, score_files, ["result_upload_file"])
     if args.check:
-        print(f"{args.check}: all labels have their questions")
         return
-    print(score.table())
-    if args.json:
-        write_json(args.json, score.to_dict())
     questions, _ = read_questions(args.annotation_file, args.only)
     rows = submission(questions, find_texts(questions, read_answers(args.result_file), args.result_file))
     args.result_upload_file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 
+_HOMES = {
+    "LlavaConfig": "llava.model.config",
+    "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
+    "LlavaMistralConfig": "llava.model.config",
+    "LlavaMistralForCausalLM": "llava.model.language_model.llava_mistral",
+}
 __all__ = ["LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"]
-
-_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral", "llava.model.config")
 
 
 def __getattr__(name: str) -> Any:
-    """Loads all models when one is first used: each registers itself with transformers' auto classes.
+    """Loads all models when one is first used, and registers them with transformers' auto classes.
 
     A submodule that was not imported yet is found, too, as LLaVA's package imports its own.
     """
-    if name not in __all__:
-        if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
-            raise AttributeError(f"module 'llava.model' has no attribute {name!r}")
-        return import_module(f"{__name__}.{name}")
-    for module in map(import_module, _MODULES):
-        globals().update({found: getattr(module, found) for found in __all__ if hasattr(module, found)})
-    return globals()[name]
+    if name in _HOMES:
+        from llava.model.config import register_models
+
+        register_models()
+        return getattr(import_module(_HOMES[name]), name)
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module 'llava.model' has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,12 @@ MODEL_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language
 """The models, which register themselves with transformers' auto classes."""
 
 
+def register_models() -> None:
+    """Makes the models of these configurations known to transformers; not at this file's top, since they import it."""
+    for module in MODEL_MODULES:
+        import_module(module)
+
+
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
 class MultimodalConfig:
     """LLaVA's fields of a language model's configuration; mixed in before one of transformers' classes."""
@@ -72,8 +78,7 @@ class MultimodalConfig:
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for module in MODEL_MODULES:  # now, since they import this one; transformers' from_config then knows the models
-            import_module(module)
+        register_models()
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
         _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))

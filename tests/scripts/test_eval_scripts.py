@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from tests.scripts.eval_scripts import (
     RIGHT,
     YES,
     Run,
-    make_run,
     parquet,
     picture,
     pope,
@@ -33,17 +31,6 @@ from tests.scripts.eval_scripts import (
     score,
     vstar,
 )
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with start(tmp_path_factory.mktemp("interpreter")) as client:
-        yield client
-
-
-@pytest.fixture
-def run(python: Path, tmp_path: Path) -> Run:
-    return make_run(python, tmp_path)
 
 
 def test_pope(run: Run, tmp_path: Path) -> None:

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.interpreter import start
 from tests.llava.eval.files import write_rows
-from tests.scripts.eval_scripts import PICTURE, SCRIPTS, Run, make_run, parquet, picture, pope, score
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with start(tmp_path_factory.mktemp("interpreter")) as client:
-        yield client
-
-
-@pytest.fixture
-def run(python: Path, tmp_path: Path) -> Run:
-    return make_run(python, tmp_path)
+from tests.scripts.eval_scripts import PICTURE, SCRIPTS, Run, parquet, picture, pope, score
 
 
 def test_a_question_without_an_answer_ends_the_script_and_the_others_are_kept(run: Run, tmp_path: Path) -> None:

@@ -133,17 +133,27 @@ def run_scorer(
         outputs: attributes of the flags for more files that `score_files` writes.
     """
 
-    def print_score(args: argparse.Namespace) -> None:
-        check_outputs(args, "json", *outputs)
-        score = score_files(args)
-        if args.check:
-            print(f"{args.check}: all labels have their questions")
-            return
-        print(score.table())
-        if args.json:
-            write_json(args.json, score.to_dict())
+    return parse_and_run(parser, lambda args: print_score(args, score_files, outputs), argv)
 
-    return parse_and_run(parser, print_score, argv)
+
+def print_score(
+    args: argparse.Namespace, score_files: Callable[[argparse.Namespace], Score], outputs: Sequence[str] = ()
+) -> None:
+    """Prints the score, and writes it to `--json`; with `--check`, only reports that the labels fit.
+
+    Args:
+        args: parsed by a parser from `score_parser`.
+        score_files: scores the answers that the flags name.
+        outputs: attributes of the flags for more files that are written.
+    """
+    check_outputs(args, "json", *outputs)
+    score = score_files(args)
+    if args.check:
+        print(f"{args.check}: all labels have their questions")
+        return
+    print(score.table())
+    if args.json:
+        write_json(args.json, score.to_dict())
 
 
 def write_json(path: Path, content: Any) -> None:

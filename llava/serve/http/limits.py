@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from llava.image_limits import DEFAULT_LIMITS, ImageLimits
@@ -87,11 +88,9 @@ def fit_open_files(limits: ConnectionLimits) -> ConnectionLimits:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        try:
+        with suppress(OSError, ValueError):  # macOS has a second, lower limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (OSError, ValueError):  # macOS has a second, lower limit
-            pass
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return limits
     most = max(16, (soft - BACKLOG - OTHER_FILES) // 2)

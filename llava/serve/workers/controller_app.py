@@ -101,8 +101,7 @@ async def _report(request: Request, error: Exception) -> Response:
     return error_response(explain(error))
 
 
-async def _report_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _report_http(request: Request, error: HTTPException) -> Response:
     return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
 
 

@@ -44,3 +44,13 @@ def limited() -> Iterator[tuple[ChatEngine, httpx.Client]]:
     """An engine and an HTTP client of its API, with low limits on requests."""
     with api(limits=LIMITS) as pair:
         yield pair
+
+
+@pytest.fixture(scope="package")
+def limited_engine(limited: tuple[ChatEngine, httpx.Client]) -> ChatEngine:
+    return limited[0]
+
+
+@pytest.fixture(scope="package")
+def limited_client(limited: tuple[ChatEngine, httpx.Client]) -> httpx.Client:
+    return limited[1]

@@ -31,22 +31,11 @@ from tests.llava.serve.openai.serving import (
     user,
 )
 
-
-@pytest.fixture(scope="module")
-def engine(limited: tuple[ChatEngine, httpx.Client]) -> ChatEngine:
-    return limited[0]
-
-
-@pytest.fixture(scope="module")
-def client(limited: tuple[ChatEngine, httpx.Client]) -> httpx.Client:
-    return limited[1]
-
-
 # Events
 
 
-def test_a_stream_has_the_form_that_clients_parse(client: httpx.Client) -> None:
-    response = client.post(CHAT, json=body(stream=True, stream_options={"include_usage": True}))
+def test_a_stream_has_the_form_that_clients_parse(limited_client: httpx.Client) -> None:
+    response = limited_client.post(CHAT, json=body(stream=True, stream_options={"include_usage": True}))
     *chunks, usage, end = events(response)
     assert end == "[DONE]"
     first, *middle, last = [json.loads(chunk) for chunk in chunks]
@@ -94,8 +83,10 @@ def say(answer: Any, pieces: list[str]) -> None:
         ("POST", "/health", 405, "method_not_allowed"),
     ],
 )
-def test_paths_and_methods_that_are_none(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
-    response = client.request(method, path)
+def test_paths_and_methods_that_are_none(
+    limited_client: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
+    response = limited_client.request(method, path)
     error_of(response, status, code)
     assert status != 405 or response.headers["allow"]
 
@@ -115,14 +106,14 @@ def test_paths_and_methods_that_are_none(client: httpx.Client, method: str, path
         (b'{"model": "m"}', "messages: Field required"),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(client: httpx.Client, content: bytes, words: str) -> None:
-    response = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+def test_a_body_that_is_no_request_is_refused(limited_client: httpx.Client, content: bytes, words: str) -> None:
+    response = limited_client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
 
 
-def test_a_body_of_another_kind_is_refused(client: httpx.Client) -> None:
-    response = client.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"})
+def test_a_body_of_another_kind_is_refused(limited_client: httpx.Client) -> None:
+    response = limited_client.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"})
     assert "Content-Type: application/json" in error_of(response, 400, "invalid_request")["message"]
 
 
@@ -137,9 +128,9 @@ def test_a_body_of_another_kind_is_refused(client: httpx.Client) -> None:
     ids=["text", "context", "images", "body"],
 )
 def test_a_request_beyond_the_limits_is_refused(
-    client: httpx.Client, request_body: dict[str, Any], status: int, code: str
+    limited_client: httpx.Client, request_body: dict[str, Any], status: int, code: str
 ) -> None:
-    error_of(client.post(CHAT, json=request_body), status, code)
+    error_of(limited_client.post(CHAT, json=request_body), status, code)
 
 
 LONG = {
@@ -157,8 +148,8 @@ LONG = {
 
 
 @pytest.mark.parametrize("fields", LONG.values(), ids=LONG)
-def test_what_is_long_does_not_make_the_error_long(client: httpx.Client, fields: dict[str, Any]) -> None:
-    response = client.post(CHAT, json=body() | fields)
+def test_what_is_long_does_not_make_the_error_long(limited_client: httpx.Client, fields: dict[str, Any]) -> None:
+    response = limited_client.post(CHAT, json=body() | fields)
     assert response.status_code in (400, 404)
     assert len(response.text) < 2000
 

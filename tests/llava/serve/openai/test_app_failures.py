@@ -26,17 +26,6 @@ from tests.llava.serve.openai.serving import (
     reaches,
 )
 
-
-@pytest.fixture(scope="module")
-def engine(limited: tuple[ChatEngine, httpx.Client]) -> ChatEngine:
-    return limited[0]
-
-
-@pytest.fixture(scope="module")
-def client(limited: tuple[ChatEngine, httpx.Client]) -> httpx.Client:
-    return limited[1]
-
-
 # Failures of the model
 
 
@@ -64,9 +53,11 @@ def test_the_next_request_after_a_failure_is_answered() -> None:
         assert client.post(CHAT, json=body()).json()["choices"][0]["message"]["content"].startswith("a purple")
 
 
-def test_a_fault_of_the_server_is_told_without_its_words(client: httpx.Client, engine: ChatEngine) -> None:
-    with patch.object(engine, "asubmit", side_effect=RuntimeError("/secret/path")):
-        response = client.post(CHAT, json=body())
+def test_a_fault_of_the_server_is_told_without_its_words(
+    limited_client: httpx.Client, limited_engine: ChatEngine
+) -> None:
+    with patch.object(limited_engine, "asubmit", side_effect=RuntimeError("/secret/path")):
+        response = limited_client.post(CHAT, json=body())
     assert error_of(response, 500, "internal_error")["message"] == "the server failed; its log says why"
 
 

@@ -24,17 +24,6 @@ from tests.llava.serve.openai.serving import (
 )
 from tests.llava.test_images import EXIF_ORIENTATION, encode, png_header
 
-
-@pytest.fixture(scope="module")
-def engine(limited: tuple[ChatEngine, httpx.Client]) -> ChatEngine:
-    return limited[0]
-
-
-@pytest.fixture(scope="module")
-def client(limited: tuple[ChatEngine, httpx.Client]) -> httpx.Client:
-    return limited[1]
-
-
 # Pictures
 
 
@@ -61,15 +50,17 @@ GOOD = {
 
 
 @pytest.mark.parametrize("data", GOOD.values(), ids=GOOD)
-def test_an_uncommon_picture_is_seen(client: httpx.Client, data: Callable[[], bytes]) -> None:
-    reply = client.post(CHAT, json=body(user(QUESTION, data_url(data())), max_tokens=2))
+def test_an_uncommon_picture_is_seen(limited_client: httpx.Client, data: Callable[[], bytes]) -> None:
+    reply = limited_client.post(CHAT, json=body(user(QUESTION, data_url(data())), max_tokens=2))
     assert reply.status_code == 200, reply.text
     assert 1 <= reply.json()["usage"]["prompt_tokens_details"]["image_tokens"] <= 128
 
 
-def test_a_rotated_picture_is_seen_upright(client: httpx.Client) -> None:
+def test_a_rotated_picture_is_seen_upright(limited_client: httpx.Client) -> None:
     upright = encode(Image.open(BytesIO(rotated())).transpose(Image.Transpose.ROTATE_270), "PNG")
-    found, expected = (client.post(CHAT, json=body(user(QUESTION, data_url(d)))).json() for d in (rotated(), upright))
+    found, expected = (
+        limited_client.post(CHAT, json=body(user(QUESTION, data_url(d)))).json() for d in (rotated(), upright)
+    )
     assert found["choices"][0]["message"] == expected["choices"][0]["message"]
 
 
@@ -101,14 +92,14 @@ BAD = {
 
 @pytest.mark.parametrize(("url", "words"), BAD.values(), ids=BAD)
 def test_a_hostile_picture_is_refused_in_our_own_words(
-    client: httpx.Client, engine: ChatEngine, url: Callable[[], str], words: str
+    limited_client: httpx.Client, limited_engine: ChatEngine, url: Callable[[], str], words: str
 ) -> None:
-    response = client.post(CHAT, json=body(user(QUESTION, data_url(), url())))
+    response = limited_client.post(CHAT, json=body(user(QUESTION, data_url(), url())))
     error = error_of(response, 400, "invalid_image")
     assert words in error["message"]
     assert error["param"] == "messages[0].content[1].image_url"
     assert not re.search(r"\b0x[0-9a-f]|Traceback|PIL|BytesIO|/usr|passwd", response.text)
-    assert engine.waiting == engine.running == 0
+    assert limited_engine.waiting == limited_engine.running == 0
 
 
 PRIVATE = [
