@@ -1,6 +1,6 @@
 """Computes the GPU memory of training by mode: `python -m scripts.training_memory [--gpus 8] [--batch 1]`.
 
-Nothing is measured. Counted are weights, gradients, optimizer states and activations in bfloat16 training; not counted
+Nothing is measured. Counted are weights, gradients, optimizer states and activations under `--bf16 True`; not counted
 are the CUDA context, communication buffers, fragmentation, and what the frozen tower needs for a moment.
 """
 
@@ -20,11 +20,8 @@ BF16, FLOAT32 = 2, 4
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: a constant of 1 byte for 64 weights, and one of 4 bytes for 256 of these constants."""
 
-TORCH_ADAM = 2 * BF16
-"""Bytes of AdamW per bfloat16 weight: two moments in the weight's dtype."""
-
-DEEPSPEED_ADAM = 3 * FLOAT32
-"""Bytes of DeepSpeed's AdamW per weight: a float32 copy of the weight and two moments."""
+ADAM = 2 * FLOAT32
+"""Bytes of AdamW's two moments; DeepSpeed adds a float32 copy of the weight."""
 
 TOWER_PARAMETERS = 303_507_456
 """CLIP ViT-L/14-336 without its text model."""
@@ -89,86 +86,94 @@ def trained(model: Llama, mode: str, rank: int) -> int:
     return model.projector + {"projector": 0, "full": model.parameters}.get(mode, model.adapters(rank))
 
 
-def layer_bytes(model: Llama, mode: str, rank: int) -> int:
-    """Counts what autograd keeps of a layer per token, in bfloat16, with attention that stores no probabilities.
-
-    Frozen: the norms' float32 inputs (2 x 4 width) and scales (2 x 4), queries, keys, values and attention's output
-    (4 x 2 width) with float32 logarithms (4 heads); gate, up and the gate's activation (3 x 2 inner). Trained layers
-    also keep each norm's output before and after its weight (4 x 2 width) and the last linear layer's input (2 inner).
-    LoRA keeps, for each of its seven layers, dropout's mask and output (1 + 2 bytes an input) and the rank's values.
-    """
-    frozen = 16 * model.width + 6 * model.inner + 4 * model.heads + 8
+def frozen_bytes(model: Llama, mode: str) -> float:
+    """Counts the bytes of frozen weights: bfloat16, but QLoRA's linear layers in 4 bits and its norms in float32."""
     if mode == "full":
-        return frozen + 8 * model.width + 2 * model.inner
-    if mode == "projector":
-        return frozen
-    return frozen + 3 * (6 * model.width + model.inner) + 7 * BF16 * rank
-
-
-def activation_bytes(model: Llama, mode: str, rank: int, tokens: int, checkpointing: bool) -> int:
-    """Counts the activations of a batch of `tokens`.
-
-    With checkpointing each layer keeps its input, and one layer at a time is computed again. Logits take 14 bytes a
-    token and word: bfloat16, float32 log-probabilities, and the float32 gradients of both steps of the loss. They are
-    freed before the layers' backward pass, so of logits and a recomputed layer the larger counts.
-    """
-    layer, logits = tokens * layer_bytes(model, mode, rank), tokens * 14 * model.vocabulary
-    if checkpointing:
-        return model.layers * tokens * BF16 * model.width + max(layer, logits)
-    return model.layers * layer + logits
-
-
-def weight_bytes(model: Llama, mode: str, rank: int) -> float:
-    """Counts the bytes of all weights: bfloat16, but QLoRA's linear layers in 4 bits and its norms in float32."""
-    others = BF16 * (TOWER_PARAMETERS + model.projector)
+        return BF16 * TOWER_PARAMETERS
     if mode == "QLoRA":
         norms = (2 * model.layers + 1) * model.width
         embeddings = 2 * model.vocabulary * model.width
-        return others + NF4 * model.linears + FLOAT32 * norms + BF16 * (embeddings + model.adapters(rank))
-    return others + BF16 * (model.parameters + (model.adapters(rank) if mode == "LoRA" else 0))
+        return BF16 * (TOWER_PARAMETERS + embeddings) + NF4 * model.linears + FLOAT32 * norms
+    return BF16 * (TOWER_PARAMETERS + model.parameters)
 
 
-def one_gpu(model: Llama, mode: str, rank: int, activations: float) -> Memory:
-    """Computes the memory of one GPU without DeepSpeed."""
-    count = trained(model, mode, rank)
-    return Memory(weight_bytes(model, mode, rank), BF16 * count, TORCH_ADAM * count, activations)
+def layer_bytes(model: Llama, mode: str, rank: int, float32_weights: bool) -> int:
+    """Counts what autograd keeps of a layer per token, with attention that stores no probabilities.
+
+    Frozen: the norms' float32 inputs (2 x 4 width) and scales (2 x 4), queries, keys, values and attention's output
+    (4 x 2 width) with float32 logarithms (4 heads); gate, up and the gate's activation (3 x 2 inner). Trained in
+    bfloat16: also each norm's output before and after its weight (4 x 2 width) and the last linear layer's input (2
+    inner). Trained in mixed precision: the norms' outputs are float32 (2 x 4 width), and five linear layers each keep a
+    copy of them in bfloat16 (5 x 2 width). LoRA: for each of seven layers dropout's mask and output (1 + 2 bytes an
+    input) and the rank's values.
+    """
+    frozen = 16 * model.width + 6 * model.inner + 4 * model.heads + 8
+    if mode == "projector":
+        return frozen
+    if mode == "full":
+        return frozen + (18 if float32_weights else 8) * model.width + 2 * model.inner
+    return frozen + 3 * (6 * model.width + model.inner) + 7 * BF16 * rank
 
 
-def sharded(model: Llama, mode: str, rank: int, activations: float, gpus: int) -> Memory:
-    """Computes the memory of each of several GPUs under the recipe's ZeRO stage."""
-    count, weights = trained(model, mode, rank), weight_bytes(model, mode, rank)
+def activation_bytes(
+    model: Llama, mode: str, rank: int, tokens: int, checkpointing: bool, float32_weights: bool = True
+) -> int:
+    """Counts the activations of a batch of `tokens`.
+
+    With checkpointing each layer keeps its input, and one layer at a time is computed again; without, mixed precision
+    also keeps the linear layers' weights in bfloat16. Logits take 14 bytes a token and word: bfloat16, float32
+    log-probabilities, and the float32 gradients of both steps of the loss. They are freed before the layers' backward
+    pass, so of logits and a recomputed layer the larger counts.
+
+    Args:
+        model: the language model.
+        mode: one of MODES.
+        rank: of LoRA adapters.
+        tokens: all sequences of the batch together.
+        checkpointing: whether `--gradient_checkpointing` is on.
+        float32_weights: what is trained is float32, in mixed precision; False: bfloat16, as under DeepSpeed.
+    """
+    layer = tokens * layer_bytes(model, mode, rank, float32_weights)
+    logits = tokens * 14 * model.vocabulary
+    mixed = mode == "full" and float32_weights
+    if checkpointing:
+        return model.layers * tokens * (FLOAT32 if mixed else BF16) * model.width + max(layer, logits)
+    return model.layers * layer + logits + (BF16 * model.linears if mixed else 0)
+
+
+def one_gpu(model: Llama, mode: str, rank: int, tokens: int) -> Memory:
+    """Computes the memory of one GPU without DeepSpeed: what is trained is float32."""
+    count, kept = trained(model, mode, rank), activation_bytes(model, mode, rank, tokens, True)
+    return Memory(frozen_bytes(model, mode) + FLOAT32 * count, FLOAT32 * count, ADAM * count, kept)
+
+
+def sharded(model: Llama, mode: str, rank: int, tokens: int, gpus: int) -> Memory:
+    """Computes the memory of each of several GPUs under the recipe's ZeRO stage: what is trained is bfloat16."""
+    count, kept = trained(model, mode, rank), activation_bytes(model, mode, rank, tokens, True, False)
+    weights = frozen_bytes(model, mode) + BF16 * count
     shared = weights / gpus if ZERO[mode] == 3 else weights
-    return Memory(shared, BF16 * count / gpus, DEEPSPEED_ADAM * count / gpus, activations)
+    return Memory(shared, BF16 * count / gpus, (FLOAT32 + ADAM) * count / gpus, kept)
 
 
 def make_table(gpus: int, batch: int, length: int, rank: int) -> str:
     """Formats all modes as a Markdown table, in GiB."""
-
-    def gib(count: float) -> str:
-        return f"{count / GIB:.1f}"
-
-    lines = [
-        table_head(
-            ["mode", "model", "trained", "weights", "gradients", "AdamW", "activations", "without checkpointing",
-             "one GPU", f"each of {gpus} GPUs, ZeRO"]
-        )
-    ]  # fmt: skip
+    columns = ("mode", "model", "trained", "weights", "gradients", "AdamW", "activations", "without checkpointing")
+    lines = [table_head([*columns, "one GPU", f"each of {gpus} GPUs"])]
     for mode in MODES:
         for model in MODELS:
-            kept = [
-                activation_bytes(model, mode, rank, batch * length, checkpointing) for checkpointing in (True, False)
-            ]
-            one = one_gpu(model, mode, rank, kept[0])
-            parts = [one.weights, one.gradients, one.optimizer, *kept, one.total]
-            share = sharded(model, mode, rank, kept[0], gpus).total
-            millions = f"{trained(model, mode, rank) / 1e6:.0f} M"
-            lines.append(table_row([mode, model.name, millions, *map(gib, parts), f"{gib(share)} (ZeRO-{ZERO[mode]})"]))
+            one = one_gpu(model, mode, rank, batch * length)
+            without = activation_bytes(model, mode, rank, batch * length, False)
+            share = sharded(model, mode, rank, batch * length, gpus)
+            parts = [one.weights, one.gradients, one.optimizer, one.activations, without, one.total, share.total]
+            cells = [f"{part / GIB:.1f}" for part in parts]
+            cells[-1] += f" (ZeRO-{ZERO[mode]})"
+            lines.append(table_row([mode, model.name, f"{trained(model, mode, rank) / 1e6:.0f} M", *cells]))
     return "\n".join(lines)
 
 
 def report(args: argparse.Namespace) -> None:
     """Prints the table and what it assumes."""
-    print(f"Computed, GiB: bfloat16, {args.batch} sequences of {args.length} tokens, LoRA rank {args.rank}.\n")
+    print(f"Computed, in GiB: sequences of {args.length} tokens, {args.batch} a GPU, LoRA of rank {args.rank}.\n")
     print(make_table(args.gpus, args.batch, args.length, args.rank))
 
 
