@@ -114,7 +114,8 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
         if len(line) > LONGEST_ITEM:
             raise ValueError(f"{path}: the line that begins at byte {start} is longer than {LONGEST_ITEM} bytes")
         if not line.isspace():
-            value, problem = None, None
+            value: Any = None
+            problem: str | None = None
             try:
                 value = decoder.decode(line)
             except ValueError as error:
