@@ -47,7 +47,7 @@ def losses(folder: Path, out: Path, data: str = "mixed", **flags: Any) -> list[f
         "use_cpu": True,
         **flags,
     }
-    train([part for name, value in flags.items() for part in (f"--{name}", str(value))])
+    train(argv=[part for name, value in flags.items() for part in (f"--{name}", str(value))])
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [line["loss"] for line in history if "loss" in line]
 
