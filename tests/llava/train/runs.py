@@ -26,7 +26,10 @@ DEFAULTS = {
 
 
 def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
-    """The command line of a run over `data / "data.json"` in its order; `changes` replace or add flags, None removes one."""
+    """The command line of a run over `data / "data.json"` in its order.
+
+    `changes` replace or add flags; None removes one.
+    """
     chosen = {
         "model_name_or_path": model,
         "data_path": data / "data.json",
