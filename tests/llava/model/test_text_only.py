@@ -22,12 +22,16 @@ IMAGES = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 TOWERS: dict[str, Any] = {"clip": None, "qlip": {"alpha": 0.3}, "qlip with a thumbnail": {"thumbnail": True}}
 
 
-@pytest.fixture(params=TOWERS)
-def model(request) -> LlavaLlamaForCausalLM:
+def make_model(qlip: Any) -> LlavaLlamaForCausalLM:
     settings = {"mm_vision_config": VISION, "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 64}
-    model = LlavaLlamaForCausalLM(LlavaConfig(**TEXT, **settings, qlip=TOWERS[request.param]))
+    model = LlavaLlamaForCausalLM(LlavaConfig(**TEXT, **settings, qlip=qlip))
     model.load_state_dict(llava_state(transformers_model()))
     return model.requires_grad_(False).train()
+
+
+@pytest.fixture(params=TOWERS)
+def model(request) -> LlavaLlamaForCausalLM:
+    return make_model(TOWERS[request.param])
 
 
 @pytest.fixture
