@@ -26,7 +26,10 @@ DEFAULTS = {
 
 
 def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
-    """The command line of a run over `data / "data.json"` in its order; `changes` replace or add flags."""
+    """The command line of a run over `data / "data.json"` in its order.
+
+    `changes` replace or add flags; None removes one.
+    """
     chosen = {
         "model_name_or_path": model,
         "data_path": data / "data.json",
@@ -35,7 +38,7 @@ def flags(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
         **DEFAULTS,
         **changes,
     }
-    return [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
+    return [part for name, value in chosen.items() if value is not None for part in (f"--{name}", str(value))]
 
 
 def train_on(model: Path, data: Path, out: Path, **changes: Any) -> Any:
