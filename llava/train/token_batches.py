@@ -131,30 +131,34 @@ class _PaddedPlan:
 
 
 class _PackedPlan:
-    """Batches of full rows, which are drawn from all rows at random."""
+    """Batches of full rows, which are drawn from all rows at random. Samples too long for a row are batches alone."""
 
     def __init__(self, lengths: Array, budget: int, capacity: int, together: int) -> None:
         self._lengths = lengths
         room, most = min(capacity, budget), max(1, budget // capacity)
         descending = np.sort(lengths)[::-1]
+        self._alone = int((descending > room).sum())  # the first rows, since the longest samples come first
         rows = fill_rows(descending.tolist(), room)
-        long = [row for row in rows if descending[row].sum() > room]
-        short = [row for row in rows if descending[row].sum() <= room]
-        count = len(long) + math.ceil(len(short) / most)
-        wanted = _round_up(count, together) - len(long)
-        self._long = long
-        self._short = short if len(short) >= wanted else _split_rows(short, wanted)
-        self._batches = min(wanted, len(self._short))
-        self.count = len(long) + self._batches
+        count = self._alone + math.ceil((1 + max(rows) - self._alone) / most)
+        rows = split_rows(rows, _round_up(count, together))
+        self._rows = np.asarray(rows)  # of each sample, from long to short
+        self._samples = np.bincount(self._rows)  # of each row
+        self._tokens = np.bincount(self._rows, descending).astype(np.int64)  # of each row
+        self.count = min(_round_up(count, together), len(self._samples))
 
     def draw(self, rng: np.random.Generator) -> tuple[list[Array], list[int]]:
-        order = _shuffle_equals(self._lengths, rng)
-        shuffled = [self._short[i] for i in rng.permutation(len(self._short))]
-        bounds = [len(shuffled) * i // max(self._batches, 1) for i in range(self._batches + 1)]
-        groups = [[row] for row in self._long] + [shuffled[start:end] for start, end in pairwise(bounds)]
-        batches = [order[np.concatenate(rows)] for rows in groups]
-        costs = [len(rows) * max(int(self._lengths[order[row]].sum()) for row in rows) for rows in groups]
-        return batches, costs
+        alone, every = self._alone, len(self._samples)
+        rows = np.concatenate([np.arange(alone), alone + rng.permutation(every - alone)])
+        batches = self.count - alone
+        # Where each batch begins in `rows`; those of several rows have equal numbers of them, or one more.
+        starts = np.concatenate([np.arange(alone), alone + np.arange(batches) * (every - alone) // max(batches, 1)])
+        place = np.empty(every, dtype=np.int64)
+        place[rows] = np.arange(every)
+        in_rows = _shuffle_equals(self._lengths, rng)[np.argsort(place[self._rows], kind="stable")]
+        ends = self._samples[rows].cumsum()[np.append(starts[1:], every) - 1]
+        longest = np.maximum.reduceat(self._tokens[rows], starts)
+        costs = longest * np.diff(starts, append=every)
+        return np.split(in_rows, ends[:-1]), costs.tolist()
 
 
 def round_lengths(lengths: Array, most: int) -> Array:
@@ -170,7 +174,7 @@ def round_lengths(lengths: Array, most: int) -> Array:
     return np.where(lengths <= most, np.minimum(rounded, most), lengths)
 
 
-def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def fill_rows(lengths: Sequence[int], capacity: int) -> list[int]:
     """Fills rows with samples, each into the row with the least room that is enough (best fit).
 
     Args:
@@ -178,12 +182,13 @@ def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         capacity: tokens of a row; a longer sample gets a row alone.
 
     Returns:
-        The positions in `lengths` that each row holds.
+        The row of each sample, numbered as they begin.
     """
-    rows: list[list[int]] = []
+    rows: list[int] = []
+    count = 0
     with_room: dict[int, list[int]] = {}  # room -> rows
     rooms = 0  # bit r is set where `with_room[r]` is not empty
-    for position, length in enumerate(lengths):
+    for length in lengths:
         enough = rooms >> length
         if enough:
             room = length + (enough & -enough).bit_length() - 1
@@ -191,9 +196,8 @@ def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             if not with_room[room]:
                 rooms ^= 1 << room
         else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(position)
+            room, row, count = capacity, count, count + 1
+        rows.append(row)
         if room > length:
             with_room.setdefault(room - length, []).append(row)
             rooms |= 1 << (room - length)
@@ -212,11 +216,23 @@ def split_largest(slices: Sequence[tuple[int, int]], wanted: int) -> list[tuple[
     return sorted((start, end) for _, start, end in heap)
 
 
-def _split_rows(rows: Sequence[list[int]], wanted: int) -> list[list[int]]:
-    """Halves the rows of most samples until there are `wanted`, or all hold one sample."""
-    flat = [position for row in rows for position in row]
-    ends = np.cumsum([0, *map(len, rows)]).tolist()
-    return [flat[start:end] for start, end in split_largest(list(pairwise(ends)), wanted)]
+def split_rows(rows: Sequence[int], wanted: int) -> list[int]:
+    """Halves the rows of most samples until there are `wanted`, or all hold one sample.
+
+    Args:
+        rows: the row of each sample.
+        wanted: rows.
+
+    Returns:
+        The same with more rows, numbered in the order of those that they are part of.
+    """
+    counts = np.bincount(rows)
+    if len(counts) >= wanted:
+        return list(rows)
+    slices = split_largest(list(pairwise([0, *counts.cumsum().tolist()])), wanted)
+    parts = np.empty(len(rows), dtype=np.int64)
+    parts[np.argsort(rows, kind="stable")] = np.repeat(np.arange(len(slices)), [end - start for start, end in slices])
+    return parts.tolist()
 
 
 def _shuffle_equals(sizes: Array, rng: np.random.Generator) -> Array:
