@@ -139,10 +139,10 @@ def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip
         "conv_mode": "vicuna_v1",
         "qlip": qlip,
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "generation_config.json", tokens)
-    _write_json(folder / "preprocessor_config.json", preprocessor_config(model.tower.config.image_size))
+    write_json(folder / "generation_config.json", tokens)
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model.tower.config.image_size))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)
@@ -174,5 +174,6 @@ def _fields(config: PreTrainedConfig) -> dict:
     return {name: value for name, value in (own | tokens).items() if value is not None}
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON object, its names sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
