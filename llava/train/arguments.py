@@ -1,0 +1,144 @@
+"""Parses the command line of training into LLaVA's three groups of arguments, and refuses contradictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from llava.command import OneLineParser
+from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
+
+__all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingArguments(LlavaTrainingFields, transformers.TrainingArguments):
+    """transformers' training arguments with LLaVA's and ours; LLaVA's defaults where they differ."""
+
+    optim: str = field(default="adamw_torch")
+    remove_unused_columns: bool = field(default=False)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the products: bfloat16 or float16 where asked for, else float32."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
+
+class ParsedArguments(NamedTuple):
+    """A parsed command line."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    given: frozenset[str]
+    """Names of the flags that the command line has; a LLaVA checkpoint's own settings hold for the others."""
+
+
+class _Parser(OneLineParser, HfArgumentParser):
+    """transformers' parser of dataclasses, with errors of one line."""
+
+
+def parse_arguments(argv: Sequence[str], program: str = "llava.train") -> ParsedArguments:
+    """Parses a command line, old spellings included.
+
+    Raises:
+        ValueError: an unknown flag, a value out of range, or flags that contradict each other.
+        SystemExit: a value that is no number, no truth value, ...
+    """
+    arguments, settings, warnings = modernise(argv)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    given = frozenset(argument.removeprefix("--").replace("-", "_") for argument in arguments if argument[:2] == "--")
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), prog=program, allow_abbrev=False)
+    defaults = vars(parser.parse_args([]))
+    values = vars(parser.parse_args(arguments))
+    if not torch.accelerator.is_available():
+        if values["tf32"]:
+            logger.warning("--tf32 is not read: this machine has no GPU")
+            values["tf32"] = None
+        values["use_cpu"] = True
+    if values["output_dir"] is None:
+        raise ValueError("--output_dir is missing: the folder that checkpoints and the model are written to")
+    values["run_name"] = values["run_name"] or values["output_dir"]
+    if settings and values["qlip"] is False:
+        raise ValueError(f"--qlip False contradicts --qlip.{min(settings)}")
+    model, data, training = (
+        group(**{item.name: values[item.name] for item in fields(group) if item.init and item.name in defaults})
+        for group in (ModelArguments, DataArguments, TrainingArguments)
+    )
+    if settings:
+        model.qlip = settings
+    check_arguments(model, data, training)
+    return ParsedArguments(model, data, training, given)
+
+
+def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
+    """Checks that arguments are in range and do not contradict each other.
+
+    Raises:
+        ValueError: they are not, or do.
+    """
+    for name, value, allowed in (
+        ("bits", training.bits, (4, 8, 16)),
+        ("quant_type", training.quant_type, ("nf4", "fp4")),
+        ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
+        ("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad")),
+        ("mm_patch_merge_type", model.mm_patch_merge_type, ("flat",)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
+    for name, count, least in (
+        ("model_max_length", training.model_max_length, 2),
+        ("lora_r", training.lora_r, 1),
+        ("batch_tokens", training.batch_tokens, 1),
+        ("max_bad_samples", data.max_bad_samples, 0),
+    ):
+        if count is not None and count < least:
+            raise ValueError(f"--{name} is {count}; it must be at least {least}")
+    if data.data_path is None:
+        raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
+    check_modes(model, training)
+    evaluates = training.eval_strategy != "no" or training.eval_on_start
+    wanted = [name for name in ("eval_data_path", "eval_questions") if getattr(data, name) is not None]
+    if evaluates and not wanted:
+        raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
+    if wanted and not evaluates:
+        raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
+
+
+def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
+    """Checks which parts are trained.
+
+    Raises:
+        ValueError: the flags contradict each other, or what is trained would not be saved.
+    """
+    projector, lora, unfrozen = model.tune_mm_mlp_adapter, training.lora_enable, model.unfreeze_mm_vision_tower
+    contradictions: tuple[tuple[bool, str], ...] = (
+        (projector and lora, "--tune_mm_mlp_adapter trains the projector alone, --lora_enable the language model, too"),
+        (projector and unfrozen, "--tune_mm_mlp_adapter saves the projector alone, not the tower that "
+         "--unfreeze_mm_vision_tower trains"),
+        (projector and training.freeze_mm_mlp_adapter, "--tune_mm_mlp_adapter trains what --freeze_mm_mlp_adapter "
+         "freezes"),
+        (training.bits != 16 and not (lora or projector), f"--bits {training.bits} freezes the language model; add "
+         "--lora_enable True or --tune_mm_mlp_adapter True"),
+        (training.bits != 16 and training.deepspeed is not None and _zero_stage(training) == 3,
+         "quantised weights cannot be sharded by ZeRO-3; use scripts/zero2.json"),
+        (training.group_by_modality_length and (training.pack or training.batch_tokens is not None),
+         "--group_by_modality_length groups a number of samples; --pack and --batch_tokens form batches by tokens"),
+    )  # fmt: skip
+    for wrong, message in contradictions:
+        if wrong:
+            raise ValueError(message)
+
+
+def _zero_stage(training: TrainingArguments) -> int:
+    config: Any = training.hf_deepspeed_config.config
+    return int(config.get("zero_optimization", {}).get("stage", 0))
