@@ -1,7 +1,7 @@
 """Writes scenes as LLaVA's training data: `python -m playground.instructions --out DIR`.
 
-DIR gets `images/`, `captions.json` for stage 1 (one caption a scene) and `conversations.json` for stage 2 (questions about
-a scene in one to six turns, and some about a scene in words, without an image). Knows no models.
+DIR gets `images/`, `captions.json` for stage 1 (a caption of each scene) and `conversations.json` for stage 2
+(questions about each scene in one to six turns, and some about a scene in words, without an image). Knows no models.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def write_instructions(folder: Path, spec: SceneSpec, seed: int, count: int, tex
         samples = pool.map(partial(_write_scene, folder, spec, seed, text_share), range(count), chunksize=64)
         for number, (caption, *rest) in enumerate(samples):
             captions.write(f"{'[' if number == 0 else ','}\n{json.dumps(caption)}")
-            conversations.write("".join(f"{',' if number or at else '['}\n{json.dumps(s)}" for at, s in enumerate(rest)))
+            conversations.write(
+                "".join(f"{',' if number or at else '['}\n{json.dumps(s)}" for at, s in enumerate(rest))
+            )
         for file in (captions, conversations):
             file.write("\n]\n")
     done.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -71,7 +73,7 @@ def _write_scene(folder: Path, spec: SceneSpec, seed: int, text_share: float, in
     made = scene(spec, seed, index)
     rng = np.random.default_rng((seed, index, 3))
     identity = f"{seed:06d}_{index:06d}"
-    Image.fromarray(made.image).save(folder / IMAGES / f"{identity}.png")
+    Image.fromarray(made.image).save(folder / IMAGES / f"{identity}.png", compress_level=1)  # a third of the time
     image = {"image": f"{identity}.png"}
     asked = scene_questions(made.objects, spec.size, rng, _choose_kinds(ASKED, rng))
     samples = [
@@ -100,14 +102,12 @@ def _opened(opening: str, asked: Sequence[Question]) -> Iterator[tuple[str, str]
 def _turns(pairs: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """Formats requests and answers as the turns of a LLaVA sample."""
     return [
-        {"from": speaker, "value": text}
-        for pair in pairs
-        for speaker, text in zip(("human", "gpt"), pair, strict=True)
+        {"from": speaker, "value": text} for pair in pairs for speaker, text in zip(("human", "gpt"), pair, strict=True)
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command's flags."""
     parser = OneLineParser(prog="instructions", description="Write synthetic scenes as LLaVA's training data.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--scenes", type=integer(), default=1000, help="number of scenes (%(default)s)")
@@ -116,7 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text-share", type=real(most=1.0), default=0.1, help="samples without an image, a share of the scenes"
     )
-    return parse_and_run(parser, command, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    return parse_and_run(make_parser(), command, argv)
 
 
 def command(args: argparse.Namespace) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava.model.builder import load_pretrained_model
+
 WIDTH = 128
 CONTEXT = 2048
 SELECTED_LAYER = -2
@@ -116,6 +118,16 @@ def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
         for prefix, part in parts.items()
         for name, weight in part.state_dict().items()
     }
+
+
+def load_model(folder: Path) -> DemoModel:
+    """Loads a LLaVA checkpoint of the demo model's architecture, in float32, for training or saving."""
+    _, llava, _, _ = load_pretrained_model(folder, device="cpu", qlip=False, dtype=torch.float32)
+    model, state = DemoModel(llava.config.vocab_size), llava.state_dict()
+    model.decoder.load_state_dict({name: state[name] for name in model.decoder.state_dict()})
+    model.projector.load_state_dict(llava.get_model().mm_projector.state_dict())
+    model.tower.load_state_dict(llava.get_vision_tower().vision_tower.state_dict())
+    return model
 
 
 def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip: dict = QLIP_SETTINGS) -> None:

@@ -1,6 +1,7 @@
-"""Splits a model into a Llama and a CLIP tower, as Vicuna and CLIP are published: `python -m playground.parts --out DIR`.
+"""Splits a LLaVA into a Llama and a CLIP tower: `python -m playground.parts --out DIR`.
 
-DIR gets `language-model/` and `tower/`, which LLaVA's training joins by a new projector.
+As others publish Vicuna and CLIP: DIR gets `language-model/` and `tower/`, which LLaVA's training joins by a new
+projector.
 """
 
 from __future__ import annotations
@@ -55,12 +56,17 @@ def split_checkpoint(model_path: str) -> Parts:
     return Parts(llama, tokenizer, model.get_vision_tower().vision_tower)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command's flags."""
     parser = OneLineParser(prog="parts", description="Split a LLaVA checkpoint into a Llama and a CLIP tower.")
     parser.add_argument("--model-path", default=demo_model_path(), help="default: the embedded model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, empty or absent")
-    return parse_and_run(parser, command, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    return parse_and_run(make_parser(), command, argv)
 
 
 def command(args: argparse.Namespace) -> None:
