@@ -14,7 +14,7 @@ import pytest
 from llava.utils import demo_picture_path
 
 ROOT = Path(__file__).parents[1]
-ENDS = {"run_command", "parse_and_run", "run_scorer", "labelled_main", "answer_questions", "command"}
+ENDS = {"run_command", "parse_and_run", "run_scorer", "labelled_main", "answer_questions", "command", "run_training"}
 """What a `main` ends by: the runner itself, or a function that ends by it."""
 
 PROGRAMS = sorted(

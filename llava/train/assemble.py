@@ -1,0 +1,282 @@
+"""Builds the tokenizer and the model to train: from a language model and a tower, or from a LLaVA checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.model.builder import finish_tower
+from llava.model.checkpoint import Checkpoint, inspect, local_folder
+from llava.model.config import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import override_flag
+from llava.model.quantization import UNQUANTISED
+from llava.model.tokenizer import load_tokenizer
+from llava.model.weights import check_complete, grow_vocabulary, load_weights
+from llava.train.arguments import ParsedArguments, TrainingArguments
+from llava.train.lora import add_adapters
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATE = "vicuna_v1"
+VISION_FIELDS = (
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_projector_type",
+    "mm_patch_merge_type",
+    "mm_use_im_start_end",
+    "mm_use_im_patch_token",
+)
+"""Flags that a LLaVA checkpoint's own configuration stands in for where the command line lacks them."""
+
+
+def assemble(
+    args: ParsedArguments, attn_implementation: str | None = None
+) -> tuple[PreTrainedTokenizerBase, Any, Conversation]:
+    """Builds what is trained: weights loaded, parts frozen as the flags say, adapters added.
+
+    Args:
+        args: the command line.
+        attn_implementation: of the language model; None is transformers' default.
+
+    Returns:
+        The tokenizer; the model, in peft's wrapper with LoRA; the prompt template.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or it lacks a file.
+        ValueError: a checkpoint that cannot be trained, or flags that do not fit it.
+    """
+    checkpoint = find_base(args)
+    config = checkpoint.config
+    is_llava = config.has_tower
+    name = choose_template(args, config)
+    vision = choose_vision(args, config)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    model = load_model(checkpoint, args, attn_implementation)
+    add_padding_token(tokenizer, model, name)
+    tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
+    if vision is not None:
+        model.get_model().initialize_vision_modules(vision, args.training.fsdp)
+        model.initialize_vision_tokenizer(vision, tokenizer)
+    finish_tower(model, checkpoint.folder)
+    record_settings(model, args, name, vision)
+    if not is_llava or "image_aspect_ratio" in args.given:
+        model.config.image_aspect_ratio = args.data.image_aspect_ratio
+    tuned = add_adapters(model, args.training) if args.training.lora_enable else model
+    choose_parameters(model, args)
+    if args.training.bits != 16 and vision is not None:  # the Trainer does not move a quantised model
+        for part in (model.get_vision_tower(), model.get_model().mm_projector):
+            part.to(args.training.device)
+    if args.training.activation_checkpointing:
+        model.enable_input_require_grads()  # recomputed blocks need an input with a gradient, also with a frozen trunk
+    set_dtypes(model, args.training)
+    return tokenizer, tuned, conv_templates[name]
+
+
+def find_base(args: ParsedArguments) -> Checkpoint:
+    """Finds and inspects the checkpoint that training starts from.
+
+    Raises:
+        ValueError: it is no language model or whole LLaVA checkpoint.
+    """
+    path = str(args.model.model_name_or_path)
+    checkpoint = inspect(local_folder(path, cache_dir=args.training.cache_dir))
+    if checkpoint.kind != "full":
+        way_out = "merge it by scripts/merge_lora_weights.py" if checkpoint.kind == "lora" else (
+            "give its language model, and it as --pretrain_mm_mlp_adapter"
+        )  # fmt: skip
+        raise ValueError(f"--model_name_or_path {path} is a {checkpoint.kind} checkpoint, not a whole model; {way_out}")
+    if not checkpoint.config.has_tower and args.model.vision_tower is None:
+        for name in ("tune_mm_mlp_adapter", "pretrain_mm_mlp_adapter", "unfreeze_mm_vision_tower", "qlip"):
+            if getattr(args.model, name):
+                raise ValueError(f"--{name} needs a vision tower, which {path} does not have; give --vision_tower")
+    return checkpoint
+
+
+def choose_template(args: ParsedArguments, config: LlavaConfig) -> str:
+    """Chooses the prompt template: the flag's, else a LLaVA checkpoint's, else LLaVA's default."""
+    version = str(args.model.version)
+    if config.has_tower and "version" not in args.given:
+        version = config.conv_mode or DEFAULT_TEMPLATE
+    if version not in conv_templates:
+        logger.warning("--version %r is no template's name; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
+        version = DEFAULT_TEMPLATE
+    logger.info("prompt template: %s", version)
+    return version
+
+
+def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace | None:
+    """Chooses the tower's and projector's settings, and brings the configuration in line before weights are loaded.
+
+    Args:
+        args: the command line; its flags win over a LLaVA checkpoint's settings.
+        config: of the checkpoint; changed in place.
+
+    Returns:
+        What LLaVA's `initialize_vision_modules` reads; None for a text-only model.
+
+    Raises:
+        ValueError: another projector than the checkpoint's.
+    """
+    flag = args.model.qlip
+    if isinstance(flag, dict) and flag.get("mlp"):
+        flag = {**flag, "mlp": str(Path(flag["mlp"]).absolute())}
+    override_flag(config, flag)
+    own = config.has_tower
+    if not own and args.model.vision_tower is None:
+        return None
+    chosen = {name: getattr(config if own and name not in args.given else args.model, name) for name in VISION_FIELDS}
+    if own and chosen["mm_projector_type"] != config.mm_projector_type:
+        raise ValueError(
+            f"--mm_projector_type is {chosen['mm_projector_type']!r}, but {args.model.model_name_or_path} has a"
+            f" {config.mm_projector_type!r} projector; leave the flag out"
+        )
+    tower = args.model.vision_tower or config.mm_vision_tower
+    if own:
+        config.mm_vision_tower = config.mm_vision_tower if config.mm_vision_config is not None else tower
+        for name, value in chosen.items():
+            setattr(config, name, value)
+    return SimpleNamespace(
+        vision_tower=tower,
+        qlip=config.qlip,
+        pretrain_mm_mlp_adapter=args.model.pretrain_mm_mlp_adapter,
+        tune_mm_mlp_adapter=args.model.tune_mm_mlp_adapter,
+        **chosen,
+    )
+
+
+def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None) -> LlavaLlamaForCausalLM:
+    """Loads the checkpoint's weights.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    training = args.training
+    trains_trunk = not (training.lora_enable or args.model.tune_mm_mlp_adapter or args.model.freeze_backbone)
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if is_deepspeed(training) or (not trains_trunk and not is_fsdp(training)):
+        options["dtype"] = training.compute_dtype
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if training.bits != 16:
+        options |= {"quantization_config": quantization_of(training), "device_map": {"": training.device}}
+    model, missing = load_weights(checkpoint, options, {"cache_dir": training.cache_dir})
+    check_complete(missing, checkpoint.folder)
+    model.config.use_cache = False
+    return model
+
+
+def quantization_of(training: TrainingArguments) -> BitsAndBytesConfig:
+    """Builds bitsandbytes' settings; tower, projector and output layer are not quantised."""
+    return BitsAndBytesConfig(
+        load_in_4bit=training.bits == 4,
+        load_in_8bit=training.bits == 8,
+        llm_int8_skip_modules=UNQUANTISED,
+        llm_int8_threshold=6.0,
+        llm_int8_has_fp16_weight=False,
+        bnb_4bit_compute_dtype=training.compute_dtype,
+        bnb_4bit_use_double_quant=training.double_quant,
+        bnb_4bit_quant_type=training.quant_type,
+    )
+
+
+def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM, template: str) -> None:
+    """Sets the padding token as LLaVA does: a new one, "[PAD]", for template v0, else the unknown token."""
+    if template == "v0":
+        if tokenizer.pad_token is None:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                grow_vocabulary(model, len(tokenizer))
+    elif tokenizer.unk_token is not None:
+        tokenizer.pad_token = tokenizer.unk_token
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def record_settings(
+    model: LlavaLlamaForCausalLM, args: ParsedArguments, template: str, vision: SimpleNamespace | None
+) -> None:
+    """Writes into the configuration what LLaVA's config.json says about training, and the template to chat with."""
+    config, training = model.config, args.training
+    if vision is not None:
+        config.mm_use_im_start_end, config.mm_use_im_patch_token = (
+            vision.mm_use_im_start_end,
+            vision.mm_use_im_patch_token,
+        )
+        config.mm_patch_merge_type = vision.mm_patch_merge_type
+        config.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
+        config.freeze_mm_mlp_adapter = training.freeze_mm_mlp_adapter
+        config.unfreeze_mm_vision_tower = args.model.unfreeze_mm_vision_tower
+        config.mm_projector_lr = training.mm_projector_lr
+    config.tokenizer_padding_side = "right"
+    config.tokenizer_model_max_length = training.model_max_length
+    if conv_templates[template].sep_style is not SeparatorStyle.PLAIN:
+        config.conv_mode = template
+
+
+def choose_parameters(model: LlavaLlamaForCausalLM, args: ParsedArguments) -> None:
+    """Freezes and unfreezes parameters as the flags say; adapters stay trainable."""
+    trunk, tower = model.get_model(), model.get_vision_tower()
+    if args.model.freeze_backbone and not args.training.lora_enable:
+        trunk.requires_grad_(False)
+    if args.model.tune_mm_mlp_adapter:
+        model.requires_grad_(False)
+        if model.config.mm_use_im_start_end:
+            model.get_input_embeddings().requires_grad_(True)
+    if tower is None:
+        return
+    trunk.mm_projector.requires_grad_(not args.training.freeze_mm_mlp_adapter)
+    tower.requires_grad_(False)
+    if args.model.unfreeze_mm_vision_tower:
+        unfreeze(tower)
+
+
+def unfreeze(tower: VisionTower) -> None:
+    """Makes a tower trainable, but for what lies behind the layer that is read: it would never get a gradient."""
+    tower.requires_grad_(True)
+    depth = tower.config.num_hidden_layers
+    read = tower.select_layer if tower.select_layer >= 0 else depth + 1 + tower.select_layer
+    for name, parameter in tower.named_parameters():
+        _, found, layer = name.partition("encoder.layers.")
+        is_later = bool(found) and int(layer.partition(".")[0]) >= read
+        if is_later or "post_layernorm" in name or ".head." in name:
+            parameter.requires_grad_(False)
+
+
+def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
+    """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
+
+    DeepSpeed holds float32 copies itself, so that all weights have the products' dtype; FSDP shards weights of one
+    dtype only, float32. The norms of a quantised model are float32.
+    """
+    if is_fsdp(training):
+        return
+    compute, masters = training.compute_dtype, not is_deepspeed(training)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad and masters else compute)
+    if training.bits != 16:
+        for name, module in model.named_modules():
+            if "norm" in name.rpartition(".")[2] and "vision_tower" not in name:
+                module.float()
+
+
+def is_deepspeed(training: TrainingArguments) -> bool:
+    """Whether DeepSpeed trains, by its flag or by accelerate's configuration."""
+    return training.deepspeed_plugin is not None
+
+
+def is_fsdp(training: TrainingArguments) -> bool:
+    """Whether FSDP shards the model, by its flag or by accelerate's configuration."""
+    return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

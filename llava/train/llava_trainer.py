@@ -1,0 +1,286 @@
+"""transformers' Trainer for LLaVA: its batches, its learning rates, its files, and what it logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from llava.constants import IGNORE_INDEX
+from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.sampler import LengthGroupedSampler
+from llava.train.saving import (
+    STAGING,
+    cache_in_config,
+    load_trained,
+    name_checkpoint,
+    projector_state,
+    rotate,
+    save_adapters,
+    save_config,
+    save_projector,
+    trained_state,
+)
+from llava.train.throughput import BatchCounts, Throughput, gather_objects
+from llava.train.token_batches import TokenBatchSampler
+
+logger = logging.getLogger(__name__)
+
+TOTALS_FILE = "throughput.json"
+
+
+class LLaVATrainer(Trainer):
+    """Trains the projector, the whole model, or adapters, and saves in every checkpoint what continues the run."""
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *,
+        tokenizer: Any = None,
+        lengths: Any = None,
+        max_bad_samples: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            model: see transformers' Trainer.
+            args: `TrainingArguments`; `tune_mm_mlp_adapter`, if it has it, saves the projector alone.
+            tokenizer: LLaVA's name for `processing_class`.
+            lengths: int (N,), tokens of each sample, text and visual; needed for `batch_tokens` and `pack`.
+            max_bad_samples: most malformed or unreadable samples to leave out before the run ends.
+            **kwargs: of transformers' Trainer.
+        """
+        kwargs.setdefault("processing_class", tokenizer)
+        super().__init__(model=model, args=args, **kwargs)
+        self.lengths = lengths
+        self.throughput = Throughput(max_bad_samples)
+        self.evaluator: Any = None
+        self._staging: Path | None = None
+        self._evaluated: list[tuple[float, int]] = []
+        self._eval_counts = BatchCounts()
+
+    # Batches
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if dataset is None or not self.args.group_by_modality_length:
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            lengths=dataset.modality_lengths,
+            group_by_modality=True,
+            seed=self._seed,
+        )
+
+    @property
+    def _seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Builds the loader of training batches: of a number of samples, or of a number of tokens."""
+        args = self.args
+        if args.batch_tokens is None and not args.pack:
+            return super().get_train_dataloader()
+        if self.train_dataset is None or self.lengths is None:
+            raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")
+        budget = args.batch_tokens or args.train_batch_size * args.model_max_length
+        sampler = TokenBatchSampler(
+            self.lengths,
+            budget,
+            args.model_max_length if args.pack else None,
+            args.world_size,
+            args.process_index,
+            args.gradient_accumulation_steps,
+            self._seed,
+        )
+        return _TokenLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        counts = inputs.pop("counts", None)
+        if counts is not None and self.model.training:
+            self.throughput.add(counts)
+        elif counts is not None:
+            self._eval_counts += counts
+        return super()._prepare_inputs(inputs)
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Builds the optimizer, with a learning rate of its own for the projector where `mm_projector_lr` is set."""
+        rate = self.args.mm_projector_lr
+        optimizer = super().create_optimizer(model)
+        if rate is None or any("is_projector" in group for group in optimizer.param_groups):
+            return optimizer
+        trained: Any = self.model if model is None else model
+        projector = {id(weight) for name, weight in trained.named_parameters() if "mm_projector" in name}
+        for group in list(optimizer.param_groups):
+            own = [weight for weight in group["params"] if id(weight) in projector]
+            if own:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in projector]
+                rest = {name: value for name, value in group.items() if name != "params"}
+                optimizer.add_param_group({**rest, "params": own, "lr": rate, "is_projector": True})
+        return optimizer
+
+    # Log and evaluation
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds throughput, padding and memory to the log lines of training steps."""
+        super().log(logs | self.throughput.report() if "loss" in logs else logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measures the loss on the evaluation's samples, and the share of right answers to its questions."""
+        with self.throughput.paused():
+            metrics = super().evaluate(*args, **kwargs) if self.eval_dataset is not None else {}
+            if self.evaluator is not None:
+                answers = self.evaluator(self)
+                self.log(answers)
+                metrics |= answers
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Measures the mean loss of all target tokens, not the mean of batches."""
+        self._evaluated, self._eval_counts = [], BatchCounts()
+        kwargs["prediction_loss_only"] = True
+        output = super().evaluation_loop(*args, **kwargs)
+        mine = (sum(loss * count for loss, count in self._evaluated), self._eval_counts)
+        total, counts = 0.0, BatchCounts()
+        for own_total, own_counts in gather_objects(mine):
+            total, counts = total + own_total, counts + own_counts
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = total / max(counts.target_tokens, 1)
+        output.metrics[f"{prefix}_target_tokens"] = counts.target_tokens
+        output.metrics[f"{prefix}_dropped_samples"] = len(counts.skipped)
+        for skipped in counts.skipped:
+            logger.warning("left out of the evaluation: %s", skipped.reason)
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes a batch's loss and notes how many tokens it is the mean of."""
+        labels: Tensor = inputs["labels"]
+        count = int((labels[:, 1:] != IGNORE_INDEX).sum())
+        loss, logits, outputs = super().prediction_step(model, inputs, *args, **kwargs)
+        if count:
+            self._evaluated.append((float(loss), count))
+        return (loss if count else torch.zeros_like(loss)), logits, outputs
+
+    # Files
+
+    @property
+    def _is_lora(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+
+    @property
+    def _is_projector_only(self) -> bool:
+        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the projector and config.json, the adapters and other trained weights, or the whole model."""
+        folder = Path(output_dir or self.args.output_dir)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self._is_projector_only:
+            state = projector_state(model)
+            if self.args.should_save:
+                save_projector(model, state, folder)
+        elif self._is_lora:
+            state = trained_state(model)
+            if self.args.should_save:
+                save_adapters(model, state, folder)
+        else:
+            self._save_whole(model, folder, _internal_call)
+
+    def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
+        """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
+        dtype = self.args.compute_dtype
+        with cache_in_config(model.config):
+            if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                super().save_model(str(folder), is_checkpoint)
+            elif self.args.should_save:
+                state = {
+                    name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor
+                    for name, tensor in model.state_dict().items()
+                }
+                self._save(str(folder), state_dict=state)
+                save_config(model, folder, dtype)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint under another name and renames it: one that has its name is whole."""
+        final = Path(super()._get_output_dir(trial))
+        name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
+        self._staging, self.args.save_total_limit = final / STAGING, None
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            with self.throughput.paused():
+                super()._save_checkpoint(model, trial)
+                self.throughput.update()
+            staged = self._staging / name
+            if self.args.should_save:
+                (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")
+                self._name_best(staged, final)
+        finally:
+            self._staging, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name_checkpoint(staged, final / name)
+            shutil.rmtree(final / STAGING, ignore_errors=True)
+            rotate(final, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, staged: Path, final: Path) -> None:
+        """Corrects the best checkpoint's path in the state, which names it while it is written."""
+        if self.state.best_global_step:
+            best = final / f"checkpoint-{self.state.best_global_step}"
+            if best.is_dir() or best.name == staged.name:
+                self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Reads what `save_model` wrote into a checkpoint."""
+        folder = Path(resume_from_checkpoint)
+        own: Any = self.model if model is None else model
+        if (folder / TOTALS_FILE).is_file():
+            self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
+        if self._is_projector_only:
+            load_trained(own, folder / PROJECTOR_FILE)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._is_lora:
+            load_trained(own, folder / NON_LORA_FILE)
+
+    def _load_best_model(self) -> None:
+        if self._is_projector_only or self._is_lora:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+
+class _TokenLoader(DataLoader):
+    """A loader whose batches are formed anew in each epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch."""
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)

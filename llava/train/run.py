@@ -1,0 +1,93 @@
+"""One run of training: arguments -> model and data -> trainer -> files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from llava import conversation
+from llava.conversation import Conversation
+from llava.eval.run.pictures import Preparer
+from llava.train.arguments import ParsedArguments, parse_arguments
+from llava.train.assemble import assemble
+from llava.train.data import make_supervised_data_module
+from llava.train.evaluation import make_evaluator
+from llava.train.lengths import measure_lengths
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
+from llava.train.throughput import gather_objects
+
+logger = logging.getLogger(__name__)
+
+
+def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATrainer:
+    """Trains as a command line says; see `llava.train.train.train`."""
+    args = parse_arguments(argv)
+    training: Any = args.training
+    set_seed(training.seed)  # before a new projector and adapters are drawn
+    tokenizer, model, template = assemble(args, attn_implementation)
+    data = make_data(args, tokenizer, model, template)
+    training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
+    lengths = None
+    if training.pack or training.batch_tokens is not None:
+        lengths = measure_lengths(
+            data["train_dataset"],
+            training.dataloader_num_workers,
+            training.process_index,
+            training.world_size,
+            gather_objects,
+            Path(training.output_dir),
+        )
+    evaluator = make_evaluator(model, tokenizer, args) if args.data.eval_questions else None
+    if evaluator is not None and data["eval_dataset"] is None:
+        data["eval_dataset"] = {}  # transformers wants one wherever it evaluates
+    trainer = LLaVATrainer(
+        model=model,
+        tokenizer=tokenizer,
+        args=training,
+        lengths=lengths,
+        max_bad_samples=args.data.max_bad_samples,
+        **data,
+    )
+    trainer.evaluator = evaluator
+    log_plan(model, data["train_dataset"])
+    trainer.train(resume_from_checkpoint=find_resume(training))
+    trainer.save_state()
+    safe_save_model_for_hf_trainer(trainer, training.output_dir)
+    return trainer
+
+
+def make_data(
+    args: ParsedArguments, tokenizer: PreTrainedTokenizerBase, model: Any, template: Conversation
+) -> dict[str, Any]:
+    """Builds the data sets and the collator, from arguments that hold what LLaVA's training sets on them, and more."""
+    data: Any = args.data
+    conversation.default_conversation = template  # LLaVA's `preprocess` reads it
+    tower = model.get_vision_tower()
+    data.is_multimodal = tower is not None
+    data.template, data.max_length = template, args.training.model_max_length
+    data.image_aspect_ratio = model.config.image_aspect_ratio
+    data.mm_use_im_start_end = model.config.mm_use_im_start_end
+    data.image_processor = None if tower is None else tower.image_processor
+    data.preparer = None if tower is None else Preparer.of(tower)
+    data.pack = args.training.model_max_length if args.training.pack else None
+    return make_supervised_data_module(tokenizer, data)
+
+
+def find_resume(training: Any) -> str | bool | None:
+    """Finds the checkpoint to continue from: the flag's, or the last one in the output folder."""
+    if training.resume_from_checkpoint and training.resume_from_checkpoint not in ("True", "true"):
+        return str(training.resume_from_checkpoint)
+    found = checkpoints(training.output_dir)
+    return str(found[-1]) if found else None
+
+
+def log_plan(model: Any, samples: Any) -> None:
+    """Logs how much is trained on what."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    every = sum(weight.numel() for weight in model.parameters())
+    logger.info("training %s of %s parameters on %s samples", f"{trained:,}", f"{every:,}", f"{len(samples):,}")

@@ -1,0 +1,168 @@
+"""What training writes: the projector, adapters or a whole model, in LLaVA's files, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.model.files import load_tensors
+from llava.train.lora import simplify_adapter_config
+
+STAGING = ".saving"
+"""Folder in the output folder where a checkpoint is written before it gets its name."""
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
+    """Writes the trained model at the end of a run: the projector, adapters, or the whole model.
+
+    Every process must call it.
+    """
+    if trainer.is_deepspeed_enabled and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    trainer.save_model(output_dir)
+
+
+def gather_parameter(parameter: Tensor) -> Tensor:
+    """Copies a parameter to the CPU, whole where DeepSpeed ZeRO-3 shards it; then every process must call this."""
+    if hasattr(parameter, "ds_id"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters([parameter]):
+            return parameter.detach().cpu().clone()
+    if hasattr(parameter, "full_tensor"):  # a DTensor of FSDP 2
+        return parameter.full_tensor().detach().cpu().clone()
+    return parameter.detach().cpu().clone()
+
+
+def projector_state(model: nn.Module) -> dict[str, Tensor]:
+    """Gathers what stage 1 trains: the projector, and the input embeddings if <im_start> and <im_end> are trained."""
+    return {
+        name: gather_parameter(parameter)
+        for name, parameter in model.named_parameters()
+        if "mm_projector" in name or ("embed_tokens" in name and parameter.requires_grad)
+    }
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Gathers all trained parameters by name."""
+    return {
+        name: gather_parameter(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def save_projector(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes config.json and mm_projector.bin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(model, folder)
+    save_tensors(state, folder / PROJECTOR_FILE)
+
+
+def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes config.json, the adapters, and the other trained weights (non_lora_trainables.bin).
+
+    Args:
+        model: in peft's wrapper.
+        state: all trained parameters.
+        folder: where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(model.base_model.model, folder)
+    model.save_pretrained(folder, state_dict=dict(state))
+    simplify_adapter_config(folder)
+    others = {name: tensor for name, tensor in state.items() if "lora_" not in name}
+    save_tensors(others, folder / NON_LORA_FILE)
+
+
+def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes config.json, for generation with a cache; the prior of a quadtree tower, too.
+
+    Args:
+        model: the model.
+        folder: where to.
+        dtype: that of the weights in the folder; None is the model's.
+    """
+    config = model.config
+    tower = model.get_vision_tower()
+    if tower is not None:
+        tower.save_prior(folder)
+    with cache_in_config(config):
+        config.save_pretrained(folder)
+    if dtype is not None:
+        file = folder / "config.json"
+        values = json.loads(file.read_text(encoding="utf-8"))
+        name = str(dtype).removeprefix("torch.")
+        values |= {"dtype": name, "torch_dtype": name}
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def cache_in_config(config: Any) -> Iterator[None]:
+    """Has the configuration ask for a cache, which training turns off and generation needs."""
+    before, config.use_cache = config.use_cache, True
+    try:
+        yield
+    finally:
+        config.use_cache = before
+
+
+def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
+    """Writes tensors to a .bin file, at once: a crash leaves the old file."""
+    partial = file.with_name(f".{file.name}.partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, file)
+
+
+def load_trained(model: nn.Module, file: Path) -> None:
+    """Copies a file's tensors into the parameters of the same names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds a tensor that the model has no place for.
+    """
+    own = dict(model.named_parameters())
+    for name, tensor in load_tensors(file).items():
+        if name not in own or own[name].shape != tensor.shape:
+            expected = f"of shape {tuple(own[name].shape)}" if name in own else "nothing"
+            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {expected} there")
+        with torch.no_grad():
+            own[name].copy_(tensor)
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Lists the checkpoints in an output folder, the oldest first."""
+    folder = Path(output_dir)
+    found = [
+        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def name_checkpoint(staged: Path, final: Path) -> None:
+    """Gives a checkpoint that is completely written its name; an older one of that name goes."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(staged, final)
+
+
+def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
+    """Deletes the oldest checkpoints beyond a limit; the best and the newest stay."""
+    if limit is None or limit <= 0:
+        return
+    found = checkpoints(output_dir)
+    kept = {path.resolve() for path in found[-1:]} | ({Path(best).resolve()} if best else set())
+    for path in found[: max(0, len(found) - limit)]:
+        if path.resolve() not in kept:
+            shutil.rmtree(path, ignore_errors=True)

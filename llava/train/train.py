@@ -1,0 +1,86 @@
+"""Trains LLaVA: `llava-train FLAGS`, or `python -m llava.train.train`; also under torchrun, accelerate and deepspeed.
+
+Names that forks import from here are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llava.command import run_command
+from llava.train.flags import format_help, modernise
+
+if TYPE_CHECKING:
+    from llava.train.llava_trainer import LLaVATrainer
+
+logger = logging.getLogger(__name__)
+
+_HOMES = {
+    "DataArguments": "llava.train.flags",
+    "DataCollatorForSupervisedDataset": "llava.train.data",
+    "LLaVATrainer": "llava.train.llava_trainer",
+    "LazySupervisedDataset": "llava.train.data",
+    "ModelArguments": "llava.train.flags",
+    "TrainingArguments": "llava.train.arguments",
+    "find_all_linear_names": "llava.train.lora",
+    "make_supervised_data_module": "llava.train.data",
+    "preprocess": "llava.train.data",
+    "preprocess_multimodal": "llava.train.data",
+    "safe_save_model_for_hf_trainer": "llava.train.saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> LLaVATrainer:
+    """Trains as a command line says, from the last checkpoint in the output folder if there is one.
+
+    Args:
+        attn_implementation: of the language model: "sdpa", "eager", "flash_attention_2"; None is transformers' default.
+        argv: the flags; by default those of this process.
+
+    Returns:
+        The trainer, after the model is saved.
+
+    Raises:
+        FileNotFoundError: a checkpoint or a file of samples is missing.
+        ValueError: wrong flags, samples or checkpoints.
+    """
+    from llava.train.run import run  # here, since it loads torch and transformers
+
+    return run(sys.argv[1:] if argv is None else list(argv), attn_implementation)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    return run_training(argv, None)
+
+
+def run_training(argv: Sequence[str] | None, attn_implementation: str | None) -> int:
+    """Runs the command line with an attention of the language model, see `train`; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    program = "llava-train"
+    if {"-h", "--help"} & set(arguments):
+        print(format_help(program), end="")
+        return 0
+
+    def work() -> None:
+        modernise(arguments)  # wrong flags are reported before anything heavy is loaded
+        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
+        train(attn_implementation, arguments)
+
+    return run_command(program, work, interrupted="stopped; the same command continues from the last checkpoint")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
