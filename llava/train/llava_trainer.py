@@ -151,7 +151,7 @@ class LLaVATrainer(Trainer):
         with self.throughput.paused():
             metrics = super().evaluate(*args, **kwargs) if self.eval_dataset is not None else {}
             if self.evaluator is not None:
-                answers = self.evaluator(self)
+                answers = self.evaluator(self.model)
                 self.log(answers)
                 metrics |= answers
         return metrics

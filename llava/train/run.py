@@ -15,7 +15,7 @@ from llava.eval.run.pictures import Preparer
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
 from llava.train.data import make_supervised_data_module
-from llava.train.evaluation import make_evaluator
+from llava.train.evaluation import QuestionEvaluation
 from llava.train.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
@@ -42,7 +42,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
             gather_objects,
             Path(training.output_dir),
         )
-    evaluator = make_evaluator(model, tokenizer, args) if args.data.eval_questions else None
+    evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     if evaluator is not None and data["eval_dataset"] is None:
         data["eval_dataset"] = {}  # transformers wants one wherever it evaluates
     trainer = LLaVATrainer(
