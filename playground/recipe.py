@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.train.train import train as llava_train
 from playground.instructions import CAPTIONS, CONVERSATIONS, IMAGES, write_instructions
-from playground.model import CONTEXT, SELECTED_LAYER, load_model, save_checkpoint
+from playground.model import CONTEXT, SELECTED_LAYER, load_model, save_checkpoint, write_json
 from playground.parts import LANGUAGE_MODEL, TOWER, Parts
 from playground.presets import PRESETS
 from playground.schedules import LLAVA_SCHEDULES, RECIPES, SCHEDULES, LlavaSchedule, TrainingConfig
@@ -24,8 +22,8 @@ from playground.trainer import VOCABULARY, check_stages, run_stages
 logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
-FINISHED = "finished.json"
-"""Written into a stage's folder when it is done: the flags that it was run with."""
+RECORD = "stage.json"
+"""File in a stage's folder: the flags that it is run with, and whether it is done."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class LlavaRun:
     folder: Path
     """Gets `parts`, `data`, and a folder of each stage."""
     seed: int = 0
-    threads: int = 1
+    """Seed of the projector's first weights and of the batches."""
 
     @property
     def parts(self) -> Path:
@@ -90,36 +88,39 @@ class LlavaRun:
 
         Raises:
             ValueError: the stage's folder holds a run with other flags.
-            RuntimeError: the training failed; its own message is on stderr.
         """
         flags = self.flags(stage, schedule)
         folder = self.stage_folder(stage)
         if is_finished(folder, flags):
-            logger.info("%s is done", stage)
+            logger.info("%s is done; remove %s to train it again", stage, folder)
             return
-        command = [sys.executable, "-m", "llava.train.train", *flags]
-        print(shlex.join(["python", *command[1:]]), flush=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        if code := subprocess.run(command, env=environment).returncode:
-            raise RuntimeError(f"{stage} ended with exit code {code}; the command above repeats it")
-        (folder / FINISHED).write_text(json.dumps(flags, indent=2) + "\n", encoding="utf-8")
+        write_record(folder, flags, finished=False)
+        print(shlex.join(["python", "-m", "llava.train.train", *flags]), flush=True)
+        llava_train(argv=flags)
+        write_record(folder, flags, finished=True)
 
 
 def is_finished(folder: Path, flags: list[str]) -> bool:
     """Whether a stage's folder holds a finished run with these flags.
 
     Raises:
-        ValueError: it holds a finished run with others.
+        ValueError: it holds a run with others.
     """
-    if not (file := folder / FINISHED).exists():
+    if not (file := folder / RECORD).exists():
         return False
-    before = json.loads(file.read_text(encoding="utf-8"))
-    if other := sorted(set(flags) - set(before)):
-        raise ValueError(f"{folder} was trained without {other[0]}; remove it, or name another folder as --out")
-    return True
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if other := sorted(set(flags) - set(record["flags"])):
+        raise ValueError(f"{folder} holds a run without {other[0]}; remove it, or give another --out")
+    return bool(record["finished"])
 
 
-def train_llava(config: TrainingConfig, threads: int = 1) -> None:
+def write_record(folder: Path, flags: list[str], finished: bool) -> None:
+    """Notes in a stage's folder what it is run with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, {"flags": flags, "finished": finished})
+
+
+def train_llava(config: TrainingConfig) -> None:
     """Trains by the recipe `llava`: decoder and tower apart, then together in LLaVA's two stages.
 
     After the last stage it writes the checkpoint to `config.out / "llava-demo"`.
@@ -131,7 +132,7 @@ def train_llava(config: TrainingConfig, threads: int = 1) -> None:
     tokenizer, model = run_stages(config, apart, needed_by=later[0] if later else None)
     if not later:
         return
-    run = LlavaRun(config.out, config.seed, threads)
+    run = LlavaRun(config.out, config.seed)
     Parts(model.decoder, tokenizer, model.tower).save(run.parts)
     used = max(schedule.steps * schedule.batch for schedule in schedules.values())
     write_instructions(run.data, PRESETS["base"], config.seed + 1, min(config.scenes, used))

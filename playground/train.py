@@ -61,7 +61,7 @@ def command(options: argparse.Namespace) -> None:
     else:
         from playground.recipe import train_llava
 
-        train_llava(config, options.threads)
+        train_llava(config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,10 +62,11 @@ def find_state(run: Path) -> Path:
     Raises:
         FileNotFoundError: it has written none.
     """
+    from llava.train.saving import checkpoints
+
     if (final := run / STATE_FILE).is_file():
         return final
-    steps = {int(match[1]): file for file in run.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", file.name))}
-    for _, folder in sorted(steps.items(), reverse=True):
+    for folder in reversed(checkpoints(run)):
         if (file := folder / STATE_FILE).is_file():
             return file
     raise FileNotFoundError(f"{run} has no {STATE_FILE}, nor a checkpoint with one; give a folder that a run wrote to")
