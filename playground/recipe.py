@@ -75,7 +75,7 @@ class LlavaRun:
             f"--learning_rate={schedule.rate}",
             "--lr_scheduler_type=cosine",
             "--warmup_ratio=0.03",
-            "--logging_steps=10",
+            f"--logging_steps={max(1, schedule.steps // 50)}",
             "--save_steps=200",
             "--save_total_limit=1",
             "--dataloader_num_workers=1",

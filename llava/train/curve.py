@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "trainer_state.json"
 MOST_POINTS = 40
-"""Points of a curve; of more steps, a point is the mean of as many neighbours as needed."""
+"""Points of a curve; of more steps, a point is the mean of as many in a row as needed."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ def make_curve(name: str, points: Sequence[tuple[int, float]], most: int = MOST_
 
     from qlip.tools.plots import Curve
 
-    count = min(most, len(points))
-    windows = np.array_split(np.array(points, dtype=np.float64), count)
+    width = math.ceil(len(points) / most)
+    table = np.array(points, dtype=np.float64)
+    windows = [table[start : start + width] for start in range(0, len(table), width)]
     means = [window.mean(axis=0) for window in windows]
-    band = count < len(points)
+    band = width > 1
     return Curve(
         name,
         [float(step) for step, _ in means],

@@ -46,7 +46,7 @@ def test_a_run_without_an_end_is_read_from_its_last_checkpoint(tmp_path):
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=200), st.integers(1, 50))
 def test_a_curve_is_short_and_keeps_mean_and_extremes(losses, most):
     curve = make_curve("training", list(enumerate(losses)), most)
-    assert len(curve.x) == min(most, len(losses))
+    assert len(curve.x) <= most
     assert sorted(curve.x) == list(curve.x)
     if len(losses) <= most:
         assert list(curve.y) == losses and curve.low is None
