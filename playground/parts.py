@@ -40,7 +40,7 @@ class Parts:
         write_json(folder / TOWER / "preprocessor_config.json", preprocessor_config(self.tower.config.image_size))
 
 
-def split_checkpoint(model_path: str) -> Parts:
+def split_checkpoint(model_path: str | Path) -> Parts:
     """Takes a LLaVA checkpoint with a CLIP tower apart, in float32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
