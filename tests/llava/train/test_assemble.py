@@ -119,21 +119,28 @@ def test_the_quadtree_is_on_by_flag_and_off_by_default(build):
     assert build(PARTS)[1].config.qlip is None
 
 
-def test_a_checkpoints_own_settings_hold_where_no_flag_is_given(build, bases, tmp_path):
+def test_a_checkpoints_own_tower_and_projector_hold_where_no_flag_is_given(build, bases, tmp_path):
     shutil.copytree(bases / "llava", tmp_path / "own")
     file = tmp_path / "own" / "config.json"
-    own = {"mm_vision_select_layer": -3, "qlip": {"alpha": 0.5}, "conv_mode": "llava_llama_2"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | own))
-    _, model, template = build(f"--model_name_or_path {tmp_path}/own")
-    config = model.config
-    assert (config.mm_vision_select_layer, config.qlip, config.image_aspect_ratio) == (-3, {"alpha": 0.5}, "pad")
-    assert template == conv_templates["llava_llama_2"] and not config.mm_use_im_patch_token
-    flags = "--qlip.max_tokens 96 --mm_vision_select_layer -2 --image_aspect_ratio square --version v1"
-    _, model, template = build(f"--model_name_or_path {tmp_path}/own {flags}")
-    config = model.config
-    assert (config.mm_vision_select_layer, config.image_aspect_ratio) == (-2, "square")
-    assert config.qlip == {"alpha": 0.5, "max_tokens": 96} and template == conv_templates["v1"]
-    assert model.get_vision_tower().select_layer == -2
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mm_vision_select_layer": -3, "qlip": {"alpha": 0.5}}))
+    config = build(f"--model_name_or_path {tmp_path}/own")[1].config
+    assert (config.mm_vision_select_layer, config.mm_projector_type, config.qlip) == (-3, "mlp2x_gelu", {"alpha": 0.5})
+    assert not config.mm_use_im_patch_token
+    flags = "--qlip.max_tokens 96 --mm_vision_select_layer -2"
+    _, model, _ = build(f"--model_name_or_path {tmp_path}/own {flags}")
+    assert model.config.mm_vision_select_layer == model.get_vision_tower().select_layer == -2
+    assert model.config.qlip == {"alpha": 0.5, "max_tokens": 96}
+
+
+def test_template_and_aspect_are_the_flags_with_a_warning_where_the_checkpoint_has_others(build, caplog):
+    _, model, template = build(LLAVA)
+    assert template == conv_templates["v0"] and model.config.image_aspect_ratio == "square"
+    assert "prompt template: v0, the default of --version; the checkpoint has vicuna_v1" in caplog.text
+    assert "images: square, the default of --image_aspect_ratio; the checkpoint has pad" in caplog.text
+    caplog.clear()
+    _, model, template = build(f"{LLAVA} --version v1 --image_aspect_ratio pad")
+    assert template == conv_templates["v1"] and model.config.image_aspect_ratio == "pad"
+    assert "the checkpoint has" not in caplog.text
 
 
 def test_what_config_json_says_about_training(build):
