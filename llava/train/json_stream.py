@@ -182,8 +182,8 @@ class _ListReader:
             except ValueError as error:
                 self._fail(str(error), self._number)
             else:
-                # A number that ends where the text ends may have more digits.
-                if end < len(self._text) or self._is_complete or isinstance(value, (dict, list)):
+                # A number near the end of the text may be cut: of 1.5 the text may hold 1 and the point.
+                if isinstance(value, (dict, list)) or end < len(self._text) - _MARGIN or self._is_complete:
                     return value, end, problem
             if len(self._text) - self._position > LONGEST_ITEM:
                 self._fail(f"it is longer than {LONGEST_ITEM} bytes; a quotation mark may be missing", self._number)
@@ -209,11 +209,11 @@ class _ListReader:
     def _read_more(self, size: int) -> None:
         data = self._file.read(size)
         self._is_complete = not data
+        begin = self._read - len(self._utf8.getstate()[0])  # of bytes that are not decoded yet
         try:
             more = self._utf8.decode(data, final=self._is_complete)
         except UnicodeDecodeError as error:
-            byte = self._read + error.start
-            raise ValueError(f"{self._path} is not UTF-8 around byte {byte}; save it as UTF-8") from None
+            raise ValueError(f"{self._path} is not UTF-8 at byte {begin + error.start}; save it as UTF-8") from None
         self._read += len(data)
         self._text = self._text[self._position :] + more
         self._position = 0
