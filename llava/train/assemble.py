@@ -200,6 +200,7 @@ def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCa
         tokenizer.pad_token = tokenizer.unk_token
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 

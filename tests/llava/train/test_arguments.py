@@ -1,0 +1,90 @@
+"""A command line becomes LLaVA's three groups of arguments; contradictions are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llava.train.arguments import TrainingArguments, parse_arguments
+
+NEEDED = "--output_dir out --data_path data.json --use_cpu True"
+
+
+def parse(flags: str = ""):
+    return parse_arguments(f"{NEEDED} {flags}".split())
+
+
+def test_defaults_are_llavas():
+    args = parse()
+    assert args.training.optim == "adamw_torch" and args.training.remove_unused_columns is False
+    assert args.model.qlip is None and args.training.pack is False and args.training.batch_tokens is None
+    assert args.given == {"output_dir", "data_path", "use_cpu"}
+
+
+def test_a_recipes_flags():
+    args = parse(
+        "--bf16 True --evaluation_strategy no --warmup_ratio 0.03 --lr_scheduler_type cosine --lora_enable True"
+        " --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --group_by_modality_length True --report_to none"
+    )
+    training = args.training
+    assert (training.lora_r, training.lora_alpha, training.mm_projector_lr) == (128, 256, 2e-5)
+    assert training.get_warmup_steps(1000) == 30
+    assert training.compute_dtype == torch.bfloat16
+    assert {"eval_strategy", "warmup_steps"} <= args.given
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [("", None), ("--qlip", True), ("--qlip False", False), ("--qlip.alpha 0.5", {"alpha": 0.5})],
+)
+def test_the_quadtree_is_chosen_by_flag(flags, chosen):
+    assert parse(flags).model.qlip == chosen
+
+
+def test_tf32_without_a_gpu_is_no_error():
+    assert parse("--tf32 True").training.tf32 is None or torch.accelerator.is_available()
+
+
+def test_arguments_can_be_made_without_a_command_line(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), lora_enable=True, use_cpu=True, report_to="none")
+    assert args.lora_r == 64 and args.compute_dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--bits 5", "--bits is 5; allowed are 4, 8, 16"),
+        ("--lora_bias some", "--lora_bias is 'some'; allowed are none, all, lora_only"),
+        ("--image_aspect_ratio anyres", "--image_aspect_ratio is 'anyres'; allowed are square, pad"),
+        ("--mm_patch_merge_type spatial", "--mm_patch_merge_type is 'spatial'; allowed are flat"),
+        ("--model_max_length 1", "--model_max_length is 1; it must be at least 2"),
+        ("--batch_tokens 0", "--batch_tokens is 0; it must be at least 1"),
+        ("--max_bad_samples -1", "--max_bad_samples is -1; it must be at least 0"),
+        ("--bits 4", "--bits 4 freezes the language model; add --lora_enable True or --tune_mm_mlp_adapter True"),
+        ("--tune_mm_mlp_adapter True --lora_enable True", "--tune_mm_mlp_adapter trains the projector alone"),
+        ("--tune_mm_mlp_adapter True --unfreeze_mm_vision_tower True", "saves the projector alone"),
+        ("--tune_mm_mlp_adapter True --freeze_mm_mlp_adapter True", "--freeze_mm_mlp_adapter freezes"),
+        ("--group_by_modality_length True --pack True", "--pack and --batch_tokens form batches by tokens"),
+        ("--qlip False --qlip.alpha 1", "--qlip False contradicts --qlip.alpha"),
+        ("--eval_strategy steps", "give --eval_data_path, --eval_questions or both"),
+        ("--eval_questions q.jsonl", "--eval_questions is given, but --eval_strategy is no"),
+    ],
+)
+def test_contradictions_are_refused(flags, message):
+    with pytest.raises(ValueError) as error:
+        parse(flags)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["output_dir", "data_path"])
+def test_what_is_missing_is_named(missing):
+    other = {"output_dir": "--data_path d", "data_path": "--output_dir o"}[missing]
+    with pytest.raises(ValueError, match=f"--{missing} is missing"):
+        parse_arguments(other.split())
+
+
+def test_a_value_of_the_wrong_type_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--learning_rate fast")
+    assert stopped.value.code == 2
+    assert "invalid float value: 'fast'" in capsys.readouterr().err.splitlines()[-1]

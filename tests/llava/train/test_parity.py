@@ -1,0 +1,126 @@
+"""Losses of AdamW steps equal those of a loop written by hand over transformers' own LLaVA, in every mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.train.train import train
+from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.train.handwritten import Loop, write_data
+
+MIXED = "iitititiiittittiitii"  # five batches of four; images and text only
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in LLaVA's format, "model"; samples with images of several sizes, "mixed", and of one, "native"."""
+    folder = tmp_path_factory.mktemp("parity")
+    make_llava_checkpoint(folder / "model")
+    write_data(folder / "mixed", MIXED)
+    write_data(folder / "native", MIXED, native=True)
+    return folder
+
+
+def losses(folder: Path, out: Path, data: str = "mixed", **flags: Any) -> list[float]:
+    """The losses that our training logs, of one epoch over the samples in their order."""
+    flags = {
+        "model_name_or_path": folder / "model",
+        "version": "v1",
+        "data_path": folder / data / "data.json",
+        "image_folder": folder / data,
+        "output_dir": out,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "model_max_length": 512,
+        "mm_use_im_patch_token": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **flags,
+    }
+    train(argv=[part for name, value in flags.items() for part in (f"--{name}", str(value))])
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    return [line["loss"] for line in history if "loss" in line]
+
+
+def by_hand(folder: Path, loop: Loop, batch: int = 4, epochs: int = 1) -> list[float]:
+    samples = json.loads((folder / "mixed" / "data.json").read_text())
+    return loop.losses(folder / "model", folder / "mixed", samples * epochs, batch)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of training the whole model on batches of four."""
+    return losses(folder, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+def test_projector_only(folder, tmp_path, aspect):
+    loop = Loop(rate=2e-3, schedule="cosine", warmup=1, projector_only=True, aspect=aspect)
+    ours = losses(
+        folder,
+        tmp_path,
+        tune_mm_mlp_adapter=True,
+        image_aspect_ratio=aspect,
+        learning_rate=loop.rate,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.2,
+    )
+    assert ours == pytest.approx(by_hand(folder, loop), abs=1e-4)
+    assert len(ours) == 5 and ours[0] != pytest.approx(ours[-1], abs=0.01)
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+def test_the_whole_model(folder, tmp_path, aspect):
+    loop = Loop(rate=1e-3, schedule="linear", decay=0.1, projector_rate=4e-3, aspect=aspect)
+    ours = losses(
+        folder,
+        tmp_path,
+        image_aspect_ratio=aspect,
+        learning_rate=loop.rate,
+        lr_scheduler_type="linear",
+        weight_decay=loop.decay,
+        mm_projector_lr=loop.projector_rate,
+    )
+    assert ours == pytest.approx(by_hand(folder, loop), abs=1e-4)
+    assert len(ours) == 5 and ours[0] != pytest.approx(ours[-1], abs=0.01)
+
+
+def test_the_plain_run_is_the_loop_by_hand(folder, plain):
+    assert plain == pytest.approx(by_hand(folder, Loop()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
+        {"dataloader_num_workers": 2},
+    ],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_what_changes_no_loss(folder, tmp_path, plain, flags):
+    assert losses(folder, tmp_path, **flags) == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches_by_tokens_and_packed_rows(folder, tmp_path, pack):
+    """All samples fit into one batch, whose order does not matter; packed, into rows of 512 tokens."""
+    ours = losses(folder, tmp_path, batch_tokens=100_000, pack=pack, num_train_epochs=3)
+    assert ours == pytest.approx(by_hand(folder, Loop(), batch=len(MIXED), epochs=3), abs=1e-4)
+    assert len(ours) == 3
+
+
+def test_the_quadtree_at_alpha_0_is_clip_on_images_of_the_native_size(folder, tmp_path):
+    uniform = {"qlip.alpha": 0, "qlip.max_tokens": None, "qlip.llm_size_bias": 0}
+    clip = losses(folder, tmp_path / "clip", "native")
+    assert losses(folder, tmp_path / "qlip", "native", **uniform) == pytest.approx(clip, abs=1e-5)

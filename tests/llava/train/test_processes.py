@@ -1,0 +1,79 @@
+"""Two processes on CPUs give the losses of one with the same global batch, and resume to the same losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.train.train import train
+from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.train.handwritten import write_data
+
+ROOT = Path(__file__).parents[3]
+KINDS = "iitt" + "ttit" + "tttt" + "iiii" + "titi" + "itii"
+"""Six steps of two samples per process: batches without images in one process, in the other, and in both."""
+
+
+def make_flags(folder: Path, out: Path, **changes: Any) -> list[str]:
+    values = {
+        "model_name_or_path": folder / "model",
+        "version": "v1",
+        "data_path": folder / "data" / "data.json",
+        "image_folder": folder / "data",
+        "output_dir": out,
+        "tune_mm_mlp_adapter": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 2e-3,
+        "lr_scheduler_type": "cosine",
+        "model_max_length": 512,
+        "mm_use_im_patch_token": False,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **changes,
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def log(out: Path, name: str) -> list[float]:
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    return [line[name] for line in history if "loss" in line]
+
+
+def launch(flags: list[str]) -> None:
+    """Trains in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*command, "-m", "llava.train.train", *flags], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
+    make_llava_checkpoint(tmp_path / "model")
+    write_data(tmp_path / "data", KINDS)
+    train(argv=make_flags(tmp_path, tmp_path / "one", per_device_train_batch_size=4))
+    launch(make_flags(tmp_path, tmp_path / "two"))
+    losses = log(tmp_path / "two", "loss")
+    assert losses == pytest.approx(log(tmp_path / "one", "loss"), abs=1e-5)
+    assert len(losses) == 6 and losses[0] != pytest.approx(losses[-1], abs=0.01)
+    for name in ("target_tokens", "dropped_samples"):  # counted over both processes
+        assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
+
+    stopped = tmp_path / "stopped"  # as a run that was killed behind its first checkpoint leaves it
+    shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
+    launch(make_flags(tmp_path, stopped))
+    assert log(stopped, "loss") == pytest.approx(losses, abs=1e-5)
+    assert log(stopped, "target_tokens") == log(tmp_path / "two", "target_tokens")
