@@ -155,6 +155,8 @@ class LLaVATrainer(Trainer):
             if self.evaluator is not None:
                 answers = self.evaluator(self.model)
                 self.log(answers)
+                if not metrics:  # nothing else was evaluated, so that callbacks do not know yet
+                    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, answers)
                 metrics |= answers
         return metrics
 
