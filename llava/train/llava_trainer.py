@@ -40,6 +40,8 @@ TOTALS_FILE = "throughput.json"
 class LLaVATrainer(Trainer):
     """Trains the projector, the whole model, or adapters, and saves in every checkpoint what continues the run."""
 
+    control: Any
+
     def __init__(
         self,
         model: Any = None,

@@ -268,9 +268,7 @@ def _index_file(path: Path, number: int, rows: Sequence[array[int]]) -> Iterator
             yield f"{path}: sample {i}: {error}"
             continue
         words = count_words(item.value)
-        for column, entry in zip(
-            rows, (number, i, item.start, item.size, words if images else -words), strict=True
-        ):
+        for column, entry in zip(rows, (number, i, item.start, item.size, words if images else -words), strict=True):
             column.append(entry)
 
 
