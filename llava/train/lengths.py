@@ -73,11 +73,14 @@ def measure_lengths(
     wanted = (lengths == 0).nonzero()[0]
     own = wanted[rank::world_size]
     measured, too_long, throughput = [], 0, Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
-    for result in tqdm(_measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own)):
+    for result in tqdm(
+        _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own)
+    ):
         measured.append(0 if isinstance(result, Skipped) else result)
         if isinstance(result, Skipped):
-            throughput.add(BatchCounts(skipped=(result,) if result.is_bad else ()))
             too_long += not result.is_bad
+            if result.is_bad:
+                throughput.add(BatchCounts(skipped=(result,)))
     throughput.update()
     shares = gather((np.array(measured, dtype=np.int64), too_long))
     for number, (share, _) in enumerate(shares):
