@@ -71,9 +71,10 @@ def assemble(
     model.config.image_aspect_ratio = aspect
     tuned = add_adapters(model, args.training) if args.training.lora_enable else model
     choose_parameters(model, args)
-    if args.training.bits != 16 and vision is not None:  # the Trainer does not move a quantised model
-        for part in (model.get_vision_tower(), model.get_model().mm_projector):
-            part.to(args.training.device)
+    tower = model.get_vision_tower()
+    if args.training.bits != 16 and tower is not None:  # the Trainer does not move a quantised model
+        tower.to(args.training.device)
+        model.get_model().mm_projector.to(args.training.device)
     if args.training.activation_checkpointing:
         model.enable_input_require_grads()  # recomputed blocks need an input with a gradient, also with a frozen trunk
     set_dtypes(model, args.training)

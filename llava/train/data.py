@@ -215,8 +215,9 @@ def _find_preparer(data_args: Any) -> Preparer | None:
     ratio = getattr(data_args, "image_aspect_ratio", None)
     if (cutter := getattr(processor, "cutter", None)) is not None:
         return Preparer(cutter, processor.qlip, ratio, cutter.native_grid**2)
-    crop = processor.crop_size
-    return Preparer(processor, None, ratio, (crop["height"] // PATCH_SIZE) * (crop["width"] // PATCH_SIZE))
+    size = getattr(processor, "crop_size", None) or processor.size
+    side = size.get("height") or size["shortest_edge"]
+    return Preparer(processor, None, ratio, (side // PATCH_SIZE) ** 2)
 
 
 def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:

@@ -15,7 +15,10 @@ CHUNK = 2**20
 LONGEST_ITEM = 2**26
 """Most bytes of an item; a longer one is most likely an error, such as a quotation mark that is missing."""
 
-_BLANK = re.compile(r"[ \t\n\r]*")
+BLANKS = " \t\n\r"
+"""What JSON allows between values."""
+
+_NOT_BLANK = re.compile(rf"[^{BLANKS}]")
 _MARGIN = 16
 """An error this close to the end of what was read may be due to a value cut in two, such as `fal`."""
 
@@ -64,7 +67,7 @@ class Decoder:
             ValueError: it is not UTF-8, or not one JSON value.
         """
         try:
-            text = data.decode("utf-8").strip(" \t\n\r")
+            text = data.decode("utf-8").strip(BLANKS)
         except UnicodeDecodeError as error:
             raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
         try:
@@ -182,8 +185,8 @@ class _ListReader:
             except ValueError as error:
                 self._fail(str(error), self._number)
             else:
-                # A number that ends where the text ends may have more digits.
-                if end < len(self._text) or self._is_complete or isinstance(value, (dict, list)):
+                # A number near the end of the text may be cut: of 1.5 the text may hold 1 and the point.
+                if isinstance(value, (dict, list)) or end < len(self._text) - _MARGIN or self._is_complete:
                     return value, end, problem
             if len(self._text) - self._position > LONGEST_ITEM:
                 self._fail(f"it is longer than {LONGEST_ITEM} bytes; a quotation mark may be missing", self._number)
@@ -193,13 +196,16 @@ class _ListReader:
     def _next(self) -> str:
         """Moves to the next character that is not blank; "" at the end of the file."""
         while True:
-            match = _BLANK.match(self._text, self._position)
-            self._advance(match.end() if match else self._position)
-            if self._position < len(self._text):
-                return self._text[self._position]
-            if self._is_complete:
+            mark = self._text[self._position : self._position + 1]
+            if mark and mark not in BLANKS:
+                return mark
+            if mark:
+                rest = _NOT_BLANK.search(self._text, self._position)
+                self._advance(rest.start() if rest else len(self._text))
+            elif self._is_complete:
                 return ""
-            self._read_more(CHUNK)
+            else:
+                self._read_more(CHUNK)
 
     def _advance(self, end: int) -> None:
         passed = end - self._position
@@ -209,11 +215,11 @@ class _ListReader:
     def _read_more(self, size: int) -> None:
         data = self._file.read(size)
         self._is_complete = not data
+        begin = self._read - len(self._utf8.getstate()[0])  # of bytes that are not decoded yet
         try:
             more = self._utf8.decode(data, final=self._is_complete)
         except UnicodeDecodeError as error:
-            byte = self._read + error.start
-            raise ValueError(f"{self._path} is not UTF-8 around byte {byte}; save it as UTF-8") from None
+            raise ValueError(f"{self._path} is not UTF-8 at byte {begin + error.start}; save it as UTF-8") from None
         self._read += len(data)
         self._text = self._text[self._position :] + more
         self._position = 0

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.sampler import LengthGroupedSampler
 from llava.train.saving import (
     STAGING,
     cache_in_config,
@@ -29,6 +30,7 @@ from llava.train.saving import (
     trained_state,
 )
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
+from llava.train.token_batches import TokenBatchSampler
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ TOTALS_FILE = "throughput.json"
 
 class LLaVATrainer(Trainer):
     """Trains the projector, the whole model, or adapters, and saves in every checkpoint what continues the run."""
+
+    control: Any
 
     def __init__(
         self,
@@ -72,8 +76,6 @@ class LLaVATrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if dataset is None or not self.args.group_by_modality_length:
             return super()._get_train_sampler(train_dataset)
-        from llava.train.sampler import LengthGroupedSampler
-
         return LengthGroupedSampler(
             self.args.train_batch_size,
             world_size=self.args.world_size * self.args.gradient_accumulation_steps,
@@ -93,8 +95,6 @@ class LLaVATrainer(Trainer):
             return super().get_train_dataloader()
         if self.train_dataset is None or self.lengths is None:
             raise ValueError("batch_tokens and pack need the training data set and the lengths of its samples")
-        from llava.train.token_batches import TokenBatchSampler
-
         budget = args.batch_tokens or args.train_batch_size * args.model_max_length
         sampler = TokenBatchSampler(
             self.lengths,

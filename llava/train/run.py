@@ -16,6 +16,7 @@ from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
 from llava.train.data import make_supervised_data_module
 from llava.train.evaluation import QuestionEvaluation
+from llava.train.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
 from llava.train.throughput import gather_objects
@@ -33,8 +34,6 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
     lengths = None
     if training.pack or training.batch_tokens is not None:
-        from llava.train.lengths import measure_lengths
-
         lengths = measure_lengths(
             data["train_dataset"],
             training.dataloader_num_workers,

@@ -47,6 +47,13 @@ def parse_sample(value: Any) -> Sample:
     Raises:
         ValueError: it cannot be used; names the field.
     """
+    images, first = _check_sample(value)
+    turns = value["conversations"][first:]
+    return Sample(images, tuple({"from": turn["from"], "value": turn["value"]} for turn in turns))
+
+
+def _check_sample(value: Any) -> tuple[tuple[str, ...], int]:
+    """Checks a sample; finds its images, and the number of its first question."""
     if not isinstance(value, dict):
         raise ValueError(f"it is {_show(value)}; it must be an object with conversations")
     if "conversations" not in value:
@@ -63,12 +70,12 @@ def parse_sample(value: Any) -> Sample:
     first = 1 if turns and turns[0]["from"] == "gpt" else 0
     _check_order(turns, first)
     _check_tags(turns[first:], images, first)
-    return Sample(images, tuple({"from": turn["from"], "value": turn["value"]} for turn in turns[first:]))
+    return images, first
 
 
 def count_words(value: Mapping[str, Any]) -> int:
     """Counts the words of a sample's turns, a dropped first one included, as LLaVA does; at least 1."""
-    return max(1, sum(len(turn["value"].split()) for turn in value["conversations"]))
+    return max(1, len(" ".join([turn["value"] for turn in value["conversations"]]).split()))
 
 
 def _parse_images(value: Any) -> tuple[str, ...]:
@@ -87,10 +94,11 @@ def _parse_images(value: Any) -> tuple[str, ...]:
 
 
 def _is_plainly_sound(turn: Any) -> bool:
-    """Passes most turns at a third of the time that `_check_turn` takes; a file has millions."""
+    """Passes sound turns in less time than `_check_turn`; a file has millions."""
     try:
-        return turn["from"] in SPEAKERS and turn["value"].isascii()
-    except (AttributeError, KeyError, TypeError):
+        text = turn["value"]
+        return turn["from"] in SPEAKERS and (text.isascii() or text.encode("utf-8") is not None)
+    except (AttributeError, KeyError, TypeError, UnicodeEncodeError):
         return False
 
 
@@ -125,8 +133,7 @@ def _check_order(turns: Sequence[Mapping[str, str]], first: int) -> None:
             f"conversations holds {'an answer only' if first else 'nothing'}; it must begin with a question"
         )
     for i, turn in enumerate(turns[first:]):
-        wanted = SPEAKERS[i % 2]
-        if turn["from"] != wanted:
+        if turn["from"] != (wanted := SPEAKERS[i % 2]):
             raise ValueError(
                 f"conversations[{first + i}].from is {turn['from']!r}, like the turn before; it must be {wanted!r}:"
                 " questions and answers alternate"
@@ -256,14 +263,12 @@ def _index_file(path: Path, number: int, rows: Sequence[array[int]]) -> Iterator
         try:
             if item.error is not None:
                 raise ValueError(item.error)
-            sample = parse_sample(item.value)
+            images, _ = _check_sample(item.value)
         except ValueError as error:
             yield f"{path}: sample {i}: {error}"
             continue
         words = count_words(item.value)
-        for column, entry in zip(
-            rows, (number, i, item.start, item.size, words if sample.images else -words), strict=True
-        ):
+        for column, entry in zip(rows, (number, i, item.start, item.size, words if images else -words), strict=True):
             column.append(entry)
 
 
