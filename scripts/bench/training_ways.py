@@ -135,7 +135,8 @@ class Way:
     def _step(self, batches: Sequence[dict[str, Any]]) -> None:
         trainer: Any = self.trainer
         for batch in batches:
-            trainer.training_step(trainer.model, dict(batch))
+            targets = torch.tensor(batch["counts"].target_tokens, device=trainer.args.device)
+            trainer.training_step(trainer.model, dict(batch), targets)
             trainer.optimizer.step()
             trainer.model.zero_grad()
         if torch.accelerator.is_available():

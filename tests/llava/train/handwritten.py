@@ -70,8 +70,8 @@ class Loop:
     """Weight decay of matrices."""
     projector_rate: float | None = None
     projector_only: bool = False
-    aspect: str = "square"
-    """"pad" pads an image to a square of the processor's mean colour."""
+    aspect: str = "pad"
+    """"pad", as the checkpoint has it, pads an image to a square of the processor's mean colour; "square" crops."""
 
     def losses(self, checkpoint: Path, folder: Path, samples: Sequence[Any], batch: int) -> list[float]:
         """Trains on batches of successive samples and lists each step's loss, the mean over its target tokens."""
