@@ -1,5 +1,6 @@
 # make chat            talk about a picture with the embedded model (PROMPT="..." asks once, ARGS="..." adds flags)
 # make demo            the same in a browser
+# make train-demo      LLaVA's two stages on synthetic scenes, in three minutes: answers before and after, a loss curve
 # make test            all tests
 # make check           linter and types
 # make bench           benchmarks
@@ -15,13 +16,16 @@ JOBS ?= 2
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: chat demo test check bench
+.PHONY: chat demo train-demo test check bench
 
 chat: $(VENV)/installed
 	@$(RUN) -m llava.serve.cli $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
 
 demo: $(VENV)/installed
 	@$(RUN) -m llava.serve.gradio_web_server $(ARGS)
+
+train-demo: $(VENV)/installed
+	@$(RUN) -m playground.train_demo $(ARGS)
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -46,7 +46,7 @@ def compare(
         elif method == "random":
             leaves = scores["qlip"].tokens - (64 if shipped.thumbnail else 0)
             settings = replace(shipped, criterion="random", alpha=0.0, max_tokens=round(leaves))
-        scores[method] = Examinee(model_path, settings, device).take(exam)
+        scores[method] = Examinee.load(model_path, settings, device).take(exam)
     return scores
 
 

@@ -54,27 +54,48 @@ def examination(spec: SceneSpec, seed: int, count: int) -> Examination:
 
 
 class Examinee:
-    """A checkpoint with one choice of tower and settings."""
+    """A loaded model, which answers greedily."""
 
-    def __init__(self, model_path: str, qlip: QLIPConfig | bool, device: str = "cuda") -> None:
-        name = Path(model_path).name
-        self.engine = ChatEngine(*load_pretrained_model(model_path, None, name, device=device, qlip=qlip))
+    def __init__(self, engine: ChatEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def load(cls, model_path: str | Path, qlip: QLIPConfig | bool, device: str = "cuda") -> Examinee:
+        """Loads a checkpoint with one choice of tower and settings."""
+        return cls(ChatEngine(*load_pretrained_model(model_path, device=device, qlip=qlip)))
 
     def take(self, exam: Examination) -> Score:
-        """Answers every question greedily, kind by kind, so that short answers do not wait for long ones."""
-        seen = [self._see(made) for made in exam.scenes]
-        accuracy = {}
-        for number, kind in enumerate(KINDS):
-            asked = [row[number] for row in exam.questions]
-            answers = self._answer([item.text for item in asked], seen)
-            accuracy[kind] = float(np.mean([said == item.answer for said, item in zip(answers, asked, strict=True)]))
-        return Score(accuracy, float(np.mean([len(tokens.features) for tokens in seen])))
+        """Answers every question of an examination and counts the right ones."""
+        images = self.encode(exam.scenes)
+        answers = self.answer_all(exam, images)
+        right = np.array(
+            [
+                [said == item.answer for said, item in zip(row, asked, strict=True)]
+                for row, asked in zip(answers, exam.questions, strict=True)
+            ]
+        )
+        accuracy = dict(zip(KINDS, right.mean(axis=0).tolist(), strict=True))
+        return Score(accuracy, float(np.mean([len(tokens.features) for tokens in images])))
+
+    def answer_all(self, exam: Examination, images: Sequence[ImageTokens] | None = None) -> list[list[str]]:
+        """Answers every question of an examination, in lower case; a row for each scene.
+
+        Args:
+            exam: the questions.
+            images: the scenes, encoded already.
+        """
+        images = self.encode(exam.scenes) if images is None else images
+        # Kind by kind, so that short answers do not wait for long ones.
+        columns = [self.answer([item.text for item in kind], images) for kind in zip(*exam.questions, strict=True)]
+        return [list(row) for row in zip(*columns, strict=True)]
 
     @torch.inference_mode()
-    def _see(self, made: Scene) -> ImageTokens:
-        pixels = self.engine.prepare_images([Image.fromarray(made.image)])
-        return self.engine.model.encode_tokens(pixels)[0]
+    def encode(self, scenes: Sequence[Scene]) -> list[ImageTokens]:
+        """Encodes scenes, each alone."""
+        pixels = [self.engine.prepare_images([Image.fromarray(made.image)]) for made in scenes]
+        return [self.engine.model.encode_tokens(image)[0] for image in pixels]
 
-    def _answer(self, texts: Sequence[str], seen: Sequence[ImageTokens]) -> list[str]:
+    def answer(self, texts: Sequence[str], images: Sequence[ImageTokens]) -> list[str]:
         """Answers each text about its own image, in lower case."""
-        return [said.lower() for said in Answerer(self.engine, max_new_tokens=40).answer(seen, list(enumerate(texts)))]
+        answers = Answerer(self.engine, max_new_tokens=40).answer(images, list(enumerate(texts)))
+        return [said.lower() for said in answers]

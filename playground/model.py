@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava.model.builder import load_pretrained_model
+
 WIDTH = 128
 CONTEXT = 2048
 SELECTED_LAYER = -2
@@ -118,6 +120,16 @@ def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
     }
 
 
+def load_model(folder: Path) -> DemoModel:
+    """Loads a LLaVA checkpoint of the demo model's architecture, in float32, for training or saving."""
+    _, llava, _, _ = load_pretrained_model(folder, device="cpu", qlip=False, dtype=torch.float32)
+    model, state = DemoModel(llava.config.vocab_size), llava.state_dict()
+    model.decoder.load_state_dict({name: state[name] for name in model.decoder.state_dict()})
+    model.projector.load_state_dict(llava.get_model().mm_projector.state_dict())
+    model.tower.load_state_dict(llava.get_vision_tower().vision_tower.state_dict())
+    return model
+
+
 def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip: dict = QLIP_SETTINGS) -> None:
     """Writes a LLaVA v1.5 checkpoint that needs nothing outside its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,10 +151,10 @@ def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip
         "conv_mode": "vicuna_v1",
         "qlip": qlip,
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "generation_config.json", tokens)
-    _write_json(folder / "preprocessor_config.json", preprocessor_config(model.tower.config.image_size))
+    write_json(folder / "generation_config.json", tokens)
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model.tower.config.image_size))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)
@@ -174,5 +186,6 @@ def _fields(config: PreTrainedConfig) -> dict:
     return {name: value for name, value in (own | tokens).items() if value is not None}
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON object, its names sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

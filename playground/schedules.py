@@ -1,9 +1,9 @@
-"""How the embedded model is trained: its stages, their steps and learning rates. Imports nothing heavy."""
+"""How the embedded model is trained: recipes, their stages, steps and learning rates. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -31,6 +31,33 @@ SCHEDULES = {
     "tower": Schedule(steps=3000, rate=1.5e-3),
     "joint": Schedule(steps=3000, rate=1e-3),
 }
+"""Stages that `playground.trainer` runs."""
+
+
+@dataclass(frozen=True)
+class LlavaSchedule:
+    """How one of LLaVA's stages is trained by `llava.train`: linear warm-up, cosine to zero, AdamW without decay."""
+
+    steps: int
+    """Number of optimiser steps."""
+    rate: float
+    """Peak learning rate."""
+    batch: int
+    """Samples a step."""
+
+    def scaled(self, factor: float) -> LlavaSchedule:
+        """The same with `factor` times the steps."""
+        return replace(self, steps=max(1, round(self.steps * factor)))
+
+
+LLAVA_SCHEDULES = {
+    "pretrain": LlavaSchedule(steps=500, rate=2e-3, batch=32),
+    "finetune": LlavaSchedule(steps=2500, rate=1e-3, batch=16),
+}
+"""Stages that `llava.train` runs."""
+
+RECIPES = {"joint": (*SCHEDULES,), "llava": ("decoder", "tower", *LLAVA_SCHEDULES)}
+"""Stages of each recipe, in order."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +74,8 @@ class TrainingConfig:
     """Scenes a step."""
     steps_scale: float = 1.0
     """Multiplies the number of steps of every stage."""
-    stages: tuple[str, ...] = tuple(SCHEDULES)
-    """Stages to run; `joint` needs the others done."""
+    stages: tuple[str, ...] = RECIPES["joint"]
+    """Stages to run; a later one needs the earlier ones done, but for decoder and tower, which need nothing."""
     save_every: int = 200
     """Steps between two saves of the progress."""
     log_every: int = 50

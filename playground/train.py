@@ -1,8 +1,10 @@
 """Trains the embedded demo model: `python -m playground.train --out DIR`.
 
-Three stages, each a fixed number of steps with a warm-up and a cosine: the decoder on symbols, the tower on cells,
-then all parts on questions. Progress is saved in DIR; a run that was stopped continues and ends with the same weights.
-The first two stages are independent: `--stages decoder` and `--stages tower` may run side by side.
+Both recipes first train the decoder on symbols and the tower on cells, each apart. `--recipe joint`, which made the
+embedded checkpoint, then trains all parts on questions at once. `--recipe llava` then runs LLaVA's two stages by
+`llava.train`: the projector on captions, projector and decoder on conversations. Progress is saved in DIR; a run that
+was stopped continues. The first two stages are independent: `--stages decoder` and `--stages tower` may run side by
+side.
 """
 
 from __future__ import annotations
@@ -15,18 +17,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from playground.schedules import SCHEDULES, TrainingConfig
+from playground.schedules import RECIPES, TrainingConfig
+
+STAGES = tuple(dict.fromkeys(stage for stages in RECIPES.values() for stage in stages))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="train", description="Train the embedded demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for scenes, progress and the checkpoint")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="joint",
+        help="joint: decoder, tower, then all parts at once (made the embedded checkpoint); llava: decoder, tower, then"
+        " llava.train's two stages, projector on captions and whole model on conversations (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--steps-scale", type=real(above=True), default=1.0, help="multiplies the steps of every stage")
-    parser.add_argument("--scenes", type=integer(), default=60_000, help="number of training scenes")
-    parser.add_argument("--stages", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="stages to run")
+    parser.add_argument("--scenes", type=integer(), default=60_000, help="most training scenes")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="stages to run (default: all of the recipe)")
     return parse_and_run(parser, command, argv)
 
 
@@ -35,18 +46,22 @@ def command(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import torch
 
-    from playground.trainer import train
-
     torch.set_num_threads(options.threads)
-    train(
-        TrainingConfig(
-            out=options.out,
-            seed=options.seed,
-            scenes=options.scenes,
-            steps_scale=options.steps_scale,
-            stages=tuple(options.stages),
-        )
+    config = TrainingConfig(
+        out=options.out,
+        seed=options.seed,
+        scenes=options.scenes,
+        steps_scale=options.steps_scale,
+        stages=tuple(options.stages or RECIPES[options.recipe]),
     )
+    if options.recipe == "joint":
+        from playground.trainer import train
+
+        train(config)
+    else:
+        from playground.recipe import train_llava
+
+        train_llava(config)
 
 
 if __name__ == "__main__":

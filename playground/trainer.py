@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from llava.model.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
 from playground.packing import Packer
 from playground.presets import PRESETS
-from playground.schedules import SCHEDULES, Schedule, TrainingConfig
+from playground.schedules import RECIPES, SCHEDULES, Schedule, TrainingConfig
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
 from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
+
+VOCABULARY = "vocabulary"
+"""Folder of the tokenizer, in that of the run."""
 
 
 class Trainer:
@@ -107,12 +113,36 @@ def _parameter_groups(module: nn.Module, decay: float = 0.02) -> list[dict]:
 
 
 def train(config: TrainingConfig) -> DemoModel:
-    """Runs the stages of `config` and, after the last, writes the checkpoint to `config.out / "llava-demo"`."""
-    unknown = set(config.stages) - set(SCHEDULES)
-    if unknown:
-        raise ValueError(f"unknown stages {sorted(unknown)}; allowed: {', '.join(SCHEDULES)}")
+    """Trains by the recipe `joint`; after the last stage writes the checkpoint to `config.out / "llava-demo"`."""
+    check_stages("joint", config.stages)
+    _, model = run_stages(config, SCHEDULES, "joint" if "joint" in config.stages else None)
+    if "joint" in config.stages:
+        save_checkpoint(model, config.out / VOCABULARY, config.out / "llava-demo")
+    return model
+
+
+def check_stages(recipe: str, stages: Iterable[str]) -> None:
+    """Raises ValueError unless `stages` are a recipe's."""
+    if unknown := set(stages) - set(RECIPES[recipe]):
+        allowed = ", ".join(RECIPES[recipe])
+        raise ValueError(f"unknown stages {sorted(unknown)} of the recipe {recipe}; allowed: {allowed}")
+
+
+def run_stages(
+    config: TrainingConfig, names: Iterable[str], needed_by: str | None = None
+) -> tuple[PreTrainedTokenizerBase, DemoModel]:
+    """Runs those of some stages that `config` asks for, and loads what progress the others have made.
+
+    Args:
+        config: the training run.
+        names: of `SCHEDULES`, in order.
+        needed_by: a stage that all of these must be done for.
+
+    Raises:
+        ValueError: one of them is not done.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vocabulary = config.out / "vocabulary"
+    vocabulary = config.out / VOCABULARY
     if not (vocabulary / "tokenizer_config.json").exists():
         train_vocabulary(vocabulary)
     tokenizer = load_tokenizer(vocabulary)
@@ -126,18 +156,16 @@ def train(config: TrainingConfig) -> DemoModel:
         "tower": TowerStage(model, readout, around),
         "joint": JointStage(model, symbols, readout, around),
     }
-    for name, schedule in SCHEDULES.items():
-        trainer = Trainer(name, stages[name].to(device), _scaled(schedule, config.steps_scale), config)
+    for name in names:
+        trainer = Trainer(name, stages[name].to(device), _scaled(SCHEDULES[name], config.steps_scale), config)
         if name in config.stages:
             trainer.run()
         else:
             trainer.load()
-        if "joint" in config.stages and trainer.step < trainer.schedule.steps:
-            raise ValueError(f"stage {name} is at step {trainer.step} of {trainer.schedule.steps}; joint needs it done")
-    if "joint" in config.stages:
-        save_checkpoint(model, vocabulary, config.out / "llava-demo")
-    return model
+        if needed_by is not None and trainer.step < (steps := trainer.schedule.steps):
+            raise ValueError(f"stage {name} is at step {trainer.step} of {steps}; {needed_by} needs it done")
+    return tokenizer, model
 
 
 def _scaled(schedule: Schedule, factor: float) -> Schedule:
-    return Schedule(max(1, round(schedule.steps * factor)), schedule.rate, schedule.warmup, schedule.floor)
+    return replace(schedule, steps=max(1, round(schedule.steps * factor)))

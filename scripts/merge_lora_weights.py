@@ -22,7 +22,7 @@ def merge_lora(args: argparse.Namespace) -> None:
     check_empty(args.save_model_path)
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, _, _ = load_pretrained_model(
-        args.model_path, args.model_base, name, device_map="cpu", torch_dtype="float16"
+        args.model_path, args.model_base, name, device_map="cpu", torch_dtype=args.dtype
     )
     model.save_pretrained(args.save_model_path)
     tokenizer.save_pretrained(args.save_model_path)
@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-path", required=True, help="the LoRA or projector checkpoint: folder or hub id")
     parser.add_argument("--model-base", required=True, help="the base model: folder or hub id")
     parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="of the weights written (float16)",
+    )
     return parse_and_run(parser, merge_lora, argv)
 
 

@@ -94,8 +94,10 @@ NUMBERS = [
     ("scripts.bench.evidence.run", "scenes 0", "threads 0", "batch-tokens 0"),
     ("scripts.bench.evidence.gallery", "scenes 0"),
     ("playground.evaluate", "n 0", "seed -1", "qlip [] {"),
+    ("playground.instructions", "scenes 0", "seed -1", "text-share 1.5 nan"),
     ("playground.scenes", "n 0", "seed -1", "size 0"),
     ("playground.train", "threads 0", "steps-scale 0 nan", "scenes 0", "seed -1"),
+    ("playground.train_demo", "threads 0", "seed -1", "pretrain-steps 0", "finetune-steps 0"),
 ]
 WRONG = [
     pytest.param(module, name, value, id=f"{module} --{name}={value}")
@@ -215,7 +217,10 @@ READERS = [
     ("scripts.extract_tower", "--model-path NOTES --out FOLDER/out"),
     ("scripts.prepare_eval", "cvbench FOLDER"),
     ("scripts.vllm_client", "--model-path m --query Hi --image-file NOTES"),
+    ("llava.train.curve", "NOTES --out FOLDER/loss.svg"),
     ("playground.evaluate", "--model-path NOTES --device cpu"),
+    ("playground.instructions", "--out NOTES --scenes 1"),
+    ("playground.parts", "--model-path NOTES --out FOLDER/out"),
     ("playground.scenes", "--out NOTES --n 1"),
 ]  # fmt: skip
 

@@ -223,6 +223,8 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hu
     adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
     extra = read_extra_weights(checkpoint)
     config = checkpoint.config
+    if hasattr(config, "quantization_config"):  # of the base while the adapters were trained
+        del config.quantization_config
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
     take_tower_config(config, below, extra)
     model, missing = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)

@@ -23,11 +23,12 @@ from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import PaddedBatch, collate, share_images, splice_row, truncate
+from llava.model.packing import attend_within_prompts, read_packs
+from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
+from llava.model.text_only import embed_text
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.integrations.mixins import ImagePositionsMixin
 from qlip.language_positions import decoder_mask
-from qlip.language_positions import key_bias as bias_of_sizes
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
@@ -115,6 +116,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         labels: Tensor | None,
         images: Images | None,
         padding_side: str,
+        packs: Tensor | None = None,
     ) -> PaddedBatch:
         """Embeds a batch of prompts with their images in place, padded on `padding_side`.
 
@@ -124,6 +126,8 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             labels: int64 (B, L) or None. With labels, text after the last image is cut down to
                 `tokenizer_model_max_length`.
             images: one per placeholder, in order over the whole batch; of more, see `share_images`.
+            padding_side: "right" or "left".
+            packs: see `forward`.
 
         Raises:
             ValueError: there are too few images, or one would be cut.
@@ -134,18 +138,20 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         shown = [share if IMAGE_TOKEN_INDEX in ids else share[:0] for ids, share in zip(rows, shares, strict=True)]
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
         tokens = self._encode_some(images, shares if self.training and torch.is_grad_enabled() else shown)
-        embed = self.get_model().embed_tokens
+        text = torch.cat(rows)
+        # Once for the batch: under ZeRO-3 all processes gather the table together, and their batches differ in rows.
+        alone = not tokens and (labels is not None or self.training)
+        embedded = embed_text(self, text.masked_fill(text == IMAGE_TOKEN_INDEX, 0), alone)
+        # No rows of the images that are not shown, but the gradient's path to the projector.
+        embedded = torch.cat([embedded, *(image.features[:0].to(embedded) for image in tokens.values())])
         limit = None if labels is None else self.config.tokenizer_model_max_length
         spliced = []
-        for index, ids in enumerate(rows):
-            embeds = embed(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0))
+        for index, embeds in enumerate(embedded.split([len(ids) for ids in rows])):
             own = [tokens[i] for i in shown[index]]
-            hidden = [tokens[i].features[:0].to(embeds) for i in shares[index] if i in tokens and not own]
-            if hidden:  # no rows of them, but the gradient's path to the projector
-                embeds = torch.cat([embeds, *hidden])
-            row = splice_row(ids, embeds, own, None if labels is None else labels[index][real[index].bool()])
+            row = splice_row(rows[index], embeds, own, None if labels is None else labels[index][real[index].bool()])
             spliced.append(row if limit is None else truncate(row, limit))
-        return collate(spliced, padding_side)
+        numbers = None if packs is None else read_packs(packs, len(rows), self.config._attn_implementation)
+        return collate(spliced, padding_side, numbers)
 
     def _encode_some(self, images: Images | None, shares: Sequence[range]) -> dict[int, ImageTokens]:
         """Encodes the images in `shares`; returns their tokens by index."""
@@ -188,6 +194,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         key_bias: Tensor | None = None,
         next_positions: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        packs: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the language model; with `input_ids` and `images` the images are spliced in first.
@@ -201,15 +208,24 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             next_positions: int64 (B,), where generation continues after the prompt; not read here.
             logits_to_keep: compute logits of this many last tokens only, 0 for all. `generate` asks for 1 where it
                 finds this parameter, else a prompt's logits over the whole vocabulary would take gigabytes.
+            packs: int64 (B,), for training: prompts of equal numbers share a row of the logits, each with its own
+                positions and attending to itself only. FlashAttention puts all prompts in one row.
         """
-        if input_ids is not None and inputs_embeds is None and self._holds_images(input_ids, images, past_key_values):
-            batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
-            input_ids, inputs_embeds = None, batch.inputs_embeds
+        starts = past_key_values is None or past_key_values.get_seq_length() == 0
+        if input_ids is None or inputs_embeds is not None or not starts:
+            if images is not None or packs is not None:
+                raise ValueError("images or packs were given with inputs_embeds, or with a cache that they continue")
+        elif packs is not None or holds_images(input_ids, images):
+            side = self.config.tokenizer_padding_side
+            batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs)
+            input_ids, inputs_embeds, key_bias = None, batch.inputs_embeds, bias_keys(batch, self.config)
             attention_mask, position_ids = batch.attention_mask, batch.placed.positions
             labels = None if labels is None else batch.labels
-            key_bias = self._key_bias(batch)
-        elif images is not None:
-            raise ValueError("images were given with input_ids that continue a cache, or with inputs_embeds")
+            if batch.prompts is not None:
+                attention_mask, borders = attend_within_prompts(batch.prompts, self.config, self.dtype)
+                kwargs.update(borders)
+        elif labels is not None or self.training:
+            inputs_embeds, input_ids = embed_text(self, input_ids, alone=True), None
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
@@ -254,6 +270,8 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             ValueError: no prompt, embeddings instead of a prompt, or too few images for the placeholders.
         """
         prompt = inputs if inputs is not None else input_ids
+        if "packs" in kwargs:
+            raise ValueError("generate takes no packs: they are for training; it pads the prompts of a batch itself")
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
         batch = self.splice_images(prompt, attention_mask, None, images, padding_side="left")
@@ -261,7 +279,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             inputs_embeds=batch.inputs_embeds,
             attention_mask=batch.attention_mask,
             position_ids=batch.placed.positions,
-            key_bias=self._key_bias(batch),
+            key_bias=bias_keys(batch, self.config),
             next_positions=batch.placed.end,
             **kwargs,
         )
@@ -279,20 +297,3 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             tower.save_prior(Path(save_directory))
         self._weight_conversions = [WeightRenaming(*names) for names in TOWER_NAMES.items()]
         super().save_pretrained(save_directory, **kwargs)
-
-    def _key_bias(self, batch: PaddedBatch) -> Tensor | None:
-        """Computes float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1."""
-        bias = bias_of_sizes(batch.placed.sizes, self.config._attn_implementation)
-        if bias is not None and (window := getattr(self.config, "sliding_window", None)) is not None:
-            raise ValueError(
-                f"the language model attends to a window of {window} tokens, which does not allow a bias on image"
-                " tokens; set llm_size_bias to 0 and llm_weight to 'each', or sliding_window to null in config.json"
-            )
-        return bias
-
-    @staticmethod
-    def _holds_images(input_ids: Tensor, images: Images | None, past_key_values: Cache | None) -> bool:
-        """Whether this is the first pass over a prompt with images; decoding steps are not searched."""
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            return False
-        return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())

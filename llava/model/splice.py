@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.image_tokens import ImageTokens
-from qlip.language_positions import ImageSpan, Placed, place_batch
+from qlip.language_positions import ImageSpan, Placed, key_bias, place_tokens
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,18 @@ class SplicedRow:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """B prompts padded to T tokens."""
+    """Prompts padded to T tokens: B rows of one prompt each, or of several one behind the other."""
 
     inputs_embeds: Tensor  # (B, T, D)
     attention_mask: Tensor  # int64 (B, T), 1 on tokens, 0 on padding
     labels: Tensor  # int64 (B, T), IGNORE_INDEX on padding and images
-    placed: Placed  # positions and weights of (B, T)
+    placed: Placed  # positions and weights of (B, T); each prompt's begin at 0
+    prompts: Tensor | None = None  # int64 (B, T), number of each token's prompt, -1 on padding; None: a prompt per row
+
+
+def holds_images(input_ids: Tensor, images: object) -> bool:
+    """Whether images were given, or a prompt asks for one."""
+    return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
 
 
 def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
@@ -106,17 +113,69 @@ def truncate(row: SplicedRow, limit: int) -> SplicedRow:
     return SplicedRow(row.embeds[:limit], row.labels[:limit], row.is_image[:limit], row.spans)
 
 
-def collate(rows: Sequence[SplicedRow], padding_side: str = "right") -> PaddedBatch:
-    """Pads prompts to one length, on the "right" or on the "left", and computes their positions."""
+def collate(rows: Sequence[SplicedRow], padding_side: str = "right", packs: Sequence[int] | None = None) -> PaddedBatch:
+    """Pads prompts to one length, on the "right" or on the "left", and computes their positions.
 
-    def pad(sequences: list[Tensor], value: float) -> Tensor:
-        return pad_sequence(sequences, True, value, padding_side)
+    Args:
+        rows: the prompts.
+        padding_side: "right" or "left".
+        packs: a number for each prompt: those of equal numbers share a row, in their order; rows are in the order of
+            the numbers. By default every prompt has a row.
+    """
+    groups = [[i] for i in range(len(rows))] if packs is None else group_by_number(packs)
+    later = {i for group in groups for i in group[1:]}
+    placed = [place_tokens(row.is_image, row.spans) for row in rows]
+    fractional = any(row.positions.is_floating_point() for row in placed)
+    dtype = torch.float32 if fractional else torch.int64
 
-    real = pad([torch.ones_like(row.is_image) for row in rows], False)
-    is_image = pad([row.is_image for row in rows], False)
+    def lay_out(sequences: Sequence[Tensor], padding: float) -> Tensor:
+        joined = [torch.cat([sequences[i] for i in group]) for group in groups]
+        return pad_sequence(joined, True, padding, padding_side)
+
     return PaddedBatch(
-        inputs_embeds=pad([row.embeds for row in rows], 0.0),
-        attention_mask=real.long(),
-        labels=pad([row.labels for row in rows], IGNORE_INDEX),
-        placed=place_batch(is_image, real, [span for row in rows for span in row.spans]),
+        inputs_embeds=lay_out([row.embeds for row in rows], 0.0),
+        attention_mask=lay_out([torch.ones_like(row.labels) for row in rows], 0),
+        labels=lay_out(
+            [_ignore_first(row.labels) if i in later else row.labels for i, row in enumerate(rows)], IGNORE_INDEX
+        ),
+        placed=Placed(
+            positions=lay_out([row.positions.to(dtype) for row in placed], 0),
+            sizes=lay_out([row.sizes for row in placed], 1.0),
+            end=torch.stack([placed[group[-1]].end for group in groups]),
+        ),
+        prompts=lay_out([torch.full_like(row.labels, i) for i, row in enumerate(rows)], -1) if later else None,
     )
+
+
+def group_by_number(numbers: Sequence[int]) -> list[list[int]]:
+    """Lists the indices of each number, numbers and indices in ascending order."""
+    groups: dict[int, list[int]] = {number: [] for number in sorted(set(numbers))}
+    for index, number in enumerate(numbers):
+        groups[number].append(index)
+    return list(groups.values())
+
+
+def _ignore_first(labels: Tensor) -> Tensor:
+    """Ignores a prompt's first token, which would be predicted from the prompt before it in the row."""
+    labels = labels.clone()
+    labels[:1] = IGNORE_INDEX
+    return labels
+
+
+def bias_keys(batch: PaddedBatch, config: Any) -> Tensor | None:
+    """Computes float32 (B, T): log(size^2) on the keys of image tokens; None where all sizes are 1.
+
+    Args:
+        batch: the prompts.
+        config: the language model's.
+
+    Raises:
+        ValueError: there is a bias, and the language model's attention can't apply it.
+    """
+    bias = key_bias(batch.placed.sizes, config._attn_implementation)
+    if bias is not None and (window := getattr(config, "sliding_window", None)) is not None:
+        raise ValueError(
+            f"the language model attends to a window of {window} tokens, which does not allow a bias on image"
+            " tokens; set llm_size_bias to 0 and llm_weight to 'each', or sliding_window to null in config.json"
+        )
+    return bias

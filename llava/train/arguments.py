@@ -46,6 +46,9 @@ class _Parser(OneLineParser, HfArgumentParser):
     """transformers' parser of dataclasses, with errors of one line."""
 
 
+_make_parser: Any = _Parser  # its signature is transformers', which type checkers do not see
+
+
 def parse_arguments(argv: Sequence[str], program: str = "llava.train") -> ParsedArguments:
     """Parses a command line, old spellings included.
 
@@ -57,7 +60,8 @@ def parse_arguments(argv: Sequence[str], program: str = "llava.train") -> Parsed
     for warning in warnings:
         logger.warning("%s", warning)
     given = frozenset(argument.removeprefix("--").replace("-", "_") for argument in arguments if argument[:2] == "--")
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), prog=program, allow_abbrev=False)
+    groups: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = _make_parser(groups, prog=program, allow_abbrev=False)
     defaults = vars(parser.parse_args([]))
     values = vars(parser.parse_args(arguments))
     if not torch.accelerator.is_available():
@@ -72,7 +76,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava.train") -> Parsed
         raise ValueError(f"--qlip False contradicts --qlip.{min(settings)}")
     model, data, training = (
         group(**{item.name: values[item.name] for item in fields(group) if item.init and item.name in defaults})
-        for group in (ModelArguments, DataArguments, TrainingArguments)
+        for group in groups
     )
     if settings:
         model.qlip = settings

@@ -57,8 +57,7 @@ def assemble(
     """
     checkpoint = find_base(args)
     config = checkpoint.config
-    is_llava = config.has_tower
-    name = choose_template(args, config)
+    name, aspect = choose_template(args, config), choose_aspect(args, config)
     vision = choose_vision(args, config)
     tokenizer = load_tokenizer(checkpoint.folder)
     model = load_model(checkpoint, args, attn_implementation)
@@ -69,13 +68,13 @@ def assemble(
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
     record_settings(model, args, name, vision)
-    if not is_llava or "image_aspect_ratio" in args.given:
-        model.config.image_aspect_ratio = args.data.image_aspect_ratio
+    model.config.image_aspect_ratio = aspect
     tuned = add_adapters(model, args.training) if args.training.lora_enable else model
     choose_parameters(model, args)
-    if args.training.bits != 16 and vision is not None:  # the Trainer does not move a quantised model
-        for part in (model.get_vision_tower(), model.get_model().mm_projector):
-            part.to(args.training.device)
+    tower = model.get_vision_tower()
+    if args.training.bits != 16 and tower is not None:  # the Trainer does not move a quantised model
+        tower.to(args.training.device)
+        model.get_model().mm_projector.to(args.training.device)
     if args.training.activation_checkpointing:
         model.enable_input_require_grads()  # recomputed blocks need an input with a gradient, also with a frozen trunk
     set_dtypes(model, args.training)
@@ -103,15 +102,24 @@ def find_base(args: ParsedArguments) -> Checkpoint:
 
 
 def choose_template(args: ParsedArguments, config: LlavaConfig) -> str:
-    """Chooses the prompt template: the flag's, else a LLaVA checkpoint's, else LLaVA's default."""
+    """Chooses the prompt template; warns where it is the flag's default, and a LLaVA checkpoint has another."""
     version = str(args.model.version)
-    if config.has_tower and "version" not in args.given:
-        version = config.conv_mode or DEFAULT_TEMPLATE
     if version not in conv_templates:
         logger.warning("--version %r is no template's name; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
         version = DEFAULT_TEMPLATE
-    logger.info("prompt template: %s", version)
+    own = config.conv_mode or DEFAULT_TEMPLATE
+    if config.has_tower and "version" not in args.given and conv_templates.get(own) != conv_templates[version]:
+        logger.warning("prompt template: %s, the default of --version; the checkpoint has %s", version, own)
     return version
+
+
+def choose_aspect(args: ParsedArguments, config: LlavaConfig) -> str:
+    """Chooses how images become square; warns where it is the flag's default, and a LLaVA checkpoint has another."""
+    chosen = args.data.image_aspect_ratio
+    own = "pad" if config.image_aspect_ratio == "pad" else "square"
+    if config.has_tower and "image_aspect_ratio" not in args.given and own != chosen:
+        logger.warning("images: %s, the default of --image_aspect_ratio; the checkpoint has %s", chosen, own)
+    return chosen
 
 
 def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace | None:
@@ -200,6 +208,7 @@ def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCa
         tokenizer.pad_token = tokenizer.unk_token
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 

@@ -40,6 +40,8 @@ TOTALS_FILE = "throughput.json"
 class LLaVATrainer(Trainer):
     """Trains the projector, the whole model, or adapters, and saves in every checkpoint what continues the run."""
 
+    control: Any
+
     def __init__(
         self,
         model: Any = None,
@@ -153,6 +155,8 @@ class LLaVATrainer(Trainer):
             if self.evaluator is not None:
                 answers = self.evaluator(self.model)
                 self.log(answers)
+                if not metrics:  # nothing else was evaluated, so that callbacks do not know yet
+                    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, answers)
                 metrics |= answers
         return metrics
 

@@ -80,7 +80,7 @@ def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path) -> None
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_config(model.base_model.model, folder)
-    model.save_pretrained(folder, state_dict=dict(state))
+    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
     simplify_adapter_config(folder)
     others = {name: tensor for name, tensor in state.items() if "lora_" not in name}
     save_tensors(others, folder / NON_LORA_FILE)
@@ -100,12 +100,13 @@ def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> N
         tower.save_prior(folder)
     with cache_in_config(config):
         config.save_pretrained(folder)
+    file = folder / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values.pop("quantization_config", None)  # of the base while it was trained on; no weights here are quantised
     if dtype is not None:
-        file = folder / "config.json"
-        values = json.loads(file.read_text(encoding="utf-8"))
         name = str(dtype).removeprefix("torch.")
         values |= {"dtype": name, "torch_dtype": name}
-        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager

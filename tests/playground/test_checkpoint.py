@@ -20,7 +20,7 @@ SCENES = 40
 
 @pytest.fixture(scope="module")
 def examinees():
-    return {"clip": Examinee(str(CHECKPOINT), False, "cpu"), "qlip": Examinee(str(CHECKPOINT), True, "cpu")}
+    return {"clip": Examinee.load(CHECKPOINT, False, "cpu"), "qlip": Examinee.load(CHECKPOINT, True, "cpu")}
 
 
 @pytest.fixture(scope="module")

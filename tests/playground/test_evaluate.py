@@ -31,8 +31,8 @@ def test_an_examination_asks_one_question_of_each_kind_and_starts_alike_at_any_l
 def test_answers_that_agree_with_the_scene_count(checkpoint, monkeypatch):
     exam = examination(PRESETS["base"], 5, 3)
     known = {item.text: item.answer for row in exam.questions for item in row if item.kind in ("colour", "listing")}
-    examinee = Examinee(checkpoint, False, "cpu")
-    monkeypatch.setattr(examinee, "_answer", lambda texts, pixels: [known.get(text, "?") for text in texts])
+    examinee = Examinee.load(checkpoint, False, "cpu")
+    monkeypatch.setattr(examinee, "answer", lambda texts, pixels: [known.get(text, "?") for text in texts])
     score = examinee.take(exam)
     assert score.accuracy == {kind: float(kind in ("colour", "listing")) for kind in KINDS}
     assert score.tokens == 64

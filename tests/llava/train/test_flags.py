@@ -104,7 +104,7 @@ def test_a_dropped_flag_is_accepted_with_a_warning():
 
 def test_settings_of_the_quadtree():
     arguments, settings, _ = modernise(
-        "--qlip.alpha 0.5 --qlip.max_tokens None --qlip.criterion gradient --qlip.thumbnail True".split()
+        ["--qlip.alpha", "0.5", "--qlip.max_tokens", "None", "--qlip.criterion", "gradient", "--qlip.thumbnail", "True"]
     )
     assert arguments == []
     assert settings == {"alpha": 0.5, "max_tokens": None, "criterion": "gradient", "thumbnail": True}

@@ -1,0 +1,54 @@
+"""Assigns the samples of a batch to rows: several short ones share a row of the language model's batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def assign_rows(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Assigns samples to few rows, first fit decreasing: at most 11/9 of the fewest possible, and one.
+
+    If filling row after row in the given order needs fewer rows, that is done: samples that come sorted by rows of a
+    plan never take more rows than the plan has.
+
+    Args:
+        lengths: tokens of each sample.
+        capacity: most tokens of a row. A longer sample gets a row alone.
+
+    Returns:
+        The row of each sample, numbered from 0.
+
+    Raises:
+        ValueError: a capacity below 1, or a negative length.
+    """
+    if capacity < 1:
+        raise ValueError(f"a row's capacity is {capacity}; it must be at least 1")
+    if (shortest := min(lengths, default=0)) < 0:
+        raise ValueError(f"a sample has {shortest} tokens; lengths must be at least 0")
+    in_order = _fill_in_order(lengths, capacity)
+    decreasing = _fit_decreasing(lengths, capacity)
+    return min(decreasing, in_order, key=lambda rows: max(rows, default=-1))
+
+
+def _fit_decreasing(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Takes the longest samples first, each into the first row that has room."""
+    rows, left = [0] * len(lengths), list[int]()  # left: tokens that each row has room for
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        row = next((row for row, room in enumerate(left) if length <= room), len(left))
+        if row == len(left):
+            left.append(capacity)
+        left[row] -= length
+        rows[index] = row
+    return rows
+
+
+def _fill_in_order(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Begins a new row wherever the next sample does not fit."""
+    rows, row, room = [], -1, -1
+    for length in lengths:
+        if row < 0 or length > room:
+            row, room = row + 1, capacity
+        room -= length
+        rows.append(row)
+    return rows

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains a finished LLaVA further, on DATA_PATH and IMAGE_FOLDER. Flags and environment: ../launch.sh.
+# LLaVA's batch is 8 GPUs x 16 = 128; with fewer GPUs raise --gradient_accumulation_steps.
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+train zero3 "${INSTRUCTIONS[@]}" \
+    --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-13b}" \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b-task}" \
+    --learning_rate 2e-5

@@ -1,0 +1,101 @@
+"""A run that is stopped at any step and started again logs the losses of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava.train.saving import checkpoints, rotate
+from tests.llava.train.handwritten import write_data
+from tests.llava.train.runs import flags, logged, train_on
+
+MODES = {
+    "projector": {"tune_mm_mlp_adapter": True},
+    "full": {},
+    "lora": {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.1},
+    "tower": {"unfreeze_mm_vision_tower": True, "qlip": True},
+    "bf16": {"bf16": True},
+    "packed": {"pack": True, "batch_tokens": 400, "train_sampling_strategy": "random"},
+    "by modality": {"group_by_modality_length": True},
+    "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "lora_enable": True},
+}
+STEPWISE = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, "weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, "iitiittitiit")
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(bases, data, tmp_path, mode):
+    """From every checkpoint, the one in the middle of the second epoch included."""
+    chosen = {**STEPWISE, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, **MODES[mode]}
+    train_on(bases / "llava", data, tmp_path / "whole", **chosen)
+    losses = logged(tmp_path / "whole")
+    found = checkpoints(tmp_path / "whole")
+    assert len(found) == len(losses) // 2 >= 2
+    for number, checkpoint in enumerate(found[:-1], start=1):
+        out = tmp_path / f"again-{number}"
+        shutil.copytree(checkpoint, out / checkpoint.name)
+        train_on(bases / "llava", data, out, **chosen)
+        assert logged(out) == pytest.approx(losses, abs=1e-6)
+        assert logged(out, "target_tokens") == logged(tmp_path / "whole", "target_tokens")
+
+
+KILLED = """
+import os, signal, sys
+import transformers
+from llava.train.train import train
+whole = transformers.Trainer._save_rng_state
+def cut(self, folder):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, folder)
+transformers.Trainer._save_rng_state = cut
+train(argv=sys.argv[1:])
+"""
+
+
+def test_a_run_that_is_killed_while_it_saves_continues_from_the_last_whole_checkpoint(bases, data, tmp_path):
+    chosen = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "per_device_train_batch_size": 2}
+    arguments = flags(bases / "llava", data, tmp_path / "killed", **chosen)
+    run = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=300)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    assert [folder.name for folder in checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
+    train_on(bases / "llava", data, tmp_path / "killed", **chosen)
+    train_on(bases / "llava", data, tmp_path / "whole", **chosen)
+    assert logged(tmp_path / "killed") == pytest.approx(logged(tmp_path / "whole"), abs=1e-6)
+    assert [folder.name for folder in checkpoints(tmp_path / "killed")] == ["checkpoint-6"]
+    assert not (tmp_path / "killed" / ".saving").exists()
+
+
+def test_the_oldest_checkpoints_go_but_never_the_best_or_the_newest(tmp_path):
+    for step in (2, 4, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    os.utime(tmp_path / "checkpoint-20", (0, 0))  # age is the step's, not the file's
+    rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10", "checkpoint-20"]
+    rotate(tmp_path, None, None)
+    rotate(tmp_path, 1, None)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-20"]
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path):
+    """Of projector-only training, whose checkpoints transformers cannot read; here the highest loss is called best."""
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    chosen |= {"eval_steps": 1, "eval_data_path": data / "data.json", "load_best_model_at_end": True}
+    trainer = train_on(bases / "llava", data, tmp_path, **chosen, metric_for_best_model="loss", greater_is_better=True)
+    losses = logged(tmp_path, "eval_loss")
+    assert losses[0] == max(losses) > losses[-1]
+    assert Path(trainer.state.best_model_checkpoint) == tmp_path / "checkpoint-1"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-6)

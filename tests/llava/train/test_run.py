@@ -1,0 +1,145 @@
+"""A run from its command line: what it logs, evaluates, leaves out and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.model.builder import load_pretrained_model
+from llava.train import train as command
+from tests.llava.train.handwritten import write_data
+from tests.llava.train.runs import flags, logged, train_on
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, "iitiittit")
+    return folder
+
+
+def test_a_step_logs_its_loss_rates_and_counts(bases, data, tmp_path):
+    train_on(bases / "llava", data, tmp_path, report_to="tensorboard")
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "samples_per_second",
+        "text_tokens_per_second",
+        "visual_tokens_per_second",
+        "target_tokens_per_second",
+        "padding_share",
+        "target_tokens",
+        "dropped_samples",
+        "memory_gib",
+    } <= set(history[0])
+    assert len(logged(tmp_path)) == 3
+    assert list(tmp_path.glob("runs/*/events*"))
+
+
+def test_a_text_only_model_is_trained_too(bases, data, tmp_path):
+    shutil.copytree(data, tmp_path / "text")
+    samples = [row for row in json.loads((data / "data.json").read_text()) if "image" not in row]
+    (tmp_path / "text" / "data.json").write_text(json.dumps(samples))
+    train_on(bases / "vicuna", tmp_path / "text", tmp_path / "out")
+    assert len(logged(tmp_path / "out")) == 1
+    tokenizer, model, processor, _ = load_pretrained_model(tmp_path / "out", device="cpu")
+    assert processor is None and model.get_vision_tower() is None
+
+
+def test_the_evaluations_loss_is_the_mean_of_all_target_tokens(bases, data, tmp_path):
+    """Whatever the batches; by hand it is the sum over samples, each alone, through the saved model."""
+    evaluated = {"eval_strategy": "epoch", "eval_data_path": data / "data.json", "learning_rate": 1e-2}
+    trainer = train_on(bases / "llava", data, tmp_path / "by4", **evaluated, per_device_eval_batch_size=4)
+    train_on(bases / "llava", data, tmp_path / "by1", **evaluated, per_device_eval_batch_size=1)
+    (loss,) = logged(tmp_path / "by4", "eval_loss")
+    assert logged(tmp_path / "by1", "eval_loss") == pytest.approx([loss], abs=1e-5)
+    model = load_pretrained_model(tmp_path / "by4", device="cpu")[1].eval()
+    total, count = 0.0, 0
+    for item in (trainer.eval_dataset[i] for i in range(9)):
+        targets = int((item["labels"] != -100).sum())
+        images = torch.stack(item["images"]) if item["images"] else None
+        with torch.no_grad():
+            mean = model(item["input_ids"][None], labels=item["labels"][None], images=images).loss
+        total, count = total + targets * mean.item(), count + targets
+    assert loss == pytest.approx(total / count, abs=1e-4)
+    assert logged(tmp_path / "by4", "eval_target_tokens") == [count]
+
+
+def test_questions_are_answered_at_each_evaluation(bases, data, tmp_path):
+    rows = [{"question_id": i, "image": "0.png", "text": "what is it?", "answer": "nothing"} for i in range(2)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {"eval_strategy": "steps", "eval_steps": 1, "eval_questions": tmp_path / "q.jsonl"}
+    train_on(bases / "llava", data, tmp_path / "out", tune_mm_mlp_adapter=True, **chosen)
+    assert logged(tmp_path / "out", "eval_exact_match") == [0.0, 0.0, 0.0]
+    assert logged(tmp_path / "out", "eval_loss") == []
+
+
+def break_images(data: Path, to: Path, count: int) -> Path:
+    shutil.copytree(data, to)
+    for file in sorted(to.glob("*.png"))[:count]:
+        file.write_bytes(file.read_bytes()[:100])
+    return to
+
+
+def test_unreadable_images_are_left_out_up_to_a_number(bases, data, tmp_path):
+    broken = break_images(data, tmp_path / "broken", 2)
+    train_on(bases / "llava", broken, tmp_path / "out", max_bad_samples=2)
+    assert logged(tmp_path / "out", "dropped_samples")[-1] == 2
+    with pytest.raises(ValueError, match="--max_bad_samples allows 1") as error:
+        train_on(bases / "llava", broken, tmp_path / "ended", max_bad_samples=1)
+    assert "data.json: sample 0" in str(error.value) and "0.png" in str(error.value)
+
+
+def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
+    """Cut by one token, the longest sample loses its last target; cut to its question, or its image, it is left out."""
+    dataset = train_on(bases / "llava", data, tmp_path / "whole").train_dataset
+    items = [dataset[i] for i in range(len(dataset))]
+    lengths = [len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"] for item in items]
+    longest = items[lengths.index(max(lengths))]
+    targets = int((longest["labels"] != -100).sum())
+    train_on(bases / "llava", data, tmp_path / "cut", model_max_length=max(lengths) - 1)
+    whole, cut = (logged(tmp_path / name, "target_tokens")[-1] for name in ("whole", "cut"))
+    assert cut == whole - 1 and logged(tmp_path / "cut", "dropped_samples")[-1] == 0
+    limit = max(lengths) - targets
+    too_long = [
+        length - int((item["labels"] != -100).sum()) >= limit for item, length in zip(items, lengths, strict=True)
+    ]
+    train_on(bases / "llava", data, tmp_path / "short", model_max_length=limit)
+    assert logged(tmp_path / "short", "dropped_samples")[-1] == sum(too_long) > 0
+
+
+def code_and_error(arguments, capsys) -> tuple[int, str]:
+    code = command.main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llava-train: error: ")]
+    assert len(lines) == 1
+    return code, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": "/nowhere"}, "'/nowhere' is neither a folder nor a model id"),
+        ({"data_path": "/nowhere.json"}, "/nowhere.json"),
+        ({"vision_tower": "/nowhere", "model_name_or_path": "VICUNA"}, "the vision tower '/nowhere'"),
+        ({"model_name_or_path": "VICUNA"}, "sample 0 has an image, but the model has no vision tower"),
+        ({"eval_strategy": "steps", "eval_questions": "/nowhere.jsonl"}, "there is no file /nowhere.jsonl"),
+        ({"pretrain_mm_mlp_adapter": "/nowhere.bin"}, "/nowhere.bin"),
+        ({"nonsense": 1}, "unknown flag --nonsense"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(bases, data, tmp_path, changes, message, capsys):
+    chosen = {name: bases / "vicuna" if value == "VICUNA" else value for name, value in changes.items()}
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
+    assert code == 2 and message in line
+
+
+def test_a_projector_or_lora_checkpoint_is_no_start(bases, data, tmp_path, capsys):
+    train_on(bases / "llava", data, tmp_path / "lora", lora_enable=True)
+    code, line = code_and_error(flags(tmp_path / "lora", data, tmp_path / "out"), capsys)
+    assert code == 2 and "is a lora checkpoint, not a whole model; merge it" in line

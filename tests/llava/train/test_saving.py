@@ -1,0 +1,153 @@
+"""What training saves is what LLaVA saves, and it loads with equal logits: by us, by peft, merged by the script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.train.saving import load_trained
+from scripts import merge_lora_weights
+from tests.llava.checkpoints import logits
+from tests.llava.train.handwritten import write_data
+from tests.llava.train.runs import train_on
+
+PARTS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "image_aspect_ratio": "pad"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, "itit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(bases, data):
+    """Trains two steps from the parts; the learning rate is high, so that everything trained differs clearly."""
+
+    def train(out: Path, **flags):
+        chosen = {**PARTS, "vision_tower": bases / "clip", "pretrain_mm_mlp_adapter": bases / "mm_projector.bin"}
+        chosen |= {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+        return train_on(bases / "vicuna", data, out, **{**chosen, **flags})
+
+    return train
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if file.is_file()}
+
+
+def load(folder: Path, base: Path | None = None, **options):
+    _, model, _, _ = load_pretrained_model(folder, base, device="cpu", **options)
+    return model.eval()
+
+
+def bare(trainer):
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@pytest.mark.parametrize("qlip", [False, True])
+def test_the_projector_alone(bases, tmp_path, train, qlip):
+    trainer = train(tmp_path, tune_mm_mlp_adapter=True, qlip=qlip)
+    assert names(tmp_path) == {"config.json", "mm_projector.bin", "trainer_state.json"}
+    assert {"config.json", "mm_projector.bin", "optimizer.pt", "trainer_state.json"} <= names(tmp_path / "checkpoint-1")
+    state = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
+    assert sorted(state) == [f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("bias", "weight")]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["use_cache"] and config["tune_mm_mlp_adapter"] and config["qlip"] is qlip
+    model = load(tmp_path, bases / "vicuna")
+    torch.testing.assert_close(logits(model), logits(bare(trainer)), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(model), logits(load(tmp_path / "checkpoint-1", bases / "vicuna")), atol=1e-2)
+
+
+def test_the_embeddings_of_image_marks(bases, tmp_path, train):
+    trainer = train(tmp_path / "out", tune_mm_mlp_adapter=True, mm_use_im_start_end=True, pretrain_mm_mlp_adapter=None)
+    state = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
+    assert "model.embed_tokens.weight" in state
+    model = load(tmp_path / "out", bases / "vicuna")
+    # What the output layer says of the marks themselves is neither trained nor saved, as in LLaVA.
+    ours, wanted = (logits(one)[..., :360] for one in (model, bare(trainer)))
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_whole_model(tmp_path, train):
+    trainer = train(tmp_path, unfreeze_mm_vision_tower=True)
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert wanted | {"training_args.bin", "trainer_state.json"} <= names(folder)
+        weights = load_file(folder / "model.safetensors")
+        assert "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding" in weights
+        assert json.loads((folder / "config.json").read_text())["use_cache"]
+    torch.testing.assert_close(logits(load(tmp_path)), logits(bare(trainer)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_whole_model_is_saved_in_the_dtype_that_it_computed_in(tmp_path, train):
+    """But checkpoints keep the float32 weights, without which a run could not continue exactly."""
+    train(tmp_path, bf16=True)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    kept = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert kept["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
+
+
+LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 16}
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora_bias": "lora_only"}, {"unfreeze_mm_vision_tower": True}, {"qlip": True}])
+def test_adapters(bases, tmp_path, train, flags):
+    trainer = train(tmp_path / "llava-lora", **LORA, **flags)
+    out = tmp_path / "llava-lora"
+    for folder in (out, out / "checkpoint-1"):
+        files = {"adapter_config.json", "adapter_model.safetensors", "config.json", "non_lora_trainables.bin"}
+        assert files <= names(folder)
+    others = torch.load(out / "non_lora_trainables.bin", weights_only=True)
+    assert "base_model.model.model.mm_projector.0.weight" in others
+    assert any("vision_tower" in name for name in others) == bool(flags.get("unfreeze_mm_vision_tower"))
+    expected = logits(bare(trainer))
+    loaded = load(out, bases / "vicuna")
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=1e-4)
+    merge = ["--model-path", str(out), "--model-base", str(bases / "vicuna"), "--dtype", "float32"]
+    assert merge_lora_weights.main([*merge, "--save-model-path", str(tmp_path / "merged")]) == 0
+    torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_peft_alone_reads_the_adapters(bases, tmp_path, train):
+    """As LLaVA loads them: the base with the tower, its other trained weights, then peft's own loader."""
+    trainer = train(tmp_path / "lora", **LORA)
+    values = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert sorted(values["target_modules"]) == [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
+    assert values["r"] == 4 and values["peft_type"] == "LORA" and "exclude_modules" not in values
+    language = LlavaLlamaForCausalLM.from_pretrained(bases / "vicuna")  # without a tower, whose layers have these names
+    tuned = PeftModel.from_pretrained(language, tmp_path / "lora").merge_and_unload().eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(ids).logits, bare(trainer)(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_quantised_training_saves_adapters_that_load_on_the_base(bases, tmp_path, train):
+    train(tmp_path / "qlora", **LORA, bits=4, bf16=True)
+    four = load(tmp_path / "qlora", bases / "vicuna")
+    assert torch.isfinite(logits(four)).all()
+
+
+def test_a_projector_of_another_shape_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "mm_projector.bin")
+    with pytest.raises(ValueError, match=r"holds 'weight' of shape \(2, 3\); the model has of shape \(3, 2\) there"):
+        load_trained(torch.nn.Linear(2, 3), tmp_path / "mm_projector.bin")
