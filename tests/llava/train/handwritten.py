@@ -70,8 +70,8 @@ class Loop:
     """Weight decay of matrices."""
     projector_rate: float | None = None
     projector_only: bool = False
-    aspect: str = "pad"
-    """"pad", as the checkpoint has it, pads an image to a square of the processor's mean colour; "square" crops."""
+    aspect: str = "square"
+    """"square" crops an image, "pad" pads it to a square of the processor's mean colour."""
 
     def losses(self, checkpoint: Path, folder: Path, samples: Sequence[Any], batch: int) -> list[float]:
         """Trains on batches of successive samples and lists each step's loss, the mean over its target tokens."""
