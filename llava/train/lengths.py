@@ -78,8 +78,9 @@ def measure_lengths(
     ):
         measured.append(0 if isinstance(result, Skipped) else result)
         if isinstance(result, Skipped):
-            throughput.add(BatchCounts(skipped=(result,) if result.is_bad else ()))
             too_long += not result.is_bad
+            if result.is_bad:
+                throughput.add(BatchCounts(skipped=(result,)))
     throughput.update()
     shares = gather((np.array(measured, dtype=np.int64), too_long))
     for number, (share, _) in enumerate(shares):
