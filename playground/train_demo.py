@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -41,11 +42,13 @@ def train_demo(folder: Path, schedules: dict[str, LlavaSchedule], seed: int, exa
     """Trains both stages and prints what they changed.
 
     Args:
-        folder: gets parts, data, both stages' output folders and `loss.svg`.
+        folder: gets parts, data, both stages' output folders, `loss.svg`, and an image that was not trained on.
         schedules: of "pretrain" and "finetune".
         seed: of scenes, projector and batches.
         examined: scenes to examine the model on.
     """
+    from PIL import Image
+
     from llava.train.curve import draw_losses
     from playground.examination import Examinee, examination
     from playground.instructions import write_instructions
@@ -63,9 +66,11 @@ def train_demo(folder: Path, schedules: dict[str, LlavaSchedule], seed: int, exa
         run.train(stage, schedule)
     after = Examinee.load(run.stage_folder("finetune"), False, "cpu").answer_all(exam)
     print_answers(exam, before, after)
+    Image.fromarray(exam.scenes[0].image).save(folder / "held-out.png")
     draw_losses([run.stage_folder(stage) for stage in schedules], folder / "loss.svg")
-    print(f"losses: {folder / 'loss.svg'}")
-    print(f"chat with it: python -m llava.serve.cli --model-path {run.stage_folder('finetune')} --image-file IMAGE")
+    print(f"image: {folder / 'held-out.png'}\nlosses: {folder / 'loss.svg'}")
+    chat = ["python", "-m", "llava.serve.cli", "--model-path", str(run.stage_folder("finetune"))]
+    print(f"chat with it: {shlex.join([*chat, '--image-file', str(folder / 'held-out.png')])}")
     print(f"{time.monotonic() - begun:.0f} seconds in all")
 
 
@@ -120,7 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     """Trains as the flags say."""
     import torch
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; the bar of steps stays
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     steps = {"pretrain": args.pretrain_steps, "finetune": args.finetune_steps}

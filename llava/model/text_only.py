@@ -28,8 +28,9 @@ def embed_text(model: Any, input_ids: Tensor, alone: bool) -> Tensor:
     Returns:
         (..., L, D).
     """
-    embeds = model.get_model().embed_tokens(input_ids)
+    # First, as in a batch with images: under ZeRO-3 all processes gather parameters in the same order.
     nothing = encode_nothing(model) if alone else None
+    embeds = model.get_model().embed_tokens(input_ids)
     if nothing is None:
         return embeds
     return torch.cat([embeds, nothing.to(embeds).expand(*embeds.shape[:-2], *nothing.shape)], dim=-2)

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from llava.constants import IGNORE_INDEX
+from llava.train.packing import assign_rows
 from llava.train.throughput import BatchCounts
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
@@ -48,8 +49,6 @@ class DataCollatorForSupervisedDataset:
             batch["images"] = _join(images)
         packs: list[int] | None = None
         if self.pack is not None:
-            from llava.train.packing import assign_rows
-
             lengths = [len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"] for item in used]
             packs = assign_rows(lengths, self.pack)
             batch["packs"] = torch.tensor(packs or [0])

@@ -237,7 +237,9 @@ def open_samples(path: str | Path, max_bad: int = 10) -> Samples:
             logger.warning("left out: %s", problem)
             malformed.append(problem)
             if len(malformed) > max_bad:
-                raise ValueError(_summary(f"more than {max_bad} samples cannot be used (--max_bad_samples)", malformed))
+                raise ValueError(
+                    _summary(f"more samples cannot be used than --max_bad_samples {max_bad} allows", malformed)
+                )
     if not rows[0]:
         raise ValueError(_summary(f"{path} holds no sample that can be used", malformed))
     logger.info("%s: %d samples, %d left out", path, len(rows[0]), len(malformed))
@@ -273,6 +275,5 @@ def _index_file(path: Path, number: int, rows: Sequence[array[int]]) -> Iterator
 
 
 def _summary(headline: str, malformed: Sequence[str]) -> str:
-    more = "\n  ..." if len(malformed) > SHOWN else ""
-    shown = "".join(f"\n  {problem}" for problem in malformed[:SHOWN])
-    return f"{headline}{':' if malformed else ''}{shown}{more}"
+    more = "; ..." if len(malformed) > SHOWN else ""
+    return f"{headline}: {'; '.join(malformed[:SHOWN])}{more}. Correct or remove them"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from llava.train.lengths import measure_lengths
 
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
+from llava.train.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run import make_data
 from llava.train.throughput import BatchCounts, gather_objects
@@ -135,7 +135,8 @@ class Way:
     def _step(self, batches: Sequence[dict[str, Any]]) -> None:
         trainer: Any = self.trainer
         for batch in batches:
-            trainer.training_step(trainer.model, dict(batch))
+            targets = torch.tensor(batch["counts"].target_tokens, device=trainer.args.device)
+            trainer.training_step(trainer.model, dict(batch), targets)
             trainer.optimizer.step()
             trainer.model.zero_grad()
         if torch.accelerator.is_available():

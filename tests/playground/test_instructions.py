@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates
+from llava.eval.run.pictures import Preparer
+from llava.model.multimodal_encoder.pretrained import default_image_processor
+from llava.train.data import LazySupervisedDataset
 from playground.instructions import main
+from playground.model import vision_config
 from playground.questions import KINDS, WORDINGS, listing
 from playground.scenes import PRESETS, scene
 
@@ -105,3 +111,25 @@ def test_the_same_seed_gives_the_same_files_and_fewer_scenes_their_beginning(fol
 def test_no_text_samples_are_written_where_none_are_wanted(tmp_path):
     assert main(["--out", str(tmp_path), "--scenes", "10", "--text-share", "0"]) == 0
     assert all("image" in sample for sample in json.loads((tmp_path / "conversations.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("file", "template", "end"), [("captions.json", "plain", "\n"), ("conversations.json", "v1", "</s>")]
+)
+def test_training_takes_every_sample_and_aims_at_its_answers(folder, tokenizer, file, template, end):
+    arguments = SimpleNamespace(
+        is_multimodal=True,
+        image_folder=str(folder / "images"),
+        image_aspect_ratio="pad",
+        mm_use_im_start_end=False,
+        preparer=Preparer(default_image_processor(vision_config()), None, "pad", 64),
+        template=conv_templates[template],
+        max_length=2048,
+    )
+    samples = LazySupervisedDataset(folder / file, tokenizer, arguments)
+    written = json.loads((folder / file).read_text())
+    assert len(samples) == len(written)
+    for item, sample in zip((samples[i] for i in range(20)), written, strict=False):
+        assert item["visual_tokens"] == 64 * ("image" in sample)
+        targets = tokenizer.decode(item["labels"][item["labels"] != -100])
+        assert targets == "".join(answer["value"] + end for _, answer in pairs(sample))

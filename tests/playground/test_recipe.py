@@ -118,4 +118,5 @@ def test_the_demo_trains_and_prints_what_has_changed(tmp_path, capsys):
     assert printed.count("python -m llava.train.train --model_name_or_path=") == 2
     assert printed.count("right:") == printed.count("before:") == printed.count("after:") == 3
     assert "right answers about 2 images: " in printed
+    assert f"--image-file {tmp_path / 'held-out.png'}" in printed and (tmp_path / "held-out.png").is_file()
     assert "<!-- pretrain -->" in (tmp_path / "loss.svg").read_text()

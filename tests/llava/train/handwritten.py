@@ -71,7 +71,7 @@ class Loop:
     projector_rate: float | None = None
     projector_only: bool = False
     aspect: str = "square"
-    """"pad" pads an image to a square of the processor's mean colour."""
+    """"square" crops an image, "pad" pads it to a square of the processor's mean colour."""
 
     def losses(self, checkpoint: Path, folder: Path, samples: Sequence[Any], batch: int) -> list[float]:
         """Trains on batches of successive samples and lists each step's loss, the mean over its target tokens."""

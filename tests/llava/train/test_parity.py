@@ -32,6 +32,7 @@ def losses(folder: Path, out: Path, data: str = "mixed", **flags: Any) -> list[f
         "version": "v1",
         "data_path": folder / data / "data.json",
         "image_folder": folder / data,
+        "image_aspect_ratio": "square",
         "output_dir": out,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,

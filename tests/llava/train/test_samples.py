@@ -90,22 +90,22 @@ def test_a_malformed_sample_is_named_with_file_number_and_field(tmp_path, caplog
 def test_a_few_malformed_samples_are_left_out_more_are_an_error(tmp_path):
     file = write_list(tmp_path / "a.json", [TEXT_ONLY, *[{"id": i} for i in range(3)]])
     assert len(open_samples(file, max_bad=3)) == 1
-    with pytest.raises(ValueError, match=r"more than 2 samples cannot be used \(--max_bad_samples\)") as caught:
+    with pytest.raises(ValueError, match="more samples cannot be used than --max_bad_samples 2 allows") as caught:
         open_samples(file, max_bad=2)
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()[1:]] == ["sample 1", "sample 2", "sample 3"]
-    with pytest.raises(ValueError, match="more than 0 samples"):
+    assert re.findall(r"sample \d+", str(caught.value)) == ["sample 1", "sample 2", "sample 3"]
+    with pytest.raises(ValueError, match="--max_bad_samples 0"):
         open_samples(file, max_bad=0)
 
 
 def test_the_error_shows_the_first_few(tmp_path):
     file = write_list(tmp_path / "a.json", [{"id": i} for i in range(30)])
-    with pytest.raises(ValueError, match="more than 10 samples") as caught:
+    with pytest.raises(ValueError, match=r"--max_bad_samples 10 allows: .*; \.\.\.\. Correct or remove them") as caught:
         open_samples(file)
-    assert len(str(caught.value).splitlines()) == 1 + 5 + 1
+    assert re.findall(r"sample \d+", str(caught.value)) == [f"sample {i}" for i in range(5)]
 
 
 def test_a_file_without_a_usable_sample_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no sample that can be used:\n.*sample 0: it is 3"):
+    with pytest.raises(ValueError, match=r"holds no sample that can be used: .*sample 0: it is 3"):
         open_samples(write_list(tmp_path / "a.json", [3]))
 
 

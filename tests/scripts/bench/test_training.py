@@ -1,0 +1,50 @@
+"""The benchmark of training's batches: its samples are what it says, and every way trains on the same tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from llava.model.tokenizer import load_tokenizer
+from llava.utils import demo_model_path
+from scripts.bench.training import data_table, steps_table
+from scripts.bench.training_ways import LONGEST, SHORTEST, SIDES, WAYS, WORKERS, measure, write_samples
+
+
+def test_answers_are_short_and_long_and_images_of_every_size(tmp_path: Path) -> None:
+    samples = json.loads(write_samples(tmp_path, 64).read_text())
+    tokenizer = load_tokenizer(demo_model_path())
+    lengths = sorted(len(tokenizer(f"{sample['conversations'][1]['value']}</s>").input_ids) - 1 for sample in samples)
+    assert lengths[0] in range(SHORTEST, 3 * SHORTEST) and lengths[-1] in range(LONGEST // 2, LONGEST + 1)
+    assert 20 < lengths[32] < 80  # the geometric mean of 5 and 300 is 39
+    images = [sample["image"] for sample in samples if "image" in sample]
+    assert 0.5 < len(images) / 64 < 0.95
+    assert {Image.open(tmp_path / name).size for name in images} == {(side, side) for side in SIDES}
+    assert all(("<image>" in sample["conversations"][0]["value"]) == ("image" in sample) for sample in samples)
+
+
+def test_every_way_trains_on_the_same_tokens_within_the_same_budget(tmp_path: Path) -> None:
+    options = argparse.Namespace(samples=16, batch_size=4, max_length=768, repeats=1, bf16=False)
+    figures = measure("demo", options, tmp_path)
+    ways = figures["ways"]
+    assert [way["name"] for way in ways] == list(WAYS)
+    assert len({way["target_tokens"] for way in ways}) == 1
+    assert all(way["samples"] == 16 and len(way["rates"]) == 1 and way["rates"][0] > 0 for way in ways)
+    assert max(way["longest"] for way in ways[2:]) <= min(way["longest"] for way in ways[:2])
+    assert [row["workers"] for row in figures["data"]] == list(WORKERS)
+    assert steps_table("demo", ways).count("\n") == 1 + len(WAYS)
+
+
+def test_the_tables_show_medians_of_ratios_within_a_turn() -> None:
+    common = {"steps": 4, "samples": 10, "longest": 900, "padding": 0.255}
+    rows = [
+        {"name": "a", "rates": [100.0, 200.0, 400.0], **common},
+        {"name": "b", "rates": [200.0, 500.0, 600.0], **common},
+    ]
+    last = steps_table("model", rows).splitlines()[-1]
+    assert last == "| b | 2.5 | 900 | 26% | 500 | 2.00 | 1.50 to 2.50 |"
+    data = [{"model": "model", "workers": 2, "prepared": [10.0, 30.0, 20.0], "consumed": 8.0}]
+    assert data_table(data).splitlines()[-1] == "| model | 2 | 20 | 8 | 2.5 |"
