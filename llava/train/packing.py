@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 
 def assign_rows(lengths: Sequence[int], capacity: int) -> list[int]:
-    """Assigns samples to few rows, first fit decreasing: at most 11/9 of the fewest possible, and one.
+    """Assigns samples to few rows of similar length.
 
-    If filling row after row in the given order needs fewer rows, that is done: samples that come sorted by rows of a
-    plan never take more rows than the plan has.
+    There are as many rows as first fit decreasing takes, at most 11/9 of the fewest possible and one; or as filling row
+    after row in the given order takes, if that is less: samples that come sorted by rows of a plan never take more rows
+    than the plan has. Where rows can be levelled, so that there is less padding, they are.
 
     Args:
         lengths: tokens of each sample.
@@ -25,9 +27,21 @@ def assign_rows(lengths: Sequence[int], capacity: int) -> list[int]:
         raise ValueError(f"a row's capacity is {capacity}; it must be at least 1")
     if (shortest := min(lengths, default=0)) < 0:
         raise ValueError(f"a sample has {shortest} tokens; lengths must be at least 0")
-    in_order = _fill_in_order(lengths, capacity)
-    decreasing = _fit_decreasing(lengths, capacity)
-    return min(decreasing, in_order, key=lambda rows: max(rows, default=-1))
+    if not lengths:
+        return []
+    rows = min(_fit_decreasing(lengths, capacity), _fill_in_order(lengths, capacity), key=max)
+    if max(lengths) > capacity:
+        return rows
+    level = _level(lengths, max(rows) + 1)
+    return min(rows, level, key=lambda found: longest_row(lengths, found))
+
+
+def longest_row(lengths: Sequence[int], rows: Sequence[int]) -> int:
+    """Counts the tokens of the longest row."""
+    totals = [0] * (max(rows) + 1)
+    for length, row in zip(lengths, rows, strict=True):
+        totals[row] += length
+    return max(totals)
 
 
 def _fit_decreasing(lengths: Sequence[int], capacity: int) -> list[int]:
@@ -51,4 +65,14 @@ def _fill_in_order(lengths: Sequence[int], capacity: int) -> list[int]:
             row, room = row + 1, capacity
         room -= length
         rows.append(row)
+    return rows
+
+
+def _level(lengths: Sequence[int], count: int) -> list[int]:
+    """Takes the longest samples first, each into the shortest of `count` rows."""
+    rows, totals = [0] * len(lengths), [(0, row) for row in range(count)]
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        total, row = totals[0]
+        heapq.heapreplace(totals, (total + lengths[index], row))
+        rows[index] = row
     return rows

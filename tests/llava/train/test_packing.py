@@ -66,6 +66,11 @@ def test_known_rows():
     assert assign_rows([4, 2, 2, 3, 3, 2], 8) == [0, 0, 0, 1, 1, 1]
 
 
+def test_rows_are_levelled():
+    """First fit decreasing would fill a row of 90 and leave one of 30: 180 tokens with padding, not 120."""
+    assert filled([50, 40, 20, 10], assign_rows([50, 40, 20, 10], 90)) == {0: 60, 1: 60}
+
+
 def test_what_is_no_length_or_capacity_is_an_error():
     with pytest.raises(ValueError, match="capacity is 0; it must be at least 1"):
         assign_rows([1], 0)
