@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
 OTHER_PROGRAMS = {
     *("model-path", "model-base", "image-file", "prompt", "save-model-path", "output", "out"),  # llava and scripts
-    *("nproc-per-node", "nnodes", "node_rank", "master_addr", "module", "num_processes"),  # launchers
+    *("nproc-per-node", "nnodes", "node_rank", "master_addr", "module", "num_processes", "multi_gpu"),  # launchers
     *("batch", "length", "gpus", "rank", "help"),
 }
 

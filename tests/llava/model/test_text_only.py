@@ -137,3 +137,18 @@ def test_checkpointing_trains_the_tower(model, reentrant):
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert gradients(model).keys() == trained
     assert gradients(model)["model.vision_tower.vision_tower.embeddings.class_embedding"].any()
+
+
+def test_modules_run_in_the_order_of_a_batch_with_images(model, monkeypatch):
+    """ZeRO-3 gathers the parameters of each module as it runs, in all processes together."""
+    monkeypatch.setattr(text_only, "is_deepspeed_zero3_enabled", lambda: True)
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    orders = []
+    for ids, images in ((ABOUT_IMAGES, IMAGES), (TEXTS, None)):
+        ran.clear()
+        model(ids, labels=ids, images=images)
+        orders.append(list(ran))
+    assert len(orders[0]) > 20 and orders[0] == orders[1]
