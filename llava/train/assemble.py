@@ -57,7 +57,8 @@ def assemble(
     """
     checkpoint = find_base(args)
     config = checkpoint.config
-    name, aspect = choose_template(args, config), choose_aspect(args, config)
+    name = choose_template(args)
+    warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
     tokenizer = load_tokenizer(checkpoint.folder)
     model = load_model(checkpoint, args, attn_implementation)
@@ -68,7 +69,7 @@ def assemble(
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
     record_settings(model, args, name, vision)
-    model.config.image_aspect_ratio = aspect
+    model.config.image_aspect_ratio = args.data.image_aspect_ratio
     tuned = add_adapters(model, args.training) if args.training.lora_enable else model
     choose_parameters(model, args)
     tower = model.get_vision_tower()
@@ -101,25 +102,27 @@ def find_base(args: ParsedArguments) -> Checkpoint:
     return checkpoint
 
 
-def choose_template(args: ParsedArguments, config: LlavaConfig) -> str:
-    """Chooses the prompt template; warns where it is the flag's default, and a LLaVA checkpoint has another."""
+def choose_template(args: ParsedArguments) -> str:
+    """Chooses the prompt template that `--version` names; Vicuna's for an unknown name, as in LLaVA."""
     version = str(args.model.version)
-    if version not in conv_templates:
-        logger.warning("--version %r is no template's name; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
-        version = DEFAULT_TEMPLATE
+    if version in conv_templates:
+        return version
+    logger.warning("--version %r is no template's name; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
+    return DEFAULT_TEMPLATE
+
+
+def warn_of_defaults(args: ParsedArguments, config: LlavaConfig, template: str) -> None:
+    """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
     own = config.conv_mode or DEFAULT_TEMPLATE
-    if config.has_tower and "version" not in args.given and conv_templates.get(own) != conv_templates[version]:
-        logger.warning("prompt template: %s, the default of --version; the checkpoint has %s", version, own)
-    return version
-
-
-def choose_aspect(args: ParsedArguments, config: LlavaConfig) -> str:
-    """Chooses how images become square; warns where it is the flag's default, and a LLaVA checkpoint has another."""
-    chosen = args.data.image_aspect_ratio
-    own = "pad" if config.image_aspect_ratio == "pad" else "square"
-    if config.has_tower and "image_aspect_ratio" not in args.given and own != chosen:
-        logger.warning("images: %s, the default of --image_aspect_ratio; the checkpoint has %s", chosen, own)
-    return chosen
+    aspect = "pad" if config.image_aspect_ratio == "pad" else "square"
+    length = config.tokenizer_model_max_length or args.training.model_max_length
+    for flag, chosen, before, same in (
+        ("version", template, own, conv_templates.get(own) == conv_templates[template]),
+        ("image_aspect_ratio", args.data.image_aspect_ratio, aspect, args.data.image_aspect_ratio == aspect),
+        ("model_max_length", args.training.model_max_length, length, args.training.model_max_length == length),
+    ):
+        if config.has_tower and flag not in args.given and not same:
+            logger.warning("--%s is not given: its default %s replaces the checkpoint's %s", flag, chosen, before)
 
 
 def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace | None:

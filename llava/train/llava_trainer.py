@@ -64,7 +64,10 @@ class LLaVATrainer(Trainer):
         kwargs.setdefault("processing_class", tokenizer)
         super().__init__(model=model, args=args, **kwargs)
         self.lengths = lengths
-        self.throughput = Throughput(max_bad_samples)
+        malformed = getattr(getattr(self.train_dataset, "samples", None), "malformed", ())
+        unmeasured = 0 if lengths is None else int((lengths == 0).sum())
+        unused = len(malformed) + unmeasured
+        self.throughput = Throughput(max_bad_samples, malformed=malformed, unused=unused)
         self.evaluator: Any = None
         self._staging: Path | None = None
         self._evaluated: list[tuple[float, int]] = []
@@ -123,6 +126,11 @@ class LLaVATrainer(Trainer):
         elif counts is not None:
             self._eval_counts += counts
         return super()._prepare_inputs(inputs)
+
+    def _get_num_items_in_batch(self, *args: Any) -> Any:
+        """Counts the target tokens of a step; at least 1, since a step whose samples are all left out has none."""
+        count = super()._get_num_items_in_batch(*args)
+        return count.clamp(min=1) if isinstance(count, Tensor) else count and max(count, 1)
 
     # Optimizer
 

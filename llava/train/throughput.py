@@ -97,19 +97,23 @@ class Throughput:
         max_bad_samples: int,
         gather: Gather = gather_objects,
         clock: Callable[[], float] = time.perf_counter,
+        malformed: Sequence[str] = (),
+        unused: int = 0,
     ) -> None:
         """
         Args:
             max_bad_samples: most malformed or unreadable samples that a run leaves out.
             gather: collects one object per process.
             clock: time in seconds.
+            malformed: what is wrong with samples that the data set left out when it was opened.
+            unused: samples that are dropped before training: these, and those that batches by tokens leave out.
         """
         self.max_bad_samples = max_bad_samples
         self._gather = gather
         self._clock = clock
         self._target_tokens = 0  # of all processes, as are the next two
-        self._dropped = 0
-        self._bad: dict[str, None] = {}
+        self._dropped = unused
+        self._bad: dict[str, None] = dict.fromkeys(malformed)
         self._warned: set[str] = set()
         self._waiting = BatchCounts()  # of this process, not gathered yet; without `skipped`
         self._waiting_dropped = 0
@@ -171,7 +175,7 @@ class Throughput:
         Returns:
             `samples_per_second`, `text_tokens_per_second`, `visual_tokens_per_second`, `target_tokens_per_second` of
             all processes together; `padding_share`, the share of the padded batches that is padding, in [0, 1];
-            `target_tokens` and `dropped_samples` since training began (a sample counts in each epoch); `memory_gib`,
+            `target_tokens` and `dropped_samples` since training began (in each epoch again); `memory_gib`,
             the highest peak of a process, see `peak_memory_gib`.
 
         Raises:

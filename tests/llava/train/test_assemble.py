@@ -132,15 +132,16 @@ def test_a_checkpoints_own_tower_and_projector_hold_where_no_flag_is_given(build
     assert model.config.qlip == {"alpha": 0.5, "max_tokens": 96}
 
 
-def test_template_and_aspect_are_the_flags_with_a_warning_where_the_checkpoint_has_others(build, caplog):
+def test_template_aspect_and_length_are_the_flags_with_a_warning_where_the_checkpoint_has_others(build, caplog):
     _, model, template = build(LLAVA)
     assert template == conv_templates["v0"] and model.config.image_aspect_ratio == "square"
-    assert "prompt template: v0, the default of --version; the checkpoint has vicuna_v1" in caplog.text
-    assert "images: square, the default of --image_aspect_ratio; the checkpoint has pad" in caplog.text
+    assert "--version is not given: its default v0 replaces the checkpoint's vicuna_v1" in caplog.text
+    assert "--image_aspect_ratio is not given: its default square replaces the checkpoint's pad" in caplog.text
+    assert "--model_max_length is not given: its default 512 replaces the checkpoint's 2048" in caplog.text
     caplog.clear()
-    _, model, template = build(f"{LLAVA} --version v1 --image_aspect_ratio pad")
+    _, model, template = build(f"{LLAVA} --version v1 --image_aspect_ratio pad --model_max_length 2048")
     assert template == conv_templates["v1"] and model.config.image_aspect_ratio == "pad"
-    assert "the checkpoint has" not in caplog.text
+    assert "replaces the checkpoint's" not in caplog.text
 
 
 def test_what_config_json_says_about_training(build):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llava.train.train import train
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.train.handwritten import Loop, write_data
+from tests.llava.train.runs import logged, train_on
 
 MIXED = "iitititiiittittiitii"  # five batches of four; images and text only
 
@@ -25,32 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def losses(folder: Path, out: Path, data: str = "mixed", **flags: Any) -> list[float]:
+def losses(folder: Path, out: Path, data: str = "mixed", **changes: Any) -> list[float]:
     """The losses that our training logs, of one epoch over the samples in their order."""
-    flags = {
-        "model_name_or_path": folder / "model",
-        "version": "v1",
-        "data_path": folder / data / "data.json",
-        "image_folder": folder / data,
-        "image_aspect_ratio": "square",
-        "output_dir": out,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 4,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "model_max_length": 512,
-        "mm_use_im_patch_token": False,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **flags,
-    }
-    train(argv=[part for name, value in flags.items() for part in (f"--{name}", str(value))])
-    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
-    return [line["loss"] for line in history if "loss" in line]
+    train_on(folder / "model", folder / data, out, **changes)
+    return logged(out)
 
 
 def by_hand(folder: Path, loop: Loop, batch: int = 4, epochs: int = 1) -> list[float]:

@@ -37,13 +37,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(bases, data, tmp_path, mode):
-    """From every checkpoint, the one in the middle of the second epoch included."""
+    """From the middle of the second epoch, and in one mode from every checkpoint."""
     chosen = {**STEPWISE, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, **MODES[mode]}
     train_on(bases / "llava", data, tmp_path / "whole", **chosen)
     losses = logged(tmp_path / "whole")
     found = checkpoints(tmp_path / "whole")
     assert len(found) == len(losses) // 2 >= 2
-    for number, checkpoint in enumerate(found[:-1], start=1):
+    for number, checkpoint in enumerate(found[:-1] if mode == "projector" else found[-2:-1]):
         out = tmp_path / f"again-{number}"
         shutil.copytree(checkpoint, out / checkpoint.name)
         train_on(bases / "llava", data, out, **chosen)

@@ -96,6 +96,25 @@ def test_unreadable_images_are_left_out_up_to_a_number(bases, data, tmp_path):
     assert "data.json: sample 0" in str(error.value) and "0.png" in str(error.value)
 
 
+def test_malformed_samples_and_unreadable_images_are_counted_together(bases, data, tmp_path):
+    broken = break_images(data, tmp_path / "broken", 1)
+    samples = json.loads((data / "data.json").read_text())
+    (broken / "data.json").write_text(json.dumps([*samples, {"id": "x", "conversations": []}]))
+    train_on(bases / "llava", broken, tmp_path / "out", max_bad_samples=2)
+    assert logged(tmp_path / "out", "dropped_samples")[-1] == 2
+    with pytest.raises(ValueError, match="2 samples cannot be used, and --max_bad_samples allows 1"):
+        train_on(bases / "llava", broken, tmp_path / "ended", max_bad_samples=1)
+
+
+def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_path):
+    broken = break_images(data, tmp_path / "broken", 9)
+    samples = json.loads((data / "data.json").read_text())
+    (broken / "data.json").write_text(json.dumps([row for row in samples if "image" in row]))
+    train_on(bases / "llava", broken, tmp_path / "out", lora_enable=True)
+    assert logged(tmp_path / "out", "grad_norm") == [0.0, 0.0]
+    assert logged(tmp_path / "out") == [0.0, 0.0]
+
+
 def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
     """Cut by one token, the longest sample loses its last target; cut to its question, or its image, it is left out."""
     dataset = train_on(bases / "llava", data, tmp_path / "whole").train_dataset
