@@ -21,6 +21,8 @@ LONGEST = (
     "llava/eval/test_ray_batch.py",
     "llava/serve/web/test_browser.py",
     "llava/serve/test_serving_faults.py",
+    "llava/train/test_processes.py",
+    "llava/train/test_parity.py",
     "scripts/test_eval_scripts.py",
     "qlip/prior/test_train.py",
     "playground/test_checkpoint.py",

@@ -1,4 +1,4 @@
-"""Compares the batches of training: `python -m scripts.bench.training [--models demo random-26m]`.
+"""Compares the batches of training: `python -m scripts.bench.training [--models demo random-13m]`.
 
 LLaVA's ways are a number of samples in random order, padded to the longest, and the same with
 --group_by_modality_length. Ours are --batch_tokens, and --batch_tokens with --pack, at no more tokens per step, padding
@@ -24,7 +24,7 @@ from typing import Any
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.markdown_table import table_head, table_row
 
-MODELS = ("demo", "random-26m")
+MODELS = ("demo", "random-13m")
 
 
 def steps_table(model: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="training", description=__doc__.split(":")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--samples", type=integer(8), default=256, help="samples of an epoch (%(default)s)")
-    parser.add_argument("--batch-size", type=integer(), default=8, help="samples of LLaVA's steps (%(default)s)")
-    parser.add_argument("--max-length", type=integer(512), default=768, help="tokens of a packed row (%(default)s)")
-    parser.add_argument("--repeats", type=integer(), default=5, help="turns of each way (%(default)s)")
+    parser.add_argument("--samples", type=integer(8), default=128, help="samples of an epoch (%(default)s)")
+    parser.add_argument("--batch-size", type=integer(), default=16, help="samples of LLaVA's steps (%(default)s)")
+    parser.add_argument("--max-length", type=integer(512), default=512, help="tokens of a packed row (%(default)s)")
+    parser.add_argument("--repeats", type=integer(), default=3, help="turns of each way (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="mixed precision, for a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     return parse_and_run(parser, run, argv)

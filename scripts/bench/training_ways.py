@@ -40,7 +40,7 @@ SIDES = (112, 224, 336, 448)
 WORDS = ("red", "blue", "green", "yellow", "circle", "square", "cross", "ring", "left", "right", "of", "the", "and")
 """Each is one token of the embedded model."""
 WARM_UP = 2
-"""Steps of each way before the clock starts."""
+"""Steps of each way before the first turn."""
 
 VISION = {
     "model_type": "clip_vision_model",
@@ -54,7 +54,7 @@ VISION = {
 TEXT = {
     "hidden_size": 512,
     "intermediate_size": 1376,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "max_position_embeddings": 2048,
 }
@@ -82,7 +82,7 @@ def write_samples(folder: Path, count: int) -> Path:
 
 
 def write_random(folder: Path) -> None:
-    """Writes a LLaVA with random weights and the embedded model's tokenizer: 26 million parameters of language."""
+    """Writes a LLaVA with random weights and the embedded model's tokenizer: 13 million parameters of language."""
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.tokenizer import load_tokenizer
 
@@ -121,13 +121,13 @@ class Way:
         self.batches = list(self.trainer.get_train_dataloader())
         self.counts: list[BatchCounts] = [batch["counts"] for batch in self.batches]
         self.trainer.create_optimizer()
+        self._step(self.batches[:WARM_UP])
         self.rates: list[float] = []
         self.longest = max(counts.padded_tokens for counts in self.counts)
         self.total = sum(self.counts, BatchCounts())
 
     def take_turn(self) -> None:
         """Trains for an epoch and notes target tokens per second."""
-        self._step(self.batches[:WARM_UP])
         start = time.perf_counter()
         self._step(self.batches)
         self.rates.append(self.total.target_tokens / (time.perf_counter() - start))

@@ -24,10 +24,13 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.train import evaluation
 from llava.train.evaluation import QuestionEvaluation, bare_model, read_questions, refuse_sharded_weights
+from llava.train.train import train
 from llava.utils import demo_model_path
 from playground.presets import PRESETS
 from playground.questions import scene_questions
 from playground.scenes import scene
+from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.train.handwritten import write_data
 
 KINDS = ("colour", "shape", "count", "relation")
 
@@ -216,3 +219,26 @@ def test_a_broken_image_is_named(file, tmp_path):
         shutil.copy(file.parent / name, tmp_path)
     with pytest.raises(ValueError, match=r"1 of 3 images .*0\.png is unreadable"):
         read_questions(file, tmp_path)
+
+
+def test_a_run_asks_at_every_evaluation_and_trains_as_without(tmp_path):
+    """Projector-only training of a small random model, which answers nothing right."""
+    make_llava_checkpoint(tmp_path / "model")
+    samples = write_data(tmp_path / "data", "iitit")
+    rows = [
+        {"question_id": sample["id"], "image": sample["image"], "text": "what is it?", "answer": "a circle"}
+        for sample in samples
+        if "image" in sample
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--version", "v1", "--tune_mm_mlp_adapter", "True"]
+    flags += ["--data_path", str(tmp_path / "data" / "data.json"), "--image_folder", str(tmp_path / "data")]
+    flags += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--save_strategy", "no"]
+    flags += ["--mm_use_im_patch_token", "False", "--report_to", "none", "--use_cpu", "True"]
+    asked = [*flags, "--eval_strategy", "steps", "--eval_steps", "1", "--eval_questions", str(file)]
+    with_questions = train(argv=[*asked, "--output_dir", str(tmp_path / "a")]).state.log_history
+    without = train(argv=[*flags, "--output_dir", str(tmp_path / "b")]).state.log_history
+    assert [line["eval_exact_match"] for line in with_questions if "eval_exact_match" in line] == [0.0, 0.0]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in (with_questions, without)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
