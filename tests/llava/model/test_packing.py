@@ -95,16 +95,24 @@ def lengths_alone(model: Any, batch: dict[str, Any]) -> list[int]:
     return spliced.attention_mask.sum(1).tolist()
 
 
-@pytest.fixture(scope="module", params=list(TOWERS), ids=list(TOWERS))
+def make_case(name: str) -> tuple[Any, dict[str, Any]]:
+    return make_model(TOWERS[name]), make_batch(PROMPTS, images=NATIVE if name == "clip" else RAGGED)
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def every_case(request) -> tuple[Any, dict[str, Any]]:
+    return make_case(request.param)
+
+
+@pytest.fixture(scope="module", params=["clip", "raster positions and a bias"])
 def case(request) -> tuple[Any, dict[str, Any]]:
-    qlip = TOWERS[request.param]
-    return make_model(qlip), make_batch(PROMPTS, images=NATIVE if qlip is None else RAGGED)
+    return make_case(request.param)
 
 
 @hypothesis_settings(max_examples=4, deadline=None)
 @given(packs=st.lists(st.integers(0, 3), min_size=len(PROMPTS), max_size=len(PROMPTS)))
-def test_each_prompt_has_the_logits_that_it_has_alone(case, packs):
-    model, batch = case
+def test_each_prompt_has_the_logits_that_it_has_alone(every_case, packs):
+    model, batch = every_case
     lengths = lengths_alone(model, batch)
     with torch.no_grad():
         alone, packed = model(**batch), model(**batch, packs=torch.tensor(packs))
