@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.loaders import make_loader, share_batches
 from llava.train.sampler import LengthGroupedSampler
 from llava.train.saving import (
     STAGING,
@@ -108,16 +109,13 @@ class LLaVATrainer(Trainer):
             args.gradient_accumulation_steps,
             self._seed,
         )
-        return _TokenLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        )
+        return make_loader(self.train_dataset, sampler, self.data_collator, args)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Builds the loader of an evaluation, which repeats no sample to fill the last batches of all processes."""
+        args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = share_batches(len(dataset), args.eval_batch_size, args.process_index, args.world_size)
+        return make_loader(dataset, batches, self.data_collator, args)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         counts = inputs.pop("counts", None)
@@ -186,13 +184,17 @@ class LLaVATrainer(Trainer):
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes a batch's loss and notes how many tokens it is the mean of."""
-        labels: Tensor = inputs["labels"]
-        count = int((labels[:, 1:] != IGNORE_INDEX).sum())
-        loss, logits, outputs = super().prediction_step(model, inputs, *args, **kwargs)
+        """Computes the mean loss of this process's batch, and notes how many tokens it is the mean of.
+
+        transformers would divide it by the tokens of all processes.
+        """
+        inputs = self._prepare_inputs(inputs)
+        count = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach().mean()
         if count:
             self._evaluated.append((float(loss), count))
-        return (loss if count else torch.zeros_like(loss)), logits, outputs
+        return (loss if count else torch.zeros_like(loss)), None, None
 
     # Files
 
@@ -287,12 +289,3 @@ class LLaVATrainer(Trainer):
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
-
-
-class _TokenLoader(DataLoader):
-    """A loader whose batches are formed anew in each epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begins an epoch."""
-        sampler: Any = self.batch_sampler
-        sampler.set_epoch(epoch)

@@ -38,6 +38,10 @@ def make_flags(folder: Path, out: Path, **changes: Any) -> list[str]:
         "mm_use_im_patch_token": False,
         "logging_steps": 1,
         "save_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "eval_data_path": folder / "data" / "data.json",
+        "eval_questions": folder / "questions.jsonl",
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
@@ -48,7 +52,14 @@ def make_flags(folder: Path, out: Path, **changes: Any) -> list[str]:
 
 def log(out: Path, name: str) -> list[float]:
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
-    return [line[name] for line in history if "loss" in line]
+    return [line[name] for line in history if name in line]
+
+
+def write_questions(file: Path, images: list[str]) -> None:
+    """A question about each image; an odd number, so that one process has more of them."""
+    images = images[: len(images) // 2 * 2 - 1]
+    rows = [{"question_id": name, "image": name, "text": "what is it?", "answer": "a circle"} for name in images]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def launch(flags: list[str]) -> None:
@@ -63,14 +74,17 @@ def launch(flags: list[str]) -> None:
 
 def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     make_llava_checkpoint(tmp_path / "model")
-    write_data(tmp_path / "data", KINDS)
+    samples = write_data(tmp_path / "data", KINDS)
+    write_questions(tmp_path / "questions.jsonl", [sample["image"] for sample in samples if "image" in sample])
     train(argv=make_flags(tmp_path, tmp_path / "one", per_device_train_batch_size=4))
     launch(make_flags(tmp_path, tmp_path / "two"))
     losses = log(tmp_path / "two", "loss")
     assert losses == pytest.approx(log(tmp_path / "one", "loss"), abs=1e-5)
     assert len(losses) == 6 and losses[0] != pytest.approx(losses[-1], abs=0.01)
-    for name in ("target_tokens", "dropped_samples"):  # counted over both processes
+    for name in ("target_tokens", "dropped_samples", "eval_exact_match"):  # of both processes together
         assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
+    assert log(tmp_path / "two", "eval_loss") == pytest.approx(log(tmp_path / "one", "eval_loss"), abs=1e-5)
+    assert len(log(tmp_path / "two", "eval_exact_match")) == len(log(tmp_path / "two", "eval_loss")) == 2
 
     stopped = tmp_path / "stopped"  # as a run that was killed behind its first checkpoint leaves it
     shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
