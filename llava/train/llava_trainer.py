@@ -114,6 +114,8 @@ class LLaVATrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Builds the loader of an evaluation, which repeats no sample to fill the last batches of all processes."""
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):  # the name of one of several
+            dataset = self.eval_dataset[dataset]
         batches = share_batches(len(dataset), args.eval_batch_size, args.process_index, args.world_size)
         return make_loader(dataset, batches, self.data_collator, args)
 
