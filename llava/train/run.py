@@ -32,6 +32,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     tokenizer, model, template = assemble(args, attn_implementation)
     data = make_data(args, tokenizer, model, template)
     training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
+    evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     lengths = None
     if training.pack or training.batch_tokens is not None:
         lengths = measure_lengths(
@@ -42,7 +43,6 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
             gather_objects,
             Path(training.output_dir),
         )
-    evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     if evaluator is not None and data["eval_dataset"] is None:
         data["eval_dataset"] = {}  # transformers wants one wherever it evaluates
     trainer = LLaVATrainer(

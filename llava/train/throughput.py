@@ -90,7 +90,10 @@ def gather_objects(item: Any) -> list[Any]:
 
 
 class Throughput:
-    """Adds up the batches of all processes and computes the rates of a log line."""
+    """Adds up the batches of all processes and computes the rates of a log line.
+
+    The clock starts with the first batch, so that no rate counts the time in which a run gets ready.
+    """
 
     def __init__(
         self,
@@ -119,10 +122,11 @@ class Throughput:
         self._waiting_dropped = 0
         self._waiting_bad: dict[str, None] = {}
         self._interval = BatchCounts()  # of all processes, since the last report
-        self.start()
+        self._began: float | None = None
+        self._peak = 0.0
 
     def start(self) -> None:
-        """Starts the clock and the memory's peak again, as training begins."""
+        """Starts the clock and the memory's peak again."""
         self._began = self._clock()
         self._peak = 0.0
         if _has_memory_counter():
@@ -135,7 +139,8 @@ class Throughput:
         try:
             yield
         finally:
-            self._began += self._clock() - begin
+            if self._began is not None:
+                self._began += self._clock() - begin
 
     def add(self, counts: BatchCounts) -> None:
         """Counts a batch of this process, and logs a warning for each sample that is left out for the first time.
@@ -143,6 +148,8 @@ class Throughput:
         Raises:
             ValueError: too many bad samples.
         """
+        if self._began is None:
+            self.start()
         for skipped in counts.skipped:
             self._waiting_dropped += 1
             if skipped.is_bad and skipped.reason not in self._bad:
@@ -183,7 +190,8 @@ class Throughput:
         """
         self.update()
         counts, self._interval = self._interval, BatchCounts()
-        seconds = max(self._clock() - self._began, 1e-9)
+        now = self._clock()
+        seconds = max(now - (now if self._began is None else self._began), 1e-9)
         real = counts.text_tokens + counts.visual_tokens
         peak = self._peak
         self.start()

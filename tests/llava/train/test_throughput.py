@@ -82,8 +82,9 @@ def test_a_report_gives_the_rates_since_the_last_one_and_totals():
     clock = Clock()
     throughput = Throughput(max_bad_samples=0, clock=clock)
     batch = BatchCounts(samples=3, text_tokens=24, visual_tokens=62, target_tokens=10, padded_tokens=120)
-    clock.now += 1
+    clock.now += 60  # until the first batch is ready
     throughput.add(batch)
+    clock.now += 1
     clock.now += 1
     throughput.add(batch)
     report = throughput.report()
