@@ -15,6 +15,7 @@ import pytest
 from llava.train.train import train
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.train.handwritten import write_data
+from tests.llava.train.runs import flags, logged
 
 ROOT = Path(__file__).parents[3]
 KINDS = "iitt" + "ttit" + "tttt" + "iiii" + "titi" + "itii"
@@ -22,37 +23,19 @@ KINDS = "iitt" + "ttit" + "tttt" + "iiii" + "titi" + "itii"
 
 
 def make_flags(folder: Path, out: Path, **changes: Any) -> list[str]:
-    values = {
-        "model_name_or_path": folder / "model",
-        "version": "v1",
-        "data_path": folder / "data" / "data.json",
-        "image_folder": folder / "data",
-        "output_dir": out,
+    chosen = {
         "tune_mm_mlp_adapter": True,
-        "num_train_epochs": 1,
         "per_device_train_batch_size": 2,
-        "train_sampling_strategy": "sequential",
         "learning_rate": 2e-3,
         "lr_scheduler_type": "cosine",
-        "model_max_length": 512,
-        "mm_use_im_patch_token": False,
-        "logging_steps": 1,
+        "save_strategy": "steps",
         "save_steps": 3,
         "eval_strategy": "steps",
         "eval_steps": 3,
         "eval_data_path": folder / "data" / "data.json",
         "eval_questions": folder / "questions.jsonl",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **changes,
     }
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def log(out: Path, name: str) -> list[float]:
-    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
-    return [line[name] for line in history if name in line]
+    return flags(folder / "model", folder / "data", out, **{**chosen, **changes})
 
 
 def write_questions(file: Path, images: list[str]) -> None:
@@ -62,12 +45,12 @@ def write_questions(file: Path, images: list[str]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def launch(flags: list[str]) -> None:
+def launch(arguments: list[str]) -> None:
     """Trains in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [*command, "-m", "llava.train.train", *flags], env=environment, capture_output=True, text=True, timeout=300
+        [*command, "-m", "llava.train.train", *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
 
@@ -78,16 +61,16 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions.jsonl", [sample["image"] for sample in samples if "image" in sample])
     train(argv=make_flags(tmp_path, tmp_path / "one", per_device_train_batch_size=4))
     launch(make_flags(tmp_path, tmp_path / "two"))
-    losses = log(tmp_path / "two", "loss")
-    assert losses == pytest.approx(log(tmp_path / "one", "loss"), abs=1e-5)
+    losses = logged(tmp_path / "two")
+    assert losses == pytest.approx(logged(tmp_path / "one"), abs=1e-5)
     assert len(losses) == 6 and losses[0] != pytest.approx(losses[-1], abs=0.01)
     for name in ("target_tokens", "dropped_samples", "eval_exact_match"):  # of both processes together
-        assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
-    assert log(tmp_path / "two", "eval_loss") == pytest.approx(log(tmp_path / "one", "eval_loss"), abs=1e-5)
-    assert len(log(tmp_path / "two", "eval_exact_match")) == len(log(tmp_path / "two", "eval_loss")) == 2
+        assert logged(tmp_path / "two", name) == logged(tmp_path / "one", name)
+    assert logged(tmp_path / "two", "eval_loss") == pytest.approx(logged(tmp_path / "one", "eval_loss"), abs=1e-5)
+    assert len(logged(tmp_path / "two", "eval_exact_match")) == len(logged(tmp_path / "two", "eval_loss")) == 2
 
     stopped = tmp_path / "stopped"  # as a run that was killed behind its first checkpoint leaves it
     shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
     launch(make_flags(tmp_path, stopped))
-    assert log(stopped, "loss") == pytest.approx(losses, abs=1e-5)
-    assert log(stopped, "target_tokens") == log(tmp_path / "two", "target_tokens")
+    assert logged(stopped) == pytest.approx(losses, abs=1e-5)
+    assert logged(stopped, "target_tokens") == logged(tmp_path / "two", "target_tokens")
