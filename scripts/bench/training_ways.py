@@ -157,7 +157,7 @@ class Way:
 
 
 def measure(model: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measures all ways of one model in turns, then the preparation of its data."""
+    """Measures in turns all ways of one model, and the preparation of its data."""
     checkpoint = demo_model_path()
     if model != "demo":
         checkpoint = folder / "model"
@@ -172,14 +172,14 @@ def measure(model: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         budget = min((way.longest for way in ways[:COUNTED]), default=0)
         own = [part.format(budget=budget) for part in template]
         ways.append(Way(name, [*flags, *own], ways[0].trainer.model if ways else None))
-    for _ in range(options.repeats):
+    data: list[dict[str, Any]] = [{"model": model, "workers": workers, "prepared": []} for workers in WORKERS]
+    consumed = []
+    for turn in range(options.repeats):
         for way in ways:
             way.take_turn()
-    consumed = max(way.total.samples * max(way.rates) / way.total.target_tokens for way in ways)
-    data = [
-        {"model": model, "workers": workers, "prepared": prepare(ways[-1].trainer, workers, options.repeats)}
-        for workers in WORKERS
-    ]
+        consumed.append(max(way.total.samples * way.rates[turn] / way.total.target_tokens for way in ways))
+        for row in data:
+            row["prepared"].append(prepare(ways[-1].trainer, row["workers"]))
     return {
         "model": model,
         "ways": [way.report() for way in ways],
@@ -187,12 +187,9 @@ def measure(model: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     }
 
 
-def prepare(trainer: LLaVATrainer, workers: int, repeats: int) -> list[float]:
-    """Measures samples per second of reading epochs of batches, the start of the workers included."""
+def prepare(trainer: LLaVATrainer, workers: int) -> float:
+    """Measures samples per second of reading an epoch of batches, the start of the workers included."""
     trainer.args.dataloader_num_workers = workers
-    rates = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        samples = sum(batch["counts"].samples for batch in trainer.get_train_dataloader())
-        rates.append(samples / (time.perf_counter() - start))
-    return rates
+    start = time.perf_counter()
+    samples = sum(batch["counts"].samples for batch in trainer.get_train_dataloader())
+    return samples / (time.perf_counter() - start)

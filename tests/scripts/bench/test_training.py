@@ -46,5 +46,5 @@ def test_the_tables_show_medians_of_ratios_within_a_turn() -> None:
     ]
     last = steps_table("model", rows).splitlines()[-1]
     assert last == "| b | 2.5 | 900 | 26% | 500 | 2.00 | 1.50 to 2.50 |"
-    data = [{"model": "model", "workers": 2, "prepared": [10.0, 30.0, 20.0], "consumed": 8.0}]
-    assert data_table(data).splitlines()[-1] == "| model | 2 | 20 | 8 | 2.5 |"
+    data = [{"model": "model", "workers": 2, "prepared": [10.0, 30.0, 20.0], "consumed": [5.0, 6.0, 10.0]}]
+    assert data_table(data).splitlines()[-1] == "| model | 2 | 20 | 6 | 2.0 |"
