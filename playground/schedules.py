@@ -52,7 +52,7 @@ class LlavaSchedule:
 
 LLAVA_SCHEDULES = {
     "pretrain": LlavaSchedule(steps=500, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=2500, rate=1e-3, batch=16),
+    "finetune": LlavaSchedule(steps=3500, rate=1e-3, batch=16),
 }
 """Stages that `llava.train` runs."""
 
