@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
@@ -112,6 +113,7 @@ def test_the_wrappers_of_training_change_no_answer(engine, model, questions):
         assert make_evaluation(engine, questions)(wrapped) == plain
     finally:
         wrapped.unload()
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's precision, as transformers resets it
     Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     forward = model.forward
     try:
