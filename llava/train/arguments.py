@@ -12,9 +12,12 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.command import OneLineParser
+from llava.model.config import LlavaConfig
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
+
+ASPECT_RATIOS = ("square", "pad")
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("bits", training.bits, (4, 8, 16)),
         ("quant_type", training.quant_type, ("nf4", "fp4")),
         ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
-        ("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad")),
+        ("image_aspect_ratio", data.image_aspect_ratio, ASPECT_RATIOS),
         ("mm_patch_merge_type", model.mm_patch_merge_type, ("flat",)),
     ):
         if value not in allowed:
@@ -146,3 +149,11 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
 def _zero_stage(training: TrainingArguments) -> int:
     config: Any = training.hf_deepspeed_config.config
     return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
+    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
+    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
+    is_free = config.has_tower and "image_aspect_ratio" not in args.given
+    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
+        args.data.image_aspect_ratio = config.image_aspect_ratio

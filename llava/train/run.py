@@ -56,6 +56,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     trainer.evaluator = evaluator
     log_plan(model, data["train_dataset"])
     trainer.train(resume_from_checkpoint=find_resume(training))
+    check_trained(trainer)
     trainer.save_state()
     safe_save_model_for_hf_trainer(trainer, training.output_dir)
     return trainer
@@ -84,6 +85,18 @@ def find_resume(training: Any) -> str | bool | None:
         return str(training.resume_from_checkpoint)
     found = checkpoints(training.output_dir)
     return str(found[-1]) if found else None
+
+
+def check_trained(trainer: LLaVATrainer) -> None:
+    """Checks that there was something to learn; every process must call it.
+
+    Raises:
+        ValueError: every sample was left out.
+    """
+    trainer.throughput.update()
+    totals = trainer.throughput.state()
+    if totals["dropped_samples"] and not totals["target_tokens"]:
+        raise ValueError("nothing was trained: every sample was left out, for the reasons logged above")
 
 
 def log_plan(model: Any, samples: Any) -> None:

@@ -144,6 +144,13 @@ def test_template_aspect_and_length_are_the_flags_with_a_warning_where_the_check
     assert "replaces the checkpoint's" not in caplog.text
 
 
+@pytest.mark.parametrize(("flags", "kept"), [("", "pad"), ("--image_aspect_ratio square", "square")])
+def test_the_quadtree_reads_no_aspect_ratio_and_keeps_the_checkpoints(build, caplog, flags, kept):
+    _, model, _ = build(f"{LLAVA} --qlip True {flags}")
+    assert model.config.image_aspect_ratio == kept
+    assert "--image_aspect_ratio" not in caplog.text
+
+
 def test_what_config_json_says_about_training(build):
     _, model, _ = build(f"{PARTS} --model_max_length 1024 --mm_projector_lr 2e-5 --image_aspect_ratio pad")
     found = {

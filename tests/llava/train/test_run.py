@@ -109,10 +109,14 @@ def test_malformed_samples_and_unreadable_images_are_counted_together(bases, dat
 def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_path):
     broken = break_images(data, tmp_path / "broken", 9)
     samples = json.loads((data / "data.json").read_text())
-    (broken / "data.json").write_text(json.dumps([row for row in samples if "image" in row]))
+    samples.sort(key=lambda row: "image" not in row)  # five with images, then text
+    (broken / "data.json").write_text(json.dumps(samples))
     train_on(bases / "llava", broken, tmp_path / "out", lora_enable=True)
-    assert logged(tmp_path / "out", "grad_norm") == [0.0, 0.0]
-    assert logged(tmp_path / "out") == [0.0, 0.0]
+    assert logged(tmp_path / "out", "grad_norm")[0] == logged(tmp_path / "out")[0] == 0.0
+    (broken / "data.json").write_text(json.dumps(samples[:5]))
+    with pytest.raises(ValueError, match="nothing was trained: every sample was left out"):
+        train_on(bases / "llava", broken, tmp_path / "nothing", lora_enable=True)
+    assert not (tmp_path / "nothing" / "adapter_config.json").exists()
 
 
 def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
