@@ -28,6 +28,7 @@ from llava.model.weights import (
     add_weights,
     check_complete,
     extra_file,
+    fill_rows,
     grow_vocabulary,
     holds_part,
     load_weights,
@@ -123,7 +124,7 @@ def load_pretrained_model(
         model, missing = load_weights(checkpoint, options, hub)
         check_complete(missing, checkpoint.folder)
     else:
-        model = load_on_base(base, checkpoint, options, hub)
+        model = load_on_base(base, checkpoint, options, hub, tokenizer)
     add_image_tokens(tokenizer, model)
     finish_tower(model, checkpoint.folder)
     tower = model.get_vision_tower()
@@ -210,7 +211,9 @@ def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | st
     return chosen
 
 
-def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]) -> Any:
+def load_on_base(
+    base: Path, checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Any:
     """Loads the language model in `base`, then what a projector-only or LoRA checkpoint adds.
 
     Raises:
@@ -227,11 +230,20 @@ def load_on_base(base: Path, checkpoint: Checkpoint, options: dict[str, Any], hu
         del config.quantization_config
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
     take_tower_config(config, below, extra)
+    padding = config.pad_token_id
+    if padding is not None and padding >= config.vocab_size:  # added by training: the base has no such row
+        config.pad_token_id = None
     model, missing = load_weights(Checkpoint(base, checkpoint.kind, config, below.names), options, hub)
     given = {*extra, *(adapter.whole if adapter else ())}
     check_complete(missing - given, base, checkpoint.folder)
     if vocabulary > config.vocab_size:
         grow_vocabulary(model, vocabulary)
+    config.pad_token_id = padding
+    if padding == len(tokenizer):  # as training added it, so that the image tokens behind it have the same ids
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    known = len(tokenizer)
+    add_image_tokens(tokenizer, model)
+    fill_rows(model, known, len(tokenizer))
     add_weights(model, extra, extra_file(checkpoint))
     return merge_adapter(model, adapter) if adapter else model
 

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.files import load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
@@ -110,4 +112,4 @@ def _copy_rows(table: Tensor, rows: list[int], file: Any) -> None:
 
 
 def _read(file: Any) -> dict[str, Tensor]:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return load_tensors(Path(file))

@@ -146,3 +146,14 @@ def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:
     with torch.no_grad():
         for layer, mean in zip((model.get_input_embeddings(), model.get_output_embeddings()), means, strict=True):
             layer.weight[old:] = mean.to(layer.weight)
+
+
+def fill_rows(model: LlavaLlamaForCausalLM, start: int, end: int) -> None:
+    """Gives the tokens from `start` to `end` the rows that training begins with: the mean of the rows before.
+
+    The base may have rows to spare for them, with other values.
+    """
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if start < end and not layer.weight.is_meta:
+                layer.weight[start:end] = layer.weight[:start].float().mean(0).to(layer.weight)

@@ -12,7 +12,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.command import OneLineParser
-from llava.model.config import LlavaConfig
+from llava.model.config import FEATURE_SELECTIONS, LlavaConfig
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
@@ -52,7 +52,7 @@ class _Parser(OneLineParser, HfArgumentParser):
 _make_parser: Any = _Parser  # its signature is transformers', which type checkers do not see
 
 
-def parse_arguments(argv: Sequence[str], program: str = "llava.train") -> ParsedArguments:
+def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> ParsedArguments:
     """Parses a command line, old spellings included.
 
     Raises:
@@ -99,6 +99,9 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
         ("image_aspect_ratio", data.image_aspect_ratio, ASPECT_RATIOS),
         ("mm_patch_merge_type", model.mm_patch_merge_type, ("flat",)),
+        ("mm_vision_select_feature", model.mm_vision_select_feature, FEATURE_SELECTIONS),
+        ("label_smoothing_factor", training.label_smoothing_factor, (0,)),
+        ("neftune_noise_alpha", training.neftune_noise_alpha, (None,)),
     ):
         if value not in allowed:
             raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
@@ -107,9 +110,22 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("lora_r", training.lora_r, 1),
         ("batch_tokens", training.batch_tokens, 1),
         ("max_bad_samples", data.max_bad_samples, 0),
+        ("per_device_train_batch_size", training.per_device_train_batch_size, 1),
+        ("per_device_eval_batch_size", training.per_device_eval_batch_size, 1),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+        ("dataloader_num_workers", training.dataloader_num_workers, 0),
+        ("learning_rate", training.learning_rate, 0),
+        ("mm_projector_lr", training.mm_projector_lr, 0),
+        ("weight_decay", training.weight_decay, 0),
     ):
         if count is not None and count < least:
             raise ValueError(f"--{name} is {count}; it must be at least {least}")
+    if training.max_steps != -1 and training.max_steps < 1:
+        raise ValueError(f"--max_steps is {training.max_steps}; allowed are at least 1, and -1 for --num_train_epochs")
+    if training.max_steps == -1 and training.num_train_epochs <= 0:
+        raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0")
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU; on a CPU use --bf16 True, or neither")
     if data.data_path is None:
         raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
     check_modes(model, training)

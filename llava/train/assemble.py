@@ -154,6 +154,10 @@ def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace
         )
     tower = args.model.vision_tower or config.mm_vision_tower
     if own:
+        if config.mm_vision_config is not None and tower != config.mm_vision_tower:
+            logger.warning(
+                "--vision_tower %s is not loaded: %s holds its own tower", tower, args.model.model_name_or_path
+            )
         config.mm_vision_tower = config.mm_vision_tower if config.mm_vision_config is not None else tower
         for name, value in chosen.items():
             setattr(config, name, value)

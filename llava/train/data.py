@@ -106,7 +106,9 @@ class LazySupervisedDataset(Dataset):
         Raises:
             FileNotFoundError, ValueError: see `open_samples`; or samples have images, and the model has no tower.
         """
-        self.samples = open_samples(data_path, getattr(data_args, "max_bad_samples", 10))
+        self.samples = open_samples(
+            data_path, getattr(data_args, "max_bad_samples", 10), getattr(data_args, "path_flag", "--data_path")
+        )
         self.tokenizer = tokenizer
         self.data_args = data_args
         self.template = _template(data_args)
@@ -231,6 +233,7 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
     held_out = None
     if (path := getattr(data_args, "eval_data_path", None)) is not None:
         own = copy.copy(data_args)
+        own.path_flag = "--eval_data_path"
         own.image_folder = getattr(data_args, "eval_image_folder", None) or data_args.image_folder
         held_out = LazySupervisedDataset(path, tokenizer, own)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
@@ -78,6 +78,10 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
+            # transformers would open every image to count the tokens of its text
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return trainer_pt_utils.LengthGroupedSampler(size, lengths=dataset.lengths)
         if dataset is None or not self.args.group_by_modality_length:
             return super()._get_train_sampler(train_dataset)
         return LengthGroupedSampler(
@@ -177,8 +181,10 @@ class LLaVATrainer(Trainer):
         total, counts = 0.0, BatchCounts()
         for own_total, own_counts in gather_objects(mine):
             total, counts = total + own_total, counts + own_counts
+        if not counts.target_tokens:
+            raise ValueError(f"no sample of the evaluation can be used: {[one.reason for one in counts.skipped[:3]]}")
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = total / max(counts.target_tokens, 1)
+        output.metrics[f"{prefix}_loss"] = total / counts.target_tokens
         output.metrics[f"{prefix}_target_tokens"] = counts.target_tokens
         output.metrics[f"{prefix}_dropped_samples"] = len(counts.skipped)
         for skipped in counts.skipped:

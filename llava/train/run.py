@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llava import conversation
 from llava.conversation import Conversation
 from llava.eval.run.pictures import Preparer
+from llava.model.checkpoint import LORA_FILE, PROJECTOR_FILE
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
 from llava.train.data import make_supervised_data_module
@@ -56,7 +57,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     trainer.evaluator = evaluator
     log_plan(model, data["train_dataset"])
     trainer.train(resume_from_checkpoint=find_resume(training))
-    check_trained(trainer)
+    trainer.throughput.finish()
     trainer.save_state()
     safe_save_model_for_hf_trainer(trainer, training.output_dir)
     return trainer
@@ -79,24 +80,33 @@ def make_data(
     return make_supervised_data_module(tokenizer, data)
 
 
-def find_resume(training: Any) -> str | bool | None:
-    """Finds the checkpoint to continue from: the flag's, or the last one in the output folder."""
-    if training.resume_from_checkpoint and training.resume_from_checkpoint not in ("True", "true"):
-        return str(training.resume_from_checkpoint)
-    found = checkpoints(training.output_dir)
-    return str(found[-1]) if found else None
-
-
-def check_trained(trainer: LLaVATrainer) -> None:
-    """Checks that there was something to learn; every process must call it.
+def find_resume(training: Any) -> str | None:
+    """Finds the checkpoint to continue from: the flag's, or the last one in the output folder.
 
     Raises:
-        ValueError: every sample was left out.
+        FileNotFoundError: the flag names no folder.
+        ValueError: it is a checkpoint of another mode of training.
     """
-    trainer.throughput.update()
-    totals = trainer.throughput.state()
-    if totals["dropped_samples"] and not totals["target_tokens"]:
-        raise ValueError("nothing was trained: every sample was left out, for the reasons logged above")
+    given, found = training.resume_from_checkpoint, checkpoints(training.output_dir)
+    if not given or given in ("True", "true"):
+        folder = found[-1] if found else None
+    else:
+        folder = Path(given)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint {given} is no folder; name a checkpoint-N, or leave the flag out to continue"
+                " from the last one in --output_dir"
+            )
+    if folder is None:
+        return None
+    has_projector, has_lora = ((folder / name).is_file() for name in (PROJECTOR_FILE, LORA_FILE))
+    if has_projector != training.tune_mm_mlp_adapter or has_lora != training.lora_enable:
+        kind = "the projector alone" if has_projector else "LoRA" if has_lora else "the whole model"
+        raise ValueError(
+            f"{folder} is a checkpoint of training {kind}, which these flags do not; give its flags, or another"
+            " --output_dir"
+        )
+    return str(folder)
 
 
 def log_plan(model: Any, samples: Any) -> None:

@@ -216,7 +216,7 @@ class Samples(Sequence[Sample]):
         return f"{self.files[self._file[index]]}: sample {self._number[index]}"
 
 
-def open_samples(path: str | Path, max_bad: int = 10) -> Samples:
+def open_samples(path: str | Path, max_bad: int = 10, flag: str = "--data_path") -> Samples:
     """Checks the samples of a JSON list, a file of JSON lines, or a folder of such files, and notes where they are.
 
     Reads every file once; a note of 40 bytes per sample is all that is kept.
@@ -224,12 +224,13 @@ def open_samples(path: str | Path, max_bad: int = 10) -> Samples:
     Args:
         path: the file, or the folder, whose files are taken in the order of their names.
         max_bad: malformed samples that are logged and left out; more are an error.
+        flag: what names the path on the command line, for errors.
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
         ValueError: a file is damaged, or holds no samples; or there are too many malformed ones.
     """
-    files = _find_files(Path(path))
+    files = _find_files(Path(path), flag)
     rows = [array("q") for _ in range(5)]
     malformed: list[str] = []
     for i, file in enumerate(files):
@@ -246,16 +247,14 @@ def open_samples(path: str | Path, max_bad: int = 10) -> Samples:
     return Samples(files, rows, malformed)
 
 
-def _find_files(path: Path) -> list[Path]:
+def _find_files(path: Path, flag: str) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
         if not files:
-            raise FileNotFoundError(
-                f"{path} holds no {' or '.join(SUFFIXES)} files; --data_path names a file or folder"
-            )
+            raise FileNotFoundError(f"{path} holds no {' or '.join(SUFFIXES)} files; {flag} names a file or folder")
         return files
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}; --data_path names a file or folder of samples")
+        raise FileNotFoundError(f"no such file: {path}; {flag} names a file or folder of samples")
     return [path]
 
 

@@ -22,6 +22,9 @@ from llava.train.lora import simplify_adapter_config
 STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written before it gets its name."""
 
+TOWER = "vision_tower"
+VISION_PARTS = ("mm_projector", TOWER)
+
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -80,10 +83,17 @@ def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path) -> None
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_config(model.base_model.model, folder)
-    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
+    # peft takes all biases with --lora_bias all; those of projector and tower are among the other weights.
+    language = {name: tensor for name, tensor in state.items() if not any(part in name for part in VISION_PARTS)}
+    model.save_pretrained(folder, state_dict=language, save_embedding_layers=False)
     simplify_adapter_config(folder)
-    others = {name: tensor for name, tensor in state.items() if "lora_" not in name}
+    others = {llava_name(name): tensor for name, tensor in state.items() if "lora_" not in name}
     save_tensors(others, folder / NON_LORA_FILE)
+
+
+def llava_name(name: str) -> str:
+    """Gives a parameter LLaVA's name: its tower's weights have one more prefix than transformers' of today."""
+    return name.replace(f"{TOWER}.{TOWER}.", f"{TOWER}.{TOWER}.vision_model.")
 
 
 def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -133,7 +143,7 @@ def load_trained(model: nn.Module, file: Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds a tensor that the model has no place for.
     """
-    own = dict(model.named_parameters())
+    own = {llava_name(name): parameter for name, parameter in model.named_parameters()}
     for name, tensor in load_tensors(file).items():
         if name not in own or own[name].shape != tensor.shape:
             expected = f"of shape {tuple(own[name].shape)}" if name in own else "nothing"

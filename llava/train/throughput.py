@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SHOWN_REASONS = 3
 """Bad samples that the error at the end of a run names."""
 
+UNUSED_AT_FIRST = 100
+"""Samples that are left out before the run ends, if none at all could be used."""
+
 Gather = Callable[[Any], list[Any]]
 """Collects one picklable object per process; every process must call it and gets all of them, in order of rank."""
 
@@ -115,7 +118,7 @@ class Throughput:
         self._gather = gather
         self._clock = clock
         self._target_tokens = 0  # of all processes, as are the next two
-        self._dropped = unused
+        self._unused = self._dropped = unused
         self._bad: dict[str, None] = dict.fromkeys(malformed)
         self._warned: set[str] = set()
         self._waiting = BatchCounts()  # of this process, not gathered yet; without `skipped`
@@ -175,6 +178,17 @@ class Throughput:
             self._bad.update(dict.fromkeys(bad))
             self._peak = max(self._peak, memory or 0.0)
         self._check(self._bad)
+        if self._dropped - self._unused >= UNUSED_AT_FIRST:
+            self._check_used()
+
+    def finish(self) -> None:
+        """Counts what is not counted yet, as training ends; every process must call it.
+
+        Raises:
+            ValueError: no sample was trained on, or too many bad ones.
+        """
+        self.update()
+        self._check_used()
 
     def report(self) -> dict[str, float]:
         """Computes a log line's numbers since the last report; every process must call it at the same step.
@@ -216,6 +230,14 @@ class Throughput:
         self._dropped = int(state["dropped_samples"])
         self._bad = dict.fromkeys(state["bad_samples"])
         self._warned |= self._bad.keys()
+
+    def _check_used(self) -> None:
+        if self._dropped and not self._target_tokens:
+            example = f", for example {min(self._warned)}" if self._warned else ""
+            raise ValueError(
+                f"none of the first {self._dropped} samples could be trained on{example}. Check --image_folder and"
+                " --model_max_length"
+            )
 
     def _check(self, bad: Mapping[str, None]) -> None:
         if len(bad) > self.max_bad_samples:

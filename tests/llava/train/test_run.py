@@ -109,14 +109,28 @@ def test_malformed_samples_and_unreadable_images_are_counted_together(bases, dat
 def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_path):
     broken = break_images(data, tmp_path / "broken", 9)
     samples = json.loads((data / "data.json").read_text())
-    samples.sort(key=lambda row: "image" not in row)  # five with images, then text
-    (broken / "data.json").write_text(json.dumps(samples))
+    (broken / "data.json").write_text(json.dumps(sorted(samples, key=lambda row: "image" not in row)))
     train_on(bases / "llava", broken, tmp_path / "out", lora_enable=True)
-    assert logged(tmp_path / "out", "grad_norm")[0] == logged(tmp_path / "out")[0] == 0.0
-    (broken / "data.json").write_text(json.dumps(samples[:5]))
-    with pytest.raises(ValueError, match="nothing was trained: every sample was left out"):
-        train_on(bases / "llava", broken, tmp_path / "nothing", lora_enable=True)
-    assert not (tmp_path / "nothing" / "adapter_config.json").exists()
+    assert logged(tmp_path / "out", "grad_norm")[0] == 0.0 < logged(tmp_path / "out", "grad_norm")[1]
+    assert logged(tmp_path / "out")[0] == 0.0
+
+
+def test_a_run_or_an_evaluation_without_usable_samples_is_an_error(bases, data, tmp_path):
+    with pytest.raises(ValueError, match="none of the first 9 samples could be trained on"):
+        train_on(bases / "llava", data, tmp_path / "out", model_max_length=40)
+    text_only = tmp_path / "text.json"
+    samples = json.loads((data / "data.json").read_text())
+    text_only.write_text(json.dumps([row for row in samples if "image" not in row]))
+    (tmp_path / "held_out.json").write_text(json.dumps([row for row in samples if "image" in row]))
+    held_out = {"eval_strategy": "epoch", "eval_data_path": tmp_path / "held_out.json", "eval_image_folder": tmp_path}
+    with pytest.raises(ValueError, match="no sample of the evaluation can be used"):
+        train_on(bases / "llava", data, tmp_path / "evaluated", data_path=text_only, **held_out)
+
+
+def test_grouping_by_length_opens_no_image_and_takes_unreadable_ones(bases, data, tmp_path):
+    broken = break_images(data, tmp_path / "broken", 2)
+    train_on(bases / "llava", broken, tmp_path / "out", train_sampling_strategy="group_by_length")
+    assert logged(tmp_path / "out", "dropped_samples")[-1] == 2
 
 
 def test_text_that_is_too_long_is_cut_and_images_never(bases, data, tmp_path):
@@ -160,6 +174,14 @@ def test_what_cannot_be_trained_is_one_line(bases, data, tmp_path, changes, mess
     chosen = {name: bases / "vicuna" if value == "VICUNA" else value for name, value in changes.items()}
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
     assert code == 2 and message in line
+
+
+def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, capsys):
+    train_on(bases / "llava", data, tmp_path / "out", lora_enable=True, save_strategy="steps", save_steps=2)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out"), capsys)
+    assert code == 2 and "checkpoint-2 is a checkpoint of training LoRA, which these flags do not" in line
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="False"), capsys)
+    assert code == 2 and "--resume_from_checkpoint False is no folder" in line
 
 
 def test_a_projector_or_lora_checkpoint_is_no_start(bases, data, tmp_path, capsys):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.saving import load_trained
 from scripts import merge_lora_weights
-from tests.llava.checkpoints import logits
+from tests.llava.checkpoints import PICTURE, logits
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import train_on
 
@@ -102,7 +105,7 @@ def test_a_whole_model_is_saved_in_the_dtype_that_it_computed_in(tmp_path, train
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 16}
 
 
-@pytest.mark.parametrize("flags", [{}, {"lora_bias": "lora_only"}, {"unfreeze_mm_vision_tower": True}, {"qlip": True}])
+@pytest.mark.parametrize("flags", [{}, {"lora_bias": "all"}, {"unfreeze_mm_vision_tower": True}, {"qlip": True}])
 def test_adapters(bases, tmp_path, train, flags):
     trainer = train(tmp_path / "llava-lora", **LORA, **flags)
     out = tmp_path / "llava-lora"
@@ -111,13 +114,37 @@ def test_adapters(bases, tmp_path, train, flags):
         assert files <= names(folder)
     others = torch.load(out / "non_lora_trainables.bin", weights_only=True)
     assert "base_model.model.model.mm_projector.0.weight" in others
-    assert any("vision_tower" in name for name in others) == bool(flags.get("unfreeze_mm_vision_tower"))
+    tower = {name for name in others if "vision_tower" in name}
+    assert bool(tower) == bool(flags.get("unfreeze_mm_vision_tower"))
+    prefix = "base_model.model.model.vision_tower.vision_tower.vision_model."  # LLaVA's own loader ignores other names
+    assert all(name.startswith(prefix) for name in tower)
     expected = logits(bare(trainer))
     loaded = load(out, bases / "vicuna")
     torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=1e-4)
     merge = ["--model-path", str(out), "--model-base", str(bases / "vicuna"), "--dtype", "float32"]
     assert merge_lora_weights.main([*merge, "--save-model-path", str(tmp_path / "merged")]) == 0
     torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [360, 384])
+@pytest.mark.parametrize("flags", [LORA, {"tune_mm_mlp_adapter": True}])
+def test_tokens_that_training_adds(bases, tmp_path, train, flags, rows):
+    """[PAD], <im_start> and <im_end> have the ids and rows of training, whether the base has rows to spare or not."""
+    base = LlamaForCausalLM.from_pretrained(bases / "vicuna")
+    base.resize_token_embeddings(rows)
+    base.save_pretrained(tmp_path / "vicuna")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(bases / "vicuna" / name, tmp_path / "vicuna")
+    chosen = {"model_name_or_path": tmp_path / "vicuna", "version": "v0", "mm_use_im_start_end": True, **flags}
+    trainer = train(tmp_path / "out", pretrain_mm_mlp_adapter=None, **chosen)
+    tokenizer, model, _, _ = load_pretrained_model(tmp_path / "out", tmp_path / "vicuna", device="cpu")
+    added = trainer.processing_class.get_added_vocab()
+    assert tokenizer.get_added_vocab() == added
+    start, end = added["<im_start>"], added["<im_end>"]
+    prompt = torch.tensor([[1, 20, start, IMAGE_TOKEN_INDEX, end, 30]])
+    with torch.no_grad():
+        expected = bare(trainer)(prompt, images=PICTURE).logits
+        torch.testing.assert_close(model.eval()(prompt, images=PICTURE).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_peft_alone_reads_the_adapters(bases, tmp_path, train):

@@ -158,6 +158,22 @@ def test_samples_that_are_too_long_are_not_bad():
     assert throughput.report()["dropped_samples"] == 50
 
 
+def test_a_run_of_which_nothing_can_be_used_ends():
+    """After 100 samples, or at its end; not if one was trained on."""
+    for samples in ([left_out("photo too long", is_bad=False)], [sample(4, 2), left_out("photo too long", False)]):
+        counts = Throughput(0)
+        counts.add(BatchCounts.of(samples))
+        counts.update()
+        if len(samples) == 2:
+            counts.finish()
+            continue
+        with pytest.raises(ValueError, match="none of the first 1 samples could be trained on, for example photo too"):
+            counts.finish()
+        counts.add(BatchCounts.of(samples * 99))
+        with pytest.raises(ValueError, match="none of the first 100 samples"):
+            counts.update()
+
+
 def test_a_sample_that_is_left_out_is_logged_once(caplog):
     throughput = Throughput(max_bad_samples=5)
     with caplog.at_level(logging.WARNING):
