@@ -124,8 +124,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError(f"--max_steps is {training.max_steps}; allowed are at least 1, and -1 for --num_train_epochs")
     if training.max_steps == -1 and training.num_train_epochs <= 0:
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0")
-    if training.fp16 and training.device.type == "cpu":
-        raise ValueError("--fp16 needs a GPU; on a CPU use --bf16 True, or neither")
+    check_precision(training)
     if data.data_path is None:
         raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
     check_modes(model, training)
@@ -135,6 +134,12 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
     if wanted and not evaluates:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
+
+
+def check_precision(training: TrainingArguments) -> None:
+    """Raises ValueError for float16 on a CPU, where accelerate has no mixed precision for it."""
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU; on a CPU use --bf16 True, or neither")
 
 
 def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
