@@ -82,6 +82,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
     restrict(adapter.config, sorted(adapter.layers))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft reads it
         try:
             tuned = PeftModel.from_pretrained(model, adapter.folder, config=adapter.config, key_mapping=TOWER_NAMES)
         except UserWarning as warning:

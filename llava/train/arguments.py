@@ -12,10 +12,12 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.command import OneLineParser
-from llava.model.config import FEATURE_SELECTIONS
+from llava.model.config import FEATURE_SELECTIONS, LlavaConfig
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
+
+ASPECT_RATIOS = ("square", "pad")
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("bits", training.bits, (4, 8, 16)),
         ("quant_type", training.quant_type, ("nf4", "fp4")),
         ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
-        ("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad")),
+        ("image_aspect_ratio", data.image_aspect_ratio, ASPECT_RATIOS),
         ("mm_patch_merge_type", model.mm_patch_merge_type, ("flat",)),
         ("mm_vision_select_feature", model.mm_vision_select_feature, FEATURE_SELECTIONS),
         ("label_smoothing_factor", training.label_smoothing_factor, (0,)),
@@ -122,6 +124,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError(f"--max_steps is {training.max_steps}; allowed are at least 1, and -1 for --num_train_epochs")
     if training.max_steps == -1 and training.num_train_epochs <= 0:
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0")
+    check_precision(training)
     if data.data_path is None:
         raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
     check_modes(model, training)
@@ -131,6 +134,12 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
     if wanted and not evaluates:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
+
+
+def check_precision(training: TrainingArguments) -> None:
+    """Raises ValueError for float16 on a CPU, where accelerate has no mixed precision for it."""
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU; on a CPU use --bf16 True, or neither")
 
 
 def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
@@ -161,3 +170,11 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
 def _zero_stage(training: TrainingArguments) -> int:
     config: Any = training.hf_deepspeed_config.config
     return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
+    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
+    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
+    is_free = config.has_tower and "image_aspect_ratio" not in args.given
+    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
+        args.data.image_aspect_ratio = config.image_aspect_ratio

@@ -22,7 +22,7 @@ from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.quantization import UNQUANTISED
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
-from llava.train.arguments import ParsedArguments, TrainingArguments
+from llava.train.arguments import ParsedArguments, TrainingArguments, keep_aspect_ratio
 from llava.train.lora import add_adapters
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def assemble(
     checkpoint = find_base(args)
     config = checkpoint.config
     name = choose_template(args)
+    keep_aspect_ratio(args, config)
     warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
     tokenizer = load_tokenizer(checkpoint.folder)

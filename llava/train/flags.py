@@ -221,7 +221,7 @@ def _today(name: str, values: list[str]) -> list[str]:
     if name == "warmup_ratio" and values:
         ratio = read_value(values[0])
         if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-            raise ValueError(f"--warmup_ratio is {values[0]}; it must be at least 0 and below 1")
+            raise ValueError(f"--warmup_ratio is {values[0]}; it must be a number of at least 0 and below 1")
     if name == "qlip" and not values:
         return ["True"]
     if name == "optim":

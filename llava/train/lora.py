@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,9 @@ def add_adapters(model: Any, args: TrainingArguments) -> Any:
         bias=args.lora_bias,  # type: ignore[arg-type]
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft reads it
+        return get_peft_model(model, config)
 
 
 def simplify_adapter_config(folder: Path) -> None:

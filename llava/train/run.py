@@ -29,8 +29,6 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     """Trains as a command line says; see `llava.train.train.train`."""
     args = parse_arguments(argv)
     training: Any = args.training
-    if training.fp16 and training.device.type == "cpu":
-        raise ValueError("--fp16 needs a GPU; on a CPU use --bf16 True, or neither")
     set_seed(training.seed)  # before a new projector and adapters are drawn
     tokenizer, model, template = assemble(args, attn_implementation)
     data = make_data(args, tokenizer, model, template)

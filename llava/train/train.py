@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from llava.command import run_command
 from llava.train.flags import format_help, modernise
 
@@ -60,6 +62,13 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     return run(sys.argv[1:] if argv is None else list(argv), attn_implementation)
 
 
+def set_up_logging(is_first: bool) -> None:
+    """Logs to the terminal; of a machine's other processes only errors, and warnings of the data that is theirs."""
+    logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
+    for name in ("llava.train.throughput", "llava.train.evaluation", "llava.eval.run"):
+        logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     return run_training(argv, None)
@@ -75,9 +84,9 @@ def run_training(argv: Sequence[str] | None, attn_implementation: str | None) ->
 
     def work() -> None:
         modernise(arguments)  # wrong flags are reported before anything heavy is loaded
-        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-        logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
-        train(attn_implementation, arguments)
+        set_up_logging(is_first=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+        with logging_redirect_tqdm():  # lines do not run into the progress bar
+            train(attn_implementation, arguments)
 
     return run_command(program, work, interrupted="stopped; the same command continues from the last checkpoint")
 

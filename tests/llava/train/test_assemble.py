@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llava.conversation import conv_templates
+from llava.train import arguments
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
 from llava.train.lora import find_all_linear_names
@@ -97,8 +98,10 @@ def test_an_unfrozen_tower_is_trained_as_far_as_it_is_read(build):
         ("--fp16 True --tune_mm_mlp_adapter True", {torch.float32}, {torch.float16}),
     ],
 )
-def test_trained_weights_are_float32_and_frozen_ones_compact(build, flags, of_trained, of_frozen):
-    _, model, _ = build(f"{LLAVA} {flags}")
+def test_trained_weights_are_float32_and_frozen_ones_compact(bases, monkeypatch, flags, of_trained, of_frozen):
+    monkeypatch.setattr(arguments, "check_precision", lambda training: None)  # fp16 needs a GPU to run
+    given = f"--output_dir out --data_path data.json --use_cpu True --report_to none {LLAVA} {flags}"
+    _, model, _ = assemble(parse_arguments(given.format(bases).split()))
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == of_trained
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == of_frozen
 
@@ -142,6 +145,13 @@ def test_template_aspect_and_length_are_the_flags_with_a_warning_where_the_check
     _, model, template = build(f"{LLAVA} --version v1 --image_aspect_ratio pad --model_max_length 2048")
     assert template == conv_templates["v1"] and model.config.image_aspect_ratio == "pad"
     assert "replaces the checkpoint's" not in caplog.text
+
+
+@pytest.mark.parametrize(("flags", "kept"), [("", "pad"), ("--image_aspect_ratio square", "square")])
+def test_the_quadtree_reads_no_aspect_ratio_and_keeps_the_checkpoints(build, caplog, flags, kept):
+    _, model, _ = build(f"{LLAVA} --qlip True {flags}")
+    assert model.config.image_aspect_ratio == kept
+    assert "--image_aspect_ratio" not in caplog.text
 
 
 def test_what_config_json_says_about_training(build):
