@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SHOWN_REASONS = 3
 """Bad samples that the error at the end of a run names."""
 
+NAMED = 100
+"""Samples left out that a process names in its log."""
+
 UNUSED_AT_FIRST = 100
 """Samples that are left out before the run ends, if none at all could be used."""
 
@@ -146,7 +149,7 @@ class Throughput:
                 self._began += self._clock() - begin
 
     def add(self, counts: BatchCounts) -> None:
-        """Counts a batch of this process, and logs a warning for each sample that is left out for the first time.
+        """Counts a batch of this process, and warns of samples that are left out for the first time.
 
         Raises:
             ValueError: too many bad samples.
@@ -157,9 +160,7 @@ class Throughput:
             self._waiting_dropped += 1
             if skipped.is_bad and skipped.reason not in self._bad:
                 self._waiting_bad[skipped.reason] = None
-            if skipped.reason not in self._warned:
-                self._warned.add(skipped.reason)
-                logger.warning("left out: %s", skipped.reason)
+            self._warn(skipped.reason)
         self._waiting += BatchCounts(*(getattr(counts, field.name) for field in fields(counts)[:-1]))
         self._check({**self._bad, **self._waiting_bad})
 
@@ -230,6 +231,16 @@ class Throughput:
         self._dropped = int(state["dropped_samples"])
         self._bad = dict.fromkeys(state["bad_samples"])
         self._warned |= self._bad.keys()
+
+    def _warn(self, reason: str) -> None:
+        """Names a sample that is left out, once; after `NAMED` of them the log only counts."""
+        if reason in self._warned or len(self._warned) > NAMED:
+            return
+        self._warned.add(reason)
+        if len(self._warned) > NAMED:
+            logger.warning("more samples are left out; dropped_samples counts them")
+        else:
+            logger.warning("left out: %s", reason)
 
     def _check_used(self) -> None:
         if self._dropped and not self._target_tokens:

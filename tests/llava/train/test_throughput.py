@@ -182,6 +182,15 @@ def test_a_sample_that_is_left_out_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ["left out: x.json: sample 3: too long"]
 
 
+def test_of_many_samples_that_are_left_out_the_first_hundred_are_named(caplog):
+    throughput = Throughput(0)
+    throughput.add(BatchCounts.of([left_out(f"too long {i}", is_bad=False) for i in range(150)]))
+    assert len(caplog.messages) == 101
+    assert caplog.messages[-1] == "more samples are left out; dropped_samples counts them"
+    throughput.add(BatchCounts.of([sample(4, 2)]))
+    assert throughput.report()["dropped_samples"] == 150
+
+
 def test_totals_survive_a_resume():
     before = Throughput(max_bad_samples=1)
     before.add(BatchCounts(target_tokens=11, skipped=(Skipped("a", True),)))
