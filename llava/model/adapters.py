@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import LORA_FILE, TOWER_PREFIX
+from llava.model.checkpoint import LORA_FILE
 from llava.model.files import load_tensors, read_json
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.weights import add_weights, our_name
+from llava.model.weights import add_weights, llava_name, our_name
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MATRIX = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.weight)?$")
@@ -188,7 +188,7 @@ def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> 
 
 def spellings(name: str) -> tuple[str, str]:
     """Lists a layer's name, ours and LLaVA's, which differ in the tower."""
-    return name, name.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.")
+    return name, llava_name(name)
 
 
 def part_of(name: str) -> str:

@@ -123,9 +123,9 @@ def load_pretrained_model(
     if checkpoint.kind == "full":
         model, missing = load_weights(checkpoint, options, hub)
         check_complete(missing, checkpoint.folder)
+        add_image_tokens(tokenizer, model)
     else:
         model = load_on_base(base, checkpoint, options, hub, tokenizer)
-    add_image_tokens(tokenizer, model)
     finish_tower(model, checkpoint.folder)
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor

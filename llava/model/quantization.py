@@ -15,19 +15,23 @@ INPUTS, OUTPUTS = 64, 32
 """Blocks in which bitsandbytes multiplies 4-bit weights on CPUs with AVX512-BF16."""
 
 
-def quantization(four_bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig:
-    """Builds the settings of 4-bit (NF4, doubly quantised) or 8-bit linear layers, in the language model only.
+def quantization(
+    four_bit: bool, dtype: torch.dtype | str, double_quant: bool = True, quant_type: str = "nf4"
+) -> BitsAndBytesConfig:
+    """Builds the settings of 4-bit or 8-bit linear layers, in the language model only.
 
     Args:
         four_bit: 4 bits rather than 8.
         dtype: of the products of 4-bit weights; "auto" is float16.
+        double_quant: whether the constants of 4-bit weights are quantised, too.
+        quant_type: of 4-bit weights: "nf4" or "fp4".
     """
     if four_bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_compute_dtype=torch.float16 if dtype == "auto" else dtype,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_quant_type=quant_type,
             llm_int8_skip_modules=UNQUANTISED,
         )
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, Checkpoint
+from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
 from llava.model.files import check_weights, load_tensors
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
@@ -132,6 +132,11 @@ def our_name(name: str) -> str:
     for pattern, replacement in TOWER_NAMES.items():
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def llava_name(name: str) -> str:
+    """Gives a parameter LLaVA's name: its tower's weights have one more prefix than transformers' of today."""
+    return name.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.")
 
 
 def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:

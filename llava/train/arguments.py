@@ -12,7 +12,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.command import OneLineParser
-from llava.model.config import FEATURE_SELECTIONS, LlavaConfig
+from llava.model.config import FEATURE_SELECTIONS
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
@@ -65,7 +65,6 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     given = frozenset(argument.removeprefix("--").replace("-", "_") for argument in arguments if argument[:2] == "--")
     groups: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = _make_parser(groups, prog=program, allow_abbrev=False)
-    defaults = vars(parser.parse_args([]))
     values = vars(parser.parse_args(arguments))
     if not torch.accelerator.is_available():
         if values["tf32"]:
@@ -78,8 +77,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     if settings and values["qlip"] is False:
         raise ValueError(f"--qlip False contradicts --qlip.{min(settings)}")
     model, data, training = (
-        group(**{item.name: values[item.name] for item in fields(group) if item.init and item.name in defaults})
-        for group in groups
+        group(**{item.name: values[item.name] for item in fields(group) if item.init}) for group in groups
     )
     if settings:
         model.qlip = settings
@@ -170,11 +168,3 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
 def _zero_stage(training: TrainingArguments) -> int:
     config: Any = training.hf_deepspeed_config.config
     return int(config.get("zero_optimization", {}).get("stage", 0))
-
-
-def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
-    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
-    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
-    is_free = config.has_tower and "image_aspect_ratio" not in args.given
-    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
-        args.data.image_aspect_ratio = config.image_aspect_ratio

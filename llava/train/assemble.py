@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.model.builder import finish_tower
@@ -19,10 +19,10 @@ from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
-from llava.model.quantization import UNQUANTISED
+from llava.model.quantization import quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
-from llava.train.arguments import ParsedArguments, TrainingArguments, keep_aspect_ratio
+from llava.train.arguments import ASPECT_RATIOS, ParsedArguments, TrainingArguments
 from llava.train.lora import add_adapters
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ VISION_FIELDS = (
     "mm_use_im_start_end",
     "mm_use_im_patch_token",
 )
-"""Flags that a LLaVA checkpoint's own configuration stands in for where the command line lacks them."""
+"""Flags whose values come from a LLaVA checkpoint's own configuration where the command line lacks them."""
 
 
 def assemble(
@@ -112,6 +112,14 @@ def choose_template(args: ParsedArguments) -> str:
     return DEFAULT_TEMPLATE
 
 
+def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
+    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
+    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
+    is_free = config.has_tower and "image_aspect_ratio" not in args.given
+    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
+        args.data.image_aspect_ratio = config.image_aspect_ratio
+
+
 def warn_of_defaults(args: ParsedArguments, config: LlavaConfig, template: str) -> None:
     """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
     own = config.conv_mode or DEFAULT_TEMPLATE
@@ -184,25 +192,13 @@ def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementatio
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if training.bits != 16:
-        options |= {"quantization_config": quantization_of(training), "device_map": {"": training.device}}
+        four_bit, dtype = training.bits == 4, training.compute_dtype
+        settings = quantization(four_bit, dtype, training.double_quant, training.quant_type)
+        options |= {"quantization_config": settings, "device_map": {"": training.device}}
     model, missing = load_weights(checkpoint, options, {"cache_dir": training.cache_dir})
     check_complete(missing, checkpoint.folder)
     model.config.use_cache = False
     return model
-
-
-def quantization_of(training: TrainingArguments) -> BitsAndBytesConfig:
-    """Builds bitsandbytes' settings; tower, projector and output layer are not quantised."""
-    return BitsAndBytesConfig(
-        load_in_4bit=training.bits == 4,
-        load_in_8bit=training.bits == 8,
-        llm_int8_skip_modules=UNQUANTISED,
-        llm_int8_threshold=6.0,
-        llm_int8_has_fp16_weight=False,
-        bnb_4bit_compute_dtype=training.compute_dtype,
-        bnb_4bit_use_double_quant=training.double_quant,
-        bnb_4bit_quant_type=training.quant_type,
-    )
 
 
 def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM, template: str) -> None:

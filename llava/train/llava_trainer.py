@@ -139,7 +139,7 @@ class LLaVATrainer(Trainer):
     # Optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds the optimizer, with a learning rate of its own for the projector where `mm_projector_lr` is set."""
+        """Builds the optimizer, with another learning rate for the projector where `mm_projector_lr` is set."""
         rate = self.args.mm_projector_lr
         optimizer = super().create_optimizer(model)
         if rate is None or any("is_projector" in group for group in optimizer.param_groups):

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Orders samples by `get_modality_length_grouped_indices` or `get_length_grouped_indices`, anew in each epoch.
+    """Orders samples by `get_modality_length_grouped_indices` or `get_length_grouped_indices`, by epoch.
 
     The order depends on the seed and the epoch alone, so that a resumed run has the same.
     """

@@ -17,13 +17,13 @@ from transformers import Trainer
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.files import load_tensors
+from llava.model.weights import llava_name
 from llava.train.lora import simplify_adapter_config
 
 STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written before it gets its name."""
 
-TOWER = "vision_tower"
-VISION_PARTS = ("mm_projector", TOWER)
+VISION_PARTS = ("mm_projector", "vision_tower")
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -89,11 +89,6 @@ def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path) -> None
     simplify_adapter_config(folder)
     others = {llava_name(name): tensor for name, tensor in state.items() if "lora_" not in name}
     save_tensors(others, folder / NON_LORA_FILE)
-
-
-def llava_name(name: str) -> str:
-    """Gives a parameter LLaVA's name: its tower's weights have one more prefix than transformers' of today."""
-    return name.replace(f"{TOWER}.{TOWER}.", f"{TOWER}.{TOWER}.vision_model.")
 
 
 def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:

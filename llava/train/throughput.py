@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ class Throughput:
             if skipped.is_bad and skipped.reason not in self._bad:
                 self._waiting_bad[skipped.reason] = None
             self._warn(skipped.reason)
-        self._waiting += BatchCounts(*(getattr(counts, field.name) for field in fields(counts)[:-1]))
+        self._waiting += replace(counts, skipped=())
         self._check({**self._bad, **self._waiting_bad})
 
     def update(self) -> None:
