@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -102,6 +103,7 @@ def fork(work: Callable[[], object], **environment: str) -> BaseProcess:
 
     def run_work() -> None:
         os.environ.update(environment)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a training in this process has set it
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         sys.exit(work())
 

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,7 +34,13 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "llava.serve.decoding.process" in child.cmdline()]
+    """The decoding processes of this one, which may have others, ended ones among them."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "llava.serve.decoding.process" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("name", ANSWERED)
