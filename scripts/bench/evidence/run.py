@@ -24,7 +24,7 @@ from scripts.bench.evidence.settings import Way
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.sets import QuestionSet
-    from scripts.bench.evidence.ways import Subject
+    from scripts.bench.evidence.ways import Examined, Subject
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,18 @@ def run(
         if drawn is None or drawn.name != label:
             drawn = draw_set(chosen, split, scenes) if isinstance(chosen, str) else read_set(chosen)
         begun = time.monotonic()
-        tokens, right = subjects[model].examine(way, drawn)
-        log.add(row | marks(drawn, right) | {"tokens": tokens, "seconds": round(time.monotonic() - begun, 1)})
-        share = sum(map(sum, right)) / sum(map(len, right))
+        found = subjects[model].examine(way, drawn)
+        log.add(row | to_cell(drawn, found) | {"seconds": round(time.monotonic() - begun, 1)})
+        share, tokens = sum(map(sum, found.right)) / sum(map(len, found.right)), found.tokens
         logger.info(
             "%d/%d %s %s %s: %.1f %% with %.1f tokens in %.1f s",
             number, len(todo), model, label, way.name, 100 * share, sum(tokens) / len(tokens), time.monotonic() - begun,
         )  # fmt: skip
+
+
+def to_cell(questions: QuestionSet, found: Examined) -> dict[str, Any]:
+    """Builds what is kept of a cell's answers, ready for JSON."""
+    return marks(questions, found.right) | {"tokens": found.tokens, "flops": [round(count) for count in found.flops]}
 
 
 def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
