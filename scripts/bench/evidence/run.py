@@ -48,17 +48,15 @@ def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) ->
 
 def run(
     subjects: dict[str, Subject],
-    names: Sequence[str],
+    pairs: Sequence[tuple[Way, str | Path]],
     split: str,
     scenes: int,
     log: AnswerLog,
-    sets: Sequence[str] = (),
-    folders: Sequence[Path] = (),
 ) -> None:
-    """Examines every subject in every cell that the log does not hold yet."""
+    """Examines every subject in every way on every set of some pairs that the log does not hold yet."""
     from scripts.bench.evidence.sets import draw_set, read_set
 
-    todo = [(model, way, chosen) for way, chosen in cells(names, sets, folders) for model in subjects]
+    todo = [(model, way, chosen) for way, chosen in pairs for model in subjects]
     for model, way, _ in todo:
         subjects[model].settings(way)  # fails here, before the work begins, if a prior is missing
     drawn: QuestionSet | None = None
@@ -143,7 +141,7 @@ def command(options: argparse.Namespace) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    run(subjects, options.experiments, options.split, options.scenes, log, options.sets, options.questions)
+    run(subjects, cells(options.experiments, options.sets, options.questions), options.split, options.scenes, log)
 
 
 if __name__ == "__main__":
