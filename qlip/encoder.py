@@ -104,8 +104,7 @@ class QLIPVisionModel(nn.Module):
         cls, path: str, config: QLIPConfig | None = None, select_layer: int = -2, dtype: torch.dtype | None = None
     ) -> QLIPVisionModel:
         """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
-        model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-        if model_type not in VISION_MODELS:
+        if (model_type := PreTrainedConfig.get_config_dict(path)[0].get("model_type")) not in VISION_MODELS:
             raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
         vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
         if absent := sorted(report["missing_keys"]):
