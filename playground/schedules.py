@@ -38,8 +38,8 @@ SCHEDULES = {
 """Stages of the recipe `joint`, which `playground.trainer` runs."""
 
 PRETRAINING_SCHEDULES = {
-    "language": Schedule(steps=8000, rate=2e-3, floor=0.05),
-    "vision": Schedule(steps=9000, rate=1.5e-3),
+    "language": Schedule(steps=14000, rate=2e-3, floor=0.05),
+    "vision": Schedule(steps=8000, rate=1.5e-3),
 }
 """First stages of the recipe `llava`, which `playground.trainer` runs: each a part of its own."""
 
@@ -62,7 +62,7 @@ class LlavaSchedule:
 
 LLAVA_SCHEDULES = {
     "pretrain": LlavaSchedule(steps=1000, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=8000, rate=1e-3, batch=16),
+    "finetune": LlavaSchedule(steps=7500, rate=1e-3, batch=16),
 }
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 
@@ -82,7 +82,7 @@ class TrainingConfig:
     """Number of training scenes."""
     batch: int = 32
     """Scenes a step."""
-    windows: int = 4
+    windows: int = 2
     """Windows of text a step."""
     steps_scale: float = 1.0
     """Multiplies the number of steps of every stage."""
