@@ -13,14 +13,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.model import sincos_2d
-from playground.scenes import PRESETS, scene, write_scenes
+from playground.scenes import PRESETS, write_scenes
 from qlip import Leaves, QLIPConfig, QLIPVisionModel, interpolate_positions, raster_positions
 from scripts.bench.evidence.answer_log import AnswerLog
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.report import fill
 from scripts.bench.evidence.rivals import Kept, merge_similar, prune_by_cls, raster_places
 from scripts.bench.evidence.run import marks
-from scripts.bench.evidence.scene_sets import KINDS, SPLITS, find_set
+from scripts.bench.evidence.scene_sets import KINDS, SPLITS
 from scripts.bench.evidence.sets import draw_set, read_set
 from scripts.bench.evidence.settings import Way
 from scripts.bench.evidence.tables import Answers, shortfalls, table
@@ -151,17 +151,6 @@ def test_an_unknown_set_is_named():
 
 
 @pytest.mark.parametrize("way", [CLIP, SHIPPED, Way("small", {"image_size": 112})], ids=lambda way: way.name)
-def test_a_split_of_a_mixed_set_has_photographs_and_fonts_to_itself() -> None:
-    specs = [find_set("mixed/signs 8-12 at 448", split).spec for split in SPLITS]
-    assert [spec.photos for spec in specs] == ["validation", "test"]
-    assert [spec.fonts for spec in specs] == ["training", "test"]
-    (asked,) = draw_set("mixed/signs 8-12 at 448", "test", 1).questions
-    made = scene(specs[1], SPLITS["test"], 0)
-    assert [item.category for item in asked] == [*KINDS, "sign"]
-    assert made.sign is not None
-    assert asked[-1].answer == made.sign.text
-
-
 def test_examining_judges_what_a_chat_would_answer(subject, way):
     questions = draw_set("12-24 px", "validation", 3)
     tokens, right = subject.examine(way, questions)
