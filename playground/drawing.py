@@ -1,21 +1,27 @@
-"""Draws antialiased shapes and backgrounds in float images.
+"""Draws antialiased shapes and generated backgrounds in float images.
 
-Knows nothing of whole scenes, questions or models. Images are float32 `(height, width, 3)` in 0..255.
+Images are float32 `(height, width, 3)` in 0..255.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from playground.objects import BACKGROUNDS, SHAPES
+from playground.objects import BACKGROUNDS, SHAPES, Size, height_and_width
 
 
-def background(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws a `(size, size, 3)` background of one of `BACKGROUNDS`.
+def background(kind: str, size: int | Size, rng: np.random.Generator) -> np.ndarray:
+    """Draws a background of one of `BACKGROUNDS`.
+
+    Args:
+        kind: one of `BACKGROUNDS`.
+        size: side of a square in pixels, or (height, width).
+        rng: the generator of its choices.
 
     Raises:
         ValueError: if `kind` is not a known background.
     """
+    size = height_and_width(size)
     base = rng.uniform(60, 215) + rng.uniform(-22, 22, 3)
     if kind == "flat":
         return _flat(base, size)
@@ -29,56 +35,62 @@ def background(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
     raise ValueError(f"unknown background {kind!r}; allowed: {', '.join(BACKGROUNDS)}")
 
 
-def _flat(base: np.ndarray, size: int) -> np.ndarray:
-    return np.broadcast_to(base.astype(np.float32), (size, size, 3)).copy()
+def _flat(base: np.ndarray, size: Size) -> np.ndarray:
+    return np.broadcast_to(base.astype(np.float32), (*size, 3)).copy()
 
 
-def _gradient(base: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _gradient(base: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
     """A linear blend of two colours along a random direction."""
     other = np.clip(base + rng.uniform(-60, 60) + rng.uniform(-20, 20, 3), 40, 235)
     angle = rng.uniform(0, 2 * np.pi)
-    offset = np.arange(size, dtype=np.float32) / size - 0.5
-    weight = np.clip(0.5 + np.sin(angle) * offset[:, None] + np.cos(angle) * offset, 0, 1)
+    rows, cols = (np.arange(side, dtype=np.float32) / side - 0.5 for side in size)
+    weight = np.clip(0.5 + np.sin(angle) * rows[:, None] + np.cos(angle) * cols, 0, 1)
     return (base + (other - base) * weight[..., None]).astype(np.float32)
 
 
-def _low_frequency(base: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _low_frequency(base: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
     """A 4x4 field of colours, interpolated bilinearly."""
     knots = base + rng.uniform(-35, 35, (4, 4, 1)) + rng.uniform(-15, 15, (4, 4, 3))
-    places = np.linspace(0, 3, size)
-    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(4))).astype(np.float32)  # (size, 4) hat functions
-    return np.einsum("ri,cj,ijk->rck", weights, weights, knots.astype(np.float32), optimize=True)
+    rows, cols = (  # hat functions: (height, 4) and (width, 4)
+        np.maximum(0, 1 - np.abs(np.linspace(0, 3, side)[:, None] - np.arange(4))).astype(np.float32) for side in size
+    )
+    return np.einsum("ri,cj,ijk->rck", rows, cols, knots.astype(np.float32), optimize=True)
 
 
-def _noise(size: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(2, 8))
+def _noise(size: Size, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((*size, 1), dtype=np.float32) * np.float32(rng.uniform(2, 8))
 
 
-def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
+def _texture(size: Size, rng: np.random.Generator) -> np.ndarray:
     """Stripes or, half of the time, a weave of two stripe patterns."""
     wavelength, angle, amplitude = rng.uniform(5, 24), rng.uniform(0, np.pi), rng.uniform(4, 14)
-    place = np.arange(size, dtype=np.float32) * (2 * np.pi / wavelength)
-    rows, cols = place[:, None], place[None]
+    down, across = (np.arange(side, dtype=np.float32) * (2 * np.pi / wavelength) for side in size)
+    rows, cols = down[:, None], across[None]
     waves = np.sin(np.cos(angle) * cols + np.sin(angle) * rows)
     if rng.random() < 0.5:
         waves = waves + np.sin(np.cos(angle) * rows - np.sin(angle) * cols)
     return (amplitude * waves)[..., None].astype(np.float32)
 
 
-def coverage(shape: str, centre: tuple[float, float], size: float, canvas: int) -> tuple[slice, slice, np.ndarray]:
+def coverage(
+    shape: str, centre: tuple[float, float], size: float, canvas: int | Size
+) -> tuple[slice, slice, np.ndarray]:
     """How much of each pixel a shape covers.
 
     Args:
         shape: one of `SHAPES`.
         centre: (row, col) in pixels.
         size: side of the shape's bounding box in pixels.
-        canvas: side of the square image in pixels.
+        canvas: side of the image in pixels, if it is a square, or (height, width).
 
     Returns:
         The rows and columns of a box around the shape, and its float32 coverage (0..1) inside that box.
     """
     radius = size / 2
-    (top, bottom), (left, right) = ((max(0, int(c - radius - 2)), min(canvas, int(c + radius + 3))) for c in centre)
+    (top, bottom), (left, right) = (
+        (max(0, int(c - radius - 2)), min(side, int(c + radius + 3)))
+        for c, side in zip(centre, height_and_width(canvas), strict=True)
+    )
     row = (np.arange(top, bottom, dtype=np.float32) + 0.5 - centre[0])[:, None]
     col = (np.arange(left, right, dtype=np.float32) + 0.5 - centre[1])[None]
     distance = _signed_distance(shape, row, col, radius)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
-from playground.presets import PRESETS
+from playground.dialogue import DIALOGUE_KINDS
+from playground.presets import NAMED_PRESETS
 from playground.questions import KINDS
 from qlip import QLIPConfig
 
@@ -29,9 +30,14 @@ CHECKPOINT = Path(__file__).parent / "llava-demo"
 
 
 def compare(
-    model_path: str, exam: Examination, methods: Sequence[str], shipped: QLIPConfig, device: str
+    model_path: str,
+    exam: Examination,
+    methods: Sequence[str],
+    shipped: QLIPConfig,
+    device: str,
+    first: str | None = None,
 ) -> dict[str, Score]:
-    """Examines the checkpoint with each of `methods`."""
+    """Examines the checkpoint with each of `methods`; `first` is a question that is asked first, and not judged."""
     from playground.examination import Examinee
 
     scores: dict[str, Score] = {}
@@ -46,7 +52,7 @@ def compare(
         elif method == "random":
             leaves = scores["qlip"].tokens - (64 if shipped.thumbnail else 0)
             settings = replace(shipped, criterion="random", alpha=0.0, max_tokens=round(leaves))
-        scores[method] = Examinee.load(model_path, settings, device).take(exam)
+        scores[method] = Examinee.load(model_path, settings, device).take(exam, first)
     return scores
 
 
@@ -76,7 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--n", type=integer(), default=100, help="scenes of each preset, with one question of each kind"
     )
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=SHOWN_PRESETS)
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        choices=NAMED_PRESETS,
+        default=SHOWN_PRESETS,
+        metavar="NAME",
+        help="such as base, detail, 'validation/size 12-24' or 'test/signs 8-12 at 448' (default: four of them)",
+    )
+    parser.add_argument("--first", metavar="TEXT", help="ask this first, in the same conversation")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--qlip", type=settings_text, default={}, help="settings instead of the checkpoint's, as JSON")
     parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
@@ -90,13 +104,17 @@ def run(options: argparse.Namespace) -> None:
 
     device = options.device or default_device()
     shipped = shipped_settings(options.model_path, options.qlip)
-    print(f"{'scenes':16}{'seen by':9}{'tokens':>7}{'V*':>7}" + "".join(f"{kind:>11}" for kind in KINDS))
+    kinds = DIALOGUE_KINDS if any(NAMED_PRESETS[name].sign_share > 0 for name in options.presets) else KINDS
+    width = max(16, 1 + max(len(name) for name in options.presets))
+    print(f"{'scenes':{width}}{'seen by':9}{'tokens':>7}{'V*':>7}" + "".join(f"{kind:>11}" for kind in kinds))
     for preset in options.presets:
-        exam = examination(PRESETS[preset], options.seed, options.n)
-        scores = compare(options.model_path, exam, options.methods, shipped, device)
+        exam = examination(NAMED_PRESETS[preset], options.seed, options.n)
+        scores = compare(options.model_path, exam, options.methods, shipped, device, options.first)
         for method, score in scores.items():
-            shares = "".join(f"{100 * score.accuracy[kind]:11.1f}" for kind in KINDS)
-            print(f"{preset:16}{method:9}{score.tokens:7.1f}{100 * score.v_star:7.1f}{shares}", flush=True)
+            shares = "".join(
+                f"{100 * score.accuracy[kind]:11.1f}" if kind in score.accuracy else f"{'-':>11}" for kind in kinds
+            )
+            print(f"{preset:{width}}{method:9}{score.tokens:7.1f}{100 * score.v_star:7.1f}{shares}", flush=True)
 
 
 if __name__ == "__main__":

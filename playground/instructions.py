@@ -1,7 +1,8 @@
 """Writes scenes as LLaVA's training data: `python -m playground.instructions --out DIR`.
 
 DIR gets `images/`, `captions.json` for stage 1 (a caption of each scene) and `conversations.json` for stage 2
-(questions about each scene in one to six turns, and some about a scene in words, without an image). Knows no models.
+(questions about each scene in one to six turns, and some about a scene in words, without an image). Scenes with signs,
+or without objects, are asked about in two to four turns of any kinds and in any order.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from PIL import Image
 
 from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from playground.presets import PRESETS, SceneSpec
-from playground.questions import Question, listing, scene_questions
-from playground.scenes import scene
+from playground.dialogue import ask, choose_kinds, full_listing
+from playground.presets import NAMED_PRESETS, PRESETS, SceneSpec
+from playground.questions import Question, scene_questions
+from playground.scenes import Scene, scene
 
 IMAGES, CAPTIONS, CONVERSATIONS, SETTINGS = "images", "captions.json", "conversations.json", "instructions.json"
 ASKED = ("colour", "shape", "relation", "relation", "count", "existence", "listing")
@@ -75,16 +77,23 @@ def _write_scene(folder: Path, spec: SceneSpec, seed: int, text_share: float, in
     identity = f"{seed:06d}_{index:06d}"
     Image.fromarray(made.image).save(folder / IMAGES / f"{identity}.png", compress_level=1)  # a third of the time
     image = {"image": f"{identity}.png"}
-    asked = scene_questions(made.objects, spec.size, rng, _choose_kinds(ASKED, rng))
+    said = full_listing(made.objects, made.sign)
+    asked = _ask(made, spec, ASKED, rng)
     samples = [
-        {"id": identity, **image, "conversations": _turns([(CAPTION_REQUEST, listing(made.objects))])},
+        {"id": identity, **image, "conversations": _turns([(CAPTION_REQUEST, said)])},
         {"id": identity, **image, "conversations": _turns(_opened(f"{DEFAULT_IMAGE_TOKEN}\n", asked))},
     ]
     if int((index + 1) * text_share) > int(index * text_share):
-        in_words = scene_questions(made.objects, spec.size, rng, _choose_kinds(ASKED_IN_WORDS, rng))
-        turns = _turns(_opened(f"The picture shows {listing(made.objects)}. ", in_words))
+        turns = _turns(_opened(f"The picture shows {said}. ", _ask(made, spec, ASKED_IN_WORDS, rng)))
         samples.append({"id": f"{identity}_words", "conversations": turns})
     return samples
+
+
+def _ask(made: Scene, spec: SceneSpec, kinds: Sequence[str], rng: np.random.Generator) -> list[Question]:
+    """Asks about a scene: one to six of `kinds`, or any kinds where the spec's scenes may have signs or be empty."""
+    if not spec.needs_dialogue:
+        return scene_questions(made.objects, made.size, rng, _choose_kinds(kinds, rng))
+    return [ask(kind, made.objects, made.sign, made.size, rng) for kind in choose_kinds(made.sign, rng)]
 
 
 def _choose_kinds(kinds: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -112,7 +121,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--scenes", type=integer(), default=1000, help="number of scenes (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=1, help="series of scenes (%(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, default="base", help="kind of scenes (%(default)s)")
+    parser.add_argument(
+        "--preset",
+        choices=NAMED_PRESETS,
+        default="base",
+        metavar="NAME",
+        help=f"kind of scenes: {', '.join(PRESETS)}, training, ... (%(default)s)",
+    )
     parser.add_argument(
         "--text-share", type=real(most=1.0), default=0.1, help="samples without an image, a share of the scenes"
     )
@@ -126,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace) -> None:
     """Writes what the flags describe."""
-    write_instructions(args.out, PRESETS[args.preset], args.seed, args.scenes, args.text_share)
+    write_instructions(args.out, NAMED_PRESETS[args.preset], args.seed, args.scenes, args.text_share)
     print(f"{args.scenes} scenes in {args.out}: {CAPTIONS}, {CONVERSATIONS}, {IMAGES}/")
 
 

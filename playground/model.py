@@ -1,6 +1,6 @@
 """The demo model: a small CLIP tower, LLaVA's projector and a small Llama, and how they are saved in LLaVA's format.
 
-Everything is built from transformers' own modules. It knows nothing of scenes or training.
+Everything is built from transformers' own modules.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,14 +27,32 @@ QLIP_SETTINGS = {"max_tokens": 128}
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of tower and language model, which have the same width."""
+
+    width: int = WIDTH
+    tower_layers: int = 5
+    """LLaVA reads the last but one."""
+    decoder_layers: int = 3
+    heads: int = 4
+
+
+EMBEDDED = Architecture()
+"""Of the recipe `joint`: 1.8 million weights."""
+LLAVA = Architecture(width=160, tower_layers=6, decoder_layers=4, heads=5)
+"""Of the recipe `llava`: 3.4 million weights."""
+
+
 class DemoModel(nn.Module):
     """The three parts of a LLaVA."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, architecture: Architecture = EMBEDDED) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(vision_config())
-        self.projector = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
-        self.decoder = LlamaForCausalLM(decoder_config(vocab_size))
+        width = architecture.width
+        self.tower = CLIPVisionModel(vision_config(architecture))
+        self.projector = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.decoder = LlamaForCausalLM(decoder_config(vocab_size, architecture))
         _initialise(self)
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +65,14 @@ class DemoModel(nn.Module):
         return seen.hidden_states[SELECTED_LAYER][:, 1:], seen.pooler_output
 
 
-def vision_config() -> CLIPVisionConfig:
-    """Five layers, of which LLaVA reads the fourth."""
+def vision_config(architecture: Architecture = EMBEDDED) -> CLIPVisionConfig:
+    """Builds the tower's config: 8 x 8 cells of 14 pixels."""
     return CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        projection_dim=WIDTH,
-        num_hidden_layers=5,
-        num_attention_heads=4,
+        hidden_size=architecture.width,
+        intermediate_size=4 * architecture.width,
+        projection_dim=architecture.width,
+        num_hidden_layers=architecture.tower_layers,
+        num_attention_heads=architecture.heads,
         image_size=112,
         patch_size=14,
         hidden_act="quick_gelu",
@@ -61,15 +80,15 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def decoder_config(vocab_size: int) -> LlamaConfig:
-    """Three layers; token ids as Llama's."""
+def decoder_config(vocab_size: int, architecture: Architecture = EMBEDDED) -> LlamaConfig:
+    """Builds the language model's config; token ids as Llama's."""
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        intermediate_size=344,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=architecture.width,
+        intermediate_size=8 * math.ceil(architecture.width / 3),
+        num_hidden_layers=architecture.decoder_layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
@@ -123,7 +142,14 @@ def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
 def load_model(folder: Path) -> DemoModel:
     """Loads a LLaVA checkpoint of the demo model's architecture, in float32, for training or saving."""
     _, llava, _, _ = load_pretrained_model(folder, device="cpu", qlip=False, dtype=torch.float32)
-    model, state = DemoModel(llava.config.vocab_size), llava.state_dict()
+    vision = llava.get_vision_tower().vision_tower.config
+    architecture = Architecture(
+        width=llava.config.hidden_size,
+        tower_layers=vision.num_hidden_layers,
+        decoder_layers=llava.config.num_hidden_layers,
+        heads=llava.config.num_attention_heads,
+    )
+    model, state = DemoModel(llava.config.vocab_size, architecture), llava.state_dict()
     model.decoder.load_state_dict({name: state[name] for name in model.decoder.state_dict()})
     model.projector.load_state_dict(llava.get_model().mm_projector.state_dict())
     model.tower.load_state_dict(llava.get_vision_tower().vision_tower.state_dict())
@@ -140,7 +166,7 @@ def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip
         "torch_dtype": "float16",
         "mm_vision_tower": ".",
         "mm_vision_config": _fields(model.tower.config),
-        "mm_hidden_size": WIDTH,
+        "mm_hidden_size": model.tower.config.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": SELECTED_LAYER,
         "mm_vision_select_feature": "patch",

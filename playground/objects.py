@@ -1,4 +1,4 @@
-"""The objects of scenes: their colours, shapes and places. Imports nothing."""
+"""The objects and signs of scenes: their colours, shapes, texts and places. Imports nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ COLOURS = {
 }
 SHAPES = ("square", "circle", "triangle", "cross", "ring")
 BACKGROUNDS = ("flat", "gradient", "low", "noise", "texture")
-"""Kinds of background, from plain to busy."""
+"""Kinds of generated background, from plain to busy."""
+GROUNDS = (*BACKGROUNDS, "photo")
+"""All kinds of background; `photo` is a crop of a photograph."""
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,22 @@ class SceneObject:
     def name(self) -> str:
         """The words for it, such as "red circle"."""
         return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A plate with a text; `centre` is (row, col) and `box` (height, width) that of the plate, all in pixels."""
+
+    text: str
+    """What is written: one to three digits, or a word in lower case, which is drawn in capitals."""
+    centre: tuple[float, float]
+    box: tuple[int, int]
+    height: int
+    """Height of the capitals."""
+    readable: bool = True
+    """False if the capitals are too low to be read at the size of the picture."""
+
+
+def height_and_width(size: int | Size) -> Size:
+    """The (height, width) of a picture given by its side, if it is a square, or by both."""
+    return (size, size) if isinstance(size, int) else size

@@ -1,7 +1,6 @@
 """Questions about a scene in natural wordings, and their answers.
 
-Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on. Knows no pixels and no
-models.
+Only questions with one clear answer are asked: a colour by a shape that occurs once, and so on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from playground.objects import COLOURS, SHAPES, SceneObject
+from playground.objects import COLOURS, SHAPES, SceneObject, Size, height_and_width
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +63,7 @@ KINDS = tuple(WORDINGS)
 V_STAR = ("colour", "shape", "relation")
 """The kinds whose mean is called V*, after the benchmark that asks for them."""
 RELATION_GAP = 0.08
-"""Least distance between the columns of two centres, as a share of the image, to ask about left and right."""
+"""Least distance between the columns of two centres, as a share of the width, to ask about left and right."""
 PER_SCENE = ("colour", "colour", "shape", "shape", "relation", "relation", "count", "existence", "listing")
 """Kinds of the questions that `scene_questions` asks, in order."""
 
@@ -79,10 +78,18 @@ class Question:
 
 
 def scene_questions(
-    objects: Sequence[SceneObject], size: int, rng: np.random.Generator, kinds: Sequence[str] = PER_SCENE
+    objects: Sequence[SceneObject], size: int | Size, rng: np.random.Generator, kinds: Sequence[str] = PER_SCENE
 ) -> list[Question]:
-    """Asks one question for each of `kinds` about a scene of `size` x `size` pixels."""
-    return [_ask(kind, objects, size, rng) for kind in kinds]
+    """Asks one question for each of `kinds` about a scene.
+
+    Args:
+        objects: the scene's objects, two or more.
+        size: side of the picture in pixels, if it is a square, or (height, width).
+        rng: the generator of its choices.
+        kinds: of `KINDS`.
+    """
+    width = height_and_width(size)[1]
+    return [_ask(kind, objects, width, rng) for kind in kinds]
 
 
 def listing(objects: Sequence[SceneObject]) -> str:
@@ -91,7 +98,7 @@ def listing(objects: Sequence[SceneObject]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _ask(kind: str, objects: Sequence[SceneObject], size: int, rng: np.random.Generator) -> Question:
+def _ask(kind: str, objects: Sequence[SceneObject], width: int, rng: np.random.Generator) -> Question:
     if kind not in WORDINGS:
         raise ValueError(f"unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
     wording = WORDINGS[kind][rng.integers(len(WORDINGS[kind]))]
@@ -104,7 +111,7 @@ def _ask(kind: str, objects: Sequence[SceneObject], size: int, rng: np.random.Ge
         item = _pick([item for item in objects if once[item.colour] == 1], rng)
         return Question(kind, wording.format(colour=item.colour), item.shape)
     if kind == "relation":
-        apart = RELATION_GAP * size
+        apart = RELATION_GAP * width
         pairs = [(a, b) for a in objects for b in objects if abs(a.centre[1] - b.centre[1]) > apart]
         first, second = pairs[rng.integers(len(pairs))]
         answer = "left" if first.centre[1] < second.centre[1] else "right"

@@ -1,4 +1,4 @@
-"""LLaVA's two stages on the demo's parts, trained by `llava.train` as anyone trains: a projector, then the whole model.
+"""The recipe `llava`: a language model from text, a tower from pictures, then LLaVA's two stages by `llava.train`.
 
 Every command is printed before it runs, and can be repeated by hand.
 """
@@ -11,13 +11,30 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.model.tokenizer import load_tokenizer
+from llava.train.curve import draw_losses
 from llava.train.train import train as llava_train
+from playground.corpus import PIECES, Corpus, sentences
 from playground.instructions import CAPTIONS, CONVERSATIONS, IMAGES, write_instructions
-from playground.model import CONTEXT, SELECTED_LAYER, load_model, save_checkpoint, write_json
+from playground.model import (
+    CONTEXT,
+    LLAVA,
+    SELECTED_LAYER,
+    DemoModel,
+    load_model,
+    save_checkpoint,
+    write_json,
+)
 from playground.parts import LANGUAGE_MODEL, TOWER, Parts
-from playground.presets import PRESETS
-from playground.schedules import LLAVA_SCHEDULES, RECIPES, SCHEDULES, LlavaSchedule, TrainingConfig
-from playground.trainer import VOCABULARY, check_stages, run_stages
+from playground.picture_cache import PictureCache
+from playground.presets import TRAINING
+from playground.pretraining import LanguageStage, Sources, VisionStage
+from playground.schedules import LLAVA_SCHEDULES, PRETRAINING_SCHEDULES, LlavaSchedule, TrainingConfig
+from playground.trainer import LOGS, VOCABULARY, check_stages, run_in_order, training_device
+from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -121,22 +138,57 @@ def write_record(folder: Path, flags: list[str], finished: bool) -> None:
 
 
 def train_llava(config: TrainingConfig) -> None:
-    """Trains by the recipe `llava`: decoder and tower apart, then together in LLaVA's two stages.
+    """Trains by the recipe `llava`: language model and tower apart, then together in LLaVA's two stages.
 
-    After the last stage it writes the checkpoint to `config.out / "llava-demo"`.
+    The two stages show the tower's full grid at sequential positions, and nothing else. After the last one it writes
+    the checkpoint to `config.out / "llava-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
     """
     check_stages("llava", config.stages)
     schedules = {name: schedule.scaled(config.steps_scale) for name, schedule in LLAVA_SCHEDULES.items()}
     later = [name for name in schedules if name in config.stages]
-    apart = [name for name in RECIPES["llava"] if name in SCHEDULES]
-    tokenizer, model = run_stages(config, apart, needed_by=later[0] if later else None)
+    tokenizer, model = pretrain_parts(config, needed_by=later[0] if later else None)
     if not later:
         return
     run = LlavaRun(config.out, config.seed)
     Parts(model.decoder, tokenizer, model.tower).save(run.parts)
     used = max(schedule.steps * schedule.batch for schedule in schedules.values())
-    write_instructions(run.data, PRESETS["base"], config.seed + 1, min(config.scenes, used))
+    write_instructions(run.data, TRAINING, config.seed + 1, min(config.scenes, used))
     for name in later:
         run.train(name, schedules[name])
     if "finetune" in later:
         save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / "llava-demo")
+        logs = [config.out / LOGS / name for name in PRETRAINING_SCHEDULES]
+        draw_losses([*logs, *(run.stage_folder(name) for name in schedules)], config.out / "loss.svg")
+
+
+def pretrain_parts(config: TrainingConfig, needed_by: str | None = None) -> tuple[PreTrainedTokenizerBase, DemoModel]:
+    """Trains the language model on text and the tower on pictures, as far as `config` asks for either.
+
+    Args:
+        config: the training run.
+        needed_by: a stage that both must be done for.
+
+    Raises:
+        ValueError: one of them is not done.
+    """
+    vocabulary = config.out / VOCABULARY
+    if not (vocabulary / "tokenizer_config.json").exists():
+        train_vocabulary(vocabulary, sentences(), PIECES)
+    tokenizer = load_tokenizer(vocabulary)
+    pictures = None
+    if "vision" in config.stages:
+        pictures = PictureCache(config.out / "pictures", TRAINING, config.seed + 1, config.scenes)
+    sources = Sources(
+        corpus=Corpus(tokenizer),
+        pictures=pictures,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        windows=config.windows,
+        batch=config.batch,
+        device=training_device(),
+    )
+    torch.manual_seed(config.seed)
+    model = DemoModel(len(tokenizer), LLAVA)
+    stages = {"language": LanguageStage(model, sources), "vision": VisionStage(model, sources)}
+    run_in_order(config, stages, PRETRAINING_SCHEDULES, needed_by)
+    return tokenizer, model

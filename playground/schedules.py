@@ -20,6 +20,10 @@ class Schedule:
     floor: float = 0.02
     """Last learning rate as a share of the peak."""
 
+    def scaled(self, factor: float) -> Schedule:
+        """The same with `factor` times the steps."""
+        return replace(self, steps=max(1, round(self.steps * factor)))
+
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
@@ -31,7 +35,13 @@ SCHEDULES = {
     "tower": Schedule(steps=3000, rate=1.5e-3),
     "joint": Schedule(steps=3000, rate=1e-3),
 }
-"""Stages that `playground.trainer` runs."""
+"""Stages of the recipe `joint`, which `playground.trainer` runs."""
+
+PRETRAINING_SCHEDULES = {
+    "language": Schedule(steps=14000, rate=2e-3, floor=0.05),
+    "vision": Schedule(steps=8000, rate=1.5e-3),
+}
+"""First stages of the recipe `llava`, which `playground.trainer` runs: each a part of its own."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,12 @@ class LlavaSchedule:
 
 
 LLAVA_SCHEDULES = {
-    "pretrain": LlavaSchedule(steps=500, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=3500, rate=1e-3, batch=16),
+    "pretrain": LlavaSchedule(steps=1000, rate=2e-3, batch=32),
+    "finetune": LlavaSchedule(steps=7500, rate=1e-3, batch=16),
 }
-"""Stages that `llava.train` runs."""
+"""Last stages of the recipe `llava`, which `llava.train` runs."""
 
-RECIPES = {"joint": (*SCHEDULES,), "llava": ("decoder", "tower", *LLAVA_SCHEDULES)}
+RECIPES = {"joint": (*SCHEDULES,), "llava": (*PRETRAINING_SCHEDULES, *LLAVA_SCHEDULES)}
 """Stages of each recipe, in order."""
 
 
@@ -72,10 +82,12 @@ class TrainingConfig:
     """Number of training scenes."""
     batch: int = 32
     """Scenes a step."""
+    windows: int = 2
+    """Windows of text a step."""
     steps_scale: float = 1.0
     """Multiplies the number of steps of every stage."""
     stages: tuple[str, ...] = RECIPES["joint"]
-    """Stages to run; a later one needs the earlier ones done, but for decoder and tower, which need nothing."""
+    """Stages to run; a later one needs the earlier ones done, but for a recipe's first two, which need nothing."""
     save_every: int = 200
     """Steps between two saves of the progress."""
     log_every: int = 50

@@ -1,10 +1,10 @@
 """Trains the embedded demo model: `python -m playground.train --out DIR`.
 
-Both recipes first train the decoder on symbols and the tower on cells, each apart. `--recipe joint`, which made the
-embedded checkpoint, then trains all parts on questions at once. `--recipe llava` then runs LLaVA's two stages by
-`llava.train`: the projector on captions, projector and decoder on conversations. Progress is saved in DIR; a run that
-was stopped continues. The first two stages are independent: `--stages decoder` and `--stages tower` may run side by
-side.
+`--recipe joint`, which made the embedded checkpoint, trains the decoder on symbols and the tower on cells, each apart,
+then all parts on questions at once. `--recipe llava` trains a language model on text alone and a tower on pictures with
+captions, and joins them by LLaVA's two stages, run by `llava.train`: the projector on captions, projector and language
+model on conversations. Progress is saved in DIR; a run that was stopped continues. The first two stages of either are
+independent: `--stages language` and `--stages vision` may run side by side.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--recipe",
         choices=RECIPES,
         default="joint",
-        help="joint: decoder, tower, then all parts at once (made the embedded checkpoint); llava: decoder, tower, then"
-        " llava.train's two stages, projector on captions and whole model on conversations (default: %(default)s)",
+        help="joint: decoder, tower, then all parts at once (made the embedded checkpoint); llava: language model on"
+        " text, tower on pictures, then llava.train's two stages on captions and conversations (default: %(default)s)",
     )
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY = "vocabulary"
 """Folder of the tokenizer, in that of the run."""
+LOGS = "logs"
+"""Folder of the losses, in that of the run: a folder of each stage, as `llava.train.curve` reads them."""
 
 
 class Trainer:
@@ -35,6 +37,7 @@ class Trainer:
         self.file = config.out / f"{name}.pt"
         self.optimizer = torch.optim.AdamW(_parameter_groups(stage), betas=(0.9, 0.98), eps=1e-8, fused=True)
         self.step = 0
+        self.history: list[dict[str, float]] = []
 
     def run(self) -> None:
         """Trains to the last step, from kept progress if there is any."""
@@ -43,6 +46,8 @@ class Trainer:
         first = self.step
         while self.step < self.schedule.steps:
             averages.add(self.advance())
+            if self.step % self.config.log_every == 0 or self.step == self.schedule.steps:
+                self.history.append({"step": self.step, **averages.values})
             if self.step % self.config.save_every == 0 or self.step == self.schedule.steps:
                 self.save()
             if self.step % self.config.log_every == 0:
@@ -72,6 +77,7 @@ class Trainer:
             self.stage.load_state_dict(kept["weights"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step = kept["step"]
+            self.history = kept.get("history", [])
             logger.info("%s continues from step %d", self.name, self.step)
 
     def save(self) -> None:
@@ -81,9 +87,13 @@ class Trainer:
             "weights": self.stage.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "history": self.history,
         }
         torch.save(content, partial)
         os.replace(partial, self.file)
+        log = self.config.out / LOGS / self.name / "trainer_state.json"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps({"log_history": self.history}, indent=1) + "\n", encoding="utf-8")
 
 
 class Averages:
@@ -131,7 +141,7 @@ def check_stages(recipe: str, stages: Iterable[str]) -> None:
 def run_stages(
     config: TrainingConfig, names: Iterable[str], needed_by: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, DemoModel]:
-    """Runs those of some stages that `config` asks for, and loads what progress the others have made.
+    """Runs those stages of the recipe `joint` that `config` asks for, and loads what progress the others have made.
 
     Args:
         config: the training run.
@@ -141,7 +151,7 @@ def run_stages(
     Raises:
         ValueError: one of them is not done.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     vocabulary = config.out / VOCABULARY
     if not (vocabulary / "tokenizer_config.json").exists():
         train_vocabulary(vocabulary)
@@ -156,16 +166,29 @@ def run_stages(
         "tower": TowerStage(model, readout, around),
         "joint": JointStage(model, symbols, readout, around),
     }
-    for name in names:
-        trainer = Trainer(name, stages[name].to(device), _scaled(SCHEDULES[name], config.steps_scale), config)
+    run_in_order(config, {name: stages[name] for name in names}, SCHEDULES, needed_by)
+    return tokenizer, model
+
+
+def training_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run_in_order(
+    config: TrainingConfig, stages: Mapping[str, nn.Module], schedules: Mapping[str, Schedule], needed_by: str | None
+) -> None:
+    """Trains those of some stages that `config` asks for, and loads the others' progress.
+
+    Raises:
+        ValueError: one of them is not done, and `needed_by` needs all.
+    """
+    for name, stage in stages.items():
+        schedule = schedules[name].scaled(config.steps_scale)
+        trainer = Trainer(name, stage.to(training_device()), schedule, config)
         if name in config.stages:
             trainer.run()
         else:
             trainer.load()
         if needed_by is not None and trainer.step < (steps := trainer.schedule.steps):
             raise ValueError(f"stage {name} is at step {trainer.step} of {steps}; {needed_by} needs it done")
-    return tokenizer, model
-
-
-def _scaled(schedule: Schedule, factor: float) -> Schedule:
-    return replace(schedule, steps=max(1, round(schedule.steps * factor)))

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -20,7 +20,7 @@ from playground.objects import COLOURS, SHAPES
 from playground.questions import WORDINGS
 
 SIZE = 608
-"""Pieces in the vocabulary, the 256 bytes and three special tokens included."""
+"""Pieces in the embedded model's vocabulary, the 256 bytes and three special tokens included."""
 
 
 def prompt(question: str) -> tuple[str, str]:
@@ -32,15 +32,21 @@ def prompt(question: str) -> tuple[str, str]:
     return before, after
 
 
-def train_vocabulary(folder: Path) -> None:
-    """Writes `tokenizer.model` and `tokenizer_config.json` into `folder`."""
+def train_vocabulary(folder: Path, sentences: Iterable[str] | None = None, size: int = SIZE) -> None:
+    """Writes `tokenizer.model` and `tokenizer_config.json` into `folder`.
+
+    Args:
+        folder: where to write.
+        sentences: what to learn pieces from; by default the embedded model's questions.
+        size: number of pieces.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_corpus(),
+        sentence_iterator=iter(_corpus() if sentences is None else sentences),
         model_writer=model,
         model_type="bpe",
-        vocab_size=SIZE,
+        vocab_size=size,
         byte_fallback=True,
         character_coverage=1.0,
         required_chars=string.ascii_letters + string.digits + string.punctuation,

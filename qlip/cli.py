@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qlip.command import OneLineParser, run_command
-from qlip.config import Coarsest, Criterion, Layout, QLIPConfig
+from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig
 from qlip.prior.command import add_fit
 from qlip.prior.config import Shape
 
@@ -63,9 +63,11 @@ def add_show(commands: Any) -> None:
     )
     command.add_argument("--image-size", type=int, help="resize the shorter side to this many pixels")
     command.add_argument("--criterion", choices=get_args(Criterion), default=QLIPConfig.criterion)
+    command.add_argument("--geometry", choices=get_args(Geometry), default=QLIPConfig.geometry)
     command.add_argument("--layout", choices=get_args(Layout), default=QLIPConfig.layout)
     command.add_argument("--coarsest", choices=get_args(Coarsest), default=QLIPConfig.coarsest)
     command.add_argument("--structure-size", type=int, default=QLIPConfig.structure_size)
+    command.add_argument("--noise-floor", action="store_true", help="do not cut the image's noise like detail")
     command.add_argument("--seed", type=int, default=QLIPConfig.seed, help="of criterion random")
     command.add_argument("--patch-size", type=int, default=14, help="pixels per side of a cell (%(default)s)")
     command.add_argument(

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
 Layout = Literal["aligned", "centered"]
 Interpolation = Literal["bilinear", "bicubic", "mlp"]
-LeafPosition = Literal["centre", "cell", "mean"]
+LeafPosition = Literal["centre", "native", "cell", "mean"]
+Geometry = Literal["grid", "native"]
+Placement = Literal["whole", "padded"]
 Coarsest = Literal["any", "native"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
@@ -48,6 +50,11 @@ class QLIPConfig:
 
     1152 is twice CLIP-L's 576; few images need all of it, so the mean stays below one and a half times."""
 
+    geometry: Geometry = "grid"
+    """"grid", the paper's: an image keeps its size, to the nearest whole cell. "native": it is resized so that its
+    longer side is the native grid's times a power of two, and cut from cells that are CLIP's own: an image that needs
+    no detail costs no more than in CLIP and, with leaf_position "native", is what CLIP sees."""
+
     layout: Layout = "aligned"
     """Placement of the coarsest blocks: tiled from the top-left corner, or centred as in the authors' code."""
 
@@ -64,8 +71,13 @@ class QLIPConfig:
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
 
     leaf_position: LeafPosition = "centre"
-    """A leaf's position is that of its centre, that of its cell (row + size // 2, col + size // 2) as in the authors'
-    code, or the mean over its cells."""
+    """A leaf's position is that of its centre, with the table laid corner to corner over the grid, as in the paper; or
+    with the table laid by the centres of native cells ("native"); that of its cell (row + size // 2, col + size // 2)
+    as in the authors' code; or the mean over its cells."""
+
+    placement: Placement = "whole"
+    """Where an image that is no square lies on the native grid, in the tower ("native" positions) and in the language
+    model: stretched over the whole of it, or where it lies in the square that LLaVA pads it to."""
 
     coarsest: Coarsest = "native"
     """"native": no leaf covers more than one cell of the tower's native grid, so that nothing is coarser than in CLIP,
@@ -73,6 +85,10 @@ class QLIPConfig:
 
     structure_size: int = 5
     """Window of criterion "structure", in sampled pixels; odd, >= 3. Structure narrower than it makes a block split."""
+
+    noise_floor: bool = False
+    """Lower the score of criterion "structure" by what the image's own noise would score, and split nothing into cells
+    that show more noise than detail; else noise is cut like detail, up to the budget."""
 
     thumbnail: bool = False
     """Put the image downsized to the tower's native size, as in CLIP, before the leaves. With the same number
@@ -82,7 +98,8 @@ class QLIPConfig:
     """Positions in the language model: those on the native raster, or the usual running count."""
 
     size_bias: float = 0.0
-    """s: add s * log(cells of the leaf) to the attention logits of a leaf's key in the tower. 0 is off."""
+    """s: add s * log(cells of the leaf) to the attention logits of a leaf's key in the tower; with geometry "native",
+    of native cells. 0 is off."""
 
     llm_size_bias: float = -0.25
     """The same in the language model. Below 0 small leaves, where the detail is, weigh more than the large ones around
@@ -101,14 +118,16 @@ class QLIPConfig:
 
     def __post_init__(self) -> None:
         check_choice("criterion", self.criterion, Criterion)
+        check_choice("geometry", self.geometry, Geometry)
         check_choice("layout", self.layout, Layout)
         check_choice("interpolation", self.interpolation, Interpolation)
         check_choice("leaf_position", self.leaf_position, LeafPosition)
+        check_choice("placement", self.placement, Placement)
         check_choice("coarsest", self.coarsest, Coarsest)
         check_choice("llm_positions", self.llm_positions, LLMPositions)
         check_choice("llm_weight", self.llm_weight, LLMWeight)
         check_threshold(self.alpha)
-        for name in ("mlp_residual", "thumbnail"):
+        for name in ("mlp_residual", "noise_floor", "thumbnail"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if not isinstance(self.mlp, (str, type(None))):
@@ -121,6 +140,8 @@ class QLIPConfig:
         for name in ("size_bias", "llm_size_bias"):
             check_number(name, getattr(self, name))
         check_count("seed", self.seed, least=0)
+        if self.geometry == "native" and self.layout != "aligned":
+            raise ValueError(f"layout is {self.layout!r}; geometry 'native' tiles its cells: allowed is 'aligned'")
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 

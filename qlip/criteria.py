@@ -27,6 +27,7 @@ def score_pyramid(
     structure_size: int = QLIPConfig.structure_size,
     image_pixels: int | None = None,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> list[Tensor]:
     """Scores every block of levels 1 to `levels`.
 
@@ -38,6 +39,7 @@ def score_pyramid(
         structure_size: window of "structure", in sampled pixels.
         image_pixels: H * W of the whole image, which normalises "variance", if `image` is a part of it.
         generator: source of "random"; by default one with seed 0.
+        noise: float (C,), standard deviation of the image's noise, which "structure" disregards; None for none.
 
     Returns:
         levels + 1 tensors; entry 0 is zeros, since a cell never splits.
@@ -54,7 +56,7 @@ def score_pyramid(
     elif criterion == "variance":
         scores = variance_scores(image, patch_size, levels, image_pixels or image.shape[1] * image.shape[2])
     elif criterion == "structure":
-        scores = structure_scores(image, patch_size, levels, structure_size)
+        scores = structure_scores(image, patch_size, levels, structure_size, noise)
     else:
         scores = random_scores(cells, levels, generator)
     return [cells, *scores]
@@ -64,6 +66,12 @@ def score_pyramid(
 # therefore summarised by eight maxima, stacked in this order. "Joined" takes the neighbour beyond the edge as present.
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
 
+
+NOISE_HEIGHT = 5.0
+"""Standard deviations of noise that a hat over one block reaches by chance alone."""
+
+MOST_NOISE = 0.17
+"""Most noise that the cells of a split may show, in normalised units: about 12 of 255 in CLIP's."""
 
 BAND = 16  # rows of cells; a band's temporaries stay in a CPU's cache
 
@@ -175,18 +183,26 @@ def variance_scores(image: Tensor, patch_size: int, levels: int, image_pixels: i
     return scores
 
 
-def structure_scores(image: Tensor, patch_size: int, levels: int, size: int) -> list[Tensor]:
+def structure_scores(
+    image: Tensor, patch_size: int, levels: int, size: int, noise: Tensor | None = None
+) -> list[Tensor]:
     """Computes the largest top-hat or bottom-hat of a block sampled to P x P, by level from 1; at least its children's.
 
     A block scores high if and only if, at its own sampling, it holds structure narrower than `size` pixels in some
     direction: large objects keep large leaves, small ones get small leaves. Opening and closing see the pooled image
     extended by its border pixels.
+
+    With noise of deviation sigma in each channel, the hats at level k are lowered by NOISE_HEIGHT sigma / 2^k, what
+    averaged noise reaches by itself; where the cells that a split makes would show noise of more than MOST_NOISE, the
+    score is 0 (docs/METHOD.md, "Noise floor").
     """
     check_window(size)
     scores = [image.new_zeros(image.shape[1] // patch_size, image.shape[2] // patch_size)]
-    for _ in range(levels):
+    for level in range(1, levels + 1):
         image = _halve(image)
-        detail = _narrow_structure(image, size)
+        detail = _narrow_structure(image, size, None if noise is None else noise * (NOISE_HEIGHT / 2**level))
+        if noise is not None and float(noise.max()) / 2 ** (level - 1) > MOST_NOISE:
+            detail = torch.zeros_like(detail)
         rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
         own = _cell_max(_in_cells(detail[: rows * patch_size, : cols * patch_size], patch_size))
         children = _largest(*quarters(scores[-1]))
@@ -219,13 +235,17 @@ def _halve(image: Tensor) -> Tensor:
     return (upper[..., ::2] + upper[..., 1::2] + lower[..., ::2] + lower[..., 1::2]) / 4
 
 
-def _narrow_structure(image: Tensor, size: int) -> Tensor:
-    """Computes max over channels of image - opening and closing - image, flat square windows: (C, H, W) -> (H, W)."""
+def _narrow_structure(image: Tensor, size: int, floor: Tensor | None = None) -> Tensor:
+    """Computes max over channels of image - opening and closing - image, flat square windows: (C, H, W) -> (H, W).
+
+    A floor (C,) is subtracted from each channel's, down to 0.
+    """
     reach = 2 * (size // 2)
     padded = F.pad(image[None], (reach,) * 4, mode="replicate")[0]
     opening = _dilate(-_dilate(-padded, size), size)
     closing = -_dilate(-_dilate(padded, size), size)
-    return torch.maximum(image - opening, closing - image).amax(0)
+    hats = torch.maximum(image - opening, closing - image)
+    return hats.amax(0) if floor is None else (hats - floor[:, None, None]).amax(0).clamp_(min=0)
 
 
 def _dilate(image: Tensor, size: int) -> Tensor:

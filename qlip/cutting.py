@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from qlip.config import QLIPConfig, check_count
-from qlip.patches import CutImage, downsize, extract_patches
-from qlip.quadtree import Leaves, allowed_leaf, count_roots, partition_as
+from qlip.noise import estimate_noise
+from qlip.patches import CutImage, downsize, extract_patches, patches_of_levels
+from qlip.quadtree import Leaves, partition_as
 from qlip.rgb import to_rgb
+from qlip.roots import fewest_leaves
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -56,10 +58,14 @@ class ImageCutter:
     def choose_grid(self, height: int, width: int, settings: QLIPConfig) -> tuple[int, int]:
         """Chooses the (rows, cols) that an image of `height` x `width` pixels is resized to.
 
-        The nearest whole cells at the wanted size, made smaller where they exceed `max_cells`, or where even the
-        coarsest tree would exceed `max_tokens`.
+        With geometry "grid" the nearest whole cells at the wanted size. With "native" the longer side becomes the
+        native grid's times the smallest power of two that loses no pixel, and the shorter side the nearest number of
+        native cells. Smaller in either where that exceeds `max_cells`, or where even the coarsest tree would exceed
+        `max_tokens`.
         """
         scale = 1.0 if settings.image_size is None else settings.image_size / min(height, width)
+        if settings.geometry == "native":
+            return self._native_grid_of(height * scale, width * scale, settings)
         cells = height * width * (scale / self.patch_size) ** 2
         scale *= min(1.0, math.sqrt(settings.max_cells / cells))
         while True:
@@ -67,6 +73,18 @@ class ImageCutter:
             if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
                 return rows, cols
             scale *= 0.98
+
+    def _native_grid_of(self, height: float, width: float, settings: QLIPConfig) -> tuple[int, int]:
+        """Chooses the grid of native cells, each a square of a power of two; see `choose_grid`."""
+        longest = max(height, width)
+        level = max(0, math.ceil(math.log2(longest / self.native_size)))
+        sizes = [(self.native_grid, 2**k) for k in range(level, -1, -1)]
+        sizes += [(side, 1) for side in range(self.native_grid - 1, 0, -1)]  # even CLIP's view is too large
+        for side, cell in sizes:
+            rows, cols = (max(1, round(length / longest * side)) * cell for length in (height, width))
+            if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
+                return rows, cols
+        raise AssertionError("a grid of one cell is always allowed")
 
     def fit(self, settings: QLIPConfig) -> Callable[[int, int], tuple[int, int]]:
         """Builds the function from an image's (width, height) to the (width, height) that it is resized to."""
@@ -76,8 +94,9 @@ class ImageCutter:
         """Resizes an image of any mode to whole cells: float32 (3, H, W), normalised."""
         image = to_rgb(image)  # returns an image that `llava.images` decoded as it is
         size = self._fitted_size(settings, *image.size)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
+        return self._to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+    def _to_tensor(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return pixels.div_(255).sub_(mean).div_(std)  # in place: fresh memory costs more than the arithmetic
@@ -86,11 +105,51 @@ class ImageCutter:
         """Computes the leaves of a normalised image (3, H, W): those that a tower finds under these settings."""
         return partition_as(settings, pixels, self.patch_size, self.native_grid)
 
+    def find_leaves(self, image: Image.Image, settings: QLIPConfig) -> Leaves:
+        """Computes the leaves of an image of any mode: those that `prepare` cuts out."""
+        return self._partition_original(to_rgb(image), self.normalise(image, settings), settings)
+
+    def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
+        """Resizes an image of any mode and cuts out its leaves: all that a tower needs under these settings."""
+        image = to_rgb(image)
+        pixels = self.normalise(image, settings)
+        leaves = self._partition_original(image, pixels, settings)
+        if settings.geometry == "native":
+            patches = patches_of_levels(partial(self._level, image, pixels), leaves, self.patch_size)
+        else:
+            patches = extract_patches(pixels, leaves, self.patch_size)
+        return CutImage(leaves, patches, self._thumbnail(pixels, settings))
+
+    def _partition_original(self, image: Image.Image, pixels: Tensor, settings: QLIPConfig) -> Leaves:
+        """Partitions pixels with the noise of the image that they were resized from."""
+        noise = None
+        if settings.noise_floor:
+            scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
+            # Enlarged noise is smooth, but averages out over as many original pixels as before.
+            noise = scale * estimate_noise(image) / torch.tensor(self.std)
+        return partition_as(settings, pixels, self.patch_size, self.native_grid, noise)
+
     def cut(self, pixels: Tensor, settings: QLIPConfig) -> CutImage:
-        """Cuts out the leaves of a normalised image (3, H, W), all that a tower needs under these settings."""
+        """Cuts out the leaves of a normalised image (3, H, W).
+
+        With geometry "native", `prepare` is closer to CLIP: it resizes the original image once for each level.
+        """
         leaves = self.partition(pixels, settings)
-        thumbnail = downsize(pixels, self.native_size) if settings.thumbnail else None
-        return CutImage(leaves, extract_patches(pixels, leaves, self.patch_size), thumbnail)
+        patches = extract_patches(pixels, leaves, self.patch_size, settings.geometry)
+        return CutImage(leaves, patches, self._thumbnail(pixels, settings))
+
+    def _level(self, image: Image.Image, pixels: Tensor, size: int) -> Tensor:
+        """Resizes an image so that a block of `size` cells becomes one cell, without the blocks that stick out."""
+        if size == 1:
+            return pixels
+        cells = [side // self.patch_size for side in pixels.shape[1:]]
+        rows, cols = (count // size for count in cells)
+        whole = (image.width * cols * size / cells[1], image.height * rows * size / cells[0])
+        out = (cols * self.patch_size, rows * self.patch_size)
+        return self._to_tensor(image.resize(out, Image.Resampling.BICUBIC, box=(0, 0, *whole)))
+
+    def _thumbnail(self, pixels: Tensor, settings: QLIPConfig) -> Tensor | None:
+        return downsize(pixels, self.native_size) if settings.thumbnail else None
 
     def _fitted_size(self, settings: QLIPConfig, width: int, height: int) -> tuple[int, int]:
         rows, cols = self.choose_grid(height, width, settings)
@@ -99,5 +158,4 @@ class ImageCutter:
     def _is_affordable(self, grid: tuple[int, int], settings: QLIPConfig) -> bool:
         if settings.max_tokens is None:
             return True
-        max_leaf = allowed_leaf(settings, grid, self.native_grid)
-        return count_roots(grid, settings.layout, max_leaf) <= settings.max_tokens
+        return fewest_leaves(settings, grid, self.native_grid) <= settings.max_tokens

@@ -20,7 +20,7 @@ from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
 from qlip.patches import CutImage, downsize, extract_patches, key_mask, native_cut, pad_ragged
 from qlip.positions import interpolate_positions
-from qlip.quadtree import Leaves, partition_as
+from qlip.quadtree import Leaves, count_sizes, partition_as
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class QLIPVisionModel(nn.Module):
         cls, path: str, config: QLIPConfig | None = None, select_layer: int = -2, dtype: torch.dtype | None = None
     ) -> QLIPVisionModel:
         """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
-        model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-        if model_type not in VISION_MODELS:
+        if (model_type := PreTrainedConfig.get_config_dict(path)[0].get("model_type")) not in VISION_MODELS:
             raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
         vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
         if absent := sorted(report["missing_keys"]):
@@ -150,7 +149,7 @@ class QLIPVisionModel(nn.Module):
         return self.adapter.position_embeddings[: self.adapter.prefix]
 
     def partition(self, image: Tensor, settings: QLIPConfig | None = None) -> Leaves:
-        """Computes the leaves of one image (C, H, W); scored in float32."""
+        """Computes the leaves of one image (C, H, W)."""
         return partition_as(settings or self.qlip, image, self.adapter.patch_size, self.native_grid)
 
     def positions(self, leaves: Leaves, settings: QLIPConfig | None = None) -> Tensor:
@@ -158,7 +157,7 @@ class QLIPVisionModel(nn.Module):
         table, config = self.position_table, settings or self.qlip
         prior = None if self.prior is None else self.prior.to(table.device)
         placed = interpolate_positions(
-            table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual
+            table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual, config.placement
         )
         return torch.cat([self.cls_position.float(), placed])
 
@@ -202,10 +201,10 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions of another number than the tokens, or leaves of another grid than the image.
         """
-        size, cuts = self.adapter.patch_size, []
+        size, side, config, cuts = self.adapter.patch_size, self.native_grid, settings or self.qlip, []
         for image, tree in zip(images, leaves, strict=True):
-            small = downsize(image, self.native_grid * size) if (settings or self.qlip).thumbnail else None
-            cuts.append(CutImage(tree, extract_patches(image.float(), tree, size), small))
+            small = downsize(image, side * size) if config.thumbnail else None
+            cuts.append(CutImage(tree, extract_patches(image.float(), tree, size, config.geometry), small))
         return self.encode_cut(cuts, positions, pool, settings=settings)
 
     def encode_cut(
@@ -250,7 +249,7 @@ class QLIPVisionModel(nn.Module):
         Raises:
             ValueError: positions or patches of another number than the tokens.
         """
-        adapter, bias = self.adapter, (settings or self.qlip).size_bias
+        adapter, config = self.adapter, settings or self.qlip
         positions = [self.positions(cut.leaves, settings) for cut in cuts] if positions is None else positions
         for cut, added in zip(cuts, positions, strict=True):
             tokens = len(cut.leaves) + adapter.prefix
@@ -258,7 +257,8 @@ class QLIPVisionModel(nn.Module):
                 raise ValueError(f"{len(cut.patches)} patches and {len(added)} positions for {tokens} tokens")
         sequences = self._embed([cut.patches for cut in cuts], positions)
         hidden, valid = pad_ragged(sequences)
-        mask = key_mask(valid, [cut.leaves.sizes for cut in cuts], bias, adapter.prefix, hidden.dtype)
+        sizes = [count_sizes(cut.leaves, self.native_grid, config.geometry) for cut in cuts]
+        mask = key_mask(valid, sizes, config.size_bias, adapter.prefix, hidden.dtype)
         hidden = adapter.pre_norm(hidden)
         kept = {0: hidden} if 0 in layers else {}
         for number, layer in enumerate(adapter.layers[: max(layers)], start=1):

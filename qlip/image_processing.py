@@ -99,7 +99,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         batch = images if isinstance(images, Sequence) else [images]
         if not batch:
             raise ValueError("there is no image; give at least one")
-        tensors = [self._normalise(as_picture(image)) for image in batch]
+        tensors = [self.cutter.normalise(to_pillow(image), self.qlip) for image in batch]
         alike = len({tensor.shape for tensor in tensors}) == 1
         if return_tensors == "pt":
             return BatchFeature({"pixel_values": torch.stack(tensors) if alike else tensors})
@@ -120,8 +120,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """
         if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
             raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
-        pixels = self.preprocess(images)["pixel_values"]
-        return BatchFeature(pack([self.cut(torch.from_numpy(image)) for image in pixels], self.patch_size))
+        batch = images if isinstance(images, Sequence) else [images]
+        if not batch:
+            raise ValueError("there is no image; give at least one")
+        cuts = [self.cutter.prepare(to_pillow(image), self.qlip) for image in batch]
+        return BatchFeature(pack(cuts, self.patch_size))
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
         """Counts the tokens of each of B packed images (B, N, 3)."""
@@ -143,15 +146,6 @@ class QLIPImageProcessor(ImageProcessingMixin):
     def cut(self, pixels: Tensor) -> CutImage:
         """Cuts out the leaves of one prepared image (3, H, W), all that a tower of these settings needs."""
         return self.cutter.cut(pixels, self.qlip)
-
-    def _normalise(self, image: Any) -> Tensor:
-        """Computes the float32 (3, H, W) of a Pillow image or a uint8 array (H, W) or (H, W, C)."""
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-        if not isinstance(image, Image.Image):
-            kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"the image is a {kind}; it must be a Pillow image, or uint8 or floats in [0, 1]")
-        return self.cutter.normalise(image, self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
         """Builds what `save_pretrained` writes as preprocessor_config.json."""
@@ -176,7 +170,23 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return (processor, kwargs) if kwargs.pop("return_unused_kwargs", False) else processor
 
 
-def as_picture(image: Any) -> Any:
+def to_pillow(image: Any) -> Image.Image:
+    """Converts an array or a tensor, see `preprocess`, to a Pillow image; returns Pillow images unchanged.
+
+    Raises:
+        TypeError: the image is none of these.
+        ValueError: floats outside of [0, 1].
+    """
+    image = _as_array(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    if not isinstance(image, Image.Image):
+        kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"the image is a {kind}; it must be a Pillow image, or uint8 or floats in [0, 1]")
+    return image
+
+
+def _as_array(image: Any) -> Any:
     """Converts a tensor or an array to a uint8 array with the channels last; returns others unchanged.
 
     Raises:

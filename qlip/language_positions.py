@@ -16,7 +16,8 @@ from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.positions import raster_positions
-from qlip.quadtree import Leaves
+from qlip.quadtree import Leaves, count_sizes
+from qlip.roots import find_native_cell
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -80,7 +81,7 @@ def image_span(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> ImageS
     """Computes the positions and weights of an image's tokens, its thumbnail's first where there is one.
 
     Args:
-        settings: `llm_positions`, `llm_size_bias`, `llm_weight` and `thumbnail` decide.
+        settings: `llm_positions`, `placement`, `llm_size_bias`, `llm_weight`, `geometry` and `thumbnail` decide.
         leaves: of the image.
         native_grid: n, cells per side of the grid that the tower was trained on.
     """
@@ -94,7 +95,7 @@ def _raster_positions(settings: QLIPConfig, leaves: Leaves, native_grid: int) ->
     """Computes float32 (M,): an image's tokens on the native raster; None where positions are sequential."""
     if settings.llm_positions == "sequential":
         return None
-    positions = raster_positions(leaves, native_grid)
+    positions = raster_positions(leaves, native_grid, settings.placement)
     if settings.thumbnail:
         positions = torch.cat([torch.arange(native_grid**2, dtype=torch.float32), positions])
     return positions
@@ -108,9 +109,10 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
     """
     if not settings.biases_language_model:
         return None
-    sizes = leaves.sizes.float()
+    sizes = count_sizes(leaves, native_grid, settings.geometry)
     if settings.thumbnail:
         covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / native_grid
+        covered /= find_native_cell(leaves.grid, native_grid, settings.geometry)
         sizes = torch.cat([torch.full((native_grid**2,), covered), sizes])
     sizes = sizes**settings.llm_size_bias
     if settings.llm_weight == "native":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qlip.config import Geometry, check_choice
 from qlip.quadtree import Leaves, find_grid
 
 
@@ -30,23 +32,29 @@ class CutImage:
         return CutImage(self.leaves, self.patches.to(device), small)
 
 
-def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tensor:
-    """Resamples every leaf's own pixels to one patch: antialiased bilinear, `align_corners=False` (paper section 3.1).
+def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometry: Geometry = "grid") -> Tensor:
+    """Resamples every leaf to one patch.
 
     Args:
         image: float (C, H, W), normalised.
         leaves: N leaves of that image.
         patch_size: P, pixels per side.
+        geometry: "grid" resamples every leaf's own pixels, antialiased bilinear, `align_corners=False` (paper section
+            3.1); "native" cuts it from the whole image resized to its level, antialiased bicubic, as CLIP's processor
+            resizes. From the original image, `ImageCutter.prepare` does that without resizing twice.
 
     Returns:
         (N, C, P, P), dtype and device of `image`; leaves of one cell are copied unchanged.
 
     Raises:
-        ValueError: the image's grid is not the leaves' grid.
+        ValueError: the image's grid is not the leaves' grid, or a geometry of that name does not exist.
     """
+    check_choice("geometry", geometry, Geometry)
     grid = find_grid(image, patch_size)
     if grid != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
+    if geometry == "native":
+        return patches_of_levels(lambda size: _resized_level(image, size, patch_size), leaves, patch_size)
     patches = image.new_empty(len(leaves), len(image), patch_size, patch_size)
     for size in leaves.sizes.unique().tolist():
         chosen = (leaves.sizes == size).nonzero()[:, 0]
@@ -58,6 +66,40 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14) -> Tens
             )  # CPUs do not support half here
         patches[chosen.to(image.device)] = pixels.to(image.dtype)
     return patches
+
+
+def patches_of_levels(level: Callable[[int], Tensor], leaves: Leaves, patch_size: int) -> Tensor:
+    """Cuts every leaf from the image resized so that the leaf is one cell.
+
+    Args:
+        level: from the side of a leaf in cells, a power of two, to the image (C, H, W) at that size; called once each.
+        leaves: N leaves, each at a multiple of its size.
+        patch_size: P, pixels per side.
+
+    Returns:
+        (N, C, P, P).
+    """
+    parts = []
+    for size in leaves.sizes.unique().tolist():
+        chosen = leaves.sizes == size
+        image, boxes = level(size), leaves.boxes[chosen] // size
+        boxes[:, 2] = 1
+        parts.append((chosen.nonzero()[:, 0].to(image.device), _pixels(image, boxes, patch_size)))
+    first = parts[0][1]
+    patches = first.new_empty(len(leaves), *first.shape[1:])
+    for chosen, pixels in parts:
+        patches[chosen] = pixels
+    return patches
+
+
+def _resized_level(image: Tensor, size: int, patch_size: int) -> Tensor:
+    """Resizes the whole blocks of `size` cells of an image (C, H, W) to cells: antialiased bicubic."""
+    if size == 1:
+        return image
+    rows, cols = image.shape[1] // (size * patch_size), image.shape[2] // (size * patch_size)
+    whole = image[None, :, : rows * size * patch_size, : cols * size * patch_size].float()
+    out = (rows * patch_size, cols * patch_size)
+    return F.interpolate(whole, out, mode="bicubic", antialias=True)[0].to(image.dtype)
 
 
 def downsize(image: Tensor, side: int) -> Tensor:
@@ -83,12 +125,12 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 
-def key_mask(valid: Tensor, sizes: list[Tensor], bias: float, prefix: int, dtype: torch.dtype) -> Tensor | None:
+def key_mask(valid: Tensor, sizes: Sequence[Tensor], bias: float, prefix: int, dtype: torch.dtype) -> Tensor | None:
     """Builds the additive attention mask of a padded batch of leaves, (B, 1, 1, T) over keys; None if it is all zero.
 
     Args:
         valid: bool (B, T), from `pad_ragged`.
-        sizes: int64 (N_i,): sides of each image's leaves, in cells.
+        sizes: (N_i,): sides of each image's leaves, in the cells that count.
         bias: s; adds s * log(size^2) to a leaf's key.
         prefix: tokens before the leaves, [CLS].
         dtype: of the mask, which is the lowest number on padding.

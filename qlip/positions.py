@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlip.config import Interpolation, LeafPosition, QLIPConfig, check_choice
+from qlip.config import Interpolation, LeafPosition, Placement, QLIPConfig, check_choice
 from qlip.mlp import CoordinateMLP
 from qlip.quadtree import Leaves
 
@@ -19,18 +19,23 @@ def interpolate_positions(
     mlp: CoordinateMLP | None = None,
     leaf_position: LeafPosition = QLIPConfig.leaf_position,
     mlp_residual: bool = QLIPConfig.mlp_residual,
+    placement: Placement = QLIPConfig.placement,
 ) -> Tensor:
-    """Interpolates position embeddings of leaves from a pretrained n x n table, laid corner to corner over the grid.
+    """Interpolates position embeddings of leaves from a pretrained n x n table.
 
     Args:
         table: float (n * n, D), the pretrained patch positions without [CLS], row by row.
         leaves: N leaves.
-        mode: "bilinear", "bicubic" (corners aligned, borders clamped) or "mlp", the trained prior.
+        mode: "bilinear", "bicubic" (borders clamped) or "mlp", the trained prior.
         mlp: the prior, for mode "mlp".
-        leaf_position: position of the leaf's centre, of its cell (row + size // 2, col + size // 2), or the mean over
-            its cells.
+        leaf_position: with the table laid corner to corner over the grid, position of the leaf's centre, of its cell
+            (row + size // 2, col + size // 2), or the mean over its cells; "native" is that of the centre with entry
+            (i, j) of the table at the centre of cell (i, j) of an n x n raster, so that a leaf which is one native cell
+            lies exactly on its entry in an image of any size.
         mlp_residual: with "mlp", add (table - prior on the native grid), interpolated bicubically, so that the native
             grid is exact however good the fit. False is the paper's form.
+        placement: with "native", where the raster lies: over the "whole" image, or over the square around it that it
+            would be "padded" to.
 
     Returns:
         float32 (N, D) on the table's device. On the native uniform grid exactly the table; with the prior and its
@@ -41,21 +46,24 @@ def interpolate_positions(
     """
     check_choice("mode", mode, Interpolation)
     check_choice("leaf_position", leaf_position, LeafPosition)
+    check_choice("placement", placement, Placement)
     side = native_side(table)
     with torch.autocast(table.device.type, enabled=False):  # coordinates need float32
         table = table.float()
         if mode != "mlp":
-            return _table_weights(leaves, side, mode, leaf_position).to(table.device) @ table
+            return _table_weights(leaves, side, mode, leaf_position, placement).to(table.device) @ table
         if mlp is None:
             raise ValueError("mode 'mlp' needs the prior: mlp is None")
-        positions = _prior_positions(mlp, leaves, leaf_position, table.device)
+        positions = _prior_positions(mlp, leaves, side, leaf_position, placement, table.device)
         if mlp_residual:
-            residual = table - _prior_positions(mlp, Leaves.uniform((side, side)), "centre", table.device)
-            positions = positions + _table_weights(leaves, side, "bicubic", leaf_position).to(table.device) @ residual
+            native = Leaves.uniform((side, side))
+            residual = table - _prior_positions(mlp, native, side, "centre", "whole", table.device)
+            weights = _table_weights(leaves, side, "bicubic", leaf_position, placement)
+            positions = positions + weights.to(table.device) @ residual
         return positions
 
 
-def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:
+def raster_positions(leaves: Leaves, native_grid: int, placement: Placement = QLIPConfig.placement) -> Tensor:
     """Computes the position of each leaf's centre on the native raster, for the position ids of a language model.
 
     On an n x n raster over the image, rows are whole numbers and positions within a row fractional: n * i + j,
@@ -64,14 +72,16 @@ def raster_positions(leaves: Leaves, native_grid: int) -> Tensor:
     Args:
         leaves: N leaves.
         native_grid: n, cells per side of the grid that the tower was trained on.
+        placement: whether the raster lies over the "whole" image, or over the square around it that it would be
+            "padded" to: then rows and cols above are the longer side, and row and col count from the square's corner.
 
     Returns:
         float32 (N,), from 0 to n * n - 1; on the native uniform grid exactly 0, 1, 2, ...
     """
     row, col, size = leaves.boxes.unbind(1)
-    rows, cols = leaves.grid
-    i = ((2 * row + size) * native_grid // (2 * rows)).clamp(max=native_grid - 1)
-    j = ((2 * col + size) * native_grid).double() / (2 * cols) - 0.5
+    (rows, above), (cols, before) = (_extent(leaves.grid, axis, placement) for axis in (0, 1))
+    i = ((2 * row + size + above) * native_grid // (2 * rows)).clamp(max=native_grid - 1)
+    j = ((2 * col + size + before) * native_grid).double() / (2 * cols) - 0.5
     return (native_grid * i + j.clamp(0, native_grid - 1)).float()
 
 
@@ -83,26 +93,48 @@ def native_side(table: Tensor) -> int:
     return side
 
 
-def _table_weights(leaves: Leaves, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
+def _extent(grid: tuple[int, int], axis: int, placement: Placement) -> tuple[int, int]:
+    """Finds the side of the native raster along an axis, in cells, and twice the cells of it before the image."""
+    side = grid[axis] if placement == "whole" else max(grid)
+    return side, side - grid[axis]
+
+
+def _table_weights(
+    leaves: Leaves, side: int, mode: Interpolation, leaf_position: LeafPosition, placement: Placement
+) -> Tensor:
     """Computes float32 (N, n * n), the weight of every table entry in every leaf's position; rows sum to 1."""
-    by_row = _axis_weights(leaves, 0, side, mode, leaf_position)
-    by_col = _axis_weights(leaves, 1, side, mode, leaf_position)
+    by_row, by_col = (_axis_weights(leaves, axis, side, mode, leaf_position, placement) for axis in (0, 1))
     return (by_row[:, :, None] * by_col[:, None, :]).flatten(1).float()
 
 
-def _axis_weights(leaves: Leaves, axis: int, side: int, mode: Interpolation, leaf_position: LeafPosition) -> Tensor:
+def _axis_weights(
+    leaves: Leaves, axis: int, side: int, mode: Interpolation, leaf_position: LeafPosition, placement: Placement
+) -> Tensor:
     """Computes float64 (N, n), the same along one axis: exactly one-hot for a leaf on a point of the table."""
+    if leaf_position == "native":
+        return _point_weights(_native_points(leaves, axis, side, placement), side, mode)
     length, starts, sizes = leaves.grid[axis], leaves.boxes[:, axis], leaves.sizes
     if leaf_position != "mean":
-        return _point_weights(_places(leaves, leaf_position)[:, axis], length, side, mode)
+        return _point_weights(_corner_points(_places(leaves, leaf_position)[:, axis], length, side), side, mode)
     cells = torch.arange(length)
     inside = (cells >= starts[:, None]) & (cells < (starts + sizes)[:, None])
-    return (inside / sizes[:, None].double()) @ _point_weights(cells.double(), length, side, mode)
+    return (inside / sizes[:, None].double()) @ _point_weights(_corner_points(cells.double(), length, side), side, mode)
 
 
-def _point_weights(places: Tensor, length: int, side: int, mode: Interpolation) -> Tensor:
-    """Computes float64 (N, n) for places in cells, 0 to length - 1, mapped to points 0 to n - 1."""
-    points = places * (side - 1) / (length - 1) if length > 1 else torch.full_like(places, (side - 1) / 2)
+def _native_points(leaves: Leaves, axis: int, side: int, placement: Placement) -> Tensor:
+    """Computes float64 (N,), the leaves' centres on the table laid by cell centres, from 0 to n - 1."""
+    extent, before = _extent(leaves.grid, axis, placement)
+    doubled = 2 * leaves.boxes[:, axis] + leaves.sizes + before  # whole numbers, so that native cells are exact
+    return ((doubled * side).double() / (2 * extent) - 0.5).clamp(0, side - 1)
+
+
+def _corner_points(places: Tensor, length: int, side: int) -> Tensor:
+    """Maps places in cells, 0 to length - 1, to the table laid corner to corner, 0 to n - 1: float64 (N,)."""
+    return places * (side - 1) / (length - 1) if length > 1 else torch.full_like(places, (side - 1) / 2)
+
+
+def _point_weights(points: Tensor, side: int, mode: Interpolation) -> Tensor:
+    """Computes float64 (N, n) for points on the table, 0 to n - 1."""
     left = points.floor()
     distance = points - left
     if mode == "bilinear":
@@ -111,7 +143,7 @@ def _point_weights(places: Tensor, length: int, side: int, mode: Interpolation) 
         offsets = [-1, 0, 1, 2]
         weights = [_cubic_far(1 + distance), _cubic_near(distance), _cubic_near(1 - distance), _cubic_far(2 - distance)]
     index = torch.stack([(left.long() + offset).clamp(0, side - 1) for offset in offsets], dim=1)
-    return places.new_zeros(len(places), side).scatter_add_(1, index, torch.stack(weights, dim=1))
+    return points.new_zeros(len(points), side).scatter_add_(1, index, torch.stack(weights, dim=1))
 
 
 def _cubic_near(x: Tensor) -> Tensor:
@@ -129,8 +161,21 @@ def _places(leaves: Leaves, leaf_position: LeafPosition) -> Tensor:
     return (leaves.centres if leaf_position == "centre" else leaves.boxes[:, :2] + leaves.boxes[:, 2:] // 2).double()
 
 
-def _prior_positions(mlp: CoordinateMLP, leaves: Leaves, leaf_position: LeafPosition, device: torch.device) -> Tensor:
-    """Evaluates the prior at the leaves' coordinates u = -1 + 2 c / (extent - 1), 0 for extent 1: float32 (N, D)."""
+def _prior_positions(
+    mlp: CoordinateMLP,
+    leaves: Leaves,
+    side: int,
+    leaf_position: LeafPosition,
+    placement: Placement,
+    device: torch.device,
+) -> Tensor:
+    """Evaluates the prior at the leaves' coordinates: float32 (N, D).
+
+    u = -1 + 2 c / (extent - 1) in cells, 0 for extent 1; on the native raster u = -1 + 2 point / (n - 1).
+    """
+    if leaf_position == "native":
+        points = torch.stack([_native_points(leaves, axis, side, placement) for axis in (0, 1)], dim=1)
+        return mlp((2 * points / max(side - 1, 1) - 1).float().to(device)).float()
     places = _places(Leaves.uniform(leaves.grid) if leaf_position == "mean" else leaves, leaf_position).float()
     extent = torch.tensor(leaves.grid) - 1
     coordinates = torch.where(extent > 0, 2 * places / extent.clamp(min=1) - 1, 0.0)

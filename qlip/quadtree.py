@@ -7,14 +7,15 @@ split; each leaf is one visual token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Coarsest, Criterion, Layout, QLIPConfig, check_choice, check_count, check_threshold
+from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig, check_count, check_threshold
 from qlip.criteria import score_pyramid
+from qlip.noise import estimate_noise
+from qlip.roots import Roots, count_roots, find_max_leaf, find_native_cell, find_roots
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,45 +63,6 @@ class Leaves:
         return tokens
 
 
-class Roots(NamedTuple):
-    """The region of the coarsest blocks."""
-
-    level: int  # blocks of 2^level cells
-    top: int  # first row and column of the region, in cells
-    left: int
-    rows: int  # extent of the region, in cells
-    cols: int
-
-
-def find_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> Roots:
-    """Finds the roots, of side 2^(floor(log2(min(rows, cols))) - 1), at least 1 and at most `max_leaf`."""
-    check_choice("layout", layout, Layout)
-    rows, cols = grid
-    level = max(min(rows, cols).bit_length() - 2, 0)
-    if max_leaf is not None:
-        check_count("max_leaf", max_leaf)
-        if max_leaf & (max_leaf - 1):
-            raise ValueError(f"max_leaf is {max_leaf}; it must be a power of two")
-        level = min(level, max_leaf.bit_length() - 1)
-    if layout == "aligned":
-        return Roots(level, 0, 0, rows, cols)
-    side = 2**level
-    return Roots(level, rows % side // 2, cols % side // 2, rows - rows % side, cols - cols % side)
-
-
-def count_roots(grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None) -> int:
-    """Counts the leaves of the coarsest tree, the minimum of any budget."""
-    roots = find_roots(grid, layout, max_leaf)
-    whole = [(roots.rows >> k) * (roots.cols >> k) for k in range(roots.level + 1)]  # blocks inside the region
-    inside = whole[-1] + sum(whole[k] - 4 * whole[k + 1] for k in range(roots.level))
-    return inside + grid[0] * grid[1] - roots.rows * roots.cols
-
-
-def native_max_leaf(grid: tuple[int, int], native_grid: int) -> int:
-    """Computes the side, in cells, of the largest leaf within one cell of an n x n grid over the image."""
-    return 1 << max((min(grid) // native_grid).bit_length() - 1, 0)
-
-
 @torch.no_grad()
 def partition(
     image: Tensor,
@@ -115,6 +77,9 @@ def partition(
     max_leaf: int | None = None,
     structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
+    geometry: Geometry = QLIPConfig.geometry,
+    noise_floor: bool = QLIPConfig.noise_floor,
+    noise: Tensor | None = None,
 ) -> Leaves:
     """Cuts an image by the quadtree of its detail (paper section 3.1), by default as `QLIPConfig` does for CLIP-L/336.
 
@@ -133,6 +98,10 @@ def partition(
         max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
+        geometry: "native" takes the native cells of an image that was resized to a multiple of them as roots.
+        noise_floor: lower the scores of "structure" by the image's noise.
+        noise: float (C,), its standard deviation, if it is known; by default `estimate_noise` of the image, too little
+            where the image was enlarged.
 
     Raises:
         TypeError: the image is not floating point.
@@ -144,9 +113,10 @@ def partition(
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
     if max_leaf is None:
-        max_leaf = find_max_leaf(grid, native_grid, coarsest, layout, max_tokens)
-    roots = find_roots(grid, layout, max_leaf)
-    fewest = count_roots(grid, layout, max_leaf)
+        max_leaf = find_max_leaf(grid, native_grid, coarsest, layout, max_tokens, geometry)
+    native_cell = find_native_cell(grid, native_grid, geometry)
+    roots = find_roots(grid, layout, max_leaf, native_cell)
+    fewest = count_roots(grid, layout, max_leaf, native_cell)
     if max_tokens is not None and fewest > max_tokens:
         raise ValueError(
             f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
@@ -165,13 +135,16 @@ def partition(
         structure_size=structure_size,
         image_pixels=image.shape[1] * image.shape[2],
         generator=generator,
+        noise=(estimate_noise(image) if noise is None else noise) if noise_floor else None,
     )
     splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
     return read_leaves(splits, roots, grid)
 
 
-def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_grid: int) -> Leaves:
+def partition_as(
+    settings: QLIPConfig, image: Tensor, patch_size: int, native_grid: int, noise: Tensor | None = None
+) -> Leaves:
     """Cuts an image (C, H, W) under the settings, for a tower trained on `native_grid` cells a side."""
     return partition(
         image,
@@ -184,31 +157,15 @@ def partition_as(settings: QLIPConfig, image: Tensor, patch_size: int, native_gr
         native_grid=native_grid,
         structure_size=settings.structure_size,
         generator=torch.Generator().manual_seed(settings.seed),
+        geometry=settings.geometry,
+        noise_floor=settings.noise_floor,
+        noise=noise,
     )
 
 
-def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
-    """Finds the bound on a leaf's side that the settings set for a grid; None is no bound."""
-    return find_max_leaf(grid, native_grid, settings.coarsest, settings.layout, settings.max_tokens)
-
-
-def find_max_leaf(
-    grid: tuple[int, int], native_grid: int, coarsest: Coarsest, layout: Layout, max_tokens: int | None
-) -> int | None:
-    """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None is no bound.
-
-    A budget below the number of native cells lifts the bound as far as it must: coarser leaves rather than a smaller
-    image.
-    """
-    check_choice("coarsest", coarsest, Coarsest)
-    if coarsest == "any":
-        return None
-    check_count("native_grid", native_grid)
-    side, largest = native_max_leaf(grid, native_grid), 1 << find_roots(grid, layout).level
-    if max_tokens is not None:
-        while side < largest and count_roots(grid, layout, side) > max_tokens:
-            side *= 2
-    return side
+def count_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
+    """Counts the side of each leaf, float32 (N,), in cells; with geometry "native" in native cells."""
+    return leaves.sizes.float() / find_native_cell(leaves.grid, native_grid, geometry)
 
 
 def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:

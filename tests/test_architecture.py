@@ -20,7 +20,8 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.command", "qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
-    ("qlip.criteria", "qlip.mlp", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
+    ("qlip.criteria", "qlip.roots", "qlip.noise", "qlip.mlp"),
+    ("qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),

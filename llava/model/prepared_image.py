@@ -51,7 +51,7 @@ class PreparedImage:
 
 def prepare_leaves(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
     """Resizes an image and cuts it into the leaves of its quadtree."""
-    cut = cutter.cut(cutter.normalise(image, settings), settings)
+    cut = cutter.prepare(image, settings)
     span = image_span(settings, cut.leaves, cutter.native_grid)
     rows, cols = cut.leaves.grid
     size = (rows * cutter.patch_size, cols * cutter.patch_size)

@@ -104,12 +104,12 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
     Raises:
         ValueError: the model has no quadtree.
     """
-    tower = engine.model.get_vision_tower()
-    if not hasattr(tower, "partition"):
+    tower = engine.vision.quadtree_tower
+    if tower is None:
         raise ValueError("--show-quadtree needs a model with a quadtree; add --qlip")
-    for i, (image, pixels) in enumerate(zip(images, engine.prepare_images(images), strict=True), start=1):
+    for i, image in enumerate(images, start=1):
         target = drawing_path(path, i)
-        leaves = tower.partition(pixels)
+        leaves = tower.image_processor.cutter.find_leaves(image, tower.settings)
         qlip.draw_leaves(image, leaves).save(target)
         print(f"{target}: {len(leaves)} visual tokens", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -144,8 +144,8 @@ def without_pixels(dataset: Any) -> Any:
 class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
-    def cut(self, pixels: Tensor, settings: QLIPConfig) -> CutImage:
-        return CutImage(self.partition(pixels, settings), torch.empty(0))
+    def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
+        return CutImage(self.find_leaves(image, settings), torch.empty(0))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def show_leaves(args: argparse.Namespace) -> None:
     if out.exists() and out.samefile(args.image):
         raise ValueError(f"--out {out} is the image itself; name another file")
     picture = open_picture(args.image)
-    leaves = cutter.partition(cutter.normalise(picture, settings), settings)
+    leaves = cutter.find_leaves(picture, settings)
     print(format_leaves(leaves, args.patch_size))
     draw_leaves(picture, leaves).save(out)
     print(f"overlay  {out}")

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from playground.dialogue import DIALOGUE_KINDS
 from playground.evaluate import compare, main, shipped_settings
 from playground.examination import Examinee, Score, examination
 from playground.model import save_checkpoint
+from playground.presets import NAMED_PRESETS, PRESETS
 from playground.questions import KINDS
-from playground.scenes import PRESETS
 from qlip import QLIPConfig
 
 
@@ -70,3 +71,37 @@ def test_the_command_prints_a_row_for_each_method(checkpoint, capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[-len(KINDS) :] == list(KINDS)
     assert [row.split()[:2] for row in rows] == [["base", "clip"], ["base", "qlip"]]
+
+
+def test_an_examination_of_signs_asks_to_read_them_and_lists_them():
+    exam = examination(NAMED_PRESETS["validation/native signs"], 5, 3)
+    assert exam.kinds == list(DIALOGUE_KINDS)
+    for made, row in zip(exam.scenes, exam.questions, strict=True):
+        answers = {item.kind: item.answer for item in row}
+        assert answers["sign"] == made.sign.text
+        assert f"a sign that says {made.sign.text}" in answers["listing"]
+        assert answers["count"] == str(len(made.objects))
+
+
+def test_an_examination_without_clear_answers_has_them(monkeypatch):
+    exam = examination(NAMED_PRESETS["validation/native unclear"], 5, 60)
+    answers = {item.answer for row in exam.questions for item in row}
+    assert {"none", "I can't tell"} <= answers
+
+
+def test_a_second_question_follows_the_first_and_its_answer(checkpoint, monkeypatch):
+    exam = examination(PRESETS["base"], 5, 2)
+    examinee = Examinee.load(checkpoint, False, "cpu")
+    asked = []
+
+    def answer(engine, prompts, images, sampling):
+        asked.extend(engine.tokenizer.decode(ids[ids >= 0]) for ids in prompts)
+        return ["YES"] * len(prompts)
+
+    monkeypatch.setattr("playground.examination.generate", answer)
+    monkeypatch.setattr("llava.eval.run.answerer.generate", lambda engine, prompts, *rest: ["a dog"] * len(prompts))
+    answers = examinee.answer_all(exam, first="What is in the picture?")
+    assert answers == [["yes"] * len(KINDS)] * 2
+    texts = [item.text for column in zip(*exam.questions, strict=True) for item in column]
+    for prompt, text in zip(asked, texts, strict=True):
+        assert prompt.endswith(f"What is in the picture? ASSISTANT: a dog</s>USER: {text} ASSISTANT:")

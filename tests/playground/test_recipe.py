@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
 from playground import recipe
+from playground.corpus import PIECES
 from playground.evaluate import CHECKPOINT
-from playground.model import QLIP_SETTINGS
+from playground.model import LLAVA, QLIP_SETTINGS, DemoModel, llava_state_dict
 from playground.recipe import LlavaRun, train_llava
 from playground.schedules import RECIPES, LlavaSchedule, TrainingConfig
 from playground.train import main
@@ -28,7 +30,7 @@ TINY = {
 def trained(tmp_path_factory):
     """A run of all stages, each of them a step or two."""
     out = tmp_path_factory.mktemp("recipe")
-    config = TrainingConfig(out, scenes=6, batch=2, steps_scale=1e-6, stages=RECIPES["llava"])
+    config = TrainingConfig(out, scenes=6, batch=2, windows=1, steps_scale=1e-6, stages=RECIPES["llava"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "LLAVA_SCHEDULES", {name: replace(item, steps=2 * 10**6) for name, item in TINY.items()})
         train_llava(config)
@@ -38,15 +40,29 @@ def trained(tmp_path_factory):
 def test_the_result_is_laid_out_as_the_embedded_model(trained):
     names = {path.name for path in CHECKPOINT.iterdir()}
     assert {path.name for path in (trained / "llava-demo").iterdir()} == names
-    shapes, dtypes = (
-        {name: getattr(tensor, kind) for name, tensor in load_file(folder / "model.safetensors").items()}
-        for folder, kind in ((trained / "llava-demo", "shape"), (trained / "llava-demo", "dtype"))
+    weights = load_file(trained / "llava-demo" / "model.safetensors")
+    assert {name: weight.shape for name, weight in weights.items()} == {
+        name: weight.shape for name, weight in llava_state_dict(DemoModel(PIECES, LLAVA)).items()
+    }
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    ours, shipped = (
+        json.loads((folder / "config.json").read_text()) for folder in (trained / "llava-demo", CHECKPOINT)
     )
-    assert shapes == {name: tensor.shape for name, tensor in load_file(CHECKPOINT / "model.safetensors").items()}
-    assert set(dtypes.values()) == {torch.float16}
-    config = json.loads((trained / "llava-demo" / "config.json").read_text())
-    assert config == json.loads((CHECKPOINT / "config.json").read_text())
-    assert config["qlip"] == QLIP_SETTINGS
+    assert set(ours) == set(shipped)
+    assert ours["hidden_size"] == ours["mm_vision_config"]["hidden_size"] == ours["mm_hidden_size"] == LLAVA.width
+    assert ours["qlip"] == QLIP_SETTINGS
+
+
+def test_the_losses_of_all_stages_are_drawn(trained):
+    drawing = (trained / "loss.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawing for name in RECIPES["llava"])
+
+
+def test_training_pictures_hold_signs_and_are_no_squares(trained):
+    samples = json.loads((trained / "data" / "conversations.json").read_text())
+    sizes = {Image.open(trained / "data" / "images" / item["image"]).size for item in samples if "image" in item}
+    assert len(sizes) > 1 and all(max(size) == 112 for size in sizes)
+    assert all(2 <= len(item["conversations"]) // 2 <= 4 for item in samples)
 
 
 def test_the_result_holds_what_stage_2_has_saved(trained):
@@ -102,8 +118,8 @@ def test_a_stage_that_was_stopped_is_run_again_with_the_same_flags(tmp_path, mon
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--stages", "pretrain"], "stage decoder is at step 0 of 1; pretrain needs it done"),
-        (["--stages", "joint"], "unknown stages ['joint'] of the recipe llava; allowed: decoder, tower, pretrain"),
+        (["--stages", "pretrain"], "stage language is at step 0 of 1; pretrain needs it done"),
+        (["--stages", "joint"], "unknown stages ['joint'] of the recipe llava; allowed: language, vision, pretrain"),
     ],
 )
 def test_stages_that_cannot_be_run_are_named(tmp_path, capsys, flags, message):

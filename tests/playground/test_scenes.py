@@ -71,7 +71,7 @@ def test_pairs_have_distinct_numbers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objects": (1, 5)}, r"\(1, 5\)"),
+        ({"objects": (-1, 5)}, r"\(-1, 5\)"),
         ({"objects": (4, 3)}, r"\(4, 3\)"),
         ({"object_size": (0, 10)}, r"\(0, 10\)"),
         ({"object_size": (10, 90)}, "56"),

@@ -14,14 +14,17 @@ DEFAULTS = {
     "alpha": 0.8,
     "criterion": "structure",
     "max_tokens": 1152,
+    "geometry": "grid",
     "layout": "aligned",
     "image_size": None,
     "interpolation": "bicubic",
     "mlp": None,
     "mlp_residual": True,
     "leaf_position": "centre",
+    "placement": "whole",
     "coarsest": "native",
     "structure_size": 5,
+    "noise_floor": False,
     "thumbnail": False,
     "llm_positions": "raster",
     "size_bias": 0.0,
@@ -49,6 +52,7 @@ def test_a_config_cannot_change():
         {"alpha": math.inf, "layout": "centered", "criterion": "structure", "structure_size": 5},
         {"interpolation": "mlp", "mlp": "prior.safetensors", "mlp_residual": False, "leaf_position": "mean"},
         {"coarsest": "native", "thumbnail": True, "llm_positions": "sequential", "image_size": 560},
+        {"geometry": "native", "leaf_position": "native", "placement": "padded", "noise_floor": True},
         {"size_bias": 1.0, "llm_size_bias": -0.5, "seed": 3, "max_cells": 4096},
     ],
     ids=str,
@@ -100,8 +104,9 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, message):
 
 COUNTS = ("max_tokens", "image_size", "max_cells", "structure_size", "seed")
 NUMBERS = ("alpha", "size_bias", "llm_size_bias")
-FLAGS = ("mlp_residual", "thumbnail")
+FLAGS = ("mlp_residual", "noise_floor", "thumbnail")
 WORDS = ("criterion", "layout", "interpolation", "leaf_position", "coarsest", "llm_positions", "llm_weight")
+WORDS += ("geometry", "placement")
 
 
 @pytest.mark.parametrize(

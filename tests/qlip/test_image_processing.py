@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from qlip import QLIPConfig, QLIPImageProcessor
-from qlip.quadtree import allowed_leaf, count_roots
 from qlip.rgb import to_rgb
+from qlip.roots import allowed_leaf, count_roots
 
 
 def gradient_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
 from tqdm import tqdm
 
 from llava.eval.run.answerer import Answerer, same_answer
@@ -29,6 +28,7 @@ from llava.eval.run.questions import Question, read_lines
 from llava.eval.sweep.grid import Cell, Task, make_cells, make_task, read_axes, read_results, to_settings
 from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
 from llava.images import ImageError, load_image
+from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
 from llava.serve.loading import check_model_flags, load_engine
@@ -151,15 +151,14 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
     right: list[bool] = []
     tokens: list[int] = []
     uniform: list[int] = []
-    cell_area = engine.model.get_vision_tower().config.patch_size ** 2
     for first in tqdm(range(0, len(asked), PICTURES_AT_ONCE), unit="chunk", leave=False, disable=None):
         some = asked[first : first + PICTURES_AT_ONCE]
         pictures = []
         for path, _ in some:
-            pixels = prepare(engine, path)
+            image = prepare(engine, path)
             with torch.inference_mode():
-                pictures += engine.model.encode_tokens([pixels])
-            uniform.append(pixels.shape[-2] * pixels.shape[-1] // cell_area)
+                pictures += engine.vision.encode([image])
+            uniform.append(image.uniform_tokens)
         tokens += [len(picture.features) for picture in pictures]
         pairs = [(index, question.text) for index, (_, questions) in enumerate(some) for question in questions]
         answers = [str(question.answer) for _, questions in some for question in questions]
@@ -181,10 +180,10 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
     }
 
 
-def prepare(engine: ChatEngine, path: Path) -> Tensor:
-    """Reads an image as the tower takes it, (3, H, W)."""
+def prepare(engine: ChatEngine, path: Path) -> PreparedImage:
+    """Reads an image as the tower takes it."""
     try:
-        return engine.prepare_images([load_image(path)])[0]
+        return engine.vision.prepare(load_image(path), engine.vision.settings())
     except ImageError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -87,9 +87,11 @@ class VisionFrontend:
         return settings if enabled else None
 
     def fit(self, settings: QLIPConfig | None) -> Fit | None:
-        """Finds the function to the size that images are resized to first; None where only the processor knows it."""
+        """Finds the function to the size that images are resized to, once; None where it takes the original image."""
         tower = self.quadtree_tower
-        return None if tower is None or settings is None else tower.image_processor.cutter.fit(settings)
+        if tower is None or settings is None or settings.geometry == "native" or settings.noise_floor:
+            return None
+        return tower.image_processor.cutter.fit(settings)
 
     def prepare(self, image: Image.Image, settings: QLIPConfig | None) -> PreparedImage:
         """Prepares an image and counts its tokens, without running the tower.

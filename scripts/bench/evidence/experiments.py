@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-from scripts.bench.evidence.scene_sets import DETAIL_SET, SIZES
+from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, SIZES
 from scripts.bench.evidence.settings import Way
 
 CLIP = Way("CLIP", None)
@@ -209,7 +209,7 @@ EXPERIMENTS = MappingProxyType(
         "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
         "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
         "rivals": Experiment(_rivals(), DETAIL_AND_LARGE),
-        "equal-flops": Experiment(_equal_flops(), BY_SIZE),
+        "equal-flops": Experiment(_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
         "dear-rivals": Experiment(_dear_rivals(), DETAIL_AND_LARGE),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),

@@ -47,10 +47,10 @@ def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answere
     from scripts.bench.evidence.sets import draw_scene
 
     for index in range(count):
-        picture, objects = draw_scene(name, "test", index)
+        picture, made = draw_scene(name, "test", index)
         said = [_answer(subject, way, picture) for way in (CLIP, SHIPPED)]
         texts, tokens = zip(*said, strict=True)
-        yield Answered(f"{name}, scene {index}", picture, listing(objects), *texts, tokens)
+        yield Answered(f"{name}, scene {index}", picture, listing(made.objects), *texts, tokens)
 
 
 def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:

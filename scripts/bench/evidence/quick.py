@@ -31,7 +31,7 @@ from scripts.bench.evidence.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.scene_sets import new_series
 
 SHIPPED_MODEL = "shipped"
-QUICK_SCENES = 60
+QUICK_SCENES = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:

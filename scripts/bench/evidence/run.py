@@ -19,7 +19,7 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path, device_flag
 from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
 from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import SCENE_SETS, SCENES, SPLITS
+from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, SPLITS
 from scripts.bench.evidence.settings import Way
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="run", description="Run the experiments of docs/RESULTS.md.")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
-    parser.add_argument("--sets", nargs="+", choices=SCENE_SETS, default=[], help="only these of the experiments' sets")
+    parser.add_argument(
+        "--sets", nargs="+", choices=SET_NAMES, default=[], metavar="SET", help="only these of the experiments' sets"
+    )
     parser.add_argument(
         "--questions", type=Path, nargs="+", default=[], metavar="DIR", help="sets in LLaVA's format, not scenes"
     )

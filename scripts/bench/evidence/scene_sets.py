@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from playground.presets import PRESETS, SceneSpec
+from playground.presets import PRESETS, SceneSpec, evaluation_presets
 
 SPLITS = {"validation": 7500, "test": 9500}
 """Series of scenes. Choices are made on the first alone; the second is looked at once, when they are made."""
@@ -14,7 +14,8 @@ TRAINING_SEEDS = range(1, 100)
 """Seeds that the embedded models are trained with; no series that is measured may be one of them."""
 SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
-"""One question of each about every scene; listing, a long answer that repeats the others, is left out."""
+"""One question of each about every scene; listing, a long answer that repeats the others, is left out. Scenes with
+signs have one of "sign" more."""
 SIZES = {f"{low}-{high} px": (low, high) for low, high in ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))}
 """Sets by the least and greatest size of their objects in pixels, in pictures of 448 px."""
 
@@ -37,6 +38,31 @@ SCENE_SETS = {
     "noise 40": SceneSet(DETAIL, 40.0),
 }
 DETAIL_SET = "12-24 px"
+MIXED = "mixed/"
+"""Begins the names of sets of which half of the grounds are crops of photographs, `playground`'s evaluation presets."""
+MIXED_SETS = tuple(f"{MIXED}{name}" for name, spec in evaluation_presets("validation").items() if spec.objects[0] >= 2)
+"""Without those of empty scenes, about which `KINDS` cannot be asked."""
+GROUND_SETS = tuple(name for name in MIXED_SETS if name.startswith(f"{MIXED}ground "))
+"""Sets of one kind of ground each."""
+SET_NAMES = (*SCENE_SETS, *MIXED_SETS)
+
+
+def find_set(name: str, split: str) -> SceneSet:
+    """Finds a set of `SET_NAMES`; in those that begin with `MIXED`, a split has photographs and fonts to itself.
+
+    Other series have those of the test split.
+
+    Raises:
+        ValueError: the set or the split is unknown.
+    """
+    series_of(split)
+    if name not in SET_NAMES:
+        raise ValueError(
+            f"no set {name!r} in split {split!r}; sets are {', '.join(SET_NAMES)}, splits {', '.join(SPLITS)}"
+        )
+    if name in SCENE_SETS:
+        return SCENE_SETS[name]
+    return SceneSet(evaluation_presets(split if split in SPLITS else "test")[name.removeprefix(MIXED)])
 
 
 def series_of(split: str) -> int:

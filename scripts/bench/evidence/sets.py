@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from llava.eval.run.questions import Question, read_lines
-from playground.objects import SceneObject
+from playground.dialogue import ask
 from playground.questions import scene_questions
-from playground.scenes import scene
-from scripts.bench.evidence.scene_sets import KINDS, SCENE_SETS, SCENES, series_of
+from playground.scenes import Scene, scene
+from scripts.bench.evidence.scene_sets import KINDS, SCENES, find_set, series_of
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,19 @@ class QuestionSet:
 
 
 def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
-    """Draws the scenes of one of `SCENE_SETS` and asks one question of each kind about each.
+    """Draws the scenes of one of `SET_NAMES` and asks one question of each kind about each.
 
     Raises:
         ValueError: the set or the split is unknown.
     """
-    if name not in SCENE_SETS:
-        raise ValueError(f"no set {name!r}; sets are {', '.join(SCENE_SETS)}")
-    size, seed = SCENE_SETS[name].spec.size, series_of(split)
+    spec, seed = find_set(name, split).spec, series_of(split)
     pictures, questions = [], []
     for index in range(scenes):
-        picture, objects = draw_scene(name, split, index)
-        asked = scene_questions(objects, size, np.random.default_rng((seed, index, 2)), KINDS)
+        picture, made = draw_scene(name, split, index)
+        rng = np.random.default_rng((seed, index, 2))
+        asked = scene_questions(made.objects, made.size, rng, KINDS)
+        if spec.sign_share > 0:
+            asked.append(ask("sign", made.objects, made.sign, made.size, rng))
         pictures.append(picture)
         questions.append(
             [
@@ -48,11 +49,11 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
     return QuestionSet(name, pictures, questions)
 
 
-def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, tuple[SceneObject, ...]]:
-    """Draws one picture of a set; returns it and its objects."""
-    wanted, seed = SCENE_SETS[name], series_of(split)
+def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, Scene]:
+    """Draws one picture of a set; returns it and its scene, which has no noise yet."""
+    wanted, seed = find_set(name, split), series_of(split)
     made = scene(wanted.spec, seed, index)
-    return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made.objects
+    return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made
 
 
 def read_set(folder: Path) -> QuestionSet:

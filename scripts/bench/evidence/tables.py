@@ -13,7 +13,7 @@ from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import read_cells
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.scene_sets import KINDS
+from scripts.bench.evidence.scene_sets import GROUND_SETS, KINDS
 from scripts.bench.evidence.settings import Way
 
 
@@ -93,14 +93,17 @@ def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
 
 
 def kind_table(answers: Answers, ways: Sequence[Way], name: str) -> str:
-    """Formats a Markdown table of ways on one set: accuracy in each kind of question, tokens and FLOPs."""
-    lines = [f"| seen by | tokens | GFLOPs | {' | '.join(KINDS)} |", "|---" * (3 + len(KINDS)) + "|"]
-    for way in ways:
-        if cell := answers.cell(way, name):
-            shares = " | ".join(f"{cell.share((kind,)):.1f}" for kind in KINDS)
-            lines.append(f"| {way.name} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {shares} |")
+    """Formats a Markdown table of ways on one set: accuracy in each kind of question asked, tokens and FLOPs."""
+    cells = {way.name: answers.cell(way, name) for way in ways}
+    asked = dict.fromkeys(kind for cell in cells.values() if cell for row in cell.rows for kind in row["right"])
+    kinds = list(asked or KINDS)
+    lines = [f"| seen by | tokens | GFLOPs | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    for label, cell in cells.items():
+        if cell:
+            shares = " | ".join(f"{cell.share((kind,)):.1f}" for kind in kinds)
+            lines.append(f"| {label} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {shares} |")
         else:
-            lines.append(f"| {way.name} | not measured |{' |' * (1 + len(KINDS))}")
+            lines.append(f"| {label} | not measured |{' |' * (1 + len(kinds))}")
     return "\n".join(lines)
 
 
@@ -172,7 +175,9 @@ def tables(answers: Answers, validation: Answers) -> dict[str, str]:
     losses, equal, defaults = (EXPERIMENTS[name] for name in ("losses", "equal-flops", "defaults"))
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
         parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
-        parts[f"equal-flops: {name}"] = size_table(answers, equal.ways, equal.sets, kinds)
+        by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
+        parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)
+        parts[f"equal-flops by ground: {name}"] = size_table(answers, equal.ways, GROUND_SETS, kinds)
     for chosen in EXPERIMENTS["rivals"].sets:
         for name in ("rivals", "equal-flops", "dear-rivals"):
             parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,10 @@ def kill_an_actor(answers: Path, killed: list[int]) -> None:
             return
         time.sleep(0.01)
     for child in psutil.Process().children(recursive=True):
-        if "AnswerStage" in " ".join(child.cmdline()):  # Ray names its processes after what runs in them
-            child.kill()
-            killed.append(answers.read_bytes().count(b"\n"))
+        with suppress(psutil.NoSuchProcess):
+            if "AnswerStage" in " ".join(child.cmdline()):  # Ray names its processes after what runs in them
+                child.kill()
+                killed.append(answers.read_bytes().count(b"\n"))
 
 
 def test_an_actor_killed_at_work_loses_no_answer(

@@ -20,8 +20,8 @@ from PIL import Image
 from llava.eval.run.questions import read_lines
 from llava.eval.sweep import command, measure
 from llava.model.builder import load_pretrained_model
-from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.serve.engine import ChatEngine
+from llava.serve.engine.vision import VisionFrontend
 from llava.utils import demo_model_path
 from playground import scenes
 from qlip import CoordinateMLP, QLIPConfig, cli
@@ -131,14 +131,13 @@ def test_a_picture_is_encoded_once_a_cell_and_few_are_held(
     material: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    encode = LlavaMetaForCausalLM.encode_tokens
+    encode = VisionFrontend.encode
 
-    def counting(model: Any, images: Any) -> Any:
-        if isinstance(images[0], torch.Tensor):
-            encoded.append(len(images))
-        return encode(model, images)
+    def counting(vision: VisionFrontend, images: Any) -> Any:
+        encoded.append(len(images))
+        return encode(vision, images)
 
-    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_tokens", counting)
+    monkeypatch.setattr(VisionFrontend, "encode", counting)
     monkeypatch.setattr(measure, "PICTURES_AT_ONCE", 1)
     assert command.main(flags(material, tmp_path, *GRID, "--limit", "12", "--batch-tokens", "1")) == 0
     assert encoded == [1] * (5 * 2)

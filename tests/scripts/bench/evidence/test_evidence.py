@@ -49,7 +49,7 @@ def test_splits_differ_from_each_other_and_from_the_training_scenes():
 
 
 def test_an_unknown_set_is_named():
-    with pytest.raises(ValueError, match="'huge'.*base.*noise 40"):
+    with pytest.raises(ValueError, match="'huge'.*base.*validation"):
         draw_set("huge", "validation")
 
 

@@ -1,0 +1,145 @@
+"""Training pictures of the tower: drawn once, padded to squares as LLaVA pads them, kept in memory-mapped arrays."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+from transformers.image_utils import OPENAI_CLIP_MEAN
+
+from llava.image_geometry import expand2square
+from playground.dialogue import full_listing
+from playground.objects import SceneObject, Sign
+from playground.presets import SceneSpec
+from playground.scenes import CELL, Scene, cell_labels, scene
+from playground.signs import CHARACTERS, LONGEST_TEXT
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 500
+PADDING_COLOUR = tuple(int(255 * value) for value in OPENAI_CLIP_MEAN)
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures with what they show: B of them, in cells of C rows and columns."""
+
+    images: np.ndarray
+    """uint8 (B, H, H, 3)."""
+    labels: np.ndarray
+    """uint8 (B, C, C), see `cell_labels`."""
+    texts: np.ndarray
+    """uint8 (B, LONGEST_TEXT), see `encode_text`."""
+    captions: list[str]
+
+
+class _Drawn(NamedTuple):
+    """A chunk of pictures."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    texts: np.ndarray
+    captions: list[tuple[str, str | None]]
+    """Of the picture and of its mirror image; a picture with a sign is not mirrored."""
+
+
+class PictureCache:
+    """`count` scenes of one spec and seed, kept in `folder` and drawn there at first use."""
+
+    def __init__(self, folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
+        self.count = count
+        key = {"spec": asdict(spec), "seed": seed, "count": count}
+        done = folder / "pictures.json"
+        if not done.exists() or json.loads(done.read_text()) != json.loads(json.dumps(key)):
+            done.unlink(missing_ok=True)
+            _draw(folder, spec, seed, count)
+            done.write_text(json.dumps(key))
+        self._images, self._labels, self._texts = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "texts")
+        )
+        self._captions = json.loads((folder / "captions.json").read_text())
+
+    def batch(self, size: int, rng: np.random.Generator) -> PictureBatch:
+        """Draws `size` pictures at random; one without a sign is mirrored with probability one half."""
+        rows = rng.integers(self.count, size=size)
+        captions = [self._captions[row] for row in rows]
+        mirrored = (rng.random(size) < 0.5) & np.array([other is not None for _, other in captions])
+        images, labels = self._images[rows], self._labels[rows]
+        images[mirrored] = images[mirrored, :, ::-1]
+        labels[mirrored] = labels[mirrored, :, ::-1]
+        said = [pair[int(flip)] for pair, flip in zip(captions, mirrored, strict=True)]
+        return PictureBatch(images, labels, self._texts[rows], said)
+
+
+def encode_text(sign: Sign | None) -> np.ndarray:
+    """The characters that can be read on a sign: uint8 (LONGEST_TEXT,), 1 + index into `CHARACTERS`, 0 for none."""
+    codes = np.zeros(LONGEST_TEXT, np.uint8)
+    if sign is not None and sign.readable:
+        codes[: len(sign.text)] = [1 + CHARACTERS.index(character) for character in sign.text]
+    return codes
+
+
+def pad_to_square(made: Scene) -> Scene:
+    """Puts a scene in the middle of a square, as `image_aspect_ratio: pad` does."""
+    height, width = made.size
+    side = max(height, width)
+    down, right = (side - height) // 2, (side - width) // 2
+    image = np.asarray(expand2square(Image.fromarray(made.image), PADDING_COLOUR))
+
+    def move(place: tuple[float, float]) -> tuple[float, float]:
+        return place[0] + down, place[1] + right
+
+    objects = tuple(replace(item, centre=move(item.centre)) for item in made.objects)
+    sign = None if made.sign is None else replace(made.sign, centre=move(made.sign.centre))
+    return Scene(image, objects, sign, made.ground)
+
+
+def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = spec.size // CELL
+    shapes = {"images": (count, spec.size, spec.size, 3), "labels": (count, grid, grid), "texts": (count, LONGEST_TEXT)}
+    arrays = [
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=np.uint8)
+        for name, shape in shapes.items()
+    ]
+    captions: list[tuple[str, str | None]] = []
+    logger.info("drawing %d pictures", count)
+    starts = range(0, count, CHUNK)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        chunks = pool.map(partial(_draw_chunk, spec, seed, count), starts)
+        for start, chunk in zip(starts, tqdm(chunks, "pictures", len(starts), mininterval=5), strict=True):
+            for array, part in zip(arrays, chunk[:3], strict=True):
+                array[start : start + CHUNK] = part
+            captions += chunk.captions
+    for array in arrays:
+        array.flush()
+    (folder / "captions.json").write_text(json.dumps(captions))
+
+
+def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> _Drawn:
+    scenes = [pad_to_square(scene(spec, seed, index)) for index in range(start, min(start + CHUNK, count))]
+    return _Drawn(
+        np.stack([made.image for made in scenes]),
+        np.stack([cell_labels(made.objects, made.size, sign=made.sign) for made in scenes]),
+        np.stack([encode_text(made.sign) for made in scenes]),
+        [_captions(made) for made in scenes],
+    )
+
+
+def _captions(made: Scene) -> tuple[str, str | None]:
+    caption = full_listing(made.objects, made.sign)
+    return caption, None if made.sign is not None else full_listing(_mirrored(made.objects, made.size[1]), None)
+
+
+def _mirrored(objects: Sequence[SceneObject], width: int) -> list[SceneObject]:
+    return [replace(item, centre=(item.centre[0], width - item.centre[1])) for item in objects]

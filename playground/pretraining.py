@@ -1,0 +1,182 @@
+"""The first two stages of the recipe `llava`: a language model from text alone, a tower from pictures with captions.
+
+They share nothing. As Vicuna and CLIP, neither knows the other: the projector that joins them is trained later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from playground.corpus import Corpus
+from playground.model import DemoModel
+from playground.objects import COLOURS, SHAPES
+from playground.picture_cache import PictureBatch, PictureCache
+from playground.scenes import SIGN_LABEL
+from playground.signs import CHARACTERS, LONGEST_TEXT
+from playground.stages import normalise, split_labels
+
+DESCRIPTION_WEIGHT = 0.1
+"""Weight in the loss of tokens that are no answers: most of them are random, and cannot be predicted."""
+FAR = 256
+"""Position from which on the log counts answers as far."""
+CAPTION_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What both stages draw their batches from."""
+
+    corpus: Corpus
+    pictures: PictureCache | None
+    """None if the tower is not trained."""
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    windows: int
+    """Windows of text a step."""
+    batch: int
+    """Pictures a step."""
+    device: torch.device
+
+    def generator(self, stage: int, step: int) -> np.random.Generator:
+        """The generator of a step's choices."""
+        return np.random.default_rng((self.seed, stage, step))
+
+
+class LanguageStage(nn.Module):
+    """The language model learns to continue text: the loss of every token, in windows of up to 512."""
+
+    number = 11
+
+    def __init__(self, model: DemoModel, sources: Sources) -> None:
+        super().__init__()
+        self.decoder, self.sources = model.decoder, sources
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one step; `progress` is the share of the stage that is done."""
+        sources = self.sources
+        batch = sources.corpus.batch(sources.windows, sources.generator(self.number, step))
+        ids, answers, documents, positions = (torch.from_numpy(array).to(sources.device) for array in batch)
+        mask = document_mask(documents)
+        logits = self.decoder(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1]
+        targets, answers, positions = ids[:, 1:], answers[:, 1:], positions[:, 1:]
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        # A document's first token, <s>, follows from nothing: the one in front of it is another document's.
+        weights = torch.where(answers, 1.0, DESCRIPTION_WEIGHT) * (positions > 0)
+        right = (logits.detach().argmax(-1) == targets).float()
+        report = {"answers": right[answers].mean(), "answer_loss": losses.detach()[answers].mean()}
+        far = answers & (positions >= FAR)
+        if far.any():
+            report["far"] = right[far].mean()
+        return (losses * weights).sum() / weights.sum(), report
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """The additive attention mask of packed documents: each token sees its own document up to itself.
+
+    Args:
+        documents: int64 (B, T), the number of each token's document.
+
+    Returns:
+        float32 (B, 1, T, T): 0 where a key is seen.
+    """
+    length = documents.shape[1]
+    seen = documents[:, :, None] == documents[:, None]
+    seen = seen & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+class CaptionEncoder(nn.Module):
+    """Captions to unit vectors: two layers over their tokens, and the mean."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.places = nn.Embedding(CAPTION_TOKENS, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask, int64 (B, T), to float (B, D)."""
+        hidden = self.tokens(ids) + self.places.weight[: ids.shape[1]]
+        hidden = self.layers(hidden, src_key_padding_mask=mask == 0)
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(self.out(pooled), dim=-1)
+
+
+class VisionStage(nn.Module):
+    """The tower learns from captions, by contrast, what [CLS] should say, and what each cell shows.
+
+    A cell of a sign names all of the sign's characters, in order; those of a sign that is too small name none.
+    """
+
+    number = 12
+
+    def __init__(self, model: DemoModel, sources: Sources) -> None:
+        super().__init__()
+        width = model.tower.config.hidden_size
+        self.tower, self.sources = model.tower, sources
+        self.captions = CaptionEncoder(len(sources.tokenizer), width)
+        self.project = nn.Linear(width, width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.66))  # CLIP's: log(1 / 0.07)
+        self.colour = nn.Linear(width, 1 + len(COLOURS))
+        self.shape = nn.Linear(width, 2 + len(SHAPES))
+        self.characters = nn.Linear(width, LONGEST_TEXT * (1 + len(CHARACTERS)))
+        self._look = model.look
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one step; `progress` is the share of the stage that is done."""
+        sources = self.sources
+        if sources.pictures is None:
+            raise ValueError("the stage 'vision' needs pictures; none were drawn")
+        batch = sources.pictures.batch(sources.batch, sources.generator(self.number, step))
+        features, pooled = self._look(normalise(batch.images, sources.device))
+        dense, seen = self._dense_loss(features, batch)
+        contrast, matched = self._contrast(pooled, batch.captions)
+        return dense + 0.5 * contrast, {"dense": dense.detach(), "contrast": contrast.detach(), **seen, **matched}
+
+    def _dense_loss(self, features: Tensor, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropies of each cell's colour and shape, and of the characters on cells of signs."""
+        device = features.device
+        labels = torch.from_numpy(batch.labels).to(device).long().flatten(1)
+        colour, shape = split_cells(labels)
+        said_colour, said_shape = self.colour(features), self.shape(features)
+        loss = F.cross_entropy(said_colour.flatten(0, 1), colour.flatten())
+        loss = loss + F.cross_entropy(said_shape.flatten(0, 1), shape.flatten())
+        right = (said_colour.argmax(-1) == colour) & (said_shape.argmax(-1) == shape)
+        report = {"cells": right[labels > 0].float().mean()}
+        on_sign = labels == SIGN_LABEL
+        if on_sign.any():
+            texts = torch.from_numpy(batch.texts).to(device).long()
+            wanted = texts[:, None].expand(-1, labels.shape[1], -1)[on_sign]
+            said = self.characters(features[on_sign]).view(len(wanted), LONGEST_TEXT, -1)
+            loss = loss + F.cross_entropy(said.flatten(0, 1), wanted.flatten())
+            readable = wanted.any(-1)
+            if readable.any():
+                report["read"] = (said.argmax(-1) == wanted).all(-1)[readable].float().mean()
+        return loss, report
+
+    def _contrast(self, pooled: Tensor, captions: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """CLIP's loss: each picture finds its caption among the batch's, and each caption its picture."""
+        encoded = self.sources.tokenizer(
+            captions, padding=True, truncation=True, max_length=CAPTION_TOKENS, return_tensors="pt"
+        ).to(pooled.device)
+        texts = self.captions(encoded.input_ids, encoded.attention_mask)
+        pictures = F.normalize(self.project(pooled), dim=-1)
+        logits = self.scale.clamp(max=4.6).exp() * pictures @ texts.T
+        own = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return loss, {"matched": (logits.argmax(1) == own).float().mean()}
+
+
+def split_cells(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cell labels to colour and shape, each 0 for background; a sign is a shape after all others, without colour."""
+    sign = labels == SIGN_LABEL
+    colour, shape = split_labels(labels.masked_fill(sign, 0))
+    return colour, shape.masked_fill(sign, 1 + len(SHAPES))
