@@ -20,14 +20,14 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.command", "qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
-    ("qlip.criteria", "qlip.roots", "qlip.noise", "qlip.mlp"),
+    ("qlip.attention", "qlip.criteria", "qlip.roots", "qlip.noise", "qlip.mlp"),
     ("qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
     ("qlip.patches", "qlip.positions", "qlip.tools.draw"),
     ("qlip.packing", "qlip.language_positions", "qlip.cutting"),
-    ("qlip.image_processing",),
+    ("qlip.image_processing", "qlip.question"),
     ("qlip.encoder", "qlip.prior.batches", "qlip.tools.show", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
     ("qlip.integrations.llava", "qlip.integrations.vision"),
@@ -66,7 +66,9 @@ SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 QLIP_USERS = (
     "llava.command",
     "llava.images",
+    "llava.model.encoding",
     "llava.model.image_tokens",
+    "llava.model.question_budget",
     "llava.model.prepared_image",
     "llava.model.multimodal_encoder.clip_encoder",
     "llava.model.multimodal_encoder.qlip_encoder",
