@@ -1,6 +1,6 @@
 """Attention weights of one layer of a language model, from that layer's inputs, whatever its attention function.
 
-The model runs up to the layer and no further; its weights are those of its own query and key projections, so that a
+The model runs up to the layer and no further; its weights come from the query and key projections themselves, so that a
 quantised model, LoRA and "sdpa", which returns none, work as "eager" does.
 """
 
@@ -20,7 +20,18 @@ class _LayerReached(Exception):
 
 def middle_layer(decoder: nn.Module) -> int:
     """Finds the layer in the middle of a decoder, counted from 0."""
-    return len(decoder.layers) // 2  # type: ignore[arg-type]
+    return len(find_layers(decoder)) // 2
+
+
+def find_layers(decoder: nn.Module) -> Any:
+    """Finds the layers of a decoder, Llama's and those of most others.
+
+    Raises:
+        ValueError: they have another name.
+    """
+    if not isinstance(layers := getattr(decoder, "layers", None), nn.ModuleList):
+        raise ValueError(f"{type(decoder).__name__} has no `layers`, whose attention is read; set budget to 'score'")
+    return layers
 
 
 @torch.no_grad()
@@ -51,7 +62,7 @@ def attention_on_keys(
         ValueError: there is no such layer, its attention has no separate query and key projections, or a row has no
             query.
     """
-    layers: Any = decoder.layers
+    layers = find_layers(decoder)
     if not 0 <= layer < len(layers):
         raise ValueError(f"the layer is {layer}; a language model of {len(layers)} layers has 0 to {len(layers) - 1}")
     if not bool(queries.any(1).all()):

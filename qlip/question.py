@@ -20,7 +20,7 @@ from qlip.patches import CutImage
 from qlip.quadtree import Leaves
 from qlip.roots import Roots, allowed_leaf, find_native_cell, find_roots
 
-CELLS_OF_EACH = 16
+CELLS_OF_EACH = 32
 """A question splits one in this many of the unsplit image's cells, unless the settings name a number."""
 
 

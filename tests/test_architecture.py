@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.encoder", "qlip.prior.batches", "qlip.tools.show", "qlip.integrations.processor"),
     ("qlip.integrations.attachment",),
     ("qlip.integrations.llava", "qlip.integrations.vision"),
-    ("qlip.prior.loss", "qlip.pretrained"),
+    ("qlip.integrations.question", "qlip.prior.loss", "qlip.pretrained"),
     ("qlip.integrations.attach", "qlip.integrations.vllm", "qlip.prior.train", "qlip.tools.bias"),
     ("qlip.tools.bias_report",),
     ("qlip.backbones", "qlip.integrations", "qlip.prior", "qlip.tools"),

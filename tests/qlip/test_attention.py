@@ -101,6 +101,8 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match="a prompt has no token after its images"):
         found(model, inputs, 1, torch.zeros_like(queries))
     fused = AutoModelForCausalLM.from_config(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=50))
+    with pytest.raises(ValueError, match="GPT2Model has no `layers`, .*budget to 'score'"):
+        middle_layer(fused.transformer)
     fused.transformer.layers = fused.transformer.h
     with pytest.raises(ValueError, match="the attention of GPT2Model has no q_proj and no k_proj .*budget to 'score'"):
         attention_on_keys(fused.transformer, 0, lambda: None, queries, queries)

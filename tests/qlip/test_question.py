@@ -85,8 +85,8 @@ def test_elsewhere_the_tree_is_that_of_the_scores_within_their_share(seed, share
     assert as_tuples(tree.split(every).leaves) == as_tuples(tree.fine.leaves)
 
 
-def test_one_in_sixteen_cells_is_split_unless_a_number_is_named():
-    assert [waiting(grid).cells for grid in ((16, 16), (4, 4), (32, 16))] == [1, 1, 2]
+def test_one_in_32_cells_is_split_unless_a_number_is_named():
+    assert [waiting(grid).cells for grid in ((16, 16), (4, 4), (64, 16))] == [1, 1, 2]
     assert waiting(question_cells=5).cells == 5
 
 

@@ -1,4 +1,4 @@
-"""The engine answers from what the newest question attends to, and tells what asking first costs."""
+"""The engine answers from what the newest question attends to, and counts what asking first costs."""
 
 from __future__ import annotations
 
