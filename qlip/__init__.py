@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qlip.encoder import QLIPOutput, QLIPVisionModel
     from qlip.image_processing import QLIPImageProcessor
     from qlip.integrations.attach import attach, detach
+    from qlip.integrations.question import process_for_question
     from qlip.integrations.vllm import vllm_image_embeds
     from qlip.language_positions import key_bias
     from qlip.mlp import CoordinateMLP
@@ -37,6 +38,7 @@ __all__ = [
     "interpolate_positions",
     "key_bias",
     "partition",
+    "process_for_question",
     "raster_positions",
     "vllm_image_embeds",
 ]
@@ -56,6 +58,7 @@ _MODULES = {
     "interpolate_positions": "qlip.positions",
     "key_bias": "qlip.language_positions",
     "partition": "qlip.quadtree",
+    "process_for_question": "qlip.integrations.question",
     "raster_positions": "qlip.positions",
     "vllm_image_embeds": "qlip.integrations.vllm",
 }

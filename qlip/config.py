@@ -15,6 +15,7 @@ LeafPosition = Literal["centre", "native", "cell", "mean"]
 Geometry = Literal["grid", "native"]
 Placement = Literal["whole", "padded"]
 Coarsest = Literal["any", "native"]
+Budget = Literal["score", "question"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
 
@@ -49,6 +50,20 @@ class QLIPConfig:
     """Budget: the most leaves an image may have; None is no bound. The thumbnail's tokens are extra.
 
     1152 is twice CLIP-L's 576; few images need all of it, so the mean stays below one and a half times."""
+
+    budget: Budget = "score"
+    """What decides where tokens are spent: the blocks' own "score", or the "question", which is asked about the unsplit
+    image first; the cells that it attends to are then split as far as alpha asks (`qlip.question`). Without a question
+    (the tower alone, training) the score decides."""
+
+    question_cells: int | None = None
+    """With budget "question": how many of the coarsest blocks, usually cells of the native grid, a question splits;
+    None for one in 32 of them. With `score_share` 0.2 the embedded model then takes 1.4 times CLIP's tokens and answers
+    as the scores do with 1.9 times."""
+
+    score_share: float = 0.2
+    """With budget "question": how many tokens the scores may add to the unsplit image before the question does, as a
+    share of it. 0 leaves all to the question."""
 
     geometry: Geometry = "grid"
     """"grid", the paper's: an image keeps its size, to the nearest whole cell. "native": it is resized so that its
@@ -124,6 +139,7 @@ class QLIPConfig:
         check_choice("leaf_position", self.leaf_position, LeafPosition)
         check_choice("placement", self.placement, Placement)
         check_choice("coarsest", self.coarsest, Coarsest)
+        check_choice("budget", self.budget, Budget)
         check_choice("llm_positions", self.llm_positions, LLMPositions)
         check_choice("llm_weight", self.llm_weight, LLMWeight)
         check_threshold(self.alpha)
@@ -132,10 +148,11 @@ class QLIPConfig:
                 raise TypeError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if not isinstance(self.mlp, (str, type(None))):
             raise TypeError(f"mlp is {self.mlp!r}; it must be the path of the prior's weights, as a string, or null")
-        for name in ("max_tokens", "image_size"):
+        for name in ("max_tokens", "image_size", "question_cells"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value)
         check_count("max_cells", self.max_cells)
+        check_number("score_share", self.score_share, least=0.0)
         check_window(self.structure_size)
         for name in ("size_bias", "llm_size_bias"):
             check_number(name, getattr(self, name))

@@ -77,6 +77,7 @@ def partition(
     max_leaf: int | None = None,
     structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
+    splittable: Tensor | None = None,
     geometry: Geometry = QLIPConfig.geometry,
     noise_floor: bool = QLIPConfig.noise_floor,
     noise: Tensor | None = None,
@@ -98,6 +99,7 @@ def partition(
         max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
+        splittable: bool, shaped like the roots (see `choose_splits`): only these may split; by default all.
         geometry: "native" takes the native cells of an image that was resized to a multiple of them as roots.
         noise_floor: lower the scores of "structure" by the image's noise.
         noise: float (C,), its standard deviation, if it is known; by default `estimate_noise` of the image, too little
@@ -138,7 +140,7 @@ def partition(
         noise=(estimate_noise(image) if noise is None else noise) if noise_floor else None,
     )
     splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
-    splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left)
+    splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left, splittable)
     return read_leaves(splits, roots, grid)
 
 
@@ -168,17 +170,28 @@ def count_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
     return leaves.sizes.float() / find_native_cell(leaves.grid, native_grid, geometry)
 
 
-def choose_splits(scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None) -> list[Tensor]:
+def choose_splits(
+    scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None, splittable: Tensor | None = None
+) -> list[Tensor]:
     """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up.
 
     Blocks that extend beyond `extent` (rows, cols) always split; of the others at most `most`, highest score first.
+    With `splittable`, bool and shaped like the top level's scores, blocks in other roots stay whole.
     """
+    if splittable is not None and (splittable.shape != scores[-1].shape or splittable.dtype != torch.bool):
+        raise ValueError(
+            f"splittable is {splittable.dtype} {tuple(splittable.shape)}; it must be bool, one for each of the"
+            f" {tuple(scores[-1].shape)} roots"
+        )
     forced = [_sticks_out(scores[k], k, extent) for k in range(len(scores))]
     effective: list[Tensor] = []  # from the top level down
     for k in range(len(scores) - 1, 0, -1):
         score = scores[k]
         if effective:
             score = torch.minimum(score, _upsample(effective[-1], 2, score.shape))
+        if splittable is not None:
+            may = _upsample(splittable.to(score.device), 2 ** (len(scores) - 1 - k), score.shape)
+            score = score.masked_fill(~may, -torch.inf)
         effective.append(score.masked_fill(forced[k], torch.inf))
     wanted = [score >= alpha for score in effective]
     if most is not None and effective:

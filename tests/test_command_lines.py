@@ -94,6 +94,7 @@ NUMBERS = [
     ("scripts.bench.serving", "clients 0", "requests 0", "rounds 0", "batch 0", "max-new-tokens 0"),
     ("scripts.bench.evidence.run", "scenes 0", "threads 0", "batch-tokens 0"),
     ("scripts.bench.evidence.gallery", "scenes 0"),
+    ("scripts.bench.evidence.question", "scenes 0", "seed -1", "layers -1", "threads 0"),
     ("playground.evaluate", "n 0", "seed -1", "qlip [] {"),
     ("playground.instructions", "scenes 0", "seed -1", "text-share 1.5 nan"),
     ("playground.scenes", "n 0", "seed -1", "size 0"),

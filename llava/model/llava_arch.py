@@ -24,6 +24,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.packing import attend_within_prompts, read_packs
+from llava.model.question_budget import refine_pixels
 from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
 from llava.model.text_only import embed_text
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
@@ -60,7 +61,7 @@ class LlavaMetaModel(nn.Module):
         return tower[0] if isinstance(tower, list) else tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
-        """Adds a tower and a projector to a text-only model, as training starts: see `llava.model.vision_setup`."""
+        """Adds a tower and a projector to a text-only model: see `llava.model.vision_setup`."""
         initialize_vision_modules(self, model_args, fsdp)
 
 
@@ -211,8 +212,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             packs: int64 (B,), for training: prompts of equal numbers share a row of the logits, each with its own
                 positions and attending to itself only. FlashAttention puts all prompts in one row.
         """
-        starts = past_key_values is None or past_key_values.get_seq_length() == 0
-        if input_ids is None or inputs_embeds is not None or not starts:
+        if input_ids is None or inputs_embeds is not None or (past_key_values and past_key_values.get_seq_length()):
             if images is not None or packs is not None:
                 raise ValueError("images or packs were given with inputs_embeds, or with a cache that they continue")
         elif packs is not None or holds_images(input_ids, images):
@@ -257,23 +257,24 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
 
         Args:
             inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes; `input_ids` is the same.
-            images: one per placeholder, in order over the whole batch; of more, see `share_images`.
-            image_sizes: accepted for LLaVA's callers; not read.
+            images: one per placeholder, in order over the whole batch; of more, see `share_images`. With budget
+                "question" all text after an image decides on it; `ChatEngine` knows the newest question.
+            image_sizes, position_ids: for LLaVA's callers: not read; must be None, positions follow from the images.
             attention_mask: (B, L), nonzero on real tokens.
-            position_ids: must be None; positions follow from the images.
             **kwargs: transformers' generation arguments.
 
         Returns:
             The output of transformers' `generate`, new tokens only.
 
         Raises:
-            ValueError: no prompt, embeddings instead of a prompt, or too few images for the placeholders.
+            ValueError: no prompt, embeddings instead of a prompt, or too few images.
         """
         prompt = inputs if inputs is not None else input_ids
         if "packs" in kwargs:
             raise ValueError("generate takes no packs: they are for training; it pads the prompts of a batch itself")
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
+        images = refine_pixels(self, prompt, attention_mask, images)
         batch = self.splice_images(prompt, attention_mask, None, images, padding_side="left")
         return super().generate(
             inputs_embeds=batch.inputs_embeds,

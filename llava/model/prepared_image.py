@@ -5,13 +5,15 @@ Needs no model. Light: worker processes import this file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llava.mm_utils import process_images
 from qlip.config import QLIPConfig
 from qlip.language_positions import image_span
 from qlip.patches import CutImage
+from qlip.question import QuestionCut, cut_for_question
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,13 +32,15 @@ class PreparedImage:
     settings: QLIPConfig | None
     """What a quadtree tower encodes it under; None for a tower without a quadtree."""
     tokens: int
-    """Visual tokens in the language model."""
+    """Visual tokens in the language model; while a question is awaited, the most that it may ask for."""
     positions: int
     """Positions in the language model."""
     uniform_tokens: int
     """Tokens of the uniform grid at the same size."""
     size: tuple[int, int]
     """(height, width) in pixels, as the tower gets it."""
+    question: QuestionCut | None = None
+    """Where a question decides what is split: what it decides between; `image` is what it is asked about first."""
 
     @property
     def context(self) -> int:
@@ -48,14 +52,45 @@ class PreparedImage:
         """The quadtree's; None on the uniform grid."""
         return self.image.leaves if isinstance(self.image, CutImage) else None
 
+    @property
+    def first_tokens(self) -> int:
+        """Visual tokens that the question is asked about first; 0 where it decides nothing."""
+        if self.question is None:
+            return 0
+        thumbnail = 0 if self.question.first.thumbnail is None else self.question.native_grid**2
+        return thumbnail + len(self.question.first.leaves)
+
+    def refine(self, weights: Tensor) -> PreparedImage:
+        """Splits what a question attends to; an image that awaits none is returned as it is.
+
+        Args:
+            weights: float (M,), the question's attention on the tokens of `image`.
+        """
+        if self.question is None or self.settings is None:
+            return self
+        cut = self.question.split(self.question.choose_roots(self.question.relevance(weights)))
+        span = image_span(self.settings, cut.leaves, self.question.native_grid)
+        return replace(self, image=cut, tokens=span.count, positions=span.length, question=None)
+
 
 def prepare_leaves(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
-    """Resizes an image and cuts it into the leaves of its quadtree."""
-    cut = cutter.prepare(image, settings)
-    span = image_span(settings, cut.leaves, cutter.native_grid)
-    rows, cols = cut.leaves.grid
+    """Resizes an image and cuts it into the leaves of its quadtree, or for the question that will decide on them."""
+    return prepare_cut(lambda changed: cutter.prepare(image, changed), cutter, settings)
+
+
+def prepare_cut(cut: Callable[[QLIPConfig], CutImage], cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
+    """Prepares an image that `cut` cuts under the settings that it is given; see `prepare_leaves`."""
+    waiting = cut_for_question(cut, cutter.native_grid, settings) if settings.budget == "question" else None
+    if waiting is not None and waiting.most_leaves == len(waiting.kept.leaves):
+        by_score = prepare_cut(cut, cutter, replace(settings, budget="score"))  # no question could change it
+        return replace(by_score, settings=settings)
+    first = cut(settings) if waiting is None else waiting.first
+    span = image_span(settings, first.leaves, cutter.native_grid)
+    more = 0 if waiting is None else waiting.most_leaves - len(first.leaves)
+    positions = span.length + (more if span.positions is None else 0)
+    rows, cols = first.leaves.grid
     size = (rows * cutter.patch_size, cols * cutter.patch_size)
-    return PreparedImage(cut, settings, span.count, span.length, rows * cols, size)
+    return PreparedImage(first, settings, span.count + more, positions, rows * cols, size, waiting)
 
 
 def prepare_pixels(

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from llava.command import integer, real
 from llava.conversation import conv_templates
+from qlip.config import Budget
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
+
+QLIP_FLAGS = ("alpha", "max_tokens", "image_size", "budget")
+"""Flags that change one of the quadtree's settings each."""
 
 DEMO_NOTICE = """\
 This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
@@ -39,6 +43,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=real(infinite=True), help="split threshold of the quadtree; implies --qlip")
     parser.add_argument("--max-tokens", type=integer(), help="most visual tokens per picture; implies --qlip")
     parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
+    parser.add_argument(
+        "--budget",
+        choices=get_args(Budget),
+        help="spend tokens by the picture's own score, or where the question attends to; implies --qlip",
+    )
 
 
 def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
@@ -47,7 +56,7 @@ def qlip_option(args: argparse.Namespace) -> bool | dict[str, Any] | None:
     Raises:
         ValueError: if quadtree flags come with `--no-qlip`.
     """
-    given = {name: getattr(args, name) for name in ("alpha", "max_tokens", "image_size")}
+    given = {name: getattr(args, name) for name in QLIP_FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
     if given and args.qlip is False:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)

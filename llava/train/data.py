@@ -216,7 +216,7 @@ def _find_preparer(data_args: Any) -> Preparer | None:
         return preparer
     ratio = getattr(data_args, "image_aspect_ratio", None)
     if (cutter := getattr(processor, "cutter", None)) is not None:
-        return Preparer(cutter, processor.qlip, ratio, cutter.native_grid**2)
+        return Preparer(cutter, processor.qlip, ratio, cutter.native_grid**2).by_score()
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("height") or size["shortest_edge"]
     return Preparer(processor, None, ratio, (side // PATCH_SIZE) ** 2)

@@ -75,7 +75,7 @@ def make_data(
     data.image_aspect_ratio = model.config.image_aspect_ratio
     data.mm_use_im_start_end = model.config.mm_use_im_start_end
     data.image_processor = None if tower is None else tower.image_processor
-    data.preparer = None if tower is None else Preparer.of(tower)
+    data.preparer = None if tower is None else Preparer.of(tower).by_score()
     data.pack = args.training.model_max_length if args.training.pack else None
     return make_supervised_data_module(tokenizer, data)
 

@@ -14,6 +14,9 @@ DEFAULTS = {
     "alpha": 0.8,
     "criterion": "structure",
     "max_tokens": 1152,
+    "budget": "score",
+    "question_cells": None,
+    "score_share": 0.2,
     "geometry": "grid",
     "layout": "aligned",
     "image_size": None,
@@ -85,6 +88,9 @@ def test_an_unknown_key_is_named_with_the_allowed_ones():
         ({"size_bias": math.inf}, "size_bias.*inf"),
         ({"llm_size_bias": math.nan}, "llm_size_bias.*nan"),
         ({"criterion": "entropy"}, "criterion.*entropy.*gradient.*structure.*variance.*diagonal.*random"),
+        ({"budget": "answer"}, "budget.*answer.*score.*question"),
+        ({"question_cells": 0}, "question_cells.*0"),
+        ({"score_share": -0.1}, "score_share is -0.1; it must be a finite number of at least 0"),
         ({"layout": "spiral"}, "layout.*spiral.*aligned.*centered"),
         ({"interpolation": "nearest"}, "interpolation.*nearest.*bilinear.*bicubic.*mlp"),
         ({"leaf_position": "corner"}, "leaf_position.*corner.*centre.*mean"),
@@ -102,18 +108,18 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, message):
         QLIPConfig.from_dict(values)
 
 
-COUNTS = ("max_tokens", "image_size", "max_cells", "structure_size", "seed")
-NUMBERS = ("alpha", "size_bias", "llm_size_bias")
+COUNTS = ("max_tokens", "image_size", "question_cells", "max_cells", "structure_size", "seed")
+NUMBERS = ("alpha", "size_bias", "llm_size_bias", "score_share")
 FLAGS = ("mlp_residual", "noise_floor", "thumbnail")
 WORDS = ("criterion", "layout", "interpolation", "leaf_position", "coarsest", "llm_positions", "llm_weight")
-WORDS += ("geometry", "placement")
+WORDS += ("geometry", "placement", "budget")
 
 
 @pytest.mark.parametrize(
     ("names", "values", "allowed"),
     [
         (COUNTS, [96.5, 96.0, math.nan, "96", True, [96], {}], "it must be an integer"),
-        (COUNTS[2:], [None], "it must be an integer"),
+        (COUNTS[3:], [None], "it must be an integer"),
         (COUNTS, [-1, 2**63], "it must be (at least|below)"),
         (NUMBERS, ["x", True, None, [1.0], {}], "it must be a number"),
         (NUMBERS[1:], [math.nan, math.inf, -math.inf], "it must be a finite number"),

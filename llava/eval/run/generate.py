@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from llava.mm_utils import tokenizer_image_token
+from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
+from llava.model.prepared_image import PreparedImage
+from llava.model.question_budget import refine_images
 from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling
@@ -24,6 +27,39 @@ def prompt_ids(engine: ChatEngine, text: str, num_images: int = 1) -> Tensor:
     """Tokenizes a question in the engine's prompt format, int64 (L,)."""
     prompt = engine.question(text, num_images).get_prompt()
     return torch.tensor(tokenizer_image_token(prompt, engine.tokenizer))
+
+
+@torch.inference_mode()
+def show(
+    engine: ChatEngine,
+    prompts: Sequence[Tensor],
+    pictures: Sequence[PreparedImage | None],
+    seen: Sequence[ImageTokens | None],
+) -> tuple[list[PreparedImage | None], list[ImageTokens | None]]:
+    """Shows each prompt its image, split where its question attends to if that decides; others are returned as given.
+
+    Args:
+        engine: the model.
+        prompts: int64 (L,) each, with one question about at most one image.
+        pictures: each prompt's image.
+        seen: each image as it was encoded, before any question.
+    """
+    pictures, seen = list(pictures), list(seen)
+    waiting = [
+        (i, picture, tokens)
+        for i, (picture, tokens) in enumerate(zip(pictures, seen, strict=True))
+        if picture is not None and tokens is not None and picture.question is not None
+    ]
+    if waiting:
+        asked, images, first = (
+            [prompts[i] for i, _, _ in waiting],
+            [[row[1]] for row in waiting],
+            [[row[2]] for row in waiting],
+        )
+        refined = [row[0] for row in refine_images(engine.model, asked, [0] * len(asked), images, first)]
+        for (i, _, _), picture, tokens in zip(waiting, refined, encode_prepared(engine.model, refined), strict=True):
+            pictures[i], seen[i] = picture, tokens
+    return pictures, seen
 
 
 def row_seed(seed: int, index: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.eval.run.answer import Answer, row_maker
+from llava.eval.run.generate import prompt_ids, show
 from llava.eval.run.inputs import read_inputs
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, Unreadable
@@ -117,9 +118,13 @@ def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: C
     if isinstance(picture, Unreadable):
         return Answer(question, None, picture.reason)
     with torch.inference_mode():
-        encoded = engine.model.encode_tokens([picture.image])[0]
+        encoded = engine.model.encode_tokens([picture.image])
     try:
-        losses = option_losses(engine, encoded, choice.question, list(choice.options.values()))
+        # The question decides what is split, not the options: all are judged on the same tokens.
+        ids = prompt_ids(engine, choice.question)
+        engine.check_length(len(ids) - 1, picture.context, 0)
+        (picture,), (shown,) = show(engine, [ids], [picture], encoded)
+        losses = option_losses(engine, shown, choice.question, list(choice.options.values()))
     except PromptTooLong as error:
         return Answer(question, None, str(error), picture)
     by_letter = dict(zip(choice.options, losses, strict=True))

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pi
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
+from qlip.question import QuestionCut
 
 if TYPE_CHECKING:
     from llava.model.multimodal_encoder.base import VisionTower
@@ -67,6 +68,10 @@ class Preparer:
         processor = tower.image_processor if cutter is None else cutter
         settings = None if cutter is None else tower.image_processor.qlip
         return cls(processor, settings, tower.llava_config.image_aspect_ratio, tower.native_tokens)
+
+    def by_score(self) -> Preparer:
+        """Builds the preparer for training, where no question can decide what is split."""
+        return self if self.settings is None else replace(self, settings=replace(self.settings, budget="score"))
 
     def __call__(self, source: Source) -> PreparedImage | Unreadable:
         """Opens and prepares an image."""
@@ -161,22 +166,38 @@ def pack(ready: PreparedImage | Unreadable) -> Any:
     """Replaces the tensors of a prepared image by arrays."""
     if isinstance(ready, Unreadable):
         return ready
-    facts = {field.name: getattr(ready, field.name) for field in fields(ready) if field.name != "image"}
+    facts = {
+        field.name: getattr(ready, field.name) for field in fields(ready) if field.name not in ("image", "question")
+    }
     if isinstance(ready.image, Tensor):
-        return facts, ready.image.numpy()
-    cut = ready.image
-    small = None if cut.thumbnail is None else cut.thumbnail.numpy()
-    return facts, (cut.leaves.boxes.numpy(), cut.leaves.grid, cut.patches.numpy(), small)
+        return facts, ready.image.numpy(), None
+    waiting = ready.question
+    if waiting is None:
+        return facts, _arrays(ready.image), None
+    more = _arrays(waiting.kept), _arrays(waiting.fine), waiting.native_grid, waiting.settings
+    return facts, _arrays(ready.image), more
 
 
 def unpack(packed: Any) -> PreparedImage | Unreadable:
     """Inverts `pack`."""
     if isinstance(packed, Unreadable):
         return packed
-    facts, image = packed
+    facts, image, more = packed
     if isinstance(image, np.ndarray):
         return PreparedImage(torch.from_numpy(image), **facts)
-    boxes, grid, patches, small = image
+    cut = _cut(image)
+    if more is None:
+        return PreparedImage(cut, **facts)
+    kept, fine, native_grid, settings = more
+    return PreparedImage(cut, **facts, question=QuestionCut(cut, _cut(kept), _cut(fine), native_grid, settings))
+
+
+def _arrays(cut: CutImage) -> tuple[Any, ...]:
+    small = None if cut.thumbnail is None else cut.thumbnail.numpy()
+    return cut.leaves.boxes.numpy(), cut.leaves.grid, cut.patches.numpy(), small
+
+
+def _cut(arrays: tuple[Any, ...]) -> CutImage:
+    boxes, grid, patches, small = arrays
     leaves = Leaves(torch.from_numpy(boxes), grid)
-    cut = CutImage(leaves, torch.from_numpy(patches), None if small is None else torch.from_numpy(small))
-    return PreparedImage(cut, **facts)
+    return CutImage(leaves, torch.from_numpy(patches), None if small is None else torch.from_numpy(small))

@@ -16,7 +16,7 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
-from llava.eval.run.generate import generate, prompt_ids, row_seed
+from llava.eval.run.generate import generate, prompt_ids, row_seed, show
 from llava.eval.run.pictures import Source, Unreadable
 from llava.eval.run.questions import Question
 from llava.model.image_tokens import ImageTokens
@@ -111,12 +111,15 @@ class Runner:
 
     def _answer(self, batch: Sequence[_Prompt], encoded: dict[Source | None, ImageTokens]) -> list[Answer]:
         """Answers a batch; one that does not fit into memory, in halves."""
+        prompts, pictures = [prompt.ids for prompt in batch], [prompt.picture for prompt in batch]
         try:
             self._encode(batch, encoded)
+            seen = [encoded.get(prompt.question.image) for prompt in batch]
+            pictures, seen = show(self.engine, prompts, pictures, seen)
             texts = generate(
                 self.engine,
-                [prompt.ids for prompt in batch],
-                [encoded.get(prompt.question.image) for prompt in batch],
+                prompts,
+                seen,
                 self.sampling,
                 [row_seed(self.seed, prompt.question.index) for prompt in batch],
             )
@@ -126,7 +129,8 @@ class Runner:
             texts = []  # outside of this block the error, which holds the tensors that did not fit, is gone
         if texts:
             return [
-                Answer(prompt.question, text, None, prompt.picture) for prompt, text in zip(batch, texts, strict=True)
+                Answer(prompt.question, text, None, picture)
+                for prompt, text, picture in zip(batch, texts, pictures, strict=True)
             ]
         if len(batch) == 1:
             error = f"{batch[0].length} tokens are more than the device's memory can take"

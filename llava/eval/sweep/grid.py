@@ -90,6 +90,8 @@ def read_axes(args: Namespace) -> dict[str, list[Any]]:
     for name in ("alpha", "max_tokens", "image_size"):
         if (values := getattr(args, name)) is not None:
             given.append((name, values))
+    if args.budget is not None:
+        given.append(("budget", [args.budget]))
     axes: dict[str, list[Any]] = {}
     for name, texts in given:
         if name not in FIELD_TYPES:
@@ -138,6 +140,11 @@ def make_cells(args: Namespace, axes: dict[str, list[Any]]) -> list[Cell]:
     for cell in cells:
         if cell and cell.interpolation == "mlp" and not Path(str(cell.mlp)).is_file():
             raise ValueError(f"there is no MLP prior at {cell.mlp}")
+        if cell and cell.budget == "question":
+            raise ValueError(
+                "a sweep encodes each image once for all its questions, so budget can't be 'question'; set it to"
+                " 'score', or answer the questions with python -m llava.eval.model_vqa"
+            )
     return list(dict.fromkeys(cells))
 
 

@@ -31,7 +31,7 @@ from llava.images import ImageError, load_image
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
-from llava.serve.loading import check_model_flags, load_engine
+from llava.serve.loading import QLIP_FLAGS, check_model_flags, load_engine
 from qlip.tools.intervals import mean_interval
 
 PICTURES_AT_ONCE = 32
@@ -114,7 +114,7 @@ def measure_all(args: argparse.Namespace, asked: Asked, cells: Sequence[Cell]) -
 
     CLIP's comes first: only one model is in memory at a time.
     """
-    chat_flags = {"alpha": None, "max_tokens": None, "image_size": None}
+    chat_flags = dict.fromkeys(QLIP_FLAGS)
     for clip in (True, False):
         part = [cell for cell in cells if (cell is None) == clip]
         if not part:

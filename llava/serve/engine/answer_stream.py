@@ -22,13 +22,17 @@ class Usage:
     text_tokens: int
     """Tokens of the prompt without its images."""
     visual_tokens: int
-    """Tokens of the images."""
+    """Tokens of the images; before the question has decided on them, the most that they may take."""
     uniform_tokens: int
     """Tokens that the images would take on the uniform grid at the same size."""
     generated_tokens: int = 0
     """Tokens of the answer, including its end token."""
     queue_seconds: float = 0.0
     """Time in the queue."""
+    first_pass_tokens: int = 0
+    """Tokens of the images as the question was asked about them first; 0 where it decides nothing."""
+    first_pass_seconds: float = 0.0
+    """Time to ask the batch's questions about the unsplit images."""
     image_seconds: float = 0.0
     """Time to encode all images of the batch."""
     prefill_seconds: float = 0.0
@@ -124,10 +128,19 @@ class Answer:
             await event.wait()
         self._raise()
 
-    def note_start(self, started: float, encoded: float) -> None:
-        """Records when the model started on the request and had encoded its images, by `time.perf_counter`."""
+    def show(self, views: Sequence[PreparedImage]) -> None:
+        """Replaces the images by those that the question has decided on, and counts the tokens of both passes."""
+        first = sum(view.first_tokens for view in self.views)
+        self.views = views
+        tokens = sum(view.tokens for view in views)
+        self.usage = replace(self.usage, visual_tokens=tokens, first_pass_tokens=first)
+
+    def note_start(self, started: float, asked: float, encoded: float) -> None:
+        """Records when the model started, had asked about the images, and had encoded them, by `time.perf_counter`."""
         self._encoded = encoded
-        self.usage = replace(self.usage, queue_seconds=started - self._submitted, image_seconds=encoded - started)
+        usage = self.usage
+        waited, first = started - self._submitted, asked - started
+        self.usage = replace(usage, queue_seconds=waited, first_pass_seconds=first, image_seconds=encoded - asked)
 
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error, which is raised to its reader after the text so far."""

@@ -7,7 +7,6 @@ in one model thread; each gets the answer that it would get alone.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,11 +27,13 @@ from llava.conversation import Conversation, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.prepared_image import PreparedImage
+from llava.model.question_budget import awaits_question
 from llava.serve.engine.answer_stream import Answer, Usage
+from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
-from llava.serve.engine.prompting import separators
+from llava.serve.engine.prompting import question_start, separators
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import QLIPConfig
@@ -249,8 +250,9 @@ class ChatEngine:
         return answer
 
     def _prepare(self, request: _Request) -> Answer:
-        prompt, images, sampling = request.prompt, request.images, request.sampling
+        prompt, images, sampling, form = request.prompt, request.images, request.sampling, self.new_conversation()
         if isinstance(prompt, Conversation):
+            form = prompt
             sampling = replace(sampling, stop=(*sampling.stop, *separators(prompt)))
             prompt = prompt.get_prompt()
         ids = torch.tensor(tokenizer_image_token(prompt, self.tokenizer))
@@ -266,7 +268,10 @@ class ChatEngine:
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
-        return Answer(Row(ids, sampling, self.tokenizer, self.end_tokens), views, usage, self.scheduler.remove)
+        before = prompt[: question_start(prompt, form)] if awaits_question(views) else ""
+        question = min(len(tokenizer_image_token(before, self.tokenizer)), len(ids) - 1)
+        row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question)
+        return Answer(row, views, usage, self.scheduler.remove)
 
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
         if isinstance(image, ImageOpener):
@@ -275,13 +280,9 @@ class ChatEngine:
         return self.vision.prepare(opened, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            images = self.vision.encode([view for answer in batch for view in answer.views])
-        encoded = time.perf_counter()
-        for answer in batch:
-            answer.note_start(start, encoded)
-        generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
+        images = encode_answers(self.vision, batch)
+        if images is not None:
+            generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
 
 
 def _cancel_prepared(preparing: Future[Answer]) -> None:

@@ -56,6 +56,8 @@ class Row:
     """Why the answer failed; it then has no finish reason."""
     logprobs: deque[AnswerLogprob] = field(default_factory=deque)
     """Log-probabilities of the tokens, if asked for; a token's are appended before its text is emitted."""
+    question: int = 0
+    """Where the newest question begins, as an index into the prompt."""
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)

@@ -106,6 +106,8 @@ class QLIPOptions:
     """Largest number of visual tokens per image."""
     image_size: int | None = None
     """Shorter side, in pixels, to which an image is resized."""
+    budget: str | None = None
+    """What decides where tokens are spent: "score" or "question"."""
 
     def changes(self) -> dict[str, Any]:
         """Lists the quadtree settings that the request overrides."""

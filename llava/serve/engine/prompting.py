@@ -70,6 +70,17 @@ def separators(conversation: Conversation) -> tuple[str, ...]:
     return (separator,) if separator else ()
 
 
+def question_start(prompt: str, form: Conversation) -> int:
+    """Finds where the newest question of a prompt in some format begins, its role included; 0 if it has no roles."""
+    if form.sep_style is SeparatorStyle.LLAMA_2:
+        opening = "[INST]"
+    elif form.sep_style is SeparatorStyle.PLAIN:
+        return 0
+    else:
+        opening = form.roles[0] + ("" if form.sep_style is SeparatorStyle.MPT else ":")
+    return max(0, prompt.rfind(opening))
+
+
 def _joined(turns: Sequence[Turn]) -> list[Turn]:
     joined: list[Turn] = []
     for turn in turns:

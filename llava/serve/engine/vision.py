@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from llava.images import Fit
+from llava.model.encoding import encode_prepared
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
@@ -113,16 +114,5 @@ class VisionFrontend:
         return prepare_leaves(image, tower.image_processor.cutter, settings)
 
     def encode(self, images: Sequence[PreparedImage]) -> list[ImageTokens]:
-        """Runs the tower, on images of the same settings together, and the projector; one entry per image, in order."""
-        tokens: dict[int, ImageTokens] = {}
-        for kind in dict.fromkeys(map(_kind, images)):
-            group = [i for i, image in enumerate(images) if _kind(image) == kind]
-            options = {} if self.quadtree_tower is None else {"settings": kind[0]}
-            encoded = self.tower.encode_tokens([images[i].image for i in group], **options)
-            tokens.update(zip(group, encoded, strict=True))
-        return self.model.project([tokens[i] for i in range(len(images))]) if images else []
-
-
-def _kind(image: PreparedImage) -> tuple[QLIPConfig | None, bool]:
-    """Computes what images must share to be encoded together; a request's settings may equal `CLIP_VIEW`."""
-    return image.settings, image.leaves is None
+        """Encodes prepared images; see `llava.model.encoding`."""
+        return encode_prepared(self.model, images)

@@ -63,7 +63,7 @@ class Metrics:
         self.saved.inc(max(0, usage.uniform_tokens - usage.visual_tokens))
         if reason not in ("stop", "length"):
             return
-        before = usage.queue_seconds + usage.image_seconds + usage.prefill_seconds
+        before = usage.queue_seconds + usage.first_pass_seconds + usage.image_seconds + usage.prefill_seconds
         self.queue.observe(usage.queue_seconds)
         self.first_token.observe(before)
         self.whole.observe(before + usage.decode_seconds)

@@ -145,4 +145,4 @@ def qlip_of(fields: QLIPFields | None) -> QLIPOptions:
     """Builds the settings of the vision tower."""
     if fields is None:
         return QLIPOptions()
-    return QLIPOptions(fields.enabled, fields.alpha, fields.max_tokens, fields.image_size)
+    return QLIPOptions(fields.enabled, fields.alpha, fields.max_tokens, fields.image_size, fields.budget)

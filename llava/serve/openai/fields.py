@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from qlip.config import Budget
+
 MAX_INT = 2**31 - 1
 MAX_FIELDS = 64  # of an object, which limits the number of its errors
 EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -44,3 +46,6 @@ class QLIPFields(StrictFields):
     alpha: float | None = Field(None, ge=0, description="split threshold")
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT, description="most visual tokens of a picture")
     image_size: int | None = Field(None, ge=1, le=MAX_INT, description="shorter side, in pixels, of a picture")
+    budget: Budget | None = Field(
+        None, description="what decides where tokens are spent: the picture's own score, or the newest question"
+    )

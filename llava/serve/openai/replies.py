@@ -32,6 +32,7 @@ class VisualTokens(BaseModel):
     tokens: int
     uniform_tokens: int
     tokens_saved: int
+    first_pass_tokens: int = Field(description="of the pictures as the question was asked about them first, or 0")
     images: list[ImageTokens]
 
 
@@ -39,6 +40,7 @@ class Seconds(BaseModel):
     """Seconds spent in each step."""
 
     queue: float
+    first_pass: float = Field(description="asking the batch's questions about the unsplit pictures")
     image: float
     prefill: float
     decode: float
@@ -70,10 +72,12 @@ class CompletionUsage(BaseModel):
                 tokens=usage.visual_tokens,
                 uniform_tokens=usage.uniform_tokens,
                 tokens_saved=usage.uniform_tokens - usage.visual_tokens,
+                first_pass_tokens=usage.first_pass_tokens,
                 images=images,
             ),
             seconds=Seconds(
                 queue=usage.queue_seconds,
+                first_pass=usage.first_pass_seconds,
                 image=usage.image_seconds,
                 prefill=usage.prefill_seconds,
                 decode=usage.decode_seconds,

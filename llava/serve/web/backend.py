@@ -108,7 +108,7 @@ class EngineBackend:
         try:
             yield Piece(visual_tokens=answer.usage.visual_tokens)
             async for text in answer:
-                yield Piece(text)
+                yield Piece(text, answer.usage.visual_tokens)  # a question has decided on them
         finally:
             answer.cancel()
 

@@ -11,7 +11,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import Backend
 
-QLIP, CLIP = "QLIP", "CLIP"
+QLIP, QUESTION, CLIP = "QLIP", "QLIP by question", "CLIP"
+MODES = (QLIP, QUESTION, CLIP)
 LARGEST_ALPHA = 3.0
 MAX_QUESTION = 4000  # characters
 MAX_MODEL_NAME = 300  # characters
@@ -70,7 +71,7 @@ class Controls:
     """Values of the page's controls, in the page's order."""
 
     mode: str
-    """`QLIP` or `CLIP`."""
+    """One of `MODES`."""
     alpha: float
     budget: float
     temperature: float
@@ -89,8 +90,8 @@ class Controls:
         if len(values) != 7:
             raise ValueError(f"the page has 7 controls, and {len(values)} values came; reload the page")
         mode, *numbers, model = values
-        if mode not in (QLIP, CLIP):
-            raise ValueError(f"the mode is {describe(mode)}; it must be {QLIP} or {CLIP}")
+        if mode not in MODES:
+            raise ValueError(f"the mode is {describe(mode)}; it must be {', '.join(MODES[:-1])} or {MODES[-1]}")
         if not (model is None or (isinstance(model, str) and len(model) <= MAX_MODEL_NAME)):
             raise ValueError(
                 f"the model is {describe(model)}; it must be a name of at most {MAX_MODEL_NAME} characters"
@@ -103,9 +104,12 @@ class Controls:
         """Makes the QLIP options for a mode, by default the chosen one."""
         if backend.defaults is None:
             return QLIPOptions()
-        if (mode or self.mode) == CLIP:
+        mode = mode or self.mode
+        if mode == CLIP:
             return QLIPOptions(enabled=False)
-        return QLIPOptions(enabled=True, alpha=self.alpha, max_tokens=int(self.budget))
+        wanted = "question" if mode == QUESTION else "score"
+        budget = None if wanted == backend.defaults.budget else wanted
+        return QLIPOptions(enabled=True, alpha=self.alpha, max_tokens=int(self.budget), budget=budget)
 
     def sampling(self) -> Sampling:
         """Makes the sampling settings."""

@@ -22,13 +22,13 @@ from llava.serve.engine.params import QLIPOptions
 from llava.serve.http.failures import explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Piece, Query
-from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
+from llava.serve.web.controls import CLIP, QLIP, QUESTION, Controls, read_question
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.session import Messages, Session, open_upload, save_drawing
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error, warn, with_advice
 from llava.serve.web.views import Cost
 
-SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree"}
+SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
 
 
 class AnswerProgress:
@@ -151,7 +151,7 @@ class Demo:
         images: dict[str, PreparedImage] = {}
         queries: dict[str, Query] = {}
         with errors_as_toasts():
-            for mode in (CLIP, QLIP):
+            for mode in (CLIP, QLIP if settings.mode == CLIP else settings.mode):
                 options = settings.options(self.backend, mode)
                 images[mode] = await self._prepare(picture, text if mode == CLIP else None, options)
                 turns = replace(session, exchanges=()).turns(text)

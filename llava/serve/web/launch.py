@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from llava.images import DEFAULT_LIMITS
 from llava.serve.http.flags import api_keys
 from llava.serve.http.listening import take_address
-from llava.serve.loading import DEMO_NOTICE, check_model_flags, load_engine
+from llava.serve.loading import DEMO_NOTICE, QLIP_FLAGS, check_model_flags, load_engine
 from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
@@ -54,7 +54,7 @@ def open_backend(args: argparse.Namespace) -> Iterator[Backend]:
         with closing(load_engine(args, switchable=True)) as engine:
             yield EngineBackend(engine)
     else:
-        local = ("model_path", "model_base", "device", "qlip", "alpha", "max_tokens", "image_size")
+        local = ("model_path", "model_base", "device", "qlip", *QLIP_FLAGS)
         given = [name for name in local if getattr(args, name) is not None]
         given += [name for name in ("load_8bit", "load_4bit") if getattr(args, name)]
         if given:

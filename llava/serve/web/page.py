@@ -11,7 +11,7 @@ from gradio.helpers import Examples
 
 from llava.serve.engine.params import Sampling
 from llava.serve.web.blocks import PageBlocks
-from llava.serve.web.controls import CLIP, MAX_QUESTION, QLIP, Range, ranges_of
+from llava.serve.web.controls import CLIP, MAX_QUESTION, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.handlers import Demo
 from llava.serve.web.session import Session
 from llava.serve.web.toasts import toast_error
@@ -160,7 +160,7 @@ def example_text(chosen: gr.EventData) -> str:
 
 def enable_sliders(mode: str) -> list[Any]:
     """Enables the quadtree's sliders if the quadtree is in use, else disables them."""
-    return [gr.update(interactive=mode == QLIP)] * 2
+    return [gr.update(interactive=mode != CLIP)] * 2
 
 
 def _header(text: PageText, choose_model: bool) -> gr.Dropdown:
@@ -217,8 +217,9 @@ def _view_card(demo: Demo) -> tuple[gr.Image, gr.HTML, list[Any]]:
         alt_text="The picture as the model sees it, cut into its visual tokens",
     )
     cost = gr.HTML(NO_PICTURE, elem_id="meter")
-    start = QLIP if both and demo.backend.quadtree else CLIP
-    mode = gr.Radio([QLIP, CLIP], value=start, show_label=False, elem_id="way", visible=both, container=False)
+    quadtree = QUESTION if settings and settings.budget == "question" else QLIP
+    start = quadtree if both and demo.backend.quadtree else CLIP
+    mode = gr.Radio(MODES, value=start, show_label=False, elem_id="way", visible=both, container=False)
     ranges, shown = ranges_of(demo.backend), {"visible": both}
     threshold = settings.alpha if settings else 0
     alpha = _slider(

@@ -76,6 +76,8 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
         rows, cols = prepared.leaves.grid
         note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
         note += f"; CLIP takes {native_tokens:,}"
+        if prepared.question is not None:
+            note += f"; at most, as the question decides, which is asked about {prepared.first_tokens:,} first"
     return (
         f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}</p>'
         f'<div class="meter-bar" role="img" aria-label="{share:.0%} of the uniform grid">'

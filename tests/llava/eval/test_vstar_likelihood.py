@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
-from llava.eval.run.likelihood import Choice, option_losses, read_choice
+from llava.eval.run.likelihood import Choice, choose, option_losses, read_choice
+from llava.eval.run.pictures import Preparer
+from llava.eval.run.questions import Question
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
+from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
-from llava.utils import demo_picture_path
+from llava.serve.engine.params import Sampling
+from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.eval.files import write_json, write_rows
 
 QUESTION = "What colour is the ring?"
@@ -128,6 +132,21 @@ def test_the_command_continues_where_it_was_stopped_and_is_scored_as_generated_l
         "relations": 100.0,
         "overall": 75.0,
     }
+
+
+def test_the_question_decides_on_the_tokens_and_not_the_options() -> None:
+    settings = {"budget": "question", "max_tokens": 128}
+    engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
+    preparer, asked = Preparer.of(engine.model.get_vision_tower()), Question(0, QUESTION, QUESTION, demo_picture_path())
+    chat = engine.submit(engine.question(QUESTION, 1), [load_image(demo_picture_path())], Sampling(temperature=0))
+    "".join(chat)
+    for options in ({"A": "red", "B": "purple"}, {"A": "green", "B": "a purple ring", "C": "yellow"}):
+        answer = choose(engine, preparer, asked, Choice(QUESTION, options))
+        assert torch.equal(answer.picture.leaves.boxes, chat.views[0].leaves.boxes)
+        shown = engine.vision.encode([answer.picture])[0]
+        expected = option_losses(engine, shown, QUESTION, list(options.values()))
+        assert list(answer.question.extra["losses"].values()) == pytest.approx(expected, abs=1e-5)
+    engine.close()
 
 
 def test_a_picture_that_cannot_be_opened_is_an_error_row_and_the_others_are_answered(tmp_path: Path) -> None:

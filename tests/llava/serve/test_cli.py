@@ -165,6 +165,7 @@ def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
         (["--qlip"], True),
         (["--no-qlip"], False),
         (["--alpha", "0"], {"alpha": 0.0}),
+        (["--budget", "question"], {"budget": "question"}),
         (["--qlip", "--max-tokens", "64", "--image-size", "672"], {"max_tokens": 64, "image_size": 672}),
     ],
 )

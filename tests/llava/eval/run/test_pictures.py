@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.run.pictures import Preparer, Unreadable, prepare_ahead
+from llava.eval.run.pictures import Preparer, Unreadable, pack, prepare_ahead, unpack
 from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.prepared_image import PreparedImage
@@ -87,6 +88,29 @@ def test_workers_give_what_this_process_gives_in_the_order_asked(
             assert replace(one, image=None) == replace(other, image=None)
             ours, theirs = engine.model.encode_tokens([one.image]) + engine.model.encode_tokens([other.image])
             assert torch.equal(ours.features, theirs.features)
+
+
+def test_an_image_that_awaits_a_question_travels_with_all_that_it_may_become(files: list[Path]) -> None:
+    tower = load_empty_tower(demo_model_path(), qlip={"budget": "question", "thumbnail": True})
+    ready = Preparer.of(tower)(files[1])
+    assert isinstance(ready, PreparedImage) and ready.question is not None
+    again = unpack(pickle.loads(pickle.dumps(pack(ready))))
+    for weights in torch.rand(4, ready.first_tokens, generator=torch.Generator().manual_seed(0)):
+        ours, theirs = ready.refine(weights), again.refine(weights)
+        assert replace(ours, image=None) == replace(theirs, image=None)
+        assert ours.tokens > ready.first_tokens
+        assert torch.equal(ours.leaves.boxes, theirs.leaves.boxes)
+        for name in ("patches", "thumbnail"):
+            assert torch.equal(getattr(ours.image, name), getattr(theirs.image, name))
+
+
+def test_training_is_cut_by_the_score_whatever_the_checkpoint_says(files: list[Path]) -> None:
+    by_question, by_score = (
+        Preparer.of(load_empty_tower(demo_model_path(), qlip={"budget": budget})) for budget in ("question", "score")
+    )
+    assert by_question.by_score() == by_score
+    clip = Preparer.of(load_empty_tower(demo_model_path(), qlip=False))
+    assert clip.by_score() is clip
 
 
 def test_an_unreadable_image_has_a_reason(engine: ChatEngine, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from llava.eval.run.batching import BatchLimits
 from llava.eval.run.pictures import Preparer, prepare_ahead
 from llava.eval.run.questions import Question
 from llava.eval.run.runner import Runner, list_pictures
+from llava.model.builder import load_pretrained_model
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
+from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip.patches import CutImage
 
@@ -38,6 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(either_engine: ChatEngine) -> ChatEngine:
     return either_engine
+
+
+@pytest.fixture(scope="module")
+def by_question() -> ChatEngine:
+    """The embedded model, whose tokens the question decides on."""
+    settings = {"budget": "question", "question_cells": 2, "max_tokens": 128}
+    return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
 
 
 def ask(name: int | str, text: str, image: Path | None, index: int = 0) -> Question:
@@ -78,6 +87,23 @@ def test_an_answer_is_that_of_a_chat_whatever_its_batch(
     found = answers(Runner(engine, GREEDY, limits=limits), asked)
     assert {index: answer.text for index, answer in found.items()} == alone
     assert len(set(alone.values())) > 5
+
+
+@pytest.mark.parametrize("limits", [BatchLimits(3, 400), BatchLimits(64, waste=1.0)])
+def test_each_question_decides_on_its_own_tokens(
+    by_question: ChatEngine, asked: list[Question], limits: BatchLimits
+) -> None:
+    found = answers(Runner(by_question, GREEDY, limits=limits), asked)
+    trees: dict[Any, set[str]] = {}
+    for question in asked:
+        answer, images = found[question.index], [Image.open(question.image)] if question.image else []
+        chat = by_question.submit(by_question.question(question.text, len(images)), images, GREEDY)
+        assert answer.text == "".join(chat).strip()
+        if answer.picture is not None:
+            assert answer.picture.tokens == chat.usage.visual_tokens >= 64
+            assert torch.equal(answer.picture.leaves.boxes, chat.views[0].leaves.boxes)
+            trees.setdefault(question.image, set()).add(str(answer.picture.leaves.boxes.tolist()))
+    assert max(map(len, trees.values())) > 1
 
 
 def test_a_sampled_answer_depends_on_the_runs_seed_and_its_position_only(

@@ -101,6 +101,8 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
         (["--set", "alpha=0.1", "--alpha", "0.2"], "alpha is given twice"),
         (["--set", "interpolation=mlp"], "interpolation is 'mlp' but mlp is None"),
         (["--set", "interpolation=mlp", "mlp=absent.safetensors"], "there is no MLP prior at"),
+        (["--budget", "question"], "a sweep encodes each image once for all its questions, so budget can't be"),
+        (["--set", "budget=question,score"], "a sweep encodes each image once for all its questions"),
         (["--no-qlip", "--alpha", "0.1"], "--no-qlip contradicts values of alpha"),
         (["--no-qlip", "--no-clip"], "--no-clip and --no-qlip leave nothing to measure"),
         (["--model-path", "no/such/model"], "'no/such/model' is neither a folder nor"),

@@ -38,6 +38,7 @@ def picture() -> Image.Image:
         (QLIPOptions(), {}),
         (QLIPOptions(enabled=True), {}),
         (QLIPOptions(alpha=0.2), {"alpha": 0.2}),
+        (QLIPOptions(budget="question"), {"budget": "question"}),
         (QLIPOptions(True, 0.2, 80, 224), {"alpha": 0.2, "max_tokens": 80, "image_size": 224}),
     ],
 )
@@ -61,6 +62,7 @@ def test_clips_view_is_a_requests_choice_or_the_servers(vision: VisionFrontend) 
         (QLIPOptions(max_tokens=301), "max_tokens is 301; this server allows at most 300"),
         (QLIPOptions(image_size=449), "image_size is 449; this server allows at most 448"),
         (QLIPOptions(max_tokens=0), "max_tokens is 0; it must be at least 1"),
+        (QLIPOptions(budget="words"), "budget is 'words'; allowed are 'score', 'question'"),
         (QLIPOptions(alpha=-1.0), "alpha is -1.0; it must be >= 0"),
         (QLIPOptions(False, alpha=0.1, max_tokens=9), "qlip is not enabled, so it takes no alpha, max_tokens"),
     ],

@@ -156,7 +156,7 @@ class Talker:
     def talk(self, batch: Sequence[Answer]) -> None:
         self.answers += batch
         for answer in batch:
-            answer.note_start(0, 0)
+            answer.note_start(0, 0, 0)
             for token in self.ids:
                 answer.row.take(token)
         if self.failure is not None:

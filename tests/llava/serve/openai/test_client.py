@@ -225,8 +225,18 @@ def test_the_usage_counts_what_the_model_sees(engine: ChatEngine, client: OpenAI
     assert usage.prompt_tokens == usage.prompt_tokens_details.text_tokens + view.tokens
     assert 0 <= usage.prompt_tokens_details.text_tokens - len(words) <= 2  # the line break after the picture
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert set(usage.seconds) == {"queue", "image", "prefill", "decode"}
+    assert set(usage.seconds) == {"queue", "first_pass", "image", "prefill", "decode"}
     assert all(seconds >= 0 for seconds in usage.seconds.values())
+
+
+def test_the_usage_counts_both_passes_where_the_question_decides(engine: ChatEngine, client: OpenAI) -> None:
+    options = {"budget": "question", "max_tokens": 100}
+    most = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options))).tokens
+    usage = ask(client, extra_body={"qlip": options}).usage
+    assert usage.qlip["first_pass_tokens"] == 64 < usage.qlip["tokens"] <= most <= 100
+    assert usage.qlip["images"] == [{"tokens": usage.qlip["tokens"], "uniform_tokens": 1024}]
+    assert usage.seconds["first_pass"] > 0
+    assert ask(client).usage.qlip["first_pass_tokens"] == 0
 
 
 def test_a_stream_tells_its_usage_if_asked(client: OpenAI) -> None:

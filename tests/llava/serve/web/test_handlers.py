@@ -16,11 +16,13 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP
+from llava.serve.web.controls import QUESTION as BY_QUESTION
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import build_page
 from llava.serve.web.session import Exchange, Session
 from llava.serve.web.views import NO_PICTURE
 from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.serve.engine.engines import GREEDY
 from tests.llava.serve.openai.serving import Gate, picture
 from tests.llava.serve.web.clients import (
     ALPHA,
@@ -141,6 +143,18 @@ def test_comparing_answers_both_ways_outside_the_conversation(new_visitor: NewVi
         assert f"<dd>{view.tokens}</dd><dt>visual tokens</dt>" in side
         assert "to first token" in side and "in total" in side
     assert len(ask(visitor, "Why?")[0]) == 3  # one exchange, and the new question
+
+
+def test_the_question_decides_if_the_visitor_wants_that(new_visitor: NewVisitor, engine: ChatEngine) -> None:
+    visitor, options = new_visitor(), {"alpha": ALPHA, "max_tokens": BUDGET, "budget": "question"}
+    _, cost = visitor.predict(*controls(BY_QUESTION), api_name="/look")
+    most = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options)))
+    assert count(cost) == most.tokens
+    assert f"the question decides, which is asked about {most.first_tokens} first" in cost
+    answer = engine.submit(engine.question(QUESTION, 1), [picture()], GREEDY, QLIPOptions(**options))
+    text = "".join(answer)
+    (side,) = (part for part in steps(visitor, "/compare", QUESTION, *controls(BY_QUESTION))[-1][-1:])
+    assert text in side and f"<dd>{answer.usage.visual_tokens}</dd><dt>visual tokens</dt>" in side
 
 
 def test_two_visitors_keep_their_own_picture_controls_and_conversation(

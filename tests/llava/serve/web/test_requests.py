@@ -68,8 +68,8 @@ def refusal(url: str, event: str, data: list[Any]) -> str:
 @pytest.mark.parametrize(
     ("index", "value", "told"),
     [
-        (0, "nonsense", "The mode is 'nonsense'; it must be QLIP or CLIP."),
-        (0, ["a"], "The mode is a JSON array; it must be QLIP or CLIP."),
+        (0, "nonsense", "The mode is 'nonsense'; it must be QLIP, QLIP by question or CLIP."),
+        (0, ["a"], "The mode is a JSON array; it must be QLIP, QLIP by question or CLIP."),
         (1, "abc", "Split threshold is 'abc'; it must be a number from 0 to 3."),
         (1, math.nan, "Split threshold is nan; it must be a number from 0 to 3."),
         (1, None, "Split threshold is empty; it must be a number from 0 to 3."),

@@ -1,0 +1,145 @@
+"""The question-aware budget for an attached model of transformers, whose processor has no model to ask.
+
+`model.generate(**qlip.process_for_question(model, processor, image, prompt))`: the first pass runs in between.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
+
+from qlip.attention import attention_on_keys, middle_layer
+from qlip.image_processing import QLIPImageProcessor, to_pillow
+from qlip.integrations.llava import LlavaMixin
+from qlip.language_positions import key_bias
+from qlip.packing import pack, unpack_leaves
+from qlip.patches import CutImage
+from qlip.question import QuestionCut, cut_for_question
+
+
+@torch.no_grad()
+def process_for_question(
+    model: Any,
+    processor: Any,
+    images: Any,
+    text: str | Sequence[str],
+    questions: str | Sequence[str] | None = None,
+    **options: Any,
+) -> BatchFeature:
+    """Asks about the unsplit images first, and prepares the prompt with what the question attends to split.
+
+    Args:
+        model: LlavaForConditionalGeneration, LLaVA-NeXT or VipLlava that QLIP is attached to.
+        processor: the attached processor.
+        images: as the processor takes them.
+        text: prompts with <image>, as the processor takes them.
+        questions: the newest question of each prompt, as its text has it; it and all after it attend. None: all
+            text does.
+        **options: of the processor, such as `padding`; tensors are PyTorch's.
+
+    Returns:
+        What the processor returns, on the model's device, for `generate` or `forward`.
+
+    Raises:
+        TypeError: the model is not an attached one with a language model, or the processor not its own.
+        ValueError: a question is not in its prompt, or what the processor and the model raise.
+    """
+    if not isinstance(model, LlavaMixin):
+        raise TypeError(f"{type(model).__name__} is no attached model with a language model; see qlip.attach")
+    own = getattr(processor, "image_processor", None)
+    if not isinstance(own, QLIPImageProcessor):
+        raise TypeError(f"the processor is a {type(processor).__name__}; give the one that qlip.attach returned")
+    options["return_tensors"] = "pt"
+    settings, cutter = model.attachment.vision.qlip, own.cutter
+    pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
+    waiting = [cut_for_question(partial(cutter.prepare, each), cutter.native_grid, settings) for each in pictures]
+    device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
+    first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
+    asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
+    weights = attention_on_images(model, first, asks)
+    cuts = [split(each, own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
+    return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
+
+
+def split(waiting: QuestionCut, weights: Tensor) -> CutImage:
+    """Splits the cells that the weights, float (M,), choose."""
+    return waiting.split(waiting.choose_roots(waiting.relevance(weights)))
+
+
+class GivenCuts(QLIPImageProcessor):
+    """An image processor that returns images which were cut before, whatever it is given."""
+
+    cuts: Sequence[CutImage]
+
+    def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
+        """Packs the cuts."""
+        return BatchFeature(pack(self.cuts, self.patch_size))
+
+
+def with_cuts(processor: ProcessorMixin, cuts: Sequence[CutImage]) -> Any:
+    """Copies a processor so that its images are `cuts`."""
+    given = copy.copy(processor)
+    given.image_processor = copy.copy(processor.image_processor)
+    given.image_processor.__class__ = GivenCuts
+    given.image_processor.cuts = cuts
+    return given
+
+
+def mark_questions(
+    processor: Any, inputs: BatchFeature, text: str | Sequence[str], questions: str | Sequence[str] | None, image: int
+) -> Tensor:
+    """Marks the tokens whose attention counts: bool (B, T).
+
+    Args:
+        processor: has the tokenizer.
+        inputs: of the first pass.
+        text: the prompts.
+        questions: see `process_for_question`.
+        image: the id of an image's tokens.
+    """
+    real = inputs["attention_mask"].bool()
+    asks = real & (inputs["input_ids"] != image)
+    if questions is None:
+        return asks
+    prompts = [text] if isinstance(text, str) else list(text)
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    for row, (prompt, question) in enumerate(zip(prompts, asked, strict=True)):
+        if (start := prompt.rfind(question)) < 0:
+            raise ValueError(f"the question {question!r} is not in its prompt {prompt!r}")
+        count = len(processor.tokenizer(prompt[start:], add_special_tokens=False).input_ids)
+        own = real[row].nonzero()[:, 0]
+        asks[row, own[: max(0, len(own) - count)]] = False
+    return asks
+
+
+def attention_on_images(model: Any, inputs: BatchFeature, asks: Tensor) -> list[Tensor]:
+    """Computes how much the marked tokens attend to every token of each image, float32 (M,).
+
+    Args:
+        model: an attached model.
+        inputs: of its processor.
+        asks: bool (B, T).
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    placed = model.place_images(ids, mask, inputs["leaf_boxes"], inputs["leaf_grids"])
+    text, trunk = model.config.get_text_config(), model.model.language_model
+    weights = attention_on_keys(
+        trunk,
+        middle_layer(trunk),
+        lambda: model(**inputs, use_cache=False, logits_to_keep=1),
+        asks,
+        mask.bool(),
+        key_bias(placed.sizes, text._attn_implementation),
+        getattr(text, "sliding_window", None),
+    )
+    spans = [model.language_span(tree) for tree in unpack_leaves(inputs["leaf_boxes"], inputs["leaf_grids"])]
+    joined = weights[ids == model.config.image_token_id].split([span.count for span in spans])
+    extra = int(hasattr(model.model, "image_newline"))  # LLaVA-NeXT's token after an image
+    return [part[: len(part) - extra] for part in joined]

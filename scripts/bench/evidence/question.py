@@ -1,0 +1,59 @@
+"""Measures the question-aware budget on shapes over photographs: `python -m scripts.bench.evidence.question`.
+
+The scores alone at several budgets, against the question at several numbers of cells, with and without a share for the
+scores; the same scenes and questions for every way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.command import OneLineParser, integer, parse_and_run
+from llava.utils import demo_model_path
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """Parses `LOW-HIGH`, the least and greatest size of the objects, for argparse's `type`."""
+    low, _, high = text.partition("-")
+    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high) <= 224):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be LOW-HIGH, 1 to 224 pixels")
+    return int(low), int(high)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="question", description="Measure the question-aware budget.")
+    parser.add_argument("--model", default=demo_model_path(), help="checkpoint (default: the embedded model)")
+    parser.add_argument("--scenes", type=integer(), default=60, help="scenes, six questions each (%(default)s)")
+    parser.add_argument("--seed", type=integer(0), default=9101, help="series of scenes (%(default)s)")
+    parser.add_argument(
+        "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
+    )
+    parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
+    parser.add_argument("--threads", type=integer(), default=1)
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Measures every size and prints a table for each."""
+    import torch
+
+    from llava.model.builder import load_pretrained_model
+    from llava.serve.engine import ChatEngine
+    from scripts.bench.evidence.question_ways import draw_scenes, make_ways, measure, table
+
+    torch.set_num_threads(options.threads)
+    engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
+    tower = engine.model.get_vision_tower()
+    ways = make_ways(tower.settings, tower.num_patches, options.layers)
+    for low, high in options.sizes:
+        tallies = measure(engine, ways, draw_scenes((low, high), options.seed, options.scenes))
+        print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{table(tallies, tower.num_patches)}\n")
+        sys.stdout.flush()
+    engine.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Scenes over photographs, and what is answered about them where the scores or the question decide on the tokens.
+
+A question's tree is its own, so tokens are counted by question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from unittest.mock import patch
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+
+from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.run.generate import prompt_ids
+from llava.model.encoding import encode_prepared
+from llava.model.image_tokens import ImageTokens
+from llava.model.prepared_image import PreparedImage, prepare_leaves
+from llava.model.question_budget import attention_on_images
+from llava.serve.engine import ChatEngine
+from playground.presets import PRESETS
+from playground.questions import KINDS, V_STAR, Question, scene_questions
+from playground.scenes import Scene, scene
+from qlip import QLIPConfig
+from scripts.bench.evidence.question_cost import prefill_flops
+from scripts.markdown_table import table_head, table_row
+
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "brick", "grass", "gravel", "retina")
+DIMMED, LIGHTENED = 0.6, 60
+"""A photograph's levels times the first plus the second, so that shapes of every colour differ from it."""
+COLUMNS = ("existence", "count", "listing")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of spending tokens; the row of a table."""
+
+    name: str
+    settings: QLIPConfig
+    layer: int | None = None
+    """Of the language model, whose attention is read; None for the middle one."""
+
+
+def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
+    """Lists CLIP's view, the scores at several budgets, and the question; other `layers` at one setting each.
+
+    Args:
+        own: the checkpoint's settings.
+        native: tokens of an unsplit square image.
+        layers: beside the middle one.
+    """
+    ways = [Way("unsplit, CLIP's view", replace(own, alpha=float("inf")))]
+    for share in (0.2, 0.3, 0.5, 1.0):
+        ways.append(Way(f"score, {1 + share:.1f} x", replace(own, max_tokens=int(native * (1 + share)))))
+    asking = replace(own, budget="question", max_tokens=None)
+    for share in (0.0, 0.1, 0.2):
+        for cells in (1, 2, 4):
+            changed = replace(asking, question_cells=cells, score_share=share)
+            ways.append(Way(f"question, {cells} cells, scores {share:.1f}", changed))
+    other = replace(asking, question_cells=2, score_share=0.2)
+    return ways + [Way(f"question, 2 cells, scores 0.2, layer {layer}", other, layer) for layer in layers]
+
+
+def photograph(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws a part of a photograph as a scene's background, float32 (size, size, 3); the kind is not read."""
+    name = PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))]
+    whole = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+    side = min(*whole.size, int(rng.uniform(250, 600)))
+    left, top = rng.integers(whole.width - side + 1), rng.integers(whole.height - side + 1)
+    part = whole.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(part, np.float32) * DIMMED + LIGHTENED
+
+
+def draw_scenes(sizes: tuple[int, int], seed: int, count: int) -> Iterator[tuple[Scene, list[Question]]]:
+    """Draws scenes of 448 pixels over photographs, with one question of each kind about each."""
+    spec = replace(PRESETS["detail"], object_size=sizes)
+    for index in range(count):
+        with patch("playground.scenes.background", photograph):
+            made = scene(spec, seed, index)
+        yield made, scene_questions(made.objects, spec.size, np.random.default_rng((seed, index, 2)), KINDS)
+
+
+class Tally:
+    """Right answers and tokens of one way, by question."""
+
+    def __init__(self) -> None:
+        self.right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+        self.first: list[int] = []
+        self.second: list[int] = []
+
+    def percent(self, kinds: Sequence[str]) -> float:
+        """Computes the accuracy, the mean over kinds, in percent."""
+        return 100 * float(np.mean([np.mean(self.right[kind]) for kind in kinds]))
+
+
+@torch.inference_mode()
+def see(engine: ChatEngine, way: Way, image: Image.Image, asked: Sequence[Question]) -> list[PreparedImage]:
+    """Prepares an image for each question under one way."""
+    cutter = engine.model.get_vision_tower().image_processor.cutter
+    prepared = prepare_leaves(image, cutter, way.settings)
+    if prepared.question is None:
+        return [prepared] * len(asked)
+    tokens = encode_prepared(engine.model, [prepared])
+    prompts = [prompt_ids(engine, question.text) for question in asked]
+    weights = attention_on_images(engine.model, prompts, [0] * len(asked), [tokens] * len(asked), way.layer)
+    return [prepared.refine(part) for (part,) in weights]
+
+
+@torch.inference_mode()
+def measure(
+    engine: ChatEngine, ways: Sequence[Way], scenes: Iterator[tuple[Scene, list[Question]]]
+) -> dict[str, Tally]:
+    """Asks every question in every way; the ways of a scene are answered together."""
+    answerer, tallies = Answerer(engine, max_new_tokens=40), {way.name: Tally() for way in ways}
+    for made, asked in scenes:
+        image = Image.fromarray(made.image)
+        views = [see(engine, way, image, asked) for way in ways]
+        shown: list[ImageTokens] = encode_prepared(engine.model, [view for row in views for view in row])
+        texts = [(i, asked[i % len(asked)].text) for i in range(len(shown))]
+        said = iter(answerer.answer(shown, texts))
+        for way, row in zip(ways, views, strict=True):
+            tally, asks = tallies[way.name], way.settings.budget == "question"
+            for question, view in zip(asked, row, strict=True):
+                tally.right[question.kind].append(same_answer(next(said), question.answer))
+                tally.second.append(view.tokens)
+                tally.first.append(engine.model.get_vision_tower().num_patches if asks else 0)
+    return tallies
+
+
+def table(tallies: dict[str, Tally], native: int) -> str:
+    """Formats the accuracies in percent, the tokens, and the computation before the answer as LLaVA-1.5-7B has it."""
+    rows = [table_head(["way", "tokens", "x CLIP's", "7B prefill, x CLIP's", "V*", *COLUMNS])]
+    for name, tally in tallies.items():
+        first, second = np.mean(tally.first) / native, np.mean(tally.second) / native
+        cost = prefill_flops(float(second), float(first)) / prefill_flops(1.0)
+        figures = [np.mean(tally.second), second, cost, tally.percent(V_STAR)]
+        figures += [tally.percent([kind]) for kind in COLUMNS]
+        digits = (1, 2, 2, 1, 1, 1, 1)
+        rows.append(table_row([name, *(f"{value:.{n}f}" for value, n in zip(figures, digits, strict=True))]))
+    return "\n".join(rows)

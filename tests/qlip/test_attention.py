@@ -1,0 +1,125 @@
+"""Attention weights of one layer against transformers' own, which eager attention returns for all layers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from qlip.attention import attention_on_keys, middle_layer
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=4),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8),
+}
+LENGTHS = (9, 6)
+
+
+def build(config, attention: str):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    return model
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """Two prompts, the shorter one padded on the left."""
+    ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.stack([torch.arange(9) >= 9 - length for length in LENGTHS]).long()
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def found(model, inputs, layer: int, queries: torch.Tensor, **options) -> torch.Tensor:
+    def run():
+        model(**inputs, use_cache=False)
+
+    return attention_on_keys(model.model, layer, run, queries, inputs["attention_mask"].bool(), **options)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@torch.no_grad()
+def test_equals_what_eager_attention_returns(config, attention):
+    inputs = batch()
+    queries = torch.zeros(2, 9, dtype=torch.bool)
+    queries[:, -3:] = True
+    expected = build(config, "eager")(**inputs, output_attentions=True).attentions
+    model = build(config, attention)
+    window = getattr(config, "sliding_window", None)
+    for layer in range(3):
+        got = found(model, inputs, layer, queries, window=window)
+        torch.testing.assert_close(got, expected[layer][:, :, -3:].mean((1, 2)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(got.sum(1), torch.ones(2))
+
+
+@torch.no_grad()
+def test_a_bias_on_keys_is_added_to_their_logits():
+    one_head = LlamaConfig(**{**SIZES, "num_attention_heads": 1, "num_key_value_heads": 1})
+    model, inputs = build(one_head, "sdpa"), batch()
+    queries = torch.zeros(2, 9, dtype=torch.bool)
+    queries[:, -1] = True
+    plain = found(model, inputs, 0, queries)
+    bias = torch.linspace(-1, 1, 18).view(2, 9)
+    expected = plain * bias.exp()
+    got = found(model, inputs, 0, queries, key_bias=bias)
+    torch.testing.assert_close(got, expected / expected.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def test_the_layers_above_do_not_run_and_the_model_is_left_as_it_was():
+    model, inputs = build(CONFIGS["llama"], "sdpa"), batch()
+    queries = inputs["attention_mask"].bool()
+    before, ran = model(**inputs).logits, []
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    found(model, inputs, 1, queries)
+    assert ran == [0]
+    torch.testing.assert_close(model(**inputs).logits, before, atol=0, rtol=0)
+    assert middle_layer(model.model) == 1
+
+
+def test_what_cannot_be_read_is_refused():
+    model, inputs = build(CONFIGS["llama"], "sdpa"), batch()
+    queries = inputs["attention_mask"].bool()
+    with pytest.raises(ValueError, match="the layer is 3; a language model of 3 layers has 0 to 2"):
+        found(model, inputs, 3, queries)
+    with pytest.raises(ValueError, match="a prompt has no token after its images"):
+        found(model, inputs, 1, torch.zeros_like(queries))
+    fused = AutoModelForCausalLM.from_config(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=50))
+    with pytest.raises(ValueError, match="GPT2Model has no `layers`, .*budget to 'score'"):
+        middle_layer(fused.transformer)
+    fused.transformer.layers = fused.transformer.h
+    with pytest.raises(ValueError, match="the attention of GPT2Model has no q_proj and no k_proj .*budget to 'score'"):
+        attention_on_keys(fused.transformer, 0, lambda: None, queries, queries)
+
+
+@torch.no_grad()
+def test_a_forward_pass_of_another_thread_is_not_disturbed():
+    model, inputs = build(CONFIGS["llama"], "sdpa"), batch()
+    queries = inputs["attention_mask"].bool()
+    expected, alone = model(**inputs).logits, found(model, inputs, 1, queries)
+    others: list[torch.Tensor] = []
+
+    def run():
+        with ThreadPoolExecutor(1) as pool:
+            others.append(pool.submit(lambda: model(**inputs).logits.detach()).result())
+        model(**inputs, use_cache=False)
+
+    got = attention_on_keys(model.model, 1, run, queries, queries)
+    torch.testing.assert_close(got, alone)
+    torch.testing.assert_close(others[0], expected)
