@@ -14,7 +14,9 @@ CLIP = Way("CLIP", None)
 SHIPPED = Way("QLIP as shipped")
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
-UNIFORM = {"alpha": 0.0, "max_tokens": None}
+GRID = {"geometry": "grid"}
+"""Pictures of any size in cells, as the rivals take them."""
+UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
 NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
 """Trees of CLIP's own cells."""
 THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
@@ -119,11 +121,11 @@ def _equal_flops() -> list[Way]:
         Way("thumbnail + quadtree of 32", {**budget, **THUMBNAIL_32}),
     ]
     for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging")):
-        ways.append(Way(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154}, rival))
-    ways.append(Way("PruMerge, adaptive, of 12 x 12", {"image_size": 168}, "prumerge"))
-    ways.append(Way("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182}, "tome"))
+        ways.append(Way(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))
+    ways.append(Way("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
+    ways.append(Way("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
     for name, change in AVERAGES.items():
-        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **change}
+        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **change}
         ways.append(Way(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
     return ways
 

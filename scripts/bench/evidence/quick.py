@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="the control rows, too: random splits, 1024 uniform tokens")
     parser.add_argument("--claims", type=Path, default=CLAIMS_FILE, help="file of claims (%(default)s)")
     parser.add_argument("--model-path", default=demo_model_path())
-    parser.add_argument("--answers-file", type=Path, help="keep the answers here; evidence/quick-SEED.jsonl")
+    parser.add_argument("--answers-file", type=Path, help="keep the answers here, and continue from it if it exists")
     parser.add_argument("--threads", type=integer(), default=os.cpu_count())
     return parse_and_run(parser, command, argv)
 
@@ -58,10 +59,14 @@ def command(options: argparse.Namespace) -> int:
     claims = read_claims(options.claims)
     if not options.all:
         claims = [claim for claim in claims if claim.way in (CLIP.name, SHIPPED.name)]
-    path = options.answers_file or Path(f"evidence/quick-{seed}.jsonl")
-    measure(claims, split, options, path)
-    verdicts = hold_against(claims, path, split, options.scenes, 0.95)
-    strict = hold_against(claims, path, split, options.scenes, 1 - 0.05 / len(claims))
+    with TemporaryDirectory() as folder:  # kept answers could be those of other weights or of older code
+        path = options.answers_file or Path(folder) / "answers.jsonl"
+        measure(claims, split, options, path)
+        counts = count_answers(claims, path, split, options)
+    verdicts, strict = (
+        [judge(claim, scenes, level) for claim, scenes in zip(claims, counts, strict=True)]
+        for level in (0.95, 1 - 0.05 / len(claims))
+    )
     print(format_verdicts(verdicts, strict))
     return int(not all(verdict.covers for verdict in strict))
 
@@ -81,18 +86,20 @@ def measure(claims: Sequence[Claim], split: str, options: argparse.Namespace, pa
     run({SHIPPED_MODEL: subject}, [(ways[way], name) for name, way in pairs], split, options.scenes, AnswerLog(path))
 
 
-def hold_against(claims: Sequence[Claim], path: Path, split: str, scenes: int, level: float) -> list[Verdict]:
-    """Holds the answers of a file against claims, at one level each."""
+def count_answers(
+    claims: Sequence[Claim], path: Path, split: str, options: argparse.Namespace
+) -> list[tuple[int, ...]]:
+    """Counts, for each claim, the scenes of a file's answers by how many are right."""
     from llava.eval.sweep.grid import read_own_settings
 
-    own, ways = read_own_settings(demo_model_path()), claimed_ways()
-    rows = [row for _, row in read_cells(path).numbered if (row["split"], row["scenes"]) == (split, scenes)]
-    verdicts = []
+    own, ways = read_own_settings(options.model_path), claimed_ways()
+    rows = [row for _, row in read_cells(path).numbered if (row["split"], row["scenes"]) == (split, options.scenes)]
+    counts = []
     for claim in claims:
         wanted = ways[claim.way].key(own)
         (row,) = (row for row in rows if row["set"] == claim.set and row["way"] == wanted)
-        verdicts.append(judge(claim, count_scenes(row, MEASURES[claim.measure]), level))
-    return verdicts
+        counts.append(count_scenes(row, MEASURES[claim.measure]))
+    return counts
 
 
 def format_verdicts(verdicts: Sequence[Verdict], strict: Sequence[Verdict]) -> str:

@@ -39,7 +39,7 @@ def test_the_table_shows_the_worst_loss_and_how_many_exceed_a_point() -> None:
 
 def test_photographs_are_counted_at_clips_grid_with_the_budget_scaled() -> None:
     assert photograph_tokens(QLIPConfig(alpha=0.0, max_tokens=64), 8) <= 576
-    assert photograph_tokens(QLIPConfig(alpha=0.0, max_tokens=64), 8) > 570
+    assert photograph_tokens(QLIPConfig(alpha=0.0, max_tokens=64), 8) > 540  # some are smaller than CLIP's input
 
 
 def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
