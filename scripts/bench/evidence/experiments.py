@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, SIZES
+from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
 from scripts.bench.evidence.settings import Way
 
 CLIP = Way("CLIP", None)
@@ -17,6 +17,8 @@ BUDGET = 96
 GRID = {"geometry": "grid"}
 """Pictures of any size in cells, as the rivals take them."""
 UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
+NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
+"""Trees of CLIP's own cells."""
 THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
 AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
@@ -206,6 +208,28 @@ def _defaults() -> list[Way]:
     return ways
 
 
+def _geometry() -> list[Way]:
+    """From the paper's geometry to the native one, a step at a time."""
+    steps: list[tuple[str, Mapping[str, object]]] = [
+        ("grid", {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}),
+        ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
+        ("native", {"geometry": "native", "leaf_position": "centre", "noise_floor": False}),
+        ("native, native positions", {**NATIVE, "noise_floor": False}),
+        ("native, native positions, noise floor", NATIVE),
+        ("native, native positions, noise floor, padded", {**NATIVE, "placement": "padded"}),
+    ]
+    return [CLIP, *(Way(name, change) for name, change in steps)]
+
+
+def _choice() -> list[Way]:
+    """Candidates for the defaults; the shipped settings are among them."""
+    ways = [CLIP, SHIPPED]
+    for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
+        settings = {"structure_size": size, "alpha": alpha, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE}
+        ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
+    return ways
+
+
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
 BY_SIZE = ("base", *SIZES, "noise 20")
 EXPERIMENTS = MappingProxyType(
@@ -221,5 +245,7 @@ EXPERIMENTS = MappingProxyType(
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
         "defaults": Experiment(_defaults(), BY_SIZE),
+        "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
+        "choice": Experiment(_choice(), MIXED_SETS),
     }
 )

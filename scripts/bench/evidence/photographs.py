@@ -75,7 +75,7 @@ def count_tokens(photographs: Sequence[Photograph], settings: dict[str, QLIPConf
 
     cutter = ImageCutter()
     return {
-        name: [len(cutter.partition(cutter.normalise(item.picture, chosen), chosen)) for item in photographs]
+        name: [len(cutter.find_leaves(item.picture, chosen)) for item in photographs]
         for name, chosen in settings.items()
     }
 

@@ -169,7 +169,7 @@ def tables(answers: Answers, validation: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("defaults", "losses", "equal-flops")
+        if name not in ("defaults", "losses", "equal-flops", "choice")
         for chosen in experiment.sets
     }
     losses, equal, defaults = (EXPERIMENTS[name] for name in ("losses", "equal-flops", "defaults"))

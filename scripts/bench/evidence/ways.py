@@ -133,14 +133,14 @@ class Subject:
         tower = engine.model.get_vision_tower()
         # A rival starts from the whole grid; a budget would make the image processor choose a smaller picture.
         tower.settings = replace(settings, max_tokens=None) if way.rival else settings
-        pixels = engine.prepare_images(pictures)
         if way.rival is not None:
-            return [self._reduce(way.rival, image, settings) for image in pixels]
+            return [self._reduce(way.rival, image, settings) for image in engine.prepare_images(pictures)]
         thumbnail = tower.num_patches if settings.thumbnail else 0
+        prepared = [engine.vision.prepare(picture, settings) for picture in pictures]
         if way.scrambled:
             with scrambled_positions(tower.vision_tower):
-                return self._count(engine.model.encode_tokens(pixels), thumbnail)
-        return self._count(engine.model.encode_tokens(pixels), thumbnail)
+                return self._count(engine.vision.encode(prepared), thumbnail)
+        return self._count(engine.vision.encode(prepared), thumbnail)
 
     def _count(self, tokens: Sequence[ImageTokens], thumbnail: int = 0) -> list[Seen]:
         """Adds what encoding cost; a thumbnail's tokens went through the tower apart."""
