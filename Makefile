@@ -4,6 +4,7 @@
 # make test            all tests
 # make check           linter and types
 # make bench           benchmarks
+# make evidence-quick  the README's figures again, on scenes of a new seed (SEED=... for a certain one), in ten minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ JOBS ?= 2
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: chat demo train-demo test check bench
+.PHONY: chat demo train-demo test check bench evidence-quick
 
 chat: $(VENV)/installed
 	@$(RUN) -m llava.serve.cli $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
@@ -37,6 +38,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m scripts.bench.quadtree $(ARGS)
+
+evidence-quick: $(VENV)/installed-dev
+	$(RUN) -m scripts.bench.evidence.quick $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

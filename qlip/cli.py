@@ -98,6 +98,12 @@ def add_bias(commands: Any) -> None:
     command.add_argument(
         "--modes", nargs="+", help="bilinear, bicubic, mlp, mlp-pure; by default the first two, and all with --mlp"
     )
+    command.add_argument(
+        "--convention",
+        choices=("ours", "authors"),
+        default="ours",
+        help="of the measures: ours, or the authors' released code's (%(default)s)",
+    )
     command.add_argument("--mlp", type=Path, help="weights of the MLP prior: our .safetensors, or the authors' .pt")
     quadtree = command.add_argument_group("measure a quadtree as well", argument_default=argparse.SUPPRESS)
     quadtree.add_argument("--alpha", type=float, help="its split threshold")

@@ -47,8 +47,13 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
     return model, _read(path, lambda: AutoImageProcessor.from_pretrained(path))
 
 
-def load_projection(path: str) -> nn.Linear:
+def load_projection(path: str, needed: str = "--loss projected", instead: str = "--loss distance") -> nn.Linear:
     """Loads CLIP's `visual_projection` in float32 from a checkpoint that `load_tower` reads.
+
+    Args:
+        path: the checkpoint.
+        needed: the flag that needs it.
+        instead: the flag that does not.
 
     Raises:
         ValueError: the checkpoint has none.
@@ -61,8 +66,8 @@ def load_projection(path: str) -> nn.Linear:
         missing = info["missing_keys"]
     if "visual_projection.weight" in missing:
         raise ValueError(
-            f"{path}, of type {kind!r}, has no visual_projection.weight, which loss 'projected' needs;"
-            " give a whole CLIP checkpoint, or loss 'distance' (--loss distance)"
+            f"{path}, of type {kind!r}, has no visual_projection.weight, which {needed} needs;"
+            f" give a whole CLIP checkpoint, or {instead}"
         )
     return model.visual_projection
 

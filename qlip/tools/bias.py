@@ -1,12 +1,16 @@
 """Mesoscopic and interpolation bias: how much a tower's embedding of an image depends on its size (paper section 3).
 
-Both compare E at size N with a reference, E of the same image in the same shape at the tower's native size and on the
-uniform grid. E is the pooled output: [CLS] after the last norm; SigLIP: its attention head.
+Both compare E at size N with a reference, E of the same image at the tower's native size and on the uniform grid. E is
+the pooled output: [CLS] after the last norm; SigLIP: its attention head.
 
 - Mesoscopic bias: the cosine of the two with all position embeddings, [CLS]'s too, set to zero. 1 is best.
 - Interpolation bias: the L2 norm of the gradient of the cosine, positions in use, by P: the embeddings added to the
   patch tokens at size N. 0 is best. [CLS]'s own is not in P, as it is never interpolated. With more tokens, each
   counts less and the norm is smaller: compare modes at one number of tokens, not sizes with each other.
+
+That is the convention "ours", whose reference has the image's own shape. In that of the authors' released code,
+"authors", E is CLIP's image embedding, the pooled output after `visual_projection`; P has [CLS]'s row as well; and the
+reference is the image's central square, whatever the shape. A cosine does not depend on the embedding's length.
 
 Images are measured one at a time, so the largest size bounds memory.
 """
@@ -21,7 +25,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
 from qlip.encoder import QLIPVisionModel
@@ -34,6 +38,7 @@ from qlip.rgb import to_rgb
 from qlip.tools.intervals import mean_interval
 
 Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]
+Convention = Literal["ours", "authors"]
 Cell = tuple[str, str, str, str | None, int]  # the first five fields of a Row
 
 
@@ -53,7 +58,11 @@ class BiasConfig:
     quadtree: QLIPConfig | None = None
     """Settings of a quadtree to measure besides the uniform grid; their image size is ignored."""
 
+    convention: Convention = "ours"
+    """What E, P and the reference are: see the module."""
+
     def __post_init__(self) -> None:
+        check_choice("convention", self.convention, Convention)
         for name, choices in (("shapes", Shape), ("modes", Mode)):
             for value in getattr(self, name):
                 check_choice(name, value, choices)
@@ -92,22 +101,31 @@ def default_sizes(native_grid: int, patch_size: int) -> tuple[int, ...]:
     return tuple(count * patch_size for count in sorted(cells))
 
 
-def embed(model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor) -> Tensor:
-    """Computes E (D,), the pooled output of an image (3, H, W); positions ([CLS] +) N, D as in `encode`."""
+def embed(
+    model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor, projection: nn.Linear | None = None
+) -> Tensor:
+    """Computes E (D,) of an image (3, H, W): the pooled output, projected if there is a projection.
+
+    `positions` ([CLS] +) N, D are as in `encode`.
+    """
     pooled = model.encode([image], [leaves], [positions], pool=True).pooled
     if pooled is None:
         raise TypeError(f"{type(model).__name__} has no pooled output")
-    return pooled[0]
+    return pooled[0] if projection is None else projection(pooled[0])
 
 
 @torch.no_grad()
-def embed_without_positions(model: QLIPVisionModel, image: Tensor, leaves: Leaves) -> Tensor:
+def embed_without_positions(
+    model: QLIPVisionModel, image: Tensor, leaves: Leaves, projection: nn.Linear | None = None
+) -> Tensor:
     """Computes E with all position embeddings, [CLS]'s too, set to zero; see `embed`."""
     cls = model.cls_position
-    return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]))
+    return embed(model, image, leaves, cls.new_zeros(len(cls) + len(leaves), cls.shape[1]), projection)
 
 
-def mesoscopic_bias(model: QLIPVisionModel, image: Tensor, leaves: Leaves, reference: Tensor) -> float:
+def mesoscopic_bias(
+    model: QLIPVisionModel, image: Tensor, leaves: Leaves, reference: Tensor, projection: nn.Linear | None = None
+) -> float:
     """Computes the cosine of E(image) without positions to a reference (paper section 3); 1 is best.
 
     Args:
@@ -115,12 +133,19 @@ def mesoscopic_bias(model: QLIPVisionModel, image: Tensor, leaves: Leaves, refer
         image: float (3, H, W), normalised.
         leaves: N leaves of the image.
         reference: (D,), from `embed_without_positions`: the same image at the native size.
+        projection: CLIP's `visual_projection` in the authors' convention, for the reference, too.
     """
-    return float(F.cosine_similarity(embed_without_positions(model, image, leaves), reference, dim=0))
+    return float(F.cosine_similarity(embed_without_positions(model, image, leaves, projection), reference, dim=0))
 
 
 def interpolation_bias(
-    model: QLIPVisionModel, image: Tensor, leaves: Leaves, positions: Tensor, reference: Tensor
+    model: QLIPVisionModel,
+    image: Tensor,
+    leaves: Leaves,
+    positions: Tensor,
+    reference: Tensor,
+    projection: nn.Linear | None = None,
+    by_cls: bool = False,
 ) -> float:
     """Computes || grad_P cos(E(image), reference) ||_2 over all entries of P (paper section 3); 0 is best.
 
@@ -130,13 +155,16 @@ def interpolation_bias(
         leaves: N leaves of the image.
         positions: P, float (N, D), the embeddings added to the patch tokens; [CLS] has its own.
         reference: (D,), from `embed`: the same image at the native size; a constant.
+        projection: CLIP's `visual_projection` in the authors' convention, for the reference, too.
+        by_cls: [CLS]'s own position embedding belongs to P, as in the authors' convention.
     """
+    cls = model.cls_position.detach().requires_grad_(by_cls)
     added = positions.detach().requires_grad_()
     with torch.enable_grad():
-        embedding = embed(model, image, leaves, torch.cat([model.cls_position.detach(), added]))
+        embedding = embed(model, image, leaves, torch.cat([cls, added]), projection)
         cosine = F.cosine_similarity(embedding, reference.detach(), dim=0)
-        (gradient,) = torch.autograd.grad(cosine, added)
-    return float(gradient.norm())
+        gradients = torch.autograd.grad(cosine, [cls, added] if by_cls else [added])
+    return float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
 
 
 @torch.no_grad()
@@ -149,7 +177,11 @@ def place_leaves(model: QLIPVisionModel, leaves: Leaves, mode: Mode) -> Tensor:
 
 
 def measure(
-    model: QLIPVisionModel, processor: QLIPImageProcessor, pictures: Iterable[Image.Image], config: BiasConfig
+    model: QLIPVisionModel,
+    processor: QLIPImageProcessor,
+    pictures: Iterable[Image.Image],
+    config: BiasConfig,
+    projection: nn.Linear | None = None,
 ) -> list[Row]:
     """Measures both biases, each a mean over images, by shape, size, tiling and mode.
 
@@ -159,11 +191,17 @@ def measure(
         pictures: Pillow images of any mode and size. Those smaller than a size are enlarged to it; those that would
             exceed `QLIPConfig.max_cells` are shrunk.
         config: what is measured.
+        projection: CLIP's `visual_projection`, for the authors' convention.
 
     Raises:
         ValueError: no images; a size that is not whole cells, or too large; a mode without its prior; a budget below
-            the coarsest tree.
+            the coarsest tree; the authors' convention without a projection.
     """
+    if (config.convention == "authors") != (projection is not None):
+        raise ValueError(
+            f"convention is {config.convention!r}, and there is {'no' if projection is None else 'a'} projection;"
+            " 'authors' needs CLIP's visual_projection, 'ours' takes none"
+        )
     if model.prior is None and any(mode.startswith("mlp") for mode in config.modes):
         raise ValueError(f"modes are {config.modes}, but the tower has no MLP prior")
     processors = {size: _make_resizer(model, processor, size) for size in choose_sizes(model, config)}
@@ -173,7 +211,7 @@ def measure(
     for picture in map(to_rgb, pictures):
         for shape in config.shapes:
             view = crop_square(picture) if shape == "cropped" else picture
-            for cell, count, value in _measure_view(model, at_native, processors, view, shape, config):
+            for cell, count, value in _measure_view(model, at_native, processors, view, shape, config, projection):
                 values[cell].append(value)
                 counts[cell].append(count)
     if not values:
@@ -199,30 +237,32 @@ def _measure_view(
     view: Image.Image,
     shape: Shape,
     config: BiasConfig,
+    projection: nn.Linear | None,
 ) -> Iterator[tuple[Cell, int, float]]:
     """Yields cell, number of patch tokens and value for both measures of one image in one shape."""
     device, patch_size = model.position_table.device, model.config.patch_size
+    authors = config.convention == "authors"
 
-    def prepare(processor: QLIPImageProcessor) -> tuple[Tensor, Leaves]:
-        image = processor.preprocess(view, return_tensors="pt")["pixel_values"][0].to(device)
+    def prepare(picture: Image.Image, processor: QLIPImageProcessor) -> tuple[Tensor, Leaves]:
+        image = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0].to(device)
         return image, Leaves.uniform(find_grid(image, patch_size))
 
-    image, uniform = prepare(at_native)
-    bare = embed_without_positions(model, image, uniform)
+    image, uniform = prepare(crop_square(view) if authors else view, at_native)
+    bare = embed_without_positions(model, image, uniform, projection)
     with torch.no_grad():
-        reference = embed(
-            model, image, uniform, torch.cat([model.cls_position, place_leaves(model, uniform, "bicubic")])
-        )
+        positions = torch.cat([model.cls_position, place_leaves(model, uniform, "bicubic")])
+        reference = embed(model, image, uniform, positions, projection)
     for size, processor in processors.items():
-        image, uniform = prepare(processor)
+        image, uniform = prepare(view, processor)
         trees = {"uniform": uniform}
         if config.quadtree is not None:
             trees["quadtree"] = partition_as(config.quadtree, image, patch_size, model.native_grid)
         for tiling, leaves in trees.items():
-            value = mesoscopic_bias(model, image, leaves, bare)
+            value = mesoscopic_bias(model, image, leaves, bare, projection)
             yield ("mesoscopic", shape, tiling, None, size), len(leaves), value
             for mode in config.modes:
-                value = interpolation_bias(model, image, leaves, place_leaves(model, leaves, mode), reference)
+                positions = place_leaves(model, leaves, mode)
+                value = interpolation_bias(model, image, leaves, positions, reference, projection, by_cls=authors)
                 yield ("interpolation", shape, tiling, mode, size), len(leaves), value
 
 

@@ -19,7 +19,7 @@ from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
 from qlip.pictures import find_pictures, read_picture
-from qlip.pretrained import load_tower
+from qlip.pretrained import load_projection, load_tower
 from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
 from qlip.tools.plots import Curve, Panel, check_suffix, plot_panels
 
@@ -37,10 +37,14 @@ def report_bias(args: argparse.Namespace) -> None:
     config = make_config(args)
     paths = spread(find_pictures(args.images), args.limit)
     model, processor = prepare_tower(args.tower, args.mlp, args.device)
+    projection = None
+    if config.convention == "authors":
+        projection = load_projection(args.tower, "--convention authors", "--convention ours")
+        projection.to(model.position_table.device).requires_grad_(False)
     choose_sizes(model, config)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # fails now, not when all is measured
     pictures = (picture for path in tqdm(paths, "pictures") if (picture := read_picture(path)) is not None)
-    rows = measure(model, processor, pictures, config)
+    rows = measure(model, processor, pictures, config, projection)
     settings = describe_run(args, model, config, rows, len(paths))
     versions = {
         "python": platform.python_version(),
@@ -64,6 +68,7 @@ def make_config(args: argparse.Namespace) -> BiasConfig:
         shapes=tuple(args.shapes),
         modes=tuple(modes),
         quadtree=QLIPConfig(**given) if given else None,
+        convention=args.convention,
     )
 
 
@@ -78,6 +83,7 @@ def describe_run(
         "images": str(args.images),
         "pictures": rows[0].count,
         "skipped": files - rows[0].count,
+        "convention": config.convention,
         "sizes": choose_sizes(model, config),
         "shapes": config.shapes,
         "modes": config.modes,

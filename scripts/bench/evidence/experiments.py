@@ -7,14 +7,29 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-from scripts.bench.evidence.scene_sets import DETAIL_SET, SIZES
+from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
 from scripts.bench.evidence.settings import Way
 
 CLIP = Way("CLIP", None)
 SHIPPED = Way("QLIP as shipped")
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
-UNIFORM = {"alpha": 0.0, "max_tokens": None}
+GRID = {"geometry": "grid"}
+"""Pictures of any size in cells, as the rivals take them."""
+UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
+NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
+"""Trees of CLIP's own cells."""
+THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
+AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "": {"llm_size_bias": 0.0},
+        ", logit bias": {"llm_size_bias": 1.0},
+        ", logit bias, native weight": {"llm_size_bias": 1.0, "llm_weight": "native"},
+    }
+)
+"""Averages over leaves, without and with the logarithm of a leaf's cells on its key's logits."""
+CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
+"""Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
 PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False, "llm_size_bias": 0.0}
@@ -36,6 +51,7 @@ def _positions(settings: Mapping[str, object]) -> list[Way]:
         Way("MLP, grid term, + residual", {"mlp_residual": True, **settings}, prior="grid"),
         Way("MLP, [CLS] term", {"mlp_residual": False, **settings}, prior="consistency"),
         Way("MLP, [CLS] term, + residual", {"mlp_residual": True, **settings}, prior="consistency"),
+        Way("MLP, released training", {"mlp_residual": False, **settings}, prior="released"),
         Way("scrambled reshape", settings, scrambled=True),
     ]
 
@@ -80,7 +96,51 @@ def _rivals() -> list[Way]:
     for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging"), ("tome", "ToMe merging")):
         for positions in ("raster", "sequential"):
             ways.append(Way(f"{name}, {positions}", {"max_tokens": BUDGET, "llm_positions": positions}, rival))
+    for positions in ("raster", "sequential"):
+        ways.append(Way(f"PruMerge, adaptive, {positions}", {"llm_positions": positions}, "prumerge"))
+    for name, change in AVERAGES.items():
+        ways.append(Way(f"leaves averaged after the tower{name}", {**budget, **change}, "leaves"))
+    ways += [Way(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
+    ways.append(Way("thumbnail + quadtree of 32", {**budget, **THUMBNAIL_32}))
+    ways.append(Way("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
     return ways
+
+
+def _equal_flops() -> list[Way]:
+    """Ways as dear as the quadtree at `BUDGET`, for the embedded model.
+
+    A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
+    """
+    budget = {"alpha": 0.0, "max_tokens": BUDGET}
+    ways = [
+        CLIP,
+        Way("quadtree", budget),
+        Way("quadtree, any coarsest", {**budget, "coarsest": "any"}),
+        Way("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
+        Way("random quadtree", {**budget, "criterion": "random"}),
+        Way("thumbnail + quadtree of 32", {**budget, **THUMBNAIL_32}),
+    ]
+    for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging")):
+        ways.append(Way(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))
+    ways.append(Way("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
+    ways.append(Way("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
+    for name, change in AVERAGES.items():
+        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **change}
+        ways.append(Way(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
+    return ways
+
+
+def _dear_rivals() -> list[Way]:
+    """Rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree as dear as it is."""
+    weighted = {"alpha": 0.0, "llm_weight": "native"}
+    return [
+        Way("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
+        Way("quadtree, as dear as the crop", {**weighted, "max_tokens": CROP_TOKENS}),
+        Way("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),
+        Way("quadtree, as dear as ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
+        Way("[CLS] pruning, 96 of 32 x 32", {"max_tokens": BUDGET}, "cls"),
+        Way("quadtree, as dear as pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
+    ]
 
 
 def _options() -> list[Way]:
@@ -144,6 +204,28 @@ def _defaults() -> list[Way]:
     return ways
 
 
+def _geometry() -> list[Way]:
+    """From the paper's geometry to the native one, a step at a time."""
+    steps: list[tuple[str, Mapping[str, object]]] = [
+        ("grid", {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}),
+        ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
+        ("native", {"geometry": "native", "leaf_position": "centre", "noise_floor": False}),
+        ("native, native positions", {**NATIVE, "noise_floor": False}),
+        ("native, native positions, noise floor", NATIVE),
+        ("native, native positions, noise floor, padded", {**NATIVE, "placement": "padded"}),
+    ]
+    return [CLIP, *(Way(name, change) for name, change in steps)]
+
+
+def _choice() -> list[Way]:
+    """Candidates for the defaults; the shipped settings are among them."""
+    ways = [CLIP, SHIPPED]
+    for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
+        settings = {"structure_size": size, "alpha": alpha, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE}
+        ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
+    return ways
+
+
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
 BY_SIZE = ("base", *SIZES, "noise 20")
 EXPERIMENTS = MappingProxyType(
@@ -153,9 +235,13 @@ EXPERIMENTS = MappingProxyType(
         "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
         "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
         "rivals": Experiment(_rivals(), DETAIL_AND_LARGE),
+        "equal-flops": Experiment(_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
+        "dear-rivals": Experiment(_dear_rivals(), DETAIL_AND_LARGE),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
         "defaults": Experiment(_defaults(), BY_SIZE),
+        "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
+        "choice": Experiment(_choice(), MIXED_SETS),
     }
 )

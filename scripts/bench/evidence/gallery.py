@@ -56,9 +56,9 @@ def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answere
 def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:
     from llava.eval.run.answerer import Answerer
 
-    seen = subject.see(way, [picture])
-    said = Answerer(subject.engine_of(way), max_new_tokens=40).answer(seen, [(0, QUESTION)])
-    return said[0], len(seen[0].features)
+    tokens = subject.see(way, [picture])[0].tokens
+    said = Answerer(subject.engine_of(way), max_new_tokens=40).answer([tokens], [(0, QUESTION)])
+    return said[0], len(tokens.features)
 
 
 def find(subject: Subject, scenes: int) -> tuple[list[Answered], list[Answered]]:

@@ -1,7 +1,8 @@
 """Makes the tables and figures of docs/RESULTS.md from the answers that `run` kept.
 
 `python -m scripts.bench.evidence.report --answers-files evidence/*.jsonl` writes the table of each experiment between
-its marks `<!-- NAME -->` and `<!-- end NAME -->`, and the figures. Cells without answers are "not measured".
+its marks `<!-- NAME -->` and `<!-- end NAME -->`, and the figures. Cells without answers are "not measured". README's
+table and the table of claims come from `claims.json`; `--only-claims` writes these alone.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from pathlib import Path
 from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.claim_tables import claim_parts
+from scripts.bench.evidence.claims import read_claims
 from scripts.bench.evidence.scene_sets import SPLITS
 
 
-def fill(text: str, parts: Mapping[str, str]) -> str:
-    """Writes each part between its marks.
+def fill(text: str, parts: Mapping[str, str], partly: bool = False) -> str:
+    """Writes each part between its marks; `partly` leaves marks without a part as they are.
 
     Raises:
         ValueError: the text has a mark without a part.
     """
 
     def part(match: re.Match[str]) -> str:
+        if match["name"] not in parts and partly:
+            return match[0]
         if match["name"] not in parts:
             raise ValueError(f"no part for the mark {match['name']!r}; parts are {', '.join(parts)}")
         return f"<!-- {match['name']} -->\n{parts[match['name']]}\n<!-- end {match['name']} -->"
@@ -40,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")
+    parser.add_argument("--only-claims", action="store_true", help="fill the tables of claims alone; reads no answers")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     return parse_and_run(parser, run, argv)
 
@@ -50,6 +57,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a file of answers is missing, or the document has a mark without a part.
     """
+    if options.only_claims:
+        fill_claims(options)
+        return
     from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
     from scripts.bench.evidence.figures import size_figure, token_figure
@@ -59,16 +69,27 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join(missing)}: no such file; python -m scripts.bench.evidence.run writes it")
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)
-    parts = tables(answers, Answers(options.answers_files, "validation", own))
+    parts = tables(answers, Answers(options.answers_files, "validation", own)) | claim_parts(read_claims())
     if options.print:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")
         return
     options.document.write_text(fill(options.document.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    fill_claims(options)
     figures = options.document.parent / "results"
     token_figure(answers, figures / "tokens.svg")
     size_figure(answers, V_STAR, "V* (%)", figures / "sizes.svg")
     size_figure(answers, ("count",), "counting (%)", figures / "counting.svg")
+
+
+def fill_claims(options: argparse.Namespace) -> None:
+    """Writes the tables of claims into both pages, or prints them."""
+    parts = claim_parts(read_claims())
+    if options.print:
+        print("\n\n".join(parts.values()))
+        return
+    for page in (options.document, options.readme):
+        page.write_text(fill(page.read_text(encoding="utf-8"), parts, partly=True), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from scripts.bench.evidence.settings import Way
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.sets import QuestionSet
-    from scripts.bench.evidence.ways import Subject
+    from scripts.bench.evidence.ways import Examined, Subject
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +48,15 @@ def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) ->
 
 def run(
     subjects: dict[str, Subject],
-    names: Sequence[str],
+    pairs: Sequence[tuple[Way, str | Path]],
     split: str,
     scenes: int,
     log: AnswerLog,
-    sets: Sequence[str] = (),
-    folders: Sequence[Path] = (),
 ) -> None:
-    """Examines every subject in every cell that the log does not hold yet."""
+    """Examines every subject in every way on every set of some pairs that the log does not hold yet."""
     from scripts.bench.evidence.sets import draw_set, read_set
 
-    todo = [(model, way, chosen) for way, chosen in cells(names, sets, folders) for model in subjects]
+    todo = [(model, way, chosen) for way, chosen in pairs for model in subjects]
     for model, way, _ in todo:
         subjects[model].settings(way)  # fails here, before the work begins, if a prior is missing
     drawn: QuestionSet | None = None
@@ -71,13 +69,18 @@ def run(
         if drawn is None or drawn.name != label:
             drawn = draw_set(chosen, split, scenes) if isinstance(chosen, str) else read_set(chosen)
         begun = time.monotonic()
-        tokens, right = subjects[model].examine(way, drawn)
-        log.add(row | marks(drawn, right) | {"tokens": tokens, "seconds": round(time.monotonic() - begun, 1)})
-        share = sum(map(sum, right)) / sum(map(len, right))
+        found = subjects[model].examine(way, drawn)
+        log.add(row | to_cell(drawn, found) | {"seconds": round(time.monotonic() - begun, 1)})
+        share, tokens = sum(map(sum, found.right)) / sum(map(len, found.right)), found.tokens
         logger.info(
             "%d/%d %s %s %s: %.1f %% with %.1f tokens in %.1f s",
             number, len(todo), model, label, way.name, 100 * share, sum(tokens) / len(tokens), time.monotonic() - begun,
         )  # fmt: skip
+
+
+def to_cell(questions: QuestionSet, found: Examined) -> dict[str, Any]:
+    """Builds what is kept of a cell's answers, ready for JSON."""
+    return marks(questions, found.right) | {"tokens": found.tokens, "flops": [round(count) for count in found.flops]}
 
 
 def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def command(options: argparse.Namespace) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    run(subjects, options.experiments, options.split, options.scenes, log, options.sets, options.questions)
+    run(subjects, cells(options.experiments, options.sets, options.questions), options.split, options.scenes, log)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ from playground.presets import PRESETS, SceneSpec, evaluation_presets
 
 SPLITS = {"validation": 7500, "test": 9500}
 """Series of scenes. Choices are made on the first alone; the second is looked at once, when they are made."""
+SERIES = "series "
+"""What the name of any other series of scenes begins with, before its number."""
+TRAINING_SEEDS = range(1, 100)
+"""Seeds that the embedded models are trained with; no series that is measured may be one of them."""
 SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
 """One question of each about every scene; listing, a long answer that repeats the others, is left out. Scenes with
@@ -38,19 +42,50 @@ MIXED = "mixed/"
 """Begins the names of sets of which half of the grounds are crops of photographs, `playground`'s evaluation presets."""
 MIXED_SETS = tuple(f"{MIXED}{name}" for name, spec in evaluation_presets("validation").items() if spec.objects[0] >= 2)
 """Without those of empty scenes, about which `KINDS` cannot be asked."""
+GROUND_SETS = tuple(name for name in MIXED_SETS if name.startswith(f"{MIXED}ground "))
+"""Sets of one kind of ground each."""
 SET_NAMES = (*SCENE_SETS, *MIXED_SETS)
 
 
 def find_set(name: str, split: str) -> SceneSet:
     """Finds a set of `SET_NAMES`; in those that begin with `MIXED`, a split has photographs and fonts to itself.
 
+    Other series have those of the test split.
+
     Raises:
         ValueError: the set or the split is unknown.
     """
-    if name not in SET_NAMES or split not in SPLITS:
+    series_of(split)
+    if name not in SET_NAMES:
         raise ValueError(
             f"no set {name!r} in split {split!r}; sets are {', '.join(SET_NAMES)}, splits {', '.join(SPLITS)}"
         )
     if name in SCENE_SETS:
         return SCENE_SETS[name]
-    return SceneSet(evaluation_presets(split)[name.removeprefix(MIXED)])
+    return SceneSet(evaluation_presets(split if split in SPLITS else "test")[name.removeprefix(MIXED)])
+
+
+def series_of(split: str) -> int:
+    """Finds the number of a split's series of scenes.
+
+    Raises:
+        ValueError: the split is neither a name of `SPLITS` nor "series " and a number.
+    """
+    if split in SPLITS:
+        return SPLITS[split]
+    number = split.removeprefix(SERIES)
+    if number == split or not number.isdecimal():
+        raise ValueError(f"no split {split!r}; allowed are {', '.join(SPLITS)}, and {SERIES}NUMBER")
+    return int(number)
+
+
+def new_series(seed: int) -> str:
+    """Names the split of a series that nothing was trained, chosen or published on.
+
+    Raises:
+        ValueError: it is a split's, or a training's.
+    """
+    if seed in SPLITS.values() or seed in TRAINING_SEEDS:
+        used = ", ".join(map(str, SPLITS.values()))
+        raise ValueError(f"seed {seed} is not new: {used} are published, below {TRAINING_SEEDS.stop} are for training")
+    return f"{SERIES}{seed}"

@@ -13,7 +13,7 @@ from llava.eval.run.questions import Question, read_lines
 from playground.dialogue import ask
 from playground.questions import scene_questions
 from playground.scenes import Scene, scene
-from scripts.bench.evidence.scene_sets import KINDS, SCENES, SPLITS, find_set
+from scripts.bench.evidence.scene_sets import KINDS, SCENES, find_set, series_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
     Raises:
         ValueError: the set or the split is unknown.
     """
-    spec, seed = find_set(name, split).spec, SPLITS[split]
+    spec, seed = find_set(name, split).spec, series_of(split)
     pictures, questions = [], []
     for index in range(scenes):
         picture, made = draw_scene(name, split, index)
@@ -51,7 +51,7 @@ def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
 
 def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, Scene]:
     """Draws one picture of a set; returns it and its scene, which has no noise yet."""
-    wanted, seed = find_set(name, split), SPLITS[split]
+    wanted, seed = find_set(name, split), series_of(split)
     made = scene(wanted.spec, seed, index)
     return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from qlip import QLIPConfig
 
-Rival = Literal["cls", "cls+merge", "tome"]
-Prior = Literal["grid", "consistency"]
+Rival = Literal["cls", "cls+merge", "prumerge", "tome", "leaves", "crop"]
+Prior = Literal["grid", "consistency", "released"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Way:
     settings: Mapping[str, Any] | None = field(default_factory=dict)
     """QLIP settings laid over the checkpoint's own; None is CLIP's own tower."""
     rival: Rival | None = None
-    """Another token reduction instead of the quadtree; `settings` then give the budget and the positions."""
+    """Another token reduction instead of the quadtree; `settings` then give the budget and the positions, for "leaves"
+    also the tree; "crop" sees through CLIP's own tower."""
     prior: Prior | None = None
     """Which trained MLP prior to use, for interpolation "mlp"."""
     scrambled: bool = False

@@ -13,7 +13,7 @@ from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import read_cells
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.scene_sets import KINDS, SIZES
+from scripts.bench.evidence.scene_sets import GROUND_SETS, KINDS
 from scripts.bench.evidence.settings import Way
 
 
@@ -29,6 +29,12 @@ class Cell:
         """Mean number of visual tokens."""
         counts = [count for row in self.rows for count in row["tokens"]]
         return sum(counts) / len(counts)
+
+    @property
+    def flops(self) -> float | None:
+        """Mean floating-point operations up to the answer's first token; None in files without them."""
+        counts = [count for row in self.rows for count in row.get("flops", ())]
+        return sum(counts) / len(counts) if counts else None
 
     def accuracy(self, kinds: Iterable[str]) -> Estimate:
         """Computes the share of right answers in %, with its interval; all answers about a picture are one group."""
@@ -71,18 +77,39 @@ class Answers:
 def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
     """Formats a Markdown table of ways on one set."""
     lines = [
-        "| seen by | tokens | V* | V* by checkpoint | count | existence |",
-        "|---|---|---|---|---|---|",
+        "| seen by | tokens | GFLOPs | V* | V* by checkpoint | count | existence |",
+        "|---|---|---|---|---|---|---|",
     ]
     for way in ways:
         cell = answers.cell(way, name)
         if cell is None:
-            lines.append(f"| {way.name} | not measured | | | | |")
+            lines.append(f"| {way.name} | not measured | | | | | |")
             continue
         each = " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR))
         shares = [interval(cell.accuracy(kinds)) for kinds in (V_STAR, ("count",), ("existence",))]
-        lines.append(f"| {way.name} | {cell.tokens:.1f} | {shares[0]} | {each} | {shares[1]} | {shares[2]} |")
+        cost = f"{cell.tokens:.1f} | {format_flops(cell.flops)}"
+        lines.append(f"| {way.name} | {cost} | {shares[0]} | {each} | {shares[1]} | {shares[2]} |")
     return "\n".join(lines)
+
+
+def kind_table(answers: Answers, ways: Sequence[Way], name: str) -> str:
+    """Formats a Markdown table of ways on one set: accuracy in each kind of question asked, tokens and FLOPs."""
+    cells = {way.name: answers.cell(way, name) for way in ways}
+    asked = dict.fromkeys(kind for cell in cells.values() if cell for row in cell.rows for kind in row["right"])
+    kinds = list(asked or KINDS)
+    lines = [f"| seen by | tokens | GFLOPs | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    for label, cell in cells.items():
+        if cell:
+            shares = " | ".join(f"{cell.share((kind,)):.1f}" for kind in kinds)
+            lines.append(f"| {label} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {shares} |")
+        else:
+            lines.append(f"| {label} | not measured |{' |' * (1 + len(kinds))}")
+    return "\n".join(lines)
+
+
+def format_flops(count: float | None) -> str:
+    """Formats a number of operations in units of 10^9."""
+    return "not counted" if count is None else f"{count / 1e9:.3g}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -91,12 +118,17 @@ def interval(estimate: Estimate) -> str:
 
 
 def size_table(answers: Answers, ways: Sequence[Way], sets: Sequence[str], kinds: Sequence[str]) -> str:
-    """Formats a Markdown table of ways over sets: accuracy in the given kinds, and tokens."""
-    lines = ["| seen by | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    """Formats a Markdown table of ways over sets: accuracy in the given kinds, and tokens.
+
+    FLOPs, in units of 10^9, are the mean over the sets that were measured.
+    """
+    lines = ["| seen by | GFLOPs | " + " | ".join(sets) + " |", "|---" * (len(sets) + 2) + "|"]
     for way in ways:
         cells = [answers.cell(way, name) for name in sets]
         texts = [f"{c.share(kinds):.1f} ({c.tokens:.0f})" if c else "not measured" for c in cells]
-        lines.append(f"| {way.name} | " + " | ".join(texts) + " |")
+        counts = [cell.flops for cell in cells if cell and cell.flops is not None]
+        flops = format_flops(sum(counts) / len(counts) if counts else None)
+        lines.append(f"| {way.name} | {flops} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -137,12 +169,18 @@ def tables(answers: Answers, validation: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("defaults", "losses")
+        if name not in ("defaults", "losses", "equal-flops", "choice")
         for chosen in experiment.sets
     }
-    losses, defaults = EXPERIMENTS["losses"], EXPERIMENTS["defaults"]
+    losses, equal, defaults = (EXPERIMENTS[name] for name in ("losses", "equal-flops", "defaults"))
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
-        parts[f"losses: {name}"] = size_table(answers, losses.ways, ("base", *SIZES, "noise 20", "noise 40"), kinds)
+        parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
+        by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
+        parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)
+        parts[f"equal-flops by ground: {name}"] = size_table(answers, equal.ways, GROUND_SETS, kinds)
+    for chosen in EXPERIMENTS["rivals"].sets:
+        for name in ("rivals", "equal-flops", "dear-rivals"):
+            parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)
     parts["defaults"] = shortfalls(validation, defaults.ways, defaults.sets)
     parts["frozen"] = shortfalls(answers, [CLIP, SHIPPED], defaults.sets)
     return parts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from unittest.mock import patch
 
 import torch
@@ -14,17 +15,41 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.run.generate import prompt_ids
 from llava.eval.sweep.grid import read_own_settings
-from llava.mm_utils import get_model_name_from_path
+from llava.mm_utils import expand2square, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.language_positions import ImageSpan
 from qlip.positions import native_side
-from scripts.bench.evidence.rivals import merge_similar, prune_by_cls, raster_places
+from scripts.bench.evidence.crop import GENERAL, attend_to_image, choose_box, join_views, window_sides
+from scripts.bench.evidence.flops import ModelCost
+from scripts.bench.evidence.rivals import average_leaves, merge_similar, prune_by_cls, prune_outliers, raster_places
 from scripts.bench.evidence.sets import QuestionSet
 from scripts.bench.evidence.settings import Rival, Way
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the language model gets it."""
+
+    tokens: ImageTokens
+    flops: int
+    """Of tower, projector and earlier passes, without the prompt's prefill."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What came of a set of questions, one entry a picture."""
+
+    tokens: list[float]
+    """Visual tokens, the mean over the picture's questions."""
+    flops: list[float]
+    """Up to the answer's first token, the mean over the picture's questions."""
+    right: list[list[bool]]
+    """Whether each answer was right."""
 
 
 class Subject:
@@ -36,6 +61,7 @@ class Subject:
         self.clip: ChatEngine | None = None
         self.engine = self._load(True)
         self.own = read_own_settings(model_path)
+        self.cost = ModelCost.of(self.engine.model)
 
     def _load(self, qlip: bool) -> ChatEngine:
         name = get_model_name_from_path(self.model_path)
@@ -52,54 +78,119 @@ class Subject:
 
     def engine_of(self, way: Way) -> ChatEngine:
         """Picks the engine for a way; CLIP's is a second model, loaded on first use."""
-        if way.settings is not None:
+        if way.settings is not None and way.rival != "crop":
             return self.engine
         if self.clip is None:
             self.clip = self._load(False)
         return self.clip
 
-    def examine(self, way: Way, questions: QuestionSet, chunk: int = 8) -> tuple[list[int], list[list[bool]]]:
-        """Counts the visual tokens of each picture and judges the answer to each of its questions."""
-        answerer = Answerer(self.engine_of(way), max_new_tokens=16, batch_tokens=self.batch_tokens)
-        tokens, right = [], []
+    def examine(self, way: Way, questions: QuestionSet, chunk: int = 8) -> Examined:
+        """Asks every question about its picture, seen in one way."""
+        engine = self.engine_of(way)
+        answerer = Answerer(engine, max_new_tokens=16, batch_tokens=self.batch_tokens)
+        examined = Examined([], [], [])
         for start in range(0, len(questions.pictures), chunk):
-            seen = self.see(way, questions.pictures[start : start + chunk])
-            tokens += [len(picture.features) for picture in seen]
             rows = questions.questions[start : start + chunk]
-            said = answerer.answer(seen, [(i, item.text) for i, row in enumerate(rows) for item in row])
-            answers = iter(said)
-            right += [[same_answer(next(answers), str(item.answer)) for item in row] for row in rows]
-        return tokens, right
+            texts = [[item.text for item in row] for row in rows]
+            seen = self.see_asked(way, questions.pictures[start : start + chunk], texts)
+            flat = [view for views in seen for view in views]
+            asked = [text for row in texts for text in row]
+            answers = iter(answerer.answer([view.tokens for view in flat], list(enumerate(asked))))
+            examined.right.extend([same_answer(next(answers), str(item.answer)) for item in row] for row in rows)
+            for views, row in zip(seen, texts, strict=True):
+                counts = [len(view.tokens.features) for view in views]
+                work = [
+                    view.flops + self.cost.prefill(count + len(prompt_ids(engine, text)) - 1)
+                    for view, count, text in zip(views, counts, row, strict=True)
+                ]
+                examined.tokens.append(mean(counts))
+                examined.flops.append(mean(work))
+        return examined
 
     @torch.inference_mode()
-    def see(self, way: Way, pictures: Sequence[Image.Image]) -> list[ImageTokens]:
-        """Encodes pictures as tokens for the language model."""
+    def see_asked(
+        self, way: Way, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+    ) -> list[list[Seen]]:
+        """Encodes pictures for their questions: one view a question, for most ways the same for all."""
+        if way.rival == "crop":
+            return [self._crop(way, picture, row) for picture, row in zip(pictures, questions, strict=True)]
+        return [[view] * len(row) for view, row in zip(self.see(way, pictures), questions, strict=True)]
+
+    @torch.inference_mode()
+    def see(self, way: Way, pictures: Sequence[Image.Image]) -> list[Seen]:
+        """Encodes pictures as tokens for the language model, whatever the question."""
         engine, settings = self.engine_of(way), self.settings(way)
         if settings is None:
-            return engine.model.encode_tokens(engine.prepare_images(pictures))
+            tokens = engine.model.encode_tokens(engine.prepare_images(pictures))
+            return [Seen(image, self.cost.encode(len(image.features), interpolated=False)) for image in tokens]
         tower = engine.model.get_vision_tower()
         # A rival starts from the whole grid; a budget would make the image processor choose a smaller picture.
         tower.settings = replace(settings, max_tokens=None) if way.rival else settings
-        pixels = engine.prepare_images(pictures)
         if way.rival is not None:
-            return [self._reduce(way.rival, image, settings) for image in pixels]
+            return [self._reduce(way.rival, image, settings) for image in engine.prepare_images(pictures)]
+        thumbnail = tower.num_patches if settings.thumbnail else 0
+        prepared = [engine.vision.prepare(picture, settings) for picture in pictures]
         if way.scrambled:
             with scrambled_positions(tower.vision_tower):
-                return engine.model.encode_tokens(pixels)
-        return engine.model.encode_tokens(pixels)
+                return self._count(engine.vision.encode(prepared), thumbnail)
+        return self._count(engine.vision.encode(prepared), thumbnail)
 
-    def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> ImageTokens:
+    def _count(self, tokens: Sequence[ImageTokens], thumbnail: int = 0) -> list[Seen]:
+        """Adds what encoding cost; a thumbnail's tokens went through the tower apart."""
+        seen = []
+        for image in tokens:
+            count = len(image.features)
+            apart = self.cost.encode(thumbnail) if thumbnail else 0
+            seen.append(Seen(image, apart + self.cost.encode(count - thumbnail)))
+        return seen
+
+    def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> Seen:
+        """Runs a rival on one image (C, H, W) at the size of its uniform grid."""
         tower = self.engine.model.get_vision_tower()
         vision, native = tower.vision_tower, tower.num_patches_per_side
         keep = settings.max_tokens or tower.num_patches
-        if rival == "tome":
+        span: ImageSpan | None = None
+        if rival == "leaves":
+            leaves = vision.partition(image, settings)
+            kept, span = average_leaves(vision, image, leaves), vision.language_span(leaves, settings)
+        elif rival == "tome":
             kept = merge_similar(vision, image, keep)
+        elif rival == "prumerge":
+            kept = prune_outliers(vision, image)
         else:
             kept = prune_by_cls(vision, image, keep, 0.0 if rival == "cls" else 10 / 64)
+        count = len(kept.features)
+        if span is None and settings.llm_positions == "sequential":
+            span = ImageSpan.sequential(count)
+        elif span is None:
+            span = ImageSpan(count, raster_places(kept, native), native**2, None)
         features = self.engine.model.get_model().mm_projector(kept.features)
-        if settings.llm_positions == "sequential":
-            return ImageTokens(features, ImageSpan.sequential(len(features)))
-        return ImageTokens(features, ImageSpan(len(features), raster_places(kept, native), native**2, None))
+        return Seen(ImageTokens(features, span), kept.flops + self.cost.project(count))
+
+    def _crop(self, way: Way, picture: Image.Image, questions: Sequence[str]) -> list[Seen]:
+        """Encodes a picture and, for each question, the crop that its first pass finds."""
+        engine, settings = self.engine_of(way), self.settings(way)
+        model, processor = engine.model, engine.model.get_vision_tower().image_processor
+        square = expand2square(picture, tuple(round(255 * value) for value in processor.image_mean))
+        (whole,) = model.encode_tokens(engine.prepare_images([square]))
+        n = model.get_vision_tower().num_patches_per_side
+        layer = len(model.get_model().layers) // 2
+        looks = [
+            attend_to_image(model, prompt_ids(engine, text), whole, layer).view(n, n) for text in (GENERAL, *questions)
+        ]
+        sides = window_sides(n, model.get_vision_tower().config.image_size, square.width)
+        boxes = [choose_box(look / looks[0], sides) for look in looks[1:]]
+        cell = square.width / n
+        crops = [square.crop([round(v * cell) for v in (b.col, b.row, b.col + b.side, b.row + b.side)]) for b in boxes]
+        raster = settings is not None and settings.llm_positions == "raster"
+        seen = []
+        general, *lengths = [len(prompt_ids(engine, text)) - 1 + n * n for text in (GENERAL, *questions)]
+        views = model.encode_tokens(engine.prepare_images(crops))
+        for view, box, length in zip(views, boxes, lengths, strict=True):
+            first = sum(self.cost.prefill(size) + self.cost.attend(size) for size in (general, length))
+            tokens = join_views(whole, view, box, n, raster)
+            seen.append(Seen(tokens, first + 2 * self.cost.encode(n * n, interpolated=False)))
+        return seen
 
 
 @contextmanager

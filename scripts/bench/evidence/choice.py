@@ -1,0 +1,152 @@
+"""Chooses default settings on validation scenes and photographs: `python -m scripts.bench.evidence.choice`.
+
+`python -m scripts.bench.evidence.run --experiments choice --scenes 400` answers first, for every seed of the model. A
+candidate may take at most 1.2 times CLIP's tokens on average over the scenes, and 1.5 times over the photographs, which
+are counted at CLIP ViT-L/14-336's grid with the budget and the blocks scaled to it. Of those, it should lose at most a
+point, in every set and kind of question, against the better of CLIP and the best candidate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
+from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
+
+if TYPE_CHECKING:
+    from qlip import QLIPConfig
+    from scripts.bench.evidence.tables import Cell
+
+MOST_ON_SCENES = 1.2
+"""Most tokens on average over the scenes, as a multiple of CLIP's."""
+MOST_ON_PHOTOGRAPHS = 1.5
+"""The same for photographs."""
+CLIP_CELLS = 24
+"""n of CLIP ViT-L/14-336."""
+
+Shares = Mapping[tuple[str, str], float]
+"""Share of right answers in %, by set and kind of question."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that were measured."""
+
+    name: str
+    shares: Shares
+    on_scenes: float
+    """Mean tokens, as a multiple of CLIP's."""
+    on_photographs: float
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether it takes few enough tokens."""
+        return self.on_scenes <= MOST_ON_SCENES and self.on_photographs <= MOST_ON_PHOTOGRAPHS
+
+    def losses(self, best: Shares) -> dict[tuple[str, str], float]:
+        """Computes the points that it is behind, by set and kind; 0 where it is ahead."""
+        return {key: max(0.0, best[key] - share) for key, share in self.shares.items()}
+
+
+def best_shares(clip: Shares, candidates: Sequence[Candidate]) -> dict[tuple[str, str], float]:
+    """Finds the best share in each set and kind, of CLIP and the candidates that take few enough tokens."""
+    allowed = [candidate.shares for candidate in candidates if candidate.is_allowed]
+    return {key: max(share, *(shares[key] for shares in allowed), share) for key, share in clip.items()}
+
+
+def rank(clip: Shares, candidates: Sequence[Candidate]) -> list[tuple[Candidate, dict[tuple[str, str], float]]]:
+    """Orders candidates with their losses: allowed ones first, then by the mean loss."""
+    best = best_shares(clip, candidates)
+    losses = [(candidate, candidate.losses(best)) for candidate in candidates]
+    return sorted(losses, key=lambda pair: (not pair[0].is_allowed, sum(pair[1].values())))
+
+
+def table(clip: Shares, candidates: Sequence[Candidate]) -> str:
+    """Formats the ranking as a Markdown table."""
+    lines = [
+        "| settings | scenes, of CLIP's tokens | photographs | mean loss | worst loss | losses above a point |",
+        "|---|---|---|---|---|---|",
+    ]
+    for candidate, losses in rank(clip, candidates):
+        worst = max(losses, key=losses.__getitem__)
+        above = sum(loss > 1 for loss in losses.values())
+        lines.append(
+            f"| {candidate.name} | {candidate.on_scenes:.2f} | {candidate.on_photographs:.2f} "
+            f"| {sum(losses.values()) / len(losses):.2f} | {losses[worst]:.1f} ({worst[0]}, {worst[1]}) "
+            f"| {above} of {len(losses)} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="choice", description="Rank candidates for the default settings.")
+    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    parser.add_argument(
+        "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
+    )
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Prints the ranking.
+
+    Raises:
+        ValueError: CLIP or all candidates lack answers in one of the sets.
+    """
+    from llava.eval.sweep.grid import read_own_settings
+    from scripts.bench.evidence.tables import Answers
+
+    own = read_own_settings(options.model_path)
+    answers, wanted = Answers(options.answers_files, "validation", own), EXPERIMENTS["choice"]
+    cells = {way.name: {name: answers.cell(way, name) for name in wanted.sets} for way in wanted.ways}
+    whole = {name: {of: cell for of, cell in row.items() if cell} for name, row in cells.items() if all(row.values())}
+    if CLIP.name not in whole or len(whole) < 2:
+        raise ValueError(
+            f"{', '.join(map(str, options.answers_files))} hold no complete answers of CLIP and a candidate; run"
+            " python -m scripts.bench.evidence.run --experiments choice"
+        )
+    clip_tokens = mean_tokens(whole[CLIP.name])
+    native = round(clip_tokens**0.5)
+    candidates = []
+    for way in wanted.ways:
+        settings = way.resolve(own)
+        if settings is not None and way.name in whole:
+            photographs = photograph_tokens(settings, native) / CLIP_CELLS**2
+            row = whole[way.name]
+            candidates.append(Candidate(way.name, to_shares(row), mean_tokens(row) / clip_tokens, photographs))
+    print(table(to_shares(whole[CLIP.name]), candidates))
+
+
+def to_shares(cells: Mapping[str, Cell]) -> dict[tuple[str, str], float]:
+    """Computes the share of right answers by set and kind."""
+    return {(name, kind): cell.share((kind,)) for name, cell in cells.items() for kind in cell.rows[0]["right"]}
+
+
+def mean_tokens(cells: Mapping[str, Cell]) -> float:
+    """Computes the mean over the sets."""
+    return sum(cell.tokens for cell in cells.values()) / len(cells)
+
+
+def photograph_tokens(settings: QLIPConfig, native_grid: int) -> float:
+    """Counts the mean tokens of photographs at CLIP's grid, with the budget of a grid of `native_grid` scaled to it."""
+    from dataclasses import replace
+
+    from scripts.bench.evidence.photograph_set import load_photographs
+    from scripts.bench.evidence.photographs import count_tokens
+
+    budget = settings.max_tokens
+    scaled = None if budget is None else round(budget * (CLIP_CELLS / native_grid) ** 2)
+    ((counts),) = count_tokens(load_photographs(), {"": replace(settings, max_tokens=scaled)}).values()
+    return sum(counts) / len(counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
