@@ -77,7 +77,8 @@ class ImageCutter:
     def _native_grid_of(self, height: float, width: float, settings: QLIPConfig) -> tuple[int, int]:
         """Chooses the grid of native cells, each a square of a power of two; see `choose_grid`."""
         longest = max(height, width)
-        level = max(0, math.ceil(math.log2(longest / self.native_size)))
+        # `image_size` scales by a rounded quotient, which must not cost a level.
+        level = max(0, math.ceil(math.log2(longest / self.native_size) - 1e-9))
         sizes = [(self.native_grid, 2**k) for k in range(level, -1, -1)]
         sizes += [(side, 1) for side in range(self.native_grid - 1, 0, -1)]  # even CLIP's view is too large
         for side, cell in sizes:

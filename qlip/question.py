@@ -148,6 +148,8 @@ def cut_for_question(cut: Callable[[QLIPConfig], CutImage], native_grid: int, se
         budget = min(budget, settings.max_tokens)
     kept = cut(replace(leaves, max_tokens=budget))
     fine = cut(replace(leaves, max_tokens=None))
+    if fine.leaves.grid != first.leaves.grid:  # made smaller, since even its coarsest tree would exceed the budget
+        fine = cut(leaves)
     return QuestionCut(first, kept, fine, native_grid, settings)
 
 

@@ -53,6 +53,12 @@ def test_the_grid_is_the_native_one_times_a_power_of_two(height, width, max_toke
     assert cell == 2**level or (cell < 2**level and rows * cols * 4 > max_cells) or max_tokens is not None
 
 
+@pytest.mark.parametrize("side", [300, 2673])
+def test_a_wanted_size_costs_no_level_by_rounding(side):
+    """672 / 2673 * 2673 is a little more than 672 in floating point."""
+    assert ImageCutter().choose_grid(side, side, QLIPConfig(geometry="native", image_size=672)) == (48, 48)
+
+
 @pytest.mark.parametrize("size", [(336, 336), (337, 337), (1000, 1000), (640, 427), (50, 1900), (3000, 3000)], ids=str)
 def test_a_flat_image_costs_no_more_than_clip_and_has_no_strips_at_its_edges(size):
     leaves = CUTTER.prepare(Image.new("RGB", size, "olive"), NATIVE).leaves

@@ -167,3 +167,15 @@ def test_no_question_takes_more_than_the_budget_or_the_bound(seed, cells, budget
 def test_cuts_of_different_grids_are_refused():
     with pytest.raises(ValueError, match=r"the grids differ: \(16, 16\), \(16, 16\), \(8, 8\) cells"):
         QuestionCut(waiting().first, waiting().kept, waiting((8, 8)).fine, 4, QLIPConfig())
+
+
+@pytest.mark.parametrize("geometry", ["grid", "native"])
+@pytest.mark.parametrize("size", [(60, 50), (40, 4), (17, 16)])
+@pytest.mark.parametrize("budget", [1, 2, 5, 9])
+def test_an_image_made_smaller_for_its_budget_has_one_grid_for_every_question(geometry, size, budget):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    wanted = QLIPConfig(budget="question", geometry=geometry, max_tokens=budget)
+    tree = cut_for_question(partial(CUTTER.prepare, Image.fromarray(noise)), CUTTER.native_grid, wanted)
+    chosen = tree.choose_roots(torch.rand(len(tree.gains), generator=torch.Generator().manual_seed(0)))
+    assert tree.split(chosen).leaves.grid == CUTTER.choose_grid(*size, wanted)
+    assert len(tree.split(chosen).leaves) <= tree.most_leaves <= budget
