@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ def noisy(sigma: float, side: int = 448, seed: int = 0) -> torch.Tensor:
 def test_it_is_the_standard_deviation_of_white_noise_whatever_else_is_smooth(sigma, seed, side):
     ramp = torch.linspace(-2, 2, side)
     found = estimate_noise(noisy(sigma, side, seed) + ramp + ramp[:, None] ** 2)
-    torch.testing.assert_close(found, torch.full((3,), sigma), rtol=0.06, atol=0)
+    torch.testing.assert_close(found, torch.full((3,), sigma), rtol=0.1, atol=0)
 
 
 def test_each_channel_has_its_own_and_an_image_without_noise_none():
     image = noisy(1.0) * torch.tensor([0.1, 0.4, 0.0])[:, None, None]
-    torch.testing.assert_close(estimate_noise(image), torch.tensor([0.1, 0.4, 0.0]), rtol=0.05, atol=1e-9)
+    torch.testing.assert_close(estimate_noise(image), torch.tensor([0.1, 0.4, 0.0]), rtol=0.1, atol=1e-9)
 
 
 @pytest.mark.parametrize("strength", [5, 10, 20, 40, 80])
@@ -87,7 +88,23 @@ def test_photographs_keep_their_detail(name):
         len(ImageCutter().find_leaves(image, QLIPConfig(geometry="native", max_tokens=None, noise_floor=floor)))
         for floor in (True, False)
     )
-    assert 0.92 * without < with_floor <= without
+    assert 0.95 * without < with_floor <= without
+
+
+def test_texture_in_a_part_of_an_image_is_not_its_noise():
+    grass = Image.fromarray(skimage.data.grass()).convert("RGB")
+    half = grass.copy()
+    half.paste(Image.fromarray(skimage.data.astronaut()).crop((0, 0, 512, 160)), (0, 0))
+    assert estimate_noise(half).max() < 0.5 * estimate_noise(grass).max()
+    native = QLIPConfig(geometry="native", max_tokens=None)
+    leaves = [len(ImageCutter().find_leaves(half, replace(native, noise_floor=floor))) for floor in (True, False)]
+    assert leaves[0] > 0.92 * leaves[1]
+
+
+def test_a_part_without_noise_hides_none():
+    image = noisy(0.3)
+    image[:, :, :56] = 1.0  # saturated
+    torch.testing.assert_close(estimate_noise(image), torch.full((3,), 0.3), rtol=0.1, atol=0)
 
 
 def test_an_image_without_squares_has_no_noise():
