@@ -16,7 +16,7 @@ DEFAULTS = {
     "max_tokens": 1152,
     "budget": "score",
     "question_cells": None,
-    "score_share": 0.2,
+    "score_share": 0.3,
     "geometry": "grid",
     "layout": "aligned",
     "image_size": None,

@@ -51,12 +51,12 @@ def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
     for share in (0.2, 0.3, 0.5, 1.0):
         ways.append(Way(f"score, {1 + share:.1f} x", replace(own, max_tokens=int(native * (1 + share)))))
     asking = replace(own, budget="question", max_tokens=None)
-    for share in (0.0, 0.1, 0.2):
+    for share in (0.0, 0.2, 0.3):
         for cells in (1, 2, 4):
             changed = replace(asking, question_cells=cells, score_share=share)
             ways.append(Way(f"question, {cells} cells, scores {share:.1f}", changed))
-    other = replace(asking, question_cells=2, score_share=0.2)
-    return ways + [Way(f"question, 2 cells, scores 0.2, layer {layer}", other, layer) for layer in layers]
+    other = replace(asking, question_cells=2, score_share=0.3)
+    return ways + [Way(f"question, 2 cells, scores 0.3, layer {layer}", other, layer) for layer in layers]
 
 
 def draw_scenes(

@@ -20,7 +20,14 @@ from tests.qlip.integrations.models import (
     picture,
 )
 
-SETTINGS = {"criterion": "gradient", "alpha": 0.5, "max_tokens": 60, "budget": "question", "question_cells": 2}
+SETTINGS = {
+    "criterion": "gradient",
+    "alpha": 0.5,
+    "max_tokens": 60,
+    "budget": "question",
+    "question_cells": 2,
+    "score_share": 0.2,
+}
 LAYER = 1  # the middle one of two
 TEXT = "USER: <image>\nfirst? ASSISTANT: none. USER: which is it? ASSISTANT:"
 NEWEST = "which is it?"
