@@ -135,11 +135,11 @@ def test_the_sliders_and_the_switch_redraw_and_recount_without_the_model(
     redrawn()
     visitor.at("#budget input[type=range]").fill("20")
     redrawn()
-    visitor.page.get_by_role("radio", name="CLIP").check(force=True)
+    visitor.page.get_by_role("radio", name="CLIP", exact=True).check(force=True)
     redrawn()
     assert 300 < counts[1] <= 400 and counts[2] <= 20 and counts[3] == 64
     expect(visitor.at("#alpha input[type=range]")).to_be_disabled()
-    visitor.page.get_by_role("radio", name="QLIP").check(force=True)
+    visitor.page.get_by_role("radio", name="QLIP", exact=True).check(force=True)
     redrawn()
     expect(visitor.at("#alpha input[type=range]")).to_be_enabled()
     assert talker.answers == []
@@ -165,11 +165,11 @@ def test_an_answer_can_be_had_anew_and_the_conversation_cleared(
     come: Callable[..., Visitor], engine: ChatEngine
 ) -> None:
     visitor = come().sees_a_picture().greedy()
-    visitor.page.get_by_role("radio", name="CLIP").check(force=True)
+    visitor.page.get_by_role("radio", name="CLIP", exact=True).check(force=True)
     expect(visitor.at("#meter strong")).to_have_text("64")
     visitor.ask(QUESTION)
     visitor.has_been_answered(says(engine, 0, enabled=False))
-    visitor.page.get_by_role("radio", name="QLIP").check(force=True)
+    visitor.page.get_by_role("radio", name="QLIP", exact=True).check(force=True)
     visitor.at("#regenerate").click()
     visitor.has_been_answered(says(engine, 0))
     expect(visitor.at("#chat .bot.message")).to_have_count(1)
