@@ -37,7 +37,8 @@ PLATE = (20, 46)
 STYLES = ("listing", "places", "table", "caption", "album")
 """Kinds of documents."""
 SHARES = (0.2, 0.25, 0.25, 0.1, 0.2)
-LONGEST_DIALOGUE = 10
+DIALOGUE_TURNS = (4, 14)
+"""Least and greatest number of questions about a described scene; many, since only answers can be learnt."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def document(rng: np.random.Generator) -> list[Piece]:
         return _album(rng)
     made = imagine(rng)
     describe = {"listing": describe_by_listing, "places": describe_by_places, "table": describe_by_table}[style]
-    turns = (1, LONGEST_DIALOGUE)
-    asked = [ask(kind, made.objects, made.sign, SIDE, rng) for kind in choose_kinds(made.sign, rng, turns)]
+    kinds = choose_kinds(made.sign, rng, DIALOGUE_TURNS)
+    asked = [ask(kind, made.objects, made.sign, SIDE, rng) for kind in kinds]
     return _conversation(describe(made, rng), asked)
 
 
@@ -125,7 +126,7 @@ def _album(rng: np.random.Generator) -> list[Piece]:
     describe = (describe_by_listing, describe_by_places)[rng.integers(2)]
     text = " ".join(f"Picture {number + 1}: {describe(made, rng)}" for number, made in enumerate(scenes))
     asked = []
-    for _ in range(rng.integers(2, LONGEST_DIALOGUE + 1)):
+    for _ in range(rng.integers(DIALOGUE_TURNS[0], DIALOGUE_TURNS[1] + 1)):
         number = int(rng.integers(len(scenes)))
         made = scenes[number]
         item = ask(choose_kinds(made.sign, rng, (1, 1))[0], made.objects, made.sign, SIDE, rng)

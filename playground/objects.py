@@ -48,6 +48,8 @@ class Sign:
     """Height of the capitals."""
     readable: bool = True
     """False if the capitals are too low to be read at the size of the picture."""
+    edges: tuple[float, ...] = ()
+    """Columns between the characters, the outer edges included, counted from the plate's left edge."""
 
 
 def height_and_width(size: int | Size) -> Size:

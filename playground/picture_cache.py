@@ -27,6 +27,8 @@ from playground.signs import CHARACTERS, LONGEST_TEXT
 logger = logging.getLogger(__name__)
 
 CHUNK = 500
+LEAST_PART = 3
+"""Pixels of a character, in height and in width, that make a cell show it."""
 PADDING_COLOUR = tuple(int(255 * value) for value in OPENAI_CLIP_MEAN)
 
 
@@ -40,6 +42,8 @@ class PictureBatch:
     """uint8 (B, C, C), see `cell_labels`."""
     texts: np.ndarray
     """uint8 (B, LONGEST_TEXT), see `encode_text`."""
+    characters: np.ndarray
+    """uint8 (B, C, C), see `cell_characters`."""
     captions: list[str]
 
 
@@ -49,6 +53,7 @@ class _Drawn(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     texts: np.ndarray
+    characters: np.ndarray
     captions: list[tuple[str, str | None]]
     """Of the picture and of its mirror image; a picture with a sign is not mirrored."""
 
@@ -64,8 +69,8 @@ class PictureCache:
             done.unlink(missing_ok=True)
             _draw(folder, spec, seed, count)
             done.write_text(json.dumps(key))
-        self._images, self._labels, self._texts = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "texts")
+        self._images, self._labels, self._texts, self._characters = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "texts", "characters")
         )
         self._captions = json.loads((folder / "captions.json").read_text())
 
@@ -78,7 +83,7 @@ class PictureCache:
         images[mirrored] = images[mirrored, :, ::-1]
         labels[mirrored] = labels[mirrored, :, ::-1]
         said = [pair[int(flip)] for pair, flip in zip(captions, mirrored, strict=True)]
-        return PictureBatch(images, labels, self._texts[rows], said)
+        return PictureBatch(images, labels, self._texts[rows], self._characters[rows], said)
 
 
 def encode_text(sign: Sign | None) -> np.ndarray:
@@ -86,6 +91,30 @@ def encode_text(sign: Sign | None) -> np.ndarray:
     codes = np.zeros(LONGEST_TEXT, np.uint8)
     if sign is not None and sign.readable:
         codes[: len(sign.text)] = [1 + CHARACTERS.index(character) for character in sign.text]
+    return codes
+
+
+def cell_characters(sign: Sign | None, side: int) -> np.ndarray:
+    """The character in each cell of a square picture: the one that takes most of the cell's width.
+
+    Returns:
+        uint8 (side / CELL, side / CELL), as in `encode_text`; 0 where less than `LEAST_PART` pixels of a readable
+        character are in the cell, in height or in width.
+    """
+    grid = side // CELL
+    codes = np.zeros((grid, grid), np.uint8)
+    if sign is None or not sign.readable:
+        return codes
+    starts = np.arange(grid) * CELL
+
+    def overlaps(low: float, high: float) -> np.ndarray:
+        return np.minimum(high, starts + CELL) - np.maximum(low, starts)
+
+    middle, left = sign.centre[0], sign.centre[1] - sign.box[1] / 2
+    rows = overlaps(middle - sign.height / 2, middle + sign.height / 2) >= LEAST_PART
+    widths = np.stack([overlaps(left + a, left + b) for a, b in zip(sign.edges, sign.edges[1:], strict=False)])
+    cols = np.where(widths.max(0) >= LEAST_PART, encode_text(sign)[widths.argmax(0)], 0)
+    codes[rows] = cols
     return codes
 
 
@@ -107,7 +136,12 @@ def pad_to_square(made: Scene) -> Scene:
 def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     grid = spec.size // CELL
-    shapes = {"images": (count, spec.size, spec.size, 3), "labels": (count, grid, grid), "texts": (count, LONGEST_TEXT)}
+    shapes = {
+        "images": (count, spec.size, spec.size, 3),
+        "labels": (count, grid, grid),
+        "texts": (count, LONGEST_TEXT),
+        "characters": (count, grid, grid),
+    }
     arrays = [
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=np.uint8)
         for name, shape in shapes.items()
@@ -118,7 +152,7 @@ def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         chunks = pool.map(partial(_draw_chunk, spec, seed, count), starts)
         for start, chunk in zip(starts, tqdm(chunks, "pictures", len(starts), mininterval=5), strict=True):
-            for array, part in zip(arrays, chunk[:3], strict=True):
+            for array, part in zip(arrays, chunk[:4], strict=True):
                 array[start : start + CHUNK] = part
             captions += chunk.captions
     for array in arrays:
@@ -132,6 +166,7 @@ def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> _Drawn:
         np.stack([made.image for made in scenes]),
         np.stack([cell_labels(made.objects, made.size, sign=made.sign) for made in scenes]),
         np.stack([encode_text(made.sign) for made in scenes]),
+        np.stack([cell_characters(made.sign, spec.size) for made in scenes]),
         [_captions(made) for made in scenes],
     )
 

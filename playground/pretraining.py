@@ -113,7 +113,8 @@ class CaptionEncoder(nn.Module):
 class VisionStage(nn.Module):
     """The tower learns from captions, by contrast, what [CLS] should say, and what each cell shows.
 
-    A cell of a sign names all of the sign's characters, in order; those of a sign that is too small name none.
+    A cell of a sign names the character that it shows and all of the sign's characters, in order; those of a sign that
+    is too small name none.
     """
 
     number = 12
@@ -127,7 +128,8 @@ class VisionStage(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.66))  # CLIP's: log(1 / 0.07)
         self.colour = nn.Linear(width, 1 + len(COLOURS))
         self.shape = nn.Linear(width, 2 + len(SHAPES))
-        self.characters = nn.Linear(width, LONGEST_TEXT * (1 + len(CHARACTERS)))
+        self.character = nn.Linear(width, 1 + len(CHARACTERS))
+        self.text = nn.Linear(width, LONGEST_TEXT * (1 + len(CHARACTERS)))
         self._look = model.look
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,7 +144,7 @@ class VisionStage(nn.Module):
         return dense + 0.5 * contrast, {"dense": dense.detach(), "contrast": contrast.detach(), **seen, **matched}
 
     def _dense_loss(self, features: Tensor, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropies of each cell's colour and shape, and of the characters on cells of signs."""
+        """Cross entropies of each cell's colour and shape, and of what is written on signs."""
         device = features.device
         labels = torch.from_numpy(batch.labels).to(device).long().flatten(1)
         colour, shape = split_cells(labels)
@@ -153,13 +155,22 @@ class VisionStage(nn.Module):
         report = {"cells": right[labels > 0].float().mean()}
         on_sign = labels == SIGN_LABEL
         if on_sign.any():
-            texts = torch.from_numpy(batch.texts).to(device).long()
-            wanted = texts[:, None].expand(-1, labels.shape[1], -1)[on_sign]
-            said = self.characters(features[on_sign]).view(len(wanted), LONGEST_TEXT, -1)
-            loss = loss + F.cross_entropy(said.flatten(0, 1), wanted.flatten())
-            readable = wanted.any(-1)
-            if readable.any():
-                report["read"] = (said.argmax(-1) == wanted).all(-1)[readable].float().mean()
+            reading, read = self._reading_loss(features[on_sign], batch, on_sign)
+            loss, report = loss + reading, report | read
+        return loss, report
+
+    def _reading_loss(self, features: Tensor, batch: PictureBatch, on_sign: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropies of the character in each of the S cells of signs, and of the sign's whole text."""
+        texts, here = (torch.from_numpy(array).to(features.device).long() for array in (batch.texts, batch.characters))
+        here = here.flatten(1)[on_sign]
+        wanted = texts[:, None].expand(-1, on_sign.shape[1], -1)[on_sign]  # (S, LONGEST_TEXT)
+        said_here = self.character(features)
+        said = self.text(features).view(len(wanted), LONGEST_TEXT, -1)
+        loss = F.cross_entropy(said_here, here) + F.cross_entropy(said.flatten(0, 1), wanted.flatten())
+        report = {}
+        if (shown := here > 0).any():
+            report["characters"] = (said_here.argmax(-1) == here)[shown].float().mean()
+            report["read"] = (said.argmax(-1) == wanted).all(-1)[wanted.any(-1)].float().mean()
         return loss, report
 
     def _contrast(self, pooled: Tensor, captions: list[str]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -89,9 +89,9 @@ def _make_sign(spec: SceneSpec, size: Size, rng: np.random.Generator) -> tuple[S
     text = choose_text(rng)
     while True:
         plate = draw_plate(text, height, spec.fonts, rng)
-        rows, cols = plate.shape[:2]
+        rows, cols = plate.pixels.shape[:2]
         if (rows <= 0.6 * size[0] and cols <= 0.8 * size[1]) or height <= min(low, LEAST_READABLE):
-            return Sign(text, (0.0, 0.0), (rows, cols), height, readable), plate
+            return Sign(text, (0.0, 0.0), (rows, cols), height, readable, plate.edges), plate.pixels
         height = max(min(low, LEAST_READABLE), int(0.8 * height))
 
 

@@ -62,7 +62,7 @@ class LlavaSchedule:
 
 LLAVA_SCHEDULES = {
     "pretrain": LlavaSchedule(steps=1000, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=7500, rate=1e-3, batch=16),
+    "finetune": LlavaSchedule(steps=6500, rate=1e-3, batch=16),
 }
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +37,15 @@ MARGIN = 0.4
 """Space between text and edge of the plate, in heights of the capitals."""
 
 
+class Plate(NamedTuple):
+    """A drawn plate."""
+
+    pixels: np.ndarray
+    """float32 (rows, cols, 3) in 0..255."""
+    edges: tuple[float, ...]
+    """Columns between the characters, the outer edges included."""
+
+
 def choose_text(rng: np.random.Generator) -> str:
     """Chooses a number, half of the time, or a word; numbers of one, two and three digits are equally frequent."""
     if rng.random() < 0.5:
@@ -44,7 +54,7 @@ def choose_text(rng: np.random.Generator) -> str:
     return WORDS[rng.integers(len(WORDS))]
 
 
-def draw_plate(text: str, height: int, fonts: str, rng: np.random.Generator) -> np.ndarray:
+def draw_plate(text: str, height: int, fonts: str, rng: np.random.Generator) -> Plate:
     """Draws a plate that fits its text.
 
     Args:
@@ -52,9 +62,6 @@ def draw_plate(text: str, height: int, fonts: str, rng: np.random.Generator) -> 
         height: height of the capitals in pixels.
         fonts: a key of `FONTS`.
         rng: chooses font and colours.
-
-    Returns:
-        float32 (rows, cols, 3) in 0..255.
     """
     font = _font(FONTS[fonts][rng.integers(len(FONTS[fonts]))], height)
     plate, ink = PLATES[rng.integers(len(PLATES))]
@@ -63,7 +70,8 @@ def draw_plate(text: str, height: int, fonts: str, rng: np.random.Generator) -> 
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
     image = Image.new("RGB", size, plate)
     ImageDraw.Draw(image).text((margin - left, margin - top), text.upper(), fill=ink, font=font)
-    return np.asarray(image, dtype=np.float32)
+    edges = tuple(margin - left + font.getlength(text.upper()[:count]) for count in range(len(text) + 1))
+    return Plate(np.asarray(image, dtype=np.float32), edges)
 
 
 @cache

@@ -59,7 +59,7 @@ class QLIPConfig:
     question_cells: int | None = None
     """With budget "question": how many of the coarsest blocks, usually cells of the native grid, a question splits;
     None for one in 32 of them. With `score_share` 0.2 the embedded model then takes 1.4 times CLIP's tokens and answers
-    as the scores do with 1.9 times."""
+    questions about single objects about as well as the scores do with 1.9 times; counting and listing gain nothing."""
 
     score_share: float = 0.2
     """With budget "question": how many tokens the scores may add to the unsplit image before the question does, as a

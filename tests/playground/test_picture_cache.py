@@ -15,7 +15,7 @@ from llava.model.multimodal_encoder.pretrained import default_image_processor
 from playground.dialogue import full_listing
 from playground.model import LLAVA, vision_config
 from playground.objects import Sign
-from playground.picture_cache import PictureCache, encode_text, pad_to_square
+from playground.picture_cache import PictureCache, cell_characters, encode_text, pad_to_square
 from playground.presets import TRAINING
 from playground.scenes import SIGN_LABEL, cell_labels, scene, sign_area
 from playground.signs import CHARACTERS
@@ -76,6 +76,20 @@ def test_texts_are_encoded_by_character():
     codes = encode_text(Sign("42", (0, 0), (1, 1), 9)).tolist()
     assert codes == [1 + CHARACTERS.index("4"), 1 + CHARACTERS.index("2"), 0, 0]
     assert encode_text(Sign("42", (0, 0), (1, 1), 2, readable=False)).tolist() == encode_text(None).tolist() == [0] * 4
+
+
+def test_characters_by_cell_by_hand():
+    sign = Sign("42", (21.0, 28.0), (14, 28), 10, edges=(2.0, 12.0, 26.0))  # plate: rows 14-28, columns 14-42
+    four, two = (1 + CHARACTERS.index(character) for character in "42")
+    assert cell_characters(sign, 56).tolist() == [[0, 0, 0, 0], [0, four, two, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert not cell_characters(replace(sign, readable=False), 56).any() and not cell_characters(None, 56).any()
+
+
+def test_characters_are_on_cells_of_signs_alone(cache):
+    batch = cache.batch(40, np.random.default_rng(1))
+    assert (batch.labels[batch.characters > 0] == SIGN_LABEL).all()
+    for characters, text in zip(batch.characters, batch.texts, strict=True):
+        assert set(characters[characters > 0].tolist()) <= set(text.tolist())
 
 
 def test_pictures_are_drawn_once(cache, tmp_path):

@@ -40,7 +40,7 @@ def test_the_fonts_exist_and_a_family_is_held_out():
 @pytest.mark.parametrize("height", [8, 16, 40])
 def test_capitals_are_as_high_as_asked_for(height, fonts):
     for seed in range(4):
-        plate = draw_plate("hihi", height, fonts, np.random.default_rng(seed))
+        plate = draw_plate("hihi", height, fonts, np.random.default_rng(seed)).pixels
         ground = plate[0, 0]
         inked = np.abs(plate - ground).max(-1).max(1) > 100
         assert inked.sum() == pytest.approx(height, abs=1 + 0.05 * height)
@@ -54,5 +54,16 @@ def test_plates_have_no_colour_of_an_object_and_texts_contrast():
 
 
 def test_a_plate_fits_its_text():
-    widths = [draw_plate(text, 20, "training", np.random.default_rng(0)).shape[1] for text in ("1", "42", "742")]
+    widths = [draw_plate(text, 20, "training", np.random.default_rng(0)).pixels.shape[1] for text in ("1", "42", "742")]
     assert widths == sorted(widths) and widths[0] < widths[2]
+
+
+@pytest.mark.parametrize("text", ["742", "ill", "stop"])
+def test_edges_lie_between_the_characters(text):
+    for seed in range(3):
+        whole, first = (draw_plate(part, 40, "training", np.random.default_rng(seed)) for part in (text, text[0]))
+        assert len(whole.edges) == len(text) + 1 and list(whole.edges) == sorted(whole.edges)
+        inked = [np.abs(plate.pixels - plate.pixels[0, 0]).max((0, 2)) > 100 for plate in (whole, first)]
+        border = round(whole.edges[1])
+        # Up to the first edge the plate shows what a plate with the first character alone shows, to a pixel.
+        assert np.flatnonzero(inked[0][: border + 1]).max() == pytest.approx(np.flatnonzero(inked[1]).max(), abs=2)

@@ -30,6 +30,8 @@ AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
 """Averages over leaves, without and with the logarithm of a leaf's cells on its key's logits."""
 CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
 """Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
+ASKED_TOKENS = 130
+"""The same of the question-aware budget, whose tokens depend on the question; on objects of 12-24 px."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
 PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False, "llm_size_bias": 0.0}
@@ -134,6 +136,8 @@ def _dear_rivals() -> list[Way]:
     """Rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree as dear as it is."""
     weighted = {"alpha": 0.0, "llm_weight": "native"}
     return [
+        Way("question-aware", {"budget": "question"}),
+        Way("quadtree, as dear as the question", {**weighted, "max_tokens": ASKED_TOKENS}),
         Way("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
         Way("quadtree, as dear as the crop", {**weighted, "max_tokens": CROP_TOKENS}),
         Way("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),

@@ -81,6 +81,8 @@ class ModelCost:
     """Layers of the language model."""
     head: int
     """Weights of the output layer; prefill computes the logits of one token."""
+    query: int
+    """Weights of a layer's projection to queries."""
 
     @classmethod
     def of(cls, model: Any) -> ModelCost:
@@ -94,7 +96,8 @@ class ModelCost:
         projector = sum(part.weight.numel() for part in model.get_model().mm_projector.modules() if _is_linear(part))
         head = config.hidden_size * config.vocab_size
         vision = model.get_vision_tower().vision_tower
-        return cls(TowerCost.of(vision), projector, layer, config.num_hidden_layers, head)
+        query = config.hidden_size * queries
+        return cls(TowerCost.of(vision), projector, layer, config.num_hidden_layers, head, query)
 
     def encode(self, patches: int, interpolated: bool = True) -> int:
         """Counts tower and projector over the patches of one image; CLIP's own tower does not interpolate."""
@@ -111,6 +114,17 @@ class ModelCost:
     def attend(self, tokens: int) -> int:
         """Counts the attention logits of one more query: what reading the last token's attention takes."""
         return 2 * tokens * self.layer.width
+
+    def relate(self, tokens: int, asking: int) -> int:
+        """Counts the first pass of a question-aware budget: a prompt up to the middle layer's attention.
+
+        Args:
+            tokens: of the prompt.
+            asking: tokens of the question, whose attention is read.
+        """
+        below = self.depth // 2 * self.layer.run(tokens)
+        key = self.layer.projections // 2 - self.query  # the other half is of values and outputs
+        return below + 2 * (asking * self.query + tokens * key) + asking * self.attend(tokens)
 
 
 def _is_linear(part: nn.Module) -> bool:

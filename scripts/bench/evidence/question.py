@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
+from scripts.bench.evidence.scene_sets import SPLITS
 
 
 def pixels(text: str) -> tuple[int, int]:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
     )
+    parser.add_argument("--photos", choices=SPLITS, default="validation", help="split of the photographs (%(default)s)")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
     parser.add_argument("--threads", type=integer(), default=1)
     return parse_and_run(parser, command, argv)
@@ -49,7 +51,7 @@ def command(options: argparse.Namespace) -> None:
     tower = engine.model.get_vision_tower()
     ways = make_ways(tower.settings, tower.num_patches, options.layers)
     for low, high in options.sizes:
-        tallies = measure(engine, ways, draw_scenes((low, high), options.seed, options.scenes))
+        tallies = measure(engine, ways, draw_scenes((low, high), options.seed, options.scenes, options.photos))
         print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{table(tallies, tower.num_patches)}\n")
         sys.stdout.flush()
     engine.close()

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from unittest.mock import patch
 
 import numpy as np
-import skimage.data
 import torch
 from PIL import Image
 
@@ -28,9 +26,6 @@ from qlip import QLIPConfig
 from scripts.bench.evidence.question_cost import prefill_flops
 from scripts.markdown_table import table_head, table_row
 
-PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "brick", "grass", "gravel", "retina")
-DIMMED, LIGHTENED = 0.6, 60
-"""A photograph's levels times the first plus the second, so that shapes of every colour differ from it."""
 COLUMNS = ("existence", "count", "listing")
 
 
@@ -64,22 +59,13 @@ def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
     return ways + [Way(f"question, 2 cells, scores 0.2, layer {layer}", other, layer) for layer in layers]
 
 
-def photograph(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws a part of a photograph as a scene's background, float32 (size, size, 3); the kind is not read."""
-    name = PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))]
-    whole = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
-    side = min(*whole.size, int(rng.uniform(250, 600)))
-    left, top = rng.integers(whole.width - side + 1), rng.integers(whole.height - side + 1)
-    part = whole.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(part, np.float32) * DIMMED + LIGHTENED
-
-
-def draw_scenes(sizes: tuple[int, int], seed: int, count: int) -> Iterator[tuple[Scene, list[Question]]]:
-    """Draws scenes of 448 pixels over photographs, with one question of each kind about each."""
-    spec = replace(PRESETS["detail"], object_size=sizes)
+def draw_scenes(
+    sizes: tuple[int, int], seed: int, count: int, photos: str = "validation"
+) -> Iterator[tuple[Scene, list[Question]]]:
+    """Draws scenes of 448 pixels over photographs of a split, with one question of each kind about each."""
+    spec = replace(PRESETS["detail"], object_size=sizes, backgrounds=("photo",), photos=photos)
     for index in range(count):
-        with patch("playground.scenes.background", photograph):
-            made = scene(spec, seed, index)
+        made = scene(spec, seed, index)
         yield made, scene_questions(made.objects, spec.size, np.random.default_rng((seed, index, 2)), KINDS)
 
 

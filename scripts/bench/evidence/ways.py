@@ -19,7 +19,10 @@ from llava.eval.run.generate import prompt_ids
 from llava.eval.sweep.grid import read_own_settings
 from llava.mm_utils import expand2square, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
+from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
+from llava.model.prepared_image import prepare_leaves
+from llava.model.question_budget import attention_on_images
 from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.language_positions import ImageSpan
@@ -112,8 +115,12 @@ class Subject:
         self, way: Way, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
     ) -> list[list[Seen]]:
         """Encodes pictures for their questions: one view a question, for most ways the same for all."""
+        settings = self.settings(way)
+        asked = zip(pictures, questions, strict=True)
         if way.rival == "crop":
-            return [self._crop(way, picture, row) for picture, row in zip(pictures, questions, strict=True)]
+            return [self._crop(way, picture, row) for picture, row in asked]
+        if settings is not None and settings.budget == "question":
+            return [self._ask(settings, picture, row) for picture, row in asked]
         return [[view] * len(row) for view, row in zip(self.see(way, pictures), questions, strict=True)]
 
     @torch.inference_mode()
@@ -166,6 +173,22 @@ class Subject:
             span = ImageSpan(count, raster_places(kept, native), native**2, None)
         features = self.engine.model.get_model().mm_projector(kept.features)
         return Seen(ImageTokens(features, span), kept.flops + self.cost.project(count))
+
+    def _ask(self, settings: QLIPConfig, picture: Image.Image, questions: Sequence[str]) -> list[Seen]:
+        """Encodes a picture by the tree that each question asks for."""
+        model = self.engine.model
+        prepared = prepare_leaves(picture, model.get_vision_tower().image_processor.cutter, settings)
+        first = encode_prepared(model, [prepared])
+        prompts = [prompt_ids(self.engine, text) for text in questions]
+        weights = attention_on_images(model, prompts, [0] * len(prompts), [first] * len(prompts))
+        views = encode_prepared(model, [prepared.refine(part) for (part,) in weights])
+        count = len(first[0].features)
+        seen = []
+        for view, prompt in zip(views, prompts, strict=True):
+            text = len(prompt) - 1
+            look = self.cost.encode(count) + self.cost.relate(text + count, text)
+            seen.append(Seen(view, look + self.cost.encode(len(view.features))))
+        return seen
 
     def _crop(self, way: Way, picture: Image.Image, questions: Sequence[str]) -> list[Seen]:
         """Encodes a picture and, for each question, the crop that its first pass finds."""

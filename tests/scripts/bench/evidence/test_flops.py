@@ -89,6 +89,14 @@ def test_two_passes_cost_both(subject: Subject, questions: QuestionSet) -> None:
     assert found - 2 * subject.cost.tower.layer.run(65) == seen[0][0].flops
 
 
+def test_asking_first_costs_both_passes(subject: Subject, questions: QuestionSet) -> None:
+    text, way = "How many objects are there?", Way("asked", {"budget": "question", "max_tokens": None})
+    seen: list[list[Seen]] = []
+    found = counted(lambda: seen.extend(subject.see_asked(way, questions.pictures, [[text]])))
+    assert found == seen[0][0].flops
+    assert len(seen[0][0].tokens.features) > 64
+
+
 def test_a_cell_counts_the_mean_over_questions_with_their_own_prompts(subject: Subject, questions: QuestionSet) -> None:
     found = subject.examine(SHIPPED, questions)
     (seen,) = subject.see(SHIPPED, questions.pictures)
