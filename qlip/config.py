@@ -159,6 +159,11 @@ class QLIPConfig:
         check_count("seed", self.seed, least=0)
         if self.geometry == "native" and self.layout != "aligned":
             raise ValueError(f"layout is {self.layout!r}; geometry 'native' tiles its cells: allowed is 'aligned'")
+        if self.placement == "padded" and self.thumbnail:
+            raise ValueError(
+                "placement is 'padded', but a thumbnail is the whole image stretched over the native grid; allowed with"
+                " thumbnail is 'whole'"
+            )
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
