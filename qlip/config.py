@@ -159,6 +159,11 @@ class QLIPConfig:
         check_count("seed", self.seed, least=0)
         if self.geometry == "native" and self.layout != "aligned":
             raise ValueError(f"layout is {self.layout!r}; geometry 'native' tiles its cells: allowed is 'aligned'")
+        if self.placement == "padded" and self.thumbnail:
+            raise ValueError(
+                "placement is 'padded', but a thumbnail is the whole image stretched over the native grid; allowed with"
+                " thumbnail is 'whole'"
+            )
         if self.interpolation == "mlp" and self.mlp is None:
             raise ValueError("interpolation is 'mlp' but mlp is None; give the path of the prior's weights")
 
@@ -187,9 +192,12 @@ class QLIPConfig:
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
-        if isinstance(values.get("alpha"), str):
+        alpha = values.get("alpha")
+        if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
+            alpha = alpha["__float__"]  # transformers writes an infinite number into config.json so
+        if isinstance(alpha, str):
             with suppress(ValueError):  # the field's own check reports a text that is no number
-                values = {**values, "alpha": float(values["alpha"])}
+                values = {**values, "alpha": float(alpha)}
         return cls(**values)
 
 

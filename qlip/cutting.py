@@ -59,8 +59,8 @@ class ImageCutter:
         """Chooses the (rows, cols) that an image of `height` x `width` pixels is resized to.
 
         With geometry "grid" the nearest whole cells at the wanted size. With "native" the longer side becomes the
-        native grid's times the smallest power of two that loses no pixel, and the shorter side the nearest number of
-        native cells. Smaller in either where that exceeds `max_cells`, or where even the coarsest tree would exceed
+        native grid's times the smallest power of two that does not shrink it, and the shorter side the nearest number
+        of native cells. Smaller in either where that exceeds `max_cells`, or where even the coarsest tree would exceed
         `max_tokens`.
         """
         scale = 1.0 if settings.image_size is None else settings.image_size / min(height, width)

@@ -118,8 +118,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         Raises:
             TypeError: an option that the settings decide.
         """
-        if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
-            raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
+        refuse_own_options(options)
         batch = images if isinstance(images, Sequence) else [images]
         if not batch:
             raise ValueError("there is no image; give at least one")
@@ -168,6 +167,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
         native_size = values["crop_size"]["height"]
         processor = cls(values["patch_size"], native_size, values["image_mean"], values["image_std"], values["qlip"])
         return (processor, kwargs) if kwargs.pop("return_unused_kwargs", False) else processor
+
+
+def refuse_own_options(options: Mapping[str, Any]) -> None:
+    """Raises TypeError if options of transformers' image processors are given that QLIP's settings replace."""
+    if refused := sorted(name for name, value in options.items() if name in OWN_OPTIONS and value is not None):
+        raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
 
 
 def to_pillow(image: Any) -> Image.Image:

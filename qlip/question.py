@@ -143,7 +143,8 @@ def cut_for_question(cut: Callable[[QLIPConfig], CutImage], native_grid: int, se
     """
     first = cut(replace(settings, alpha=math.inf))
     leaves = replace(settings, thumbnail=False)
-    budget = math.floor(len(first.leaves) * (1 + settings.score_share))
+    most = math.prod(first.leaves.grid)  # leaves of the uniform grid
+    budget = math.floor(min(most, len(first.leaves) * (1 + settings.score_share)))
     if settings.max_tokens is not None:
         budget = min(budget, settings.max_tokens)
     kept = cut(replace(leaves, max_tokens=budget))

@@ -101,6 +101,8 @@ def drawing_path(path: Path, place: int) -> Path:
 def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Path) -> None:
     """Draws each picture's leaves into a copy of it, in the file that `drawing_path` names.
 
+    Where a question decides what is split, they are those of the unsplit picture, which is what it is asked about.
+
     Raises:
         ValueError: the model has no quadtree.
     """
@@ -109,9 +111,13 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
         raise ValueError("--show-quadtree needs a model with a quadtree; add --qlip")
     for i, image in enumerate(images, start=1):
         target = drawing_path(path, i)
-        leaves = tower.image_processor.cutter.find_leaves(image, tower.settings)
-        qlip.draw_leaves(image, leaves).save(target)
-        print(f"{target}: {len(leaves)} visual tokens", file=sys.stderr)
+        prepared = engine.vision.prepare(image, tower.settings)
+        assert prepared.leaves is not None
+        qlip.draw_leaves(image, prepared.leaves).save(target)
+        cost = f"{prepared.tokens} visual tokens"
+        if prepared.question is not None:
+            cost = f"{prepared.first_tokens} visual tokens, which the question splits to at most {prepared.tokens}"
+        print(f"{target}: {cost}", file=sys.stderr)
 
 
 def answer_prompts(

@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from qlip.attention import attention_on_keys, middle_layer
-from qlip.image_processing import QLIPImageProcessor, to_pillow
+from qlip.image_processing import QLIPImageProcessor, refuse_own_options, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
 from qlip.packing import pack, unpack_leaves
@@ -38,7 +38,7 @@ def process_for_question(
     Args:
         model: LlavaForConditionalGeneration, LLaVA-NeXT or VipLlava that QLIP is attached to.
         processor: the attached processor.
-        images: as the processor takes them.
+        images: one or more, opened: Pillow images, arrays or tensors.
         text: prompts with <image>, as the processor takes them.
         questions: the newest question of each prompt, as its text has it; it and all after it attend. None: all
             text does.
@@ -49,7 +49,7 @@ def process_for_question(
 
     Raises:
         TypeError: the model is not an attached one with a language model, or the processor not its own.
-        ValueError: a question is not in its prompt, or what the processor and the model raise.
+        ValueError: there is no image, a question is not in its prompt, or what the processor and the model raise.
     """
     if not isinstance(model, LlavaMixin):
         raise TypeError(f"{type(model).__name__} is no attached model with a language model; see qlip.attach")
@@ -59,6 +59,8 @@ def process_for_question(
     options["return_tensors"] = "pt"
     settings, cutter = model.attachment.vision.qlip, own.cutter
     pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
+    if not pictures:
+        raise ValueError("there is no image to ask about; call the processor itself")
     waiting = [cut_for_question(partial(cutter.prepare, each), cutter.native_grid, settings) for each in pictures]
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
     first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
@@ -79,7 +81,8 @@ class GivenCuts(QLIPImageProcessor):
     cuts: Sequence[CutImage]
 
     def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
-        """Packs the cuts."""
+        """Packs the cuts; refuses the options that `QLIPImageProcessor.pack` refuses."""
+        refuse_own_options(options)
         return BatchFeature(pack(self.cuts, self.patch_size))
 
 

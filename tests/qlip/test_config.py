@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+from transformers import PreTrainedConfig
 
 from qlip import QLIPConfig
 
@@ -142,3 +143,8 @@ def test_a_value_of_another_type_is_named_with_its_field_and_what_is_allowed(nam
 def test_settings_that_are_no_object_are_refused(values):
     with pytest.raises(TypeError, match="the QLIP settings are .*; they must be an object of settings by name"):
         QLIPConfig.from_dict(values)
+
+
+def test_an_infinite_threshold_that_transformers_wrote_is_read():
+    written = json.loads(PreTrainedConfig(qlip={"alpha": math.inf}).to_json_string())["qlip"]
+    assert written["alpha"] != math.inf and QLIPConfig.from_dict(written).alpha == math.inf

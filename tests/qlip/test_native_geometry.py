@@ -200,3 +200,8 @@ def test_it_is_partition_under_a_largest_leaf():
 def test_blocks_that_do_not_tile_are_refused():
     with pytest.raises(ValueError, match="layout is 'centered'; geometry 'native' tiles its cells"):
         QLIPConfig(geometry="native", layout="centered")
+
+
+def test_a_stretched_thumbnail_is_refused_where_the_leaves_lie_in_the_padded_square():
+    with pytest.raises(ValueError, match="placement is 'padded', but a thumbnail is the whole image stretched"):
+        QLIPConfig(placement="padded", thumbnail=True)

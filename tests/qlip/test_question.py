@@ -164,6 +164,11 @@ def test_no_question_takes_more_than_the_budget_or_the_bound(seed, cells, budget
         assert all(leaves + gain > budget for gain in unspent)
 
 
+def test_any_share_is_allowed_and_a_large_one_is_all_that_alpha_asks():
+    tree = waiting(score_share=1e300)
+    assert as_tuples(tree.kept.leaves) == as_tuples(tree.fine.leaves)
+
+
 def test_cuts_of_different_grids_are_refused():
     with pytest.raises(ValueError, match=r"the grids differ: \(16, 16\), \(16, 16\), \(8, 8\) cells"):
         QuestionCut(waiting().first, waiting().kept, waiting((8, 8)).fine, 4, QLIPConfig())

@@ -71,14 +71,22 @@ def separators(conversation: Conversation) -> tuple[str, ...]:
 
 
 def question_start(prompt: str, form: Conversation) -> int:
-    """Finds where the newest question of a prompt in some format begins, its role included; 0 if it has no roles."""
+    """Finds where the newest question of a prompt in some format begins, its role included; 0 if it has no roles.
+
+    Args:
+        prompt: the text.
+        form: its format; with the messages, if they are known, a question may hold the text of a role itself.
+    """
     if form.sep_style is SeparatorStyle.LLAMA_2:
         opening = "[INST]"
     elif form.sep_style is SeparatorStyle.PLAIN:
         return 0
     else:
         opening = form.roles[0] + ("" if form.sep_style is SeparatorStyle.MPT else ":")
-    return max(0, prompt.rfind(opening))
+    waits = len(form.messages) > 1 and not form.messages[-1][1]
+    newest = form.messages[-2][1] if waits else None
+    end = prompt.rfind(newest) if isinstance(newest, str) else -1
+    return max(0, prompt.rfind(opening, 0, end if end >= 0 else len(prompt)))
 
 
 def _joined(turns: Sequence[Turn]) -> list[Turn]:

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import qlip
 from llava.conversation import conv_templates
 from llava.serve import cli
 from llava.serve.engine import ChatEngine
-from tests.llava.serve.fakes import BytesTokenizer, QuadtreeTower, ScriptedModel, SquareProcessor
+from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
 
 @pytest.fixture(scope="module")
@@ -195,20 +194,6 @@ def test_model_flags_reach_the_loader(loader: Loader, picture: str, monkeypatch:
     }
     assert loader.model.prompts[0].startswith(conv_templates["llava_v1"].system)
     assert loader.model.calls[0]["max_new_tokens"] == 7
-
-
-def test_the_drawing_shows_each_pictures_leaves(
-    loader: Loader, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    loader.model = ScriptedModel(["yes"], QuadtreeTower())
-    monkeypatch.setattr(qlip, "draw_leaves", lambda image, leaves: image.resize((len(leaves), len(leaves))))
-    flags = ["--image-file", picture, "--image-file", picture, "--show-quadtree", str(tmp_path / "seen.png")]
-    assert cli.main(["--model-path", "m", "--prompt", "Hi", *flags]) == 0
-    assert Image.open(tmp_path / "seen.png").size == (5, 5)
-    assert Image.open(tmp_path / "seen-2.png").size == (5, 5)
-    captured = capsys.readouterr()
-    assert captured.out == "yes\n"
-    assert "seen-2.png: 5 visual tokens" in captured.err
 
 
 def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+import qlip
 from llava.serve import cli
+from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 
@@ -64,6 +67,32 @@ def test_a_checkpoint_can_be_made_to_see_by_quadtree_and_drawn(
     assert Image.open(seen).getbbox() is not None
     tokens = int(capsys.readouterr().err.partition(f"{seen}: ")[2].split()[0])
     assert 1 <= tokens <= 20
+
+
+def test_the_drawing_shows_each_pictures_leaves(
+    picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(qlip, "draw_leaves", lambda image, leaves: (drawn.append(len(leaves)), image)[1])
+    other = str(demo_picture_path())
+    flags = ["--device", "cpu", "--max-new-tokens", "2", "--prompt", "What?", "--model-path", str(demo_model_path())]
+    flags += ["--qlip", "--image-file", picture, "--image-file", other, "--show-quadtree", str(tmp_path / "seen.png")]
+    assert cli.main(flags) == 0
+    assert Image.open(tmp_path / "seen.png").size == (120, 80)
+    assert Image.open(tmp_path / "seen-2.png").size == Image.open(other).size
+    told = re.findall(r"/(seen\S*): (\d+) visual tokens\n", capsys.readouterr().err)
+    assert told == [("seen.png", str(drawn[0])), ("seen-2.png", str(drawn[1]))]
+
+
+def test_a_drawing_tells_what_the_question_is_asked_about_and_the_most_that_it_may_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "seen.png"
+    flags = ["--device", "cpu", "--max-new-tokens", "2", "--prompt", "What?", "--budget", "question"]
+    assert cli.main([*flags, "--show-quadtree", str(seen)]) == 0
+    told = capsys.readouterr().err.partition(f"{seen}: ")[2]
+    first, most = re.match(r"(\d+) visual tokens, which the question splits to at most (\d+)\n", told).groups()
+    assert int(first) == 64 < int(most) <= 128  # the embedded model's native grid, and its budget
 
 
 @pytest.mark.parametrize("flags", [[], ["--load-8bit"], ["--qlip"]], ids=["plain", "8 bits", "qlip"])

@@ -106,6 +106,10 @@ def test_what_cannot_be_asked_is_refused():
         qlip.process_for_question(model, processor, PICTURES[0], PROMPTS[0], "why")
     with pytest.raises(TypeError, match="the processor is a LlavaProcessor; give the one that qlip.attach returned"):
         qlip.process_for_question(model, make_processor("llava"), PICTURES[0], PROMPTS[0])
+    with pytest.raises(ValueError, match="there is no image to ask about"):
+        qlip.process_for_question(model, processor, [], "why?")
+    with pytest.raises(TypeError, match="size can't be given: QLIP prepares images by its own settings"):
+        qlip.process_for_question(model, processor, PICTURES[0], PROMPTS[0], size={"shortest_edge": 3})
     vision, _ = qlip.attach(make_vision_model("clip"))
     with pytest.raises(TypeError, match="CLIPVisionModel is no attached model with a language model"):
         qlip.process_for_question(vision, processor, PICTURES[0], PROMPTS[0])

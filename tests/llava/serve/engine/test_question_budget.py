@@ -108,6 +108,17 @@ def test_the_newest_question_is_found_in_every_format(name):
     assert "second question" in tail and "first" not in tail
 
 
+@pytest.mark.parametrize("name", ["vicuna_v1", "mpt", "llava_llama_2", "llava_v0"])
+def test_a_question_may_quote_the_text_of_its_role(name):
+    conversation = conv_templates[name].copy()
+    role = conversation.roles[0]
+    for text in ("first question", "first answer", f"Who said {role}: or [INST] here?", None):
+        conversation.append_message(conversation.roles[len(conversation.messages) % 2], text)
+    prompt = conversation.get_prompt()
+    tail = prompt[question_start(prompt, conversation) :]
+    assert "Who said" in tail and "first" not in tail
+
+
 def test_a_format_without_roles_asks_with_the_whole_prompt():
     plain = conv_templates["plain"]
     assert question_start("<image>\nWhat?", plain) == 0
