@@ -235,14 +235,16 @@ def matching(settings: QLIPConfig | None, image: Tensor, tower: VisionTower) -> 
 
 @contextmanager
 def recursive_quadtree(alpha: float, device: str) -> Iterator[None]:
-    """A context in which QLIP's encoder cuts and resamples images by the recursive peer, on `device`."""
+    """A context in which QLIP's encoder uses the recursive peer, on `device`, in the paper's geometry."""
 
     def cut(_: QLIPConfig, image: Tensor, patch_size: int, __: int) -> Leaves:
         boxes = naive_partition(image.to(device), patch_size, alpha)
         grid = (image.shape[1] // patch_size, image.shape[2] // patch_size)
         return Leaves(torch.tensor(boxes, dtype=torch.int64), grid)
 
-    def resample(image: Tensor, leaves: Leaves, patch_size: int) -> Tensor:
+    def resample(image: Tensor, leaves: Leaves, patch_size: int, geometry: str = "grid") -> Tensor:
+        if geometry != "grid":
+            raise ValueError(f"the geometry is {geometry!r}; the recursive quadtree has 'grid' only")
         boxes = [(row, col, size) for row, col, size in leaves.boxes.tolist()]
         return naive_patches(image.to(device), boxes, patch_size).to(image.device)
 
