@@ -7,6 +7,7 @@ quantised model, LoRA and "sdpa", which returns none, work as "eager" does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from threading import get_ident
 from typing import Any
 
@@ -87,9 +88,8 @@ def attention_on_keys(
 
     handle = attention.register_forward_pre_hook(catch, with_kwargs=True)  # type: ignore[union-attr]
     try:
-        run()
-    except _LayerReached:
-        pass
+        with suppress(_LayerReached):
+            run()
     finally:
         handle.remove()
     if not caught:

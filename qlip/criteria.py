@@ -197,12 +197,13 @@ def structure_scores(
     score is 0 (docs/METHOD.md, "Noise floor").
     """
     check_window(size)
+    noise = None if noise is None else noise.to(image)
     scores = [image.new_zeros(image.shape[1] // patch_size, image.shape[2] // patch_size)]
     for level in range(1, levels + 1):
         image = _halve(image)
         detail = _narrow_structure(image, size, None if noise is None else noise * (NOISE_HEIGHT / 2**level))
-        if noise is not None and float(noise.max()) / 2 ** (level - 1) > MOST_NOISE:
-            detail = torch.zeros_like(detail)
+        if noise is not None:  # by a mask, since a number would wait for a GPU
+            detail = detail.masked_fill(noise.max() / 2 ** (level - 1) > MOST_NOISE, 0)
         rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
         own = _cell_max(_in_cells(detail[: rows * patch_size, : cols * patch_size], patch_size))
         children = _largest(*quarters(scores[-1]))

@@ -81,11 +81,11 @@ class ImageCutter:
         level = max(0, math.ceil(math.log2(longest / self.native_size) - 1e-9))
         sizes = [(self.native_grid, 2**k) for k in range(level, -1, -1)]
         sizes += [(side, 1) for side in range(self.native_grid - 1, 0, -1)]  # even CLIP's view is too large
-        for side, cell in sizes:
+        while True:  # the last, a grid of one cell, is always allowed
+            side, cell = sizes.pop(0)
             rows, cols = (max(1, round(length / longest * side)) * cell for length in (height, width))
             if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
                 return rows, cols
-        raise AssertionError("a grid of one cell is always allowed")
 
     def fit(self, settings: QLIPConfig) -> Callable[[int, int], tuple[int, int]]:
         """Builds the function from an image's (width, height) to the (width, height) that it is resized to."""
@@ -124,7 +124,7 @@ class ImageCutter:
     def _partition_original(self, image: Image.Image, pixels: Tensor, settings: QLIPConfig) -> Leaves:
         """Partitions pixels with the noise of the image that they were resized from."""
         noise = None
-        if settings.noise_floor:
+        if settings.noise_floor and settings.criterion == "structure":
             scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
             # Enlarged noise is smooth, but averages out over as many original pixels as before.
             noise = scale * estimate_noise(image) / torch.tensor(self.std)

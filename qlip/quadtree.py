@@ -129,6 +129,10 @@ def partition(
         roots.top * patch_size : (roots.top + roots.rows) * patch_size,
         roots.left * patch_size : (roots.left + roots.cols) * patch_size,
     ]
+    if not noise_floor or criterion != "structure":
+        noise = None
+    elif noise is None:
+        noise = estimate_noise(image)
     scores = score_pyramid(
         region,
         patch_size,
@@ -137,7 +141,7 @@ def partition(
         structure_size=structure_size,
         image_pixels=image.shape[1] * image.shape[2],
         generator=generator,
-        noise=(estimate_noise(image) if noise is None else noise) if noise_floor else None,
+        noise=noise,
     )
     splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left, splittable)
