@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,18 +35,24 @@ class SceneBatch:
     objects: list[list[SceneObject]]
 
 
+def draw_once(
+    done: Path, draw: Callable[[Path, SceneSpec, int, int], None], spec: SceneSpec, seed: int, count: int
+) -> None:
+    """Draws `count` scenes into the folder of `done`, unless that file says that they are there."""
+    key = {"spec": asdict(spec), "seed": seed, "count": count}
+    if not done.exists() or json.loads(done.read_text()) != json.loads(json.dumps(key)):
+        done.unlink(missing_ok=True)
+        draw(done.parent, spec, seed, count)
+        done.write_text(json.dumps(key))
+
+
 class SceneCache:
     """`count` scenes of one spec and seed, kept in `folder` as .npy files and drawn there at first use."""
 
     def __init__(self, folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
         self.spec = spec
         self.count = count
-        key = {"spec": asdict(spec), "seed": seed, "count": count}
-        done = folder / "scenes.json"
-        if not done.exists() or json.loads(done.read_text()) != json.loads(json.dumps(key)):
-            done.unlink(missing_ok=True)
-            _draw(folder, spec, seed, count)
-            done.write_text(json.dumps(key))
+        draw_once(folder / "scenes.json", _draw, spec, seed, count)
         self._images, self._labels, self._objects = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "objects")
         )

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava.image_geometry import expand2square
+from playground.dataset import draw_once
 from playground.dialogue import full_listing
 from playground.objects import SceneObject, Sign
 from playground.presets import SceneSpec
@@ -63,12 +64,7 @@ class PictureCache:
 
     def __init__(self, folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
         self.count = count
-        key = {"spec": asdict(spec), "seed": seed, "count": count}
-        done = folder / "pictures.json"
-        if not done.exists() or json.loads(done.read_text()) != json.loads(json.dumps(key)):
-            done.unlink(missing_ok=True)
-            _draw(folder, spec, seed, count)
-            done.write_text(json.dumps(key))
+        draw_once(folder / "pictures.json", _draw, spec, seed, count)
         self._images, self._labels, self._texts, self._characters = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "texts", "characters")
         )

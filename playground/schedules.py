@@ -41,7 +41,7 @@ PRETRAINING_SCHEDULES = {
     "language": Schedule(steps=14000, rate=2e-3, floor=0.05),
     "vision": Schedule(steps=8000, rate=1.5e-3),
 }
-"""First stages of the recipe `llava`, which `playground.trainer` runs: each a part of its own."""
+"""First stages of the recipe `llava`, which `playground.trainer` runs: they do not depend on each other."""
 
 
 @dataclass(frozen=True)

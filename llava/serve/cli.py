@@ -112,7 +112,6 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
     for i, image in enumerate(images, start=1):
         target = drawing_path(path, i)
         prepared = engine.vision.prepare(image, tower.settings)
-        assert prepared.leaves is not None
         qlip.draw_leaves(image, prepared.leaves).save(target)
         cost = f"{prepared.tokens} visual tokens"
         if prepared.question is not None:

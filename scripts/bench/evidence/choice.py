@@ -58,7 +58,7 @@ class Candidate:
 def best_shares(clip: Shares, candidates: Sequence[Candidate]) -> dict[tuple[str, str], float]:
     """Finds the best share in each set and kind, of CLIP and the candidates that take few enough tokens."""
     allowed = [candidate.shares for candidate in candidates if candidate.is_allowed]
-    return {key: max(share, *(shares[key] for shares in allowed), share) for key, share in clip.items()}
+    return {key: max([share, *(shares[key] for shares in allowed)]) for key, share in clip.items()}
 
 
 def rank(clip: Shares, candidates: Sequence[Candidate]) -> list[tuple[Candidate, dict[tuple[str, str], float]]]:
@@ -144,7 +144,7 @@ def photograph_tokens(settings: QLIPConfig, native_grid: int) -> float:
 
     budget = settings.max_tokens
     scaled = None if budget is None else round(budget * (CLIP_CELLS / native_grid) ** 2)
-    ((counts),) = count_tokens(load_photographs(), {"": replace(settings, max_tokens=scaled)}).values()
+    (counts,) = count_tokens(load_photographs(), {"": replace(settings, max_tokens=scaled)}).values()
     return sum(counts) / len(counts)
 
 

@@ -32,6 +32,8 @@ CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
 """Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 ASKED_TOKENS = 130
 """The same of the question-aware budget, whose tokens depend on the question; on objects of 12-24 px."""
+SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET}
+"""The whole budget, by score alone."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
 PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False, "llm_size_bias": 0.0}
@@ -84,14 +86,20 @@ def _criteria() -> list[Way]:
     return ways
 
 
-def _rivals() -> list[Way]:
-    budget = {"alpha": 0.0, "max_tokens": BUDGET}
-    ways = [
+def _quadtrees() -> list[Way]:
+    """CLIP, the quadtree at `BUDGET`, and its controls."""
+    return [
         CLIP,
-        Way("quadtree", budget),
-        Way("quadtree, any coarsest", {**budget, "coarsest": "any"}),
+        Way("quadtree", SPENT),
+        Way("quadtree, any coarsest", {**SPENT, "coarsest": "any"}),
         Way("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
-        Way("random quadtree", {**budget, "criterion": "random"}),
+        Way("random quadtree", {**SPENT, "criterion": "random"}),
+    ]
+
+
+def _rivals() -> list[Way]:
+    ways = [
+        *_quadtrees(),
         Way("native grid, 1024 tokens", UNIFORM),
         Way("native grid, 1024 tokens, native weight", {**UNIFORM, "llm_weight": "native"}),
     ]
@@ -101,9 +109,9 @@ def _rivals() -> list[Way]:
     for positions in ("raster", "sequential"):
         ways.append(Way(f"PruMerge, adaptive, {positions}", {"llm_positions": positions}, "prumerge"))
     for name, change in AVERAGES.items():
-        ways.append(Way(f"leaves averaged after the tower{name}", {**budget, **change}, "leaves"))
+        ways.append(Way(f"leaves averaged after the tower{name}", {**SPENT, **change}, "leaves"))
     ways += [Way(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
-    ways.append(Way("thumbnail + quadtree of 32", {**budget, **THUMBNAIL_32}))
+    ways.append(Way("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}))
     ways.append(Way("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
     return ways
 
@@ -113,14 +121,9 @@ def _equal_flops() -> list[Way]:
 
     A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
     """
-    budget = {"alpha": 0.0, "max_tokens": BUDGET}
     ways = [
-        CLIP,
-        Way("quadtree", budget),
-        Way("quadtree, any coarsest", {**budget, "coarsest": "any"}),
-        Way("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
-        Way("random quadtree", {**budget, "criterion": "random"}),
-        Way("thumbnail + quadtree of 32", {**budget, **THUMBNAIL_32}),
+        *_quadtrees(),
+        Way("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}),
     ]
     for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging")):
         ways.append(Way(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))

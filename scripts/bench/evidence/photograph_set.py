@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
-import skimage.data
 from PIL import Image
 
-LICENCES: Mapping[str, str] = {
-    "astronaut": "public domain (NASA)",
-    "brick": "CC0 (CC0Textures)",
-    "camera": "CC0 (Lav Varshney)",
-    "cell": "CC0 (Paul Müller)",
-    "chelsea": "CC0 (Stéfan van der Walt)",
-    "clock": "public domain (Stéfan van der Walt)",
-    "coffee": "CC0 (Rachel Michetti)",
-    "coins": "no known copyright restrictions (Brooklyn Museum)",
-    "grass": "CC0 (linolafett)",
-    "gravel": "CC0 (CC0Textures)",
-    "hubble_deep_field": "public domain (NASA)",
-    "immunohistochemistry": "no known copyright restrictions",
-    "retina": "CC0 (Mikael Häggström)",
-    "rocket": "public domain (SpaceX)",
-    "text": "public domain (Wikipedia)",
-}
+from playground import photographs as samples
+
+SAMPLES = sorted(
+    [
+        *(item for split in samples.SPLITS.values() for item in split),
+        samples.Photograph("text", "public domain (Wikipedia)"),
+    ],
+    key=lambda item: (item.package != "skimage", item.name),
+)
+"""The photographs of all splits, and one that is too little of a ground; scikit-image's first."""
+LICENCES: Mapping[str, str] = {item.name: item.licence for item in SAMPLES if item.package == "skimage"}
 """Functions of `skimage.data` whose pictures are inside its wheel, with the licences that their docstrings state."""
+SOURCES = {"skimage": "scikit-image", "matplotlib": "matplotlib"}
+"""Names of packages, by their modules'."""
 CROPS: Mapping[str, tuple[str, tuple[float, float, float, float]]] = {
     "astronaut, upper half": ("astronaut", (0, 0, 1, 0.5)),
     "retina, middle quarter": ("retina", (0.25, 0.25, 0.75, 0.75)),
@@ -52,13 +45,15 @@ class Photograph:
 
 def load_photographs() -> list[Photograph]:
     """Reads all photographs, then their crops."""
-    found = []
-    for name, licence in LICENCES.items():
-        pixels = getattr(skimage.data, name)()
-        found.append(Photograph(name, Image.fromarray(pixels).convert("RGB"), "scikit-image", licence))
-    with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as picture:
-        hopper = picture.convert("RGB")
-    found.append(Photograph("grace_hopper", hopper, "matplotlib", "public domain (US Navy)"))
+    found = [
+        Photograph(
+            item.name.removesuffix(".jpg"),
+            Image.fromarray(samples.read_photograph(item)),
+            SOURCES[item.package],
+            item.licence,
+        )
+        for item in SAMPLES
+    ]
     whole = {item.name: item for item in found}
     for name, (of, shares) in CROPS.items():
         item = whole[of]

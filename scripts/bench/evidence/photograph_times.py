@@ -49,7 +49,7 @@ def measure_stages(
         photographs: the pictures.
         settings: by name.
         repeats: turns that count.
-        layer: stands for one of the tower's 24; None builds a random one of ViT-L/14.
+        layer: timed in place of each of the tower's 24; None builds a random one of ViT-L/14.
     """
     layer = build_layer() if layer is None else layer
     ways: dict[str, QLIPConfig | None] = {CLIP_NAME: None, **settings}
