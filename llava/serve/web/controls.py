@@ -107,8 +107,8 @@ class Controls:
         mode = mode or self.mode
         if mode == CLIP:
             return QLIPOptions(enabled=False)
-        wanted = "question" if mode == QUESTION else "score"
-        budget = None if wanted == backend.defaults.budget else wanted
+        # Also where it is the page's default: a worker may have another one.
+        budget = "question" if mode == QUESTION else "score"
         return QLIPOptions(enabled=True, alpha=self.alpha, max_tokens=int(self.budget), budget=budget)
 
     def sampling(self) -> Sampling:

@@ -33,6 +33,8 @@ from scripts.bench.evidence.scene_sets import new_series
 
 SHIPPED_MODEL = "shipped"
 QUICK_SCENES = 120
+WIDE = 20.0
+"""Points: an interval wider than this covers a broken claim easily."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +118,11 @@ def format_verdicts(verdicts: Sequence[Verdict], strict: Sequence[Verdict]) -> s
     lines.append(
         f"{single} of {len(verdicts)} claims are covered at 95 % each, {all_of_them} at 95 % for all claims together"
     )
+    if wide := sum(verdict.high - verdict.low > WIDE for verdict in verdicts):
+        lines.append(
+            f"{wide} of {len(verdicts)} intervals are wider than {WIDE:.0f} points and would cover a broken claim, too;"
+            " --scenes narrows them"
+        )
     return "\n".join(lines)
 
 

@@ -60,9 +60,20 @@ class Answers:
     """The answers to one split, by way and set."""
 
     def __init__(self, files: Sequence[Path], split: str, own: QLIPConfig) -> None:
+        """
+        Args:
+            files: of answers, as `run` writes them.
+            split: the split to take.
+            own: the checkpoints' settings.
+
+        Raises:
+            FileNotFoundError: one of the files does not exist.
+        """
         self.own = own
         self._cells: dict[tuple[str, str], dict[str, Any]] = {}
         for path in files:
+            if not path.exists():  # a log that begins may; here it is a misspelt name
+                raise FileNotFoundError(f"{path} does not exist; python -m scripts.bench.evidence.run writes it")
             for _, row in read_cells(path).numbered:
                 if row["split"] == split:
                     key = (json.dumps(row["way"], sort_keys=True), row["set"])

@@ -101,6 +101,12 @@ def test_verdicts_say_what_may_be_chance() -> None:
     text = format_verdicts(single, [judge(near, (6, 54), 0.9999), judge(far, (18, 42), 0.9999)]).splitlines()
     assert text[0].startswith("covered") and text[1].startswith("by chance?")
     assert text[2] == "1 of 2 claims are covered at 95 % each, 2 at 95 % for all claims together"
+    assert text[3].startswith("1 of 2 intervals are wider than 20 points")
+
+
+def test_narrow_intervals_need_no_warning() -> None:
+    sure = judge(claim(scenes=(10, 1990)), (5, 995), 0.95)
+    assert len(format_verdicts([sure], [sure]).splitlines()) == 2
 
 
 def cell_row(way: str, model: str, right: str) -> dict:
