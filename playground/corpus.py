@@ -37,6 +37,8 @@ PLATE = (20, 46)
 STYLES = ("listing", "places", "table", "caption", "album")
 """Kinds of documents."""
 SHARES = (0.2, 0.25, 0.25, 0.1, 0.2)
+REPEATS = (2, 5)
+"""Least and greatest number of times that a document of repetitions says its text."""
 DIALOGUE_TURNS = (4, 14)
 """Least and greatest number of questions about a described scene; many, since only answers can be learnt."""
 
@@ -81,6 +83,14 @@ def document(rng: np.random.Generator) -> list[Piece]:
     kinds = choose_kinds(made.sign, rng, DIALOGUE_TURNS)
     asked = [ask(kind, made.objects, made.sign, SIDE, rng) for kind in kinds]
     return _conversation(describe(made, rng), asked)
+
+
+def repetition(rng: np.random.Generator) -> list[Piece]:
+    """Writes a document that says a listing several times; each time but the first is a target."""
+    made = imagine(rng)
+    text = full_listing(made.objects, made.sign)
+    again = int(rng.integers(REPEATS[0], REPEATS[1] + 1)) - 1
+    return [Piece(f"{text}.", False), Piece(again * f" {text}." + "\n", True)]
 
 
 def describe_by_listing(made: Imagined, rng: np.random.Generator) -> str:
@@ -170,16 +180,23 @@ class Corpus:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int = WINDOW) -> None:
         self.tokenizer, self.window = tokenizer, window
 
-    def batch(self, size: int, rng: np.random.Generator) -> TextBatch:
-        """Writes `size` windows; the last document of each is cut at its end."""
-        columns = zip(*(self._window(rng) for _ in range(size)), strict=True)
+    def batch(self, size: int, rng: np.random.Generator, repetitions: float = 0.0) -> TextBatch:
+        """Writes `size` windows; the last document of each is cut at its end.
+
+        Args:
+            size: B.
+            rng: source of the documents.
+            repetitions: share of the documents that are repetitions.
+        """
+        columns = zip(*(self._window(rng, repetitions) for _ in range(size)), strict=True)
         return TextBatch(*(np.stack(column) for column in columns))
 
-    def _window(self, rng: np.random.Generator) -> TextBatch:
+    def _window(self, rng: np.random.Generator, repetitions: float) -> TextBatch:
         """Writes one window; its arrays have one dimension."""
         parts: list[TextBatch] = []
         while sum(len(part.ids) for part in parts) < self.window:
-            encoded = encode_pieces(document(rng), self.tokenizer, has_image=False)
+            pieces = repetition(rng) if rng.random() < repetitions else document(rng)
+            encoded = encode_pieces(pieces, self.tokenizer, has_image=False)
             places = np.arange(len(encoded.input_ids))
             number = np.full_like(places, len(parts))
             parts.append(TextBatch(encoded.input_ids, encoded.labels >= 0, number, places))

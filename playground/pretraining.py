@@ -23,9 +23,18 @@ from playground.stages import normalise, split_labels
 
 DESCRIPTION_WEIGHT = 0.1
 """Weight in the loss of tokens that are no answers: most of them are random, and cannot be predicted."""
+REPETITIONS_UNTIL, REPETITIONS_AFTER = 0.1, 0.1
+"""Share of the stage that sees repetitions alone, and the share of repetitions thereafter.
+
+To find an answer in a text takes heads that find where a token has occurred before. Repetitions teach them; questions
+alone left the answers guesses for 2000 steps."""
 FAR = 256
 """Position from which on the log counts answers as far."""
 CAPTION_TOKENS = 64
+OBJECT_WEIGHT = 4.0
+"""Weight in the tower's loss of cells that show something, against those of the ground, which are most."""
+READING_WEIGHT = 0.2
+"""Weight in the tower's loss of reading signs, which is learnt last and would drown the rest."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ class LanguageStage(nn.Module):
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step; `progress` is the share of the stage that is done."""
         sources = self.sources
-        batch = sources.corpus.batch(sources.windows, sources.generator(self.number, step))
+        repetitions = 1.0 if progress < REPETITIONS_UNTIL else REPETITIONS_AFTER
+        batch = sources.corpus.batch(sources.windows, sources.generator(self.number, step), repetitions)
         ids, answers, documents, positions = (torch.from_numpy(array).to(sources.device) for array in batch)
         mask = document_mask(documents)
         logits = self.decoder(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1]
@@ -149,14 +159,13 @@ class VisionStage(nn.Module):
         labels = torch.from_numpy(batch.labels).to(device).long().flatten(1)
         colour, shape = split_cells(labels)
         said_colour, said_shape = self.colour(features), self.shape(features)
-        loss = F.cross_entropy(said_colour.flatten(0, 1), colour.flatten())
-        loss = loss + F.cross_entropy(said_shape.flatten(0, 1), shape.flatten())
+        loss = cell_loss(said_colour, colour, labels > 0) + cell_loss(said_shape, shape, labels > 0)
         right = (said_colour.argmax(-1) == colour) & (said_shape.argmax(-1) == shape)
         report = {"cells": right[labels > 0].float().mean()}
         on_sign = labels == SIGN_LABEL
         if on_sign.any():
             reading, read = self._reading_loss(features[on_sign], batch, on_sign)
-            loss, report = loss + reading, report | read
+            loss, report = loss + READING_WEIGHT * reading, report | read
         return loss, report
 
     def _reading_loss(self, features: Tensor, batch: PictureBatch, on_sign: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -184,6 +193,19 @@ class VisionStage(nn.Module):
         own = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return loss, {"matched": (logits.argmax(1) == own).float().mean()}
+
+
+def cell_loss(logits: Tensor, wanted: Tensor, shows: Tensor) -> Tensor:
+    """Mean cross entropy of cells, in which those that show something weigh `OBJECT_WEIGHT` times as much.
+
+    Args:
+        logits: float (B, N, classes).
+        wanted: int64 (B, N).
+        shows: bool (B, N).
+    """
+    weights = torch.where(shows, OBJECT_WEIGHT, 1.0)
+    losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(weights)
+    return (losses * weights).sum() / weights.sum()
 
 
 def split_cells(labels: Tensor) -> tuple[Tensor, Tensor]:

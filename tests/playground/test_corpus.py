@@ -21,6 +21,7 @@ from playground.corpus import (
     describe_by_table,
     document,
     imagine,
+    repetition,
     sentences,
 )
 from playground.objects import COLOURS, SHAPES, SceneObject, Sign
@@ -111,6 +112,23 @@ def test_every_style_occurs_and_no_image_token():
     assert len(STYLES) == len(openings) + 1
     assert not any("<image>" in text for text in texts)
     assert len({len(imagine(rng).objects) for _ in range(60)}) == 6
+
+
+def test_a_repetition_says_its_text_again_and_the_first_time_is_no_target():
+    said = set()
+    for seed in range(40):
+        first, again = repetition(np.random.default_rng(seed))
+        times = (first.text + again.text).removesuffix("\n").split(". ")
+        assert {text.removesuffix(".") for text in times} == {first.text.removesuffix(".")}
+        assert (first.is_target, again.is_target) == (False, True)
+        said.add(len(times))
+    assert said == {2, 3, 4, 5}
+
+
+def test_windows_of_repetitions_alone_hold_no_prompt(tokenizer):
+    batch = Corpus(tokenizer).batch(2, np.random.default_rng(1), repetitions=1.0)
+    assert "USER" not in tokenizer.decode(batch.ids.flatten())
+    assert batch.answers.mean() > 0.5
 
 
 def test_words_of_scenes_and_signs_are_single_pieces(tokenizer):

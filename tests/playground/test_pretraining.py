@@ -15,7 +15,15 @@ from playground.model import LLAVA, DemoModel, llava_state_dict
 from playground.objects import COLOURS, SHAPES
 from playground.picture_cache import PictureCache
 from playground.presets import TRAINING
-from playground.pretraining import LanguageStage, Sources, VisionStage, document_mask, split_cells
+from playground.pretraining import (
+    OBJECT_WEIGHT,
+    LanguageStage,
+    Sources,
+    VisionStage,
+    cell_loss,
+    document_mask,
+    split_cells,
+)
 from playground.scenes import SIGN_LABEL
 from playground.schedules import PRETRAINING_SCHEDULES, Schedule, TrainingConfig
 from playground.trainer import Trainer
@@ -101,6 +109,13 @@ def test_cells_of_signs_are_a_shape_without_colour():
     colour, shape = split_cells(torch.tensor([[0, 1, len(COLOURS) * len(SHAPES), SIGN_LABEL]]))
     assert colour.tolist() == [[0, 1, len(COLOURS), 0]]
     assert shape.tolist() == [[0, 1, len(SHAPES), len(SHAPES) + 1]]
+
+
+def test_cells_that_show_something_weigh_more_than_the_ground():
+    """Two of three cells are guessed at even odds of two, the ground for certain."""
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [99.0, 0.0]]])
+    loss = cell_loss(logits, torch.tensor([[1, 0, 0]]), torch.tensor([[True, True, False]]))
+    assert loss.item() == pytest.approx(2 * OBJECT_WEIGHT * math.log(2) / (2 * OBJECT_WEIGHT + 1))
 
 
 def test_the_tower_needs_pictures(sources):

@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     """Writes the tables and figures, or prints the tables.
 
     Raises:
-        ValueError: a file of answers is missing, or the document has a mark without a part.
+        FileNotFoundError: a file of answers is missing.
+        ValueError: the document has a mark without a part.
     """
     if options.only_claims:
         fill_claims(options)
@@ -65,8 +66,6 @@ def run(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.figures import size_figure, token_figure
     from scripts.bench.evidence.tables import Answers, tables
 
-    if missing := [str(path) for path in options.answers_files if not path.is_file()]:
-        raise ValueError(f"{', '.join(missing)}: no such file; python -m scripts.bench.evidence.run writes it")
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)
     parts = tables(answers, Answers(options.answers_files, "validation", own)) | claim_parts(read_claims())

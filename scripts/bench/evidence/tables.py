@@ -72,8 +72,8 @@ class Answers:
         self.own = own
         self._cells: dict[tuple[str, str], dict[str, Any]] = {}
         for path in files:
-            if not path.exists():  # a log that begins may; here it is a misspelt name
-                raise FileNotFoundError(f"{path} does not exist; python -m scripts.bench.evidence.run writes it")
+            if not path.is_file():  # `read_cells` takes it for a log that begins
+                raise FileNotFoundError(f"{path}: no such file; python -m scripts.bench.evidence.run writes it")
             for _, row in read_cells(path).numbered:
                 if row["split"] == split:
                     key = (json.dumps(row["way"], sort_keys=True), row["set"])

@@ -60,4 +60,4 @@ def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.Capt
     assert choice.main(["--answers-files", str(answers)]) == 2
     assert "no complete answers of CLIP and a candidate" in capsys.readouterr().err
     assert choice.main(["--answers-files", str(tmp_path / "misspelt.jsonl")]) == 2
-    assert "misspelt.jsonl does not exist" in capsys.readouterr().err
+    assert "misspelt.jsonl: no such file" in capsys.readouterr().err
