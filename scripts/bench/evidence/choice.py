@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="choice", description="Rank candidates for the default settings.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument(
+        "--sets", nargs="+", choices=EXPERIMENTS["choice"].sets, metavar="SET", help="only these of the sets"
+    )
+    parser.add_argument(
         "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
     )
     return parse_and_run(parser, command, argv)
@@ -106,7 +109,8 @@ def command(options: argparse.Namespace) -> None:
 
     own = read_own_settings(options.model_path)
     answers, wanted = Answers(options.answers_files, "validation", own), EXPERIMENTS["choice"]
-    cells = {way.name: {name: answers.cell(way, name) for name in wanted.sets} for way in wanted.ways}
+    sets = options.sets or wanted.sets
+    cells = {way.name: {name: answers.cell(way, name) for name in sets} for way in wanted.ways}
     whole = {name: {of: cell for of, cell in row.items() if cell} for name, row in cells.items() if all(row.values())}
     if CLIP.name not in whole or len(whole) < 2:
         raise ValueError(

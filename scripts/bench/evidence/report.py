@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
+    parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")
     parser.add_argument("--only-claims", action="store_true", help="fill the tables of claims alone; reads no answers")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
@@ -75,10 +76,9 @@ def run(options: argparse.Namespace) -> None:
         return
     options.document.write_text(fill(options.document.read_text(encoding="utf-8"), parts), encoding="utf-8")
     fill_claims(options)
-    figures = options.document.parent / "results"
-    token_figure(answers, figures / "tokens.svg")
-    size_figure(answers, V_STAR, "V* (%)", figures / "sizes.svg")
-    size_figure(answers, ("count",), "counting (%)", figures / "counting.svg")
+    token_figure(answers, options.figures / "tokens.svg")
+    size_figure(answers, V_STAR, "V* (%)", options.figures / "sizes.svg")
+    size_figure(answers, ("count",), "counting (%)", options.figures / "counting.svg")
 
 
 def fill_claims(options: argparse.Namespace) -> None:

@@ -57,6 +57,7 @@ def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.Capt
     assert line.split("|")[2].strip() == f"{70 / 64:.2f}"
     assert line.split("|")[4:6] == [" 0.00 ", " 0.0 (mixed/native, count) "]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert choice.main(["--answers-files", str(answers), "--sets", *wanted.sets[1:]]) == 0
     assert choice.main(["--answers-files", str(answers)]) == 2
     assert "no complete answers of CLIP and a candidate" in capsys.readouterr().err
     assert choice.main(["--answers-files", str(tmp_path / "misspelt.jsonl")]) == 2
