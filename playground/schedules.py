@@ -38,8 +38,8 @@ SCHEDULES = {
 """Stages of the recipe `joint`, which `playground.trainer` runs."""
 
 PRETRAINING_SCHEDULES = {
-    "language": Schedule(steps=14000, rate=2e-3, floor=0.05),
-    "vision": Schedule(steps=8000, rate=1.5e-3),
+    "language": Schedule(steps=4200, rate=2e-3, floor=0.05),
+    "vision": Schedule(steps=3200, rate=1.5e-3),
 }
 """First stages of the recipe `llava`, which `playground.trainer` runs: they do not depend on each other."""
 
@@ -61,13 +61,15 @@ class LlavaSchedule:
 
 
 LLAVA_SCHEDULES = {
-    "pretrain": LlavaSchedule(steps=1000, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=6500, rate=1e-3, batch=16),
+    "pretrain": LlavaSchedule(steps=400, rate=2e-3, batch=32),
+    "finetune": LlavaSchedule(steps=2600, rate=1e-3, batch=16),
 }
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 
 RECIPES = {"joint": (*SCHEDULES,), "llava": (*PRETRAINING_SCHEDULES, *LLAVA_SCHEDULES)}
 """Stages of each recipe, in order."""
+SCENES = {"joint": 60_000, "llava": 24_000}
+"""Most training scenes of each recipe."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class TrainingConfig:
     """Folder for scenes, progress and the finished checkpoint."""
     seed: int = 0
     """Seed of scenes, weights and batches."""
-    scenes: int = 60_000
-    """Number of training scenes."""
+    scenes: int = SCENES["joint"]
+    """Most training scenes."""
     batch: int = 32
     """Scenes a step."""
     windows: int = 2

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from playground.schedules import RECIPES, TrainingConfig
+from playground.schedules import RECIPES, SCENES, TrainingConfig
 
 STAGES = tuple(dict.fromkeys(stage for stages in RECIPES.values() for stage in stages))
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--steps-scale", type=real(above=True), default=1.0, help="multiplies the steps of every stage")
-    parser.add_argument("--scenes", type=integer(), default=60_000, help="most training scenes")
+    parser.add_argument("--scenes", type=integer(), help="most training scenes (default: the recipe's)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="stages to run (default: all of the recipe)")
     return parse_and_run(parser, command, argv)
 
@@ -50,7 +50,7 @@ def command(options: argparse.Namespace) -> None:
     config = TrainingConfig(
         out=options.out,
         seed=options.seed,
-        scenes=options.scenes,
+        scenes=options.scenes or SCENES[options.recipe],
         steps_scale=options.steps_scale,
         stages=tuple(options.stages or RECIPES[options.recipe]),
     )
