@@ -29,18 +29,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def cells(names: Sequence[str], sets: Sequence[str], folders: Sequence[Path]) -> list[tuple[Way, str | Path]]:
+def cells(
+    names: Sequence[str], sets: Sequence[str], folders: Sequence[Path], ways: Sequence[str] = ()
+) -> list[tuple[Way, str | Path]]:
     """Lists every way and set of some experiments, ordered by set so that each is drawn once; pairs may repeat.
 
     Args:
         names: of the experiments.
         sets: names of the generated sets to take; all, if none is named.
         folders: question sets to use instead of the generated ones.
+        ways: names of the ways to take; all, if none is named.
+
+    Raises:
+        ValueError: the experiments have no way of such a name.
     """
+    known = {way.name for name in names for way in EXPERIMENTS[name].ways}
+    if unknown := [way for way in ways if way not in known]:
+        raise ValueError(f"the experiments have no way {unknown[0]!r}; their ways are {'; '.join(sorted(known))}")
     pairs = [
         (way, chosen)
         for name in names
         for way in EXPERIMENTS[name].ways
+        if not ways or way.name in ways
         for chosen in folders or [wanted for wanted in EXPERIMENTS[name].sets if not sets or wanted in sets]
     ]
     return sorted(pairs, key=lambda pair: str(pair[1]))
@@ -110,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sets", nargs="+", choices=SET_NAMES, default=[], metavar="SET", help="only these of the experiments' sets"
     )
     parser.add_argument(
+        "--ways", nargs="+", default=[], metavar="WAY", help="only these of the experiments' ways, by their names"
+    )
+    parser.add_argument(
         "--questions", type=Path, nargs="+", default=[], metavar="DIR", help="sets in LLaVA's format, not scenes"
     )
     parser.add_argument("--split", choices=SPLITS, default="validation")
@@ -128,7 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(options: argparse.Namespace) -> None:
-    """Runs the experiments; cells whose answers are in the file are not run again."""
+    """Runs the experiments; cells whose answers are in the file are not run again.
+
+    Raises:
+        ValueError: a way is unknown.
+    """
+    pairs = cells(options.experiments, options.sets, options.questions, options.ways)
     log = AnswerLog(options.answers_file)
     import torch
 
@@ -143,7 +161,7 @@ def command(options: argparse.Namespace) -> None:
     for name, path in options.model:
         priors = {key.partition("/")[2]: Path(file) for key, file in options.prior if key.partition("/")[0] == name}
         subjects[name] = Subject(path, priors, device, options.batch_tokens)
-    run(subjects, cells(options.experiments, options.sets, options.questions), options.split, options.scenes, log)
+    run(subjects, pairs, options.split, options.scenes, log)
 
 
 if __name__ == "__main__":

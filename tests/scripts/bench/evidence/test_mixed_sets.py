@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from playground.scenes import scene
+from scripts.bench.evidence.run import cells
 from scripts.bench.evidence.scene_sets import KINDS, MIXED_SETS, SCENE_SETS, SPLITS, find_set
 from scripts.bench.evidence.sets import draw_set
 
@@ -39,3 +40,9 @@ def test_the_published_sets_are_the_same_in_both_splits() -> None:
 def test_a_set_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match=r"no set 'mixed/native unclear' in split 'test'; sets are base, .*validation"):
         find_set("mixed/native unclear", "test")
+
+
+def test_ways_are_chosen_by_name() -> None:
+    assert {(way.name, name) for way, name in cells(["geometry"], ["base"], [], ["CLIP"])} == {("CLIP", "base")}
+    with pytest.raises(ValueError, match="no way 'clip'; their ways are CLIP; grid"):
+        cells(["geometry"], [], [], ["clip"])
