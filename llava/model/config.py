@@ -13,8 +13,13 @@ from typing import Any
 
 from transformers import LlamaConfig, MistralConfig
 
+from llava.image_geometry import is_anyres, read_pinpoints
+
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+OTHER_TILINGS = ("anyres", "highres", "crop_split")
+"""How names of LLaVA-NeXT's ways to cut tiles begin; of these there are "anyres" and "anyres_max_N"."""
 MODEL_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral")
 """The models, which register themselves with transformers' auto classes."""
 
@@ -48,7 +53,7 @@ class MultimodalConfig:
     """Width of the tower's features; None takes the tower's own."""
 
     mm_patch_merge_type: str = "flat"
-    """How tiles of one image are joined; LLaVA v1.5 has "flat" only."""
+    """How tiles of one image are joined (`llava.model.anyres`): "flat", LLaVA v1.5's, "spatial" or "spatial_unpad"."""
 
     mm_use_im_start_end: bool = False
     """Whether an image is put between <im_start> and <im_end>."""
@@ -57,10 +62,11 @@ class MultimodalConfig:
     """Whether the vocabulary holds <im_patch>."""
 
     image_aspect_ratio: str | None = None
-    """How the CLIP tower's images become square: "pad" to a square, or None to crop. The quadtree needs neither."""
+    """How the CLIP tower's images become square: "pad" to a square, "anyres" or "anyres_max_N" to cut them into tiles,
+    or None to crop. The quadtree needs none."""
 
     image_grid_pinpoints: Any = None
-    """Resolutions for tiling; unused by v1.5."""
+    """Resolutions for tiling (`llava.image_geometry.read_pinpoints`); unused by v1.5."""
 
     tokenizer_model_max_length: int | None = None
     """Bound on a training sequence, image tokens included."""
@@ -81,7 +87,7 @@ class MultimodalConfig:
         register_models()
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
-        _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))
+        check_tiling(self)
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
         for name, kind, allowed in (
             ("mm_vision_tower", str, "a name or null"),
@@ -145,6 +151,36 @@ def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
         elif kind != "default":
             old["rope_scaling"] = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}
     return {**values, **old}
+
+
+def check_tiling(config: Any) -> None:
+    """Checks how a configuration cuts images into tiles and joins them.
+
+    Raises:
+        ValueError: a way that is not supported, or no resolutions for it.
+    """
+    ratio = config.image_aspect_ratio
+    if is_anyres(ratio):
+        read_pinpoints(config.image_grid_pinpoints)
+    elif str(ratio).startswith(OTHER_TILINGS):
+        raise ValueError(
+            f"image_aspect_ratio is {ratio!r}; of the ways to cut tiles, allowed are 'anyres', 'anyres_max_N'"
+        )
+    check_merge_type(config)
+
+
+def check_merge_type(config: Any) -> None:
+    """Checks how a configuration joins tiles.
+
+    Raises:
+        ValueError: an unknown way, or one that the tower's features do not allow.
+    """
+    _check("mm_patch_merge_type", config.mm_patch_merge_type, MERGE_TYPES)
+    if config.mm_patch_merge_type != "flat" and config.mm_vision_select_feature != "patch":
+        raise ValueError(
+            f"mm_vision_select_feature is {config.mm_vision_select_feature!r}; with mm_patch_merge_type"
+            f" {config.mm_patch_merge_type!r} only 'patch' is allowed"
+        )
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

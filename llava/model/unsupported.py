@@ -8,7 +8,10 @@ from typing import Any
 TYPES = ("llava", "llava_llama", "llama")
 """`model_type` of the checkpoints of LLaVA's format that are supported, the bare language model included."""
 
-SUPPORTED = "supported are LLaVA-1.5 checkpoints on Llama, LLaVA's own and transformers' (llava-hf/llava-1.5-7b-hf)"
+SUPPORTED = (
+    "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints on Llama, LLaVA's own and transformers'"
+    " (llava-hf/llava-1.5-7b-hf)"
+)
 ATTACH = "load {what} by transformers' {model_class} and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
 NEXT_CLASS = "LlavaNextForConditionalGeneration"
 NEXT = ATTACH.format(what="transformers' version of it (llava-hf/llava-v1.6-*)", model_class=NEXT_CLASS)
@@ -43,9 +46,6 @@ def describe_unsupported(values: Mapping[str, Any]) -> str | None:
         return _sentence(found[0], f"model_type is {model_type!r}", found[1])
     if model_type not in TYPES:
         return f"the checkpoint is of type {model_type!r}, which is not supported; {SUPPORTED}"
-    for key, prefix in (("image_aspect_ratio", "anyres"), ("mm_patch_merge_type", "spatial")):
-        if str(values.get(key)).startswith(prefix):
-            return _sentence(ANYRES, f"{key} is {values[key]!r}", NEXT)
     if values.get("s2"):
         return _sentence("S2", f"s2 is {values['s2']!r}, s2_scales is {values.get('s2_scales')!r}", SUPPORTED)
     if (kind := values.get("mm_resampler_type")) is not None:

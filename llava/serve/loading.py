@@ -110,6 +110,7 @@ def load_engine(
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import inspect, local_folder, require_tower
+    from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.templates import warn_of_guess
     from llava.utils import default_device, demo_model_path
@@ -121,7 +122,7 @@ def load_engine(
     if switchable:
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
-        if config.mm_vision_select_feature == "patch":
+        if takes_quadtree(config):
             option = option or True
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llava.image_geometry import is_anyres
+from llava.model.anyres import joins_tiles
 from llava.model.config import LlavaConfig, MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -19,13 +21,34 @@ def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs
             training arguments do: see `tower_config`.
         delay_load: leave the weights to `load_model`, unless they come with the checkpoint. Other keywords of LLaVA's
             callers are not read.
+
+    Raises:
+        ValueError: a setting is wrong, or the model does not go with QLIP.
     """
     config = vision_tower_cfg if isinstance(vision_tower_cfg, MultimodalConfig) else tower_config(vision_tower_cfg)
     settings = read_settings(config.qlip)
+    if settings is not None:
+        refuse_tiles(config)
     tower = CLIPVisionTower(config) if settings is None else QLIPVisionTower(config, settings)
     if not delay_load:
         tower.load_model()
     return tower
+
+
+def takes_quadtree(config: MultimodalConfig) -> bool:
+    """Whether the quadtree can replace a model's tower: it gives no [CLS], and no tiles (anyres, LLaVA-1.6)."""
+    has_tiles = is_anyres(config.image_aspect_ratio) or joins_tiles(config)
+    return config.mm_vision_select_feature == "patch" and not has_tiles
+
+
+def refuse_tiles(config: MultimodalConfig) -> None:
+    """Raises ValueError for the quadtree in a model that was trained on tiles."""
+    if config.mm_vision_select_feature == "patch" and not takes_quadtree(config):
+        raise ValueError(
+            "qlip is not available for anyres checkpoints (LLaVA-1.6): image_aspect_ratio is"
+            f" {config.image_aspect_ratio!r}, mm_patch_merge_type is {config.mm_patch_merge_type!r}; load it with"
+            " qlip=False (--no-qlip)"
+        )
 
 
 def tower_config(args: Any) -> LlavaConfig:
