@@ -79,6 +79,6 @@ class ImageEncodingMixin:
             return [None] * len(images)
         if image_sizes is not None and len(image_sizes) != len(images):
             raise ValueError(f"{len(images)} images were given, but {len(image_sizes)} image_sizes")
-        sizes = [None] * len(images) if image_sizes is None else image_sizes
+        sizes: Any = [None] * len(images) if image_sizes is None else image_sizes
         counts = [len(image) if image.ndim == 4 else 1 for image in images]
         return [plan_tiles(self.config, size, count, side) for size, count in zip(sizes, counts, strict=True)]

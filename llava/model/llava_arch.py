@@ -127,7 +127,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         if len(which) == len(images):
             return dict(zip(which, self.encode_tokens(images, sizes), strict=True))
         chosen: Any = images[which] if isinstance(images, Tensor) else [images[i] for i in which]
-        own = None if sizes is None else [sizes[i] for i in which]
+        own: Any = None if sizes is None else [sizes[i] for i in which]
         return dict(zip(which, self.encode_tokens(chosen, own), strict=True))
 
     def prepare_inputs_labels_for_multimodal(

@@ -39,11 +39,11 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
     """
     config = model.config
     config.mm_patch_merge_type = getattr(args, "mm_patch_merge_type", None) or "flat"
-    check_merge_type(config)
     config.mm_vision_tower = str(args.vision_tower)
     for name in SETTINGS:
         if hasattr(args, name):
             setattr(config, name, getattr(args, name))
+    check_merge_type(config)
     tower = model.get_vision_tower()
     if tower is None:
         tower = build_vision_tower(config)

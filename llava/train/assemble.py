@@ -22,8 +22,9 @@ from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.quantization import quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
-from llava.train.arguments import ASPECT_RATIOS, ParsedArguments, TrainingArguments
+from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
 from llava.train.lora import add_adapters
+from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def assemble(
     keep_aspect_ratio(args, config)
     warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
+    choose_tiles(args, config, vision)
     tokenizer = load_tokenizer(checkpoint.folder)
     model = load_model(checkpoint, args, attn_implementation)
     add_padding_token(tokenizer, model, name)
@@ -70,7 +72,7 @@ def assemble(
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
     record_settings(model, args, name, vision)
-    model.config.image_aspect_ratio = args.data.image_aspect_ratio
+    record_tiles(model, args)
     tuned = add_adapters(model, args.training) if args.training.lora_enable else model
     choose_parameters(model, args)
     tower = model.get_vision_tower()
@@ -112,18 +114,10 @@ def choose_template(args: ParsedArguments) -> str:
     return DEFAULT_TEMPLATE
 
 
-def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
-    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
-    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
-    is_free = config.has_tower and "image_aspect_ratio" not in args.given
-    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
-        args.data.image_aspect_ratio = config.image_aspect_ratio
-
-
 def warn_of_defaults(args: ParsedArguments, config: LlavaConfig, template: str) -> None:
     """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
     own = config.conv_mode or DEFAULT_TEMPLATE
-    aspect = "pad" if config.image_aspect_ratio == "pad" else "square"
+    aspect = config.image_aspect_ratio if is_known(config.image_aspect_ratio) else "square"
     length = config.tokenizer_model_max_length or args.training.model_max_length
     for flag, chosen, before, same in (
         ("version", template, own, conv_templates.get(own) == conv_templates[template]),
@@ -250,6 +244,8 @@ def choose_parameters(model: LlavaLlamaForCausalLM, args: ParsedArguments) -> No
     if tower is None:
         return
     trunk.mm_projector.requires_grad_(not args.training.freeze_mm_mlp_adapter)
+    if (newline := getattr(trunk, "image_newline", None)) is not None:
+        newline.requires_grad_(not args.training.freeze_mm_mlp_adapter)
     tower.requires_grad_(False)
     if args.model.unfreeze_mm_vision_tower:
         unfreeze(tower)
