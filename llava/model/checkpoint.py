@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
+from llava.image_geometry import read_pinpoints
 from llava.model.config import LlavaConfig
 from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
@@ -41,10 +42,14 @@ TRANSFORMERS_NAMES = {
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
     r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
     r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"^(?:model\.)?image_newline$": "model.image_newline",
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(?:language_model\.model|model\.language_model)\.": "model.",
 }
-"""Parameter names of transformers' LlavaForConditionalGeneration, old and new, -> ours."""
+"""Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
+
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""(height, width) of transformers' LlavaNext where its configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
 
 
 def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
-    """Builds the configuration for a checkpoint of transformers' LLaVA model (llava-hf/llava-1.5-*)."""
+    """Builds the configuration for a checkpoint of transformers' LLaVA models (llava-hf/llava-1.5-*, llava-v1.6-*)."""
     for part in ("text_config", "vision_config"):
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
@@ -174,10 +179,22 @@ def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
         mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
-        image_aspect_ratio="pad",
+        **tiling_from_transformers(values),
         dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
         qlip=values.get("qlip"),
     )
+
+
+def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
+    if values.get("model_type") != "llava_next":
+        return {"image_aspect_ratio": "pad"}
+    pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
+    return {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[width, height] for height, width in read_pinpoints(pinpoints)],
+    }
 
 
 def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:

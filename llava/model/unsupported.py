@@ -10,12 +10,13 @@ TYPES = ("llava", "llava_llama", "llama")
 
 SUPPORTED = (
     "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints on Llama, LLaVA's own and transformers'"
-    " (llava-hf/llava-1.5-7b-hf)"
+    " (llava-hf/llava-1.5-7b-hf, llava-hf/llava-v1.6-vicuna-7b-hf)"
 )
 ATTACH = "load {what} by transformers' {model_class} and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
 NEXT_CLASS = "LlavaNextForConditionalGeneration"
+MODEL_CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": NEXT_CLASS}
+"""`model_type` of transformers' models that are supported on Llama -> their class."""
 NEXT = ATTACH.format(what="transformers' version of it (llava-hf/llava-v1.6-*)", model_class=NEXT_CLASS)
-ANYRES = "LLaVA-1.6 (anyres)"
 
 LLAVA_TYPES = {
     "llava_mistral": ("LLaVA-1.6 on Mistral", NEXT),
@@ -25,7 +26,6 @@ LLAVA_TYPES = {
 """`model_type` in LLaVA's format -> common name, alternative."""
 
 TRANSFORMERS_TYPES = {
-    "llava_next": (ANYRES, ATTACH.format(what="it", model_class=NEXT_CLASS)),
     "vipllava": ("ViP-LLaVA", ATTACH.format(what="it", model_class="VipLlavaForConditionalGeneration")),
     "llava_next_video": ("LLaVA-NeXT-Video", SUPPORTED),
     "llava_onevision": ("LLaVA-OneVision", SUPPORTED),
@@ -37,10 +37,11 @@ TRANSFORMERS_TYPES = {
 def describe_unsupported(values: Mapping[str, Any]) -> str | None:
     """Describes what in a checkpoint's config.json is not supported, and the alternative; None if all is."""
     model_type = values.get("model_type")
-    if isinstance(text := values.get("text_config"), Mapping) and "vision_config" in values and model_type == "llava":
+    is_transformers = "vision_config" in values and model_type in MODEL_CLASSES
+    if is_transformers and isinstance(text := values.get("text_config"), Mapping):
         if (kind := text.get("model_type", "llama")) == "llama":
             return None
-        way_out = ATTACH.format(what="it", model_class="LlavaForConditionalGeneration")
+        way_out = ATTACH.format(what="it", model_class=MODEL_CLASSES[model_type])
         return _sentence(f"LLaVA on {kind}", f"text_config.model_type is {kind!r}", way_out)
     if found := {**LLAVA_TYPES, **TRANSFORMERS_TYPES}.get(str(model_type)):
         return _sentence(found[0], f"model_type is {model_type!r}", found[1])

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaNextImageProcessorPil
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
@@ -16,6 +17,7 @@ from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
 from llava.model.prepared_image import prepare_pixels
 from llava.model.text_only import encode_nothing
+from tests.llava.checkpoints import write_tokenizer
 from tests.llava.next_checkpoints import PINPOINTS, SETTINGS, make_next_checkpoint, next_model, oracle_inputs, picture
 
 SIZES = {"wide": (300, 120), "tall": (90, 400), "square": (224, 224), "small": (60, 50), "photograph": (320, 240)}
@@ -203,6 +205,23 @@ def test_a_text_batch_has_the_newline_in_its_graph(loaded):
 def test_a_wrong_setting_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         LlavaConfig(**{**SETTINGS, **changes})
+
+
+@torch.no_grad()
+def test_transformers_own_checkpoint_loads_too(loaded, oracle, tmp_path):
+    """As llava-hf/llava-v1.6-vicuna-7b-hf is saved, its image processor's settings included."""
+    oracle.save_pretrained(tmp_path)
+    square = {"height": 112, "width": 112}
+    resolutions = [[height, width] for width, height in PINPOINTS]
+    LlavaNextImageProcessorPil(
+        size={"shortest_edge": 112}, crop_size=square, image_grid_pinpoints=resolutions
+    ).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    _, model, processor, _ = load_pretrained_model(str(tmp_path), device="cpu")
+    pixels, sizes = prepare(loaded, "wide")
+    assert torch.equal(process_images([picture(*SIZES["wide"])], processor, model.config)[0], pixels[0])
+    got = model(torch.tensor([ROW]), images=pixels, image_sizes=sizes).logits
+    torch.testing.assert_close(got, loaded[0](torch.tensor([ROW]), images=pixels, image_sizes=sizes).logits)
 
 
 def test_encoded_images_need_no_sizes(loaded):

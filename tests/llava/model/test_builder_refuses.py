@@ -61,12 +61,12 @@ def test_llavas_other_models_are_refused_by_name(tmp_path, changes, name, way_ou
 @pytest.mark.parametrize(
     ("changes", "name", "way_out"),
     [
-        ({"model_type": "llava_next"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
         ({"model_type": "llava_onevision"}, "LLaVA-OneVision", SUPPORTED),
         ({"model_type": "llava_next_video"}, "LLaVA-NeXT-Video", SUPPORTED),
         ({"model_type": "video_llava"}, "Video-LLaVA", SUPPORTED),
         ({"model_type": "vipllava"}, "ViP-LLaVA", r"VipLlavaForConditionalGeneration .*qlip\.attach"),
         ({"model_type": "paligemma"}, "of type 'paligemma'", SUPPORTED),
+        ({"model_type": "llava_next", "text_config": {"model_type": "mistral"}}, "LLaVA on mistral", ATTACH_NEXT),
         ({"text_config": {"model_type": "mistral"}}, "LLaVA on mistral", r"LlavaForConditional.*qlip\.attach"),
     ],
 )
