@@ -132,6 +132,8 @@ def check_convertible(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
+    if config.image_aspect_ratio is not None and config.image_aspect_ratio.startswith("anyres"):
+        raise ValueError(f"image_aspect_ratio is {config.image_aspect_ratio!r}; LLaVA-1.6's tiles are not converted")
     if config.conv_mode is not None and config.conv_mode not in conv_templates:
         raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
     with torch.device("meta"):
