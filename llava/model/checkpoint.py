@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
-from llava.model.config import LlavaConfig
+from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
 from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.pretrained import clip_config_from_shapes, vision_config
@@ -53,7 +53,7 @@ class Checkpoint:
 
     folder: Path
     kind: Kind
-    config: LlavaConfig
+    config: ImageLanguageConfig
     names: dict[str, str]
     """Regular expressions on its parameter names -> ours."""
 
@@ -91,7 +91,7 @@ def inspect(folder: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: it has no config.json.
-        ValueError: its config.json is not a LLaVA checkpoint's on Llama, needs what is not supported, or is wrong; or
+        ValueError: its config.json is not a LLaVA checkpoint's, needs what is not supported, or is wrong; or
             another of its JSON files is damaged.
     """
     file = folder / "config.json"
@@ -119,7 +119,7 @@ def inspect(folder: Path) -> Checkpoint:
     return Checkpoint(folder, "full", config, names)
 
 
-def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict[str, str]]:
+def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:
     """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
     read_settings(values.get("qlip"))
     if "text_config" in values and "vision_config" in values:
@@ -132,7 +132,7 @@ def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict
     return config, TOWER_NAMES
 
 
-def require_tower(config: LlavaConfig, path: str | Path) -> None:
+def require_tower(config: ImageLanguageConfig, path: str | Path) -> None:
     """Raises unless a checkpoint's configuration names a vision tower.
 
     Raises:
@@ -145,29 +145,31 @@ def require_tower(config: LlavaConfig, path: str | Path) -> None:
         )
 
 
-def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
-    """Builds the configuration of a checkpoint in LLaVA's format, or of a text-only Llama.
+def config_from_llava(values: dict[str, Any], folder: Path) -> ImageLanguageConfig:
+    """Builds the configuration of a checkpoint in LLaVA's format, or of a language model alone.
 
     `mm_vision_tower` becomes a path if it names a folder, relative to the checkpoint or to the working directory.
     """
-    config = LlavaConfig(**{name: value for name, value in values.items() if name != "model_type"})
+    config_class = {**CONFIGS, **TEXT_CONFIGS}[values["model_type"]]
+    config = config_class(**{name: value for name, value in values.items() if name != "model_type"})
     tower = config.mm_vision_tower
     if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():
         config.mm_vision_tower = str(folder / tower)
     return config
 
 
-def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
+def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     """Builds the configuration for a checkpoint of transformers' LLaVA model (llava-hf/llava-1.5-*)."""
     for part in ("text_config", "vision_config"):
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
-    text = {name: value for name, value in values["text_config"].items() if name != "model_type"}
+    text = dict(values["text_config"])
+    config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
     # Without a [CLS] to keep, SigLIP's "full" is the patches.
     keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
-    return LlavaConfig(
+    return config_class(
         **text,
         mm_vision_config=vision.to_dict(),
         mm_vision_select_layer=values.get("vision_feature_layer", -2),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
-MODEL_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral")
+MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "qwen"))
 """The models, which register themselves with transformers' auto classes."""
 
 
@@ -124,6 +124,29 @@ class LlavaMistralConfig(MultimodalConfig, MistralConfig):
 
     model_type = "llava_mistral"
 
+
+class LlavaQwenConfig(MultimodalConfig, Qwen2Config):
+    """Qwen2's configuration with LLaVA's fields."""
+
+    model_type = "llava_qwen"
+
+
+ImageLanguageConfig = LlavaConfig | LlavaMistralConfig | LlavaQwenConfig
+
+CONFIGS: dict[str, type[ImageLanguageConfig]] = {
+    "llava": LlavaConfig,
+    "llava_llama": LlavaConfig,
+    "llava_mistral": LlavaMistralConfig,
+    "llava_qwen": LlavaQwenConfig,
+}
+"""`model_type` in LLaVA's format -> its configuration."""
+
+TEXT_CONFIGS: dict[str, type[ImageLanguageConfig]] = {
+    "llama": LlavaConfig,
+    "mistral": LlavaMistralConfig,
+    "qwen2": LlavaQwenConfig,
+}
+"""`model_type` of a language model alone -> the configuration of LLaVA on it."""
 
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
 """The fields that LLaVA adds to the language model's."""

@@ -28,8 +28,8 @@ from llava.model.question_budget import refine_pixels
 from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
 from llava.model.text_only import embed_text
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
+from qlip.decoder_masks import decoder_mask
 from qlip.integrations.mixins import ImagePositionsMixin
-from qlip.language_positions import decoder_mask
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
@@ -229,7 +229,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
-        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
+        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

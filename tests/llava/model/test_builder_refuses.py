@@ -44,9 +44,8 @@ SUPPORTED = "supported are LLaVA-1.5 checkpoints"
         ({"image_aspect_ratio": "anyres"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
         ({"image_aspect_ratio": "anyres_max_9"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
         ({"mm_patch_merge_type": "spatial"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
-        ({**V16, "model_type": "llava_mistral"}, r"LLaVA-1\.6 on Mistral", ATTACH_NEXT),
-        ({**V16, "model_type": "llava_qwen"}, "LLaVA-NeXT on Qwen", SUPPORTED),
-        ({"model_type": "llava_mpt"}, "LLaVA on MPT", SUPPORTED),
+        ({"model_type": "llava_qwen_moe"}, "LLaVA-NeXT on Qwen's mixture of experts", SUPPORTED),
+        ({"model_type": "llava_mpt"}, "LLaVA on MPT, whose attention takes no positions of image tokens", SUPPORTED),
         ({"s2": True, "s2_scales": "336,672,1008", "mm_hidden_size": 192}, "S2", SUPPORTED),
         ({"mm_resampler_type": "perceiver"}, "LLaVA with a resampler", SUPPORTED),
         ({"model_type": "gpt2"}, "of type 'gpt2'", SUPPORTED),
@@ -71,7 +70,7 @@ def test_llavas_other_models_are_refused_by_name(tmp_path, changes, name, way_ou
         ({"model_type": "video_llava"}, "Video-LLaVA", SUPPORTED),
         ({"model_type": "vipllava"}, "ViP-LLaVA", r"VipLlavaForConditionalGeneration .*qlip\.attach"),
         ({"model_type": "paligemma"}, "of type 'paligemma'", SUPPORTED),
-        ({"text_config": {"model_type": "mistral"}}, "LLaVA on mistral", r"LlavaForConditional.*qlip\.attach"),
+        ({"text_config": {"model_type": "gemma"}}, "LLaVA on gemma", r"LlavaForConditional.*qlip\.attach"),
     ],
 )
 def test_transformers_other_models_are_refused_by_name(tmp_path, changes, name, way_out):
