@@ -191,7 +191,9 @@ def tokenizer_image_token(
     for i, piece in enumerate(pieces):
         if i > 0:
             ids.append(image_token_index)
-        ids.extend(piece[has_bos:])
+        # Llama 3's tokenizer adds a BOS, and its chat template writes one: a prompt from there has two.
+        extra = 0 if not has_bos or piece[:1] != [bos] else 2 if i == 0 and piece[1:2] == [bos] else 1
+        ids.extend(piece[extra:])
     if return_tensors is None:
         return ids
     import torch

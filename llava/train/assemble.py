@@ -22,6 +22,7 @@ from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.quantization import quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
+from llava.serve.engine.templates import default_template
 from llava.train.arguments import ASPECT_RATIOS, ParsedArguments, TrainingArguments
 from llava.train.lora import add_adapters
 
@@ -122,7 +123,7 @@ def keep_aspect_ratio(args: ParsedArguments, config: ImageLanguageConfig) -> Non
 
 def warn_of_defaults(args: ParsedArguments, config: ImageLanguageConfig, template: str) -> None:
     """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
-    own = config.conv_mode or DEFAULT_TEMPLATE
+    own = config.conv_mode or default_template(config)
     aspect = "pad" if config.image_aspect_ratio == "pad" else "square"
     length = config.tokenizer_model_max_length or args.training.model_max_length
     for flag, chosen, before, same in (
