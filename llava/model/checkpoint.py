@@ -24,7 +24,13 @@ from huggingface_hub.errors import (
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
 from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import clip_config_from_shapes, vision_config
+from llava.model.multimodal_encoder.builder import check_scales
+from llava.model.multimodal_encoder.pretrained import (
+    check_select_feature,
+    clip_config_from_shapes,
+    siglip_config_from_shapes,
+    vision_config,
+)
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.model.multimodal_projector.builder import check_projector_type
 from llava.model.unsupported import describe_unsupported
@@ -115,7 +121,9 @@ def inspect(folder: Path) -> Checkpoint:
     if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
         return Checkpoint(folder, "projector", config, names)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
-        config.mm_vision_config = tower_config_inside(folder, config.mm_vision_tower)
+        config.mm_vision_config = tower = tower_config_inside(folder, config.mm_vision_tower)
+        if tower is not None and tower.get("vision_use_head") is False:
+            config.mm_vision_select_layer = -1  # LLaVA-NeXT dropped the layer above, and the head
     return Checkpoint(folder, "full", config, names)
 
 
@@ -127,8 +135,9 @@ def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConf
     config = config_from_llava(values, folder)
     if config.has_tower:
         check_projector_type(config.mm_projector_type)
+        check_scales(config)
     if config.mm_vision_config is not None:
-        vision_config(config.mm_vision_config)
+        check_select_feature(config.mm_vision_select_feature, vision_config(config.mm_vision_config))
     return config, TOWER_NAMES
 
 
@@ -194,6 +203,7 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     if (config_file := Path(tower) / "config.json").is_file():
         return vision_config(read_json(config_file)).to_dict()
     try:
-        return clip_config_from_shapes(shapes).to_dict()
+        is_siglip = "embeddings.patch_embedding.bias" in shapes  # CLIP has none
+        return (siglip_config_from_shapes if is_siglip else clip_config_from_shapes)(shapes).to_dict()
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -62,6 +62,12 @@ class MultimodalConfig:
     image_grid_pinpoints: Any = None
     """Resolutions for tiling; unused by v1.5."""
 
+    s2: bool | None = None
+    """Whether the CLIP tower encodes an image at several scales (S2)."""
+
+    s2_scales: str | None = None
+    """Those scales in pixels, the tower's own first: "336,672,1008", the default of `s2`."""
+
     tokenizer_model_max_length: int | None = None
     """Bound on a training sequence, image tokens included."""
 

@@ -66,5 +66,5 @@ def is_sharded(module: nn.Module) -> bool:
 def smallest_image(tower: VisionTower) -> Tensor:
     """Builds the blank image (3, S, S) that costs a tower least: one cell, or the only size that CLIP takes."""
     config = tower.config
-    side = config.patch_size if isinstance(tower, QLIPVisionTower) else config.image_size
+    side = config.patch_size if isinstance(tower, QLIPVisionTower) else tower.input_size
     return torch.zeros(config.num_channels, side, side, device=tower.device)

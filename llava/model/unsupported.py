@@ -49,8 +49,6 @@ def describe_unsupported(values: Mapping[str, Any]) -> str | None:
     for key, prefix in (("image_aspect_ratio", "anyres"), ("mm_patch_merge_type", "spatial")):
         if str(values.get(key)).startswith(prefix):
             return _sentence(ANYRES, f"{key} is {values[key]!r}", NEXT)
-    if values.get("s2"):
-        return _sentence("S2", f"s2 is {values['s2']!r}, s2_scales is {values.get('s2_scales')!r}", SUPPORTED)
     if (kind := values.get("mm_resampler_type")) is not None:
         return _sentence("LLaVA with a resampler", f"mm_resampler_type is {kind!r}", SUPPORTED)
     return None

@@ -121,7 +121,7 @@ def load_engine(
     if switchable:
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
-        if config.mm_vision_select_feature == "patch":
+        if config.mm_vision_select_feature == "patch" and not config.s2:
             option = option or True
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,

@@ -46,7 +46,6 @@ SUPPORTED = "supported are LLaVA-1.5 checkpoints"
         ({"mm_patch_merge_type": "spatial"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
         ({"model_type": "llava_qwen_moe"}, "LLaVA-NeXT on Qwen's mixture of experts", SUPPORTED),
         ({"model_type": "llava_mpt"}, "LLaVA on MPT, whose attention takes no positions of image tokens", SUPPORTED),
-        ({"s2": True, "s2_scales": "336,672,1008", "mm_hidden_size": 192}, "S2", SUPPORTED),
         ({"mm_resampler_type": "perceiver"}, "LLaVA with a resampler", SUPPORTED),
         ({"model_type": "gpt2"}, "of type 'gpt2'", SUPPORTED),
         ({"model_type": None}, "of type None", SUPPORTED),
