@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_empty_tower, load_pretrained_model
@@ -158,6 +159,18 @@ def test_a_language_model_alone_has_no_tower(tmp_path):
     assert not inspect(base).config.has_tower
     with pytest.raises(ValueError, match=r"has no vision tower, it is a language model alone; .*\(--model-base\)"):
         load_empty_tower(base)
+
+
+def test_a_base_of_another_kind_is_refused(tmp_path):
+    """Its weights have the same names but for Qwen2's biases."""
+    base = write_language_model(tmp_path / "base", transformers_model())
+    values = json.loads((base / "config.json").read_text())
+    write(base, {**values, "model_type": "qwen2"})
+    (tmp_path / "projector").mkdir()
+    torch.save({"model.mm_projector.0.weight": torch.zeros(64, 64)}, tmp_path / "projector" / "mm_projector.bin")
+    path = write(tmp_path / "projector", llava_config())
+    with pytest.raises(ValueError, match="base model, is of type 'llava_qwen'; .*projector needs 'llava_llama'"):
+        load_pretrained_model(path, str(base), device="cpu")
 
 
 def test_arguments_are_checked(folder, tmp_path):
