@@ -33,6 +33,8 @@ class SeparatorStyle(Enum):
     """Text and separators without roles."""
     LLAMA_2 = auto()
     """`[INST] ... [/INST]` with the system text inside the first instruction."""
+    CHATML = auto()
+    """Like `MPT`, with a line break after each role and separator, as in Qwen's own format."""
 
 
 @dataclass
@@ -90,9 +92,10 @@ class Conversation:
         if self.sep_style is SeparatorStyle.PLAIN:
             return self.system + "".join(text + (self.sep, sep2)[i % 2] for i, (_, text) in enumerate(turns) if text)
 
-        colon, space = ("", "") if self.sep_style is SeparatorStyle.MPT else (":", " ")
-        ends = (self.sep, sep2 if self.sep_style is SeparatorStyle.TWO else self.sep)
-        prompt = self.system + self.sep
+        line = "\n" if self.sep_style is SeparatorStyle.CHATML else ""
+        colon, space = (line, "") if self.sep_style in (SeparatorStyle.MPT, SeparatorStyle.CHATML) else (":", " ")
+        ends = (self.sep + line, sep2 if self.sep_style is SeparatorStyle.TWO else self.sep + line)
+        prompt = self.system + self.sep + line
         for i, (role, text) in enumerate(turns):
             prompt += role + colon + (space + text + ends[i % 2] if text else "")
         return prompt
@@ -246,6 +249,25 @@ conv_llava_v0_mmtag = Conversation(_MMTAG, ("Human", "Assistant"), [], 0, versio
 conv_llava_v1 = _turns_of_two(_HUMAN, ("USER", "ASSISTANT"), "v1")
 conv_llava_v1_mmtag = _turns_of_two(_MMTAG, ("USER", "ASSISTANT"), "v1_mmtag")
 conv_llava_llama_2 = _llama_2(f"You are a helpful language and vision assistant. You are {_VISION}")
+# Llama 3's and Qwen's own formats. Llama 3's tokenizer adds <|begin_of_text|> itself.
+conv_llava_llama_3 = Conversation(
+    f"<|start_header_id|>system<|end_header_id|>\n\n{conv_llava_llama_2.system}",
+    ("<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    [],
+    0,
+    SeparatorStyle.MPT,
+    sep="<|eot_id|>",
+    version="llama_v3",
+)
+conv_qwen = Conversation(
+    "<|im_start|>system\nYou are a helpful assistant.",
+    ("<|im_start|>user", "<|im_start|>assistant"),
+    [],
+    0,
+    SeparatorStyle.CHATML,
+    sep="<|im_end|>",
+    version="qwen",
+)
 
 default_conversation = conv_vicuna_v1
 conv_templates = {
@@ -264,5 +286,7 @@ conv_templates = {
     "llava_v1": conv_llava_v1,
     "v1_mmtag": conv_llava_v1_mmtag,
     "llava_llama_2": conv_llava_llama_2,
+    "llava_llama_3": conv_llava_llama_3,
+    "qwen_1_5": conv_qwen,
     "mpt": conv_mpt,
 }

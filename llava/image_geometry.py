@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import math
+import re
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
@@ -16,6 +19,61 @@ Size = tuple[int, int]
 
 _CHAT_PADDING = (122, 116, 104)  # CLIP's mean colour
 _BAND_PIXELS = 4_000_000
+_ANYRES = re.compile(r"anyres(?:_max_([1-9][0-9]*))?")
+_TILE_COUNTS = re.compile(r"\(([1-9][0-9]?)x([1-9][0-9]?)\)")
+
+
+def is_anyres(aspect_ratio: Any) -> bool:
+    """Whether an `image_aspect_ratio` cuts images into tiles: "anyres", or LLaVA-NeXT's "anyres_max_N"."""
+    return isinstance(aspect_ratio, str) and _ANYRES.fullmatch(aspect_ratio) is not None
+
+
+def most_tiles(aspect_ratio: str) -> int | None:
+    """Finds N of "anyres_max_N": the tiles' features are shrunk to about N tiles; None for "anyres"."""
+    found = _ANYRES.fullmatch(aspect_ratio)
+    return int(found[1]) if found is not None and found[1] is not None else None
+
+
+def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[Size]:
+    """Reads `image_grid_pinpoints`: the resolutions that images are tiled at.
+
+    Args:
+        pinpoints: A list of (width, height) in pixels, its text, or LLaVA-NeXT's "(1x1),...,(6x6)": numbers of tiles,
+            columns by rows, all from the first pair to the last.
+        tile: Side of a tile in pixels.
+
+    Raises:
+        ValueError: it is none of these, or a width or height is no multiple of `tile`.
+    """
+    allowed = "allowed are a list of (width, height) in pixels, its text, and '(1x1),...,(6x6)'"
+    read = pinpoints
+    if isinstance(pinpoints, str) and (counts := _TILE_COUNTS.findall(pinpoints)):
+        (first_cols, first_rows), (cols, rows) = (tuple(map(int, pair)) for pair in (counts[0], counts[-1]))
+        read = [(i * tile, j * tile) for i in range(first_cols, cols + 1) for j in range(first_rows, rows + 1)]
+    elif isinstance(pinpoints, str):
+        try:
+            read = ast.literal_eval(pinpoints)
+        except (ValueError, SyntaxError):
+            read = None
+    if not isinstance(read, (list, tuple)) or not read:
+        raise ValueError(f"image_grid_pinpoints is {pinpoints!r}; {allowed}")
+    for pair in read:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(type(x) is int and x > 0 for x in pair):
+            raise ValueError(f"image_grid_pinpoints holds {pair!r}; {allowed}")
+        if any(x % tile for x in pair):
+            raise ValueError(f"image_grid_pinpoints holds {pair!r}; allowed are multiples of a tile's {tile} pixels")
+    return [(width, height) for width, height in read]
+
+
+def find_padding(frame: Size, original: Size) -> Size:
+    """Computes the padding of an image of size `original` that was fitted into `frame`: (each side, above and below).
+
+    In the frame's unit, which may be cells; rounded as LLaVA does. One of the two is 0.
+    """
+    (width, height), (original_width, original_height) = frame, original
+    if original_width * height > original_height * width:  # wider than the frame
+        return 0, (height - original_height * width // original_width) // 2
+    return (width - original_width * height // original_height) // 2, 0
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:

@@ -5,7 +5,6 @@ Importing it loads Pillow; torch and transformers are imported by the functions 
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,9 @@ from llava.image_geometry import (
     divide_to_patches,
     encode_image_to_base64,
     expand2square,
+    find_padding,
+    is_anyres,
+    read_pinpoints,
     resize_and_pad_image,
     resize_padded,
     select_best_resolution,
@@ -58,15 +60,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'llava.mm_utils' has no attribute {name!r}")
 
 
-def _resolutions(grid_pinpoints: str | Sequence[Size]) -> Sequence[Size]:
-    return ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
-
-
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Size], patch_size: int
 ) -> tuple[int, int]:
     """Computes (columns, rows) of the tiles that `process_anyres_image` cuts, `patch_size` pixels wide and high."""
-    width, height = select_best_resolution(image_size, _resolutions(grid_pinpoints))
+    width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
@@ -75,17 +73,23 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str
 
     Args:
         image: The image.
-        processor: A `CLIPImageProcessor`.
-        grid_pinpoints: Resolutions (width, height) to choose from, or the text of such a list.
+        processor: A CLIP or SigLIP image processor of square images.
+        grid_pinpoints: Resolutions to choose from, see `read_pinpoints`.
 
     Returns:
         Float tensor (1 + tiles, channels, height, width).
+
+    Raises:
+        ValueError: see `read_pinpoints`.
     """
     import torch
 
-    best = select_best_resolution(image.size, _resolutions(grid_pinpoints))
-    tiles = divide_to_patches(resize_and_pad_image(image, best), processor.crop_size["height"])
-    side = processor.size["shortest_edge"]
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    side = _square_side(processor.size)
+    crop = getattr(processor, "crop_size", None)  # SigLIP's processor has none: it resizes to a square
+    tile = side if crop is None else crop["height"]
+    best = select_best_resolution(image.size, read_pinpoints(grid_pinpoints, tile))
+    tiles = divide_to_patches(resize_and_pad_image(image, best), tile)
     return torch.stack([_pixels(tile, processor) for tile in [image.resize((side, side)), *tiles]])
 
 
@@ -111,12 +115,8 @@ def _square_side(size: Any) -> int | None:
 def unpad_image(tensor: Tensor, original_size: Size) -> Tensor:
     """Crops the padding from an image of `original_size` (width, height) that was fitted into (C, H, W)."""
     height, width = tensor.shape[1:]
-    original_width, original_height = original_size
-    if original_width * height > original_height * width:  # wider than the frame: padded above and below
-        padding = (height - original_height * width // original_width) // 2
-        return tensor[:, padding : height - padding, :]
-    padding = (width - original_width * height // original_height) // 2
-    return tensor[:, :, padding : width - padding]
+    side, above = find_padding((width, height), original_size)
+    return tensor[:, above : height - above, side : width - side]
 
 
 class ImageList(list["Tensor"]):
@@ -145,11 +145,11 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     Args:
         images: The images.
         image_processor: A `CLIPImageProcessor`, or one that has `keeps_aspect_ratio` set and gets unpadded images.
-        model_cfg: An object that may have `image_aspect_ratio` ("pad", "anyres", otherwise the processor's own way)
-            and, for "anyres", `image_grid_pinpoints`.
+        model_cfg: An object that may have `image_aspect_ratio` ("pad"; "anyres" or "anyres_max_N"; otherwise the
+            processor's own way) and, for anyres, `image_grid_pinpoints`.
 
     Returns:
-        Float tensor (images, channels, height, width), for "anyres" (images, 1 + tiles, channels, height, width), when
+        Float tensor (images, channels, height, width), for anyres (images, 1 + tiles, channels, height, width), when
         all shapes agree; otherwise a list, which has `to` and `half` as a tensor has.
     """
     import torch
@@ -160,7 +160,7 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
         tensors = [_pixels(image, image_processor) for image in images]
     elif aspect_ratio == "pad":
         tensors = [_padded_pixels(image, image_processor) for image in images]
-    elif aspect_ratio == "anyres":
+    elif is_anyres(aspect_ratio):
         tensors = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
     else:
         tensors = [_pixels(image, image_processor) for image in images]
@@ -191,7 +191,9 @@ def tokenizer_image_token(
     for i, piece in enumerate(pieces):
         if i > 0:
             ids.append(image_token_index)
-        ids.extend(piece[has_bos:])
+        # Llama 3's tokenizer adds a BOS, and its chat template writes one: a prompt from there has two.
+        extra = 0 if not has_bos or piece[:1] != [bos] else 2 if i == 0 and piece[1:2] == [bos] else 1
+        ids.extend(piece[extra:])
     if return_tensors is None:
         return ids
     import torch

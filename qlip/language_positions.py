@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,6 @@ from qlip.config import QLIPConfig
 from qlip.positions import raster_positions
 from qlip.quadtree import Leaves, count_sizes
 from qlip.roots import find_native_cell
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
 
 BIASABLE = ("sdpa", "eager")
 """transformers' attentions that take an additive mask."""
@@ -218,65 +214,3 @@ def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:
             " attn_implementation 'sdpa' or 'eager', or set them to 0 and 'each'"
         )
     return 2 * sizes.log()
-
-
-def decoder_mask(
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    bias: Tensor | None,
-    new: Tensor,
-    cache: Cache | None,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """Builds the attention mask that positions with gaps and a bias on keys need; else returns the given one.
-
-    Args:
-        attention_mask: (B, past + Q), nonzero on real keys; or (B, 1, Q, K) over all keys of a static cache, true or 0
-            where a query may attend; or None: all keys are real.
-        position_ids: of the new tokens; floating point where an image's are fractional.
-        bias: float (B, K0), of the first K0 keys.
-        new: (B, Q, ...), the new tokens' ids or embeddings.
-        cache: of the keys before them.
-        dtype: of the model.
-    """
-    queries = new.shape[1]
-    fractional = position_ids is not None and position_ids.is_floating_point()
-    if attention_mask is None and (bias is not None or fractional):
-        # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
-        past = 0 if cache is None else int(cache.get_seq_length())
-        attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
-    if bias is None or attention_mask is None:
-        return attention_mask
-    if attention_mask.ndim == 4:
-        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-        return mask_with_bias(allowed, bias, dtype)
-    keys = attention_mask.shape[1] if cache is None else cache.get_mask_sizes(queries, 0)[0]
-    return causal_mask_with_bias(attention_mask, bias, queries, dtype, keys)
-
-
-def causal_mask_with_bias(
-    attention_mask: Tensor, key_bias: Tensor, queries: int, dtype: torch.dtype, keys: int | None = None
-) -> Tensor:
-    """Builds the additive attention mask of a causal model with a bias on keys.
-
-    Args:
-        attention_mask: (B, T), nonzero on real keys; T counts cached keys and the new ones.
-        key_bias: float (B, K0), K0 <= T; later keys have none.
-        queries: Q, number of new tokens, the last Q of the T keys.
-        dtype: of the model.
-        keys: K, of a cache with room for more than T; by default T.
-
-    Returns:
-        (B, 1, Q, K): the bias where a query may attend, the lowest number elsewhere.
-    """
-    seen = attention_mask.shape[1]
-    real = F.pad(attention_mask.bool(), (0, (seen if keys is None else keys) - seen))
-    key = torch.arange(real.shape[1], device=real.device)
-    causal = key[None, :] <= key[seen - queries : seen, None]  # (Q, K)
-    return mask_with_bias((causal[None] & real[:, None, :])[:, None], key_bias, dtype)
-
-
-def mask_with_bias(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Fills (B, 1, Q, K) with the bias (B, K0) of the first K0 keys where `allowed`, the lowest number elsewhere."""
-    bias = F.pad(key_bias, (0, allowed.shape[-1] - key_bias.shape[1]))[:, None, None, :].expand_as(allowed)
-    return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)

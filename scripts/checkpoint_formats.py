@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlavaImageProcessorPil, LlavaProcessor
+from transformers import AutoConfig, GenerationConfig, LlavaImageProcessorPil, LlavaProcessor
 from transformers import LlavaConfig as TransformersConfig
 
 from llava.command import check_new_folder
@@ -27,14 +27,16 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
 )
 from llava.conversation import conv_templates
-from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
-from llava.model.config import with_old_names
+from llava.model.config import TEXT_CONFIGS, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
+from llava.model.multimodal_encoder.builder import has_tiles
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
 from llava.model.tokenizer import load_tokenizer
+from llava.model.weights import MODELS
+from llava.serve.engine.templates import default_template
 from scripts.chat_template import chat_template
 from scripts.weight_files import (
     EMBEDDINGS,
@@ -132,10 +134,17 @@ def check_convertible(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
+    if config.s2:
+        raise ValueError("s2 is set; transformers' format has no tower at several scales")
+    if has_tiles(config):
+        raise ValueError(
+            f"image_aspect_ratio is {config.image_aspect_ratio!r}, mm_patch_merge_type is"
+            f" {config.mm_patch_merge_type!r}; LLaVA-1.6's tiles are not converted"
+        )
     if config.conv_mode is not None and config.conv_mode not in conv_templates:
         raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
     with torch.device("meta"):
-        wanted = set(LlavaLlamaForCausalLM(config).state_dict())
+        wanted = set(MODELS[type(config)](config).state_dict())
     if config.tie_word_embeddings:
         wanted.discard(HEAD)
     if missing := wanted - {renamed(name, checkpoint.names) for name in weight_shapes(checkpoint.folder, "")}:
@@ -158,10 +167,11 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     keeps_all = not has_cls or config.mm_vision_select_feature == "cls_patch"
     image_token = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     rows = max(config.vocab_size, 1 + max(tokenizer.convert_tokens_to_ids(image_tokens)))
-    own = set(LlamaConfig().to_dict()) - {"architectures", "dtype", "transformers_version"}
+    kind = next(name for name, config_class in TEXT_CONFIGS.items() if config_class is type(config))
+    own = set(AutoConfig.for_model(kind).to_dict()) - {"architectures", "dtype", "transformers_version"}
     text = {name: value for name, value in config.to_dict().items() if name in own}
     settings = TransformersConfig(
-        text_config={**text, "model_type": "llama", "vocab_size": rows},
+        text_config={**text, "model_type": kind, "vocab_size": rows},
         vision_config=vision,
         image_token_index=image_token,
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
@@ -187,7 +197,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
         patch_size=vision["patch_size"],
         vision_feature_select_strategy=settings.vision_feature_select_strategy,
         num_additional_image_tokens=int(has_cls),
-        chat_template=chat_template(config.conv_mode or "vicuna_v1", f"{start}{DEFAULT_IMAGE_TOKEN}{end}"),
+        chat_template=chat_template(config.conv_mode or default_template(config), f"{start}{DEFAULT_IMAGE_TOKEN}{end}"),
     )
     processor.save_pretrained(out)
     rewrite(checkpoint, out, TRANSFORMERS_FILE_NAMES, rows)
@@ -210,7 +220,7 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     config, vision = checkpoint.config, dict(checkpoint.config.mm_vision_config)
     shape = (vision["model_type"], vision["hidden_size"], vision["image_size"], vision["patch_size"])
     config.mm_vision_tower = KNOWN_TOWER if shape == ("clip_vision_model", 1024, 336, 14) else "."
-    config.architectures = ["LlavaLlamaForCausalLM"]
+    config.architectures = [MODELS[type(config)].__name__]
     config.save_pretrained(out)
     tokenizer = load_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(out)

@@ -1,7 +1,7 @@
 """LLaVA's models, for transformers' auto classes too. Importing the package loads nothing heavy.
 
 There is none on MPT: transformers' MptForCausalLM has no `position_ids` and ignores an argument of that name (ALiBi
-counts tokens), so the positions of an image's tokens would be lost silently.
+counts tokens), so the positions of an image's tokens would be lost silently, and its attention takes no bias on keys.
 """
 
 from __future__ import annotations
@@ -11,17 +11,27 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llava.model.config import LlavaConfig, LlavaMistralConfig
+    from llava.model.config import LlavaConfig, LlavaMistralConfig, LlavaQwenConfig
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+    from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
 _HOMES = {
     "LlavaConfig": "llava.model.config",
     "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
     "LlavaMistralConfig": "llava.model.config",
     "LlavaMistralForCausalLM": "llava.model.language_model.llava_mistral",
+    "LlavaQwenConfig": "llava.model.config",
+    "LlavaQwenForCausalLM": "llava.model.language_model.llava_qwen",
 }
-__all__ = ["LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"]
+__all__ = [
+    "LlavaConfig",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralConfig",
+    "LlavaMistralForCausalLM",
+    "LlavaQwenConfig",
+    "LlavaQwenForCausalLM",
+]
 
 
 def __getattr__(name: str) -> Any:

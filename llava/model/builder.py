@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.adapters import merge_adapter, read_adapter
 from llava.model.checkpoint import Checkpoint, inspect, local_folder, require_tower
-from llava.model.config import LlavaConfig
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.config import ImageLanguageConfig
+from llava.model.language_model.common import ImageLanguageModel
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
 from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
@@ -66,8 +66,8 @@ def load_pretrained_model(
     token: str | bool | None = None,
     local_files_only: bool = False,
     **kwargs: Any,
-) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, Any, int]:
-    """Loads a LLaVA v1.5 checkpoint of LLaVA's or transformers' format.
+) -> tuple[PreTrainedTokenizerBase, ImageLanguageModel, Any, int]:
+    """Loads a checkpoint of LLaVA's or transformers' format: docs/MODELS.md lists them.
 
     Args:
         model_path: folder or hub id.
@@ -223,6 +223,9 @@ def load_on_base(
     below = inspect(base)
     if below.kind != "full":
         raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
+    wanted, found = checkpoint.config.model_type, below.config.model_type
+    if wanted != found:  # their weights have the same names, but for Qwen2's biases
+        raise ValueError(f"{base}, given as the base model, is of type {found!r}; {checkpoint.folder} needs {wanted!r}")
     adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
     extra = read_extra_weights(checkpoint)
     config = checkpoint.config
@@ -248,7 +251,7 @@ def load_on_base(
     return merge_adapter(model, adapter) if adapter else model
 
 
-def take_tower_config(config: LlavaConfig, below: Checkpoint, extra: Iterable[str]) -> None:
+def take_tower_config(config: ImageLanguageConfig, below: Checkpoint, extra: Iterable[str]) -> None:
     """Sets the configuration of the tower whose weights are in the base model or among the extra weights.
 
     Args:
@@ -262,7 +265,7 @@ def take_tower_config(config: LlavaConfig, below: Checkpoint, extra: Iterable[st
         config.mm_vision_config = None  # it is loaded from mm_vision_tower
 
 
-def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM) -> None:
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageModel) -> None:
     """Adds the image tokens that the configuration asks for, and gives generation its padding token."""
     extra = []
     if model.config.mm_use_im_patch_token:
@@ -278,7 +281,7 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCau
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def finish_tower(model: LlavaLlamaForCausalLM, folder: Path) -> None:
+def finish_tower(model: ImageLanguageModel, folder: Path) -> None:
     """Gives the tower the checkpoint's image processor and prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:

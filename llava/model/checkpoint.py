@@ -21,10 +21,17 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
-from llava.model.config import LlavaConfig
+from llava.image_geometry import read_pinpoints
+from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
 from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import clip_config_from_shapes, vision_config
+from llava.model.multimodal_encoder.builder import check_scales
+from llava.model.multimodal_encoder.pretrained import (
+    check_select_feature,
+    clip_config_from_shapes,
+    siglip_config_from_shapes,
+    vision_config,
+)
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.model.multimodal_projector.builder import check_projector_type
 from llava.model.unsupported import describe_unsupported
@@ -41,10 +48,14 @@ TRANSFORMERS_NAMES = {
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
     r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
     r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"^(?:model\.)?image_newline$": "model.image_newline",
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(?:language_model\.model|model\.language_model)\.": "model.",
 }
-"""Parameter names of transformers' LlavaForConditionalGeneration, old and new, -> ours."""
+"""Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
+
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""(height, width) of transformers' LlavaNext where its configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Checkpoint:
 
     folder: Path
     kind: Kind
-    config: LlavaConfig
+    config: ImageLanguageConfig
     names: dict[str, str]
     """Regular expressions on its parameter names -> ours."""
 
@@ -91,7 +102,7 @@ def inspect(folder: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: it has no config.json.
-        ValueError: its config.json is not a LLaVA checkpoint's on Llama, needs what is not supported, or is wrong; or
+        ValueError: its config.json is not a LLaVA checkpoint's, needs what is not supported, or is wrong; or
             another of its JSON files is damaged.
     """
     file = folder / "config.json"
@@ -115,11 +126,13 @@ def inspect(folder: Path) -> Checkpoint:
     if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
         return Checkpoint(folder, "projector", config, names)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
-        config.mm_vision_config = tower_config_inside(folder, config.mm_vision_tower)
+        config.mm_vision_config = tower = tower_config_inside(folder, config.mm_vision_tower)
+        if tower is not None and tower.get("vision_use_head") is False:
+            config.mm_vision_select_layer = -1  # LLaVA-NeXT dropped the layer above, and the head
     return Checkpoint(folder, "full", config, names)
 
 
-def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict[str, str]]:
+def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:
     """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
     read_settings(values.get("qlip"))
     if "text_config" in values and "vision_config" in values:
@@ -127,12 +140,13 @@ def read_config(values: dict[str, Any], folder: Path) -> tuple[LlavaConfig, dict
     config = config_from_llava(values, folder)
     if config.has_tower:
         check_projector_type(config.mm_projector_type)
+        check_scales(config)
     if config.mm_vision_config is not None:
-        vision_config(config.mm_vision_config)
+        check_select_feature(config.mm_vision_select_feature, vision_config(config.mm_vision_config))
     return config, TOWER_NAMES
 
 
-def require_tower(config: LlavaConfig, path: str | Path) -> None:
+def require_tower(config: ImageLanguageConfig, path: str | Path) -> None:
     """Raises unless a checkpoint's configuration names a vision tower.
 
     Raises:
@@ -145,39 +159,53 @@ def require_tower(config: LlavaConfig, path: str | Path) -> None:
         )
 
 
-def config_from_llava(values: dict[str, Any], folder: Path) -> LlavaConfig:
-    """Builds the configuration of a checkpoint in LLaVA's format, or of a text-only Llama.
+def config_from_llava(values: dict[str, Any], folder: Path) -> ImageLanguageConfig:
+    """Builds the configuration of a checkpoint in LLaVA's format, or of a language model alone.
 
     `mm_vision_tower` becomes a path if it names a folder, relative to the checkpoint or to the working directory.
     """
-    config = LlavaConfig(**{name: value for name, value in values.items() if name != "model_type"})
+    config_class = {**CONFIGS, **TEXT_CONFIGS}[values["model_type"]]
+    config = config_class(**{name: value for name, value in values.items() if name != "model_type"})
     tower = config.mm_vision_tower
     if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():
         config.mm_vision_tower = str(folder / tower)
     return config
 
 
-def config_from_transformers(values: dict[str, Any]) -> LlavaConfig:
-    """Builds the configuration for a checkpoint of transformers' LLaVA model (llava-hf/llava-1.5-*)."""
+def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
+    """Builds the configuration for a checkpoint of transformers' LLaVA models (llava-hf/llava-1.5-*, llava-v1.6-*)."""
     for part in ("text_config", "vision_config"):
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
-    text = {name: value for name, value in values["text_config"].items() if name != "model_type"}
+    text = dict(values["text_config"])
+    config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
     # Without a [CLS] to keep, SigLIP's "full" is the patches.
     keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
-    return LlavaConfig(
+    return config_class(
         **text,
         mm_vision_config=vision.to_dict(),
         mm_vision_select_layer=values.get("vision_feature_layer", -2),
         mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
-        image_aspect_ratio="pad",
+        **tiling_from_transformers(values),
         dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
         qlip=values.get("qlip"),
     )
+
+
+def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
+    if values.get("model_type") != "llava_next":
+        return {"image_aspect_ratio": "pad"}
+    pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
+    return {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[width, height] for height, width in read_pinpoints(pinpoints)],
+    }
 
 
 def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
@@ -192,6 +220,7 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     if (config_file := Path(tower) / "config.json").is_file():
         return vision_config(read_json(config_file)).to_dict()
     try:
-        return clip_config_from_shapes(shapes).to_dict()
+        is_siglip = "embeddings.patch_embedding.bias" in shapes  # CLIP has none
+        return (siglip_config_from_shapes if is_siglip else clip_config_from_shapes)(shapes).to_dict()
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
+
+from llava.image_geometry import is_anyres, read_pinpoints
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
-MODEL_MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+OTHER_TILINGS = ("anyres", "highres", "crop_split")
+"""How names of LLaVA-NeXT's ways to cut tiles begin; of these there are "anyres" and "anyres_max_N"."""
+MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "qwen"))
 """The models, which register themselves with transformers' auto classes."""
 
 
@@ -48,7 +53,7 @@ class MultimodalConfig:
     """Width of the tower's features; None takes the tower's own."""
 
     mm_patch_merge_type: str = "flat"
-    """How tiles of one image are joined; LLaVA v1.5 has "flat" only."""
+    """How tiles of one image are joined (`llava.model.anyres`): "flat", LLaVA v1.5's, "spatial" or "spatial_unpad"."""
 
     mm_use_im_start_end: bool = False
     """Whether an image is put between <im_start> and <im_end>."""
@@ -57,10 +62,17 @@ class MultimodalConfig:
     """Whether the vocabulary holds <im_patch>."""
 
     image_aspect_ratio: str | None = None
-    """How the CLIP tower's images become square: "pad" to a square, or None to crop. The quadtree needs neither."""
+    """How the CLIP tower's images become square: "pad" to a square, "anyres" or "anyres_max_N" to cut them into tiles,
+    or None to crop. The quadtree needs none."""
 
     image_grid_pinpoints: Any = None
-    """Resolutions for tiling; unused by v1.5."""
+    """Resolutions for tiling (`llava.image_geometry.read_pinpoints`); unused by v1.5."""
+
+    s2: bool | None = None
+    """Whether the CLIP tower encodes an image at several scales (S2)."""
+
+    s2_scales: str | None = None
+    """Those scales in pixels, the tower's own first: "336,672,1008", the default of `s2`."""
 
     tokenizer_model_max_length: int | None = None
     """Bound on a training sequence, image tokens included."""
@@ -72,7 +84,7 @@ class MultimodalConfig:
     """Context length, where the checkpoint states one."""
 
     conv_mode: str | None = None
-    """Name of the prompt template (`llava.conversation`); None is LLaVA v1.5's "vicuna_v1"."""
+    """Name of the prompt template (`llava.conversation`); None: see `llava.serve.engine.templates`."""
 
     qlip: Any = None
     """The tower: None or False is CLIP's uniform grid, True or a dict of `QLIPConfig` fields the quadtree."""
@@ -81,7 +93,7 @@ class MultimodalConfig:
         register_models()
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _check("mm_vision_select_feature", self.mm_vision_select_feature, FEATURE_SELECTIONS)
-        _check("mm_patch_merge_type", self.mm_patch_merge_type, ("flat",))
+        check_tiling(self)
         _check("tokenizer_padding_side", self.tokenizer_padding_side, PADDING_SIDES)
         for name, kind, allowed in (
             ("mm_vision_tower", str, "a name or null"),
@@ -125,6 +137,29 @@ class LlavaMistralConfig(MultimodalConfig, MistralConfig):
     model_type = "llava_mistral"
 
 
+class LlavaQwenConfig(MultimodalConfig, Qwen2Config):
+    """Qwen2's configuration with LLaVA's fields."""
+
+    model_type = "llava_qwen"
+
+
+ImageLanguageConfig = LlavaConfig | LlavaMistralConfig | LlavaQwenConfig
+
+CONFIGS: dict[str, type[ImageLanguageConfig]] = {
+    "llava": LlavaConfig,
+    "llava_llama": LlavaConfig,
+    "llava_mistral": LlavaMistralConfig,
+    "llava_qwen": LlavaQwenConfig,
+}
+"""`model_type` in LLaVA's format -> its configuration."""
+
+TEXT_CONFIGS: dict[str, type[ImageLanguageConfig]] = {
+    "llama": LlavaConfig,
+    "mistral": LlavaMistralConfig,
+    "qwen2": LlavaQwenConfig,
+}
+"""`model_type` of a language model alone -> the configuration of LLaVA on it."""
+
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
 """The fields that LLaVA adds to the language model's."""
 
@@ -145,6 +180,36 @@ def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
         elif kind != "default":
             old["rope_scaling"] = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}
     return {**values, **old}
+
+
+def check_tiling(config: Any) -> None:
+    """Checks how a configuration cuts images into tiles and joins them.
+
+    Raises:
+        ValueError: a way that is not supported, or no resolutions for it.
+    """
+    ratio = config.image_aspect_ratio
+    if is_anyres(ratio):
+        read_pinpoints(config.image_grid_pinpoints)
+    elif str(ratio).startswith(OTHER_TILINGS):
+        raise ValueError(
+            f"image_aspect_ratio is {ratio!r}; of the ways to cut tiles, allowed are 'anyres', 'anyres_max_N'"
+        )
+    check_merge_type(config)
+
+
+def check_merge_type(config: Any) -> None:
+    """Checks how a configuration joins tiles.
+
+    Raises:
+        ValueError: an unknown way, or one that the tower's features do not allow.
+    """
+    _check("mm_patch_merge_type", config.mm_patch_merge_type, MERGE_TYPES)
+    if config.mm_patch_merge_type != "flat" and config.mm_vision_select_feature != "patch":
+        raise ValueError(
+            f"mm_vision_select_feature is {config.mm_vision_select_feature!r}; with mm_patch_merge_type"
+            f" {config.mm_patch_merge_type!r} only 'patch' is allowed"
+        )
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -24,6 +24,9 @@ def encode_prepared(model: Any, images: Sequence[PreparedImage]) -> list[ImageTo
         options = {"settings": kind[0]} if isinstance(tower, QLIPVisionTower) else {}
         encoded = tower.encode_tokens([images[i].image for i in group], **options)
         tokens.update(zip(group, encoded, strict=True))
+    for i, image in enumerate(images):
+        if image.tiles is not None:
+            tokens[i] = tokens[i].with_tiles(image.tiles)
     return model.project([tokens[i] for i in range(len(images))]) if images else []
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
+from llava.model.anyres import has_newline, make_newline
 from llava.model.config import MultimodalConfig
-from llava.model.image_tokens import ImageTokens, stack_features
+from llava.model.image_encoding import ImageEncodingMixin, Images, ImageSizes
+from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -28,11 +30,8 @@ from llava.model.question_budget import refine_pixels
 from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
 from llava.model.text_only import embed_text
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
+from qlip.decoder_masks import decoder_mask
 from qlip.integrations.mixins import ImagePositionsMixin
-from qlip.language_positions import decoder_mask
-
-Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
-"""Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -51,6 +50,8 @@ class LlavaMetaModel(nn.Module):
                 raise ValueError("mm_hidden_size is not set, and the checkpoint does not hold the tower that has it")
             config.mm_hidden_size = config.mm_hidden_size or self.vision_tower.hidden_size
             self.mm_projector = build_vision_projector(config)
+            if has_newline(config):
+                self.image_newline = make_newline(config)
             # First in order: a device map fills the devices in order, and a tower or projector must not be offloaded.
             for name in [name for name in self._modules if name not in ("vision_tower", "mm_projector")]:
                 self._modules[name] = self._modules.pop(name)
@@ -65,50 +66,12 @@ class LlavaMetaModel(nn.Module):
         initialize_vision_modules(self, model_args, fsdp)
 
 
-class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
+class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
-
-    def get_vision_tower(self) -> VisionTower | None:
-        """The tower; None for a text-only model."""
-        return self.get_model().get_vision_tower()
-
-    def encode_images(self, images: Images) -> Tensor | list[Tensor]:
-        """Computes projected features of images (see `encode_tokens`), for callers that need no positions.
-
-        Returns:
-            (B, N, D) where all images have the same number of tokens, as with CLIP; else a list of (N_i, D).
-        """
-        return stack_features(self.encode_tokens(images))
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Adds the image tokens that training asks for: see `llava.model.vision_setup`."""
         initialize_vision_tokenizer(self, model_args, tokenizer)
-
-    def encode_tokens(self, images: Images) -> list[ImageTokens]:
-        """Encodes images and projects them to the language model's width, each in one pass.
-
-        Args:
-            images: pixels; images that are encoded already are returned unchanged.
-
-        Raises:
-            ValueError: the model has no vision tower, or it is not loaded.
-        """
-        encoded = [image for image in images if isinstance(image, ImageTokens)]
-        if len(encoded) == len(images):
-            return encoded
-        tower = self.get_vision_tower()
-        if tower is None or not tower.is_loaded:
-            raise ValueError("images were given, but the model has no vision tower loaded")
-        if encoded:
-            raise TypeError("some images are encoded and some are pixels; give one kind")
-        return self.project(tower.encode_tokens(cast(Tensor | Sequence[Tensor], images)))
-
-    def project(self, tokens: Sequence[ImageTokens]) -> list[ImageTokens]:
-        """Projects the tower's tokens of some images to the language model's width, in one pass."""
-        projector = self.get_model().mm_projector
-        features = torch.cat([image.features for image in tokens])
-        projected = projector(features).split([len(image.features) for image in tokens])
-        return [image.with_features(feature) for image, feature in zip(tokens, projected, strict=True)]
 
     def splice_images(
         self,
@@ -118,6 +81,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         images: Images | None,
         padding_side: str,
         packs: Tensor | None = None,
+        image_sizes: ImageSizes = None,
     ) -> PaddedBatch:
         """Embeds a batch of prompts with their images in place, padded on `padding_side`.
 
@@ -128,17 +92,18 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
                 `tokenizer_model_max_length`.
             images: one per placeholder, in order over the whole batch; of more, see `share_images`.
             padding_side: "right" or "left".
-            packs: see `forward`.
+            packs, image_sizes: see `forward`.
 
         Raises:
-            ValueError: there are too few images, or one would be cut.
+            ValueError: there are too few images, or one would be cut; or see `encode_tokens`.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
         shares = share_images(rows, 0 if images is None else len(images))
         shown = [share if IMAGE_TOKEN_INDEX in ids else share[:0] for ids, share in zip(rows, shares, strict=True)]
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
-        tokens = self._encode_some(images, shares if self.training and torch.is_grad_enabled() else shown)
+        needed = shares if self.training and torch.is_grad_enabled() else shown
+        tokens = self._encode_some(images, image_sizes, needed)
         text = torch.cat(rows)
         # Once for the batch: under ZeRO-3 all processes gather the table together, and their batches differ in rows.
         alone = not tokens and (labels is not None or self.training)
@@ -154,13 +119,16 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         numbers = None if packs is None else read_packs(packs, len(rows), self.config._attn_implementation)
         return collate(spliced, padding_side, numbers)
 
-    def _encode_some(self, images: Images | None, shares: Sequence[range]) -> dict[int, ImageTokens]:
+    def _encode_some(self, images: Images | None, sizes: ImageSizes, shares: Sequence[range]) -> dict[int, ImageTokens]:
         """Encodes the images in `shares`; returns their tokens by index."""
         which = [i for share in shares for i in share]
         if images is None or not which:
             return {}
-        chosen: Any = images if len(which) == len(images) else [images[i] for i in which]
-        return dict(zip(which, self.encode_tokens(chosen), strict=True))
+        if len(which) == len(images):
+            return dict(zip(which, self.encode_tokens(images, sizes), strict=True))
+        chosen: Any = images[which] if isinstance(images, Tensor) else [images[i] for i in which]
+        own: Any = None if sizes is None else [sizes[i] for i in which]
+        return dict(zip(which, self.encode_tokens(chosen, own), strict=True))
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -170,14 +138,15 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         past_key_values: Cache | None,
         labels: Tensor | None,
         images: Images | None,
-        image_sizes: Any = None,
+        image_sizes: ImageSizes = None,
     ) -> tuple[None, Tensor, Tensor, Cache | None, Tensor, Tensor | None]:
-        """Calls `splice_images` under LLaVA's name and order; `position_ids` and `image_sizes` are not read.
+        """Calls `splice_images` under LLaVA's name and order; `position_ids` is not read.
 
         Returns:
             (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
         """
-        batch = self.splice_images(input_ids, attention_mask, labels, images, self.config.tokenizer_padding_side)
+        side = self.config.tokenizer_padding_side
+        batch = self.splice_images(input_ids, attention_mask, labels, images, side, image_sizes=image_sizes)
         new_labels = None if labels is None else batch.labels
         return None, batch.placed.positions, batch.attention_mask, past_key_values, batch.inputs_embeds, new_labels
 
@@ -191,7 +160,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         images: Images | None = None,
-        image_sizes: Any = None,
+        image_sizes: ImageSizes = None,
         key_bias: Tensor | None = None,
         next_positions: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -202,9 +171,10 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
 
         Args:
             images: one per <image> in `input_ids`, in order over the whole batch: a tensor (N, C, H, W), a sequence of
-                (C, H, W), or the output of `encode_tokens`. Logits then count the images' tokens. If there are more
-                images than <image>, a prompt without <image> skips one, and the rest is ignored: see `share_images`.
-            image_sizes: accepted for LLaVA's callers; not read.
+                (C, H, W) or of tiles (1 + T, C, H, W), or the output of `encode_tokens`. Logits then count the images'
+                tokens. If there are more images than <image>, a prompt without <image> skips one, and the rest is
+                ignored: see `share_images`.
+            image_sizes: (width, height) of each image before it was prepared; needed where tiles are joined (anyres).
             key_bias: float (B, K), added to the attention logits of the first K keys in every layer and head.
             next_positions: int64 (B,), where generation continues after the prompt; not read here.
             logits_to_keep: compute logits of this many last tokens only, 0 for all. `generate` asks for 1 where it
@@ -217,7 +187,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
                 raise ValueError("images or packs were given with inputs_embeds, or with a cache that they continue")
         elif packs is not None or holds_images(input_ids, images):
             side = self.config.tokenizer_padding_side
-            batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs)
+            batch = self.splice_images(input_ids, attention_mask, labels, images, side, packs, image_sizes)
             input_ids, inputs_embeds, key_bias = None, batch.inputs_embeds, bias_keys(batch, self.config)
             attention_mask, position_ids = batch.attention_mask, batch.placed.positions
             labels = None if labels is None else batch.labels
@@ -229,7 +199,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         new = inputs_embeds if inputs_embeds is not None else input_ids
         if new is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
-        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
+        attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -247,7 +217,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         self,
         inputs: Tensor | None = None,
         images: Images | None = None,
-        image_sizes: Any = None,
+        image_sizes: ImageSizes = None,
         attention_mask: Tensor | None = None,
         position_ids: None = None,
         input_ids: Tensor | None = None,
@@ -259,7 +229,8 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
             inputs: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes; `input_ids` is the same.
             images: one per placeholder, in order over the whole batch; of more, see `share_images`. With budget
                 "question" all text after an image decides on it; `ChatEngine` knows the newest question.
-            image_sizes, position_ids: for LLaVA's callers: not read; must be None, positions follow from the images.
+            image_sizes: see `forward`.
+            position_ids: for LLaVA's callers; must be None, positions follow from the images.
             attention_mask: (B, L), nonzero on real tokens.
             **kwargs: transformers' generation arguments.
 
@@ -275,7 +246,7 @@ class LlavaMetaForCausalLM(ImagePositionsMixin, GenerationMixin):
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
         images = refine_pixels(self, prompt, attention_mask, images)
-        batch = self.splice_images(prompt, attention_mask, None, images, padding_side="left")
+        batch = self.splice_images(prompt, attention_mask, None, images, "left", image_sizes=image_sizes)
         return super().generate(
             inputs_embeds=batch.inputs_embeds,
             attention_mask=batch.attention_mask,

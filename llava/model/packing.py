@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
+from qlip.decoder_masks import layer_windows
+
 MASKED = ("sdpa", "eager")
 """transformers' attentions that take any mask."""
 
@@ -44,7 +46,7 @@ def read_packs(packs: Tensor, prompts: int, attention: str) -> list[int]:
     return packs.tolist()
 
 
-def attend_within_prompts(prompts: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor | None, dict[str, Any]]:
+def attend_within_prompts(prompts: Tensor, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """Builds what keeps the prompts of a row apart.
 
     Args:
@@ -54,14 +56,16 @@ def attend_within_prompts(prompts: Tensor, config: Any, dtype: torch.dtype) -> t
 
     Returns:
         The attention mask, and further arguments of the language model. With "sdpa" the mask is bool (B, 1, T, T), with
-        "eager" it is additive. With FlashAttention there is none, and the arguments are the borders of the prompts.
+        "eager" it is additive; where layers differ in their windows, one for each kind of layer. With FlashAttention
+        there is none, and the arguments are the borders of the prompts.
     """
     if is_flash_attention_requested(config):
         return None, prompt_borders(prompts)
-    allowed = packed_mask(prompts, getattr(config, "sliding_window", None))
-    if config._attn_implementation == "sdpa":
-        return allowed, {}
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min), {}
+    masks = {kind: packed_mask(prompts, window) for kind, window in layer_windows(config).items()}
+    if config._attn_implementation != "sdpa":
+        lowest = torch.finfo(dtype).min
+        masks = {kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest) for kind, mask in masks.items()}
+    return (masks if len(masks) > 1 else next(iter(masks.values()))), {}
 
 
 def packed_mask(prompts: Tensor, window: int | None = None) -> Tensor:

@@ -5,11 +5,13 @@ Needs no model. Light: worker processes import this file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llava.mm_utils import process_images
+from llava.model.anyres import TileLayout, plan_tiles
 from qlip.config import QLIPConfig
 from qlip.language_positions import image_span
 from qlip.patches import CutImage
@@ -28,7 +30,7 @@ class PreparedImage:
     """One image as a tower takes it."""
 
     image: CutImage | Tensor
-    """What the tower's `encode_tokens` takes: leaves, or float32 (C, H, W), (tiles, C, H, W)."""
+    """What the tower's `encode_tokens` takes: leaves, or float32 (C, H, W), (1 + tiles, C, H, W)."""
     settings: QLIPConfig | None
     """What a quadtree tower encodes it under; None for a tower without a quadtree."""
     tokens: int
@@ -38,9 +40,16 @@ class PreparedImage:
     uniform_tokens: int
     """Tokens of the uniform grid at the same size."""
     size: tuple[int, int]
-    """(height, width) in pixels, as the tower gets it."""
+    """(height, width) in pixels, as the tower gets it; of each tile where it has tiles."""
     question: QuestionCut | None = None
     """Where a question decides what is split: what it decides between; `image` is what it is asked about first."""
+    tiles: TileLayout | None = None
+    """How its tiles are joined; None where they follow each other as they are."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """What LLaVA's `image_sizes` says of it, (width, height); None where nothing reads it."""
+        return None if self.tiles is None else self.tiles.original
 
     @property
     def context(self) -> int:
@@ -101,11 +110,15 @@ def prepare_pixels(
     Args:
         image: the image.
         processor: the image processor.
-        config: has `image_aspect_ratio`, see `process_images`.
+        config: has `image_aspect_ratio`, see `process_images`; and for anyres `mm_patch_merge_type`.
         native_tokens: tokens of one image of the native size.
         settings: see `PreparedImage`.
     """
     pixels = process_images([image], processor, config)[0]
-    tokens = native_tokens * (len(pixels) if pixels.ndim == 4 else 1)  # of each tile
     size = (pixels.shape[-2], pixels.shape[-1])
-    return PreparedImage(pixels, settings, tokens, tokens, tokens, size)
+    tiles = plan_tiles(config, image.size, len(pixels), size[0]) if pixels.ndim == 4 else None
+    if tiles is not None:
+        tokens = tiles.count(math.isqrt(native_tokens))
+    else:
+        tokens = native_tokens * (len(pixels) if pixels.ndim == 4 else 1)  # of each tile
+    return PreparedImage(pixels, settings, tokens, tokens, tokens, size, tiles=tiles)

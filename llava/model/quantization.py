@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, LlamaConfig
+from transformers import BitsAndBytesConfig
+
+from llava.model.config import ImageLanguageConfig
 
 UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 """Modules that keep their dtype."""
@@ -37,7 +39,7 @@ def quantization(
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
 
 
-def check_four_bit(config: LlamaConfig, placement: dict[str, Any] | str) -> None:
+def check_four_bit(config: ImageLanguageConfig, placement: dict[str, Any] | str) -> None:
     """Raises unless this machine's kernels support the 4-bit layers of a language model.
 
     Args:
@@ -64,10 +66,11 @@ def multiplies_in_blocks() -> bool:
     return bool(has_avx512bf16())
 
 
-def linear_layers(config: LlamaConfig) -> Iterator[tuple[str, int, int]]:
-    """Yields name, inputs and outputs of each kind of linear layer in Llama's blocks."""
+def linear_layers(config: Any) -> Iterator[tuple[str, int, int]]:
+    """Yields name, inputs and outputs of each kind of linear layer in the blocks of Llama, Mistral and Qwen2."""
     width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     yield from (("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys))
     yield from (("o_proj", queries, width), ("gate_proj", width, inner), ("up_proj", width, inner))
     yield "down_proj", inner, width

@@ -18,6 +18,7 @@ from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.prepared_image import PreparedImage, prepare_cut
 from llava.model.splice import bias_keys
 from qlip.attention import attention_on_keys, middle_layer
+from qlip.decoder_masks import window_of
 
 
 def awaits_question(images: Sequence[PreparedImage]) -> bool:
@@ -113,6 +114,7 @@ def attention_on_images(
     mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left").to(model.device)
     batch = model.splice_images(ids, mask, None, [image for own in images for image in own], "left")
     trunk, bias = model.get_model(), bias_keys(batch, model.config)
+    number = middle_layer(trunk) if layer is None else layer
 
     def run() -> None:
         model(
@@ -126,12 +128,12 @@ def attention_on_images(
 
     weights = attention_on_keys(
         trunk,
-        middle_layer(trunk) if layer is None else layer,
+        number,
         run,
         pad_sequence([asks for asks, _ in rows], True, False, "left"),
         batch.attention_mask.bool(),
         bias,
-        getattr(model.config, "sliding_window", None),
+        window_of(model.config, number),
     )
     lengths = [len(asks) for asks, _ in rows]
     own = [row[len(row) - length :] for row, length in zip(weights, lengths, strict=True)]

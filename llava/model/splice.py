@@ -172,10 +172,4 @@ def bias_keys(batch: PaddedBatch, config: Any) -> Tensor | None:
     Raises:
         ValueError: there is a bias, and the language model's attention can't apply it.
     """
-    bias = key_bias(batch.placed.sizes, config._attn_implementation)
-    if bias is not None and (window := getattr(config, "sliding_window", None)) is not None:
-        raise ValueError(
-            f"the language model attends to a window of {window} tokens, which does not allow a bias on image"
-            " tokens; set llm_size_bias to 0 and llm_weight to 'each', or sliding_window to null in config.json"
-        )
-    return bias
+    return key_bias(batch.placed.sizes, config._attn_implementation)

@@ -42,8 +42,13 @@ def encode_nothing(model: Any) -> Tensor | None:
     if tower is None or projector is None or not tower.is_loaded:
         return None
     if takes_part(tower):
-        return projector(tower.encode_tokens([smallest_image(tower)])[0].features)[:0]
-    return projector(tower.dummy_feature)[:0] if takes_part(projector) else None
+        nothing = projector(tower.encode_tokens([smallest_image(tower)])[0].features)[:0]
+    elif takes_part(projector):
+        nothing = projector(tower.dummy_feature)[:0]
+    else:
+        return None
+    newline = getattr(model.get_model(), "image_newline", None)
+    return nothing if newline is None else torch.cat([nothing, newline[None, :].to(nothing)[:0]])
 
 
 def takes_part(module: nn.Module) -> bool:
@@ -66,5 +71,5 @@ def is_sharded(module: nn.Module) -> bool:
 def smallest_image(tower: VisionTower) -> Tensor:
     """Builds the blank image (3, S, S) that costs a tower least: one cell, or the only size that CLIP takes."""
     config = tower.config
-    side = config.patch_size if isinstance(tower, QLIPVisionTower) else config.image_size
+    side = config.patch_size if isinstance(tower, QLIPVisionTower) else tower.input_size
     return torch.zeros(config.num_channels, side, side, device=tower.device)

@@ -16,13 +16,14 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.files import read_json
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZERS_FILE = "tokenizer.json"
+BYTE_FILES = ("vocab.json", "merges.txt")  # of Qwen2's tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files that transformers reads besides these two, if they exist."""
 
@@ -43,21 +44,23 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     files = {name: read_json(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     has_json = (folder / TOKENIZERS_FILE).is_file()
+    has_bytes = all((folder / name).is_file() for name in BYTE_FILES)
     wants_json = files.get("tokenizer_config.json", {}).get("tokenizer_class") == "PreTrainedTokenizerFast"
     if (folder / SENTENCEPIECE_FILE).is_file() and not (has_json and wants_json):
         return _load_sentencepiece(folder, files)
-    if not has_json:
+    if not has_json and not has_bytes:
         raise FileNotFoundError(
             f"{folder} has no {SENTENCEPIECE_FILE} and no {TOKENIZERS_FILE}; copy the tokenizer's files of the language"
             " model there"
         )
+    file = folder / (TOKENIZERS_FILE if has_json else BYTE_FILES[0])
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        tokenizer = (PreTrainedTokenizerFast if has_json else Qwen2Tokenizer).from_pretrained(str(folder))
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise ValueError(f"{folder / TOKENIZERS_FILE} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if (ids := tokenizer("").input_ids) and tokenizer.bos_token_id is None:
         raise ValueError(
-            f"{folder / TOKENIZERS_FILE} begins every text with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but no"
+            f"{file} begins every text with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but no"
             " tokenizer_config.json names it as bos_token, so that it would be repeated behind an image"
         )
     return tokenizer

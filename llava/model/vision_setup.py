@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.anyres import has_newline, make_newline
+from llava.model.config import check_merge_type
 from llava.model.files import load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 EMBEDDINGS = "model.embed_tokens.weight"
+NEWLINE = "model.image_newline"
 SETTINGS = ("mm_vision_select_layer", "mm_vision_select_feature", "qlip")
 """Fields of the arguments that are copied to the configuration if they exist."""
 
@@ -28,19 +31,19 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         model: a `LlavaMetaModel`; its configuration is updated.
         args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
             `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
-            `pretrain_mm_mlp_adapter`, a file with the projector's weights.
+            `pretrain_mm_mlp_adapter`, a file with the projector's weights, and perhaps the newline of tiles.
         fsdp: if it is set, the tower is kept in a list, so that FSDP does not shard it.
 
     Raises:
-        ValueError: a way of joining tiles other than "flat", or a file that holds another projector.
+        ValueError: an unknown way of joining tiles, or a file that holds another projector.
     """
     config = model.config
-    if (merge := getattr(args, "mm_patch_merge_type", "flat")) != "flat":
-        raise ValueError(f"mm_patch_merge_type is {merge!r}; allowed is 'flat'")
+    config.mm_patch_merge_type = getattr(args, "mm_patch_merge_type", None) or "flat"
     config.mm_vision_tower = str(args.vision_tower)
     for name in SETTINGS:
         if hasattr(args, name):
             setattr(config, name, getattr(args, name))
+    check_merge_type(config)
     tower = model.get_vision_tower()
     if tower is None:
         tower = build_vision_tower(config)
@@ -53,13 +56,17 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
     if getattr(model, "mm_projector", None) is None:
         model.mm_projector = build_vision_projector(config)
     model.mm_projector.requires_grad_(True)
+    if has_newline(config) and getattr(model, "image_newline", None) is None:
+        model.image_newline = make_newline(config, like=model.embed_tokens.weight)
     if (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
-        state = {
-            name.split("mm_projector.")[1]: tensor for name, tensor in _read(file).items() if "mm_projector." in name
-        }
+        saved = _read(file)
+        state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
         if unlike := model.mm_projector.state_dict().keys() ^ state.keys():
             raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
         model.mm_projector.load_state_dict(state)
+        if has_newline(config) and NEWLINE in saved:
+            with torch.no_grad():
+                model.image_newline.copy_(saved[NEWLINE])
 
 
 def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
+from llava.model.config import ImageLanguageConfig, LlavaConfig, LlavaMistralConfig, LlavaQwenConfig
 from llava.model.files import check_weights, load_tensors
+from llava.model.language_model.common import ImageLanguageModel
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.strict import read_pretrained
 
@@ -22,10 +26,17 @@ logger = logging.getLogger(__name__)
 PROJECTOR = "model.mm_projector."
 TOWER = "model.vision_tower."
 
+MODELS: dict[type[ImageLanguageConfig], type[ImageLanguageModel]] = {
+    LlavaConfig: LlavaLlamaForCausalLM,
+    LlavaMistralConfig: LlavaMistralForCausalLM,
+    LlavaQwenConfig: LlavaQwenForCausalLM,
+}
+"""The class of the model that a configuration describes."""
+
 
 def load_weights(
     checkpoint: Checkpoint, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[LlavaLlamaForCausalLM, set[str]]:
+) -> tuple[ImageLanguageModel, set[str]]:
     """Loads a checkpoint's weights into a model of its configuration, and the tower from its own checkpoint if needed.
 
     Returns:
@@ -37,7 +48,11 @@ def load_weights(
     """
     check_weights(checkpoint.folder)
     loaded = read_pretrained(
-        LlavaLlamaForCausalLM, checkpoint.folder, config=checkpoint.config, key_mapping=checkpoint.names, **options
+        MODELS[type(checkpoint.config)],
+        checkpoint.folder,
+        config=checkpoint.config,
+        key_mapping=checkpoint.names,
+        **options,
     )
     if loaded.unread:
         logger.warning(
@@ -94,7 +109,7 @@ def holds_part(weights: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
-def add_weights(model: LlavaLlamaForCausalLM, weights: Mapping[str, Tensor], source: Path) -> None:
+def add_weights(model: ImageLanguageModel, weights: Mapping[str, Tensor], source: Path) -> None:
     """Copies tensors into the model.
 
     Args:
@@ -139,7 +154,7 @@ def llava_name(name: str) -> str:
     return name.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.")
 
 
-def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:
+def grow_vocabulary(model: ImageLanguageModel, rows: int) -> None:
     """Adds rows to the embeddings and the output layer, each the mean of the old rows, as LLaVA's training does.
 
     So an added token that was never trained has the mean of the others' logits, never the largest.
@@ -153,7 +168,7 @@ def grow_vocabulary(model: LlavaLlamaForCausalLM, rows: int) -> None:
             layer.weight[old:] = mean.to(layer.weight)
 
 
-def fill_rows(model: LlavaLlamaForCausalLM, start: int, end: int) -> None:
+def fill_rows(model: ImageLanguageModel, start: int, end: int) -> None:
     """Gives the tokens from `start` to `end` the rows that training begins with: the mean of the rows before.
 
     The base may have rows to spare for them, with other values.

@@ -34,7 +34,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--conv-mode",
         choices=conv_templates,
         metavar="NAME",
-        help="prompt template (default: the checkpoint's, or vicuna_v1)",
+        help="prompt template (default: the checkpoint's, or its language model's)",
     )
     quantised = parser.add_mutually_exclusive_group()
     quantised.add_argument("--load-8bit", action="store_true", help="load the language model in 8 bits")
@@ -110,8 +110,9 @@ def load_engine(
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import inspect, local_folder, require_tower
+    from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.serve.engine import ChatEngine
-    from llava.serve.engine.templates import warn_of_guess
+    from llava.serve.engine.templates import choose_template, warn_of_guess
     from llava.utils import default_device, demo_model_path
 
     model_path = str(args.model_path or demo_model_path())
@@ -121,7 +122,7 @@ def load_engine(
     if switchable:
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
-        if config.mm_vision_select_feature == "patch":
+        if takes_quadtree(config):
             option = option or True
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,
@@ -135,7 +136,8 @@ def load_engine(
     )
     if needs_tower and image_processor is None:  # the model came from the hub, or consists of two parts
         require_tower(model.config, model_path)
-    engine = ChatEngine(tokenizer, model, image_processor, context_len, args.conv_mode, limits, quadtree)
+    template = args.conv_mode or choose_template(model_path, model.config)
+    engine = ChatEngine(tokenizer, model, image_processor, context_len, template, limits, quadtree)
     if args.conv_mode is None:
         warn_of_guess(model_path, model.config, engine.conv_mode)
     return engine

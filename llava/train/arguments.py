@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import transformers
 from transformers import HfArgumentParser
 
 from llava.command import OneLineParser
-from llava.model.config import FEATURE_SELECTIONS
+from llava.image_geometry import is_anyres, read_pinpoints
+from llava.model.config import FEATURE_SELECTIONS, MERGE_TYPES
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
 
 ASPECT_RATIOS = ("square", "pad")
+"""`image_aspect_ratio` of training, beside those of tiles."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +97,18 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("bits", training.bits, (4, 8, 16)),
         ("quant_type", training.quant_type, ("nf4", "fp4")),
         ("lora_bias", training.lora_bias, ("none", "all", "lora_only")),
-        ("image_aspect_ratio", data.image_aspect_ratio, ASPECT_RATIOS),
-        ("mm_patch_merge_type", model.mm_patch_merge_type, ("flat",)),
+        ("mm_patch_merge_type", model.mm_patch_merge_type, MERGE_TYPES),
         ("mm_vision_select_feature", model.mm_vision_select_feature, FEATURE_SELECTIONS),
         ("label_smoothing_factor", training.label_smoothing_factor, (0,)),
         ("neftune_noise_alpha", training.neftune_noise_alpha, (None,)),
     ):
         if value not in allowed:
             raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
+    if not is_known(data.image_aspect_ratio):
+        allowed = f"{', '.join(ASPECT_RATIOS)}, anyres, anyres_max_N"
+        raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {allowed}")
+    if data.image_grid_pinpoints is not None:
+        read_pinpoints(data.image_grid_pinpoints)
     for name, count, least in (
         ("model_max_length", training.model_max_length, 2),
         ("lora_r", training.lora_r, 1),
@@ -132,6 +138,11 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError("--eval_strategy asks for evaluations; give --eval_data_path, --eval_questions or both")
     if wanted and not evaluates:
         raise ValueError(f"--{wanted[0]} is given, but --eval_strategy is no; allowed are steps and epoch")
+
+
+def is_known(aspect_ratio: str | None) -> TypeGuard[str]:
+    """Whether training prepares images in this way."""
+    return aspect_ratio in ASPECT_RATIOS or is_anyres(aspect_ratio)
 
 
 def check_precision(training: TrainingArguments) -> None:

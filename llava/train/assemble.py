@@ -15,15 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.model.builder import finish_tower
 from llava.model.checkpoint import Checkpoint, inspect, local_folder
-from llava.model.config import LlavaConfig
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.config import ImageLanguageConfig
+from llava.model.language_model.common import ImageLanguageModel
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.quantization import quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
-from llava.train.arguments import ASPECT_RATIOS, ParsedArguments, TrainingArguments
+from llava.serve.engine.templates import default_template
+from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
 from llava.train.lora import add_adapters
+from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def assemble(
     keep_aspect_ratio(args, config)
     warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
+    choose_tiles(args, config, vision)
     tokenizer = load_tokenizer(checkpoint.folder)
     model = load_model(checkpoint, args, attn_implementation)
     add_padding_token(tokenizer, model, name)
@@ -70,7 +73,7 @@ def assemble(
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
     record_settings(model, args, name, vision)
-    model.config.image_aspect_ratio = args.data.image_aspect_ratio
+    record_tiles(model, args)
     tuned = add_adapters(model, args.training) if args.training.lora_enable else model
     choose_parameters(model, args)
     tower = model.get_vision_tower()
@@ -112,18 +115,10 @@ def choose_template(args: ParsedArguments) -> str:
     return DEFAULT_TEMPLATE
 
 
-def keep_aspect_ratio(args: ParsedArguments, config: LlavaConfig) -> None:
-    """Keeps a checkpoint's aspect ratio where the quadtree, which does not read it, is on and the flag is not given."""
-    has_quadtree = config.qlip if args.model.qlip is None else args.model.qlip
-    is_free = config.has_tower and "image_aspect_ratio" not in args.given
-    if has_quadtree and is_free and config.image_aspect_ratio in ASPECT_RATIOS:
-        args.data.image_aspect_ratio = config.image_aspect_ratio
-
-
-def warn_of_defaults(args: ParsedArguments, config: LlavaConfig, template: str) -> None:
+def warn_of_defaults(args: ParsedArguments, config: ImageLanguageConfig, template: str) -> None:
     """Warns where a flag's default replaces what a LLaVA checkpoint was trained with."""
-    own = config.conv_mode or DEFAULT_TEMPLATE
-    aspect = "pad" if config.image_aspect_ratio == "pad" else "square"
+    own = config.conv_mode or default_template(config)
+    aspect = config.image_aspect_ratio if is_known(config.image_aspect_ratio) else "square"
     length = config.tokenizer_model_max_length or args.training.model_max_length
     for flag, chosen, before, same in (
         ("version", template, own, conv_templates.get(own) == conv_templates[template]),
@@ -134,7 +129,7 @@ def warn_of_defaults(args: ParsedArguments, config: LlavaConfig, template: str) 
             logger.warning("--%s is not given: its default %s replaces the checkpoint's %s", flag, chosen, before)
 
 
-def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace | None:
+def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleNamespace | None:
     """Chooses the tower's and projector's settings, and brings the configuration in line before weights are loaded.
 
     Args:
@@ -178,7 +173,7 @@ def choose_vision(args: ParsedArguments, config: LlavaConfig) -> SimpleNamespace
     )
 
 
-def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None) -> LlavaLlamaForCausalLM:
+def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None) -> ImageLanguageModel:
     """Loads the checkpoint's weights.
 
     Raises:
@@ -201,7 +196,7 @@ def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementatio
     return model
 
 
-def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCausalLM, template: str) -> None:
+def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageModel, template: str) -> None:
     """Sets the padding token as LLaVA does: a new one, "[PAD]", for template v0, else the unknown token."""
     if template == "v0":
         if tokenizer.pad_token is None:
@@ -218,7 +213,7 @@ def add_padding_token(tokenizer: PreTrainedTokenizerBase, model: LlavaLlamaForCa
 
 
 def record_settings(
-    model: LlavaLlamaForCausalLM, args: ParsedArguments, template: str, vision: SimpleNamespace | None
+    model: ImageLanguageModel, args: ParsedArguments, template: str, vision: SimpleNamespace | None
 ) -> None:
     """Writes into the configuration what LLaVA's config.json says about training, and the template to chat with."""
     config, training = model.config, args.training
@@ -238,7 +233,7 @@ def record_settings(
         config.conv_mode = template
 
 
-def choose_parameters(model: LlavaLlamaForCausalLM, args: ParsedArguments) -> None:
+def choose_parameters(model: ImageLanguageModel, args: ParsedArguments) -> None:
     """Freezes and unfreezes parameters as the flags say; adapters stay trainable."""
     trunk, tower = model.get_model(), model.get_vision_tower()
     if args.model.freeze_backbone and not args.training.lora_enable:
@@ -250,6 +245,8 @@ def choose_parameters(model: LlavaLlamaForCausalLM, args: ParsedArguments) -> No
     if tower is None:
         return
     trunk.mm_projector.requires_grad_(not args.training.freeze_mm_mlp_adapter)
+    if (newline := getattr(trunk, "image_newline", None)) is not None:
+        newline.requires_grad_(not args.training.freeze_mm_mlp_adapter)
     tower.requires_grad_(False)
     if args.model.unfreeze_mm_vision_tower:
         unfreeze(tower)

@@ -32,7 +32,8 @@ class DataCollatorForSupervisedDataset:
 
         Returns:
             `input_ids` and `labels`, int64 (B, L); `attention_mask`, bool (B, L); `images`, float32 (N, C, H, W) where
-            shapes agree, else a list, and none where no sample has one; `packs`, int64 (B,), the row of each sample,
+            shapes agree, else a list, and none where no sample has one; `image_sizes`, (width, height) of each before
+            it was prepared, where tiles are joined; `packs`, int64 (B,), the row of each sample,
             with `pack`; `counts`. A batch without samples is one token that is not trained on: every process takes
             part in every step.
         """
@@ -47,6 +48,9 @@ class DataCollatorForSupervisedDataset:
         }
         if images := [image for item in used for image in item["images"]]:
             batch["images"] = _join(images)
+            sizes = [size for item in used for size in item.get("image_sizes", [None] * len(item["images"]))]
+            if any(size is not None for size in sizes):
+                batch["image_sizes"] = sizes
         packs: list[int] | None = None
         if self.pack is not None:
             lengths = [len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"] for item in used]

@@ -99,7 +99,8 @@ class LazySupervisedDataset(Dataset):
             data_path: see `llava.train.samples.open_samples`.
             tokenizer: of the model.
             data_args: LLaVA's `is_multimodal`, `image_folder`, `image_processor`, `image_aspect_ratio` and
-                `mm_use_im_start_end`; and, where it has them, `preparer` (a `Preparer`, by default made from the image
+                `mm_use_im_start_end`; and, where it has them, `image_grid_pinpoints`, `mm_patch_merge_type`,
+                `preparer` (a `Preparer`, by default made from the image
                 processor), `template` (by default `llava.conversation.default_conversation`), `max_length` (text and
                 visual tokens, by default the tokenizer's `model_max_length`) and `max_bad_samples`.
 
@@ -145,8 +146,9 @@ class LazySupervisedDataset(Dataset):
 
         Returns:
             `input_ids` and `labels`, int64 (L,), an image being one token; `images`, what the tower takes of each;
-            `visual_tokens`, of all its images; and LLaVA's `image`, the pixels, where it is one that is not cut into
-            leaves. Of a sample that cannot be used `skipped` alone.
+            `visual_tokens`, of all its images; `image_sizes`, (width, height) of each, where tiles are joined; and
+            LLaVA's `image`, the pixels, where it is one that is not cut into leaves. Of a sample that cannot be used
+            `skipped` alone.
         """
         sample = self.samples[index]
         images: list[PreparedImage] = []
@@ -169,6 +171,8 @@ class LazySupervisedDataset(Dataset):
             "images": [image.image for image in images],
             "visual_tokens": visual,
         }
+        if any(image.tiles is not None for image in images):
+            item["image_sizes"] = [image.image_size for image in images]
         if len(images) == 1 and isinstance(images[0].image, Tensor):
             item["image"] = images[0].image
         return item
@@ -219,7 +223,9 @@ def _find_preparer(data_args: Any) -> Preparer | None:
         return Preparer(cutter, processor.qlip, ratio, cutter.native_grid**2).by_score()
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("height") or size["shortest_edge"]
-    return Preparer(processor, None, ratio, (side // PATCH_SIZE) ** 2)
+    pinpoints = getattr(data_args, "image_grid_pinpoints", None)
+    merge = getattr(data_args, "mm_patch_merge_type", None) or "flat"
+    return Preparer(processor, None, ratio, (side // PATCH_SIZE) ** 2, pinpoints=pinpoints, merge=merge)
 
 
 def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class ModelArguments:
     mm_projector_type: str | None = _flag("linear", "linear or mlp<N>x_gelu; LLaVA v1.5: mlp2x_gelu")
     mm_use_im_start_end: bool = _flag(False, "put an image between <im_start> and <im_end>")
     mm_use_im_patch_token: bool = _flag(True, "add <im_patch> to the vocabulary; LLaVA v1.5: False")
-    mm_patch_merge_type: str | None = _flag("flat", "how tiles are joined; v1.5 has flat only")
+    mm_patch_merge_type: str | None = _flag("flat", "how tiles of anyres are joined: flat, spatial or spatial_unpad")
     mm_vision_select_feature: str | None = _flag("patch", "patch, or cls_patch to keep [CLS]")
     unfreeze_mm_vision_tower: bool = _flag(False, "train the vision tower, too")
     qlip: bool | None = _flag(
@@ -98,7 +98,12 @@ class DataArguments:
     lazy_preprocess: bool = _flag(False, "accepted for LLaVA's commands; samples are always read when needed")
     is_multimodal: bool = _flag(False, "set by the training where the model has a tower")
     image_folder: str | None = _flag(None, "folder that the samples' images are relative to")
-    image_aspect_ratio: str = _flag("square", "pad: pad images to squares; square: the image processor's own way")
+    image_aspect_ratio: str = _flag(
+        "square", "pad: pad images to squares; square: the image processor's own way; anyres, anyres_max_N: tiles"
+    )
+    image_grid_pinpoints: str | None = _flag(
+        None, "resolutions of anyres: '[(336, 672), (672, 336), ...]' in pixels, or '(1x1),...,(6x6)' in tiles"
+    )
     eval_data_path: str | None = _flag(None, "samples whose loss is measured; needs --eval_strategy")
     eval_questions: str | None = _flag(None, "questions with answers, asked at each evaluation; needs --eval_strategy")
     eval_image_folder: str | None = _flag(None, "folder of the evaluation's images (default: --image_folder)")

@@ -102,12 +102,14 @@ def _two(texts: Sequence[str], template: Conversation) -> list[Piece]:
 
 
 def _mpt(texts: Sequence[str], template: Conversation) -> list[Piece]:
-    """`<|im_start|>user\\nquestion<|im_end|><|im_start|>assistant\\nanswer<|im_end|>`."""
+    """`<|im_start|>user\\nquestion<|im_end|><|im_start|>assistant\\nanswer<|im_end|>`; in ChatML with line breaks."""
     user, assistant = template.roles
-    pieces = [Piece(template.system + template.sep, False)]
+    line = "\n" if template.sep_style is SeparatorStyle.CHATML else ""
+    end = template.sep + line
+    pieces = [Piece(template.system + end, False)]
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
-        asked = question and question + template.sep
-        pieces += [Piece(user + asked + assistant, False), Piece(answer + template.sep, True)]
+        asked = question and question + end
+        pieces += [Piece(user + line + asked + assistant + line, False), Piece(answer + end, True)]
     return pieces
 
 
@@ -141,6 +143,7 @@ _BUILDERS: dict[SeparatorStyle, Callable[[Sequence[str], Conversation], list[Pie
     SeparatorStyle.TWO: _two,
     SeparatorStyle.MPT: _mpt,
     SeparatorStyle.LLAMA_2: _llama_2,
+    SeparatorStyle.CHATML: _mpt,
     SeparatorStyle.PLAIN: _plain,
 }
 
@@ -192,7 +195,8 @@ def _tokenize(text: str, tokenizer: Any, has_image: bool) -> _Tokens:
         if i == 0:
             has_bos = tokenizer.bos_token_id is not None and found.input_ids[:1] == [tokenizer.bos_token_id]
         tokens = zip(found.input_ids, found.offset_mapping, found.special_tokens_mask, strict=True)
-        kept = list(tokens)[1 if i > 0 and has_bos else 0 :]
+        repeats = i > 0 and has_bos and found.input_ids[:1] == [tokenizer.bos_token_id]
+        kept = list(tokens)[1 if repeats else 0 :]
         rows += [(token, start + first, start + last, not added) for token, (first, last), added in kept]
         start += len(stretch)
     columns = np.array(rows, dtype=np.int64).reshape(-1, 4)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from llava.eval.run.pictures import Preparer
+from llava.image_geometry import is_anyres
 from llava.model.prepared_image import PreparedImage
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
@@ -132,7 +133,7 @@ def without_pixels(dataset: Any) -> Any:
         cutter = preparer.processor
         own = {field.name: getattr(cutter, field.name) for field in fields(cutter)}
         counting = replace(preparer, processor=_LeafCounter(**own))
-    elif preparer.settings is None and preparer.aspect_ratio != "anyres":
+    elif preparer.settings is None and not is_anyres(preparer.aspect_ratio):
         counting = _SameCount(preparer.native_tokens)
     else:
         return dataset

@@ -51,11 +51,11 @@ def gather_parameter(parameter: Tensor) -> Tensor:
 
 
 def projector_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gathers what stage 1 trains: the projector, and the input embeddings if <im_start> and <im_end> are trained."""
+    """Gathers what stage 1 trains: projector, newline of tiles, and input embeddings if <im_start> is trained."""
     return {
         name: gather_parameter(parameter)
         for name, parameter in model.named_parameters()
-        if "mm_projector" in name or ("embed_tokens" in name and parameter.requires_grad)
+        if "mm_projector" in name or "image_newline" in name or ("embed_tokens" in name and parameter.requires_grad)
     }
 
 

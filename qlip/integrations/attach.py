@@ -241,11 +241,6 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             f" model's attention {text._attn_implementation!r} takes no bias; load it with 'sdpa' or 'eager', or give"
             " llm_size_bias=0"
         )
-    if biased and getattr(text, "sliding_window", None) is not None:
-        raise ValueError(
-            f"the language model attends to a window of {text.sliding_window} tokens, which does not support"
-            " llm_size_bias and llm_weight; give llm_size_bias=0"
-        )
 
 
 def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:

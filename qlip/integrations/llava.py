@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin
 from qlip.integrations.mixins import ImagePositionsMixin
-from qlip.language_positions import ImageSpan, Placed, decoder_mask, key_bias, place_batch
+from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 
 NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
@@ -194,7 +195,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
                 position_ids = placed.positions if position_ids is None else position_ids
                 key_bias = self._bias(placed) if key_bias is None else key_bias
         if new is not None:
-            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self.dtype)
+            attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         if mm_encoder_outputs is not None:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         return super().forward(  # type: ignore[misc]

@@ -16,6 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from qlip.attention import attention_on_keys, middle_layer
+from qlip.decoder_masks import window_of
 from qlip.image_processing import QLIPImageProcessor, refuse_own_options, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
@@ -140,7 +141,7 @@ def attention_on_images(model: Any, inputs: BatchFeature, asks: Tensor) -> list[
         asks,
         mask.bool(),
         key_bias(placed.sizes, text._attn_implementation),
-        getattr(text, "sliding_window", None),
+        window_of(text, middle_layer(trunk)),
     )
     spans = [model.language_span(tree) for tree in unpack_leaves(inputs["leaf_boxes"], inputs["leaf_grids"])]
     joined = weights[ids == model.config.image_token_id].split([span.count for span in spans])

@@ -133,7 +133,7 @@ def largest_loss_difference(folder: Path, model_path: str, device: str, question
     differences = []
     for row, picture, loss in zip(questions, pictures, theirs, strict=True):
         with torch.inference_mode():
-            tokens = engine.model.encode_tokens(engine.prepare_images([picture]))[0]
+            tokens = engine.model.encode_tokens(engine.prepare_images([picture]), [picture.size])[0]
         (ours,) = option_losses(engine, tokens, row["text"], [row["answer"]])
         differences.append(abs(loss - ours) / max(ours, 0.01))
     return max(differences)

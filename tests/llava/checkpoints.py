@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def llava_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A SentencePiece tokenizer.model alone, as LLaVA's checkpoints have it."""
+@cache
+def tokenizer_model() -> bytes:
+    """The file of a SentencePiece tokenizer, trained once for all checkpoints."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
@@ -116,7 +118,12 @@ def write_tokenizer(folder: Path) -> None:
         normalization_rule_name="identity",
         minloglevel=2,
     )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return model.getvalue()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A SentencePiece tokenizer.model alone, as LLaVA's checkpoints have it."""
+    (folder / "tokenizer.model").write_bytes(tokenizer_model())
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>", "legacy": False}))
 

@@ -12,7 +12,14 @@ from transformers import LlavaConfig as TransformersLlavaConfig
 
 import llava
 import llava.model
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaMistralConfig,
+    LlavaMistralForCausalLM,
+    LlavaQwenConfig,
+    LlavaQwenForCausalLM,
+)
 from tests.llava.checkpoints import TEXT, VISION, make_llava_checkpoint
 
 LOAD = """
@@ -40,9 +47,10 @@ def test_a_fresh_process_loads_a_checkpoint_by_the_auto_classes(start, tmp_path)
     [
         ("llava_llama", LlavaConfig, LlavaLlamaForCausalLM),
         ("llava_mistral", LlavaMistralConfig, LlavaMistralForCausalLM),
+        ("llava_qwen", LlavaQwenConfig, LlavaQwenForCausalLM),
     ],
 )
-def test_both_types_build_their_models(model_type, config, model):
+def test_each_type_builds_its_model(model_type, config, model):
     settings = AutoConfig.for_model(model_type, **TEXT, mm_vision_config=VISION)
     assert type(settings) is config
     with torch.device("meta"):
@@ -60,7 +68,7 @@ def test_transformers_own_llava_is_found_as_before():
 def test_star_import_names_the_classes():
     names: dict[str, object] = {}
     exec("from llava.model import *", names)
-    assert {"LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"} <= set(names)
+    assert {"LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"} <= set(names)
 
 
 @pytest.mark.parametrize("name", ["llava_arch", "config", "language_model", "multimodal_encoder"])

@@ -46,6 +46,16 @@ TWO_TURNS = {
         "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nHi<|im_end|>"
         "<|im_start|>assistant\nHello<|im_end|><|im_start|>user\nBye<|im_end|><|im_start|>assistant\n"
     ),
+    "llava_llama_3": (
+        f"<|start_header_id|>system<|end_header_id|>\n\n{VISION}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "qwen_1_5": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    ),
     "plain": "<image>\nHi\nHello\nBye\n",
 }
 
@@ -65,7 +75,7 @@ def test_two_turns_make_the_documented_prompt(name: str) -> None:
 def test_every_template_name_that_clients_use_exists() -> None:
     clients_use = (
         "default v0 v1 vicuna_v1 llama_2 mistral_instruct chatml_direct mistral_direct plain v0_plain "
-        "llava_v0 v0_mmtag llava_v1 v1_mmtag llava_llama_2 mpt"
+        "llava_v0 v0_mmtag llava_v1 v1_mmtag llava_llama_2 llava_llama_3 qwen_1_5 mpt"
     )
     assert set(conv_templates) == set(clients_use.split())
     assert default_conversation is conv_templates["vicuna_v1"]
@@ -131,7 +141,7 @@ def test_a_copy_shares_no_messages_and_keeps_every_setting() -> None:
 
 
 def test_separator_styles_are_llavas() -> None:
-    assert [style.name for style in SeparatorStyle] == ["SINGLE", "TWO", "MPT", "PLAIN", "LLAMA_2"]
+    assert [style.name for style in SeparatorStyle] == ["SINGLE", "TWO", "MPT", "PLAIN", "LLAMA_2", "CHATML"]
 
 
 def test_the_record_holds_texts_without_pictures() -> None:

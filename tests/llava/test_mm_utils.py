@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, SiglipImageProcessorPil
 
 from llava import mm_utils
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -131,6 +131,15 @@ def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProces
     expected = clip(processor, image.resize((28, 28)), image.crop((0, 0, 28, 28)), image.crop((28, 0, 56, 28)))
     assert torch.equal(mm_utils.process_images([image], processor, config), expected[None])
     assert mm_utils.get_anyres_image_grid_shape(image.size, pinpoints, 28) == (2, 1)
+
+
+def test_anyres_cuts_tiles_of_siglips_size_too() -> None:
+    """Its processor resizes to a square and crops nothing; LLaVA-NeXT counts the resolutions in tiles."""
+    siglip = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    image = gradient(28, 56)
+    config = Namespace(image_aspect_ratio="anyres_max_9", image_grid_pinpoints="(1x1),...,(2x2)")
+    expected = clip(siglip, image.resize((28, 28)), image.crop((0, 0, 28, 28)), image.crop((0, 28, 28, 56)))
+    assert torch.equal(mm_utils.process_images([image], siglip, config), expected[None])
 
 
 def test_base64_text_opens_as_the_picture_it_encodes() -> None:

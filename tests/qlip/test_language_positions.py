@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlip.language_positions import ImageSpan, causal_mask_with_bias, decoder_mask, key_bias, place_batch, place_tokens
+from qlip.language_positions import ImageSpan, key_bias, place_batch, place_tokens
 
 
 def span(count: int, positions: list[float] | None = None, of: int | None = None, size: float | None = None):
@@ -89,33 +89,3 @@ def test_a_bias_needs_an_attention_that_takes_it():
     assert torch.equal(key_bias(torch.tensor([[1.0, 2.0]]), "sdpa"), 2 * torch.tensor([[1.0, 2.0]]).log())
     with pytest.raises(ValueError, match="'flash_attention_2' can't do"):
         key_bias(torch.tensor([[1.0, 2.0]]), "flash_attention_2")
-
-
-def test_positions_with_gaps_always_get_a_mask():
-    """transformers would take the gaps for the borders of packed sequences."""
-    new = torch.zeros(2, 3, dtype=torch.int64)
-    assert decoder_mask(None, torch.arange(3)[None], None, new, None, torch.float32) is None
-    assert torch.equal(decoder_mask(None, torch.arange(3.0)[None], None, new, None, torch.float32), torch.ones(2, 3))
-
-
-def test_a_mask_over_a_static_cache_is_the_plain_one_with_room():
-    attention_mask, bias = torch.tensor([[0, 1, 1, 1, 1]]), torch.tensor([[0.0, 0.0, 2.0]])
-    plain = causal_mask_with_bias(attention_mask, bias, 2, torch.float32)
-    roomy = causal_mask_with_bias(attention_mask, bias, 2, torch.float32, keys=8)
-    assert torch.equal(roomy[..., :5], plain)
-    assert (roomy[..., 5:] == torch.finfo(torch.float32).min).all()
-    allowed = plain > torch.finfo(torch.float32).min
-    new = torch.zeros(1, 2, dtype=torch.int64)
-    for given in (allowed, torch.zeros(1, 1, 2, 5).masked_fill(~allowed, -1e9)):
-        assert torch.equal(decoder_mask(given, None, bias, new, None, torch.float32), plain)
-
-
-def test_mask_with_bias_equals_softmax_over_weighted_keys():
-    attention_mask = torch.tensor([[0, 1, 1, 1, 1]])
-    bias = torch.tensor([[0.0, 0.0, 2.0]])  # the last two keys are new and have none
-    mask = causal_mask_with_bias(attention_mask, bias, 2, torch.float32)
-    assert mask.shape == (1, 1, 2, 5)
-    weights = mask.softmax(-1)[0, 0]
-    e2 = torch.tensor(2.0).exp()
-    expected = torch.stack([torch.stack([0 * e2, 1 + 0 * e2, e2, 1 + 0 * e2, 0 * e2]), torch.tensor([0, 1, e2, 1, 1])])
-    torch.testing.assert_close(weights, expected / expected.sum(1, keepdim=True))

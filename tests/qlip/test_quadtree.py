@@ -52,16 +52,16 @@ def test_equals_the_naive_quadtree_at_every_threshold(seed, criterion):
 
 @criteria
 @layouts
-@pytest.mark.parametrize("max_leaf", [1, 2, 4, 64])
-@pytest.mark.parametrize("grid", [(17, 40), (24, 24)], ids=str)
+@pytest.mark.parametrize(("grid", "max_leaf"), [((17, 40), 1), ((17, 40), 4), ((24, 24), 2), ((24, 24), 64)], ids=str)
 def test_equals_the_naive_quadtree_with_capped_leaves(grid, max_leaf, layout, criterion):
     check_against_reference(patchwork(grid, seed=1), PATCH, criterion=criterion, layout=layout, max_leaf=max_leaf)
 
 
 @criteria
 @layouts
-@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "page"])
-@pytest.mark.parametrize("grid", [(7, 13), (17, 40), (33, 33)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "grid"), [("astronaut", (7, 13)), ("coffee", (17, 40)), ("chelsea", (33, 33)), ("page", (24, 24))], ids=str
+)
 def test_equals_the_naive_quadtree_on_photographs(photograph: Photograph, name, grid, layout, criterion):
     image = photograph(name, grid[0] * 8, grid[1] * 8, normalised=False)
     check_against_reference(image, 8, criterion=criterion, layout=layout)

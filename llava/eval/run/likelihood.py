@@ -26,6 +26,7 @@ from llava.eval.score.choice import label_letter
 from llava.eval.score.parse import find_listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
+from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
@@ -118,7 +119,7 @@ def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: C
     if isinstance(picture, Unreadable):
         return Answer(question, None, picture.reason)
     with torch.inference_mode():
-        encoded = engine.model.encode_tokens([picture.image])
+        encoded = encode_prepared(engine.model, [picture])
     try:
         # The question decides what is split, not the options: all are judged on the same tokens.
         ids = prompt_ids(engine, choice.question)

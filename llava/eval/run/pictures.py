@@ -60,6 +60,10 @@ class Preparer:
     """Tokens of an image of the native size."""
     limits: ImageLimits = LOCAL_LIMITS
     """Limits on an image's file and pixels."""
+    pinpoints: Any = None
+    """The model's `image_grid_pinpoints`, for anyres."""
+    merge: str = "flat"
+    """The model's `mm_patch_merge_type`."""
 
     @classmethod
     def of(cls, tower: VisionTower) -> Preparer:
@@ -67,7 +71,9 @@ class Preparer:
         cutter = getattr(tower.image_processor, "cutter", None)
         processor = tower.image_processor if cutter is None else cutter
         settings = None if cutter is None else tower.image_processor.qlip
-        return cls(processor, settings, tower.llava_config.image_aspect_ratio, tower.native_tokens)
+        config = tower.llava_config
+        tiling = {"pinpoints": config.image_grid_pinpoints, "merge": config.mm_patch_merge_type}
+        return cls(processor, settings, config.image_aspect_ratio, tower.native_tokens, **tiling)
 
     def by_score(self) -> Preparer:
         """Builds the preparer for training, where no question can decide what is split."""
@@ -82,7 +88,9 @@ class Preparer:
             return Unreadable(str(error))
         if self.settings is not None:
             return prepare_leaves(image, self.processor, self.settings)
-        config = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
+        config = SimpleNamespace(
+            image_aspect_ratio=self.aspect_ratio, image_grid_pinpoints=self.pinpoints, mm_patch_merge_type=self.merge
+        )
         return prepare_pixels(image, self.processor, config, self.native_tokens)
 
 

@@ -19,6 +19,7 @@ from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, row_seed, show
 from llava.eval.run.pictures import Source, Unreadable
 from llava.eval.run.questions import Question
+from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
@@ -147,7 +148,7 @@ class Runner:
         new = {prompt.question.image: prompt.picture for prompt in batch if prompt.question.image not in encoded}
         pictures = [(source, picture) for source, picture in new.items() if picture is not None]
         for places in form_batches([picture.tokens for _, picture in pictures], self.limits):
-            tokens = self.engine.model.encode_tokens([pictures[i][1].image for i in places])
+            tokens = encode_prepared(self.engine.model, [pictures[i][1] for i in places])
             encoded.update(zip([pictures[i][0] for i in places], tokens, strict=True))
 
 

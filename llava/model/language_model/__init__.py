@@ -1,1 +1,1 @@
-"""LLaVA's language models: Llama and Mistral."""
+"""LLaVA's language models: Llama, Mistral and Qwen2."""

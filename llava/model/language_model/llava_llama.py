@@ -1,12 +1,12 @@
-"""LLaVA on Llama (Vicuna): the class that LLaVA v1.5 checkpoints name."""
+"""LLaVA on Llama: Vicuna, Llama 2 and 3, Yi; the class that LLaVA v1.5 checkpoints name."""
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers import LlamaForCausalLM, LlamaModel
 
 from llava.model.config import LlavaConfig
-from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.llava_arch import LlavaMetaModel
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -15,24 +15,13 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+class LlavaLlamaForCausalLM(ImageLanguageModel, LlamaForCausalLM):
     """Llama with images."""
 
     config_class = LlavaConfig
-    # A device map never splits a tower: it is loaded as a whole, and small compared to the language model.
-    _no_split_modules = ["LlamaDecoderLayer", "CLIPVisionTower", "QLIPVisionTower"]
-
-    def __init__(self, config: LlavaConfig) -> None:
-        super(LlamaForCausalLM, self).__init__(config)  # skips LlamaForCausalLM, which would build a text-only trunk
-        self.model = LlavaLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_model(self) -> LlavaLlamaModel:
-        """The trunk."""
-        return self.model
+    text_class = LlamaForCausalLM
+    trunk_class = LlavaLlamaModel
+    _no_split_modules = ["LlamaDecoderLayer", *WHOLE]
 
 
-AutoConfig.register(LlavaConfig.model_type, LlavaConfig, exist_ok=True)
-AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM, exist_ok=True)
+register(LlavaLlamaForCausalLM)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, MistralForCausalLM, MistralModel
+from transformers import MistralForCausalLM, MistralModel
 
 from llava.model.config import LlavaMistralConfig
-from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.llava_arch import LlavaMetaModel
 
 
 class LlavaMistralModel(LlavaMetaModel, MistralModel):
@@ -15,26 +15,13 @@ class LlavaMistralModel(LlavaMetaModel, MistralModel):
     config_class = LlavaMistralConfig
 
 
-class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
+class LlavaMistralForCausalLM(ImageLanguageModel, MistralForCausalLM):
     """Mistral with images."""
 
     config_class = LlavaMistralConfig
-    # A device map never splits a tower: it is loaded as a whole, and small compared to the language model.
-    _no_split_modules = ["MistralDecoderLayer", "CLIPVisionTower", "QLIPVisionTower"]
-
-    def __init__(self, config: LlavaMistralConfig) -> None:
-        super(MistralForCausalLM, self).__init__(
-            config
-        )  # skips MistralForCausalLM, which would build a text-only trunk
-        self.model = LlavaMistralModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_model(self) -> LlavaMistralModel:
-        """The trunk."""
-        return self.model
+    text_class = MistralForCausalLM
+    trunk_class = LlavaMistralModel
+    _no_split_modules = ["MistralDecoderLayer", *WHOLE]
 
 
-AutoConfig.register(LlavaMistralConfig.model_type, LlavaMistralConfig, exist_ok=True)
-AutoModelForCausalLM.register(LlavaMistralConfig, LlavaMistralForCausalLM, exist_ok=True)
+register(LlavaMistralForCausalLM)

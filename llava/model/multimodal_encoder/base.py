@@ -15,6 +15,7 @@ from llava.model.config import MultimodalConfig
 from llava.model.files import check_weights
 from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.pretrained import (
+    check_select_feature,
     default_image_processor,
     load_image_processor,
     read_vision_config,
@@ -159,6 +160,7 @@ class VisionTower(nn.Module, ABC):
         return self.count_tokens(image)
 
     def _adopt(self, model: PreTrainedModel) -> None:
+        check_select_feature(self.select_feature, model.config)
         depth = model.config.num_hidden_layers
         if not isinstance(self.select_layer, int) or not -depth - 1 <= self.select_layer <= depth:
             raise ValueError(
@@ -195,6 +197,11 @@ class VisionTower(nn.Module, ABC):
     def hidden_size(self) -> int:
         """Width of the features."""
         return self.config.hidden_size
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the images that the uniform grid takes."""
+        return self.config.image_size
 
     @property
     def num_patches_per_side(self) -> int:

@@ -26,18 +26,21 @@ class CLIPVisionTower(VisionTower):
     @property
     def native_tokens(self) -> int:
         """Tokens of any image: all have the native size."""
-        keeps_cls = self.select_feature == "cls_patch" and self.config.model_type == "clip_vision_model"
-        return self.num_patches + int(keeps_cls)
+        return self.num_patches + int(self.select_feature == "cls_patch")
 
     def count_tokens(self, image: Tensor) -> int:
         return self.native_tokens
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:  # type: ignore[override]
-        side = self.config.image_size
+        side = self.input_size
         if wrong := [tuple(image.shape[1:]) for image in images if image.shape[1:] != (side, side)]:
             raise ValueError(f"the CLIP tower takes images of {side} x {side} pixels; got {wrong[0]}")
-        output = self.vision_tower(torch.stack([image.to(self.dtype) for image in images]), output_hidden_states=True)
-        return [ImageTokens(feature, ImageSpan.sequential(len(feature))) for feature in self.feature_select(output)]
+        features = self.compute_features(torch.stack([image.to(self.dtype) for image in images]))
+        return [ImageTokens(feature, ImageSpan.sequential(len(feature))) for feature in features]
+
+    def compute_features(self, pixels: Tensor) -> Tensor:
+        """Computes the features (B, N, D) of images (B, C, S, S)."""
+        return self.feature_select(self.vision_tower(pixels, output_hidden_states=True))
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Selects the features (B, N, D) from the vision model's output with `output_hidden_states=True`."""

@@ -33,6 +33,8 @@ DTYPE_NAMES = ("dtype", "torch_dtype")
 """Today's and the former name of a configuration's dtype."""
 
 CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the shapes do not show it
+SIGLIP_HEAD_WIDTHS = {1152: 72}  # width of the model -> of its heads: so400m; others have CLIP's
+UNEVEN_SIZES = {(27, 14): 384}  # (cells per side, patch size) -> pixels that are no whole cells: so400m-patch14-384
 
 
 def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
@@ -110,6 +112,47 @@ def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVision
         patch_size=patch_size,
         hidden_act="quick_gelu",
     )
+
+
+def siglip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> SiglipVisionConfig:
+    """Infers the configuration of a SigLIP vision model whose weights are in a LLaVA checkpoint without their config.
+
+    LLaVA-NeXT drops the last layer and the head; what is left is then the configuration.
+
+    Args:
+        shapes: see `clip_config_from_shapes`.
+
+    Raises:
+        ValueError: the tensors are not those of a SigLIP vision model.
+    """
+    try:
+        width, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+        positions = shapes["embeddings.position_embedding.weight"][0]
+        inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except KeyError as missing:
+        raise ValueError(f"the checkpoint's vision tower is no SigLIP vision model: it has no {missing}") from None
+    side, head = round(positions**0.5), SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH)
+    if side**2 != positions or width % head:
+        raise ValueError(
+            f"the checkpoint's vision tower has {positions} positions of width {width}: not a SigLIP that can be"
+            " recognised by its weights; set mm_vision_config in config.json"
+        )
+    return SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        num_attention_heads=width // head,
+        num_channels=channels,
+        image_size=UNEVEN_SIZES.get((side, patch_size), side * patch_size),
+        patch_size=patch_size,
+        vision_use_head="head.probe" in shapes,
+    )
+
+
+def check_select_feature(feature: str, config: PreTrainedConfig) -> None:
+    """Raises ValueError if [CLS] is asked for (`mm_vision_select_feature`) of a tower that has none."""
+    if feature == "cls_patch" and config.model_type == "siglip_vision_model":
+        raise ValueError("mm_vision_select_feature is 'cls_patch', but SigLIP has no [CLS]; set 'patch'")
 
 
 def default_image_processor(config: PreTrainedConfig) -> Any:

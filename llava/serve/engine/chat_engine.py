@@ -33,8 +33,9 @@ from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
-from llava.serve.engine.prompting import question_start, separators
+from llava.serve.engine.prompting import find_end_tokens, question_start, separators
 from llava.serve.engine.scheduler import Scheduler
+from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import QLIPConfig
 
@@ -71,7 +72,7 @@ class ChatEngine:
             model: The model; its config may name the prompt format (`conv_mode`).
             image_processor: Prepares images for the model's vision tower.
             context_len: Largest number of tokens of a prompt and its answer together.
-            conv_mode: Key of `conv_templates`; None takes the config's, or else "vicuna_v1".
+            conv_mode: Key of `conv_templates`; None takes the config's, or else its language model's own.
             limits: Bounds on batches, the queue and requests.
             quadtree: Whether a quadtree tower uses its quadtree by default.
 
@@ -86,7 +87,7 @@ class ChatEngine:
         self.vision = VisionFrontend(
             model, image_processor, quadtree, self.limits.max_image_tokens, self.limits.max_image_size
         )
-        self.conv_mode = conv_mode or model.config.conv_mode or "vicuna_v1"
+        self.conv_mode = conv_mode or model.config.conv_mode or default_template(model.config)
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
         self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits)
@@ -104,9 +105,7 @@ class ChatEngine:
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end an answer."""
         config = getattr(self.model, "generation_config", None)
-        named = getattr(config, "eos_token_id", None)
-        named = [] if named is None else [named] if isinstance(named, int) else named
-        return frozenset([self.tokenizer.eos_token_id, *named])
+        return find_end_tokens(self.tokenizer, config, self.new_conversation())
 
     @property
     def waiting(self) -> int:

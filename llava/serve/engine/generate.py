@@ -180,7 +180,9 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
         options |= {"logits_processor": LogitsProcessorList(processors), "streamer": _RowStreamer(rows, recorder)}
         options["repetition_penalty"] = 1.0  # `RowSampler` applies each row's
         options["stopping_criteria"] = StoppingCriteriaList([_RowsFinished(rows)])
-    elif not sampling.greedy:
+    else:
+        options["eos_token_id"] = sorted(rows[0].end_tokens)
+    if sampling.num_beams > 1 and not sampling.greedy:
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         options |= {"top_k": sampling.top_k} if sampling.top_k > 0 else {}
         options |= {"min_p": sampling.min_p} if sampling.min_p > 0 else {}

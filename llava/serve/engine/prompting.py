@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -54,13 +54,37 @@ def build_conversation(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Con
     if not talk or talk[0].role != "user" or talk[-1].role != "user":
         raise ValueError("the first and the last message must be the user's (a system message may come before)")
     if said := "\n".join(_checked(turn) for turn in system).strip():
-        conversation.system = said
+        conversation.system = system_header(conversation) + said
     for turn in talk:
         role = conversation.roles[turn.role == "assistant"]
         text = f"{engine.image_token}\n" * len(turn.images) + _checked(turn)
         conversation.append_message(role, text or " ")  # an empty text would mean an answer still to come
     conversation.append_message(conversation.roles[1], None)
     return conversation, [image for turn in talk for image in turn.images]
+
+
+BARE = (SeparatorStyle.MPT, SeparatorStyle.CHATML)
+"""Styles whose roles have no colon."""
+
+
+def system_header(form: Conversation) -> str:
+    """Finds the role that opens a format's system text, such as "<|im_start|>system\\n"; most formats have none."""
+    if form.sep_style not in BARE:
+        return ""
+    header = form.roles[0].replace("user", "system") + ("\n" if form.sep_style is SeparatorStyle.CHATML else "")
+    return header if form.system.startswith(header) else ""
+
+
+def find_end_tokens(tokenizer: Any, generation_config: Any, form: Conversation) -> frozenset[int]:
+    """Finds the tokens that end an answer: the tokenizer's, those of generation_config.json, the format's separators.
+
+    A separator that is a special token, as Llama 3's <|eot_id|>, never appears in the decoded text.
+    """
+    named = getattr(generation_config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])]
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ends += [index for index, token in added.items() if token.special and str(token) in separators(form)]
+    return frozenset(index for index in ends if index is not None)
 
 
 def separators(conversation: Conversation) -> tuple[str, ...]:
@@ -82,7 +106,7 @@ def question_start(prompt: str, form: Conversation) -> int:
     elif form.sep_style is SeparatorStyle.PLAIN:
         return 0
     else:
-        opening = form.roles[0] + ("" if form.sep_style is SeparatorStyle.MPT else ":")
+        opening = form.roles[0] + ("" if form.sep_style in BARE else ":")
     waits = len(form.messages) > 1 and not form.messages[-1][1]
     newest = form.messages[-2][1] if waits else None
     end = prompt.rfind(newest) if isinstance(newest, str) else -1

@@ -1,4 +1,4 @@
-"""Warns if LLaVA would choose another prompt template: it guesses by the folder's name, we do not."""
+"""Chooses the prompt template of a checkpoint that names none, and warns where LLaVA would choose another."""
 
 from __future__ import annotations
 
@@ -21,6 +21,39 @@ GUESSES = {
 """Part of a model's name -> LLaVA's template for it; the first part that occurs decides."""
 
 
+TYPES = {"llava_mistral": "mistral_instruct", "llava_qwen": "qwen_1_5"}
+"""`model_type` -> the template that its checkpoints were trained with."""
+
+NAMES = {
+    "llama-2": "llava_llama_2",
+    "llama-3": "llava_llama_3",
+    "llama3": "llava_llama_3",
+    "v1.6-34b": "chatml_direct",
+}
+"""Part of the name of a model on Llama -> its template; the configuration does not tell these from Vicuna."""
+
+
+def default_template(config: Any) -> str:
+    """Finds the template of a language model's type; LLaVA v1.5's "vicuna_v1" for Llama."""
+    return TYPES.get(str(getattr(config, "model_type", None)), "vicuna_v1")
+
+
+def choose_template(model_path: str, config: Any) -> str:
+    """Chooses the template of a checkpoint: what its config.json says, else by its type, else by its name.
+
+    Args:
+        model_path: Folder or hub id.
+        config: Config of the loaded model; one without `mm_vision_tower` is not in LLaVA's format.
+    """
+    if config.conv_mode is not None:
+        return config.conv_mode
+    template = default_template(config)
+    if template != "vicuna_v1" or config.mm_vision_tower is None:
+        return template
+    name = get_model_name_from_path(model_path).lower()
+    return next((own for part, own in NAMES.items() if part in name), template)
+
+
 def guess_template(model_name: str) -> str:
     """Finds the template that LLaVA would use for a model of this name."""
     return next((template for part, template in GUESSES.items() if part in model_name.lower()), "llava_v0")
@@ -38,7 +71,8 @@ def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
         conv_mode: The template in use.
     """
     guess = guess_template(get_model_name_from_path(model_path))
-    if config.conv_mode is None and config.mm_vision_tower is not None and guess != "llava_v1":
+    is_known = config.conv_mode is not None or choose_template(model_path, config) != "vicuna_v1"
+    if not is_known and config.mm_vision_tower is not None and guess != "llava_v1":
         _warn(model_path, conv_mode, guess)
 
 

@@ -70,8 +70,10 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
     share = prepared.tokens / prepared.uniform_tokens
     if prepared.leaves is None:
         height, width = prepared.size
+        tiles = len(prepared.image) if prepared.image.ndim == 4 else 1
         note = f"CLIP&rsquo;s uniform grid, on the picture scaled from {picture.width}&times;{picture.height}"
         note += f" to {width}&times;{height} pixels"
+        note += f", and on {tiles - 1} tiles of it" if tiles > 1 else ""
     else:
         rows, cols = prepared.leaves.grid
         note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_empty_tower, load_pretrained_model
@@ -34,20 +35,14 @@ def write(folder: Path, config: dict) -> str:
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 V16 = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": PINPOINTS}
 ATTACH_NEXT = r"by transformers' LlavaNextForConditionalGeneration .*qlip\.attach"
-SUPPORTED = "supported are LLaVA-1.5 checkpoints"
+SUPPORTED = "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints"
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "way_out"),
     [
-        (V16, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
-        ({"image_aspect_ratio": "anyres"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
-        ({"image_aspect_ratio": "anyres_max_9"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
-        ({"mm_patch_merge_type": "spatial"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
-        ({**V16, "model_type": "llava_mistral"}, r"LLaVA-1\.6 on Mistral", ATTACH_NEXT),
-        ({**V16, "model_type": "llava_qwen"}, "LLaVA-NeXT on Qwen", SUPPORTED),
-        ({"model_type": "llava_mpt"}, "LLaVA on MPT", SUPPORTED),
-        ({"s2": True, "s2_scales": "336,672,1008", "mm_hidden_size": 192}, "S2", SUPPORTED),
+        ({"model_type": "llava_qwen_moe"}, "LLaVA-NeXT on Qwen's mixture of experts", SUPPORTED),
+        ({"model_type": "llava_mpt"}, "LLaVA on MPT, whose attention takes no positions of image tokens", SUPPORTED),
         ({"mm_resampler_type": "perceiver"}, "LLaVA with a resampler", SUPPORTED),
         ({"model_type": "gpt2"}, "of type 'gpt2'", SUPPORTED),
         ({"model_type": None}, "of type None", SUPPORTED),
@@ -65,13 +60,13 @@ def test_llavas_other_models_are_refused_by_name(tmp_path, changes, name, way_ou
 @pytest.mark.parametrize(
     ("changes", "name", "way_out"),
     [
-        ({"model_type": "llava_next"}, r"LLaVA-1\.6 \(anyres\)", ATTACH_NEXT),
         ({"model_type": "llava_onevision"}, "LLaVA-OneVision", SUPPORTED),
         ({"model_type": "llava_next_video"}, "LLaVA-NeXT-Video", SUPPORTED),
         ({"model_type": "video_llava"}, "Video-LLaVA", SUPPORTED),
         ({"model_type": "vipllava"}, "ViP-LLaVA", r"VipLlavaForConditionalGeneration .*qlip\.attach"),
         ({"model_type": "paligemma"}, "of type 'paligemma'", SUPPORTED),
-        ({"text_config": {"model_type": "mistral"}}, "LLaVA on mistral", r"LlavaForConditional.*qlip\.attach"),
+        ({"model_type": "llava_next", "text_config": {"model_type": "gemma"}}, "LLaVA on gemma", ATTACH_NEXT),
+        ({"text_config": {"model_type": "gemma"}}, "LLaVA on gemma", r"LlavaForConditional.*qlip\.attach"),
     ],
 )
 def test_transformers_other_models_are_refused_by_name(tmp_path, changes, name, way_out):
@@ -88,6 +83,7 @@ def test_transformers_other_models_are_refused_by_name(tmp_path, changes, name, 
         {"mm_patch_merge_type": "flat", "image_grid_pinpoints": PINPOINTS},
         {"mm_resampler_type": None},
         {"image_aspect_ratio": "square"},
+        {"mm_patch_merge_type": "spatial"},
     ],
     ids=str,
 )
@@ -102,6 +98,9 @@ def test_what_a_config_names_and_does_not_use_is_no_reason(tmp_path, changes):
         ({"mm_projector_type": None}, "mm_projector_type is None; allowed are"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature is 'all'; allowed are 'patch', 'cls_patch'"),
         ({"mm_vision_tower": 3}, "mm_vision_tower"),
+        ({"image_aspect_ratio": "anyres"}, "image_grid_pinpoints is None; allowed are a list"),
+        ({**V16, "image_grid_pinpoints": [[336, "a"]]}, r"image_grid_pinpoints holds \[336, 'a'\]; allowed are a list"),
+        ({**V16, "mm_patch_merge_type": "unpad"}, "mm_patch_merge_type is 'unpad'; allowed are 'flat', 'spatial'"),
         ({"mm_vision_config": [1]}, "mm_vision_config"),
         (
             {"mm_vision_config": {"model_type": "eva"}},
@@ -160,6 +159,18 @@ def test_a_language_model_alone_has_no_tower(tmp_path):
     assert not inspect(base).config.has_tower
     with pytest.raises(ValueError, match=r"has no vision tower, it is a language model alone; .*\(--model-base\)"):
         load_empty_tower(base)
+
+
+def test_a_base_of_another_kind_is_refused(tmp_path):
+    """Its weights have the same names but for Qwen2's biases."""
+    base = write_language_model(tmp_path / "base", transformers_model())
+    values = json.loads((base / "config.json").read_text())
+    write(base, {**values, "model_type": "qwen2"})
+    (tmp_path / "projector").mkdir()
+    torch.save({"model.mm_projector.0.weight": torch.zeros(64, 64)}, tmp_path / "projector" / "mm_projector.bin")
+    path = write(tmp_path / "projector", llava_config())
+    with pytest.raises(ValueError, match="base model, is of type 'llava_qwen'; .*projector needs 'llava_llama'"):
+        load_pretrained_model(path, str(base), device="cpu")
 
 
 def test_arguments_are_checked(folder, tmp_path):

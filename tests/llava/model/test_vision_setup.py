@@ -83,8 +83,23 @@ def test_the_projector_is_trained_and_the_tower_is_not(model, files):
 def test_what_does_not_fit_is_refused(model, files):
     with pytest.raises(ValueError, match=r"mm_projector\.bin is not of this 'linear' projector: see '0\.bias'"):
         model.get_model().initialize_vision_modules(arguments(files, mm_projector_type="linear"))
-    with pytest.raises(ValueError, match="mm_patch_merge_type is 'spatial_unpad'; allowed is 'flat'"):
-        model.get_model().initialize_vision_modules(arguments(files, mm_patch_merge_type="spatial_unpad"))
+    with pytest.raises(ValueError, match="mm_patch_merge_type is 'unpad'; allowed are 'flat', 'spatial'"):
+        model.get_model().initialize_vision_modules(arguments(files, mm_patch_merge_type="unpad"))
+
+
+def test_a_newline_is_drawn_once_and_taken_from_a_first_stage(model, files, tmp_path):
+    """LLaVA's first stage does not write it: without it in the file it stays as drawn, of deviation 1 / sqrt(64)."""
+    torch.manual_seed(0)
+    trunk, tiles = model.get_model(), {"mm_patch_merge_type": "spatial_unpad"}
+    trunk.initialize_vision_modules(arguments(files, **tiles))
+    drawn = trunk.image_newline.detach().clone()
+    assert drawn.shape == (64,) and drawn.std() == pytest.approx(1 / 8, rel=0.3)
+    state = torch.load(files / "mm_projector.bin")
+    torch.save({**state, "model.image_newline": torch.ones(64)}, tmp_path / "stage1.bin")
+    trunk.initialize_vision_modules(arguments(files, **tiles))
+    assert torch.equal(trunk.image_newline, drawn)
+    trunk.initialize_vision_modules(arguments(files, pretrain_mm_mlp_adapter=tmp_path / "stage1.bin", **tiles))
+    assert torch.equal(trunk.image_newline, torch.ones(64)) and trunk.image_newline.requires_grad
 
 
 class Words:

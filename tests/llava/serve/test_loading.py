@@ -103,7 +103,7 @@ def test_a_language_model_alone_is_refused(tmp_path, refuses):
     [
         ({"qlip": {"max_tokens": 96.5}}, "max_tokens is 96.5; it must be an integer"),
         ({"qlip": {"alpha": None}}, "alpha is None; it must be a number >= 0"),
-        ({"image_aspect_ratio": "anyres"}, "the checkpoint is LLaVA-1.6 (anyres), which is not supported"),
+        ({"image_aspect_ratio": "anyres"}, "image_grid_pinpoints is None; allowed are a list of (width, height)"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tmp_path, refuses, config, message):

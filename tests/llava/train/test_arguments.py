@@ -55,8 +55,12 @@ def test_arguments_can_be_made_without_a_command_line(tmp_path):
     [
         ("--bits 5", "--bits is 5; allowed are 4, 8, 16"),
         ("--lora_bias some", "--lora_bias is 'some'; allowed are none, all, lora_only"),
-        ("--image_aspect_ratio anyres", "--image_aspect_ratio is 'anyres'; allowed are square, pad"),
-        ("--mm_patch_merge_type spatial", "--mm_patch_merge_type is 'spatial'; allowed are flat"),
+        (
+            "--image_aspect_ratio highres",
+            "--image_aspect_ratio is 'highres'; allowed are square, pad, anyres, anyres_max",
+        ),
+        ("--mm_patch_merge_type unpad", "--mm_patch_merge_type is 'unpad'; allowed are flat, spatial, spatial_unpad"),
+        ("--image_grid_pinpoints [[1]]", "image_grid_pinpoints holds [1]; allowed are"),
         ("--model_max_length 1", "--model_max_length is 1; it must be at least 2"),
         ("--batch_tokens 0", "--batch_tokens is 0; it must be at least 1"),
         ("--num_train_epochs 0", "--num_train_epochs is 0; it must be above 0"),

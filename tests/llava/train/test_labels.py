@@ -52,7 +52,9 @@ def expected_target(template: Conversation, tokenizer: Any, answer: str) -> str:
     if template.sep_style is SeparatorStyle.PLAIN:  # begins a text, where SentencePiece adds a space
         return f"{'' if tokenizer.bos_token_id is None else ' '}{answer}\n"
     if template.sep_style is SeparatorStyle.MPT:
-        return f"{answer}<|im_end|>"
+        return f"{answer}{template.sep}"
+    if template.sep_style is SeparatorStyle.CHATML:
+        return f"{answer}<|im_end|>\n"
     if not answer:
         return "</s>"
     return f" {answer} </s>" if template.sep_style is SeparatorStyle.LLAMA_2 else f" {answer}</s>"

@@ -12,6 +12,7 @@ from tests.qlip.integrations.models import (
     NATIVE,
     PICTURES,
     PROMPTS,
+    TEXT,
     TREE,
     ask,
     attached,
@@ -56,6 +57,29 @@ def test_at_the_native_grid_logits_and_answers_are_the_untouched_models(kind):
     torch.testing.assert_close(model(**ours).logits[real], expected[real], atol=1e-4, rtol=0)
     assert expected.std() > 0.05
     assert torch.equal(model.generate(**ours, **GREEDY), answer)
+
+
+@torch.no_grad()
+def test_weights_and_a_window_go_together():
+    """At the native grid weights change nothing; with leaves the window still counts."""
+    heads = {"num_key_value_heads": TEXT["num_attention_heads"]}
+    window = {"text_config": {**TEXT, **heads, "model_type": "mistral", "sliding_window": 8}}
+    natives = [picture(NATIVE, NATIVE, seed) for seed in range(4)]
+    model, processor = make_language_model("llava", **window), make_processor("llava")
+    inputs = ask(processor, PROMPTS, natives)
+    expected = model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)).logits
+    model, processor = qlip.attach(model, processor, **UNIFORM, llm_size_bias=0.7, llm_weight="native")
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(
+        model(**ask(processor, PROMPTS, natives)).logits[real], expected[real], atol=1e-4, rtol=0
+    )
+    settings = {**TREE, "llm_size_bias": 1.0}
+    answers = {}
+    for size in (8, 4096):
+        window["text_config"]["sliding_window"] = size
+        model, processor = qlip.attach(make_language_model("llava", **window), make_processor("llava"), **settings)
+        answers[size] = model(**ask(processor, PROMPTS, PICTURES)).logits[:, -1]
+    assert (answers[8] - answers[4096]).abs().max() > 1e-3
 
 
 @torch.no_grad()

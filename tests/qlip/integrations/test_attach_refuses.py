@@ -22,7 +22,6 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MistralConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
@@ -134,13 +133,6 @@ def test_language_models_without_rotary_positions():
     with pytest.raises(TypeError, match="'llama' has no rotary positions, .* give llm_positions='sequential'"):
         qlip.attach(model)
     qlip.attach(model, llm_positions="sequential")
-
-
-def test_language_models_with_a_window():
-    model = with_text(MistralConfig(**NARROW, num_key_value_heads=4, vocab_size=99, sliding_window=64))
-    with pytest.raises(ValueError, match="window of 64 tokens, .* give llm_size_bias=0"):
-        qlip.attach(model)
-    qlip.attach(model, llm_size_bias=0.0)
 
 
 def test_attentions_that_take_no_bias_or_no_padding():

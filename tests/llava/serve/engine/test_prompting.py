@@ -43,6 +43,21 @@ def test_turns_become_a_prompt(turns: list[Turn], prompt: str) -> None:
     assert images == [image for turn in turns for image in turn.images]
 
 
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        ("qwen_1_5", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"),
+        ("chatml_direct", "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHi<|im_end|>"),
+        ("llava_llama_3", "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"),
+        ("mistral_instruct", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"),
+    ],
+)
+def test_a_system_text_keeps_the_formats_role(name: str, opening: str) -> None:
+    turns = [Turn("system", "Be brief."), Turn("user", "Hi")]
+    conversation, _ = build_conversation(engine(conv_mode=name), turns)
+    assert conversation.get_prompt().startswith(opening)
+
+
 def test_a_checkpoint_that_marks_its_pictures_gets_them_marked() -> None:
     conversation, _ = build_conversation(engine(mm_use_im_start_end=True), [Turn("user", "Hi", (RED,))])
     assert "USER: <im_start><image><im_end>\nHi" in conversation.get_prompt()

@@ -98,7 +98,7 @@ def test_the_newest_question_decides_on_the_images_of_all_turns(engine, settings
     assert [boxes.tolist() for boxes in leaves(answer)] == [view.leaves.boxes.tolist() for view in expected]
 
 
-@pytest.mark.parametrize("name", ["vicuna_v1", "mpt", "llava_llama_2", "llava_v0", "mistral_instruct", "chatml_direct"])
+@pytest.mark.parametrize("name", ["vicuna_v1", "mpt", "llava_llama_2", "llava_v0", "mistral_instruct", "qwen_1_5"])
 def test_the_newest_question_is_found_in_every_format(name):
     conversation = conv_templates[name].copy()
     for text in ("first question", "first answer", "second question", None):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from llava.eval import model_vqa_loader, run_llava
 from llava.serve import cli
-from llava.serve.engine.templates import guess_template
+from llava.serve.engine.templates import choose_template, guess_template
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
 NAMES = {
@@ -45,6 +46,28 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize(("name", "template"), NAMES.items())
 def test_llavas_guess_is_known(name: str, template: str) -> None:
     assert guess_template(name) == template
+
+
+def config(model_type: str, conv_mode: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(model_type=model_type, conv_mode=conv_mode, mm_vision_tower="clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "template"),
+    [
+        ("liuhaotian/llava-v1.6-34b", "llava_llama", "chatml_direct"),
+        ("liuhaotian/llava-v1.6-mistral-7b", "llava_mistral", "mistral_instruct"),
+        ("my-model", "llava_mistral", "mistral_instruct"),
+        ("lmms-lab/llama3-llava-next-8b", "llava_llama", "llava_llama_3"),
+        ("lmms-lab/llava-next-72b", "llava_qwen", "qwen_1_5"),
+        ("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "llava_llama", "llava_llama_2"),
+        ("liuhaotian/llava-v1.6-vicuna-7b", "llava_llama", "vicuna_v1"),
+        ("liuhaotian/llava-v1.5-7b", "llava_llama", "vicuna_v1"),
+    ],
+)
+def test_a_checkpoint_that_names_none_gets_its_familys_template(name: str, model_type: str, template: str) -> None:
+    assert choose_template(name, config(model_type)) == template
+    assert choose_template(name, config(model_type, "llava_v0")) == "llava_v0"
 
 
 def test_all_commands_warn_alike_and_once(
@@ -88,7 +111,7 @@ def test_nothing_is_said_where_the_template_is_chosen_or_equal(
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("name", ["llava-llama-2-7b", "a-model-of-v0"])
+@pytest.mark.parametrize("name", ["llava-mpt-7b", "a-model-of-v0"])
 def test_each_checkpoint_is_warned_of(
     checkpoint: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

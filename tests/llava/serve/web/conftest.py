@@ -8,14 +8,13 @@ from contextlib import closing
 
 import pytest
 from gradio_client import Client
-from playwright.sync_api import Browser
 
 from llava.serve.engine import ChatEngine
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import Demo
 from tests.llava.serve.openai.serving import loaded
 from tests.llava.serve.web.clients import FIRST, NewVisitor, show
-from tests.llava.serve.web.pages import Visitor, arrivals, chromium, page_of
+from tests.llava.serve.web.pages import Pages, Visitor, arrivals, chromium, page_of
 
 
 @pytest.fixture(scope="session")
@@ -26,16 +25,16 @@ def engine() -> Iterator[ChatEngine]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser. Not for the whole session: while it is open, no test can call `asyncio.run`."""
+def pages() -> Iterator[Pages]:
+    """A browser's pages. Not for the whole session: while it is open, no test can call `asyncio.run`."""
     with chromium() as browser:
-        yield browser
+        yield Pages(browser)
 
 
 @pytest.fixture
-def come(browser: Browser, url: str) -> Iterator[Callable[..., Visitor]]:
+def come(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
     """Opens the page of the module's `url` for new visitors, and checks their pages at the end."""
-    with arrivals(browser, url) as come:
+    with arrivals(pages, url) as come:
         yield come
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import serve
@@ -73,16 +73,28 @@ def host_of(request: Request) -> str:
 class Visitor:
     """Somebody before a browser, with a session of their own."""
 
-    def __init__(self, context: BrowserContext, url: str) -> None:
-        self.context, self.page = context, context.new_page()
-        self.page.set_default_timeout(DEADLINE)
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
         self.problems: list[str] = []
         self.hosts: set[str] = set()
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.hosts.add(host_of(request)))
-        self.page.on("requestfailed", lambda request: self.blocked(request) if request.failure == "csp" else None)
-        self.page.goto(url)
+        self.heard: dict[Any, Callable[[Any], None]] = {
+            "console": lambda said: self.problems.append(said.text) if said.type == "error" else None,
+            "pageerror": lambda error: self.problems.append(str(error)),
+            "request": lambda request: self.hosts.add(host_of(request)),
+            "requestfailed": lambda request: self.blocked(request) if request.failure == "csp" else None,
+        }
+        for event, note in self.heard.items():
+            page.on(event, note)
+        page.goto(url)
+
+    def leave(self) -> None:
+        """Ends the visit. The page is blank then, without what the visit stored, and free for another visitor."""
+        for event, note in self.heard.items():
+            self.page.remove_listener(event, note)
+        if not self.page.is_closed():
+            self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            self.page.context.clear_cookies()
+            self.page.goto("about:blank")
 
     def blocked(self, request: Request) -> None:
         """Strikes out a request that the browser was told not to make."""
@@ -135,18 +147,44 @@ class Visitor:
         )
 
 
+class Pages:
+    """A browser's pages. A visitor gets one that another has left: it has read and compiled the page's scripts."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser, self.free = browser, list[tuple[dict[str, Any], Page]]()
+
+    def take(self, size: tuple[int, int], options: dict[str, Any]) -> Page:
+        """Gives a blank page of a context with these options, in which no other visitor is."""
+        fitting = [entry for entry in self.free if entry[0] == options]
+        if fitting:
+            self.free.remove(fitting[0])
+            page = fitting[0][1]
+        else:
+            page = self.browser.new_context(**options).new_page()
+            page.set_default_timeout(DEADLINE)
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        return page
+
+    def put_back(self, page: Page, options: dict[str, Any]) -> None:
+        """Keeps a page for another visitor, unless it was closed."""
+        if page.is_closed():
+            page.context.close()
+        else:
+            self.free.append((options, page))
+
+
 @contextmanager
-def arrivals(browser: Browser, url: str) -> Iterator[Callable[..., Visitor]]:
+def arrivals(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
     """Lets visitors come, and fails the test where their page has a problem or calls another host."""
-    visitors: list[Visitor] = []
+    visitors: list[tuple[Visitor, dict[str, Any]]] = []
 
     def arrive(size: tuple[int, int] = DESKTOP, address: str = url, **options: Any) -> Visitor:
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
-        visitors.append(Visitor(context, address))
-        return visitors[-1]
+        visitors.append((Visitor(pages.take(size, options), address), options))
+        return visitors[-1][0]
 
     yield arrive
-    for visitor in visitors:
-        visitor.context.close()
+    for visitor, options in visitors:
+        visitor.leave()
+        pages.put_back(visitor.page, options)
         assert visitor.problems == []
         assert visitor.hosts <= {"http://127.0.0.1", "data:image", "blob:http"}, visitor.hosts

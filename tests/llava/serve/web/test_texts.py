@@ -68,37 +68,44 @@ def talks(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, text: str, failur
     Talker(engine, text, failure)
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_question_and_its_answer_show_as_they_were_written(
-    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, text: str
+def test_questions_and_their_answers_show_as_they_were_written(
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visitor = come(permissions=["clipboard-read", "clipboard-write"]).sees_a_picture()
-    talks(engine, monkeypatch, text + " done")
-    box(visitor).fill(text)
-    visitor.at("#ask").click()
-    expect(visitor.answer).to_contain_text("done")
-    assert written(visitor, "#chat .user.message .md") == text
-    assert written(visitor, "#chat .bot.message .md") == text + " done"
-    for index, said in enumerate((text, text + " done")):
-        visitor.at("#chat").get_by_label("Copy message").nth(index).click()
-        visitor.page.wait_for_function("said => navigator.clipboard.readText().then(text => text == said)", arg=said)
-    visitor.at("#stop").click()
-    assert becomes_idle(engine)
+    for name, text in TEXTS.items():
+        reply = f"{text} {name} done"
+        talks(engine, monkeypatch, reply)
+        box(visitor).fill(text)
+        visitor.at("#ask").click()
+        expect(visitor.answer).to_contain_text(f"{name} done")
+        assert written(visitor, "#chat .user.message .md") == text
+        assert written(visitor, "#chat .bot.message .md") == reply
+        for index, said in enumerate((text, reply)):
+            visitor.at("#chat").get_by_label("Copy message").nth(index).click()
+            visitor.page.wait_for_function(
+                "said => navigator.clipboard.readText().then(text => text == said)", arg=said
+            )
+        visitor.at("#stop").click()
+        assert becomes_idle(engine)
+        visitor.at("#clear").click()
+        expect(visitor.at("#chat .message")).to_have_count(0)
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_comparison_shows_its_question_and_answers_as_they_were_written(
-    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, text: str
+def test_comparisons_show_their_questions_and_answers_as_they_were_written(
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visitor = come().sees_a_picture()
-    talks(engine, monkeypatch, text + " done")
-    box(visitor).fill(text)
-    visitor.at("#compare").click()
-    expect(visitor.at("#side-clip")).to_contain_text("done")
-    assert written(visitor, "#compare-question h2") == text
-    assert written(visitor, "#side-clip .side-answer") == text + " done"
-    visitor.at("#clear").click()
-    assert becomes_idle(engine)
+    for name, text in TEXTS.items():
+        reply = f"{text} {name} done"
+        talks(engine, monkeypatch, reply)
+        box(visitor).fill(text)
+        visitor.at("#compare").click()
+        expect(visitor.at("#side-clip")).to_contain_text(f"{name} done")
+        assert written(visitor, "#compare-question h2") == text
+        assert written(visitor, "#side-clip .side-answer") == reply
+        visitor.at("#clear").click()
+        expect(visitor.at("#compare-card")).to_be_hidden()
+        assert becomes_idle(engine)
 
 
 @pytest.mark.parametrize("text", ["What is <image>?", f"shouting {MARKUP}"], ids=["image token", "moderation"])

@@ -1,0 +1,41 @@
+"""The parts that LLaVA's language models share: the constructor around a trunk with images, and the registration."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llava.model.llava_arch import LlavaMetaForCausalLM
+
+WHOLE = ["CLIPVisionTower", "CLIPVisionTowerS2", "QLIPVisionTower"]
+"""A device map never splits a tower: it is loaded as a whole, and small compared to the language model."""
+
+
+class ImageLanguageModel(LlavaMetaForCausalLM):
+    """Builds a causal language model of transformers around a trunk that has a tower and a projector."""
+
+    text_class: ClassVar[Any]
+    """transformers' model without images, a base of the class."""
+
+    trunk_class: ClassVar[Any]
+    """The trunk with images."""
+
+    def __init__(self, config: Any) -> None:
+        super(self.text_class, self).__init__(config)  # skips its own constructor, which would build a text-only trunk
+        self.model = self.trunk_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_model(self) -> Any:
+        """The trunk."""
+        return self.model
+
+
+def register(model_class: Any) -> None:
+    """Makes a model's type known to transformers' auto classes."""
+    config_class = model_class.config_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)

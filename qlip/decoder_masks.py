@@ -1,0 +1,135 @@
+"""Attention masks of a decoder whose keys have a bias: causal, with padding, sliding windows and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+SLIDING = "sliding_attention"
+"""transformers' name of the kind of layer that attends to a window."""
+
+
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """Finds how many keys, itself included, a token attends to in each kind of a decoder's layers; None for all.
+
+    Args:
+        config: of the language model; `sliding_window` and, if its layers differ, `layer_types` are read.
+
+    Returns:
+        Kind of layer -> window; one entry named "" where all layers are alike.
+    """
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not kinds:
+        return {"": window}
+    return {kind: window if kind == SLIDING else None for kind in kinds}
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """Finds the window of one layer, counted from 0; None if it attends to all keys."""
+    kinds = getattr(config, "layer_types", None)
+    return layer_windows(config)[kinds[layer] if kinds else ""]
+
+
+def decoder_mask(
+    attention_mask: Tensor | Mapping[str, Tensor | None] | None,
+    position_ids: Tensor | None,
+    bias: Tensor | None,
+    new: Tensor,
+    cache: Cache | None,
+    model: Any,
+) -> Any:
+    """Builds the attention mask that positions with gaps and a bias on keys need; else returns the given one.
+
+    Args:
+        attention_mask: (B, past + Q), nonzero on real keys; or (B, 1, Q, K) over all keys of a static cache, true or 0
+            where a query may attend, or such a mask for each kind of layer; or None: all keys are real.
+        position_ids: of the new tokens; floating point where an image's are fractional.
+        bias: float (B, K0), of the first K0 keys.
+        new: (B, Q, ...), the new tokens' ids or embeddings.
+        cache: of the keys before them.
+        model: of transformers; its dtype and its language model's windows are read.
+
+    Returns:
+        A mask as given; with a bias (B, 1, Q, K), additive, or one for each kind of layer where windows differ.
+    """
+    queries = new.shape[1]
+    fractional = position_ids is not None and position_ids.is_floating_point()
+    if attention_mask is None and (bias is not None or fractional):
+        # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
+        past = 0 if cache is None else int(cache.get_seq_length())
+        attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+    if bias is None or attention_mask is None:
+        return attention_mask
+    config, dtype, masks = model.config.get_text_config(), model.dtype, {}
+    for kind, window in layer_windows(config).items():
+        given = attention_mask.get(kind) if isinstance(attention_mask, Mapping) else attention_mask
+        if given is None:  # transformers leaves out a mask that is causal and nothing else
+            past = 0 if cache is None else int(cache.get_seq_length())
+            given = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+        keys, offset = _key_range(config, kind, queries, cache)
+        if given.ndim == 4:
+            allowed = given if given.dtype == torch.bool else given == 0
+            masks[kind] = mask_with_bias(allowed, bias, dtype, offset)
+        else:
+            masks[kind] = causal_mask_with_bias(given, bias, queries, dtype, keys, window, offset)
+    return masks if len(masks) > 1 or isinstance(attention_mask, Mapping) else next(iter(masks.values()))
+
+
+def _key_range(config: Any, kind: str, queries: int, cache: Cache | None) -> tuple[int | None, int]:
+    """Finds how many keys a kind of layer has, and how many older ones its cache has dropped."""
+    if cache is None:
+        return None, 0
+    return cache.get_mask_sizes(queries, config.layer_types.index(kind) if kind else 0)
+
+
+def causal_mask_with_bias(
+    attention_mask: Tensor,
+    key_bias: Tensor,
+    queries: int,
+    dtype: torch.dtype,
+    keys: int | None = None,
+    window: int | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Builds the additive attention mask of a causal model with a bias on keys.
+
+    Args:
+        attention_mask: (B, T), nonzero on real keys; T counts all keys so far and the new ones.
+        key_bias: float (B, K0), K0 <= T; later keys have none.
+        queries: Q, number of new tokens, the last Q of the T keys.
+        dtype: of the model.
+        keys: K, of a cache with another number of keys than T - `offset`, its default.
+        window: how many keys a query attends to at most, itself included; None for all.
+        offset: how many of the first keys a cache has dropped.
+
+    Returns:
+        (B, 1, Q, K): the bias where a query may attend, the lowest number elsewhere.
+    """
+    seen = attention_mask.shape[1]
+    end = seen if keys is None else offset + keys
+    real = F.pad(attention_mask.bool(), (0, max(0, end - seen)))[:, offset:end]
+    key = torch.arange(offset, end, device=real.device)
+    distance = torch.arange(seen - queries, seen, device=real.device)[:, None] - key  # (Q, K)
+    near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return mask_with_bias((near & real[:, None, :])[:, None], key_bias, dtype, offset)
+
+
+def mask_with_bias(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype, offset: int = 0) -> Tensor:
+    """Fills (B, 1, Q, K) with the bias of its keys where `allowed`, the lowest number elsewhere.
+
+    Args:
+        allowed: bool (B, 1, Q, K).
+        key_bias: float (B, K0), of the first K0 keys of all; later ones have none.
+        dtype: of the result.
+        offset: how many keys come before the first of the K.
+    """
+    end = offset + allowed.shape[-1]
+    bias = F.pad(key_bias, (0, max(0, end - key_bias.shape[1])))[:, None, None, offset:end].expand_as(allowed)
+    return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)
