@@ -130,7 +130,8 @@ def plan_tiles(config: Any, size: Sequence[int] | None, tiles: int, side: int) -
     unpad = has_newline(config)
     if tiles == 1:
         return TileLayout(0, 0, None, unpad)
-    if not is_anyres(ratio := getattr(config, "image_aspect_ratio", None)):
+    ratio: Any = getattr(config, "image_aspect_ratio", None)
+    if not is_anyres(ratio):
         raise ValueError(
             f"an image has {tiles} tiles, which mm_patch_merge_type {merge!r} joins; image_aspect_ratio is {ratio!r},"
             " it must be 'anyres' or 'anyres_max_N'"

@@ -35,11 +35,11 @@ TRANSFORMERS_TYPES = {
 def describe_unsupported(values: Mapping[str, Any]) -> str | None:
     """Describes what in a checkpoint's config.json is not supported, and the alternative; None if all is."""
     model_type = values.get("model_type")
-    is_transformers = "vision_config" in values and model_type in MODEL_CLASSES
-    if is_transformers and isinstance(text := values.get("text_config"), Mapping):
+    model_class = MODEL_CLASSES.get(str(model_type)) if "vision_config" in values else None
+    if model_class and isinstance(text := values.get("text_config"), Mapping):
         if (kind := text.get("model_type", "llama")) in TEXT_CONFIGS:
             return None
-        way_out = ATTACH.format(what="it", model_class=MODEL_CLASSES[model_type])
+        way_out = ATTACH.format(what="it", model_class=model_class)
         return _sentence(f"LLaVA on {kind}", f"text_config.model_type is {kind!r}", way_out)
     if found := {**LLAVA_TYPES, **TRANSFORMERS_TYPES}.get(str(model_type)):
         return _sentence(found[0], f"model_type is {model_type!r}", found[1])

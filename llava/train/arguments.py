@@ -105,8 +105,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         if value not in allowed:
             raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
     if not is_known(data.image_aspect_ratio):
-        allowed = f"{', '.join(ASPECT_RATIOS)}, anyres, anyres_max_N"
-        raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {allowed}")
+        ratios = ", ".join((*ASPECT_RATIOS, "anyres", "anyres_max_N"))
+        raise ValueError(f"--image_aspect_ratio is {data.image_aspect_ratio!r}; allowed are {ratios}")
     if data.image_grid_pinpoints is not None:
         read_pinpoints(data.image_grid_pinpoints)
     for name, count, least in (
