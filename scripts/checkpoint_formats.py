@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, GenerationConfig, LlavaImageProcessorPil, LlavaProcessor
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    LlavaImageProcessorPil,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
 from transformers import LlavaConfig as TransformersConfig
 
 from llava.command import check_new_folder
@@ -27,9 +35,10 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
 )
 from llava.conversation import conv_templates
+from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
-from llava.model.config import TEXT_CONFIGS, with_old_names
+from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.builder import has_tiles
@@ -136,11 +145,9 @@ def check_convertible(checkpoint: Checkpoint) -> None:
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
     if config.s2:
         raise ValueError("s2 is set; transformers' format has no tower at several scales")
-    if has_tiles(config):
-        raise ValueError(
-            f"image_aspect_ratio is {config.image_aspect_ratio!r}, mm_patch_merge_type is"
-            f" {config.mm_patch_merge_type!r}; LLaVA-1.6's tiles are not converted"
-        )
+    tiling = (config.image_aspect_ratio, config.mm_patch_merge_type)
+    if has_tiles(config) and tiling != ("anyres", "spatial_unpad"):
+        raise ValueError(f"tiles are {tiling[0]!r}, {tiling[1]!r}; transformers' format has 'anyres', 'spatial_unpad'")
     if config.conv_mode is not None and config.conv_mode not in conv_templates:
         raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
     with torch.device("meta"):
@@ -152,7 +159,7 @@ def check_convertible(checkpoint: Checkpoint) -> None:
 
 
 def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
-    """Writes configuration, weights and processor of LlavaForConditionalGeneration."""
+    """Writes configuration, weights and processor of LlavaForConditionalGeneration, for tiles LlavaNext's."""
     config = checkpoint.config
     tokenizer = load_tokenizer(checkpoint.folder)
     start, end = (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN) if config.mm_use_im_start_end else ("", "")
@@ -161,25 +168,26 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     tokenizer.add_tokens(image_tokens, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # saved from the latter
     vision = dict(config.mm_vision_config)
     has_cls = vision["model_type"] == "clip_vision_model"
     keeps_all = not has_cls or config.mm_vision_select_feature == "cls_patch"
-    image_token = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     rows = max(config.vocab_size, 1 + max(tokenizer.convert_tokens_to_ids(image_tokens)))
     kind = next(name for name, config_class in TEXT_CONFIGS.items() if config_class is type(config))
     own = set(AutoConfig.for_model(kind).to_dict()) - {"architectures", "dtype", "transformers_version"}
     text = {name: value for name, value in config.to_dict().items() if name in own}
-    settings = TransformersConfig(
+    tiles = has_tiles(config)
+    settings = (LlavaNextConfig if tiles else TransformersConfig)(
         text_config={**text, "model_type": kind, "vocab_size": rows},
         vision_config=vision,
-        image_token_index=image_token,
+        image_token_index=tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN),
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
         vision_feature_layer=config.mm_vision_select_layer,
         vision_feature_select_strategy="full" if keeps_all else "default",
         tie_word_embeddings=config.tie_word_embeddings,
-        architectures=["LlavaForConditionalGeneration"],
+        architectures=["LlavaNextForConditionalGeneration" if tiles else "LlavaForConditionalGeneration"],
         dtype=config.dtype,
+        **({"image_grid_pinpoints": resolutions(config)} if tiles else {}),
     )
     if config.qlip is not None:
         settings.qlip = config.qlip
@@ -191,7 +199,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     generated.update(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
     generated.pad_token_id = tokenizer.pad_token_id
     generated.save_pretrained(out)
-    processor = LlavaProcessor(
+    processor = (LlavaNextProcessor if tiles else LlavaProcessor)(
         image_processor=image_processor(checkpoint),
         tokenizer=tokenizer,
         patch_size=vision["patch_size"],
@@ -204,15 +212,22 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def image_processor(checkpoint: Checkpoint) -> Any:
-    """Builds transformers' image processor that prepares images as LLaVA does, padded to a square if it says so."""
+    """Builds transformers' image processor that prepares images as LLaVA does: padded to a square, or cut in tiles."""
     vision = TransformersConfig(vision_config=checkpoint.config.mm_vision_config).vision_config
     plain = default_image_processor(vision)
     if (checkpoint.folder / "preprocessor_config.json").is_file():
         plain = load_image_processor(str(checkpoint.folder), vision)
-    if checkpoint.config.image_aspect_ratio != "pad":
-        return plain
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
-    return LlavaImageProcessorPil(do_pad=True, **{name: getattr(plain, name) for name in names})
+    own = {name: getattr(plain, name) for name in names}
+    if has_tiles(checkpoint.config):
+        return LlavaNextImageProcessorPil(image_grid_pinpoints=resolutions(checkpoint.config), **own)
+    return LlavaImageProcessorPil(do_pad=True, **own) if checkpoint.config.image_aspect_ratio == "pad" else plain
+
+
+def resolutions(config: MultimodalConfig) -> list[list[int]]:
+    """Lists a configuration's resolutions as transformers has them, (height, width)."""
+    read = read_pinpoints(config.image_grid_pinpoints, config.mm_vision_config["image_size"])
+    return [[height, width] for width, height in read]
 
 
 def write_llava(checkpoint: Checkpoint, out: Path) -> None:

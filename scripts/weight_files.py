@@ -32,6 +32,7 @@ TRANSFORMERS_FILE_NAMES = {
     rf"^{re.escape(TOWER_PREFIX)}": "vision_tower.vision_model.",
     r"^model\.mm_projector\.0\.": "multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "multi_modal_projector.linear_2.",
+    r"^model\.image_newline$": "image_newline",
     r"^lm_head\.": "language_model.lm_head.",
     r"^model\.(?!mm_projector|vision_tower)": "language_model.model.",
 }
