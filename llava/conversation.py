@@ -37,6 +37,10 @@ class SeparatorStyle(Enum):
     """Like `MPT`, with a line break after each role and separator, as in Qwen's own format."""
 
 
+BARE_STYLES = (SeparatorStyle.MPT, SeparatorStyle.CHATML)
+"""Styles whose roles have no colon."""
+
+
 @dataclass
 class Conversation:
     """A system text, two roles and the messages so far."""
@@ -93,7 +97,7 @@ class Conversation:
             return self.system + "".join(text + (self.sep, sep2)[i % 2] for i, (_, text) in enumerate(turns) if text)
 
         line = "\n" if self.sep_style is SeparatorStyle.CHATML else ""
-        colon, space = (line, "") if self.sep_style in (SeparatorStyle.MPT, SeparatorStyle.CHATML) else (":", " ")
+        colon, space = (line, "") if self.sep_style in BARE_STYLES else (":", " ")
         ends = (self.sep + line, sep2 if self.sep_style is SeparatorStyle.TWO else self.sep + line)
         prompt = self.system + self.sep + line
         for i, (role, text) in enumerate(turns):

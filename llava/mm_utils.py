@@ -90,7 +90,7 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str
     tile = side if crop is None else crop["height"]
     best = select_best_resolution(image.size, read_pinpoints(grid_pinpoints, tile))
     tiles = divide_to_patches(resize_and_pad_image(image, best), tile)
-    return torch.stack([_pixels(tile, processor) for tile in [image.resize((side, side)), *tiles]])
+    return torch.stack([_pixels(part, processor) for part in [image.resize((side, side)), *tiles]])
 
 
 def _padded_pixels(image: Image.Image, processor: Any) -> Tensor:

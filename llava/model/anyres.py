@@ -122,7 +122,7 @@ def plan_tiles(config: Any, size: Sequence[int] | None, tiles: int, side: int) -
         side: of a tile in pixels.
 
     Raises:
-        ValueError: there are tiles, and no size or one that does not have so many of them, or no anyres.
+        ValueError: there are tiles, and no size or one with another number of them, or no anyres.
     """
     if not joins_tiles(config):
         return None

@@ -23,10 +23,11 @@ class ImageEncodingMixin:
     """Turns pixels into tokens of the language model's width."""
 
     config: Any
+    model: Any
 
     def get_model(self) -> Any:
-        """The trunk; each language model has its own."""
-        raise NotImplementedError
+        """The trunk."""
+        return self.model
 
     def get_vision_tower(self) -> VisionTower | None:
         """The tower; None for a text-only model."""

@@ -116,9 +116,10 @@ def prepare_pixels(
     """
     pixels = process_images([image], processor, config)[0]
     size = (pixels.shape[-2], pixels.shape[-1])
-    tiles = plan_tiles(config, image.size, len(pixels), size[0]) if pixels.ndim == 4 else None
-    if tiles is not None:
-        tokens = tiles.count(math.isqrt(native_tokens))
+    has_tiles = pixels.ndim == 4
+    tiles = plan_tiles(config, image.size, len(pixels), size[0]) if has_tiles else None
+    if tiles is None:
+        tokens = native_tokens * (len(pixels) if has_tiles else 1)
     else:
-        tokens = native_tokens * (len(pixels) if pixels.ndim == 4 else 1)  # of each tile
+        tokens = tiles.count(math.isqrt(native_tokens))
     return PreparedImage(pixels, settings, tokens, tokens, tokens, size, tiles=tiles)

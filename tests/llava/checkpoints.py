@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from tests.weights import randomise
 
 VOCABULARY = 384
 IMAGE_TOKEN = VOCABULARY - 1
@@ -64,12 +65,7 @@ def transformers_model(seed: int = 0) -> LlavaForConditionalGeneration:
         image_token_index=IMAGE_TOKEN,
         image_seq_length=64,
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return randomise(LlavaForConditionalGeneration(config), seed=seed)
 
 
 def llava_state(model: LlavaForConditionalGeneration, tower_prefix: str = "vision_model.") -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, llava_config, llava_state, write_tokenizer
+from tests.weights import randomise
 
 SIDE, GRID = 112, 8
 PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
@@ -45,12 +46,7 @@ def next_model(seed: int = 0) -> LlavaNextForConditionalGeneration:
         image_token_index=IMAGE_TOKEN,
         image_grid_pinpoints=[[height, width] for width, height in PINPOINTS],
     )
-    model = LlavaNextForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return randomise(LlavaNextForConditionalGeneration(config), seed=seed)
 
 
 def make_next_checkpoint(folder: Path, **changes: Any) -> Path:

@@ -29,10 +29,6 @@ class ImageLanguageModel(LlavaMetaForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_model(self) -> Any:
-        """The trunk."""
-        return self.model
-
 
 def register(model_class: Any) -> None:
     """Makes a model's type known to transformers' auto classes."""

@@ -1,4 +1,4 @@
-"""The CLIP tower at several scales (S2): windows of its own size at each, averaged to one grid and joined in width."""
+"""The CLIP tower at several scales (S2): windows of its size at each, averaged to one grid and joined in width."""
 
 from __future__ import annotations
 

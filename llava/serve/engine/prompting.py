@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, SeparatorStyle
+from llava.conversation import BARE_STYLES, Conversation, SeparatorStyle
 from llava.serve.engine.vision import Picture
 
 
@@ -63,13 +63,9 @@ def build_conversation(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Con
     return conversation, [image for turn in talk for image in turn.images]
 
 
-BARE = (SeparatorStyle.MPT, SeparatorStyle.CHATML)
-"""Styles whose roles have no colon."""
-
-
 def system_header(form: Conversation) -> str:
     """Finds the role that opens a format's system text, such as "<|im_start|>system\\n"; most formats have none."""
-    if form.sep_style not in BARE:
+    if form.sep_style not in BARE_STYLES:
         return ""
     header = form.roles[0].replace("user", "system") + ("\n" if form.sep_style is SeparatorStyle.CHATML else "")
     return header if form.system.startswith(header) else ""
@@ -106,7 +102,7 @@ def question_start(prompt: str, form: Conversation) -> int:
     elif form.sep_style is SeparatorStyle.PLAIN:
         return 0
     else:
-        opening = form.roles[0] + ("" if form.sep_style in BARE else ":")
+        opening = form.roles[0] + ("" if form.sep_style in BARE_STYLES else ":")
     waits = len(form.messages) > 1 and not form.messages[-1][1]
     newest = form.messages[-2][1] if waits else None
     end = prompt.rfind(newest) if isinstance(newest, str) else -1

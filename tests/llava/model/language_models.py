@@ -12,6 +12,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, llava_config, llava_state, write_tokenizer
+from tests.weights import randomise
 
 GROUPED = {**TEXT, "num_key_value_heads": 2}
 LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -48,12 +49,7 @@ def make_oracle(kind: str) -> LlavaForConditionalGeneration:
         image_seq_length=64,
         tie_word_embeddings=KINDS[kind].get("tie_word_embeddings", False),
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return randomise(LlavaForConditionalGeneration(config))
 
 
 def write_checkpoint(folder: Path, kind: str, oracle: LlavaForConditionalGeneration, **changes: Any) -> Path:

@@ -17,6 +17,7 @@ from llava.mm_utils import process_images
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.multimodal_encoder.pretrained import siglip_config_from_shapes
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, llava_config, llava_state, write_tokenizer
+from tests.weights import randomise
 
 SIDE, CELLS = 59, 4  # 59 = 4 * 14 + 3, as 384 = 27 * 14 + 6
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "image_size": SIDE}
@@ -34,12 +35,7 @@ def make_oracle(**vision: Any) -> LlavaForConditionalGeneration:
         image_seq_length=CELLS**2,
         vision_feature_select_strategy="full",
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return randomise(LlavaForConditionalGeneration(config))
 
 
 @pytest.fixture(scope="module")

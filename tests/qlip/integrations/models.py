@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -35,6 +34,7 @@ from transformers import (
 )
 
 import qlip
+from tests.weights import randomise
 
 NATIVE = 56
 """Pixels per side: 4 x 4 cells."""
@@ -58,15 +58,6 @@ VISION_MODELS = {
     "dinov2": (Dinov2Config, Dinov2Model),
 }
 PINPOINTS = [[NATIVE, 2 * NATIVE], [2 * NATIVE, NATIVE]]
-
-
-def randomise(model: Any, scale: float = 0.2, seed: int = 0) -> Any:
-    """Weights so large that different inputs give clearly different outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model.eval()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import qlip
-from tests.qlip.integrations.models import NATIVE, PICTURES, TREE, picture, randomise
+from tests.qlip.integrations.models import NATIVE, PICTURES, TREE, picture
+from tests.weights import randomise
 
 timm = pytest.importorskip("timm", exc_type=ImportError)
 open_clip = pytest.importorskip("open_clip", exc_type=ImportError)
