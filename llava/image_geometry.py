@@ -89,13 +89,19 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
     return width, height
 
 
+def fit_into(original: Size, frame: Size) -> tuple[int, int, int, int]:
+    """Finds where an image of size `original` lies that is fitted into `frame`, centred: (left, top, width, height)."""
+    (width, height), (original_width, original_height) = frame, original
+    scale = min(width / original_width, height / original_height)
+    fitted = min(math.ceil(original_width * scale), width), min(math.ceil(original_height * scale), height)
+    return (width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted
+
+
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
     """Fits an image into `target_resolution` (width, height), keeping its aspect ratio, centred on black."""
-    width, height = target_resolution
-    scale = min(width / image.width, height / image.height)
-    new_size = min(math.ceil(image.width * scale), width), min(math.ceil(image.height * scale), height)
-    padded = Image.new("RGB", (width, height))
-    padded.paste(image.resize(new_size), ((width - new_size[0]) // 2, (height - new_size[1]) // 2))
+    left, top, width, height = fit_into(image.size, target_resolution)
+    padded = Image.new("RGB", target_resolution)
+    padded.paste(image.resize((width, height)), (left, top))
     return padded
 
 

@@ -156,7 +156,8 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
 
     # Clients pass namespaces and custom processors: a missing attribute means LLaVA's default.
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if getattr(image_processor, "keeps_aspect_ratio", False):
+    cuts_tiles = is_anyres(aspect_ratio) and getattr(image_processor, "takes_tiles", False)
+    if getattr(image_processor, "keeps_aspect_ratio", False) and not cuts_tiles:
         tensors = [_pixels(image, image_processor) for image in images]
     elif aspect_ratio == "pad":
         tensors = [_padded_pixels(image, image_processor) for image in images]

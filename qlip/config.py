@@ -16,6 +16,7 @@ Geometry = Literal["grid", "native"]
 Placement = Literal["whole", "padded"]
 Coarsest = Literal["any", "native"]
 Budget = Literal["score", "question"]
+Tiling = Literal["image", "tiles"]
 LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
 
@@ -109,6 +110,11 @@ class QLIPConfig:
     """Put the image downsized to the tower's native size, as in CLIP, before the leaves. With the same number
     of tokens, leaves alone do better."""
 
+    tiling: Tiling = "image"
+    """In models that were trained on tiles (LLaVA-1.6): one quadtree over the whole "image" instead of base and tiles;
+    or the base as it is, and a quadtree in each of the "tiles" of the resolution that suits the image. Other models do
+    not read it."""
+
     llm_positions: LLMPositions = "raster"
     """Positions in the language model: those on the native raster, or the usual running count."""
 
@@ -140,6 +146,7 @@ class QLIPConfig:
         check_choice("placement", self.placement, Placement)
         check_choice("coarsest", self.coarsest, Coarsest)
         check_choice("budget", self.budget, Budget)
+        check_choice("tiling", self.tiling, Tiling)
         check_choice("llm_positions", self.llm_positions, LLMPositions)
         check_choice("llm_weight", self.llm_weight, LLMWeight)
         check_threshold(self.alpha)

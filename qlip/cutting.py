@@ -95,9 +95,10 @@ class ImageCutter:
         """Resizes an image of any mode to whole cells: float32 (3, H, W), normalised."""
         image = to_rgb(image)  # returns an image that `llava.images` decoded as it is
         size = self._fitted_size(settings, *image.size)
-        return self._to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+        return self.to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
 
-    def _to_tensor(self, image: Image.Image) -> Tensor:
+    def to_tensor(self, image: Image.Image) -> Tensor:
+        """Normalises an RGB image as it is: float32 (3, H, W)."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return pixels.div_(255).sub_(mean).div_(std)  # in place: fresh memory costs more than the arithmetic
@@ -147,7 +148,7 @@ class ImageCutter:
         rows, cols = (count // size for count in cells)
         whole = (image.width * cols * size / cells[1], image.height * rows * size / cells[0])
         out = (cols * self.patch_size, rows * self.patch_size)
-        return self._to_tensor(image.resize(out, Image.Resampling.BICUBIC, box=(0, 0, *whole)))
+        return self.to_tensor(image.resize(out, Image.Resampling.BICUBIC, box=(0, 0, *whole)))
 
     def _thumbnail(self, pixels: Tensor, settings: QLIPConfig) -> Tensor | None:
         return downsize(pixels, self.native_size) if settings.thumbnail else None

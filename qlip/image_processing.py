@@ -70,6 +70,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
         return cls(patch_size, native_size, processor.image_mean, processor.image_std, qlip)
 
     @property
+    def takes_tiles(self) -> bool:
+        """Whether a model that was trained on tiles gets tiles to cut, and not the whole image."""
+        return self.qlip.tiling == "tiles"
+
+    @property
     def cutter(self) -> ImageCutter:
         """The same work without transformers; takes the settings per call."""
         mean, std = tuple(self.image_mean), tuple(self.image_std)

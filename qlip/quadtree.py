@@ -180,7 +180,8 @@ def choose_splits(
     """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up.
 
     Blocks that extend beyond `extent` (rows, cols) always split; of the others at most `most`, highest score first.
-    With `splittable`, bool and shaped like the top level's scores, blocks in other roots stay whole.
+    With `splittable`, bool and shaped like the top level's scores, blocks in other roots stay whole. The scores of T
+    tiles of one size may be stacked, (T, rows, cols) each: `extent` is a tile's, `most` is of all together.
     """
     if splittable is not None and (splittable.shape != scores[-1].shape or splittable.dtype != torch.bool):
         raise ValueError(
@@ -246,10 +247,10 @@ def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
 
 def _sticks_out(score: Tensor, level: int, extent: tuple[int, int]) -> Tensor:
     """Finds the blocks that are not wholly inside `extent`: bool, shaped like `score`."""
-    ends = [torch.arange(1, n + 1, device=score.device) << level for n in score.shape]
-    return (ends[0] > extent[0])[:, None] | (ends[1] > extent[1])[None, :]
+    ends = [torch.arange(1, n + 1, device=score.device) << level for n in score.shape[-2:]]
+    return ((ends[0] > extent[0])[:, None] | (ends[1] > extent[1])[None, :]).expand(score.shape)
 
 
 def _upsample(grid: Tensor, factor: int, shape: tuple[int, ...]) -> Tensor:
     """Repeats every entry factor x factor times and crops to `shape`."""
-    return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[: shape[0], : shape[1]]
+    return grid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)[..., : shape[-2], : shape[-1]]

@@ -41,8 +41,8 @@ from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, loca
 from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.builder import has_tiles
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
+from llava.model.quadtree_tiles import has_tiles
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import MODELS
 from llava.serve.engine.templates import default_template

@@ -25,6 +25,7 @@ from llava.image_geometry import (
     read_pinpoints,
     select_best_resolution,
 )
+from qlip.tiles import Raster
 
 SHRINKS = 1.1
 """By how much a raster's side must exceed that of N tiles before "anyres_max_N" shrinks it."""
@@ -63,6 +64,10 @@ class TileLayout:
             return n * n + self.unpad
         rows, cols = self.find_shape(n)
         return n * n + rows * (cols + self.unpad)
+
+    def raster(self, n: int) -> Raster:
+        """The tokens that the model was trained to see of the image, for leaves to take their places."""
+        return Raster(n * n, *self.find_shape(n))
 
     def merge(self, features: Tensor, newline: Tensor | None) -> Tensor:
         """Joins the features of base and tiles.
@@ -140,12 +145,22 @@ def plan_tiles(config: Any, size: Sequence[int] | None, tiles: int, side: int) -
         raise ValueError(
             f"an image has {tiles} tiles, and its size is not known: give image_sizes, (width, height) of each image"
         )
+    return lay_out(config, size, side, tiles)
+
+
+def lay_out(config: Any, size: Sequence[int], side: int, tiles: int | None = None) -> TileLayout:
+    """Chooses an image's tiles of `side` pixels by its size (width, height).
+
+    Raises:
+        ValueError: `tiles`, the base included, are given, and there are not as many.
+    """
     original = int(size[0]), int(size[1])
     width, height = select_best_resolution(original, read_pinpoints(config.image_grid_pinpoints, side))
     rows, cols = height // side, width // side
-    if tiles != 1 + rows * cols:
+    if tiles is not None and tiles != 1 + rows * cols:
         raise ValueError(
             f"an image of {original[0]} x {original[1]} pixels (image_sizes) has 1 + {rows * cols} tiles of {side}"
             f" pixels, but {tiles} were given"
         )
-    return TileLayout(rows, cols, original, unpad, most_tiles(ratio) if unpad else None)
+    unpad = has_newline(config)
+    return TileLayout(rows, cols, original, unpad, most_tiles(config.image_aspect_ratio) if unpad else None)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.prepared_image import PreparedImage
+from llava.model.quadtree_tiles import plan_joining
 from qlip.config import QLIPConfig
 
 
@@ -25,11 +28,11 @@ def encode_prepared(model: Any, images: Sequence[PreparedImage]) -> list[ImageTo
         encoded = tower.encode_tokens([images[i].image for i in group], **options)
         tokens.update(zip(group, encoded, strict=True))
     for i, image in enumerate(images):
-        if image.tiles is not None:
-            tokens[i] = tokens[i].with_tiles(image.tiles)
+        joining = plan_joining(image.image, image.tiles, image.settings, tower.num_patches_per_side)
+        tokens[i] = tokens[i].with_tiles(joining)
     return model.project([tokens[i] for i in range(len(images))]) if images else []
 
 
 def _kind(image: PreparedImage) -> tuple[QLIPConfig | None, bool]:
     """Computes what images must share to be encoded together; a request's settings may equal those of CLIP's view."""
-    return image.settings, image.leaves is None
+    return image.settings, isinstance(image.image, Tensor)

@@ -11,6 +11,8 @@ from torch import Tensor
 from llava.model.anyres import TileLayout, joins_tiles, plan_tiles
 from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
+from llava.model.quadtree_tiles import order_cuts, plan_leaves
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
@@ -60,6 +62,8 @@ class ImageEncodingMixin:
         if encoded:
             raise TypeError("some images are encoded and some are pixels; give one kind")
         pixels = cast(Tensor | Sequence[Tensor], images)
+        if isinstance(tower, QLIPVisionTower) and joins_tiles(self.config):
+            return self._encode_leaves(pixels, image_sizes, tower)
         layouts = self._plan(pixels, image_sizes, tower.config.image_size)  # before the tower runs
         tokens = tower.encode_tokens(pixels)
         return self.project([image.with_tiles(layout) for image, layout in zip(tokens, layouts, strict=True)])
@@ -72,14 +76,33 @@ class ImageEncodingMixin:
         images = [image.with_features(feature) for image, feature in zip(tokens, projected, strict=True)]
         return [image.join_tiles(newline) for image in images]
 
+    def _encode_leaves(self, images: Any, image_sizes: ImageSizes, tower: QLIPVisionTower) -> list[ImageTokens]:
+        """Encodes images by a quadtree in place of tiles, each in the order of the raster that it would have had."""
+        sizes = _sizes(images, image_sizes)
+        pairs = zip(images, sizes, strict=True)
+        layouts = [plan_leaves(self.config, size, image, tower.config.image_size) for image, size in pairs]
+        cuts = [tower.cut(image, layout) for image, layout in zip(images, layouts, strict=True)]
+        n, settings, encoded = tower.num_patches_per_side, tower.settings, tower.encode_tokens(cuts)
+        parts = zip(encoded, cuts, layouts, strict=True)
+        return self.project([tokens.with_tiles(order_cuts(cut, layout, settings, n)) for tokens, cut, layout in parts])
+
     def _plan(
         self, images: Tensor | Sequence[Tensor], image_sizes: ImageSizes, side: int
     ) -> Sequence[TileLayout | None]:
         """Plans how each image's tiles are joined; one tensor (B, C, H, W) is a batch without tiles, as in LLaVA."""
         if not joins_tiles(self.config) or (isinstance(images, Tensor) and images.ndim == 4):
             return [None] * len(images)
-        if image_sizes is not None and len(image_sizes) != len(images):
-            raise ValueError(f"{len(images)} images were given, but {len(image_sizes)} image_sizes")
-        sizes: Any = [None] * len(images) if image_sizes is None else image_sizes
+        sizes = _sizes(images, image_sizes)
         counts = [len(image) if image.ndim == 4 else 1 for image in images]
         return [plan_tiles(self.config, size, count, side) for size, count in zip(sizes, counts, strict=True)]
+
+
+def _sizes(images: Tensor | Sequence[Any], image_sizes: ImageSizes) -> Any:
+    """Finds the size of each image, None where none is given.
+
+    Raises:
+        ValueError: another number of sizes than of images.
+    """
+    if image_sizes is not None and len(image_sizes) != len(images):
+        raise ValueError(f"{len(images)} images were given, but {len(image_sizes)} image_sizes")
+    return [None] * len(images) if image_sizes is None else image_sizes

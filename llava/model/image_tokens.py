@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llava.model.anyres import TileLayout
 from qlip.language_positions import ImageSpan
+from qlip.tiles import TokenOrder
 
 
 @dataclass(frozen=True)
@@ -22,25 +23,27 @@ class ImageTokens:
     span: ImageSpan
     """Of N tokens."""
 
-    tiles: TileLayout | None = None
-    """How its tiles will be joined once they are projected; None where nothing is left to join."""
+    tiles: TileLayout | TokenOrder | None = None
+    """How tiles, or leaves in their places, will be joined once they are projected; None where nothing is to join."""
 
     def with_features(self, features: Tensor) -> ImageTokens:
         """Replaces the features, for example by the projected ones."""
         return replace(self, features=features)
 
-    def with_tiles(self, tiles: TileLayout | None) -> ImageTokens:
+    def with_tiles(self, tiles: TileLayout | TokenOrder | None) -> ImageTokens:
         """Sets how the tiles will be joined."""
         return replace(self, tiles=tiles)
 
     def join_tiles(self, newline: Tensor | None) -> ImageTokens:
-        """Joins the tiles as `tiles` says; the tokens count as text does.
+        """Joins the tiles as `tiles` says; then tiles' tokens count as text does.
 
         Args:
             newline: (D,), the model's `image_newline`.
         """
         if self.tiles is None:
             return self
+        if isinstance(self.tiles, TokenOrder):
+            return ImageTokens(self.tiles.gather(self.features, newline), self.tiles.span)
         features = self.tiles.merge(self.features, newline)
         return ImageTokens(features, ImageSpan.sequential(len(features)))
 

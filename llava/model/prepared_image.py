@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from llava.mm_utils import process_images
-from llava.model.anyres import TileLayout, plan_tiles
+from llava.model.anyres import TileLayout, lay_out, plan_tiles
+from llava.model.quadtree_tiles import Cuts, check_quadtree, cut_for_tiles, has_tiles, merge_cuts, order_cuts
 from qlip.config import QLIPConfig
 from qlip.language_positions import image_span
 from qlip.patches import CutImage
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 class PreparedImage:
     """One image as a tower takes it."""
 
-    image: CutImage | Tensor
-    """What the tower's `encode_tokens` takes: leaves, or float32 (C, H, W), (1 + tiles, C, H, W)."""
+    image: Cuts | Tensor
+    """What the tower's `encode_tokens` takes: leaves, of the image or of base and tiles; or float32 (C, H, W),
+    (1 + tiles, C, H, W)."""
     settings: QLIPConfig | None
     """What a quadtree tower encodes it under; None for a tower without a quadtree."""
     tokens: int
@@ -38,13 +42,14 @@ class PreparedImage:
     positions: int
     """Positions in the language model."""
     uniform_tokens: int
-    """Tokens of the uniform grid at the same size."""
+    """Tokens of the uniform grid at the same size; where the model was trained on tiles, those of base and tiles."""
     size: tuple[int, int]
     """(height, width) in pixels, as the tower gets it; of each tile where it has tiles."""
     question: QuestionCut | None = None
     """Where a question decides what is split: what it decides between; `image` is what it is asked about first."""
     tiles: TileLayout | None = None
-    """How its tiles are joined; None where they follow each other as they are."""
+    """The tiles of a model that joins them, which leaves may take the places of; None where there are none, or they
+    follow each other as they are."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -58,8 +63,26 @@ class PreparedImage:
 
     @property
     def leaves(self) -> Leaves | None:
-        """The quadtree's; None on the uniform grid."""
-        return self.image.leaves if isinstance(self.image, CutImage) else None
+        """The quadtree's, those in padding left out; None on the uniform grid."""
+        if isinstance(self.image, CutImage):
+            return self.image.leaves
+        if isinstance(self.image, tuple) and self.tiles is not None:
+            return merge_cuts(self.image, self.tiles)[0]
+        return None
+
+    @property
+    def patches(self) -> Tensor:
+        """float32 (N, C, P, P), of `leaves`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if isinstance(self.image, CutImage):
+            return self.image.patches
+        if isinstance(self.image, tuple) and self.tiles is not None:
+            _, shown = merge_cuts(self.image, self.tiles)
+            return torch.cat([tile.patches for tile in self.image[1:]])[shown]
+        raise ValueError("the image is not cut into leaves")
 
     @property
     def first_tokens(self) -> int:
@@ -82,8 +105,31 @@ class PreparedImage:
         return replace(self, image=cut, tokens=span.count, positions=span.length, question=None)
 
 
-def prepare_leaves(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
-    """Resizes an image and cuts it into the leaves of its quadtree, or for the question that will decide on them."""
+def prepare_leaves(
+    image: Image.Image, cutter: ImageCutter, settings: QLIPConfig, config: Any = None, side: int | None = None
+) -> PreparedImage:
+    """Resizes an image and cuts it into the leaves of its quadtree, or for the question that will decide on them.
+
+    Args:
+        image: the image, of any mode.
+        cutter: of the tower.
+        settings: how it is cut.
+        config: the model's, if it may have been trained on tiles: then leaves take their places.
+        side: of a tile in pixels, by default the cutter's native size.
+
+    Raises:
+        ValueError: the settings don't go with tiles, or the budget is too small for them.
+    """
+    if config is not None and has_tiles(config):
+        check_quadtree(config, settings)
+        side = side or cutter.native_size
+        layout = lay_out(config, image.size, side)
+        cuts = cut_for_tiles(image, cutter, settings, config, side)
+        span = order_cuts(cuts, layout, settings, cutter.native_grid).span
+        rows, cols = cuts.leaves.grid if isinstance(cuts, CutImage) else (cutter.native_grid, cutter.native_grid)
+        size = (rows * cutter.patch_size, cols * cutter.patch_size)
+        whole = layout.count(cutter.native_grid)
+        return PreparedImage(cuts, settings, span.count, span.length, whole, size, tiles=layout)
     return prepare_cut(lambda changed: cutter.prepare(image, changed), cutter, settings)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from llava.command import integer, real
 from llava.conversation import conv_templates
-from qlip.config import Budget
+from qlip.config import Budget, Tiling
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
 
-QLIP_FLAGS = ("alpha", "max_tokens", "image_size", "budget")
+QLIP_FLAGS = ("alpha", "max_tokens", "image_size", "budget", "tiling")
 """Flags that change one of the quadtree's settings each."""
 
 DEMO_NOTICE = """\
@@ -47,6 +47,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--budget",
         choices=get_args(Budget),
         help="spend tokens by the picture's own score, or where the question attends to; implies --qlip",
+    )
+    parser.add_argument(
+        "--tiling",
+        choices=get_args(Tiling),
+        help="models trained on tiles (LLaVA-1.6): one quadtree over the picture, or one in each tile; implies --qlip",
     )
 
 

@@ -30,6 +30,7 @@ DEFAULTS = {
     "structure_size": 5,
     "noise_floor": False,
     "thumbnail": False,
+    "tiling": "image",
     "llm_positions": "raster",
     "size_bias": 0.0,
     "llm_size_bias": -0.25,
@@ -57,7 +58,7 @@ def test_a_config_cannot_change():
         {"interpolation": "mlp", "mlp": "prior.safetensors", "mlp_residual": False, "leaf_position": "mean"},
         {"coarsest": "native", "thumbnail": True, "llm_positions": "sequential", "image_size": 560},
         {"geometry": "native", "leaf_position": "native", "placement": "padded", "noise_floor": True},
-        {"size_bias": 1.0, "llm_size_bias": -0.5, "seed": 3, "max_cells": 4096},
+        {"size_bias": 1.0, "llm_size_bias": -0.5, "seed": 3, "max_cells": 4096, "tiling": "tiles"},
     ],
     ids=str,
 )
@@ -113,7 +114,7 @@ COUNTS = ("max_tokens", "image_size", "question_cells", "max_cells", "structure_
 NUMBERS = ("alpha", "size_bias", "llm_size_bias", "score_share")
 FLAGS = ("mlp_residual", "noise_floor", "thumbnail")
 WORDS = ("criterion", "layout", "interpolation", "leaf_position", "coarsest", "llm_positions", "llm_weight")
-WORDS += ("geometry", "placement", "budget")
+WORDS += ("geometry", "placement", "budget", "tiling")
 
 
 @pytest.mark.parametrize(

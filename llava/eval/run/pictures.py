@@ -64,6 +64,8 @@ class Preparer:
     """The model's `image_grid_pinpoints`, for anyres."""
     merge: str = "flat"
     """The model's `mm_patch_merge_type`."""
+    side: int | None = None
+    """Side in pixels of the images that the tower was trained on; None is the cutter's own."""
 
     @classmethod
     def of(cls, tower: VisionTower) -> Preparer:
@@ -73,7 +75,8 @@ class Preparer:
         settings = None if cutter is None else tower.image_processor.qlip
         config = tower.llava_config
         tiling = {"pinpoints": config.image_grid_pinpoints, "merge": config.mm_patch_merge_type}
-        return cls(processor, settings, config.image_aspect_ratio, tower.native_tokens, **tiling)
+        ratio, side = config.image_aspect_ratio, tower.input_size
+        return cls(processor, settings, ratio, tower.native_tokens, **tiling, side=side)
 
     def by_score(self) -> Preparer:
         """Builds the preparer for training, where no question can decide what is split."""
@@ -86,11 +89,11 @@ class Preparer:
                 image = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
-        if self.settings is not None:
-            return prepare_leaves(image, self.processor, self.settings)
         config = SimpleNamespace(
             image_aspect_ratio=self.aspect_ratio, image_grid_pinpoints=self.pinpoints, mm_patch_merge_type=self.merge
         )
+        if self.settings is not None:
+            return prepare_leaves(image, self.processor, self.settings, config, self.side)
         return prepare_pixels(image, self.processor, config, self.native_tokens)
 
 
@@ -179,6 +182,8 @@ def pack(ready: PreparedImage | Unreadable) -> Any:
     }
     if isinstance(ready.image, Tensor):
         return facts, ready.image.numpy(), None
+    if isinstance(ready.image, tuple):
+        return facts, [_arrays(cut) for cut in ready.image], None
     waiting = ready.question
     if waiting is None:
         return facts, _arrays(ready.image), None
@@ -193,6 +198,8 @@ def unpack(packed: Any) -> PreparedImage | Unreadable:
     facts, image, more = packed
     if isinstance(image, np.ndarray):
         return PreparedImage(torch.from_numpy(image), **facts)
+    if isinstance(image, list):
+        return PreparedImage(tuple(_cut(part) for part in image), **facts)
     cut = _cut(image)
     if more is None:
         return PreparedImage(cut, **facts)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llava.image_geometry import is_anyres
-from llava.model.anyres import joins_tiles
 from llava.model.config import LlavaConfig, MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
 from llava.model.multimodal_encoder.s2_encoder import CLIPVisionTowerS2, read_scales
+from llava.model.quadtree_tiles import check_quadtree, has_tiles, takes_leaves
 
 
 def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs: Any) -> VisionTower:
@@ -32,7 +31,7 @@ def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs
     scales = check_scales(config)
     tower: VisionTower
     if settings is not None:
-        refuse_tiles(config)
+        check_quadtree(config, settings)
         tower = QLIPVisionTower(config, settings)
     else:
         tower = CLIPVisionTower(config) if scales is None else CLIPVisionTowerS2(config, scales)
@@ -42,23 +41,9 @@ def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs
 
 
 def takes_quadtree(config: MultimodalConfig) -> bool:
-    """Whether the quadtree can replace a model's tower: it gives no [CLS], no scales (S2), no tiles (LLaVA-1.6)."""
-    return config.mm_vision_select_feature == "patch" and not config.s2 and not has_tiles(config)
-
-
-def has_tiles(config: MultimodalConfig) -> bool:
-    """Whether a model was trained on tiles (anyres, LLaVA-1.6)."""
-    return is_anyres(config.image_aspect_ratio) or joins_tiles(config)
-
-
-def refuse_tiles(config: MultimodalConfig) -> None:
-    """Raises ValueError for the quadtree in a model that was trained on tiles."""
-    if has_tiles(config):
-        raise ValueError(
-            "qlip is not available for anyres checkpoints (LLaVA-1.6): image_aspect_ratio is"
-            f" {config.image_aspect_ratio!r}, mm_patch_merge_type is {config.mm_patch_merge_type!r}; load it with"
-            " qlip=False (--no-qlip)"
-        )
+    """Whether the quadtree can replace a model's tower: it gives no [CLS], no scales (S2), and joins tiles one way."""
+    has_patches = config.mm_vision_select_feature == "patch" and not config.s2
+    return has_patches and (takes_leaves(config) or not has_tiles(config))
 
 
 def tower_config(args: Any) -> LlavaConfig:

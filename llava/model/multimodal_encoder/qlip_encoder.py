@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llava.model.anyres import TileLayout
 from llava.model.config import MultimodalConfig
 from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 
@@ -84,6 +86,15 @@ class QLIPVisionTower(VisionTower):
         """Computes the leaves of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
+    def cut(self, image: Tensor | Cuts, layout: TileLayout) -> Cuts:
+        """Cuts the pixels of one image, whole (C, H, W) or tiles (1 + T, C, S, S); returns leaves as they are."""
+        if not isinstance(image, Tensor):
+            return image
+        pixels = image.to(self.device).float()
+        if image.ndim == 4:
+            return cut_tile_pixels(pixels, layout, self._settings, self.config.patch_size)
+        return self.image_processor.cutter.cut(pixels, self._settings)
+
     def count_tokens(self, image: Tensor) -> int:
         return self.vision_tower.language_span(self.partition(image)).count
 
@@ -91,11 +102,13 @@ class QLIPVisionTower(VisionTower):
         return self.vision_tower.language_span(self.partition(image)).length
 
     def _encode_all(self, images: Tensor | Sequence[Any], settings: QLIPConfig | None = None) -> list[ImageTokens]:  # type: ignore[override]
-        """Encodes images that are cut already (`CutImage`), too."""
+        """Encodes images that are cut already (`CutImage`), too, whole or as a base and tiles."""
         if len(images) == 0 or isinstance(images[0], Tensor):
             return super()._encode_all(images, settings=settings)
-        cuts = [cut.to(self.device) for cut in images]
-        return self._tokens(self.vision_tower.encode_cut(cuts, settings=settings), settings)
+        parts = [image if isinstance(image, tuple) else (image,) for image in images]
+        cuts = [cut.to(self.device) for part in parts for cut in part]
+        tokens = iter(self._tokens(self.vision_tower.encode_cut(cuts, settings=settings), settings))
+        return [ImageTokens.join([next(tokens) for _ in part]) for part in parts]
 
     def encode(self, images: Sequence[Tensor], settings: QLIPConfig | None = None) -> list[ImageTokens]:  # type: ignore[override]
         """Encodes images (C, H, W) on the tower's device, under other settings than its own if any are given."""

@@ -16,6 +16,7 @@ from llava.images import Fit
 from llava.model.encoding import encode_prepared
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from llava.model.quadtree_tiles import has_tiles
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from qlip.config import QLIPConfig
 
@@ -92,6 +93,8 @@ class VisionFrontend:
         tower = self.quadtree_tower
         if tower is None or settings is None or settings.geometry == "native" or settings.noise_floor:
             return None
+        if has_tiles(self.model.config):  # the original's size decides where its tokens lie
+            return None
         return tower.image_processor.cutter.fit(settings)
 
     def prepare(self, image: Image.Image, settings: QLIPConfig | None) -> PreparedImage:
@@ -111,7 +114,7 @@ class VisionFrontend:
             return prepare_pixels(image, self.image_processor, config, self.tower.native_tokens)
         if settings is None:
             return prepare_pixels(image, tower.native_processor, config, tower.native_tokens, CLIP_VIEW)
-        return prepare_leaves(image, tower.image_processor.cutter, settings)
+        return prepare_leaves(image, tower.image_processor.cutter, settings, config, tower.input_size)
 
     def encode(self, images: Sequence[PreparedImage]) -> list[ImageTokens]:
         """Encodes prepared images; see `llava.model.encoding`."""

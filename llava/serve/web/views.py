@@ -9,6 +9,7 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 import qlip
 from llava.model.prepared_image import PreparedImage
@@ -37,17 +38,19 @@ def render_patches(prepared: PreparedImage, pixels: Pixels) -> Image.Image:
     """Renders the model's input: each leaf as its patch resampled to the leaf's size, so large leaves are blurred."""
     side, leaves = pixels.patch_size, leaves_of(prepared, pixels)
     rows, cols = leaves.grid
-    if prepared.leaves is None:
+    if isinstance(prepared.image, Tensor):
         image = prepared.image
         tile = image[0] if image.ndim == 4 else image  # of several tiles, the first shows the whole picture
         patches = qlip.extract_patches(tile[:, : rows * side, : cols * side], leaves, side)
     else:
-        patches = prepared.image.patches
+        patches = prepared.patches
     levels = ((patches * pixels.std + pixels.mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     canvas = np.empty((rows * side, cols * side, 3), dtype=np.uint8)
     for (row, col, size), patch in zip(leaves.boxes.tolist(), levels, strict=True):
         block = patch.repeat(size, axis=0).repeat(size, axis=1)
-        canvas[row * side : (row + size) * side, col * side : (col + size) * side] = block
+        above, before = max(0, -row) * side, max(0, -col) * side  # leaves of tiles may reach into the padding
+        space = canvas[max(0, row) * side : (row + size) * side, max(0, col) * side : (col + size) * side]
+        space[:] = block[above : above + space.shape[0], before : before + space.shape[1]]
     return Image.fromarray(canvas)
 
 
@@ -76,8 +79,11 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
         note += f", and on {tiles - 1} tiles of it" if tiles > 1 else ""
     else:
         rows, cols = prepared.leaves.grid
-        note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
-        note += f"; CLIP takes {native_tokens:,}"
+        if prepared.tiles is not None:
+            note = f"{share:.0%} of the {prepared.uniform_tokens:,} of the model&rsquo;s own tiles"
+        else:
+            note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
+            note += f"; CLIP takes {native_tokens:,}"
         if prepared.question is not None:
             note += f". At most: a question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
     return (

@@ -12,7 +12,7 @@ from transformers import LlavaNextImageProcessorPil
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model import LlavaConfig
-from llava.model.builder import load_empty_tower, load_pretrained_model
+from llava.model.builder import load_pretrained_model
 from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
 from llava.model.prepared_image import prepare_pixels
@@ -166,12 +166,6 @@ def test_the_tuned_tower_in_the_checkpoint_wins(folder, loaded):
     name = "encoder.layers.0.mlp.fc1.weight"
     own = loaded[0].get_vision_tower().vision_tower.state_dict()[name]
     assert torch.equal(own, state[f"model.vision_tower.vision_tower.vision_model.{name}"])
-
-
-def test_qlip_is_refused_for_anyres(folder):
-    for load in (load_pretrained_model, load_empty_tower):
-        with pytest.raises(ValueError, match=r"qlip is not available for anyres checkpoints \(LLaVA-1\.6\)"):
-            load(str(folder), qlip=True)
 
 
 def test_a_text_batch_has_the_newline_in_its_graph(loaded):

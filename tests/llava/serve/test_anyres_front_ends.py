@@ -134,6 +134,39 @@ def test_the_batch_runner_and_the_likelihoods(engine, file, expected):
     assert chosen.text in ("A", "B") and chosen.error is None
 
 
+@pytest.fixture(params=["image", "tiles"])
+def quadtree(checkpoint, request) -> Iterator[ChatEngine]:
+    """An engine that sees by quadtree in place of tiles."""
+    settings = {"tiling": request.param, "max_tokens": 90}
+    engine = ChatEngine(*load_pretrained_model(str(checkpoint), device="cpu", qlip=settings))
+    yield engine
+    engine.close()
+
+
+def test_a_quadtree_in_place_of_tiles_answers_alike_everywhere(quadtree, checkpoint, file, expected, capsys, tmp_path):
+    """In the engine, the batch runner, the terminal and the page; and as tiles, where a request wants CLIP's view."""
+    answer = quadtree.submit(quadtree.question(TEXT, 1), [IMAGE], GREEDY)
+    said = "".join(answer).strip()
+    settings = quadtree.vision.tower.settings
+    cells = quadtree.vision.prepare(IMAGE, settings)
+    assert answer.usage.visual_tokens == cells.tokens
+    preparer = Preparer.of(quadtree.vision.tower)
+    question = Question(0, TEXT, TEXT, file)
+    ((row,),) = Runner(quadtree, GREEDY, 0).run([question], iter([unpack(pack(preparer(file)))]))
+    assert (row.text, row.error) == (said, None)
+    drawing = tmp_path / "drawing.png"
+    flags = ["--model-path", str(checkpoint), "--image-file", str(file), "--device", "cpu", "--temperature", "0"]
+    flags += ["--tiling", settings.tiling, "--max-tokens", "90", "--show-quadtree", str(drawing)]
+    assert cli.main([*flags, "--max-new-tokens", "6", "--prompt", TEXT]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == said and drawing.stat().st_size > 0
+    backend = EngineBackend(quadtree)
+    assert views.draw(cells, backend.pixels).getbbox() is not None
+    share = f"{cells.tokens / cells.uniform_tokens:.0%} of the {cells.uniform_tokens:,} of the model&rsquo;s own tiles"
+    assert share in views.token_meter(cells, IMAGE, backend.native_tokens)
+    whole = quadtree.submit(quadtree.question(TEXT, 1), [IMAGE], GREEDY, QLIPOptions(enabled=False))
+    assert ("".join(whole).strip(), whole.usage.visual_tokens) == expected
+
+
 def test_the_page_draws_the_whole_picture_and_counts_the_tiles(engine, expected):
     backend = EngineBackend(engine)
     prepared = backend.prepare(IMAGE, SERVER_DEFAULTS)

@@ -75,6 +75,25 @@ def test_a_steps_loss_is_llava_nexts_and_the_newline_is_trained(checkpoint, data
     assert not torch.equal(model.model.image_newline, next_model().model.image_newline)
 
 
+@pytest.mark.parametrize("tiling", ["image", "tiles"])
+def test_a_quadtree_in_place_of_tiles_is_trained_with(data, tmp_path, tiling):
+    """The loss is that of the answers which the checkpoint gives, whose own settings hold without a flag."""
+    checkpoint = make_next_checkpoint(tmp_path / "next", qlip={"tiling": tiling, "max_tokens": 60})
+    trainer = train_on(checkpoint, data, tmp_path / "out", model_max_length=1024)
+    (loss,) = (line["loss"] for line in trainer.state.log_history if "loss" in line)
+    _, model, _, _ = load_pretrained_model(checkpoint, device="cpu")
+    total, count = 0.0, 0
+    for item in (trainer.train_dataset[i] for i in range(3)):
+        ids, labels = item["input_ids"][None], item["labels"][None]
+        given = {"images": item["images"], "image_sizes": item["image_sizes"]} if item["images"] else {}
+        targets = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += model(ids, labels=labels, **given).loss.item() * targets
+        count += targets
+    assert loss == pytest.approx(total / count, abs=1e-4)
+    assert load_pretrained_model(tmp_path / "out", device="cpu")[1].get_vision_tower().settings.tiling == tiling
+
+
 @pytest.mark.parametrize(
     ("mode", "file", "name"),
     [
@@ -129,7 +148,7 @@ def test_config_json_has_the_resolutions_in_pixels(build):
             "--mm_patch_merge_type spatial_unpad joins tiles, which --image_aspect_ratio pad",
         ),
         ({"mm_vision_select_feature": "cls_patch"}, "with mm_patch_merge_type 'spatial_unpad' only 'patch'"),
-        ({"qlip": True}, "qlip is not available for anyres checkpoints"),
+        ({"qlip": True, "mm_patch_merge_type": "flat"}, "qlip takes the place of tiles only where .* 'spatial_unpad'"),
     ],
     ids=str,
 )
