@@ -1,8 +1,9 @@
 """What LLaVA-1.6 takes by tiles, and by QLIP in their place.
 
 `python -m scripts.bench.tiles` writes docs/results/tiles.md: tokens by size of picture and by photograph; operations
-of LLaVA-1.6-7B, counted; and the time of each stage as shares of anyres', in interleaved turns. Needs no weights: trees depend on pixels alone, and the tower and the language model are one random layer each of ViT-L/14's and
-Llama-7B's shape, in float32, times their numbers of layers.
+of LLaVA-1.6-7B, counted; and the time of each stage as shares of anyres', in interleaved turns. Needs no weights: trees
+depend on pixels alone, and the tower and the language model are one random layer each of ViT-L/14's and Llama-7B's
+shape, in float32, times their numbers of layers.
 """
 
 from __future__ import annotations
