@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
 
 TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """TIFF's type of a value -> its size in bytes."""
@@ -13,7 +16,10 @@ MAX_SCANS = 500
 """Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all pixels, and an empty one takes
 ten bytes of the file."""
 
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_FACTS = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"IEND")  # chunks with size and orientation
 
 
 class ImageError(ValueError):
@@ -82,7 +88,7 @@ def check_structure(data: bytes) -> None:
         _check_png(data)
     elif data.startswith(b"\xff\xd8"):
         _check_scans(data)
-    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    elif data[:4] in TIFF_SIGNATURES:
         _check_tags(data)
 
 
@@ -140,3 +146,20 @@ def _check_tags(data: bytes) -> None:
                 raise ImageError("not a readable image: the TIFF file's tags hold more bytes than the file")
             if tag in SUB_DIRECTORIES:
                 places.append(struct.unpack(offset, value)[0])
+
+
+def drop_pixels(file: BinaryIO) -> BinaryIO:
+    """Copies the size and metadata of a PNG file, where they may follow the pixels; returns others as they are."""
+    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+        file.seek(0)
+        return file
+    kept = [_PNG_SIGNATURE]
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind in _PNG_FACTS:
+            kept += [head, file.read(length + 4)]
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+        if kind == b"IEND":
+            break
+    return BytesIO(b"".join(kept))

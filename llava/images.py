@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from llava.image_limits import DEFAULT_LIMITS, ImageError, ImageLimits, check_structure
-from qlip.rgb import to_rgb
+from llava.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_structure, drop_pixels
+from qlip.rgb import read_orientation, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -38,6 +41,7 @@ _BROKEN = (
     zlib.error,
 )
 
+Result = TypeVar("Result")
 
 Fit = Callable[[int, int], tuple[int, int]]
 """(width, height) of an image -> the (width, height) that it will be resized to, bicubically."""
@@ -76,13 +80,20 @@ def decode_image(
         MemoryError: there is not enough memory.
     """
     limits.check_bytes(len(data))
-    try:
+    with _clear_errors(limits):
         check_structure(data)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             limits.check_size(*image.size)
             before_pixels(image.width * image.height)
             image.load()
             return to_rgb(image)
+
+
+@contextmanager
+def _clear_errors(limits: ImageLimits) -> Iterator[None]:
+    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits."""
+    try:
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -159,7 +170,19 @@ def read_image(
             "local image files are not allowed here, and this text is no URL; send a data: URL (base64 text needs"
             " data:image/png;base64, before it) or an http(s) URL"
         )
-    return _read_file(Path(source), limits)
+    return _use_file(Path(source), lambda file: file.read(limits.max_bytes + 1))
+
+
+def read_size(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Reads the (width, height) of the image that `load_image` opens, upright, from the file's header.
+
+    Pixels are not decoded, so that damage among them is not found; but for TIFF files, which Pillow turns upright as it
+    decodes them.
+
+    Raises:
+        ImageError: the file cannot be read, is not an image, or is beyond the limits.
+    """
+    return _use_file(Path(path), lambda file: _find_size(file, limits))
 
 
 def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
@@ -201,16 +224,34 @@ def read_base64(text: str | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> byte
     return data
 
 
-def _read_file(path: Path, limits: ImageLimits) -> bytes:
+def _use_file(path: Path, use: Callable[[BinaryIO], Result]) -> Result:
+    """Opens a file and calls `use` with it.
+
+    Raises:
+        ImageError: it cannot be opened or read.
+    """
     try:
         if not path.exists():
             raise ImageError(f"no such image file: {path}")
         if not path.is_file():
             raise ImageError(f"not a file: {path}")
         with path.open("rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return use(file)
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
+    """Finds the upright (width, height) of an image; raises as `decode_image` does."""
+    start = file.read(4)
+    file.seek(0)
+    if start in TIFF_SIGNATURES:
+        return decode_image(file.read(limits.max_bytes + 1), limits).size
+    limits.check_bytes(os.fstat(file.fileno()).st_size)
+    with _clear_errors(limits), Image.open(drop_pixels(file), formats=FORMATS) as image:
+        limits.check_size(*image.size)
+        width, height = image.size
+        return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
 
 
 def _read_url(

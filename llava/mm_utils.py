@@ -85,12 +85,16 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str
     import torch
 
     image = image if image.mode == "RGB" else image.convert("RGB")
-    side = _square_side(processor.size)
-    crop = getattr(processor, "crop_size", None)  # SigLIP's processor has none: it resizes to a square
-    tile = side if crop is None else crop["height"]
+    side, tile = _square_side(processor.size), find_tile_side(processor)
     best = select_best_resolution(image.size, read_pinpoints(grid_pinpoints, tile))
     tiles = divide_to_patches(resize_and_pad_image(image, best), tile)
     return torch.stack([_pixels(part, processor) for part in [image.resize((side, side)), *tiles]])
+
+
+def find_tile_side(processor: Any) -> int:
+    """Finds the side in pixels of the tiles that a CLIP or SigLIP image processor prepares."""
+    crop = getattr(processor, "crop_size", None)  # SigLIP's processor has none: it resizes to a square
+    return _square_side(processor.size) if crop is None else crop["height"]
 
 
 def _padded_pixels(image: Image.Image, processor: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's projector to a separate file, as the second stage of training takes it.
+"""Writes a checkpoint's projector, and newline of tiles, to a separate file, as the second stage of training takes it.
 
 `python scripts/extract_mm_projector.py --model-path MODEL --output mm_projector.bin`
 """
@@ -15,25 +15,26 @@ from llava.command import OneLineParser, parse_and_run
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Saves the projector's tensors under LLaVA's names, `model.mm_projector.*`.
+    """Saves the projector's tensors under LLaVA's names, `model.mm_projector.*`, and `model.image_newline` if any.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: the checkpoint has no projector.
     """
     import torch
 
     from llava.model.checkpoint import inspect, local_folder
     from llava.model.deltas import read_weights
+    from llava.model.vision_setup import NEWLINE
 
     checkpoint = inspect(local_folder(args.model_path))
-    projector = {}
-    for name, tensor in read_weights(checkpoint.folder, "projector").items():
+    folder, projector = checkpoint.folder, {}
+    for name, tensor in (read_weights(folder, "projector") | read_weights(folder, "image_newline")).items():
         for pattern, replacement in checkpoint.names.items():  # transformers has other names
             name = re.sub(pattern, replacement, name)
-        if "mm_projector." in name:
+        if "mm_projector." in name or name == NEWLINE:
             projector[name] = tensor.clone()
-    if not projector:
-        raise ValueError(f"{checkpoint.folder} holds no model.mm_projector.*")
+    if not projector.keys() - {NEWLINE}:
+        raise ValueError(f"{folder} holds no model.mm_projector.*")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.save(projector, args.output)
     print(f"{args.output}: {', '.join(projector)}")
@@ -41,7 +42,9 @@ def extract(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
-    parser = OneLineParser(prog="extract_mm_projector", description="Write a checkpoint's projector to a file.")
+    parser = OneLineParser(
+        prog="extract_mm_projector", description="Write a checkpoint's projector, and newline of tiles, to a file."
+    )
     parser.add_argument("--model-path", required=True, help="the checkpoint: folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="file to write, say mm_projector.bin")
     return parse_and_run(parser, extract, argv)

@@ -18,6 +18,9 @@ from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import api_keys, key_text
 
+CONV_MODE = "vicuna_v1"
+"""The prompt format of a model whose worker states none, or one that is not known here: LLaVA v1.5's."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the command line."""
@@ -34,7 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--message", default="Tell me a story with more than 1000 words.", help="what to say")
     parser.add_argument("--image-file", action="append", default=[], type=Path, help="send an image; repeatable")
     parser.add_argument(
-        "--conv-mode", choices=conv_templates, default="vicuna_v1", metavar="NAME", help="prompt format"
+        "--conv-mode",
+        choices=conv_templates,
+        metavar="NAME",
+        help=f"prompt format (default: the one that the worker states, or {CONV_MODE})",
     )
     parser.add_argument("--api-key", action="append", type=key_text, metavar="KEY", help="sent with each request")
     return parser
@@ -59,7 +65,9 @@ def send(args: argparse.Namespace) -> None:
             print(f"models: {', '.join(models) or 'none'}", file=sys.stderr)
             model = model or (models[0] if models else "")
             worker = calls.find_worker(client, args.controller_address, model)
-        request = build_request(args, model, conv_templates[args.conv_mode].copy(), images)
+        name = args.conv_mode or calls.find_conv_mode(client, worker, model)
+        conversation = conv_templates.get(name or CONV_MODE, conv_templates[CONV_MODE]).copy()
+        request = build_request(args, model, conversation, images)
         for piece in calls.stream_answer(client, worker, request):
             print(piece, end="", flush=True)
         print()
@@ -78,7 +86,7 @@ def build_request(
         "prompt": conversation.get_prompt(),
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
-        "stop": conversation.sep2 or conversation.sep,
+        "stop": conversation.sep2 or conversation.sep or None,
         "images": images,
     }
 

@@ -6,9 +6,11 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -18,8 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.eval.run.pictures import Preparer
+from llava.eval.run.pictures import Preparer, Unreadable, without_pillows_limit
 from llava.image_geometry import is_anyres
+from llava.images import ImageError, read_size
+from llava.mm_utils import find_tile_side, get_anyres_image_grid_shape
+from llava.model.anyres import plan_tiles
 from llava.model.prepared_image import PreparedImage
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
@@ -49,7 +54,8 @@ def measure_lengths(
 ) -> Lengths:
     """Measures every sample's tokens in the language model, text and visual; every process must call it.
 
-    Images are cut, but not cut out; under a tower whose images all have the same number of tokens they are not opened.
+    Images are cut, but not cut out; of those in tiles the size alone is read; under a tower whose images all have the
+    same number of tokens they are not opened.
 
     Args:
         dataset: a `LazySupervisedDataset`.
@@ -135,6 +141,8 @@ def without_pixels(dataset: Any) -> Any:
         counting = replace(preparer, processor=_LeafCounter(**own))
     elif preparer.settings is None and not is_anyres(preparer.aspect_ratio):
         counting = _SameCount(preparer.native_tokens)
+    elif preparer.settings is None and not getattr(preparer.processor, "keeps_aspect_ratio", False):
+        counting = _TileCounter(preparer)
     else:
         return dataset
     lighter = copy.copy(dataset)
@@ -157,6 +165,30 @@ class _SameCount:
 
     def __call__(self, source: Any) -> PreparedImage:
         return PreparedImage(torch.empty(0), None, self.tokens, self.tokens, self.tokens, (0, 0))
+
+
+@dataclass(frozen=True)
+class _TileCounter:
+    """Counts an image's tokens from its size, as tiles are planned and joined; reads the file's header only."""
+
+    preparer: Preparer
+
+    def __call__(self, source: Any) -> PreparedImage | Unreadable:
+        own = self.preparer
+        try:
+            with without_pillows_limit():
+                size = read_size(source, own.limits)
+        except ImageError as error:
+            return Unreadable(str(error))
+        side = find_tile_side(own.processor)
+        cols, rows = get_anyres_image_grid_shape(size, own.pinpoints, side)
+        config = SimpleNamespace(
+            image_aspect_ratio=own.aspect_ratio, image_grid_pinpoints=own.pinpoints, mm_patch_merge_type=own.merge
+        )
+        layout = plan_tiles(config, size, 1 + rows * cols, side)
+        flat = own.native_tokens * (1 + rows * cols)
+        tokens = flat if layout is None else layout.count(math.isqrt(own.native_tokens))
+        return PreparedImage(torch.empty(0), None, tokens, tokens, tokens, (side, side), tiles=layout)
 
 
 def fingerprint(dataset: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from tests.llava.checkpoints import (
     llava_state,
     make_llava_checkpoint,
     transformers_model,
+    write_language_model,
+    write_tower,
 )
+from tests.llava.next_checkpoints import make_next_checkpoint, next_model
 
 PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 ROOT = Path(__file__).parents[2]
@@ -83,6 +87,31 @@ def test_a_projector_is_taken_out_by_llavas_names(tmp_path, kind):
     found = torch.load(out, weights_only=True)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("kind", ["llava", "transformers"])
+def test_the_newline_of_tiles_goes_with_its_projector(tmp_path, kind):
+    """And training on tiles reads it from there; without tiles it is not asked for."""
+    model = next_model()
+    if kind == "llava":
+        make_next_checkpoint(tmp_path / "model")
+    else:
+        model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "mm_projector.bin"
+    assert extract_mm_projector.main(["--model-path", str(tmp_path / "model"), "--output", str(out)]) == 0
+    kept = ("mm_projector", "image_newline")
+    expected = {name: tensor for name, tensor in llava_state(model).items() if any(part in name for part in kept)}
+    found = torch.load(out, weights_only=True)
+    assert "model.image_newline" in found and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+    trunk = load_pretrained_model(write_language_model(tmp_path / "vicuna", model), device="cpu")[1].get_model()
+    parts = {"vision_tower": write_tower(tmp_path / "clip", model), "mm_projector_type": "mlp2x_gelu"}
+    args = SimpleNamespace(**parts, mm_vision_select_layer=-2, pretrain_mm_mlp_adapter=out)
+    trunk.initialize_vision_modules(args)
+    assert not hasattr(trunk, "image_newline")
+    trunk.initialize_vision_modules(SimpleNamespace(**vars(args), mm_patch_merge_type="spatial_unpad"))
+    assert torch.equal(trunk.image_newline, expected["model.image_newline"])
 
 
 def test_a_language_model_has_no_projector(tmp_path, capsys):

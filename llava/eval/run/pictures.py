@@ -85,7 +85,7 @@ class Preparer:
     def __call__(self, source: Source) -> PreparedImage | Unreadable:
         """Opens and prepares an image."""
         try:
-            with _without_pillows_limit():
+            with without_pillows_limit():
                 image = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
@@ -98,7 +98,7 @@ class Preparer:
 
 
 @contextmanager
-def _without_pillows_limit() -> Iterator[None]:
+def without_pillows_limit() -> Iterator[None]:
     """Lifts Pillow's own limit on pixels, which holds for the whole process and is lower than ours."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None

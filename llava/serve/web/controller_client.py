@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,8 +38,21 @@ MAX_TOKENS = 4096
 MAX_FRAME = 2**20  # bytes; every frame repeats the prompt
 CONNECT = 10.0  # seconds to reach the controller
 SILENCE = 300.0  # seconds that an answer may pause, including its time in the queue
+CONV_MODE = "vicuna_v1"  # of models whose workers state none, or one that is not known here: LLaVA v1.5's
 
 KINDS = {ErrorCode.WORKER: "worker_failed", ErrorCode.NO_WORKER: "no_worker", ErrorCode.UNREACHABLE: "unreachable"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A model's prompt format."""
+
+    conv_mode: str
+    image_token: str = DEFAULT_IMAGE_TOKEN
+
+    def new_conversation(self) -> Conversation:
+        """Creates an empty conversation."""
+        return conv_templates[self.conv_mode].copy()
 
 
 class ControllerBackend:
@@ -48,7 +61,6 @@ class ControllerBackend:
     defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
     max_tokens = MAX_TOKENS
-    image_token = DEFAULT_IMAGE_TOKEN
 
     def __init__(
         self,
@@ -61,7 +73,8 @@ class ControllerBackend:
         """
         Args:
             url: Address of the controller.
-            conv_mode: Key of `conv_templates`, the models' prompt format; None is "vicuna_v1", LLaVA v1.5's.
+            conv_mode: Key of `conv_templates`, the prompt format of all models; None takes what their workers state,
+                or "vicuna_v1", LLaVA v1.5's.
             api_key: API key for the controller, if it requires one.
             reload: List the models each time; otherwise they are listed once.
             native_size: Side, in pixels, of the images that the workers' towers were trained on.
@@ -71,12 +84,12 @@ class ControllerBackend:
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")
-        if (conv_mode or "vicuna_v1") not in conv_templates:
+        if (conv_mode or CONV_MODE) not in conv_templates:
             raise ValueError(f"unknown conv_mode {conv_mode!r}; known: {', '.join(conv_templates)}")
         if native_size < PATCH_SIZE:
             raise ValueError(f"the towers' native size is {native_size}; it must be at least {PATCH_SIZE}")
         self.url = url.rstrip("/")
-        self.conv_mode = conv_mode or "vicuna_v1"
+        self.conv_mode = conv_mode
         self.headers = bearer_header(api_key)
         self.reload = reload
         self.native_size = native_size
@@ -85,6 +98,7 @@ class ControllerBackend:
         self.clip_processor = CLIPImageProcessorPil(size={"shortest_edge": native_size}, crop_size=square)
         self.pixels = pixels_of(self.clip_processor, PATCH_SIZE)
         self._models: list[str] = []
+        self._stated: dict[str, str] = {}  # model -> key of `conv_templates`
 
     @property
     def note(self) -> str:
@@ -95,9 +109,17 @@ class ControllerBackend:
             "answer is the worker's own, where it tells one."
         )
 
-    def new_conversation(self) -> Conversation:
-        """Creates an empty conversation in the models' prompt format."""
-        return conv_templates[self.conv_mode].copy()
+    async def template(self, model: str) -> Template:
+        """Finds a model's prompt format; asks for it if the models have not been listed.
+
+        Raises:
+            RequestError: see `models`.
+        """
+        if self.conv_mode is not None:
+            return Template(self.conv_mode)
+        if not self._models:
+            await self.models()
+        return Template(self._stated.get(model, CONV_MODE))
 
     async def models(self) -> list[str]:
         """Lists the names of the models that workers serve.
@@ -114,6 +136,9 @@ class ControllerBackend:
                 content = reply.json()
             names = content.get("models") if isinstance(content, Mapping) else None
             self._models = sorted(str(name) for name in names) if isinstance(names, list) else []
+            stated = content.get("conv_modes") if isinstance(content, Mapping) else None
+            pairs = stated.items() if isinstance(stated, Mapping) else ()
+            self._stated = {name: mode for name, mode in pairs if isinstance(mode, str) and mode in conv_templates}
         return list(self._models)
 
     def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
@@ -132,7 +157,7 @@ class ControllerBackend:
         """
         if not query.model:
             raise RequestError(503, "no_worker", "no worker serves a model at present")
-        conversation, images = build_conversation(self, query.turns)
+        conversation, images = build_conversation(await self.template(query.model), query.turns)
         prompt = conversation.get_prompt()
         request = {
             "model": query.model,

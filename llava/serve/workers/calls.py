@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from llava.serve.http.auth import bearer_header
-from llava.serve.workers.protocol import ErrorCode, split_frames
+from llava.serve.workers.protocol import ErrorCode, WorkerStatus, parsed, split_frames
 
 TIMEOUT = 5.0  # seconds for a controller's reply
 ANSWER_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
@@ -75,6 +75,23 @@ def find_worker(client: httpx.Client, controller: str, model: str) -> str:
             " python -m llava.serve.model_worker, or name another by --model-name"
         )
     return address
+
+
+def find_conv_mode(client: httpx.Client, worker: str, model: str) -> str | None:
+    """Asks a worker for the name of a model's prompt template; None where it states none, or does not answer.
+
+    Args:
+        client: the client.
+        worker: address of a worker, or of a controller.
+        model: its name; "" for a worker of one model.
+    """
+    try:
+        reply = client.post(f"{worker}/worker_get_status", timeout=TIMEOUT).raise_for_status()
+        stated = parsed(WorkerStatus, reply.content).conv_modes
+    except (httpx.HTTPError, ValueError):
+        return None
+    only = set(stated.values()) if not model else set()
+    return only.pop() if len(only) == 1 else stated.get(model)
 
 
 def stream_answer(client: httpx.Client, worker: str, request: dict[str, Any]) -> Iterator[str]:

@@ -158,8 +158,9 @@ class Routes:
         return JSONResponse(None)
 
     async def list_models(self, request: Request) -> Response:
-        """Lists the served models."""
-        return JSONResponse({"models": self.registry.models()})
+        """Lists the served models, and the prompt templates that workers state."""
+        modes = self.registry.conv_modes()
+        return JSONResponse({"models": self.registry.models(), **({"conv_modes": modes} if modes else {})})
 
     async def get_worker_address(self, request: Request) -> Response:
         """Chooses a worker that the client calls directly; an empty address if there is none."""
@@ -174,7 +175,7 @@ class Routes:
 
     async def worker_get_status(self, request: Request) -> Response:
         """Adds up the workers' status."""
-        return JSONResponse(self.registry.status().model_dump())
+        return JSONResponse(self.registry.status().fields())
 
 
 async def _read(request: Request, model: type[BaseModel]) -> Any:

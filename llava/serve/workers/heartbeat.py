@@ -73,7 +73,7 @@ class Registration:
         except (ValueError, LookupError, TypeError):
             raise httpx.DecodingError("no controller answers there", request=reply.request) from None
         if not (known and self._registered):
-            await self._post("register_worker", {"check_heart_beat": True, "worker_status": status.model_dump()})
+            await self._post("register_worker", {"check_heart_beat": True, "worker_status": status.fields()})
             self._registered = True
             logger.info("registered at %s as %s", self.controller, self.worker)
 

@@ -1,7 +1,7 @@
 """LLaVA's protocol between clients, controllers and workers: its requests, and the frames of a streamed answer.
 
 A frame is a JSON object and a zero byte. It holds the prompt with all of the answer so far, and an error code. Our
-workers add other fields to a frame: LLaVA's clients read these two only.
+workers add other fields to a frame, and `conv_modes` to their status: LLaVA's clients read its own fields only.
 """
 
 from __future__ import annotations
@@ -121,6 +121,12 @@ class WorkerStatus(BaseModel):
     model_names: Annotated[list[Name], Field(fail_fast=True, max_length=MAX_ITEMS)]
     speed: Speed
     queue_length: QueueLength
+    conv_modes: Annotated[dict[Name, Name], Field(max_length=MAX_ITEMS)] = {}
+    """Model -> name of its prompt template; LLaVA's workers state none."""
+
+    def fields(self) -> dict[str, Any]:
+        """Lists the fields as they are sent: LLaVA's, and `conv_modes` if any are stated."""
+        return self.model_dump(exclude_defaults=True)
 
 
 class WorkerRequest(BaseModel):

@@ -99,12 +99,23 @@ class Registry:
         """Lists the names of the served models, sorted."""
         return sorted({model for worker in self.workers().values() for model in worker.status.model_names})
 
+    def conv_modes(self) -> dict[str, str]:
+        """Maps models to the prompt templates that their workers state; none for a model whose workers differ."""
+        stated: dict[str, set[str]] = {}
+        for worker in self.workers().values():
+            for model in worker.status.model_names:
+                if model in worker.status.conv_modes:
+                    stated.setdefault(model, set()).add(worker.status.conv_modes[model])
+        return {model: min(names) for model, names in sorted(stated.items()) if len(names) == 1}
+
     def status(self) -> WorkerStatus:
         """Adds all workers' status up to that of one worker, within the limits of one."""
         reported = [worker.status for worker in self.workers().values()]
         speed, queue = sum(status.speed for status in reported), sum(status.queue_length for status in reported)
+        names, modes = self.models()[:MAX_ITEMS], self.conv_modes()
         return WorkerStatus(
-            model_names=self.models()[:MAX_ITEMS],
+            model_names=names,
+            conv_modes={name: modes[name] for name in names if name in modes},
             speed=min(speed, MAX_NUMBER),
             queue_length=min(queue, MAX_NUMBER),
         )

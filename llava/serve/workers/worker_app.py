@@ -57,7 +57,8 @@ class ModelWorker:
     def status(self) -> protocol.WorkerStatus:
         """Builds the status reported to the controller."""
         queue = self.engine.waiting + self.engine.running
-        return protocol.WorkerStatus(model_names=self.model_names, speed=1, queue_length=queue)
+        modes = dict.fromkeys(self.model_names, self.engine.conv_mode)
+        return protocol.WorkerStatus(model_names=self.model_names, speed=1, queue_length=queue, conv_modes=modes)
 
     async def generate(self, body: bytes, metrics: Metrics) -> Response:
         """Answers a request with a stream of frames, or refuses it with one frame."""

@@ -19,7 +19,7 @@ from llava.eval.run import pictures
 from llava.eval.run.pictures import Preparer
 from llava.model.tokenizer import load_tokenizer
 from llava.train.data import LazySupervisedDataset
-from llava.train.lengths import LENGTHS_FILE, fingerprint, measure_lengths
+from llava.train.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from tests.llava.checkpoints import write_tokenizer
@@ -36,6 +36,25 @@ SAMPLES = [
     {"image": "a.png", "text": "<image>\n" + "is it red? " * 12},
 ]
 TOO_LONG = 5
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+COUNTS = {
+    (200, 200): (1176, 1728),
+    (336, 336): (1176, 1728),
+    (448, 448): (2928, 2880),
+    (672, 672): (2928, 2880),
+    (1000, 1000): (2928, 2880),
+    (640, 480): (2340, 2880),
+    (1024, 768): (2340, 2880),
+    (480, 640): (2352, 2880),
+    (1920, 1080): (1948, 2880),
+    (1080, 1920): (1968, 2880),
+    (1000, 500): (1752, 1728),
+    (500, 1000): (1776, 1728),
+    (1500, 500): (2328, 2304),
+    (500, 1500): (2376, 2304),
+    (2000, 400): (1598, 2304),
+}
+"""(width, height) -> tokens by upstream's functions under ViT-L/14-336: "spatial_unpad", "spatial"."""
 
 
 @pytest.fixture
@@ -101,6 +120,35 @@ def test_images_of_one_size_are_not_opened_and_leaves_not_cut_out(folder, monkey
     measure_lengths(open_dataset(folder, QLIP))
     monkeypatch.setattr(pictures, "load_image", lambda *_: pytest.fail("an image was opened"))
     measure_lengths(open_dataset(folder, CLIP))
+
+
+@pytest.mark.parametrize("merge", ["spatial_unpad", "spatial"])
+def test_tokens_of_tiles_are_counted_from_an_images_size(tmp_path, monkeypatch, merge):
+    """Upstream's counts, upright; those of all prepared images where there are fewer tiles to prepare."""
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    preparer = Preparer(processor, None, "anyres", 576, pinpoints=PINPOINTS, merge=merge)
+    counting = without_pixels(SimpleNamespace(preparer=preparer)).preparer
+    for (width, height), counts in COUNTS.items():
+        file = tmp_path / f"{width}x{height}.jpg"
+        exif = Image.Exif()
+        exif[0x0112] = 6  # a quarter turn: the file's rows are columns
+        Image.new("RGB", (height, width)).save(file, exif=exif)
+        assert counting(file).tokens == counts[merge == "spatial"], file.name
+        if width * height < 300_000:
+            prepared = preparer(file)
+            assert counting(file).tokens == prepared.tokens and counting(file).tiles == prepared.tiles
+    monkeypatch.setattr(pictures, "load_image", lambda *_: pytest.fail("an image was opened"))
+    assert counting(file).tokens
+    assert "no such image file" in counting(tmp_path / "none.jpg").reason
+
+
+@pytest.mark.parametrize("ratio", ["anyres", "anyres_max_1"])
+def test_lengths_of_samples_with_tiles_are_those_of_the_prepared(folder, ratio):
+    tiles = {"pinpoints": [[56, 112], [112, 56], [112, 112]], "merge": "spatial_unpad"}
+    dataset = open_dataset(folder, Preparer(PROCESSOR, None, ratio, native_tokens=16, **tiles))
+    wanted = lengths_of_items(dataset)
+    assert measure_lengths(dataset).tolist() == wanted
+    assert [i for i, length in enumerate(wanted) if not length] == [TOO_LONG]
 
 
 def run_together(world: int, measure) -> list:

@@ -158,6 +158,13 @@ def test_refreshing_drops_the_workers_that_do_not_answer() -> None:
     assert setup.post("list_models").json() == {"models": ["m", "n"]}
 
 
+def test_templates_that_workers_state_are_listed_beside_the_models() -> None:
+    setup, stated = Setup(), {**STATUS, "conv_modes": {"m": "mistral_instruct"}}
+    setup.post("register_worker", {"worker_name": A, "check_heart_beat": True, "worker_status": stated})
+    assert setup.post("list_models").json() == {"models": ["m"], "conv_modes": {"m": "mistral_instruct"}}
+    assert setup.post("worker_get_status").json() == stated
+
+
 def test_where_no_worker_serves_a_model_the_address_is_empty() -> None:
     setup = Setup().known(A)
     assert setup.post("get_worker_address", {"model": "other"}).json() == {"address": ""}

@@ -56,6 +56,13 @@ def test_a_request_that_nobody_sees_end_is_not_counted_where_no_heartbeat_would_
     assert [found.choose("m") for _ in range(2)] == [B, A]  # what passes through here is counted for both
 
 
+def test_a_models_template_is_what_its_workers_state_if_they_agree() -> None:
+    plain, stated = status("m", "n", "o"), {"m": "v1", "n": "v1", "p": "v1"}  # it does not serve p
+    found = registry(a=plain, b=plain.model_copy(update={"conv_modes": stated}))
+    found.register(C, plain.model_copy(update={"conv_modes": {"m": "v1", "n": "mistral_instruct"}}), True)
+    assert found.conv_modes() == found.status().conv_modes == {"m": "v1"}
+
+
 def test_workers_that_are_equally_free_take_turns() -> None:
     found = Registry()
     for name in (A, B, C):

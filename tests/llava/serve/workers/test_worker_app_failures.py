@@ -110,7 +110,8 @@ def test_more_than_may_wait_is_429_and_when_to_come_back(engine: ChatEngine, url
         assert gate.reached.wait(DEADLINE)
         others = [engine.submit(prompt_for(engine, images=0), [], Sampling()) for _ in range(2)]
         status = httpx.post(url + "/worker_get_status").json()
-        assert status == {"model_names": [NAME], "speed": 1, "queue_length": 3}
+        modes = {NAME: engine.conv_mode}
+        assert status == {"model_names": [NAME], "speed": 1, "queue_length": 3, "conv_modes": modes}
         reply = post(url, request(engine))
         assert reply.status_code == 429
         assert int(reply.headers["retry-after"]) >= 1
