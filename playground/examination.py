@@ -135,8 +135,10 @@ class Examinee:
     @torch.inference_mode()
     def encode(self, scenes: Sequence[Scene]) -> list[ImageTokens]:
         """Encodes scenes, each alone."""
-        pixels = [self.engine.prepare_images([Image.fromarray(made.image)]) for made in scenes]
-        return [self.engine.model.encode_tokens(image)[0] for image in pixels]
+        pictures = [Image.fromarray(made.image) for made in scenes]
+        pixels = [self.engine.prepare_images([picture]) for picture in pictures]
+        sizes = [[picture.size] for picture in pictures]
+        return [self.engine.model.encode_tokens(image, size)[0] for image, size in zip(pixels, sizes, strict=True)]
 
     def answer(self, texts: Sequence[str], images: Sequence[ImageTokens]) -> list[str]:
         """Answers each text about its own image, in lower case."""

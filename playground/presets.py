@@ -82,6 +82,9 @@ TRAINING = SceneSpec(
 )
 """What the recipe `llava` is trained on: pictures of the tower's own size, with photographs and signs."""
 
+TILED = SceneSpec(size=224, object_size=(6, 96), backgrounds=MIXED, aspect=(0.5, 2.0))
+"""What the recipe `tiles` is trained on: pictures twice the size of the tower's, so that tiles show more."""
+
 
 def evaluation_presets(split: str) -> dict[str, SceneSpec]:
     """Builds the evaluation presets of a split, with its photographs and, for the test, the fonts held out.
@@ -126,6 +129,7 @@ def evaluation_presets(split: str) -> dict[str, SceneSpec]:
 NAMED_PRESETS = {
     **PRESETS,
     "training": TRAINING,
+    "tiled": TILED,
     **{f"{split}/{name}": spec for split in ("validation", "test") for name, spec in evaluation_presets(split).items()},
 }
 """All kinds of scenes that commands take by name."""

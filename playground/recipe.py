@@ -85,19 +85,7 @@ class LlavaRun:
             *own,
             f"--image_folder={self.data / IMAGES}",
             "--image_aspect_ratio=pad",
-            f"--model_max_length={CONTEXT}",
-            f"--output_dir={self.stage_folder(stage)}",
-            f"--max_steps={schedule.steps}",
-            f"--per_device_train_batch_size={schedule.batch}",
-            f"--learning_rate={schedule.rate}",
-            "--lr_scheduler_type=cosine",
-            "--warmup_ratio=0.03",
-            f"--logging_steps={max(1, schedule.steps // 50)}",
-            "--save_steps=200",
-            "--save_total_limit=1",
-            "--dataloader_num_workers=1",
-            "--report_to=none",
-            f"--seed={self.seed}",
+            *common_flags(schedule, self.stage_folder(stage), self.seed),
         ]
 
     def train(self, stage: str, schedule: LlavaSchedule) -> None:
@@ -106,15 +94,41 @@ class LlavaRun:
         Raises:
             ValueError: the stage's folder holds a run with other flags.
         """
-        flags = self.flags(stage, schedule)
-        folder = self.stage_folder(stage)
-        if is_finished(folder, flags):
-            logger.info("%s is done; remove %s to train it again", stage, folder)
-            return
-        write_record(folder, flags, finished=False)
-        print(shlex.join(["python", "-m", "llava.train.train", *flags]), flush=True)
-        llava_train(argv=flags)
-        write_record(folder, flags, finished=True)
+        run_stage(self.stage_folder(stage), self.flags(stage, schedule))
+
+
+def common_flags(schedule: LlavaSchedule, folder: Path, seed: int) -> list[str]:
+    """Builds the flags that all stages of `llava.train` share."""
+    return [
+        f"--model_max_length={CONTEXT}",
+        f"--output_dir={folder}",
+        f"--max_steps={schedule.steps}",
+        f"--per_device_train_batch_size={schedule.batch}",
+        f"--learning_rate={schedule.rate}",
+        "--lr_scheduler_type=cosine",
+        "--warmup_ratio=0.03",
+        f"--logging_steps={max(1, schedule.steps // 50)}",
+        "--save_steps=200",
+        "--save_total_limit=1",
+        "--dataloader_num_workers=1",
+        "--report_to=none",
+        f"--seed={seed}",
+    ]
+
+
+def run_stage(folder: Path, flags: list[str]) -> None:
+    """Runs `llava.train` with these flags unless it is done; a run that was stopped continues from its last checkpoint.
+
+    Raises:
+        ValueError: the stage's folder holds a run with other flags.
+    """
+    if is_finished(folder, flags):
+        logger.info("%s is done; remove %s to train it again", folder.name, folder)
+        return
+    write_record(folder, flags, finished=False)
+    print(shlex.join(["python", "-m", "llava.train.train", *flags]), flush=True)
+    llava_train(argv=flags)
+    write_record(folder, flags, finished=True)
 
 
 def is_finished(folder: Path, flags: list[str]) -> bool:

@@ -66,9 +66,16 @@ LLAVA_SCHEDULES = {
 }
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 
-RECIPES = {"joint": (*SCHEDULES,), "llava": (*PRETRAINING_SCHEDULES, *LLAVA_SCHEDULES)}
+TILES_SCHEDULES = {"tiles": LlavaSchedule(steps=1000, rate=5e-4, batch=16)}
+"""The one stage of the recipe `tiles`, which `llava.train` runs, from the embedded model."""
+
+RECIPES = {
+    "joint": (*SCHEDULES,),
+    "llava": (*PRETRAINING_SCHEDULES, *LLAVA_SCHEDULES),
+    "tiles": (*TILES_SCHEDULES,),
+}
 """Stages of each recipe, in order."""
-SCENES = {"joint": 60_000, "llava": 24_000}
+SCENES = {"joint": 60_000, "llava": 24_000, "tiles": 12_000}
 """Most training scenes of each recipe."""
 
 

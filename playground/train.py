@@ -3,7 +3,8 @@
 `--recipe joint`, which made the embedded checkpoint, trains the decoder on symbols and the tower on cells, each apart,
 then all parts on questions at once. `--recipe llava` trains a language model on text alone and a tower on pictures with
 captions, and joins them by LLaVA's two stages, run by `llava.train`: the projector on captions, projector and language
-model on conversations. Progress is saved in DIR; a run that was stopped continues. The first two stages of either are
+model on conversations. `--recipe tiles` trains the embedded checkpoint on, in LLaVA-1.6's format: on tiles (anyres).
+Progress is saved in DIR; a run that was stopped continues. The first two stages of the first two recipes are
 independent: `--stages language` and `--stages vision` may run side by side.
 """
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=RECIPES,
         default="joint",
         help="joint: decoder, tower, then all parts at once (made the embedded checkpoint); llava: language model on"
-        " text, tower on pictures, then llava.train's two stages on captions and conversations (default: %(default)s)",
+        " text, tower on pictures, then llava.train's two stages on captions and conversations; tiles: the embedded"
+        " checkpoint on tiles, by llava.train (default: %(default)s)",
     )
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")
@@ -58,6 +60,10 @@ def command(options: argparse.Namespace) -> None:
         from playground.trainer import train
 
         train(config)
+    elif options.recipe == "tiles":
+        from playground.tiles import train_on_tiles
+
+        train_on_tiles(config)
     else:
         from playground.recipe import train_llava
 

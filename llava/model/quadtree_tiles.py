@@ -108,7 +108,7 @@ def order_cuts(cuts: Cuts, layout: TileLayout, settings: QLIPConfig, n: int) -> 
     """Orders an image's tokens on the raster of its tiles of n x n cells; see `qlip.tiles.order_tokens`."""
     raster = layout.raster(n)
     if isinstance(cuts, CutImage):
-        return order_tokens(settings, cuts.leaves, raster, 0 if cuts.thumbnail is None else n * n)
+        return order_tokens(settings, cuts.leaves, raster, n * n if settings.thumbnail else 0)
     leaves, which = merge_cuts(cuts, layout)
     return order_tokens(settings, leaves, raster, n * n, which)
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.model.anyres import has_newline
 from llava.model.builder import finish_tower
 from llava.model.checkpoint import Checkpoint, inspect, local_folder
 from llava.model.config import ImageLanguageConfig
@@ -21,11 +22,12 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.quantization import quantization
 from llava.model.tokenizer import load_tokenizer
+from llava.model.vision_setup import NEWLINE
 from llava.model.weights import check_complete, grow_vocabulary, load_weights
 from llava.serve.engine.templates import default_template
 from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
 from llava.train.lora import add_adapters
-from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
+from llava.train.tiles import choose_tiles, draw_newline, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +61,14 @@ def assemble(
     """
     checkpoint = find_base(args)
     config = checkpoint.config
+    had_newline = has_newline(config)
     name = choose_template(args)
     keep_aspect_ratio(args, config)
     warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
     choose_tiles(args, config, vision)
     tokenizer = load_tokenizer(checkpoint.folder)
-    model = load_model(checkpoint, args, attn_implementation)
+    model = load_model(checkpoint, args, attn_implementation, had_newline)
     add_padding_token(tokenizer, model, name)
     tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
     if vision is not None:
@@ -173,8 +176,10 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
     )
 
 
-def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None) -> ImageLanguageModel:
-    """Loads the checkpoint's weights.
+def load_model(
+    checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None, has_own_newline: bool
+) -> ImageLanguageModel:
+    """Loads the checkpoint's weights, and draws a newline of tiles if it has none and the flags ask for one.
 
     Raises:
         ValueError: some are missing.
@@ -191,6 +196,8 @@ def load_model(checkpoint: Checkpoint, args: ParsedArguments, attn_implementatio
         settings = quantization(four_bit, dtype, training.double_quant, training.quant_type)
         options |= {"quantization_config": settings, "device_map": {"": training.device}}
     model, missing = load_weights(checkpoint, options, {"cache_dir": training.cache_dir})
+    if NEWLINE in missing and not has_own_newline:
+        missing = draw_newline(model, missing)
     check_complete(missing, checkpoint.folder)
     model.config.use_cache = False
     return model

@@ -75,6 +75,17 @@ def test_a_steps_loss_is_llava_nexts_and_the_newline_is_trained(checkpoint, data
     assert not torch.equal(model.model.image_newline, next_model().model.image_newline)
 
 
+def test_a_checkpoint_without_tiles_is_trained_on_them(bases, data, tmp_path):
+    """LLaVA-1.5's has no newline: one is drawn, trained and saved, and the rest is the checkpoint's own."""
+    trainer = train_on(bases / "llava", data, tmp_path, model_max_length=1024, **TILES)
+    assert all(len(image) > 1 for item in (trainer.train_dataset[i] for i in (0, 1)) for image in item["images"])
+    _, model, _, _ = load_pretrained_model(tmp_path, device="cpu")
+    newline = model.model.image_newline.detach()
+    assert (model.config.image_aspect_ratio, model.config.mm_patch_merge_type) == ("anyres", "spatial_unpad")
+    assert torch.isfinite(newline).all() and newline.std() == pytest.approx(len(newline) ** -0.5, rel=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("tiling", ["image", "tiles"])
 def test_a_quadtree_in_place_of_tiles_is_trained_with(data, tmp_path, tiling):
     """The loss is that of the answers which the checkpoint gives, whose own settings hold without a flag."""

@@ -1,0 +1,48 @@
+"""The recipe `tiles`: the embedded checkpoint, trained on in LLaVA-1.6's format, on a base and tiles (anyres).
+
+It answers whether leaves in the places of tiles serve a model that was trained on tiles and never saw a leaf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava.train.curve import draw_losses
+from llava.utils import demo_model_path
+from playground.instructions import CONVERSATIONS, IMAGES, write_instructions
+from playground.presets import TILED
+from playground.recipe import common_flags, run_stage
+from playground.schedules import TILES_SCHEDULES, LlavaSchedule, TrainingConfig
+from playground.trainer import check_stages
+
+PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
+"""(width, height) of the resolutions, LLaVA-1.6's in proportion to the tower's 112 pixels."""
+
+
+def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule) -> list[str]:
+    """Builds the flags that `llava.train` runs with: as LLaVA-1.6 was trained, tower and all, without a quadtree."""
+    data = out / "data"
+    return [
+        f"--model_name_or_path={demo_model_path()}",
+        "--version=v1",
+        f"--data_path={data / CONVERSATIONS}",
+        f"--image_folder={data / IMAGES}",
+        "--image_aspect_ratio=anyres",
+        "--mm_patch_merge_type=spatial_unpad",
+        f"--image_grid_pinpoints={PINPOINTS}",
+        "--unfreeze_mm_vision_tower=True",
+        "--qlip=False",
+        *common_flags(schedule, out / "tiles", seed),
+    ]
+
+
+def train_on_tiles(config: TrainingConfig) -> None:
+    """Trains the embedded checkpoint on tiles: `config.out / "tiles"` becomes a checkpoint in LLaVA-1.6's format.
+
+    Losses are drawn to `config.out / "loss.svg"`.
+    """
+    check_stages("tiles", config.stages)
+    schedule = TILES_SCHEDULES["tiles"].scaled(config.steps_scale)
+    write_instructions(config.out / "data", TILED, config.seed + 1, min(config.scenes, schedule.steps * schedule.batch))
+    run_stage(config.out / "tiles", tiles_flags(config.out, config.seed, schedule))
+    draw_losses([config.out / "tiles"], config.out / "loss.svg")

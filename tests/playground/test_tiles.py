@@ -1,0 +1,52 @@
+"""The recipe of tiles: the embedded checkpoint becomes one in LLaVA-1.6's format, which takes leaves, too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from playground import tiles
+from playground.evaluate import CHECKPOINT
+from playground.examination import Examinee, examination
+from playground.presets import TILED
+from playground.schedules import RECIPES, LlavaSchedule, TrainingConfig
+from qlip import QLIPConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps."""
+    out = tmp_path_factory.mktemp("tiles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILES_SCHEDULES", {"tiles": LlavaSchedule(steps=2, rate=1e-3, batch=2)})
+        tiles.train_on_tiles(TrainingConfig(out, scenes=6, stages=RECIPES["tiles"]))
+    return out
+
+
+def test_the_result_is_in_the_format_of_llava_16(trained):
+    config = json.loads((trained / "tiles" / "config.json").read_text())
+    assert (config["image_aspect_ratio"], config["mm_patch_merge_type"]) == ("anyres", "spatial_unpad")
+    assert config["image_grid_pinpoints"] == tiles.PINPOINTS and config["qlip"] is False
+    weights, before = (load_file(folder / "model.safetensors") for folder in (trained / "tiles", CHECKPOINT))
+    assert set(weights) - set(before) == {"model.image_newline"}
+    tower = next(name for name in before if name.endswith("layers.0.mlp.fc1.weight"))
+    assert not torch.equal(weights[tower], before[tower].float())
+    assert "<!-- tiles -->" in (trained / "loss.svg").read_text()
+
+
+def test_training_pictures_are_larger_than_a_tile_and_of_any_aspect(trained):
+    sizes = [Image.open(file).size for file in (trained / "data" / "images").iterdir()]
+    assert len(set(sizes)) > 1 and all(max(size) == 224 for size in sizes)
+
+
+@pytest.mark.parametrize("tiling", ["image", "tiles"])
+def test_it_is_examined_by_tiles_and_by_leaves(trained, tiling):
+    exam = examination(replace(TILED, backgrounds=("flat",)), 7, 2)
+    whole = Examinee.load(trained / "tiles", False, "cpu").take(exam)
+    leaves = Examinee.load(trained / "tiles", QLIPConfig(tiling=tiling), "cpu").take(exam)
+    assert set(whole.accuracy) == set(leaves.accuracy) and 64 < leaves.tokens < whole.tokens
