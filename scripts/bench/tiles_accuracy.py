@@ -1,0 +1,76 @@
+"""Asks a model that was trained on tiles by its tiles, and by leaves in their places.
+
+`python -m scripts.bench.tiles_accuracy --model-path DIR/tiles` prints accuracy and tokens by way and kind of scene. The
+model is that of `python -m playground.train --recipe tiles --out DIR`, which has never seen a leaf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, integer, parse_and_run
+from llava.utils import device_flag
+from playground.presets import NAMED_PRESETS, TILED, SceneSpec
+from qlip import QLIPConfig
+
+if TYPE_CHECKING:
+    from playground.examination import Score
+
+RANDOM = {"criterion": "random", "alpha": 0.0}
+WAYS: dict[str, QLIPConfig | bool] = {
+    "anyres": False,
+    "image, budget 64": QLIPConfig(max_tokens=64),
+    "image, budget 128": QLIPConfig(max_tokens=128),
+    "image, budget 256": QLIPConfig(max_tokens=256),
+    "image and base, budget 128": QLIPConfig(max_tokens=128, thumbnail=True),
+    "tiles, budget 128": QLIPConfig(max_tokens=128, tiling="tiles"),
+    "tiles, budget 256": QLIPConfig(max_tokens=256, tiling="tiles"),
+    "random leaves of the image, 128": QLIPConfig(**RANDOM, max_tokens=128),
+    "random leaves of tiles, 128": QLIPConfig(**RANDOM, max_tokens=128, tiling="tiles"),
+}
+"""The model's own tiles, QLIP in their place, and leaves that split at random, of the same budgets."""
+SCENES: dict[str, SceneSpec] = {
+    "as in training": replace(TILED, photos="validation"),
+    **{f"448 px, {size} px": NAMED_PRESETS[f"validation/size {size}"] for size in ("12-24", "24-48", "48-96")},
+}
+"""Pictures of 224 px with objects of 6-96 px, and larger ones by the size of their objects."""
+SERIES = 7600
+KINDS = ("count", "existence")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="tiles_accuracy", description="Ask a model of tiles by tiles and by leaves.")
+    parser.add_argument("--model-path", type=Path, required=True, help="checkpoint of the recipe `tiles`")
+    parser.add_argument("--scenes", type=integer(), default=100, help="of each kind (%(default)s)")
+    parser.add_argument("--seed", type=integer(0), default=SERIES, help="series of scenes (%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help=", ".join(WAYS))
+    parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Examines the model in each way and prints the table."""
+    from llava.utils import default_device
+    from playground.examination import Examinee, examination
+
+    print(f"| seen by | {' | '.join(SCENES)} |\n{'|---' * (1 + len(SCENES))}|")
+    exams = [examination(spec, options.seed, options.scenes) for spec in SCENES.values()]
+    for name in options.ways:
+        examinee = Examinee.load(options.model_path, WAYS[name], options.device or default_device())
+        print(f"| {name} | {' | '.join(format_score(examinee.take(exam)) for exam in exams)} |", flush=True)
+
+
+def format_score(score: Score) -> str:
+    """Formats V*, counting and existence in %, and the mean tokens of a scene."""
+    others = ", ".join(f"{100 * score.accuracy[kind]:.0f}" for kind in KINDS)
+    return f"{100 * score.v_star:.1f}, {others} ({score.tokens:.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
