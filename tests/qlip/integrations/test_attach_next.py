@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import (
+    AutoProcessor,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+)
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 import qlip
@@ -14,10 +20,12 @@ from tests.qlip.integrations.models import (
     NATIVE,
     PINPOINTS,
     PROMPTS,
+    VISION,
     ask,
     attached,
     make_language_model,
     make_processor,
+    make_tokenizer,
     picture,
 )
 
@@ -44,6 +52,43 @@ def test_cells_of_all_tiles_are_llava_nexts_image():
     torch.testing.assert_close(model(**ours).logits[real], expected[real], atol=1e-4, rtol=0)
     assert torch.equal(model.generate(**ours, **GREEDY), answers)
     assert expected.std() > 0.05
+
+
+@torch.no_grad()
+def test_tiles_may_end_in_less_than_a_cell():
+    """As SigLIP's of 384 pixels do, which has no [CLS] either."""
+    side = 4 * 14 + 6
+    pinpoints = [[side, 2 * side], [2 * side, 2 * side]]
+    model = make_language_model(
+        "llava_next",
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": side},
+        image_grid_pinpoints=pinpoints,
+        vision_feature_select_strategy="full",
+    )
+    square = {"height": side, "width": side}
+    images = LlavaNextImageProcessorPil(size=square, crop_size=square, image_grid_pinpoints=pinpoints)
+    plain = LlavaNextProcessor(images, make_tokenizer(), patch_size=14, vision_feature_select_strategy="full")
+    inputs = ask(plain, PROMPTS[1:2], PICTURES[:2])
+    expected = model(**inputs).logits
+    model, processor = qlip.attach(model, plain, **EVERY_CELL)
+    torch.testing.assert_close(model(**ask(processor, PROMPTS[1:2], PICTURES[:2])).logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.3}, IN_TILES], ids=["image", "tiles"])
+def test_saved_and_trained(tmp_path, settings):
+    model, processor = attached("llava_next", **settings)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    inputs = ask(processor, PROMPTS[:2], PICTURES[:3])
+    loaded = LlavaNextForConditionalGeneration.from_pretrained(tmp_path)
+    loaded, again = qlip.attach(loaded, AutoProcessor.from_pretrained(tmp_path, backend="pil"))
+    read = ask(again, PROMPTS[:2], PICTURES[:3])
+    assert read.keys() == inputs.keys() and all(torch.equal(read[name], inputs[name]) for name in inputs)
+    output = model(**inputs, labels=inputs["input_ids"])
+    assert torch.equal(loaded(**read).logits, output.logits)
+    output.loss.backward()
+    trained = (model.model.image_newline, model.model.vision_tower.embeddings.patch_embedding.weight)
+    assert all(weight.grad.abs().sum() > 0 for weight in trained)
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.3}, {"alpha": 0.3, "thumbnail": True}, IN_TILES], ids=str)
@@ -104,10 +149,8 @@ def test_images_of_another_tiling_are_refused():
         model(**ask(other, PROMPTS[:1], PICTURES[:1]))
     with pytest.raises(ValueError, match="with tiling 'tiles' the model's processor makes the tiles"):
         model(input_ids=inputs["input_ids"], pixel_values=torch.zeros(1, 3, 56, 56))
-    boxes = inputs["leaf_boxes"][:, :1].clone()
-    boxes[:] = torch.tensor([0, 0, 4])
-    across = torch.cat([boxes - torch.tensor([0, 0, 2]), boxes + torch.tensor([0, 2, 0])], dim=1)
-    with pytest.raises(ValueError, match="is in two tiles of 4 x 4 cells|do not cover"):
+    across = torch.tensor([[[0, 0, 2], [0, 2, 4], [0, 6, 2], [2, 0, 2], [2, 6, 2]]])
+    with pytest.raises(ValueError, match=r"of row, col, size \[0, 2, 4\] is in two tiles of 4 x 4 cells"):
         model(**{**inputs, "leaf_boxes": across})
 
 
