@@ -127,8 +127,15 @@ class QLIPImageProcessor(ImageProcessingMixin):
         batch = images if isinstance(images, Sequence) else [images]
         if not batch:
             raise ValueError("there is no image; give at least one")
-        cuts = [self.cutter.prepare(to_pillow(image), self.qlip) for image in batch]
-        return BatchFeature(pack(cuts, self.patch_size))
+        return BatchFeature(pack(self.cut_originals(batch), self.patch_size))
+
+    def cut_originals(self, images: Sequence[Any]) -> list[CutImage]:
+        """Cuts images, see `preprocess`."""
+        return [self.cutter.prepare(to_pillow(image), self.qlip) for image in images]
+
+    def count_placeholders(self, packed: Mapping[str, Tensor]) -> list[int]:
+        """Counts the image tokens that each image which `pack` packed takes in a prompt."""
+        return self.count_tokens(packed["leaf_boxes"])
 
     def count_tokens(self, leaf_boxes: Tensor) -> list[int]:
         """Counts the tokens of each of B packed images (B, N, 3)."""
@@ -156,7 +163,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         if self.plain is not None:
             return self.plain.to_dict()
         return {
-            "image_processor_type": type(self).__name__,
+            "image_processor_type": QLIPImageProcessor.__name__,
             "patch_size": self.patch_size,
             "size": self.size,
             "crop_size": self.crop_size,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import QLIPConfig
@@ -47,12 +46,6 @@ class ImageSpan:
     def context(self) -> int:
         """How much of the context window the image takes: tokens or positions, whichever are more."""
         return max(self.count, self.length)
-
-    def and_one_more(self) -> ImageSpan:
-        """Adds a token after the image, at the next position."""
-        positions = None if self.positions is None else F.pad(self.positions, (0, 1), value=self.length)
-        sizes = None if self.sizes is None else F.pad(self.sizes, (0, 1), value=1.0)
-        return ImageSpan(self.count + 1, positions, self.length + 1, sizes)
 
     @staticmethod
     def join(parts: Sequence[ImageSpan]) -> ImageSpan:

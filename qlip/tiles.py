@@ -66,6 +66,17 @@ class TokenOrder:
             raise ValueError("the model has no image_newline, which closes the rows of its tokens")
         return torch.cat([features, newline[None].to(features)])[self.order.to(features.device)]
 
+    def restore(self, values: Tensor) -> Tensor:
+        """Puts values (K, ...) of tokens in the tower's order, without those of newlines: (N, ...).
+
+        Only for an order that leaves no token out.
+        """
+        newline = self.order.max()
+        own = (self.order != newline).to(values.device)
+        restored = values.new_empty(int(newline), *values.shape[1:])
+        restored[self.order.to(values.device)[own]] = values[own]
+        return restored
+
 
 def order_tokens(
     settings: QLIPConfig, leaves: Leaves, raster: Raster, base: int = 0, which: Tensor | None = None

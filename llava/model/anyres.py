@@ -66,8 +66,12 @@ class TileLayout:
         return n * n + rows * (cols + self.unpad)
 
     def raster(self, n: int) -> Raster:
-        """The tokens that the model was trained to see of the image, for leaves to take their places."""
-        return Raster(n * n, *self.find_shape(n))
+        """The tokens that the model was trained to see of the image, for leaves to take their places.
+
+        A strip that is so thin that LLaVA keeps no row of it has one.
+        """
+        rows, cols = self.find_shape(n)
+        return Raster(n * n, max(rows, 1), max(cols, 1))
 
     def merge(self, features: Tensor, newline: Tensor | None) -> Tensor:
         """Joins the features of base and tiles.

@@ -116,4 +116,6 @@ def order_cuts(cuts: Cuts, layout: TileLayout, settings: QLIPConfig, n: int) -> 
 def merge_cuts(cuts: Sequence[CutImage], layout: TileLayout) -> tuple[Leaves, Tensor]:
     """Joins the leaves of an image's tiles; see `qlip.tiles.merge_tiles`."""
     (n, _) = cuts[0].leaves.grid
-    return merge_tiles([tile.leaves for tile in cuts[1:]], (layout.rows, layout.cols), layout.find_window(n))
+    top, left, rows, cols = layout.find_window(n)  # nothing is left of the thinnest strips
+    trees = [tile.leaves for tile in cuts[1:]]
+    return merge_tiles(trees, (layout.rows, layout.cols), (top, left, max(rows, 1), max(cols, 1)))

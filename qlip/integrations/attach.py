@@ -28,7 +28,9 @@ from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.attachment import Attachment, check_not_part, find_attachment, mark_part, patch_class, unpatch
-from qlip.integrations.llava import LlavaMixin, LlavaTrunkMixin
+from qlip.integrations.llava import LlavaMixin
+from qlip.integrations.llava_trunk import LlavaTrunkMixin
+from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
@@ -49,8 +51,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     `qlip`, so that `attach(model, processor)` finds them after `from_pretrained`.
 
     Args:
-        model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (without its tiles: QLIP encodes
-            the one image), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
+        model: LlavaForConditionalGeneration, LlavaNextForConditionalGeneration (leaves take the places of its tiles'
+            tokens), VipLlavaForConditionalGeneration, with a CLIP or SigLIP tower; CLIPModel, SiglipModel;
             CLIPVisionModel, SiglipVisionModel, Dinov2Model; a VisionTransformer of timm; a model of open_clip.
         processor: the model's processor; for a vision model also its image processor. None makes an image
             processor with the values that such models are trained with.
@@ -78,7 +80,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     check_processor(plain)
     vision = QLIPVisionModel(tower, chosen, layers)
     vision.load_prior()
-    attachment = Attachment(vision, make_image_processor(vision, plain), plain)
+    tiles = find_tiles(model, vision, plain)
+    attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles)
     new_processor = join_processor(model, plain, attachment.image_processor)
     unpatch(model)
     if isinstance(model, LANGUAGE_MODELS):
@@ -243,13 +246,36 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
         )
 
 
-def make_image_processor(vision: QLIPVisionModel, processor: Any) -> QLIPImageProcessor:
+def find_tiles(model: nn.Module, vision: QLIPVisionModel, processor: Any) -> NextTiles | None:
+    """Finds how LLaVA-NeXT tiles images; None for other models.
+
+    Raises:
+        ValueError: the settings want a quadtree in each tile, and the processor makes no tiles, or a question decides.
+    """
+    if not isinstance(model, LlavaNextForConditionalGeneration):
+        return None
+    if vision.qlip.tiling == "tiles":
+        plain = getattr(processor, "image_processor", processor)
+        if not hasattr(plain, "image_grid_pinpoints"):
+            raise ValueError(
+                f"tiling is 'tiles', which the model's own processor makes (AutoProcessor); given is"
+                f" {'none' if plain is None else type(plain).__name__}; give it, or tiling='image'"
+            )
+        if vision.qlip.budget != "score":
+            raise ValueError(f"budget is {vision.qlip.budget!r}; allowed with tiling 'tiles' is 'score'")
+    return NextTiles.of(model.config, vision.native_grid)
+
+
+def make_image_processor(vision: QLIPVisionModel, processor: Any, tiles: NextTiles | None = None) -> QLIPImageProcessor:
     """Makes QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
     adapter = vision.adapter
     mean, std = adapter.normalisation if plain is None else (plain.image_mean, plain.image_std)
-    ours = QLIPImageProcessor(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, vision.qlip)
+    kind = QLIPImageProcessor if tiles is None else NextImageProcessor
+    ours = kind(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, vision.qlip)
     ours.plain = plain
+    if isinstance(ours, NextImageProcessor) and tiles is not None:
+        ours.tiles = tiles
     return ours
 
 
@@ -260,8 +286,7 @@ def join_processor(model: nn.Module, processor: Any, image_processor: QLIPImageP
         TypeError: the processor for a language model has no tokenizer.
     """
     if isinstance(processor, ProcessorMixin):
-        newline = hasattr(getattr(model, "model", None), "image_newline")
-        return attach_processor(processor, image_processor, trailing_tokens=int(newline))
+        return attach_processor(processor, image_processor)
     if processor is not None and isinstance(model, LANGUAGE_MODELS):
         raise TypeError(
             f"the processor is a {type(processor).__name__}; {type(model).__name__} needs one with both an image"

@@ -6,19 +6,24 @@ replaced, other models are untouched, and saved files name the class that transf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
+from qlip.integrations.next_tiles import NextTiles, split_cut
 from qlip.mlp import PRIOR_FILE
 from qlip.packing import check_pair, pack, unpack
 from qlip.patches import CutImage
+from qlip.quadtree import Leaves
+from qlip.tiles import TokenOrder
 
 PROCESSOR = "prepare images with the processor that qlip.attach returned for this model"
 
@@ -35,6 +40,14 @@ class Attachment:
 
     plain_processor: Any = None
     """The processor that `attach` was given."""
+
+    tiles: NextTiles | None = None
+    """The tiles whose places leaves take, of LLaVA-NeXT."""
+
+    @property
+    def cuts_tiles(self) -> bool:
+        """Whether an image is a base and tiles, with a quadtree in each."""
+        return self.tiles is not None and self.vision.qlip.tiling == "tiles"
 
     def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> list[CutImage]:
         """Cuts images in either form that a model takes, on the tower's device.
@@ -67,7 +80,12 @@ class Attachment:
 
     def _check_patches(self, image: CutImage) -> None:
         """Raises unless an image was cut for this model under its settings; one image represents its batch."""
-        if (given := image.thumbnail is not None) != (own := self.vision.qlip.thumbnail):
+        given = image.thumbnail is not None
+        if self.cuts_tiles and not given:
+            raise ValueError(
+                f"the images were cut without tiles, the model is attached with tiling='tiles'; {PROCESSOR}"
+            )
+        if not self.cuts_tiles and given != (own := self.vision.qlip.thumbnail):
             raise ValueError(f"the images were cut with thumbnail={given}, the model is attached with {own}")
         shape, native = tuple(image.patches.shape[1:]), self.vision.native_grid
         if shape != self.patch_shape:
@@ -77,7 +95,12 @@ class Attachment:
             raise ValueError(f"the thumbnails have {side} x {side} patches, the model {native} x {native}; {PROCESSOR}")
 
     def _check_whole(self, pixel_values: Any) -> None:
-        """Raises ValueError unless these are whole images."""
+        """Raises ValueError unless these are whole images, and the model takes such."""
+        if self.cuts_tiles:
+            raise ValueError(
+                "pixel_values without leaf_boxes are given; with tiling 'tiles' the model's processor makes the tiles:"
+                " give all that the attached processor returns"
+            )
         channels, size, _ = self.patch_shape
         for image in pixel_values:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -95,6 +118,30 @@ class Attachment:
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
         """Packs whole images (B, C, H, W), or (C, H, W) each."""
         return pack(self.cut(pixel_values, None, None), self.image_processor.patch_size)
+
+    def order(self, trees: Sequence[Leaves], image_sizes: Any) -> list[TokenOrder] | None:
+        """Orders the tokens of images in LLaVA-NeXT, see `NextTiles.order`; other models keep the tower's: None."""
+        return None if self.tiles is None else self.tiles.order(self.vision.qlip, trees, image_sizes)
+
+    def encode(self, images: Sequence[CutImage], select: Sequence[int] | None = None) -> list[Tensor]:
+        """Encodes images: (M_i, D) each, in the tower's order.
+
+        Args:
+            images: from `cut`.
+            select: layers, counted from 0; None is the tower's own.
+        """
+        if not self.cuts_tiles:
+            return self.vision.encode_cut(images, select=select).features
+        settings = replace(self.vision.qlip, thumbnail=False)
+        parts = [split_cut(image, self.vision.native_grid, self.image_processor.patch_size) for image in images]
+        joined = [part for own in parts for part in own]
+        features = iter(self.vision.encode_cut(joined, select=select, settings=settings).features)
+        return [torch.cat([next(features) for _ in own]) for own in parts]
+
+
+def measure(pixel_values: Any) -> Tensor:
+    """Measures whole images: int64 (B, 2), heights and widths."""
+    return torch.tensor([tuple(image.shape[1:]) for image in pixel_values])
 
 
 class AttachedMixin:

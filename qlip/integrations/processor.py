@@ -1,4 +1,4 @@
-"""QLIP inside a processor of transformers: images are cut, and <image> becomes as many tokens as leaves."""
+"""QLIP inside a processor of transformers: images are cut, and <image> becomes as many tokens as they have."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ class AttachedProcessorMixin:
     plain_image_processor: Any
     """The processor's own image processor: it is saved, and `detach_processor` restores it."""
 
-    trailing_tokens: int
-    """Tokens that the model appends to an image's own."""
-
     image_token: str
 
     def _process_images(self, images: Any, **options: Any) -> tuple[Any, list[str]]:
@@ -32,8 +29,7 @@ class AttachedProcessorMixin:
         packed = self.image_processor.pack(pictures, **options)
         if getattr(self, "image_token", None) is None:  # no images inside the text, as in CLIP's processor
             return packed, []
-        counts = self.image_processor.count_tokens(packed["leaf_boxes"])
-        return packed, [self.image_token * (count + self.trailing_tokens) for count in counts]
+        return packed, [self.image_token * count for count in self.image_processor.count_placeholders(packed)]
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **options: Any) -> Any:
         raise TypeError("with QLIP the number of an image's tokens depends on its content, not on its size alone")
@@ -52,14 +48,13 @@ def make_processor_class(base: type[ProcessorMixin]) -> type:
     return type(base.__name__, (AttachedProcessorMixin, base), names)
 
 
-def attach_processor(processor: ProcessorMixin, image_processor: QLIPImageProcessor, trailing_tokens: int = 0) -> Any:
+def attach_processor(processor: ProcessorMixin, image_processor: QLIPImageProcessor) -> Any:
     """Copies `processor` with `image_processor` in it; the tokenizer is shared."""
     plain = detach_processor(processor)
     attached = copy.copy(plain)
     attached.__class__ = make_processor_class(type(plain))  # type: ignore[arg-type]
     attached.plain_image_processor = plain.image_processor
     attached.image_processor = image_processor
-    attached.trailing_tokens = trailing_tokens
     return attached
 
 
@@ -70,5 +65,4 @@ def detach_processor(processor: Any) -> Any:
     plain = copy.copy(processor)
     plain.__class__ = type(processor).__bases__[1]
     plain.image_processor = plain.__dict__.pop("plain_image_processor")
-    del plain.__dict__["trailing_tokens"]
     return plain

@@ -17,10 +17,9 @@ from transformers.image_utils import make_flat_list_of_images
 
 from qlip.attention import attention_on_keys, middle_layer
 from qlip.decoder_masks import window_of
-from qlip.image_processing import QLIPImageProcessor, refuse_own_options, to_pillow
+from qlip.image_processing import QLIPImageProcessor, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
-from qlip.packing import pack, unpack_leaves
 from qlip.patches import CutImage
 from qlip.question import QuestionCut, cut_for_question
 
@@ -76,23 +75,11 @@ def split(waiting: QuestionCut, weights: Tensor) -> CutImage:
     return waiting.split(waiting.choose_roots(waiting.relevance(weights)))
 
 
-class GivenCuts(QLIPImageProcessor):
-    """An image processor that returns images which were cut before, whatever it is given."""
-
-    cuts: Sequence[CutImage]
-
-    def pack(self, images: Sequence[Any], **options: Any) -> BatchFeature:
-        """Packs the cuts; refuses the options that `QLIPImageProcessor.pack` refuses."""
-        refuse_own_options(options)
-        return BatchFeature(pack(self.cuts, self.patch_size))
-
-
 def with_cuts(processor: ProcessorMixin, cuts: Sequence[CutImage]) -> Any:
-    """Copies a processor so that its images are `cuts`."""
+    """Copies a processor so that it cuts its images to `cuts`, which were cut before."""
     given = copy.copy(processor)
     given.image_processor = copy.copy(processor.image_processor)
-    given.image_processor.__class__ = GivenCuts
-    given.image_processor.cuts = cuts
+    given.image_processor.cut_originals = lambda images: list(cuts)
     return given
 
 
@@ -124,7 +111,7 @@ def mark_questions(
 
 
 def attention_on_images(model: Any, inputs: BatchFeature, asks: Tensor) -> list[Tensor]:
-    """Computes how much the marked tokens attend to every token of each image, float32 (M,).
+    """Computes how much the marked tokens attend to every token of each image, float32 (M,), in the tower's order.
 
     Args:
         model: an attached model.
@@ -132,7 +119,8 @@ def attention_on_images(model: Any, inputs: BatchFeature, asks: Tensor) -> list[
         asks: bool (B, T).
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    placed = model.place_images(ids, mask, inputs["leaf_boxes"], inputs["leaf_grids"])
+    images = inputs["leaf_boxes"], inputs["leaf_grids"], inputs.get("image_sizes")
+    placed = model.place_images(ids, mask, *images)
     text, trunk = model.config.get_text_config(), model.model.language_model
     weights = attention_on_keys(
         trunk,
@@ -143,7 +131,8 @@ def attention_on_images(model: Any, inputs: BatchFeature, asks: Tensor) -> list[
         key_bias(placed.sizes, text._attn_implementation),
         window_of(text, middle_layer(trunk)),
     )
-    spans = [model.language_span(tree) for tree in unpack_leaves(inputs["leaf_boxes"], inputs["leaf_grids"])]
+    spans, orders = model.span_images(*images)
     joined = weights[ids == model.config.image_token_id].split([span.count for span in spans])
-    extra = int(hasattr(model.model, "image_newline"))  # LLaVA-NeXT's token after an image
-    return [part[: len(part) - extra] for part in joined]
+    if orders is None:
+        return list(joined)
+    return [order.restore(part) for order, part in zip(orders, joined, strict=True)]

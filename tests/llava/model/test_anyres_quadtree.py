@@ -114,6 +114,20 @@ def test_pixels_leaves_and_prepared_images_are_encoded_alike(model, use, setting
         model.encode_tokens(pixels, [image.size] * 2)
 
 
+@pytest.mark.parametrize("settings", [OVER_IMAGE, IN_TILES], ids=["image", "tiles"])
+@pytest.mark.parametrize("size", [(900, 2), (2, 900), (1, 1)])
+@torch.no_grad()
+def test_the_thinnest_strip_has_its_places(model, use, settings, size):
+    """LLaVA keeps no row of its tiles."""
+    use(settings)
+    tower = model.get_vision_tower()
+    ready = prepare_leaves(picture(*size), tower.image_processor.cutter, settings, model.config, tower.input_size)
+    (tokens,) = encode_prepared(model, [ready])
+    assert len(tokens.features) == ready.tokens > 0
+    positions = tokens.span.positions
+    assert (positions.diff() >= 0).all() and positions[0] >= 0 and positions[-1] < tokens.span.length
+
+
 @torch.no_grad()
 def test_images_of_all_kinds_share_a_batch_and_answer_as_alone(model, use):
     use(OVER_IMAGE)

@@ -85,7 +85,7 @@ def make_language_model(kind: str, **changes: Any) -> Any:
     }
     if kind == "llava_next":
         config |= {"image_grid_pinpoints": PINPOINTS}
-        return randomise(LlavaNextForConditionalGeneration(LlavaNextConfig(**config, **changes)))
+        return randomise(LlavaNextForConditionalGeneration(LlavaNextConfig(**{**config, **changes})))
     if kind == "vipllava":
         config |= {"vision_feature_layers": [-2, -1, 1]}
         return randomise(VipLlavaForConditionalGeneration(VipLlavaConfig(**config, **changes)))

@@ -82,25 +82,6 @@ def test_weights_and_a_window_go_together():
     assert (answers[8] - answers[4096]).abs().max() > 1e-3
 
 
-@torch.no_grad()
-def test_llava_next_sees_its_base_image_and_the_newline():
-    """Oracle: transformers' own packing of an image that has no tiles."""
-    model, plain = make_language_model("llava_next"), make_processor("llava_next")
-    image, prompt = picture(NATIVE, NATIVE), "USER: <image>\nwhat?"
-    base = plain(images=[image], text=[prompt], return_tensors="pt")["pixel_values"][:, 0]
-    hidden = model.model.vision_tower(base, output_hidden_states=True).hidden_states[-2][:, 1:]
-    projected = model.model.multi_modal_projector(hidden)[None]
-    packed, lengths = model.model.pack_image_features(
-        projected, torch.tensor([[NATIVE, NATIVE]]), "default", image_newline=model.model.image_newline
-    )
-    assert lengths.tolist() == [17]
-    before, after = (plain.tokenizer(text, return_tensors="pt").input_ids for text in prompt.split("<image>"))
-    embed = model.get_input_embeddings()
-    expected = model(inputs_embeds=torch.cat([embed(before), packed[0][None], embed(after)], dim=1)).logits
-    model, processor = qlip.attach(model, plain, **UNIFORM)
-    torch.testing.assert_close(model(**ask(processor, [prompt], [image])).logits, expected, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_pixels_without_leaves_are_cut_by_the_model(kind):
@@ -198,15 +179,16 @@ def test_a_second_turn_continues_from_the_cache_of_the_first(model_and_processor
 
 def test_image_becomes_as_many_tokens_as_the_tower_makes_of_it(model_and_processor):
     model, processor = model_and_processor
-    newline = hasattr(model.model, "image_newline")
+    next_ = hasattr(model.model, "image_newline")  # its newlines: test_attach_next.py
     for image in PICTURES:
         inputs = ask(processor, ["a <image> b"], [image])
         pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
         vision = model.attachment.vision
         tree = vision.partition(pixels[0])
-        expected = len(tree) + 16 * vision.qlip.thumbnail + newline
-        assert int((inputs["input_ids"] == IMAGE_TOKEN).sum()) == expected
-        assert len(model.get_image_features(**{k: inputs[k] for k in qlip.PACKED_NAMES}).pooler_output[0]) == expected
+        packed = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
+        made = len(model.get_image_features(**packed).pooler_output[0])
+        assert int((inputs["input_ids"] == IMAGE_TOKEN).sum()) == made
+        assert next_ or made == len(tree) + 16 * vision.qlip.thumbnail
 
 
 @torch.no_grad()
@@ -247,7 +229,7 @@ def test_your_own_decoding_loop(model_and_processor):
     """As docs/TRANSFORMERS.md describes it."""
     model, processor = model_and_processor
     inputs = ask(processor, PROMPTS[1:2], PICTURES[1:3])
-    placed = model.place_images(inputs["input_ids"], None, inputs["leaf_boxes"], inputs["leaf_grids"])
+    placed = model.place_images(**{name: inputs[name] for name in inputs if name != "pixel_values"})
     bias = qlip.key_bias(placed.sizes)
     output = model(**inputs, use_cache=True)
     tokens = [output.logits[:, -1:].argmax(-1)]

@@ -1,0 +1,104 @@
+"""The trunk of transformers' LLaVA models under QLIP: it encodes and projects images and puts them in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
+
+
+class LlavaTrunkMixin(AttachedPreTrainedMixin):
+    """Mixin for LlavaModel, LlavaNextModel and VipLlavaModel."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+    image_newline: Tensor  # of LlavaNextModel only
+
+    def get_image_features(
+        self,
+        pixel_values: Any,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        image_sizes: Any = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes images and projects their tokens.
+
+        Args:
+            pixel_values: packed, or whole images; see `Attachment.cut`.
+            leaf_boxes: int64 (B, N, 3), of packed images.
+            leaf_grids: int64 (B, 2), of packed images.
+            vision_feature_layer: by default the configuration's.
+            image_sizes: int64 (B, 2), heights and widths of LLaVA-NeXT's original images; whole images have their own.
+            **kwargs: transformers' own; ignored.
+
+        Returns:
+            `pooler_output`: a list of (M_i, D), in the language model's width; in LLaVA-NeXT with newlines.
+        """
+        attachment = self.attachment
+        images = attachment.cut(pixel_values, leaf_boxes, leaf_grids)
+        sizes = measure(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
+        orders = attachment.order([image.leaves for image in images], sizes)
+        select = None if vision_feature_layer is None else attachment.vision.resolve_layers(vision_feature_layer)
+        encoded = attachment.encode(images, select)
+        projected = self.multi_modal_projector(torch.cat(encoded))
+        features = list(projected.split([len(own) for own in encoded]))
+        if orders is not None:
+            newline = self.image_newline
+            features = [order.gather(own, newline) for order, own in zip(orders, features, strict=True)]
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+        """Embeds a batch of prompts (B, T, D) with the tokens of its images in place.
+
+        Args:
+            input_ids: int64 (B, T), or None if `inputs_embeds` (B, T, D) are given.
+            inputs_embeds: of the prompts; by default made from `input_ids`.
+            features: (M_i, D) of each image.
+
+        Raises:
+            ValueError: image tokens and features differ in number.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
+        joined = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds, joined)  # type: ignore[attr-defined]
+        return inputs_embeds.masked_scatter(places, joined)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        leaf_boxes: Tensor | None = None,
+        leaf_grids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        image_sizes: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Puts the images in place and runs the model's own forward pass."""
+        images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(
+                pixel_values, leaf_boxes, leaf_grids, vision_feature_layer, image_sizes=image_sizes
+            )
+        if images is not None:
+            if kwargs.get("position_ids") is None and self.attachment.vision.qlip.llm_positions == "raster":
+                raise ValueError(
+                    f"{type(self).__name__} is given images without position_ids: call the model around it, or give"
+                    " the positions from its place_images"
+                )
+            inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
+        kwargs.pop("vision_feature_select_strategy", None)  # from the model around it, about images only
+        output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+        if images is not None and not isinstance(output, tuple):
+            output.image_hidden_states = torch.cat(list(images.pooler_output))
+        return output
