@@ -19,6 +19,7 @@ from qlip.config import QLIPConfig
 from qlip.language_positions import image_span
 from qlip.patches import CutImage
 from qlip.question import QuestionCut, cut_for_question
+from qlip.rgb import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -123,6 +124,7 @@ def prepare_leaves(
     if config is not None and has_tiles(config):
         check_quadtree(config, settings)
         side = side or cutter.native_size
+        image = to_rgb(image)  # upright, before it is measured
         layout = lay_out(config, image.size, side)
         cuts = cut_for_tiles(image, cutter, settings, config, side)
         span = order_cuts(cuts, layout, settings, cutter.native_grid).span

@@ -15,7 +15,6 @@ from llava.image_geometry import fit_into, is_anyres, resize_and_pad_image
 from llava.model.anyres import TileLayout, has_newline, joins_tiles, lay_out
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
-from qlip.rgb import to_rgb
 from qlip.tiles import TokenOrder, cut_tiles, merge_tiles, order_tokens
 
 if TYPE_CHECKING:
@@ -57,10 +56,9 @@ def takes_leaves(config: Any) -> bool:
 
 
 def cut_for_tiles(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig, config: Any, side: int) -> Cuts:
-    """Cuts an image of any mode for a model that was trained on tiles of `side` pixels."""
+    """Cuts an RGB image for a model that was trained on tiles of `side` pixels."""
     if settings.tiling == "image":
         return cutter.prepare(image, settings)
-    image = to_rgb(image)
     layout = lay_out(config, image.size, side)
     canvas = cutter.to_tensor(resize_and_pad_image(image, (layout.cols * side, layout.rows * side)))
     tiles = canvas.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)

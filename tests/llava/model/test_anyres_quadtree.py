@@ -128,6 +128,21 @@ def test_the_thinnest_strip_has_its_places(model, use, settings, size):
     assert (positions.diff() >= 0).all() and positions[0] >= 0 and positions[-1] < tokens.span.length
 
 
+@pytest.mark.parametrize("tiling", ["image", "tiles"])
+def test_a_picture_that_lies_on_its_side_is_measured_upright(model, use, tiling):
+    use(settings := QLIPConfig(tiling=tiling))
+    tower = model.get_vision_tower()
+    lying, upright = picture(120, 300), picture(120, 300).transpose(Image.Transpose.ROTATE_270)
+    (exif := Image.Exif())[0x0112] = 6  # to be turned clockwise
+    lying.info["exif"] = exif.tobytes()
+    ready = [
+        prepare_leaves(image, tower.image_processor.cutter, settings, model.config, tower.input_size)
+        for image in (lying, upright)
+    ]
+    assert ready[0].tiles == ready[1].tiles and ready[0].image_size == (300, 120)
+    assert torch.equal(ready[0].patches, ready[1].patches)
+
+
 @torch.no_grad()
 def test_images_of_all_kinds_share_a_batch_and_answer_as_alone(model, use):
     use(OVER_IMAGE)
