@@ -16,6 +16,7 @@ from playground.examination import Examinee, examination
 from playground.presets import TILED
 from playground.schedules import RECIPES, LlavaSchedule, TrainingConfig
 from qlip import QLIPConfig
+from scripts.bench import tiles_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,11 @@ def test_it_is_examined_by_tiles_and_by_leaves(trained, tiling):
     whole = Examinee.load(trained / "tiles", False, "cpu").take(exam)
     leaves = Examinee.load(trained / "tiles", QLIPConfig(tiling=tiling), "cpu").take(exam)
     assert set(whole.accuracy) == set(leaves.accuracy) and 64 < leaves.tokens < whole.tokens
+
+
+def test_the_benchmark_prints_a_row_for_each_way(trained, capsys):
+    flags = ["--model-path", str(trained / "tiles"), "--scenes", "1", "--device", "cpu"]
+    assert tiles_accuracy.main([*flags, "--ways", "anyres", "image, budget 64"]) == 0
+    header, _, anyres, image = capsys.readouterr().out.splitlines()
+    assert header.count("|") == anyres.count("|") == 2 + len(tiles_accuracy.SCENES)
+    assert anyres.count("(336)") == 3 and image.startswith("| image, budget 64 |")
