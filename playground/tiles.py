@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from llava.model.builder import load_pretrained_model
 from llava.train.curve import draw_losses
 from llava.utils import demo_model_path
 from playground.instructions import CONVERSATIONS, IMAGES, write_instructions
@@ -15,6 +18,8 @@ from playground.recipe import common_flags, run_stage
 from playground.schedules import TILES_SCHEDULES, LlavaSchedule, TrainingConfig
 from playground.trainer import check_stages
 
+DEMO = "llava-tiles-demo"
+"""Folder of the finished checkpoint."""
 PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
 """(width, height) of the resolutions, LLaVA-1.6's in proportion to the tower's 112 pixels."""
 
@@ -37,7 +42,7 @@ def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule) -> list[str]:
 
 
 def train_on_tiles(config: TrainingConfig) -> None:
-    """Trains the embedded checkpoint on tiles: `config.out / "tiles"` becomes a checkpoint in LLaVA-1.6's format.
+    """Trains the embedded checkpoint on tiles: `config.out / "llava-tiles-demo"` is it, in LLaVA-1.6's format.
 
     Losses are drawn to `config.out / "loss.svg"`.
     """
@@ -45,4 +50,14 @@ def train_on_tiles(config: TrainingConfig) -> None:
     schedule = TILES_SCHEDULES["tiles"].scaled(config.steps_scale)
     write_instructions(config.out / "data", TILED, config.seed + 1, min(config.scenes, schedule.steps * schedule.batch))
     run_stage(config.out / "tiles", tiles_flags(config.out, config.seed, schedule))
+    save_half(config.out / "tiles", config.out / DEMO)
     draw_losses([config.out / "tiles"], config.out / "loss.svg")
+
+
+def save_half(trained: Path, folder: Path) -> None:
+    """Writes a checkpoint's weights in float16, with its tokenizer, to `folder`."""
+    tokenizer, model, _, _ = load_pretrained_model(trained, device="cpu", qlip=False, dtype=torch.float16)
+    model.config.mm_vision_tower = "."  # it is inside, under no other name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone

@@ -1,7 +1,7 @@
 """Asks a model that was trained on tiles by its tiles, and by leaves in their places.
 
-`python -m scripts.bench.tiles_accuracy --model-path DIR/tiles` prints accuracy and tokens by way and kind of scene. The
-model is that of `python -m playground.train --recipe tiles --out DIR`, which has never seen a leaf.
+`python -m scripts.bench.tiles_accuracy` prints accuracy and tokens by way and kind of scene. The model is that of
+`python -m playground.train --recipe tiles`, which has never seen a leaf.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
+from playground.evaluate import CHECKPOINT
 from playground.presets import NAMED_PRESETS, TILED, SceneSpec
 from qlip import QLIPConfig
 
@@ -40,13 +41,14 @@ SCENES: dict[str, SceneSpec] = {
 }
 """Pictures of 224 px with objects of 6-96 px, and larger ones by the size of their objects."""
 SERIES = 7600
+SHIPPED = CHECKPOINT.parent / "llava-tiles-demo"
 KINDS = ("count", "existence")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="tiles_accuracy", description="Ask a model of tiles by tiles and by leaves.")
-    parser.add_argument("--model-path", type=Path, required=True, help="checkpoint of the recipe `tiles`")
+    parser.add_argument("--model-path", type=Path, default=SHIPPED, help="of the recipe `tiles` (default: the shipped)")
     parser.add_argument("--scenes", type=integer(), default=100, help="of each kind (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=SERIES, help="series of scenes (%(default)s)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help=", ".join(WAYS))
