@@ -8,7 +8,7 @@ distances up to there occur. There are no image tokens, and nothing is left out 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,8 +100,7 @@ def describe_by_listing(made: Imagined, rng: np.random.Generator) -> str:
 
 def describe_by_places(made: Imagined, rng: np.random.Generator) -> str:
     """Names each object with the row and column of its centre, in any order."""
-    name = _choose_names(rng)
-    items = [f"a {name(item)} in row {_cell(item.centre[0])}, column {_cell(item.centre[1])}" for item in made.objects]
+    items = [f"a {item.name} in row {_cell(item.centre[0])}, column {_cell(item.centre[1])}" for item in made.objects]
     if made.sign is not None:
         where = f"in row {_cell(made.sign.centre[0])}, column {_cell(made.sign.centre[1])}"
         items.append(f"a sign {where} {_saying(made.sign)}".rstrip())
@@ -112,8 +111,7 @@ def describe_by_places(made: Imagined, rng: np.random.Generator) -> str:
 def describe_by_table(made: Imagined, rng: np.random.Generator) -> str:
     """Goes through the picture's cells by row and column, and names what each holds, if anything."""
     labels = cell_labels(made.objects, SIDE, sign=made.sign)
-    name = _choose_names(rng)
-    names = {1 + label_of(item): name(item) for item in made.objects}
+    names = {1 + label_of(item): item.name for item in made.objects}
     if made.sign is not None:
         names[SIGN_LABEL] = f"sign {_saying(made.sign)}".rstrip()
     rows = [
@@ -122,16 +120,6 @@ def describe_by_table(made: Imagined, rng: np.random.Generator) -> str:
         if any(line)
     ]
     return f"The picture has {'; '.join(rows) or 'nothing'}."
-
-
-def _choose_names(rng: np.random.Generator) -> Callable[[SceneObject], str]:
-    """Chooses how a description names its objects: "red circle" or "circle in red".
-
-    A colour that always comes before its shape is hard to find by the shape: the model would look up one way only.
-    """
-    if rng.random() < 0.5:
-        return lambda item: item.name
-    return lambda item: f"{item.shape} in {item.colour}"
 
 
 def _saying(sign: Sign) -> str:

@@ -28,8 +28,9 @@ def encode_prepared(model: Any, images: Sequence[PreparedImage]) -> list[ImageTo
         encoded = tower.encode_tokens([images[i].image for i in group], **options)
         tokens.update(zip(group, encoded, strict=True))
     for i, image in enumerate(images):
-        joining = plan_joining(image.image, image.tiles, image.settings, tower.num_patches_per_side)
-        tokens[i] = tokens[i].with_tiles(joining)
+        if image.tiles is not None:
+            joining = plan_joining(image.image, image.tiles, image.settings, tower.num_patches_per_side)
+            tokens[i] = tokens[i].with_tiles(joining)
     return model.project([tokens[i] for i in range(len(images))]) if images else []
 
 

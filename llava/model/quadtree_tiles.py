@@ -94,10 +94,10 @@ def plan_leaves(config: Any, size: Sequence[int] | None, image: Cuts | Tensor, s
 
 
 def plan_joining(
-    image: Cuts | Tensor, layout: TileLayout | None, settings: QLIPConfig | None, n: int
-) -> TileLayout | TokenOrder | None:
+    image: Cuts | Tensor, layout: TileLayout, settings: QLIPConfig | None, n: int
+) -> TileLayout | TokenOrder:
     """Plans how an image's tokens are joined: those of tiles as their layout says, those of leaves by `order_cuts`."""
-    if layout is None or settings is None or isinstance(image, Tensor):
+    if settings is None or isinstance(image, Tensor):
         return layout
     return order_cuts(image, layout, settings, n)
 

@@ -106,7 +106,7 @@ def test_from_pixels_alone_the_patches_are_those_but_for_rounding_and_clipping_t
     close = CUTTER.cut(CUTTER.normalise(image, mixed), mixed)
     assert torch.equal(exact.leaves.boxes, close.leaves.boxes)
     assert len(exact.leaves.sizes.unique()) == 3
-    white, black = CUTTER._to_tensor(Image.new("RGB", (1, 1), "white")), CUTTER._to_tensor(Image.new("RGB", (1, 1)))
+    white, black = CUTTER.to_tensor(Image.new("RGB", (1, 1), "white")), CUTTER.to_tensor(Image.new("RGB", (1, 1)))
     level = 1 / 255 / min(CUTTER.std)
     assert (
         exact.patches - close.patches.clamp(black, white)
