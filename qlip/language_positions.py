@@ -103,9 +103,20 @@ def _token_sizes(settings: QLIPConfig, leaves: Leaves, native_grid: int) -> Tens
         covered = (leaves.grid[0] * leaves.grid[1]) ** 0.5 / native_grid
         covered /= find_native_cell(leaves.grid, native_grid, settings.geometry)
         sizes = torch.cat([torch.full((native_grid**2,), covered), sizes])
+    return weigh(settings, sizes, native_grid**2)
+
+
+def weigh(settings: QLIPConfig, sizes: Tensor, trained: int) -> Tensor | None:
+    """Computes the sides that tokens of these sides, float (M,), weigh by; None where each weighs one.
+
+    Args:
+        settings: `llm_size_bias` and `llm_weight` decide.
+        sizes: of all tokens of an image.
+        trained: tokens that the model was trained to see of it, as which llm_weight "native" lets them weigh together.
+    """
     sizes = sizes**settings.llm_size_bias
     if settings.llm_weight == "native":
-        sizes = sizes * (native_grid / sizes.square().sum().sqrt())
+        sizes = sizes * (trained**0.5 / sizes.square().sum().sqrt())
     return None if (sizes == 1).all() else sizes
 
 

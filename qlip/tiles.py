@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.criteria import score_pyramid
-from qlip.language_positions import ImageSpan
+from qlip.language_positions import ImageSpan, weigh
 from qlip.noise import estimate_noise
 from qlip.patches import CutImage, extract_patches, native_cut
 from qlip.quadtree import Leaves, choose_splits, read_leaves
@@ -107,23 +107,13 @@ def order_tokens(
 
     sequence = places.argsort(stable=True)
     order = torch.cat([torch.arange(base), base + numbers[sequence]])
-    weights = _weigh(settings, torch.cat([torch.ones(base), sides[sequence]]), raster)
+    weights = weigh(settings, torch.cat([torch.ones(base), sides[sequence]]), raster.length)
     if settings.llm_positions == "sequential":
         span = ImageSpan(len(order), None, len(order), weights)
     else:
         positions = torch.cat([torch.arange(base).double(), raster.base + places[sequence]])
         span = ImageSpan(len(order), positions.float(), raster.length, weights)
     return TokenOrder(order, span, leaves)
-
-
-def _weigh(settings: QLIPConfig, sides: Tensor, raster: Raster) -> Tensor | None:
-    """Computes float32 (K,), the sides that tokens of these `sides` weigh by; None where each weighs one."""
-    if not settings.biases_language_model:
-        return None
-    sides = sides**settings.llm_size_bias
-    if settings.llm_weight == "native":
-        sides = sides * (raster.length / sides.square().sum()) ** 0.5
-    return None if (sides == 1).all() else sides.float()
 
 
 def cut_tiles(
@@ -159,7 +149,7 @@ def cut_tiles(
 def partition_tiles(
     tiles: Tensor, shape: tuple[int, int], image: Box, settings: QLIPConfig, patch_size: int, native_grid: int
 ) -> list[Leaves]:
-    """Cuts each tile by a quadtree of its own; `max_tokens` is the budget of all together.
+    """Cuts each tile by one quadtree; `max_tokens` is the budget of all together.
 
     Roots are aligned with the tiles. With `coarsest` "native" no leaf is longer than a cell of the base along the
     image's longer side, as far as the budget allows. Padding is scored as if the image's edge went on, so that the
@@ -205,7 +195,7 @@ def partition_tiles(
             generator=generator,
             noise=noise,
         )
-        for tile in _split_tiles(extended, rows, cols)
+        for tile in split_tiles(extended, rows, cols)
     ]
     scores = [torch.stack(of_level) for of_level in zip(*pyramids, strict=True)]
     splits_left = None if settings.max_tokens is None else (settings.max_tokens - fewest) // 3
@@ -254,8 +244,8 @@ def _join_tiles(tiles: Tensor, rows: int, cols: int) -> Tensor:
     return grid.reshape(channels, rows * side, cols * side)
 
 
-def _split_tiles(canvas: Tensor, rows: int, cols: int) -> Tensor:
-    """Inverts `_join_tiles`."""
+def split_tiles(canvas: Tensor, rows: int, cols: int) -> Tensor:
+    """Splits (C, rows * S, cols * S) to rows * cols tiles in raster order, (T, C, S, S)."""
     channels, height, width = canvas.shape
     grid = canvas.view(channels, rows, height // rows, cols, width // cols).permute(1, 3, 0, 2, 4)
     return grid.reshape(rows * cols, channels, height // rows, width // cols)

@@ -126,7 +126,7 @@ def prepare_leaves(
         side = side or cutter.native_size
         image = to_rgb(image)  # upright, before it is measured
         layout = lay_out(config, image.size, side)
-        cuts = cut_for_tiles(image, cutter, settings, config, side)
+        cuts = cut_for_tiles(image, cutter, settings, layout, side)
         span = order_cuts(cuts, layout, settings, cutter.native_grid).span
         rows, cols = cuts.leaves.grid if isinstance(cuts, CutImage) else (cutter.native_grid, cutter.native_grid)
         size = (rows * cutter.patch_size, cols * cutter.patch_size)

@@ -15,7 +15,7 @@ from llava.image_geometry import fit_into, is_anyres, resize_and_pad_image
 from llava.model.anyres import TileLayout, has_newline, joins_tiles, lay_out
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
-from qlip.tiles import TokenOrder, cut_tiles, merge_tiles, order_tokens
+from qlip.tiles import TokenOrder, cut_tiles, merge_tiles, order_tokens, split_tiles
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,13 +55,12 @@ def takes_leaves(config: Any) -> bool:
     return is_anyres(config.image_aspect_ratio) and has_newline(config)
 
 
-def cut_for_tiles(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig, config: Any, side: int) -> Cuts:
+def cut_for_tiles(image: Image.Image, cutter: ImageCutter, settings: QLIPConfig, layout: TileLayout, side: int) -> Cuts:
     """Cuts an RGB image for a model that was trained on tiles of `side` pixels."""
     if settings.tiling == "image":
         return cutter.prepare(image, settings)
-    layout = lay_out(config, image.size, side)
     canvas = cutter.to_tensor(resize_and_pad_image(image, (layout.cols * side, layout.rows * side)))
-    tiles = canvas.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    tiles = split_tiles(canvas, layout.rows, layout.cols)
     base = cutter.to_tensor(image.resize((side, side)))
     return cut_tile_pixels(torch.cat([base[None], tiles]), layout, settings, cutter.patch_size)
 

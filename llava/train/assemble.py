@@ -27,7 +27,7 @@ from llava.model.weights import check_complete, grow_vocabulary, load_weights
 from llava.serve.engine.templates import default_template
 from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
 from llava.train.lora import add_adapters
-from llava.train.tiles import choose_tiles, draw_newline, keep_aspect_ratio, record_tiles
+from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
 def load_model(
     checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None, has_own_newline: bool
 ) -> ImageLanguageModel:
-    """Loads the checkpoint's weights, and draws a newline of tiles if it has none and the flags ask for one.
+    """Loads the checkpoint's weights, without a newline of tiles if it has none and only the flags ask for one.
 
     Raises:
         ValueError: some are missing.
@@ -197,7 +197,8 @@ def load_model(
         options |= {"quantization_config": settings, "device_map": {"": training.device}}
     model, missing = load_weights(checkpoint, options, {"cache_dir": training.cache_dir})
     if NEWLINE in missing and not has_own_newline:
-        missing = draw_newline(model, missing)
+        model.get_model().image_newline = None  # `initialize_vision_modules` draws one
+        missing = missing - {NEWLINE}
     check_complete(missing, checkpoint.folder)
     model.config.use_cache = False
     return model

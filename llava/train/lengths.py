@@ -10,7 +10,6 @@ import math
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from llava.eval.run.pictures import Preparer, Unreadable, without_pillows_limit
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
-from llava.mm_utils import find_tile_side, get_anyres_image_grid_shape
-from llava.model.anyres import plan_tiles
+from llava.mm_utils import find_tile_side
+from llava.model.anyres import joins_tiles, lay_out
 from llava.model.prepared_image import PreparedImage
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
@@ -181,13 +180,11 @@ class _TileCounter:
         except ImageError as error:
             return Unreadable(str(error))
         side = find_tile_side(own.processor)
-        cols, rows = get_anyres_image_grid_shape(size, own.pinpoints, side)
-        config = SimpleNamespace(
-            image_aspect_ratio=own.aspect_ratio, image_grid_pinpoints=own.pinpoints, mm_patch_merge_type=own.merge
-        )
-        layout = plan_tiles(config, size, 1 + rows * cols, side)
-        flat = own.native_tokens * (1 + rows * cols)
-        tokens = flat if layout is None else layout.count(math.isqrt(own.native_tokens))
+        layout = lay_out(own.tiling, size, side)
+        if not joins_tiles(own.tiling):
+            tokens = own.native_tokens * (1 + layout.rows * layout.cols)
+            return PreparedImage(torch.empty(0), None, tokens, tokens, tokens, (side, side))
+        tokens = layout.count(math.isqrt(own.native_tokens))
         return PreparedImage(torch.empty(0), None, tokens, tokens, tokens, (side, side), tiles=layout)
 
 

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.image_geometry import is_anyres, read_pinpoints
-from llava.model.anyres import joins_tiles, make_newline
+from llava.model.anyres import joins_tiles
 from llava.model.config import MultimodalConfig, check_tiling
-from llava.model.vision_setup import NEWLINE
 from llava.train.arguments import ParsedArguments, is_known
 
 
@@ -37,13 +36,6 @@ def choose_tiles(args: ParsedArguments, config: MultimodalConfig, vision: Simple
             f"--mm_patch_merge_type {config.mm_patch_merge_type} joins tiles, which --image_aspect_ratio"
             f" {config.image_aspect_ratio} does not cut; give anyres there, or flat here"
         )
-
-
-def draw_newline(model: Any, missing: set[str]) -> set[str]:
-    """Draws the newline of tiles for a checkpoint without them, and takes it from what is `missing`."""
-    trunk = model.get_model()
-    trunk.image_newline = make_newline(model.config, like=trunk.embed_tokens.weight)
-    return missing - {NEWLINE}
 
 
 def record_tiles(model: Any, args: ParsedArguments) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llava.model.prepared_image import PreparedImage
     from scripts.bench.evidence.flops import ModelCost
 
-SIDE, GRID, CELLS = 336, 24, 576
+SIDE, CELLS = 336, 576
 ANYRES = SimpleNamespace(
     image_aspect_ratio="anyres",
     mm_patch_merge_type="spatial_unpad",

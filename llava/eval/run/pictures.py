@@ -78,6 +78,13 @@ class Preparer:
         ratio, side = config.image_aspect_ratio, tower.input_size
         return cls(processor, settings, ratio, tower.native_tokens, **tiling, side=side)
 
+    @property
+    def tiling(self) -> SimpleNamespace:
+        """The fields of the model's configuration that say how images are padded or tiled."""
+        return SimpleNamespace(
+            image_aspect_ratio=self.aspect_ratio, image_grid_pinpoints=self.pinpoints, mm_patch_merge_type=self.merge
+        )
+
     def by_score(self) -> Preparer:
         """Builds the preparer for training, where no question can decide what is split."""
         return self if self.settings is None else replace(self, settings=replace(self.settings, budget="score"))
@@ -89,12 +96,9 @@ class Preparer:
                 image = load_image(source, self.limits)
         except ImageError as error:
             return Unreadable(str(error))
-        config = SimpleNamespace(
-            image_aspect_ratio=self.aspect_ratio, image_grid_pinpoints=self.pinpoints, mm_patch_merge_type=self.merge
-        )
         if self.settings is not None:
-            return prepare_leaves(image, self.processor, self.settings, config, self.side)
-        return prepare_pixels(image, self.processor, config, self.native_tokens)
+            return prepare_leaves(image, self.processor, self.settings, self.tiling, self.side)
+        return prepare_pixels(image, self.processor, self.tiling, self.native_tokens)
 
 
 @contextmanager
