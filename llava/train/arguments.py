@@ -32,6 +32,11 @@ class TrainingArguments(LlavaTrainingFields, transformers.TrainingArguments):
     remove_unused_columns: bool = field(default=False)
 
     @property
+    def recomputes_activations(self) -> bool:
+        """Whether blocks are computed again in the backward pass, by the name that this transformers has for it."""
+        return bool(getattr(self, "activation_checkpointing", False) or getattr(self, "gradient_checkpointing", False))
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of the products: bfloat16 or float16 where asked for, else float32."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32

@@ -83,7 +83,7 @@ def assemble(
     if args.training.bits != 16 and tower is not None:  # the Trainer does not move a quantised model
         tower.to(args.training.device)
         model.get_model().mm_projector.to(args.training.device)
-    if args.training.activation_checkpointing:
+    if args.training.recomputes_activations:
         model.enable_input_require_grads()  # recomputed blocks need an input with a gradient, also with a frozen trunk
     set_dtypes(model, args.training)
     return tokenizer, tuned, conv_templates[name]
