@@ -6,6 +6,7 @@ They share nothing. As Vicuna and CLIP, neither knows the other: the projector t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from playground.corpus import Corpus
+from playground.corpus import Corpus, TextBatch
 from playground.model import DemoModel
 from playground.objects import COLOURS, SHAPES
-from playground.picture_cache import PictureBatch, PictureCache
+from playground.picture_cache import PictureCache
+from playground.prefetch import Prefetcher
 from playground.scenes import SIGN_LABEL
+from playground.schedules import Schedule
 from playground.signs import CHARACTERS, LONGEST_TEXT
 from playground.stages import normalise, split_labels
 
@@ -46,11 +49,9 @@ class Sources:
     """None if the tower is not trained."""
     tokenizer: PreTrainedTokenizerBase
     seed: int
-    windows: int
-    """Windows of text a step."""
-    batch: int
-    """Pictures a step."""
     device: torch.device
+    workers: int = 0
+    """Processes that draw batches ahead."""
 
     def generator(self, stage: int, step: int) -> np.random.Generator:
         """The generator of a step's choices."""
@@ -62,16 +63,20 @@ class LanguageStage(nn.Module):
 
     number = 11
 
-    def __init__(self, model: DemoModel, sources: Sources) -> None:
+    def __init__(self, model: DemoModel, sources: Sources, schedule: Schedule) -> None:
         super().__init__()
-        self.decoder, self.sources = model.decoder, sources
+        self.decoder, self.sources, self.schedule = model.decoder, sources, schedule
+        self._batches = Prefetcher(self.draw, schedule.steps, sources.workers)
+
+    def draw(self, step: int) -> TextBatch:
+        """Draws the windows of a step."""
+        repetitions = 1.0 if step < REPETITIONS_UNTIL * self.schedule.steps else REPETITIONS_AFTER
+        return self.sources.corpus.batch(self.schedule.batch, self.sources.generator(self.number, step), repetitions)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step; `progress` is the share of the stage that is done."""
-        sources = self.sources
-        repetitions = 1.0 if progress < REPETITIONS_UNTIL else REPETITIONS_AFTER
-        batch = sources.corpus.batch(sources.windows, sources.generator(self.number, step), repetitions)
-        ids, answers, documents, positions = (torch.from_numpy(array).to(sources.device) for array in batch)
+        batch = self._batches.take(step)
+        ids, answers, documents, positions = (torch.from_numpy(array).to(self.sources.device) for array in batch)
         mask = document_mask(documents)
         logits = self.decoder(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1]
         targets, answers, positions = ids[:, 1:], answers[:, 1:], positions[:, 1:]
@@ -120,6 +125,23 @@ class CaptionEncoder(nn.Module):
         return F.normalize(self.out(pooled), dim=-1)
 
 
+class CaptionedPictures(NamedTuple):
+    """Pictures with their captions as tokens, else as in `PictureBatch`."""
+
+    images: Tensor
+    labels: Tensor
+    texts: Tensor
+    characters: Tensor
+    ids: Tensor
+    """int64 (B, T)."""
+    mask: Tensor
+    """int64 (B, T): 0 beyond a caption."""
+
+    def to(self, device: torch.device) -> CaptionedPictures:
+        """The same on another device."""
+        return CaptionedPictures(*(tensor.to(device) for tensor in self))
+
+
 class VisionStage(nn.Module):
     """The tower learns from captions, by contrast, what [CLS] should say, and what each cell shows.
 
@@ -129,10 +151,11 @@ class VisionStage(nn.Module):
 
     number = 12
 
-    def __init__(self, model: DemoModel, sources: Sources) -> None:
+    def __init__(self, model: DemoModel, sources: Sources, schedule: Schedule) -> None:
         super().__init__()
         width = model.tower.config.hidden_size
-        self.tower, self.sources = model.tower, sources
+        self.tower, self.sources, self.schedule = model.tower, sources, schedule
+        self._batches = Prefetcher(self.draw, schedule.steps, sources.workers)
         self.captions = CaptionEncoder(len(sources.tokenizer), width)
         self.project = nn.Linear(width, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.66))  # CLIP's: log(1 / 0.07)
@@ -142,21 +165,28 @@ class VisionStage(nn.Module):
         self.text = nn.Linear(width, LONGEST_TEXT * (1 + len(CHARACTERS)))
         self._look = model.look
 
+    def draw(self, step: int) -> CaptionedPictures:
+        """Draws the pictures of a step."""
+        if self.sources.pictures is None:
+            raise ValueError("the stage 'vision' needs pictures; none were drawn")
+        drawn = self.sources.pictures.batch(self.schedule.batch, self.sources.generator(self.number, step))
+        encoded = self.sources.tokenizer(
+            drawn.captions, padding=True, truncation=True, max_length=CAPTION_TOKENS, return_tensors="pt"
+        )
+        arrays = (drawn.images, drawn.labels, drawn.texts, drawn.characters)
+        return CaptionedPictures(*map(torch.from_numpy, arrays), encoded.input_ids, encoded.attention_mask)
+
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step; `progress` is the share of the stage that is done."""
-        sources = self.sources
-        if sources.pictures is None:
-            raise ValueError("the stage 'vision' needs pictures; none were drawn")
-        batch = sources.pictures.batch(sources.batch, sources.generator(self.number, step))
-        features, pooled = self._look(normalise(batch.images, sources.device))
+        batch = self._batches.take(step).to(self.sources.device)
+        features, pooled = self._look(normalise(batch.images))
         dense, seen = self._dense_loss(features, batch)
-        contrast, matched = self._contrast(pooled, batch.captions)
+        contrast, matched = self._contrast(pooled, batch)
         return dense + 0.5 * contrast, {"dense": dense.detach(), "contrast": contrast.detach(), **seen, **matched}
 
-    def _dense_loss(self, features: Tensor, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _dense_loss(self, features: Tensor, batch: CaptionedPictures) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropies of each cell's colour and shape, and of what is written on signs."""
-        device = features.device
-        labels = torch.from_numpy(batch.labels).to(device).long().flatten(1)
+        labels = batch.labels.long().flatten(1)
         colour, shape = split_cells(labels)
         said_colour, said_shape = self.colour(features), self.shape(features)
         loss = cell_loss(said_colour, colour, labels > 0) + cell_loss(said_shape, shape, labels > 0)
@@ -168,10 +198,11 @@ class VisionStage(nn.Module):
             loss, report = loss + READING_WEIGHT * reading, report | read
         return loss, report
 
-    def _reading_loss(self, features: Tensor, batch: PictureBatch, on_sign: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _reading_loss(
+        self, features: Tensor, batch: CaptionedPictures, on_sign: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropies of the character in each of the S cells of signs, and of the sign's whole text."""
-        texts, here = (torch.from_numpy(array).to(features.device).long() for array in (batch.texts, batch.characters))
-        here = here.flatten(1)[on_sign]
+        texts, here = batch.texts.long(), batch.characters.long().flatten(1)[on_sign]
         wanted = texts[:, None].expand(-1, on_sign.shape[1], -1)[on_sign]  # (S, LONGEST_TEXT)
         said_here = self.character(features)
         said = self.text(features).view(len(wanted), LONGEST_TEXT, -1)
@@ -182,12 +213,9 @@ class VisionStage(nn.Module):
             report["read"] = (said.argmax(-1) == wanted).all(-1)[wanted.any(-1)].float().mean()
         return loss, report
 
-    def _contrast(self, pooled: Tensor, captions: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _contrast(self, pooled: Tensor, batch: CaptionedPictures) -> tuple[Tensor, dict[str, Tensor]]:
         """CLIP's loss: each picture finds its caption among the batch's, and each caption its picture."""
-        encoded = self.sources.tokenizer(
-            captions, padding=True, truncation=True, max_length=CAPTION_TOKENS, return_tensors="pt"
-        ).to(pooled.device)
-        texts = self.captions(encoded.input_ids, encoded.attention_mask)
+        texts = self.captions(batch.ids, batch.mask)
         pictures = F.normalize(self.project(pooled), dim=-1)
         logits = self.scale.clamp(max=4.6).exp() * pictures @ texts.T
         own = torch.arange(len(logits), device=logits.device)

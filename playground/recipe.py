@@ -51,6 +51,8 @@ class LlavaRun:
     """Gets `parts`, `data`, and a folder of each stage."""
     seed: int = 0
     """Seed of the projector's first weights and of the batches."""
+    workers: int = 1
+    """Processes that prepare samples."""
 
     @property
     def parts(self) -> Path:
@@ -85,7 +87,7 @@ class LlavaRun:
             *own,
             f"--image_folder={self.data / IMAGES}",
             "--image_aspect_ratio=pad",
-            *common_flags(schedule, self.stage_folder(stage), self.seed),
+            *common_flags(schedule, self.stage_folder(stage), self.seed, self.workers),
         ]
 
     def train(self, stage: str, schedule: LlavaSchedule) -> None:
@@ -97,7 +99,7 @@ class LlavaRun:
         run_stage(self.stage_folder(stage), self.flags(stage, schedule))
 
 
-def common_flags(schedule: LlavaSchedule, folder: Path, seed: int) -> list[str]:
+def common_flags(schedule: LlavaSchedule, folder: Path, seed: int, workers: int = 1) -> list[str]:
     """Builds the flags that all stages of `llava.train` share."""
     return [
         f"--model_max_length={CONTEXT}",
@@ -110,7 +112,7 @@ def common_flags(schedule: LlavaSchedule, folder: Path, seed: int) -> list[str]:
         f"--logging_steps={max(1, schedule.steps // 50)}",
         "--save_steps=200",
         "--save_total_limit=1",
-        "--dataloader_num_workers=1",
+        f"--dataloader_num_workers={workers}",
         "--report_to=none",
         f"--seed={seed}",
     ]
@@ -163,7 +165,7 @@ def train_llava(config: TrainingConfig) -> None:
     tokenizer, model = pretrain_parts(config, needed_by=later[0] if later else None)
     if not later:
         return
-    run = LlavaRun(config.out, config.seed)
+    run = LlavaRun(config.out, config.seed, max(1, config.workers))
     Parts(model.decoder, tokenizer, model.tower).save(run.parts)
     used = max(schedule.steps * schedule.batch for schedule in schedules.values())
     write_instructions(run.data, TRAINING, config.seed + 1, min(config.scenes, used))
@@ -197,12 +199,15 @@ def pretrain_parts(config: TrainingConfig, needed_by: str | None = None) -> tupl
         pictures=pictures,
         tokenizer=tokenizer,
         seed=config.seed,
-        windows=config.windows,
-        batch=config.batch,
         device=training_device(),
+        workers=config.workers,
     )
     torch.manual_seed(config.seed)
     model = DemoModel(len(tokenizer), LLAVA)
-    stages = {"language": LanguageStage(model, sources), "vision": VisionStage(model, sources)}
+    schedules = {name: schedule.scaled(config.steps_scale) for name, schedule in PRETRAINING_SCHEDULES.items()}
+    stages = {
+        "language": LanguageStage(model, sources, schedules["language"]),
+        "vision": VisionStage(model, sources, schedules["vision"]),
+    }
     run_in_order(config, stages, PRETRAINING_SCHEDULES, needed_by)
     return tokenizer, model

@@ -15,6 +15,8 @@ class Schedule:
     """Number of optimiser steps."""
     rate: float
     """Peak learning rate."""
+    batch: int = 32
+    """Scenes, pictures or windows of text a step."""
     warmup: int = 100
     """Steps of linear rise."""
     floor: float = 0.02
@@ -38,8 +40,8 @@ SCHEDULES = {
 """Stages of the recipe `joint`, which `playground.trainer` runs."""
 
 PRETRAINING_SCHEDULES = {
-    "language": Schedule(steps=4200, rate=2e-3, floor=0.05),
-    "vision": Schedule(steps=3200, rate=1.5e-3),
+    "language": Schedule(steps=6000, rate=2e-3, floor=0.05),
+    "vision": Schedule(steps=10_000, rate=1.5e-3, batch=128),
 }
 """First stages of the recipe `llava`, which `playground.trainer` runs: they do not depend on each other."""
 
@@ -61,8 +63,8 @@ class LlavaSchedule:
 
 
 LLAVA_SCHEDULES = {
-    "pretrain": LlavaSchedule(steps=400, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=2600, rate=1e-3, batch=16),
+    "pretrain": LlavaSchedule(steps=400, rate=2e-3, batch=64),
+    "finetune": LlavaSchedule(steps=2500, rate=1e-3, batch=64),
 }
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 
@@ -75,7 +77,7 @@ RECIPES = {
     "tiles": (*TILES_SCHEDULES,),
 }
 """Stages of each recipe, in order."""
-SCENES = {"joint": 60_000, "llava": 24_000, "tiles": 12_000}
+SCENES = {"joint": 60_000, "llava": 40_000, "tiles": 12_000}
 """Most training scenes of each recipe."""
 
 
@@ -89,10 +91,8 @@ class TrainingConfig:
     """Seed of scenes, weights and batches."""
     scenes: int = SCENES["joint"]
     """Most training scenes."""
-    batch: int = 32
-    """Scenes a step."""
-    windows: int = 2
-    """Windows of text a step."""
+    workers: int = 0
+    """Processes that draw batches ahead; the batches are the same with any number."""
     steps_scale: float = 1.0
     """Multiplies the number of steps of every stage."""
     stages: tuple[str, ...] = RECIPES["joint"]

@@ -102,11 +102,16 @@ def split_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     return (pair // len(SHAPES) + 1) * inside, (pair % len(SHAPES) + 1) * inside
 
 
-def normalise(images: np.ndarray, device: torch.device) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W) as CLIP's image processor does it."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels - mean) / std
+
+
+def images_of(scenes: SceneBatch, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3)."""
+    return torch.from_numpy(scenes.images).to(device)
 
 
 def cell_labels_of(scenes: SceneBatch, device: torch.device) -> Tensor:
@@ -162,7 +167,7 @@ class TowerStage(nn.Module):
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step; `progress` is the share of the stage that is done."""
         scenes, _ = self.around.draw(self.number, step)
-        features, pooled = self._look(normalise(scenes.images, self.around.device))
+        features, pooled = self._look(normalise(images_of(scenes, self.around.device)))
         return self.readout.loss(features, pooled, cell_labels_of(scenes, self.around.device))
 
 
@@ -184,7 +189,7 @@ class JointStage(nn.Module):
         around = self.around
         scenes, rng = around.draw(self.number, step)
         labels = cell_labels_of(scenes, around.device)
-        features, pooled = self.model.look(normalise(scenes.images, around.device))
+        features, pooled = self.model.look(normalise(images_of(scenes, around.device)))
         tokens = self.model.projector(features)
         packed = around.questions(scenes, rng)
         head = around.packer.head.to(around.device)

@@ -24,7 +24,7 @@ PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
 """(width, height) of the resolutions, LLaVA-1.6's in proportion to the tower's 112 pixels."""
 
 
-def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule) -> list[str]:
+def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule, workers: int = 1) -> list[str]:
     """Builds the flags that `llava.train` runs with: as LLaVA-1.6 was trained, tower and all, without a quadtree."""
     data = out / "data"
     return [
@@ -37,7 +37,7 @@ def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule) -> list[str]:
         f"--image_grid_pinpoints={PINPOINTS}",
         "--unfreeze_mm_vision_tower=True",
         "--qlip=False",
-        *common_flags(schedule, out / "tiles", seed),
+        *common_flags(schedule, out / "tiles", seed, workers),
     ]
 
 
@@ -49,7 +49,8 @@ def train_on_tiles(config: TrainingConfig) -> None:
     check_stages("tiles", config.stages)
     schedule = TILES_SCHEDULES["tiles"].scaled(config.steps_scale)
     write_instructions(config.out / "data", TILED, config.seed + 1, min(config.scenes, schedule.steps * schedule.batch))
-    run_stage(config.out / "tiles", tiles_flags(config.out, config.seed, schedule))
+    flags = tiles_flags(config.out, config.seed, schedule, max(1, config.workers))
+    run_stage(config.out / "tiles", flags)
     save_half(config.out / "tiles", config.out / DEMO)
     draw_losses([config.out / "tiles"], config.out / "loss.svg")
 

@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--steps-scale", type=real(above=True), default=1.0, help="multiplies the steps of every stage")
+    parser.add_argument(
+        "--workers",
+        type=integer(0),
+        help="processes that draw batches ahead (default: all CPU cores but two beside a GPU, else none)",
+    )
     parser.add_argument("--scenes", type=integer(), help="most training scenes (default: the recipe's)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="stages to run (default: all of the recipe)")
     return parse_and_run(parser, command, argv)
@@ -52,6 +57,7 @@ def command(options: argparse.Namespace) -> None:
     config = TrainingConfig(
         out=options.out,
         seed=options.seed,
+        workers=default_workers() if options.workers is None else options.workers,
         scenes=options.scenes or SCENES[options.recipe],
         steps_scale=options.steps_scale,
         stages=tuple(options.stages or RECIPES[options.recipe]),
@@ -68,6 +74,13 @@ def command(options: argparse.Namespace) -> None:
         from playground.recipe import train_llava
 
         train_llava(config)
+
+
+def default_workers() -> int:
+    """Processes that draw batches: a GPU waits for one process that draws, two CPU cores gain nothing by a second."""
+    import torch
+
+    return max(1, (os.cpu_count() or 1) - 2) if torch.cuda.is_available() else 0
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def run_stages(
         train_vocabulary(vocabulary)
     tokenizer = load_tokenizer(vocabulary)
     scenes = SceneCache(config.out / "scenes", PRESETS["base"], config.seed + 1, config.scenes)
-    around = Surroundings(scenes, Packer(tokenizer), config.seed, config.batch, device)
+    around = Surroundings(scenes, Packer(tokenizer), config.seed, SCHEDULES["joint"].batch, device)
 
     torch.manual_seed(config.seed)
     model, symbols, readout = DemoModel(len(tokenizer)), Symbols(), Readout()

@@ -42,15 +42,14 @@ def sources(tmp_path_factory):
         pictures=PictureCache(folder / "pictures", TRAINING, seed=6, count=6),
         tokenizer=tokenizer,
         seed=0,
-        windows=1,
-        batch=4,
         device=torch.device("cpu"),
     )
 
 
-def build(name: str, sources: Sources) -> torch.nn.Module:
+def build(name: str, sources: Sources, steps: int = 2) -> torch.nn.Module:
     torch.manual_seed(0)
-    return STAGES[name](DemoModel(len(sources.tokenizer), LLAVA), sources)
+    schedule = Schedule(steps, rate=1e-3, batch=1 if name == "language" else 4, warmup=1)
+    return STAGES[name](DemoModel(len(sources.tokenizer), LLAVA), sources, schedule)
 
 
 def test_the_model_has_two_to_four_million_weights_and_fits_into_8_mb():

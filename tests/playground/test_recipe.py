@@ -16,7 +16,7 @@ from playground.corpus import PIECES
 from playground.evaluate import CHECKPOINT
 from playground.model import LLAVA, QLIP_SETTINGS, DemoModel, llava_state_dict
 from playground.recipe import LlavaRun, train_llava
-from playground.schedules import RECIPES, LlavaSchedule, TrainingConfig
+from playground.schedules import PRETRAINING_SCHEDULES, RECIPES, LlavaSchedule, TrainingConfig
 from playground.train import main
 from playground.train_demo import train_demo
 
@@ -30,9 +30,14 @@ TINY = {
 def trained(tmp_path_factory):
     """A run of all stages, each of them a step or two."""
     out = tmp_path_factory.mktemp("recipe")
-    config = TrainingConfig(out, scenes=6, batch=2, windows=1, steps_scale=1e-6, stages=RECIPES["llava"])
+    config = TrainingConfig(out, scenes=6, steps_scale=1e-6, stages=RECIPES["llava"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "LLAVA_SCHEDULES", {name: replace(item, steps=2 * 10**6) for name, item in TINY.items()})
+        patch.setattr(
+            recipe,
+            "PRETRAINING_SCHEDULES",
+            {name: replace(item, batch=1 + index) for index, (name, item) in enumerate(PRETRAINING_SCHEDULES.items())},
+        )
         train_llava(config)
     return out
 

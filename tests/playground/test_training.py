@@ -59,7 +59,7 @@ def test_a_stage_trains_all_its_parameters(name, tokenizer, around, tmp_path):
 
 
 def test_the_command_leaves_a_checkpoint(tmp_path):
-    train(TrainingConfig(out=tmp_path, scenes=4, batch=2, steps_scale=1e-6))
+    train(TrainingConfig(out=tmp_path, scenes=4, steps_scale=1e-6))
     assert {path.name for path in (tmp_path / "llava-demo").iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -72,7 +72,7 @@ def test_the_command_leaves_a_checkpoint(tmp_path):
 
 def test_the_joint_stage_needs_the_others_done(tmp_path):
     with pytest.raises(ValueError, match="decoder is at step 0 of 1"):
-        train(TrainingConfig(out=tmp_path, scenes=2, batch=2, steps_scale=1e-6, stages=("joint",)))
+        train(TrainingConfig(out=tmp_path, scenes=2, steps_scale=1e-6, stages=("joint",)))
 
 
 def test_unknown_stages_are_refused(tmp_path):
