@@ -38,6 +38,8 @@ from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
 
+DEMO = "llava-text-demo"
+"""Folder of the finished checkpoint."""
 PROJECTOR_FILE = "mm_projector.bin"
 RECORD = "stage.json"
 """File in a stage's folder: the flags that it is run with, and whether it is done."""
@@ -157,7 +159,7 @@ def train_llava(config: TrainingConfig) -> None:
     """Trains by the recipe `llava`: language model and tower apart, then together in LLaVA's two stages.
 
     The two stages show the tower's full grid at sequential positions, and nothing else. After the last one it writes
-    the checkpoint to `config.out / "llava-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
+    the checkpoint to `config.out / "llava-text-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
     """
     check_stages("llava", config.stages)
     schedules = {name: schedule.scaled(config.steps_scale) for name, schedule in LLAVA_SCHEDULES.items()}
@@ -172,7 +174,7 @@ def train_llava(config: TrainingConfig) -> None:
     for name in later:
         run.train(name, schedules[name])
     if "finetune" in later:
-        save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / "llava-demo")
+        save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / DEMO)
         logs = [config.out / LOGS / name for name in PRETRAINING_SCHEDULES]
         draw_losses([*logs, *(run.stage_folder(name) for name in schedules)], config.out / "loss.svg")
 

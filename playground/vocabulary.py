@@ -22,6 +22,9 @@ from playground.questions import WORDINGS
 SIZE = 608
 """Pieces in the embedded model's vocabulary, the 256 bytes and three special tokens included."""
 
+LEAST_TRAINER = (0, 2, 3)
+"""SentencePiece's version from which on a required character need not occur in the sentences."""
+
 
 def prompt(question: str) -> tuple[str, str]:
     """The vicuna_v1 prompt in front of the image, and after it up to where the answer begins."""
@@ -39,7 +42,15 @@ def train_vocabulary(folder: Path, sentences: Iterable[str] | None = None, size:
         folder: where to write.
         sentences: what to learn pieces from; by default the embedded model's questions.
         size: number of pieces.
+
+    Raises:
+        ValueError: the installed SentencePiece ends the process when a required character does not occur.
     """
+    if (version := tuple(map(int, sentencepiece.__version__.split(".")[:3]))) < LEAST_TRAINER:
+        least = ".".join(map(str, LEAST_TRAINER))
+        raise ValueError(
+            f"a vocabulary cannot be trained with sentencepiece {'.'.join(map(str, version))}; install {least} or later"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

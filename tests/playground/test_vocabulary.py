@@ -59,3 +59,9 @@ def test_the_two_parts_of_a_prompt_tokenise_as_the_whole_does(tokenizer):
 def test_training_the_vocabulary_twice_gives_the_same_file(vocabulary, tmp_path):
     train_vocabulary(tmp_path)
     assert (tmp_path / "tokenizer.model").read_bytes() == (vocabulary / "tokenizer.model").read_bytes()
+
+
+def test_a_trainer_that_would_end_the_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sentencepiece.__version__", "0.2.2")
+    with pytest.raises(ValueError, match=r"sentencepiece 0\.2\.2; install 0\.2\.3 or later"):
+        train_vocabulary(tmp_path / "vocabulary")
