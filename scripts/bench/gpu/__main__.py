@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ def run_parts(options: argparse.Namespace, folder: Path | None) -> int:
     """Runs the parts one after the other and writes the report after each; 1 if any of them is not done."""
     from scripts.bench.cost import machine
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the parts are stopped, too
     parts = [part for part in PARTS if part.name in options.parts]
     commands = [part_command(part, options.model, options.device, options.turns) for part in parts]
     facts = {"date": date.today().isoformat(), "model": options.model, "machine": machine(options.device)}

@@ -28,7 +28,7 @@ from scripts.bench.gpu.timing import median_ratio
 
 TOKENS = 576
 SIZE = 672
-LENGTHS = (32, 64, 96)
+LENGTHS = (24, 48, 72)
 CLIENTS = (1, 8, 32)
 REQUESTS = {1: 3, 8: 16, 32: 64}
 """Requests of a round by number of clients."""

@@ -16,6 +16,8 @@ FILE, PAGE = "gpu.json", "gpu.md"
 Report = dict[str, Any]
 """By name of the part: date, model, machine, status and rows."""
 
+STAGES = ("prepare", "partition", "extraction", "tower", "projector", "prefill", "decode", "total")
+"""Those of `scripts.bench.cost_stages`, which is heavy to import."""
 NOT_MEASURED = "not measured"
 INTRODUCTION = f"""\
 # On a GPU
@@ -37,7 +39,7 @@ token. decode: each further token. total: tensor on the CPU to the first token, 
 settings with alpha 0, so that it takes its whole budget. LLaVA-1.6's tiles: base and four tiles, without newlines.""",
     "engine": """\
 Clients send the next request as soon as the last one is answered: another picture of 672 px each, 576 visual tokens,
-answers of at most 32, 64 or 96 tokens. The engine answers up to 32 together. `generate`: transformers', one request at
+answers of at most 24, 48 or 72 tokens. The engine answers up to 32 together. `generate`: transformers', one request at
 a time, greedy, with the same preparation. Text begins: from sending a request to the first piece of text. Same answers:
 a batch rounds otherwise in float16, and random weights make near ties.""",
     "runner": """\
@@ -133,8 +135,7 @@ def quadtree_tables(rows: Sequence[Row]) -> list[str]:
 
 def first_token_tables(rows: Sequence[Row]) -> list[str]:
     """Formats the stages of each way and its total against CLIP's."""
-    stages = list(dict.fromkeys(stage for row in rows for stage in row["ms"]))
-    stages.sort(key=lambda stage: stage == "total")
+    stages = [stage for stage in STAGES if any(stage in row["ms"] for row in rows)]
     cells = [
         [row["key"], f"{row['tokens']:g}", *(figure(row["ms"].get(stage)) for stage in stages)]
         + [figure(row["ratio"]), str(row["turns"])]

@@ -43,7 +43,7 @@ class PartProcess:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
             start_new_session=True,  # a part's processes are stopped together
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()

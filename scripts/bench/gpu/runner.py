@@ -33,7 +33,7 @@ TOKENS = 576
 SIZE = 672
 NEW_TOKENS = 16
 QUESTIONS = 64
-ALONE = 8
+ALONE = 6
 """Questions that are asked one at a time; a rate needs no more."""
 PER_PICTURE = (1, 6)
 WORKERS = max(1, min(4, (os.cpu_count() or 1) - 1))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.bench.cost_stages import STAGES
 from scripts.bench.gpu import page
 from scripts.bench.gpu.__main__ import main
 from scripts.bench.gpu.parts import PARTS, report_each
@@ -96,13 +97,17 @@ def test_every_table_shows_its_rows() -> None:
         "| 896 px | structure | 1150 | 1.00 | 4.00 | 25.0% | 21 |",
         "| 336 px | 567 | 1.00 | 90.0 | 50.0 | 90.0 | 50.0 | 3 |",
         "| 672 px | gradient | 210 | 9 |",
-        "| QLIP 288 | 286 | – | 2.00 | 30.0 | 0.75 | 6 |",
+        "| QLIP 288 | 286 | 2.00 | – | 30.0 | 0.75 | 6 |",
         "| 1 to a picture | 64 | 2.00 | 20.0 | 10.0 | 100% | 3 |",
         "90 passed, 1 failed, 1 skipped.",
         "- failed: `t.py::a`",
         "- skipped: `t.py::b`: not installed",
     ):
         assert line in text.splitlines()
+
+
+def test_the_stages_are_those_that_are_measured() -> None:
+    assert page.STAGES == STAGES
 
 
 def test_the_page_in_docs_is_rendered_from_its_report() -> None:
