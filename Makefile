@@ -4,6 +4,7 @@
 # make test            all tests
 # make check           linter and types
 # make bench           benchmarks
+# make gpu-check       what needs a GPU: a selection of tests, and benchmarks to docs/results/gpu.md, in six minutes
 # make evidence-quick  the README's figures again, on scenes of a new seed (SEED=... for a certain one), in ten minutes
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ JOBS ?= 2
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: chat demo train-demo test check bench evidence-quick
+.PHONY: chat demo train-demo test check bench gpu-check evidence-quick
 
 chat: $(VENV)/installed
 	@$(RUN) -m llava.serve.cli $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
@@ -38,6 +39,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m scripts.bench.quadtree $(ARGS)
+
+gpu-check: $(VENV)/installed-dev
+	$(RUN) -m scripts.bench.gpu $(ARGS)
 
 evidence-quick: $(VENV)/installed-dev
 	$(RUN) -m scripts.bench.evidence.quick $(if $(SEED),--seed $(SEED)) $(ARGS)
