@@ -94,11 +94,14 @@ def patches_of_levels(level: Callable[[int], Tensor], leaves: Leaves, patch_size
         chosen = leaves.sizes == size
         image, boxes = level(size), leaves.boxes[chosen] // size
         boxes[:, 2] = 1
-        parts.append((chosen.nonzero()[:, 0].to(image.device), _pixels(image, boxes, patch_size)))
+        parts.append((chosen.nonzero()[:, 0], _pixels(image, boxes, patch_size)))
     first = parts[0][1]
     patches = first.new_empty(len(leaves), *first.shape[1:])
-    for chosen, pixels in parts:
-        patches[chosen] = pixels
+    for own, pixels in parts:
+        if _is_array(pixels):
+            patches.numpy()[own.numpy()] = pixels.numpy()
+        else:
+            patches[own.to(pixels.device)] = pixels
     return patches
 
 
