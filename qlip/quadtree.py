@@ -122,13 +122,8 @@ def partition(
     fewest = count_roots(grid, layout, max_leaf, native_cell)
     trees = f"tree of a grid of {grid[0]} x {grid[1]} cells has"
     splits_left = spare_splits(max_tokens, fewest, trees, "allow more tokens or make the image smaller")
-    region = image[
-        :,
-        roots.top * patch_size : (roots.top + roots.rows) * patch_size,
-        roots.left * patch_size : (roots.left + roots.cols) * patch_size,
-    ]
     scores = score_pyramid(
-        region,
+        _crop(image, roots, patch_size),
         patch_size,
         roots.level,
         criterion,
@@ -263,6 +258,12 @@ def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
             " positive multiples of the patch size, and that at least 2"
         )
     return height // patch_size, width // patch_size
+
+
+def _crop(image: Tensor, roots: Roots, patch_size: int) -> Tensor:
+    """Views the pixels of the roots' region."""
+    top, left, rows, cols = (patch_size * cells for cells in roots[1:])
+    return image[:, top : top + rows, left : left + cols]
 
 
 def _to_arrays(scores: list[Tensor]) -> list[np.ndarray]:
