@@ -2,8 +2,7 @@
 
 For both criteria, every size and photograph (scikit-image's, resized) it measures partition + extract_patches, ours and
 a recursive implementation's with the same leaves, and the time to copy the image and the patches once, in turns so that
-all meet the same state of the machine; ours again while a process per core computes; and the forward pass of a ViT-L/14
-(random weights) over as many tokens. Everything runs on the CPU.
+all meet the same state of the machine; and ours again while a process per core computes. Everything runs on the CPU.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ CRITERIA = ("structure", "gradient")
 INTRODUCTION = """\
 # The quadtree's time
 
-`python -m scripts.bench.quadtree` writes this page. Partition and patches of square photographs ({photographs}).
+`python -m scripts.bench.quadtree` writes this page. Partition and patches of scikit-image's photographs ({photographs}),
+resized to squares.
 *copy* is the time to copy the image once and the patches once, below which no implementation can go; *recursive* finds
 the same leaves block by block, in torch. Medians over the photographs of the fastest of {repeats} turns, the ways in
 turns. *busy / quiet* compares the medians of all turns, with another process that computes on each core and without.
-The share is that of the transformer of a ViT-L/14 with random weights over as many tokens, float32.
 
-{machine}; torch {torch} with {threads} threads; the quadtree runs on one."""
+{machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""
 
 HEADINGS = {
     "structure": "## structure, the default settings\n\nAt most 1152 leaves, none coarser than a cell of CLIP's.",
@@ -40,14 +39,13 @@ HEADINGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(
-        prog="quadtree", description="Times partition + extract_patches against copying, a naive peer and a ViT-L."
+        prog="quadtree", description="Times partition + extract_patches against copying and a recursive peer."
     )
     parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=[448, 896, 1344, 1792], help="pixels")
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--repeats", type=integer(), default=5, help="turns for each photograph (%(default)s)")
-    parser.add_argument("--threads", type=integer(), help="threads of torch (default: its own choice)")
+    parser.add_argument("--threads", type=integer(), default=1, help="threads of torch (%(default)s)")
     parser.add_argument("--machine", help="what the page calls the machine (default: its cores)")
-    parser.add_argument("--no-tower", action="store_true", help="leave out the ViT-L, which takes 1.2 GB")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder to write to (%(default)s)")
     return parse_and_run(parser, run, argv)
 
@@ -57,18 +55,15 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from scripts.bench.busy_cores import burners
-    from scripts.bench.quadtree_times import measure, table, vit_large
+    from scripts.bench.quadtree_times import measure, table
 
-    torch.manual_seed(0)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     machine = args.machine or f"{os.cpu_count()} {platform.machine()} cores"
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": machine}
     parts = [INTRODUCTION.format(photographs=", ".join(PHOTOGRAPHS), repeats=args.repeats, **facts)]
-    tower = None if args.no_tower else vit_large()
     with burners() as busy:
         for criterion in args.criteria:
-            rows = [measure(criterion, size, args.repeats, busy, tower) for size in args.sizes]
+            rows = [measure(criterion, size, args.repeats, busy) for size in args.sizes]
             parts += [HEADINGS[criterion], table(rows)]
     args.out.mkdir(parents=True, exist_ok=True)
     page = args.out / "quadtree.md"

@@ -1,4 +1,4 @@
-"""Times of the quadtree, of a recursive one with the same leaves, of copying, and of a ViT-L over as many tokens."""
+"""Times of the quadtree, of a recursive one with the same leaves, and of copying."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import qlip
 from qlip import Leaves, QLIPConfig
@@ -51,8 +50,6 @@ class Row:
     """Partition and patches of the recursive quadtree."""
     slowdown: float
     """Partition and patches while other processes keep all cores busy, by those without: both medians of all turns."""
-    forward: float | None
-    """A ViT-L/14 over as many tokens; None if not measured."""
 
     @property
     def ours(self) -> float:
@@ -72,26 +69,6 @@ def milliseconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1000
-
-
-def vit_large() -> CLIPVisionModel:
-    """Builds a CLIP ViT-L/14-336 with random weights, float32 (1.2 GB)."""
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=PATCH,
-    )
-    return CLIPVisionModel(config).eval()
-
-
-def forward_milliseconds(tower: CLIPVisionModel, tokens: int, repeats: int) -> float:
-    """Measures the median time of the tower's transformer over `tokens` patch tokens and [CLS]."""
-    hidden = torch.randn(1, tokens + 1, tower.config.hidden_size)
-    with torch.inference_mode():
-        return statistics.median(milliseconds(lambda: tower.encoder(inputs_embeds=hidden)) for _ in range(repeats))
 
 
 def cut(image: Tensor, criterion: str) -> tuple[Leaves, Tensor, tuple[float, float]]:
@@ -123,13 +100,7 @@ def check_equal(image: Tensor, criterion: str) -> tuple[int, Tensor]:
     return len(leaves), patches
 
 
-def measure(
-    criterion: str,
-    size: int,
-    repeats: int,
-    busy: Callable[[], AbstractContextManager[None]],
-    tower: CLIPVisionModel | None = None,
-) -> Row:
+def measure(criterion: str, size: int, repeats: int, busy: Callable[[], AbstractContextManager[None]]) -> Row:
     """Measures one criterion at one image size, all ways in turns on each photograph.
 
     Args:
@@ -137,7 +108,6 @@ def measure(
         size: side of the image in pixels.
         repeats: turns on each photograph.
         busy: keeps all cores busy while its context is open.
-        tower: timed over as many tokens; None leaves it out.
     """
     tokens: list[int] = []
     fastest: dict[str, list[float]] = {name: [] for name in ("partition", "patches", "copy", "naive")}
@@ -153,11 +123,9 @@ def measure(
         quiet += [turn["partition"] + turn["patches"] for turn in turns]
         with busy():
             loaded += [sum(cut(image, criterion)[2]) for _ in range(repeats)]
-    typical = statistics.median(tokens)
-    forward = None if tower is None else forward_milliseconds(tower, round(typical), repeats=max(1, repeats // 2))
     slowdown = statistics.median(loaded) / statistics.median(quiet)
     medians = {way: statistics.median(laps) for way, laps in fastest.items()}
-    return Row(criterion, size, typical, **medians, slowdown=slowdown, forward=forward)
+    return Row(criterion, size, statistics.median(tokens), **medians, slowdown=slowdown)
 
 
 def take_turn(image: Tensor, patches: Tensor, criterion: str) -> dict[str, float]:
@@ -172,14 +140,13 @@ def table(rows: Sequence[Row]) -> str:
     """Formats milliseconds and ratios as Markdown, a line for each row."""
     lines = [
         "| image | leaves | partition, ms | patches, ms | copy, ms | QLIP / copy | recursive, ms | recursive / QLIP"
-        " | busy / quiet | share of ViT-L |",
-        "|---" * 10 + "|",
+        " | busy / quiet |",
+        "|---" * 9 + "|",
     ]
     for row in rows:
-        share = "not measured" if row.forward is None else f"{row.ours / row.forward:.1%}"
         ratios = f"{row.ours / row.copy:.1f} | {row.naive:.0f} | {row.naive / row.ours:.1f} | {row.slowdown:.1f}"
         lines.append(
             f"| {row.size} px | {row.tokens:.0f} | {row.partition:.1f} | {row.patches:.1f} | {row.copy:.1f}"
-            f" | {ratios} | {share} |"
+            f" | {ratios} |"
         )
     return "\n".join(lines)
