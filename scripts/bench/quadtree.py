@@ -22,8 +22,8 @@ CRITERIA = ("structure", "gradient")
 INTRODUCTION = """\
 # The quadtree's time
 
-`python -m scripts.bench.quadtree` writes this page. Partition and patches of scikit-image's photographs ({photographs}),
-resized to squares.
+`python -m scripts.bench.quadtree` writes this page. Partition and patches of four photographs,
+{photographs}, resized to squares.
 *copy* is the time to copy the image once and the patches once, below which no implementation can go; *recursive* finds
 the same leaves block by block, in torch. Medians over the photographs of the fastest of {repeats} turns, the ways in
 turns. *busy / quiet* compares the medians of all turns, with another process that computes on each core and without.
