@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from qlip.arrays import Array, as_array, as_tensor, namespace
 
 SAMPLES = 2**16
 """Most detail coefficients of a channel that are looked at; more hardly change a median."""
@@ -33,30 +33,35 @@ def estimate_noise(image: Tensor | Image.Image) -> Tensor:
         float32 (C,), in the image's units; zeros for an image of a single row or column.
     """
     if isinstance(image, Image.Image):
-        pixels = _sample_squares(np.asarray(image).transpose(2, 0, 1))
-        squares = torch.from_numpy(pixels.astype(np.float32)) / 255
+        squares = _sample_squares(np.asarray(image).transpose(2, 0, 1)).astype(np.float32) / 255
     else:
-        squares = _sample_squares(image).float()
-    if not squares.numel():
+        squares = _sample_squares(as_array(image.float()))
+    if 0 in squares.shape:
         return torch.zeros(len(squares))
-    a, b, c, d = squares.unbind(1)
-    medians = _in_regions(((a - b - c + d) / 2).abs()).quantile(0.5, dim=2)
-    return medians.quantile(QUIET_SHARE, dim=1) / 0.6745
+    a, b, c, d = (squares[:, corner] for corner in range(4))
+    medians = _quantile(_in_regions(abs((a - b - c + d) / 2)), 0.5)
+    return as_tensor(_quantile(medians, QUIET_SHARE) / 0.6745).float()
 
 
-def _in_regions(values: Tensor) -> Tensor:
+def _quantile(values: Array, share: float) -> Array:
+    """Computes a quantile along the last dimension."""
+    if isinstance(values, Tensor):
+        return values.quantile(share, dim=-1)
+    return np.quantile(values, share, axis=-1)
+
+
+def _in_regions(values: Array) -> Array:
     """Splits values (C, rows, cols) into equal regions, without what is left over: (C, regions, values of each)."""
-    rows, cols = values.shape[1:]
+    channels, rows, cols = values.shape
     side = min(REGIONS, max(1, int((rows * cols / LEAST_SAMPLES) ** 0.5)))
     down, across = min(side, rows), min(side, cols)
     whole = values[:, : rows // down * down, : cols // across * across]
-    split = whole.unflatten(2, (across, -1)).unflatten(1, (down, -1))  # (C, down, rows, across, cols)
-    return split.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+    split = whole.reshape(channels, down, rows // down, across, cols // across)
+    return split.swapaxes(2, 3).reshape(channels, down * across, -1)
 
 
-def _sample_squares(image: Any) -> Any:
-    """Chooses squares of 2 x 2 pixels, evenly spread over an array or tensor (C, H, W): (C, 4, rows, cols)."""
+def _sample_squares(image: Array) -> Array:
+    """Chooses squares of 2 x 2 pixels, evenly spread over (C, H, W): (C, 4, rows, cols)."""
     rows, cols = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
     step = 2 * max(1, round((rows * cols / 4 / SAMPLES) ** 0.5))
-    stack = torch.stack if isinstance(image, Tensor) else np.stack
-    return stack([image[:, i:rows:step, j:cols:step] for i in (0, 1) for j in (0, 1)], 1)
+    return namespace(image).stack([image[:, i:rows:step, j:cols:step] for i in (0, 1) for j in (0, 1)], 1)

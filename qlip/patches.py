@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import Geometry, check_choice
 from qlip.quadtree import Leaves, find_grid
+
+CHUNK = 2**17
+"""Pixels of leaves that are resampled at once, so that they stay in a CPU's cache."""
+
+SMALL_PRODUCT = 2**18
+"""Multiplications up to which libraries compute a product of matrices on the calling thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,8 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
     if geometry == "native":
         return patches_of_levels(lambda size: _resized_level(image, size, patch_size), leaves, patch_size)
+    if _is_array(image):
+        return torch.from_numpy(_extract_arrays(image.detach().numpy(), leaves.boxes.numpy(), patch_size))
     patches = image.new_empty(len(leaves), len(image), patch_size, patch_size)
     for size in leaves.sizes.unique().tolist():
         chosen = (leaves.sizes == size).nonzero()[:, 0]
@@ -84,12 +94,85 @@ def patches_of_levels(level: Callable[[int], Tensor], leaves: Leaves, patch_size
         chosen = leaves.sizes == size
         image, boxes = level(size), leaves.boxes[chosen] // size
         boxes[:, 2] = 1
-        parts.append((chosen.nonzero()[:, 0].to(image.device), _pixels(image, boxes, patch_size)))
+        parts.append((chosen.nonzero()[:, 0], _pixels(image, boxes, patch_size)))
     first = parts[0][1]
     patches = first.new_empty(len(leaves), *first.shape[1:])
-    for chosen, pixels in parts:
-        patches[chosen] = pixels
+    for own, pixels in parts:
+        if _is_array(pixels):
+            patches.numpy()[own.numpy()] = pixels.numpy()
+        else:
+            patches[own.to(pixels.device)] = pixels
     return patches
+
+
+def _is_array(image: Tensor) -> bool:
+    """Whether numpy can cut an image out: float32 on the CPU, and no gradient flows into it."""
+    wants_gradient = image.requires_grad and torch.is_grad_enabled()
+    return image.device.type == "cpu" and image.dtype == torch.float32 and not wants_gradient
+
+
+def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np.ndarray:
+    """Resamples leaves with geometry "grid", on this thread: float32 (C, H, W), int64 (N, 3) -> (N, C, P, P)."""
+    patches = np.empty((len(boxes), len(image), patch_size, patch_size), np.float32)
+    for size in np.unique(boxes[:, 2]).tolist():
+        chosen, side = np.flatnonzero(boxes[:, 2] == size), size * patch_size
+        column, first = np.divmod(boxes[chosen, 1], size)
+        is_most = 2 * len(chosen) * side**2 > image[0].size and (first == first[0]).all()
+        if size > 1 and is_most and side**2 * patch_size <= SMALL_PRODUCT:
+            rows, starts = np.unique(boxes[chosen, 0], return_index=True)
+            for row, start, end in zip(rows, starts, [*starts[1:], len(chosen)], strict=True):
+                band = image[:, row * patch_size :, first[0] * patch_size :]
+                patches[chosen[start:end]] = _resample_band(band, size, patch_size)[column[start:end]]
+            continue
+        windows, weights = _windows(image, side, patch_size), antialias_weights(size, patch_size)
+        count = max(1, CHUNK // (len(image) * side**2))
+        for start in range(0, len(chosen), count):
+            part = chosen[start : start + count]
+            pixels = windows[boxes[part, 0], boxes[part, 1]]
+            patches[part] = pixels if size == 1 else _resample(pixels, weights)
+    return patches
+
+
+def _resample_band(band: np.ndarray, size: int, patch_size: int) -> np.ndarray:
+    """Resamples all leaves of one size along the top of pixels (C, H, W), which are read in place: (n, C, P, P)."""
+    channels, side, weights = len(band), size * patch_size, antialias_weights(size, patch_size)
+    patches = np.empty((band.shape[2] // side, channels, patch_size, patch_size), np.float32)
+    step = SMALL_PRODUCT // (side**2 * patch_size)
+    for start in range(0, len(patches), step):
+        count = min(step, len(patches) - start)
+        down = np.matmul(weights, band[:, :side, start * side : (start + count) * side])  # (C, P, n side)
+        across = np.matmul(down.reshape(channels, patch_size * count, side), weights.T)
+        leaves = across.reshape(channels, patch_size, count, patch_size).transpose(2, 0, 1, 3)
+        patches[start : start + count] = leaves
+    return patches
+
+
+def _resample(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Resamples squares along both sides by weights (P, S): (n, C, S, S) -> (n, C, P, P)."""
+    (patch_size, side), (count, channels) = weights.shape, pixels.shape[:2]
+    step = max(1, SMALL_PRODUCT // (patch_size * side))
+    parts = (np.matmul(weights, pixels[..., left : left + step]) for left in range(0, side, step))
+    down = np.concatenate(list(parts), axis=-1)  # (n, C, P, S)
+    across = np.matmul(down.reshape(count, channels * patch_size, side), weights.T)
+    return across.reshape(count, channels, patch_size, patch_size)
+
+
+def _windows(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:
+    """Views every square of `side` pixels that starts at a cell: (C, H, W) -> (rows, cols, C, side, side)."""
+    squares = np.lib.stride_tricks.sliding_window_view(image, (side, side), axis=(1, 2))
+    return squares[:, ::patch_size, ::patch_size].transpose(1, 2, 0, 3, 4)
+
+
+@lru_cache(maxsize=64)
+def antialias_weights(size: int, patch_size: int) -> np.ndarray:
+    """Computes the weights of antialiased bilinear resampling along one side: float32 (P, size P), rows of sum 1.
+
+    A triangle around each sample's centre that reaches as far as its neighbours' centres, cut off at the leaf's edge.
+    """
+    centres = (np.arange(patch_size) + 0.5) * size
+    distance = np.abs(np.arange(size * patch_size) + 0.5 - centres[:, None]) / size
+    weights = np.maximum(1 - distance, 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _resized_level(image: Tensor, size: int, patch_size: int) -> Tensor:
@@ -149,7 +232,10 @@ def key_mask(valid: Tensor, sizes: Sequence[Tensor], bias: float, prefix: int, d
 def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:
     """Selects the pixels (n, C, size P, size P) of n leaves of one size."""
     side = int(boxes[0, 2]) * patch_size
+    if _is_array(image):
+        windows = _windows(image.detach().numpy(), side, patch_size)
+        return torch.from_numpy(windows[boxes[:, 0].numpy(), boxes[:, 1].numpy()])
     # A view of every position that a leaf can have.
-    windows = image.unfold(1, side, patch_size).unfold(2, side, patch_size)
+    squares = image.unfold(1, side, patch_size).unfold(2, side, patch_size)
     row, col, _ = boxes.to(image.device).unbind(1)
-    return windows[:, row, col].transpose(0, 1)
+    return squares[:, row, col].transpose(0, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,31 +120,18 @@ def partition(
     native_cell = find_native_cell(grid, native_grid, geometry)
     roots = find_roots(grid, layout, max_leaf, native_cell)
     fewest = count_roots(grid, layout, max_leaf, native_cell)
-    if max_tokens is not None and fewest > max_tokens:
-        raise ValueError(
-            f"max_tokens is {max_tokens}, but the coarsest tree of a grid of {grid[0]} x {grid[1]} cells has"
-            f" {fewest} leaves; allow more tokens or make the image smaller"
-        )
-    region = image[
-        :,
-        roots.top * patch_size : (roots.top + roots.rows) * patch_size,
-        roots.left * patch_size : (roots.left + roots.cols) * patch_size,
-    ]
-    if not noise_floor or criterion != "structure":
-        noise = None
-    elif noise is None:
-        noise = estimate_noise(image)
+    trees = f"tree of a grid of {grid[0]} x {grid[1]} cells has"
+    splits_left = spare_splits(max_tokens, fewest, trees, "allow more tokens or make the image smaller")
     scores = score_pyramid(
-        region,
+        _crop(image, roots, patch_size),
         patch_size,
         roots.level,
         criterion,
         structure_size=structure_size,
         image_pixels=image.shape[1] * image.shape[2],
         generator=generator,
-        noise=noise,
+        noise=find_noise(criterion, noise_floor, image, noise),
     )
-    splits_left = None if max_tokens is None else (max_tokens - fewest) // 3
     splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left, splittable)
     return read_leaves(splits, roots, grid)
 
@@ -174,10 +162,30 @@ def count_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
     return leaves.sizes.float() / find_native_cell(leaves.grid, native_grid, geometry)
 
 
+def spare_splits(max_tokens: int | None, fewest: int, trees: str, remedy: str) -> int | None:
+    """Counts the splits that a budget allows beyond the `fewest` leaves of the coarsest trees; None is no bound.
+
+    Raises:
+        ValueError: the budget is smaller than that; `trees` and `remedy` are words of the message.
+    """
+    if max_tokens is None:
+        return None
+    if fewest > max_tokens:
+        raise ValueError(f"max_tokens is {max_tokens}, but the coarsest {trees} {fewest} leaves; {remedy}")
+    return (max_tokens - fewest) // 3
+
+
+def find_noise(criterion: Criterion, noise_floor: bool, image: Tensor, noise: Tensor | None = None) -> Tensor | None:
+    """Finds the noise that lowers scores, float (C,): what is known of it, or the image's own; None if none does."""
+    if not noise_floor or criterion != "structure":
+        return None
+    return estimate_noise(image) if noise is None else noise
+
+
 def choose_splits(
     scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None, splittable: Tensor | None = None
-) -> list[Tensor]:
-    """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up.
+) -> list[np.ndarray]:
+    """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up. Waits for a GPU once.
 
     Blocks that extend beyond `extent` (rows, cols) always split; of the others at most `most`, highest score first.
     With `splittable`, bool and shaped like the top level's scores, blocks in other roots stay whole. The scores of T
@@ -188,40 +196,47 @@ def choose_splits(
             f"splittable is {splittable.dtype} {tuple(splittable.shape)}; it must be bool, one for each of the"
             f" {tuple(scores[-1].shape)} roots"
         )
-    forced = [_sticks_out(scores[k], k, extent) for k in range(len(scores))]
-    effective: list[Tensor] = []  # from the top level down
-    for k in range(len(scores) - 1, 0, -1):
-        score = scores[k]
+    top = len(scores) - 1
+    effective: list[np.ndarray] = []  # from the top level down
+    forced: list[np.ndarray] = []
+    for k, score in zip(range(top, 0, -1), _to_arrays(scores[:0:-1]), strict=True):
         if effective:
-            score = torch.minimum(score, _upsample(effective[-1], 2, score.shape))
+            score = np.minimum(score, _upsample(effective[-1], 2, score.shape))
         if splittable is not None:
-            may = _upsample(splittable.to(score.device), 2 ** (len(scores) - 1 - k), score.shape)
-            score = score.masked_fill(~may, -torch.inf)
-        effective.append(score.masked_fill(forced[k], torch.inf))
+            score = np.where(_upsample(splittable.cpu().numpy(), 2 ** (top - k), score.shape), score, -np.inf)
+        forced.append(np.broadcast_to(_sticks_out(score.shape[-2:], k, extent), score.shape))
+        effective.append(np.where(forced[-1], np.inf, score))
     wanted = [score >= alpha for score in effective]
     if most is not None and effective:
-        # Listed by level from the top, each in raster order: a stable sort then breaks ties as promised, and a parent,
-        # whose effective score is no smaller than its child's, always comes first.
-        forced_flat = torch.cat([forced[k].flatten() for k in range(len(scores) - 1, 0, -1)])
-        ranking = torch.cat([score.flatten() for score in effective]).masked_fill(forced_flat, -torch.inf)
-        best = ranking.sort(descending=True, stable=True).indices[:most]
-        chosen = forced_flat.index_fill(0, best, True).split([score.numel() for score in effective])
-        wanted = [want & pick.view_as(want) for want, pick in zip(wanted, chosen, strict=True)]
+        wanted = _best(effective, forced, alpha, most)
     return wanted[::-1]
 
 
-def read_leaves(splits: list[Tensor], roots: Roots, grid: tuple[int, int]) -> Leaves:
+def _best(effective: list[np.ndarray], forced: list[np.ndarray], alpha: float, most: int) -> list[np.ndarray]:
+    """Chooses all forced blocks and `most` others, highest score first: lists from the top level down.
+
+    Blocks are listed by level from the top, each in raster order: a stable sort then breaks ties as promised, and a
+    parent, whose effective score is no smaller than its child's, always comes first.
+    """
+    chosen = np.concatenate([beyond.ravel() for beyond in forced])
+    ranking = np.concatenate([score.ravel() for score in effective])
+    candidates = np.flatnonzero((ranking >= alpha) & ~chosen)
+    chosen[candidates[np.argsort(-ranking[candidates], kind="stable")[:most]]] = True
+    ends = np.cumsum([score.size for score in effective])[:-1]
+    return [part.reshape(score.shape) for part, score in zip(np.split(chosen, ends), effective, strict=True)]
+
+
+def read_leaves(splits: list[np.ndarray], roots: Roots, grid: tuple[int, int]) -> Leaves:
     """Turns nested split decisions (levels 1 and up) into leaves."""
     extent = (roots.rows, roots.cols)
-    level = torch.zeros(extent, dtype=torch.int64, device=splits[0].device if splits else None)
+    sizes = np.ones(grid, np.int64)
+    region = sizes[roots.top : roots.top + roots.rows, roots.left : roots.left + roots.cols]
     for k, split in enumerate(splits, start=1):
-        level += ~_upsample(split, 2**k, extent)  # splits are nested: unsplit blocks over a cell count up to its level
-    sizes = torch.ones(grid, dtype=torch.int64)
-    sizes[roots.top : roots.top + roots.rows, roots.left : roots.left + roots.cols] = 2 ** level.cpu()
-    row = torch.arange(grid[0])[:, None] - roots.top
-    col = torch.arange(grid[1])[None, :] - roots.left
-    corners = ((row % sizes == 0) & (col % sizes == 0)).nonzero()
-    return Leaves(torch.cat([corners, sizes[corners[:, :1], corners[:, 1:]]], dim=1), grid)
+        region <<= ~_upsample(split, 2**k, extent)  # splits are nested: every unsplit block over a cell doubles it
+    row = np.arange(grid[0])[:, None] - roots.top
+    col = np.arange(grid[1]) - roots.left
+    corners = np.nonzero(((row | col) & (sizes - 1)) == 0)
+    return Leaves(torch.from_numpy(np.stack([*corners, sizes[corners]], axis=1)), grid)
 
 
 def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
@@ -245,12 +260,26 @@ def find_grid(image: Tensor, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
-def _sticks_out(score: Tensor, level: int, extent: tuple[int, int]) -> Tensor:
-    """Finds the blocks that are not wholly inside `extent`: bool, shaped like `score`."""
-    ends = [torch.arange(1, n + 1, device=score.device) << level for n in score.shape[-2:]]
-    return ((ends[0] > extent[0])[:, None] | (ends[1] > extent[1])[None, :]).expand(score.shape)
+def _crop(image: Tensor, roots: Roots, patch_size: int) -> Tensor:
+    """Views the pixels of the roots' region."""
+    top, left, rows, cols = (patch_size * cells for cells in roots[1:])
+    return image[:, top : top + rows, left : left + cols]
 
 
-def _upsample(grid: Tensor, factor: int, shape: tuple[int, ...]) -> Tensor:
+def _to_arrays(scores: list[Tensor]) -> list[np.ndarray]:
+    """Copies scores to the CPU, at once."""
+    if all(score.device.type == "cpu" for score in scores):
+        return [score.numpy() for score in scores]
+    joined = torch.cat([score.flatten() for score in scores]).cpu().split([score.numel() for score in scores])
+    return [part.view(score.shape).numpy() for part, score in zip(joined, scores, strict=True)]
+
+
+def _sticks_out(shape: tuple[int, ...], level: int, extent: tuple[int, int]) -> np.ndarray:
+    """Finds the blocks of a level that are not wholly inside `extent`: bool (rows, cols)."""
+    down, across = (np.arange(1, count + 1) << level for count in shape)
+    return (down > extent[0])[:, None] | (across > extent[1])
+
+
+def _upsample(grid: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
     """Repeats every entry factor x factor times and crops to `shape`."""
-    return grid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)[..., : shape[-2], : shape[-1]]
+    return grid.repeat(factor, -2).repeat(factor, -1)[..., : shape[-2], : shape[-1]]

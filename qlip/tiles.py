@@ -15,9 +15,8 @@ from torch import Tensor
 from qlip.config import QLIPConfig
 from qlip.criteria import score_pyramid
 from qlip.language_positions import ImageSpan, weigh
-from qlip.noise import estimate_noise
 from qlip.patches import CutImage, extract_patches, native_cut
-from qlip.quadtree import Leaves, choose_splits, read_leaves
+from qlip.quadtree import Leaves, choose_splits, find_noise, read_leaves, spare_splits
 from qlip.roots import count_roots, find_roots
 
 Box = tuple[int, int, int, int]
@@ -169,19 +168,16 @@ def partition_tiles(
     cells = (native_grid, native_grid)
     level = _find_level(len(tiles), shape, native_grid, settings)
     fewest = len(tiles) * count_roots(cells, max_leaf=2**level)
-    if settings.max_tokens is not None and fewest > settings.max_tokens:
-        raise ValueError(
-            f"max_tokens is {settings.max_tokens}, but the coarsest trees of {len(tiles)} tiles of {native_grid} x"
-            f" {native_grid} cells have {fewest} leaves; allow more tokens, or set tiling to 'image'"
-        )
+    trees = f"trees of {len(tiles)} tiles of {native_grid} x {native_grid} cells have"
+    remedy = "allow more tokens, or set tiling to 'image'"
+    splits_left = spare_splits(settings.max_tokens, fewest, trees, remedy)
     rows, cols = shape
     canvas = _join_tiles(tiles.float(), rows, cols)
     top, left, height, width = image
     inside = canvas[:, top : top + height, left : left + width]
     below, right = canvas.shape[1] - top - height, canvas.shape[2] - left - width
     extended = F.pad(inside[None], (left, right, top, below), mode="replicate")[0]
-    is_floored = settings.noise_floor and settings.criterion == "structure"
-    noise = estimate_noise(inside) if is_floored else None
+    noise = find_noise(settings.criterion, settings.noise_floor, inside)
     generator = torch.Generator().manual_seed(settings.seed)
     side = native_grid * patch_size
     pyramids = [
@@ -198,7 +194,6 @@ def partition_tiles(
         for tile in split_tiles(extended, rows, cols)
     ]
     scores = [torch.stack(of_level) for of_level in zip(*pyramids, strict=True)]
-    splits_left = None if settings.max_tokens is None else (settings.max_tokens - fewest) // 3
     splits = choose_splits(scores, cells, settings.alpha, splits_left)
     roots = find_roots(cells, max_leaf=2**level)
     return [read_leaves([split[tile] for split in splits], roots, cells) for tile in range(len(tiles))]

@@ -19,8 +19,17 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # The layers, lowest first. A module may import modules of lower layers only; in llava, playground and scripts also
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("qlip.command", "qlip.config", "qlip.rgb", "qlip.backbones.base", "qlip.tools.intervals", "qlip.tools.plots"),
-    ("qlip.attention", "qlip.criteria", "qlip.roots", "qlip.noise", "qlip.mlp"),
+    (
+        "qlip.arrays",
+        "qlip.command",
+        "qlip.config",
+        "qlip.rgb",
+        "qlip.backbones.base",
+        "qlip.tools.intervals",
+        "qlip.tools.plots",
+    ),
+    ("qlip.attention", "qlip.edges", "qlip.structure", "qlip.roots", "qlip.noise", "qlip.mlp"),
+    ("qlip.criteria",),
     ("qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),

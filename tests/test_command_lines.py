@@ -89,7 +89,7 @@ NUMBERS = [
     ("scripts.vllm_client", "alpha nan", "max-tokens 0", "max-new-tokens 0", "temperature -1"),
     ("scripts.bench.batch", "repeats 0", "workers -1", "batch-size 0"),
     ("scripts.bench.cost", "repeats 0", "sizes 0 15 x"),
-    ("scripts.bench.quadtree", "sizes 15", "repeats 0", "alpha -1", "threads 0"),
+    ("scripts.bench.quadtree", "sizes 15", "repeats 0", "threads 0"),
     ("scripts.bench.training", "samples 0", "batch-size 0", "max-length 0", "repeats 0"),
     ("scripts.bench.serving", "clients 0", "requests 0", "rounds 0", "batch 0", "max-new-tokens 0"),
     ("scripts.bench.evidence.run", "scenes 0", "threads 0", "batch-tokens 0"),

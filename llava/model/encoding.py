@@ -29,7 +29,8 @@ def encode_prepared(model: Any, images: Sequence[PreparedImage]) -> list[ImageTo
         tokens.update(zip(group, encoded, strict=True))
     for i, image in enumerate(images):
         if image.tiles is not None:
-            joining = plan_joining(image.image, image.tiles, image.settings, tower.num_patches_per_side)
+            n = tower.num_patches_per_side
+            joining = image.order or plan_joining(image.image, image.tiles, image.settings, n)
             tokens[i] = tokens[i].with_tiles(joining)
     return model.project([tokens[i] for i in range(len(images))]) if images else []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from qlip.cutting import ImageCutter
     from qlip.quadtree import Leaves
+    from qlip.tiles import TokenOrder
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class PreparedImage:
     tiles: TileLayout | None = None
     """The tiles of a model that joins them, which leaves may take the places of; None where there are none, or they
     follow each other as they are."""
+    order: TokenOrder | None = None
+    """The leaves' sequence on the raster of `tiles`; None where there are none, or it is still to be found."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -62,16 +66,16 @@ class PreparedImage:
         """How much of the context window it takes: tokens or positions, whichever are more."""
         return max(self.tokens, self.positions)
 
-    @property
+    @cached_property
     def leaves(self) -> Leaves | None:
         """The quadtree's, those in padding left out; None on the uniform grid."""
         if isinstance(self.image, CutImage):
             return self.image.leaves
         if isinstance(self.image, tuple) and self.tiles is not None:
-            return merge_cuts(self.image, self.tiles)[0]
+            return merge_cuts(self.image, self.tiles)[0] if self.order is None else self.order.leaves
         return None
 
-    @property
+    @cached_property
     def patches(self) -> Tensor:
         """float32 (N, C, P, P), of `leaves`.
 
@@ -127,11 +131,12 @@ def prepare_leaves(
         image = to_rgb(image)  # upright, before it is measured
         layout = lay_out(config, image.size, side)
         cuts = cut_for_tiles(image, cutter, settings, layout, side)
-        span = order_cuts(cuts, layout, settings, cutter.native_grid).span
+        order = order_cuts(cuts, layout, settings, cutter.native_grid)
         rows, cols = cuts.leaves.grid if isinstance(cuts, CutImage) else (cutter.native_grid, cutter.native_grid)
         size = (rows * cutter.patch_size, cols * cutter.patch_size)
         whole = layout.count(cutter.native_grid)
-        return PreparedImage(cuts, settings, span.count, span.length, whole, size, tiles=layout)
+        span = order.span
+        return PreparedImage(cuts, settings, span.count, span.length, whole, size, tiles=layout, order=order)
     return prepare_cut(lambda changed: cutter.prepare(image, changed), cutter, settings)
 
 

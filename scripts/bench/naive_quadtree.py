@@ -1,32 +1,71 @@
 """The quadtree as one would first write it: recursion over blocks, each scored from its pixels. The bench's peer.
 
-It does the same work as `qlip.partition` and `qlip.extract_patches` for criterion "gradient" and layout "aligned",
-with torch on every block; it knows no budget.
+It does the same work as `qlip.partition` and `qlip.extract_patches` for layout "aligned", with torch on every block.
 """
 
 from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Box = tuple[int, int, int]
+Score = Callable[[Tensor, int, Box], float]
+"""(image, patch size, block) -> its score."""
+
+WINDOW = 5
+"""`structure_size` of `QLIPConfig`'s defaults."""
 
 
-def naive_partition(image: Tensor, patch_size: int, alpha: float) -> list[Box]:
+def gradient_score(image: Tensor, patch_size: int, box: Box) -> float:
+    """Largest |d/drow| + |d/dcol| over channels and pixels; differences beyond the block count as zero."""
+    pixels = _pixels(image, box, patch_size)
+    steps = torch.zeros_like(pixels)
+    steps[:, :-1] += (pixels[:, 1:] - pixels[:, :-1]).abs()
+    steps[:, :, :-1] += (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
+    return steps.max().item()
+
+
+def structure_score(image: Tensor, patch_size: int, box: Box) -> float:
+    """Largest top-hat or bottom-hat of the block sampled to one patch; at least its children's."""
+    if box[2] == 1:
+        return 0.0
+    return max(_largest_hat(image, patch_size, box), *(structure_score(image, patch_size, c) for c in _children(box)))
+
+
+def naive_partition(
+    image: Tensor,
+    patch_size: int,
+    alpha: float,
+    score: Score = gradient_score,
+    max_leaf: int | None = None,
+    max_tokens: int | None = None,
+) -> list[Box]:
     """Leaves as (row, col, size) in cells, in raster order.
 
     Args:
         image: float (C, H, W), normalised; H and W multiples of `patch_size`.
         patch_size: pixels per side of a cell.
         alpha: split threshold.
+        score: of a block.
+        max_leaf: bound on a leaf's side in cells, a power of two.
+        max_tokens: budget; the blocks of the highest scores split while it lasts.
     """
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
     root = max(1, (1 << min(rows, cols).bit_length()) >> 2)
-    leaves: list[Box] = []
+    root = root if max_leaf is None else min(root, max_leaf)
+    tops: list[Box] = []
     for row in range(0, rows, root):
         for col in range(0, cols, root):
-            _split(image, patch_size, alpha, (rows, cols), (row, col, root), leaves)
+            _descend((rows, cols), (row, col, root), tops)
+    if max_tokens is not None:
+        return sorted(_split_best(image, patch_size, alpha, score, tops, max_tokens))
+    leaves: list[Box] = []
+    for top in tops:
+        _split(image, patch_size, alpha, score, top, leaves)
     return sorted(leaves)
 
 
@@ -42,25 +81,74 @@ def naive_patches(image: Tensor, leaves: list[Box], patch_size: int) -> Tensor:
     return torch.stack(patches)
 
 
-def _split(image: Tensor, patch_size: int, alpha: float, grid: tuple[int, int], box: Box, leaves: list[Box]) -> None:
+def _descend(grid: tuple[int, int], box: Box, tops: list[Box]) -> None:
+    """Collects the coarsest blocks that are wholly inside the grid."""
     row, col, size = box
     if row >= grid[0] or col >= grid[1]:
         return
-    inside = row + size <= grid[0] and col + size <= grid[1]
-    if inside and (size == 1 or _gradient(_pixels(image, box, patch_size)) < alpha):
+    if row + size <= grid[0] and col + size <= grid[1]:
+        tops.append(box)
+        return
+    for child in _children(box):
+        _descend(grid, child, tops)
+
+
+def _split(image: Tensor, patch_size: int, alpha: float, score: Score, box: Box, leaves: list[Box]) -> None:
+    if box[2] == 1 or score(image, patch_size, box) < alpha:
         leaves.append(box)
         return
+    for child in _children(box):
+        _split(image, patch_size, alpha, score, child, leaves)
+
+
+def _split_best(
+    image: Tensor, patch_size: int, alpha: float, score: Score, tops: list[Box], max_tokens: int
+) -> list[Box]:
+    """Splits blocks in order of falling score, larger ones first where scores are equal, then in raster order."""
+    leaves = set(tops)
+    queue = [(-score(image, patch_size, box), -box[2], box) for box in tops if box[2] > 1]
+    heapq.heapify(queue)
+    while queue and len(leaves) + 3 <= max_tokens and -queue[0][0] >= alpha:
+        above, _, box = heapq.heappop(queue)
+        leaves.remove(box)
+        leaves.update(_children(box))
+        for child in _children(box):
+            if child[2] > 1:
+                heapq.heappush(queue, (max(above, -score(image, patch_size, child)), -child[2], child))
+    return list(leaves)
+
+
+def _children(box: Box) -> list[Box]:
+    row, col, size = box
     half = size // 2
-    for child in ((row, col), (row, col + half), (row + half, col), (row + half, col + half)):
-        _split(image, patch_size, alpha, grid, (*child, half), leaves)
+    return [(row, col, half), (row, col + half, half), (row + half, col, half), (row + half, col + half, half)]
 
 
-def _gradient(pixels: Tensor) -> float:
-    """Largest |d/drow| + |d/dcol| over channels and pixels; differences beyond the block count as zero."""
-    steps = torch.zeros_like(pixels)
-    steps[:, :-1] += (pixels[:, 1:] - pixels[:, :-1]).abs()
-    steps[:, :, :-1] += (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
-    return steps.max().item()
+def _largest_hat(image: Tensor, patch_size: int, box: Box) -> float:
+    """Samples the block and what its windows see around it, opens and closes, and takes the largest difference."""
+    row, col, size = box
+    reach, height, width = WINDOW - 1, image.shape[1] // size, image.shape[2] // size
+    top, left = row // size * patch_size, col // size * patch_size  # in sampled pixels
+    first, last = max(top - reach, 0), min(top + patch_size + reach, height)
+    start, end = max(left - reach, 0), min(left + patch_size + reach, width)
+    pixels = image[None, :, first * size : last * size, start * size : end * size]
+    for _ in range(size.bit_length() - 1):
+        pixels = F.avg_pool2d(pixels, 2)
+    beyond = (
+        start - left + reach,
+        left + patch_size + reach - end,
+        first - top + reach,
+        top + patch_size + reach - last,
+    )
+    pixels = F.pad(pixels, beyond, mode="replicate")
+    opening = _dilate(-_dilate(-pixels))
+    closing = -_dilate(-_dilate(pixels))
+    centre = pixels[..., reach:-reach, reach:-reach]
+    return torch.maximum(centre - opening, closing - centre).max().item()
+
+
+def _dilate(pixels: Tensor) -> Tensor:
+    return F.max_pool2d(pixels, WINDOW, stride=1)
 
 
 def _pixels(image: Tensor, box: Box, patch_size: int) -> Tensor:

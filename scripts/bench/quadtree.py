@@ -1,8 +1,8 @@
-"""Times the quadtree: `python -m scripts.bench.quadtree [--sizes 336 672 896 1792] [--repeats 5] [--alpha 0.1]`.
+"""Times the quadtree: `python -m scripts.bench.quadtree` writes docs/results/quadtree.md.
 
-For every size and photograph (scikit-image's, resized) it measures partition + extract_patches, ours and a naive
-recursive implementation's, in turns so that both meet the same state of the machine, and the forward pass of a ViT-L/14
-(random weights) over as many tokens as ours gave, at most the default budget. Everything runs on the CPU.
+For both criteria, every size and photograph (scikit-image's, resized) it measures partition + extract_patches, ours and
+a recursive implementation's with the same leaves, and the time to copy the image and the patches once, in turns so that
+all meet the same state of the machine; and ours again while a process per core computes. Everything runs on the CPU.
 """
 
 from __future__ import annotations
@@ -12,53 +12,63 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from llava.command import OneLineParser, integer, parse_and_run, real
-from scripts.bench.pictures import PATCH, PHOTOGRAPHS, multiple_of_patch
+from llava.command import OneLineParser, integer, parse_and_run
+from scripts.bench.pictures import PHOTOGRAPHS, multiple_of_patch
 
-if TYPE_CHECKING:
-    from scripts.bench.quadtree_times import Row
+CRITERIA = ("structure", "gradient")
 
+INTRODUCTION = """\
+# The quadtree's time
 
-def print_table(rows: Sequence[Row], native_forward: float) -> None:
-    """Prints milliseconds and ratios, a line for each size."""
-    print("  px   cells  tokens  ours ms  naive ms  ratio  ViT-L ms  share of ViT-L  share of ViT-L at 577")
-    for row in rows:
-        print(
-            f"{row.size:4d}  {(row.size // PATCH) ** 2:6d}  {row.tokens:6.0f}  {row.ours:7.2f}  {row.naive:8.1f}"
-            f"  {row.naive / row.ours:5.1f}  {row.forward:8.0f}  {row.ours / row.forward:13.2%}"
-            f"  {row.ours / native_forward:20.2%}"
-        )
+`python -m scripts.bench.quadtree` writes this page. Partition and patches of four photographs,
+{photographs}, resized to squares.
+*copy* is the time to copy the image once and the patches once, below which no implementation can go; *recursive* finds
+the same leaves block by block, in torch. Medians over the photographs of the fastest of {repeats} turns, the ways in
+turns. *busy / quiet* compares the medians of all turns, with another process that computes on each core and without.
+
+{machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""
+
+HEADINGS = {
+    "structure": "## structure, the default settings\n\nAt most 1152 leaves, none coarser than a cell of CLIP's.",
+    "gradient": "## gradient, the paper's rule\n\nAlpha 0.1, no budget.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(
-        prog="quadtree", description="Times partition + extract_patches against a naive peer and a ViT-L."
+        prog="quadtree", description="Times partition + extract_patches against copying and a recursive peer."
     )
-    parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=[336, 672, 896, 1792], help="pixels")
-    parser.add_argument("--repeats", type=integer(), default=5, help="measurements per photograph")
-    parser.add_argument("--alpha", type=real(infinite=True), default=0.1, help="split threshold")
-    parser.add_argument("--threads", type=integer(), help="threads of torch (default: its own choice)")
+    parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=[448, 896, 1344, 1792], help="pixels")
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--repeats", type=integer(), default=5, help="turns for each photograph (%(default)s)")
+    parser.add_argument("--threads", type=integer(), default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--machine", help="what the page calls the machine (default: its cores)")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder to write to (%(default)s)")
     return parse_and_run(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures every size and prints a table."""
+    """Measures every criterion and size and writes the page."""
     import torch
 
-    from scripts.bench.quadtree_times import forward_milliseconds, measure, vit_large
+    from scripts.bench.busy_cores import burners
+    from scripts.bench.quadtree_times import measure, table
 
-    torch.manual_seed(0)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {platform.machine()}")
-    print(f"gradient, alpha {args.alpha}; medians over {', '.join(PHOTOGRAPHS)} x {args.repeats}")
-    tower = vit_large()
-    native_forward = forward_milliseconds(tower, 576, repeats=args.repeats)
-    rows = [measure(size, tower, args.alpha, args.repeats) for size in args.sizes]
-    print_table(rows, native_forward)
+    torch.set_num_threads(args.threads)
+    machine = args.machine or f"{os.cpu_count()} {platform.machine()} cores"
+    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": machine}
+    parts = [INTRODUCTION.format(photographs=", ".join(PHOTOGRAPHS), repeats=args.repeats, **facts)]
+    with burners() as busy:
+        for criterion in args.criteria:
+            rows = [measure(criterion, size, args.repeats, busy) for size in args.sizes]
+            parts += [HEADINGS[criterion], table(rows)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    page = args.out / "quadtree.md"
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Times of the quadtree, of a recursive one with the same leaves, and of a ViT-L over as many tokens."""
+"""Times of the quadtree, of a recursive one with the same leaves, and of copying."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,25 +13,48 @@ import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import qlip
-from scripts.bench.naive_quadtree import naive_partition, naive_patches
+from qlip import Leaves, QLIPConfig
+from qlip.quadtree import partition_as
+from qlip.roots import allowed_leaf
+from scripts.bench.naive_quadtree import Box, gradient_score, naive_partition, naive_patches, structure_score
 from scripts.bench.pictures import PATCH, PHOTOGRAPHS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+NATIVE = 24  # cells per side of CLIP-L's grid
+
+RULES = {
+    "structure": QLIPConfig(),
+    "gradient": QLIPConfig(criterion="gradient", alpha=0.1, coarsest="any", max_tokens=None),
+}
+"""By criterion: the defaults, and the paper's rule."""
+
+SCORES = {"structure": structure_score, "gradient": gradient_score}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over photographs and repeats for one size."""
+    """Milliseconds for one criterion and size: medians over photographs of each one's fastest turn."""
 
+    criterion: str
     size: int
+    """Side of the image in pixels."""
     tokens: float
-    ours: float
+    partition: float
+    patches: float
+    copy: float
+    """Copying the image once and the patches once."""
     naive: float
-    forward: float
+    """Partition and patches of the recursive quadtree."""
+    slowdown: float
+    """Partition and patches while other processes keep all cores busy, by those without: both medians of all turns."""
+
+    @property
+    def ours(self) -> float:
+        """Partition and patches."""
+        return self.partition + self.patches
 
 
 def photograph(name: str, size: int) -> Tensor:
@@ -47,52 +71,82 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def vit_large() -> CLIPVisionModel:
-    """Builds a CLIP ViT-L/14-336 with random weights, float32 (1.2 GB)."""
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=PATCH,
-    )
-    return CLIPVisionModel(config).eval()
+def cut(image: Tensor, criterion: str) -> tuple[Leaves, Tensor, tuple[float, float]]:
+    """Finds an image's leaves and patches, and times both."""
+    start = time.perf_counter()
+    leaves = partition_as(RULES[criterion], image, PATCH, NATIVE)
+    middle = time.perf_counter()
+    patches = qlip.extract_patches(image, leaves, PATCH)
+    return leaves, patches, (1000 * (middle - start), 1000 * (time.perf_counter() - middle))
 
 
-def forward_milliseconds(tower: CLIPVisionModel, tokens: int, repeats: int) -> float:
-    """Measures the median time of the tower's transformer over `tokens` patch tokens and [CLS]."""
-    hidden = torch.randn(1, tokens + 1, tower.config.hidden_size)
-    with torch.inference_mode():
-        return statistics.median(milliseconds(lambda: tower.encoder(inputs_embeds=hidden)) for _ in range(repeats))
+def naive_cut(image: Tensor, criterion: str) -> tuple[list[Box], Tensor]:
+    """Finds the same leaves and patches by recursion."""
+    rule, side = RULES[criterion], image.shape[1] // PATCH
+    bound = allowed_leaf(rule, (side, side), NATIVE)
+    leaves = naive_partition(image, PATCH, rule.alpha, SCORES[criterion], bound, rule.max_tokens)
+    return leaves, naive_patches(image, leaves, PATCH)
 
 
-def quadtree_milliseconds(image: Tensor, alpha: float, repeats: int) -> tuple[int, list[float], list[float]]:
-    """Counts the tokens and times both quadtrees, in turns after one round to warm up."""
+def check_equal(image: Tensor, criterion: str) -> tuple[int, Tensor]:
+    """Cuts an image both ways, which also warms up; counts its leaves.
 
-    def ours() -> Tensor:
-        leaves = qlip.partition(image, PATCH, alpha=alpha, criterion="gradient", max_tokens=None, coarsest="any")
-        return qlip.extract_patches(image, leaves, PATCH)
-
-    def naive() -> Tensor:
-        return naive_patches(image, naive_partition(image, PATCH, alpha), PATCH)
-
-    found, expected = ours(), naive()
-    if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4):
+    Raises:
+        RuntimeError: the leaves or patches differ.
+    """
+    (leaves, patches, _), (boxes, expected) = cut(image, criterion), naive_cut(image, criterion)
+    if list(map(tuple, leaves.boxes.tolist())) != boxes or not torch.allclose(patches, expected, atol=1e-4):
         raise RuntimeError("the two quadtrees give different leaves, so their times cannot be compared")
-    times = [(milliseconds(ours), milliseconds(naive)) for _ in range(repeats)]
-    return len(found), [first for first, _ in times], [second for _, second in times]
+    return len(leaves), patches
 
 
-def measure(size: int, tower: CLIPVisionModel, alpha: float, repeats: int) -> Row:
-    """Measures one image size."""
-    tokens, ours, naive = [], [], []
+def measure(criterion: str, size: int, repeats: int, busy: Callable[[], AbstractContextManager[None]]) -> Row:
+    """Measures one criterion at one image size, all ways in turns on each photograph.
+
+    Args:
+        criterion: of `RULES`.
+        size: side of the image in pixels.
+        repeats: turns on each photograph.
+        busy: keeps all cores busy while its context is open.
+    """
+    tokens: list[int] = []
+    fastest: dict[str, list[float]] = {name: [] for name in ("partition", "patches", "copy", "naive")}
+    quiet: list[float] = []
+    loaded: list[float] = []
     for name in PHOTOGRAPHS:
-        count, first, second = quadtree_milliseconds(photograph(name, size), alpha, repeats)
+        image = photograph(name, size)
+        count, patches = check_equal(image, criterion)
         tokens.append(count)
-        ours += first
-        naive += second
-    typical = statistics.median(tokens)
-    budget = qlip.QLIPConfig().max_tokens or round(typical)
-    forward = forward_milliseconds(tower, min(round(typical), budget), repeats=max(1, repeats // 2))
-    return Row(size, typical, statistics.median(ours), statistics.median(naive), forward)
+        turns = [take_turn(image, patches, criterion) for _ in range(repeats)]
+        for way, laps in fastest.items():
+            laps.append(min(turn[way] for turn in turns))
+        quiet += [turn["partition"] + turn["patches"] for turn in turns]
+        with busy():
+            loaded += [sum(cut(image, criterion)[2]) for _ in range(repeats)]
+    slowdown = statistics.median(loaded) / statistics.median(quiet)
+    medians = {way: statistics.median(laps) for way, laps in fastest.items()}
+    return Row(criterion, size, statistics.median(tokens), **medians, slowdown=slowdown)
+
+
+def take_turn(image: Tensor, patches: Tensor, criterion: str) -> dict[str, float]:
+    """Measures copying, ours and the recursive quadtree once, in milliseconds."""
+    copy = milliseconds(lambda: (image.clone(), patches.clone()))
+    partition, extraction = cut(image, criterion)[2]
+    naive = milliseconds(lambda: naive_cut(image, criterion))
+    return {"copy": copy, "partition": partition, "patches": extraction, "naive": naive}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Formats milliseconds and ratios as Markdown, a line for each row."""
+    lines = [
+        "| image | leaves | partition, ms | patches, ms | copy, ms | QLIP / copy | recursive, ms | recursive / QLIP"
+        " | busy / quiet |",
+        "|---" * 9 + "|",
+    ]
+    for row in rows:
+        ratios = f"{row.ours / row.copy:.1f} | {row.naive:.0f} | {row.naive / row.ours:.1f} | {row.slowdown:.1f}"
+        lines.append(
+            f"| {row.size} px | {row.tokens:.0f} | {row.partition:.1f} | {row.patches:.1f} | {row.copy:.1f}"
+            f" | {ratios} |"
+        )
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qlip.criteria import _halve
+from qlip.structure import halve
 from tests.qlip.samples import paper_partition
 
 P = 4
@@ -163,4 +163,5 @@ def test_moving_the_picture_by_whole_roots_moves_the_leaves(shift, criterion, al
 @pytest.mark.parametrize("shape", [(3, 28, 28), (3, 29, 35), (1, 2, 3)])
 def test_halving_an_image_is_average_pooling_to_the_bit(shape):
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(_halve(image), F.avg_pool2d(image[None], 2)[0])
+    pooled = F.avg_pool2d(image[None], 2)[0]
+    assert torch.equal(halve(image), pooled) and torch.equal(torch.from_numpy(halve(image.numpy())), pooled)

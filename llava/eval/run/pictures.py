@@ -182,7 +182,9 @@ def pack(ready: PreparedImage | Unreadable) -> Any:
     if isinstance(ready, Unreadable):
         return ready
     facts = {
-        field.name: getattr(ready, field.name) for field in fields(ready) if field.name not in ("image", "question")
+        field.name: getattr(ready, field.name)
+        for field in fields(ready)
+        if field.name not in ("image", "question", "order")
     }
     if isinstance(ready.image, Tensor):
         return facts, ready.image.numpy(), None

@@ -158,6 +158,19 @@ def test_images_of_all_kinds_share_a_batch_and_answer_as_alone(model, use):
 
 
 @pytest.mark.parametrize("settings", [OVER_IMAGE, IN_TILES], ids=["image", "tiles"])
+@torch.no_grad()
+def test_leaves_are_ordered_and_joined_once(model, use, settings, monkeypatch):
+    use(settings)
+    ready = prepare(model, "wide")
+    for name in ("order_cuts", "merge_cuts"):
+        monkeypatch.delattr(f"llava.model.quadtree_tiles.{name}")
+        monkeypatch.delattr(f"llava.model.prepared_image.{name}")
+    (tokens,) = encode_prepared(model, [ready])
+    assert len(tokens.features) == ready.tokens
+    assert ready.leaves is ready.leaves and len(ready.leaves) == len(ready.order.leaves)
+
+
+@pytest.mark.parametrize("settings", [OVER_IMAGE, IN_TILES], ids=["image", "tiles"])
 def test_other_processes_prepare_the_same_image(model, use, settings, tmp_path):
     use(settings)
     half_flat("wide").save(file := tmp_path / "wide.png")
