@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="loading_peer", description=__doc__.split(":")[0])
     parser.add_argument("--shape", choices=TEXT, default="1b", help="of the language model (%(default)s)")
     parser.add_argument("--repeats", type=integer(), default=5, help="turns of each way (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="for the weights (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="where the weights are kept, and used again (default: nowhere)")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "DIR"), help=argparse.SUPPRESS)
     return parse_and_run(parser, run, argv)
 
@@ -174,9 +175,11 @@ def run(args: argparse.Namespace) -> None:
     if args.measure:
         measure(*args.measure)
         return
-    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
-        folders = dict(zip(WAYS, (Path(scratch) / "llava", Path(scratch) / "transformers"), strict=True))
-        size = write_both(args.shape, *folders.values())
+    with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory() as place:
+        folders = dict(zip(WAYS, (Path(place) / "llava", Path(place) / "transformers"), strict=True))
+        if not all((folder / "config.json").is_file() for folder in folders.values()):
+            write_both(args.shape, *folders.values())
+        size = sum(file.stat().st_size for file in folders["from_pretrained"].glob("*.safetensors"))
         print(
             f"{args.shape}: {size / 2**20:.0f} MiB of bfloat16 weights; one load of each before, {args.repeats} turns"
         )
