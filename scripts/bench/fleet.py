@@ -3,7 +3,8 @@
 Every replica is a process with one `ChatEngine`; requests come to them in turns, at the times of a Poisson process.
 While they run, each replica times its stages: preparing images, the vision tower, prompts, and steps of one token. What
 a lone request takes beside these is measured before, and counted as preparing. The simulation gets times fitted to all
-this, and the same requests with the answers' real lengths. The processes share this machine's cores; no HTTP.
+this, and the same requests with the answers' real lengths. The processes share this machine's cores; no HTTP. With
+`--paced` the model's thread also waits, as it would for a GPU that takes longer than this small model needs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ KINDS = ("listing", "count", "colour")
 """Questions with long and short answers, in turn."""
 
 STAGES = ("prepare", "encode", "prefill", "decode")
+PACE = StageTimes(
+    encode=0.06, encode_per_token=0.02, prefill=0.05, prefill_per_token=2e-4, decode=0.05, decode_per_row=2e-3
+)
+"""What `--paced` lets the model's stages take at least, several times what the embedded model needs; tokens of
+`encode_per_token` are images here."""
+
 LONE = 12
 """Requests that each replica answers one by one, before those that are compared."""
 
@@ -45,7 +52,12 @@ Samples = dict[str, list[tuple[list[float], float]]]
 class StageTimer:
     """Times an engine's stages while it answers, by wrapping the three calls in which it spends its time."""
 
-    def __init__(self, engine: ChatEngine) -> None:
+    def __init__(self, engine: ChatEngine, least: StageTimes) -> None:
+        """
+        Args:
+            engine: what is timed.
+            least: seconds that the model's stages take at least; its thread waits, as it would for a GPU.
+        """
         self.samples: Samples = {stage: [] for stage in STAGES}
         self._last = 0.0
         """When the model's thread ended its last work."""
@@ -61,6 +73,7 @@ class StageTimer:
         def timed_tower(images: Any, *args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             found = see(images, *args, **options)
+            wait_until(start + least.encode + least.encode_per_token * len(images))
             self._last = time.perf_counter()
             self.samples["encode"].append(([1.0, float(len(images))], self._last - start))
             return found
@@ -69,10 +82,12 @@ class StageTimer:
         def timed_forward(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = forward(*args, **options)
-            now = time.perf_counter()
             new = options.get("inputs_embeds")
             new = options["input_ids"] if new is None else new
             rows, length = new.shape[:2]
+            prompts = least.prefill + least.prefill_per_token * rows * length
+            wait_until(start + (prompts if length > 1 else least.stepping(rows, 0)))
+            now = time.perf_counter()
             if length > 1:
                 self.samples["prefill"].append(([1.0, float(rows * length)], now - max(start - 0.05, self._last)))
             else:
@@ -84,6 +99,11 @@ class StageTimer:
 
         vision.prepare, model.forward = timed_prepare, timed_forward
         model.get_vision_tower().forward = timed_tower
+
+
+def wait_until(moment: float) -> None:
+    """Sleeps until a moment of `time.perf_counter`, if it is not over."""
+    time.sleep(max(0.0, moment - time.perf_counter()))
 
 
 def make_question(engine: ChatEngine, number: int) -> tuple[Any, Any]:
@@ -112,7 +132,7 @@ async def answer(engine: ChatEngine, question: tuple[Any, Any], longest: int) ->
 
 
 async def answer_one_by_one(engine: ChatEngine, timer: StageTimer, questions: Sequence[Any], longest: int) -> float:
-    """Computes what a lone request takes until its first token beside the timed stages: the median, in seconds."""
+    """Computes what a lone request takes until its first token beside the timed stages: the mean, in seconds."""
     rest = []
     for question in questions:
         for seen in timer.samples.values():
@@ -122,7 +142,7 @@ async def answer_one_by_one(engine: ChatEngine, timer: StageTimer, questions: Se
         rest.append(first - sum(seconds for seen in stages for _, seconds in seen))
     for seen in timer.samples.values():
         seen.clear()
-    return max(0.0, statistics.median(rest))
+    return max(0.0, statistics.mean(rest))
 
 
 async def answer_in_time(
@@ -151,7 +171,7 @@ def serve_replica(options: dict[str, Any]) -> None:
     longest, arrivals = options["longest"], options["arrivals"]
     questions = [make_question(engine, options["first"] + number) for number in range(len(arrivals))]
     asyncio.run(answer(engine, questions[0], longest))
-    timer = StageTimer(engine)
+    timer = StageTimer(engine, PACE if options["paced"] else StageTimes())
     print("loaded", flush=True)
     sys.stdin.readline()  # all replicas measure at the same time
     rest = asyncio.run(answer_one_by_one(engine, timer, questions[:LONE], longest))
@@ -167,7 +187,7 @@ def run_replicas(args: argparse.Namespace, arrivals: Sequence[float]) -> list[di
     fleet = []
     for index in range(args.replicas):
         options = {"model": args.model_path, "slots": args.slots, "longest": args.max_new_tokens}
-        options |= {"arrivals": arrivals[index :: args.replicas], "first": 1000 * index}
+        options |= {"paced": args.paced, "arrivals": arrivals[index :: args.replicas], "first": 1000 * index}
         command = [sys.executable, "-m", "scripts.bench.fleet", "--serve", json.dumps(options)]
         fleet.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     try:
@@ -202,6 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=integer(), default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model-path", help="default: the embedded model")
+    parser.add_argument(
+        "--paced", action="store_true", help="let the model wait as for a GPU, so that busy cores matter little"
+    )
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     return parse_and_run(parser, run, argv)
 

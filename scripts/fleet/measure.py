@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -51,7 +50,7 @@ def fit(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[f
 
 
 def timed(work: Callable[[], Any], repeats: int, device: str) -> float:
-    """Measures the median seconds of a call, after one that is not counted."""
+    """Measures the fewest seconds of a call, after one that is not counted: what it takes where nothing disturbs it."""
     import torch
 
     seconds = []
@@ -61,7 +60,7 @@ def timed(work: Callable[[], Any], repeats: int, device: str) -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return min(seconds[1:])
 
 
 def measure_images(engine: ChatEngine, repeats: int) -> tuple[list[float], list[float]]:
