@@ -99,8 +99,8 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
     penalty = getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
     settings, starts = [row.sampling for row in rows], [row.prompt for row in rows]
     sampler = RowSampler(settings, logits.device, starts, fail, penalty)
-    left = torch.arange(len(rows), device=logits.device)
-    said = left.new_zeros(len(rows), 0)
+    left = torch.arange(len(rows))  # indices stay on the CPU: a device map may spread the cache over devices
+    said = left.new_zeros(len(rows), 0).to(logits.device)
     mask, bias, next_ = batch.mask, batch.bias, torch.stack([prompt.placed.end for prompt in prompts])
     while True:
         tokens = _choose(sampler, said, logits, left)
@@ -112,7 +112,7 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
         if not alive:
             return
         if len(alive) <= STAY * len(left):
-            kept = torch.tensor(alive, device=left.device)
+            kept = torch.tensor(alive)
             cache.batch_select_indices(kept)
             left, tokens, mask, next_ = left[kept], tokens[kept], mask[kept], next_[kept]
             bias = None if bias is None else bias[kept]
@@ -159,8 +159,8 @@ def lay_out(prompts: Sequence[Prompt], attention: str) -> Batch:
         _pad(positions, ends, 0),
         key_bias(sizes, attention),
         width,
-        torch.tensor(groups, device=sizes.device),
-        torch.tensor(leaders, device=sizes.device),
+        torch.tensor(groups),
+        torch.tensor(leaders),
     )
 
 
@@ -190,7 +190,7 @@ def _run(
 ) -> Tensor:
     """Runs new tokens behind those in the cache: the logits of the last one of each row, (B, V)."""
     known = {"attention_mask": mask, "position_ids": positions, "key_bias": bias, "past_key_values": cache}
-    return model(**known, use_cache=True, logits_to_keep=1, **inputs).logits[:, -1]
+    return model(**known, use_cache=True, logits_to_keep=1, **inputs).logits[:, -1].to(mask.device)
 
 
 def _choose(sampler: RowSampler, said: Tensor, logits: Tensor, left: Tensor) -> Tensor:
