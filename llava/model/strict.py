@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
+SMALL = 2**30
+"""Bytes of weights below which no progress bar is shown: they load in about a second."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -28,7 +33,7 @@ def read_pretrained(model_class: Any, name: str | Path, **options: Any) -> Loade
     Raises:
         ValueError: the files hold a weight of another shape than the configuration asks for.
     """
-    with _without_report():
+    with _without_report(), _without_bar(weights_size(name)):
         # With this flag transformers reports the weights by name, instead of a table and an error without names.
         model, report = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -55,3 +60,24 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keep)
+
+
+def weights_size(name: str | Path) -> int | None:
+    """Measures a checkpoint folder's weights in bytes; None where the name is not a folder's, so is the hub's."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+
+
+@contextmanager
+def _without_bar(size: int | None) -> Iterator[None]:
+    """Hides transformers' progress bar of weights that load in no time; `size` in bytes, None where it is not known."""
+    if size is None or size >= SMALL:
+        yield
+        return
+    before = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)

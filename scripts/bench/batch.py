@@ -1,10 +1,10 @@
 """Compares the runner with one question at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
-is `llava.eval.run.runner` with worker processes and its file of answers. Each way runs in a separate process
-(`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Times leave out loading and the
-start of the workers, which thousands of questions amortise; CPU time includes the workers', from the first answer on.
-The second model is a random one: a CLIP-L-shaped tower and a language model of 160 million parameters.
+is `llava.eval.run.runner` with its file of answers and at most `--workers` processes, whose start counts. Each way runs
+in a separate process (`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Loading
+does not count; CPU time includes the workers'. Beside the embedded model there are two of random weights: a tiny one in
+LLaVA's own format, and a CLIP-L-shaped tower with a language model of 160 million parameters.
 """
 
 from __future__ import annotations
@@ -42,15 +42,6 @@ TEXTS = (
 )
 """Asked of each picture in turn, with the same words for every model."""
 
-LLAMA_160M = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -67,27 +58,13 @@ class Case:
 
 
 CASES = (
-    Case("demo", pictures=64, size=448, per_picture=9, new_tokens=128),
+    Case("demo", pictures=64, size=448, per_picture=6, new_tokens=128),
     Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128),
+    Case("upstream-tiny", pictures=40, size=448, per_picture=6, new_tokens=16),
+    Case("upstream-tiny", pictures=240, size=448, per_picture=1, new_tokens=16),
     Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
     Case("random-160m", pictures=6, size=336, per_picture=1, new_tokens=16),
 )
-
-
-def write_random(folder: Path) -> None:
-    """Writes a LLaVA with random weights, a CLIP-L-shaped tower, and the embedded model's tokenizer."""
-    import torch
-
-    from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.tokenizer import load_tokenizer
-    from scripts.bench.cost_models import CLIP_LARGE
-
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        **LLAMA_160M, mm_vision_config=dict(CLIP_LARGE), mm_projector_type="mlp2x_gelu", qlip={"max_tokens": 576}
-    )
-    LlavaLlamaForCausalLM(config).save_pretrained(folder)
-    load_tokenizer(demo_model_path()).save_pretrained(folder)
 
 
 def write_questions(folder: Path, case: Case) -> Path:
@@ -109,8 +86,10 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     """Runs both ways in turns."""
     checkpoint = demo_model_path()
     if case.model != "demo":
+        from scripts.bench.batch_models import WRITERS
+
         checkpoint = folder / "model"
-        write_random(checkpoint)
+        WRITERS[case.model](checkpoint)
     questions = write_questions(folder, case)
     common = {"device": options.device, "checkpoint": str(checkpoint), "questions": str(questions)}
     common |= {"new_tokens": case.new_tokens, "workers": options.workers, "batch_size": options.batch_size}
@@ -185,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = tuple(dict.fromkeys(case.model for case in CASES))
     parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--repeats", type=integer(), default=5, help="turns of each way (%(default)s)")
-    parser.add_argument("--workers", type=integer(0), default=1, help="processes that prepare pictures (%(default)s)")
+    parser.add_argument(
+        "--workers", type=integer(0), default=1, help="most processes that prepare pictures (%(default)s)"
+    )
     parser.add_argument(
         "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions at once (%(default)s)"
     )

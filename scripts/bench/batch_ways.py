@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from llava.eval.run.answer_file import AnswerFile
@@ -29,22 +28,6 @@ from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.detokenize import until_stop
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import separators
-
-
-@dataclass(frozen=True)
-class Gated:
-    """Makes started workers wait until the measurement begins."""
-
-    prepare: Preparer
-    folder: Path
-    """Where each started worker leaves a file and waits for one named "go"."""
-
-    def __call__(self, source: Any) -> Any:
-        """Waits for the file "go", then prepares a picture."""
-        (self.folder / str(os.getpid())).touch()
-        while not (self.folder / "go").exists():
-            time.sleep(0.002)
-        return self.prepare(source)
 
 
 def one_at_a_time(engine: ChatEngine, questions: Sequence[Question], new_tokens: int) -> list[str]:
@@ -82,26 +65,23 @@ def run_batches(runner: Runner, asked: Sequence[Question], ready: Iterator[Any],
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU and memory that this process and its workers have used so far."""
+    """CPU and memory that this process and the workers that have ended have used so far."""
 
     cpu: float
     """Seconds of all cores."""
     memory: float
     """Highest resident memory of this process, in MiB."""
     worker_memory: float
-    """Resident memory of the largest worker, in MiB."""
+    """Highest resident memory of the largest worker, in MiB; 0 where none has run."""
 
     @classmethod
     def now(cls) -> Usage:
         """Reads the current figures; on Linux and macOS."""
-        workers = psutil.Process().children(recursive=True)
-        times = [psutil.Process().cpu_times(), *(worker.cpu_times() for worker in workers)]
         unit = 2**20 if sys.platform == "darwin" else 2**10
-        return cls(
-            sum(time.user + time.system for time in times),
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
-            max((worker.memory_info().rss / 2**20 for worker in workers), default=0.0),
+        own, workers = (
+            resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
+        return cls(sum(os.times()[:4]), own, workers)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -116,22 +96,15 @@ def serve(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         print("ready", flush=True)
         for turn, _ in enumerate(sys.stdin):
-            file, gate = AnswerFile(Path(scratch) / f"{turn}.jsonl"), Path(scratch) / f"{turn}"
-            gate.mkdir()
-            ready: Iterator[Any] = iter(())
+            file = AnswerFile(Path(scratch) / f"{turn}.jsonl")
+            before, start = Usage.now(), time.perf_counter()
             if options.way == "runner":
                 pictures = list_pictures(questions, limits)
-                ready = prepare_ahead(Gated(preparer, gate), pictures, options.workers, ahead=WINDOW * limits.rows)
-                while len(list(gate.iterdir())) < min(options.workers, len(pictures)):
-                    time.sleep(0.01)
-            before, start = Usage.now(), time.perf_counter()
-            (gate / "go").touch()
-            if options.way == "runner":
+                ready = prepare_ahead(preparer, pictures, options.workers, ahead=WINDOW * limits.rows)
                 answers = run_batches(runner, questions, ready, file)
             else:
                 answers = one_at_a_time(engine, questions, options.new_tokens)
             seconds = time.perf_counter() - start
             used = Usage.now()
-            del ready
             figures = {"seconds": seconds, "cpu": used.cpu - before.cpu, "memory": [used.memory, used.worker_memory]}
             print(json.dumps({**figures, "answers": answers}), flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llava.eval.run.answer import row_maker
-from llava.eval.run.flags import FEW_PICTURES, ReadQuestions, read_limits, read_sampling
+from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs import read_inputs
 from llava.eval.run.metadata import checkpoint_hash, run_settings
 from llava.eval.run.pictures import Preparer, prepare_ahead
@@ -35,7 +35,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
         sampling, limits = read_sampling(args), read_limits(args)
         todo = processes.share(open_questions(args, questions, answers))
         pictures = list_pictures(todo, limits)
-        workers = choose_workers(args.workers, len(pictures), processes.count)
+        workers = choose_workers(args.workers, processes.count)
         ready: Iterator[Any] = iter(())
         if preparer is not None:
             ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
@@ -55,10 +55,6 @@ def make_preparer(args: argparse.Namespace) -> Preparer:
     return Preparer.of(load_empty_tower(model, args.model_base, qlip=qlip_option(args)))
 
 
-def choose_workers(wanted: int | None, pictures: int, processes: int) -> int:
-    """Chooses the number of processes that prepare images; `wanted` is the user's flag."""
-    if wanted is not None:
-        return wanted
-    if pictures <= FEW_PICTURES:
-        return 0
-    return max(1, min(8, (os.cpu_count() or 1) // processes - 1))
+def choose_workers(wanted: int | None, processes: int) -> int:
+    """Chooses the most processes that prepare images; `wanted` is the user's flag."""
+    return max(1, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted

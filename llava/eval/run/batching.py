@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -27,23 +27,34 @@ class BatchLimits:
             raise ValueError(f"waste is {self.waste}; it must be above 0 and at most 1")
 
 
-def form_batches(lengths: Sequence[int], limits: BatchLimits) -> list[list[int]]:
+def form_batches(
+    lengths: Sequence[int], limits: BatchLimits, groups: Sequence[Hashable] | None = None
+) -> list[list[int]]:
     """Groups indices into batches of similar length, longest first; a batch ends where the next prompt would not fit.
 
     Args:
         lengths: tokens of each prompt, at least 1.
         limits: bounds of each batch.
+        groups: of each prompt; those of equal groups follow each other, as if they were as long as their longest.
+            By default each prompt has its own.
     """
+    groups = range(len(lengths)) if groups is None else groups
+    longest: dict[Hashable, int] = {}
+    first: dict[Hashable, int] = {}
+    for index, (length, group) in enumerate(zip(lengths, groups, strict=True)):
+        longest[group] = max(length, longest.get(group, 0))
+        first.setdefault(group, index)
+    order = sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], first[groups[i]], -lengths[i]))
     batches: list[list[int]] = []
-    real = 0  # tokens of the last batch, without padding
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    real = width = 0  # tokens of the last batch without padding, and of its longest prompt
+    for index in order:
         if batches:
-            rows, width = len(batches[-1]) + 1, lengths[batches[-1][0]]
-            padding = 1 - (real + lengths[index]) / (rows * width)
-            if rows <= limits.rows and rows * width <= limits.tokens and padding < limits.waste:
+            rows, wider = len(batches[-1]) + 1, max(width, lengths[index])
+            padding = 1 - (real + lengths[index]) / (rows * wider)
+            if rows <= limits.rows and rows * wider <= limits.tokens and padding < limits.waste:
                 batches[-1].append(index)
-                real += lengths[index]
+                real, width = real + lengths[index], wider
                 continue
         batches.append([index])
-        real = lengths[index]
+        real = width = lengths[index]
     return batches

@@ -13,10 +13,6 @@ from llava.eval.run.questions import Question
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import add_model_flags
 
-FEW_PICTURES = 64
-"""Starting worker processes takes longer than they save for up to this many images."""
-
-
 ReadQuestions = Callable[[argparse.Namespace], list[Question]]
 
 
@@ -64,7 +60,7 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
     parser.add_argument(
         "--workers",
         type=integer(0),
-        help=f"processes that prepare images (default: by the cores; 0 for up to {FEW_PICTURES} images)",
+        help="most processes that prepare images; they start where they pay (default: by the cores)",
     )
     add_resume_flag(parser)
     return parser

@@ -12,6 +12,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from llava.eval.run.decode import can_decode, decode_rows
 from llava.mm_utils import tokenizer_image_token
 from llava.model.encoding import encode_prepared
 from llava.model.image_tokens import ImageTokens
@@ -96,8 +97,11 @@ def generate(
         Row(ids, replace(sampling, stop=stops, seed=seed), engine.tokenizer, engine.end_tokens, emit=pieces.append)
         for ids, seed, pieces in zip(prompts, seeds, answers, strict=True)
     ]
-    images = [picture for picture in pictures if picture is not None]
-    generate_rows(engine.model, rows, images, engine.padding_id)
+    if can_decode(engine.model, rows):
+        decode_rows(engine.model, rows, pictures)
+    else:
+        images = [picture for picture in pictures if picture is not None]
+        generate_rows(engine.model, rows, images, engine.padding_id)
     for row in rows:
         if row.error is not None:
             raise row.error

@@ -5,10 +5,6 @@ The result is small: patches of leaves, not pixels. Workers load torch and Pillo
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -20,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from llava.eval.run.image_workers import Ahead, ImageQueue
 from llava.images import ImageError, ImageLimits, load_image
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
@@ -117,13 +113,13 @@ Prepare = Callable[[Source], PreparedImage | Unreadable]
 
 
 def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
-    """Prepares images in order, ahead of the reader. Workers start at once, not with the first `next`.
+    """Prepares images in order, ahead of the reader once workers are up; see `llava.eval.run.image_workers`.
 
     Args:
         preparer: prepares one image.
         sources: the images.
-        workers: processes; 0 prepares each image here when it is asked for. They end when this process ends, even if
-            it is killed.
+        workers: most processes; 0 prepares each image here when it is asked for. They start when they pay, at the
+            earliest now, and end when this process ends, even if it is killed.
         ahead: most images that are ready and not taken yet.
 
     Returns:
@@ -134,47 +130,21 @@ def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ah
     """
     if workers == 0 or not sources:
         return map(preparer, sources)
-    loader: DataLoader[Any] = DataLoader(
-        _Pictures(preparer, sources),
-        batch_size=None,
-        num_workers=min(workers, len(sources)),
-        collate_fn=_keep,
-        prefetch_factor=max(1, math.ceil(ahead / workers)),
-        worker_init_fn=_end_with_parent,
-        multiprocessing_context="spawn",  # a fork would copy locks that this process's threads hold
-    )
-    return map(unpack, iter(loader))
+    queue = ImageQueue(Packing(preparer), sources, workers, ahead)
+    reader = Ahead(queue)
+    queue.probe()
+    return map(unpack, reader)
 
 
-class _Pictures(Dataset):
-    """The prepared images. Tensors become arrays, which travel between processes without a file handle each."""
+@dataclass(frozen=True)
+class Packing:
+    """Prepares images as `pack` gives them: arrays travel between processes without a file handle each."""
 
-    def __init__(self, preparer: Prepare, sources: Sequence[Source]) -> None:
-        self.preparer = preparer
-        self.sources = sources
+    prepare: Prepare
 
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> Any:
-        return pack(self.preparer(self.sources[index]))
-
-
-def _end_with_parent(worker: int) -> None:
-    """Ends a worker when its parent is killed, even while it waits for a reader of its images."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("a worker has no parent process")
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _keep(item: Any) -> Any:
-    return item
+    def __call__(self, source: Source) -> Any:
+        """Prepares one image."""
+        return pack(self.prepare(source))
 
 
 def pack(ready: PreparedImage | Unreadable) -> Any:

@@ -88,7 +88,8 @@ class Runner:
             yield refused
         waiting = Counter(prompt.question.image for prompt in prompts)
         encoded: dict[Source | None, ImageTokens] = {}
-        for batch in form_batches([prompt.length for prompt in prompts], self.limits):
+        images = [prompt.question.image or prompt.question.index for prompt in prompts]
+        for batch in form_batches([prompt.length for prompt in prompts], self.limits, images):
             chosen = [prompts[i] for i in batch]
             yield self._answer(chosen, encoded)
             waiting.subtract(prompt.question.image for prompt in chosen)

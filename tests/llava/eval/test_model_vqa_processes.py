@@ -10,8 +10,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
+import pytest
 
 from llava.eval import model_vqa_loader
+from llava.eval.run import image_workers
 from tests.interpreter import fork_main
 from tests.llava.eval.files import PICTURES, TEXTS
 
@@ -26,7 +28,10 @@ def wait(condition: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.005)
 
 
-def test_a_killed_run_continues_and_answers_each_question_once(flags: list[str], answers: Path, whole: bytes) -> None:
+def test_a_killed_run_continues_and_answers_each_question_once(
+    flags: list[str], answers: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_workers, "WORTH", 0.0)  # workers start for few images too
     kept = 0
     for rows, workers in ((1, 0), (9, 1)):
         process = fork_main(model_vqa_loader.main, *flags, "--batch-size=1", f"--workers={workers}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.eval.run import answerer as module
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.mm_utils import tokenizer_image_token
 from llava.model.image_tokens import ImageTokens
@@ -77,12 +78,12 @@ def test_no_batch_is_wider_than_allowed_and_none_smaller_than_needed(
 ) -> None:
     shapes: list[tuple[int, int]] = []
 
-    def generate(ids: torch.Tensor, *, images: list[ImageTokens], attention_mask: torch.Tensor, **_: Any) -> Any:
-        lengths = attention_mask.sum(1) - 1 + torch.tensor([len(image.features) for image in images])
-        shapes.append((len(ids), int(lengths.max())))
-        return torch.full((len(ids), 1), engine.tokenizer.eos_token_id)
+    def generate(_: Any, ids: list[torch.Tensor], images: list[ImageTokens], sampling: Sampling) -> list[str]:
+        lengths = [len(own) - 1 + len(image.features) for own, image in zip(ids, images, strict=True)]
+        shapes.append((len(ids), max(lengths)))
+        return [""] * len(ids)
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(module, "generate", generate)
     asked = [(owner, text) for owner in range(len(pictures)) for text in TEXTS]
     said = Answerer(engine, batch_tokens=batch_tokens).answer(encode(engine, pictures), asked)
     assert said == [""] * len(asked)
@@ -103,7 +104,7 @@ def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_befo
     if spare == 0:
         assert answerer.answer([picture], [(0, "What?")]) == [engine.ask("What?", pictures[:1], greedy)]
         return
-    monkeypatch.setattr(engine.model, "generate", lambda *_, **__: pytest.fail("nothing may be generated"))
+    monkeypatch.setattr(engine.model, "forward", lambda *_, **__: pytest.fail("nothing may be computed"))
     words = f"{text} text tokens, {visual} visual tokens and an answer of up to 16 tokens exceed the model's context"
     with pytest.raises(PromptTooLong, match=words):
         answerer.answer([picture], [(0, "What?")])

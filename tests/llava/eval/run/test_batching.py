@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -47,6 +47,18 @@ def test_a_batch_ends_only_where_the_next_prompt_would_not_fit(lengths: list[int
 def test_the_longest_prompts_come_first_and_equal_ones_in_their_order(lengths: list[int], limits: BatchLimits) -> None:
     order = [index for batch in form_batches(lengths, limits) for index in batch]
     assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+@given(st.lists(st.tuples(st.integers(1, 2000), st.integers(0, 5)), max_size=40), LIMITS)
+def test_prompts_of_a_group_follow_each_other_within_the_same_limits(
+    prompts: list[tuple[int, int]], limits: BatchLimits
+) -> None:
+    lengths, groups = [length for length, _ in prompts], [group for _, group in prompts]
+    batches = form_batches(lengths, limits, groups)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert len([group for group, _ in groupby(groups[index] for index in order)]) == len(set(groups))
+    assert all(fits([lengths[index] for index in batch], limits) for batch in batches)
 
 
 @pytest.mark.parametrize(
