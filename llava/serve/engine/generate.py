@@ -134,7 +134,7 @@ class _RowStreamer(BaseStreamer):
         tokens = value.tolist()
         logprobs = self.recorder.take(tokens)
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
-            _append(row, token, logprobs.get(i))
+            append_token(row, token, logprobs.get(i))
 
     def end(self) -> None:
         """Does nothing: the rows detect their own end."""
@@ -199,12 +199,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     for row, answer in zip(rows, ids.tolist(), strict=True):
         if sampling.num_beams > 1:
             for token in answer:
-                _append(row, token)
+                append_token(row, token)
         row.finish("stop")
 
 
-def _append(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
-    """Appends a token to a row; an error ends this row only."""
+def append_token(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
+    """Appends a token to a row's answer; an error ends this row only."""
     try:
         if logprobs is None:
             row.take(token)

@@ -79,6 +79,9 @@ class EngineLimits:
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
     """Largest number of visual tokens in a batch; a request with more runs alone."""
+    max_join_tokens: int = 1024
+    """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; of images
+    and longer prompts so many at a time."""
     max_waiting: int = 64
     """Largest number of waiting requests; more are refused."""
     max_preparing: int = 8

@@ -26,8 +26,8 @@ def new_engine() -> Iterator[NewEngine]:
     """Makes engines on the embedded model with the given limits; closes them after the test."""
     engines: list[ChatEngine] = []
 
-    def make(**limits: int) -> ChatEngine:
-        engines.append(ChatEngine(*loaded(), limits=EngineLimits(**limits)))
+    def make(joins: bool = True, **limits: int) -> ChatEngine:
+        engines.append(ChatEngine(*loaded(), limits=EngineLimits(**limits), joins=joins))
         return engines[-1]
 
     yield make

@@ -1,0 +1,181 @@
+"""Requests join a batch between tokens, in bounded pieces, and memory that runs out delays some of them only."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.params import Sampling
+from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, submit
+from tests.llava.serve.openai.serving import becomes_idle
+
+SAMPLINGS = [
+    GREEDY,
+    Sampling(1.2, seed=1, max_new_tokens=24, repetition_penalty=1.2),
+    Sampling(0.9, seed=2, max_new_tokens=24, logprobs=2),
+    Sampling(0, max_new_tokens=24, repetition_penalty=1.5),
+]
+
+Passes = list[tuple[int, int]]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Passes]:
+    """Notes the rows and the tokens of each pass of an engine's language model; `check` may raise first."""
+
+    def note(engine: ChatEngine, check: Callable[[int, int], None] = lambda rows, tokens: None) -> Passes:
+        noted: Passes = []
+        forward = engine.model.forward
+
+        def forward_and_note(*args: Any, **inputs: Any) -> Any:
+            new = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            check(new.shape[0], new.shape[1])
+            noted.append((new.shape[0], new.shape[1]))
+            return forward(*args, **inputs)
+
+        monkeypatch.setattr(engine.model, "forward", forward_and_note)
+        return noted
+
+    return note
+
+
+def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
+    """The texts, why they ended, and the log-probabilities."""
+    told = []
+    for answer in answers:
+        text = "".join(answer)
+        told.append((text, answer.finish_reason, [round(each.token.logprob, 3) for each in answer.row.logprobs]))
+    return told
+
+
+def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, later, open_at_end = new_engine(), list[Answer](), list[bool]()
+    expected = ["".join(submit(engine, picture)) for picture in pictures[:2]]
+    gate, long = hold(engine)
+    take, end = long.row.take, long.row.on_end
+
+    def take_and_submit(token: int) -> None:
+        take(token)
+        if long.row.generated == 4:
+            later.append(submit(engine, pictures[1], sampling=Sampling(temperature=0, max_new_tokens=3)))
+
+    def note_end() -> None:
+        open_at_end.append(not later[0].row.ended)
+        end()
+
+    monkeypatch.setattr(long.row, "take", take_and_submit)
+    monkeypatch.setattr(long.row, "on_end", note_end)
+    gate.opened.set()
+    assert "".join(long) == expected[0]
+    assert expected[1].startswith("".join(later[0]))
+    assert open_at_end == [False]
+
+
+@pytest.mark.parametrize("most", [64, 400])
+def test_work_between_two_tokens_of_a_running_answer_is_bounded(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes], most: int
+) -> None:
+    engine = new_engine(max_join_tokens=most)
+    gate, first = hold(engine)
+    noted = passes(engine)
+    others = [submit(engine, picture) for picture in pictures * 2]
+    gate.opened.set()
+    list(first)
+    assert all("".join(answer) for answer in others)
+    joins = [tokens > 1 for _, tokens in noted]
+    assert max(rows * tokens for rows, tokens in noted) <= most
+    while_running = joins[joins.index(False) :]
+    assert any(while_running)
+    assert not any(map(operator.and_, while_running, while_running[1:]))  # no two pieces without a token between them
+
+
+@pytest.mark.parametrize("where", ["tokens", "prompts", "both"])
+def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes], where: str
+) -> None:
+    requests = list(zip(pictures * 2, SAMPLINGS * 2, strict=False))
+    expected = tell([submit(new_engine(joins=False), picture, sampling=each) for picture, each in requests])
+    engine = new_engine()
+    steps = 0
+
+    def run_out(rows: int, tokens: int) -> None:
+        nonlocal steps
+        steps += tokens == 1 and rows > 2
+        if where != "prompts" and tokens == 1 and rows > 2 and steps > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if where != "tokens" and tokens > 1 and (rows > 2 or len(engine._batch._streams) > 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    noted = passes(engine, run_out)
+    answers = [submit(engine, picture, sampling=each) for picture, each in requests]
+    gate.opened.set()
+    assert tell(answers) == expected
+    assert "".join(first)
+    assert max(rows for rows, _ in noted) > 1
+    assert becomes_idle(engine)
+
+
+def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes]
+) -> None:
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+
+    def run_out(rows: int, tokens: int) -> None:
+        if rows * tokens > 400:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    passes(engine, run_out)
+    large = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    small = submit(engine, pictures[0])
+    gate.opened.set()
+    with pytest.raises(GenerationError, match="ran out of memory"):
+        list(large)
+    assert "".join(first) == "".join(small) == expected
+
+
+def test_a_suspended_request_that_is_cancelled_ends(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes]
+) -> None:
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+    gate, first = hold(engine)
+    second = submit(engine, pictures[0])
+
+    def run_out(rows: int, tokens: int) -> None:
+        if engine._batch._suspended:
+            second.row.cancelled.set()
+        if rows > 1 and tokens == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    passes(engine, run_out)
+    gate.opened.set()
+    assert "".join(first) == expected
+    assert len("".join(second)) < len(expected) and second.finish_reason == "cancelled"
+
+
+def test_a_fault_of_the_batch_itself_ends_every_answer(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    gate, first = hold(engine)
+    second = submit(engine, pictures[0])
+    monkeypatch.setattr(engine._batch, "_step", lambda: 1 / 0)
+    gate.opened.set()
+    for answer in (first, second):
+        with pytest.raises(GenerationError, match=r"the model failed \(ZeroDivisionError\)"):
+            list(answer)
+    monkeypatch.undo()
+    assert "".join(submit(engine, pictures[0]))
