@@ -35,6 +35,7 @@ from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prefill import can_continue
+from llava.serve.engine.prefixes import prompt_key
 from llava.serve.engine.prompting import find_end_tokens, question_start, separators
 from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
@@ -265,7 +266,8 @@ class ChatEngine:
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         before = prompt[: question_start(prompt, form)] if awaits_question(views) else ""
         question = min(len(tokenizer_image_token(before, self.tokenizer)), len(ids) - 1)
-        row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question)
+        key = prompt_key(ids.tolist(), views) if self._batch is not None and self.limits.max_prefix_mib else ()
+        row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question, key=key)
         return Answer(row, views, usage, self.scheduler.remove)
 
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:

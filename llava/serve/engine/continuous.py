@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava.model.image_tokens import ImageTokens
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import halve
 from llava.serve.engine.params import EngineLimits
-from llava.serve.engine.prefill import place_prompt, prefill, run_tokens
+from llava.serve.engine.prefill import PlacedPrompt, place_prompt, prefill, run_tokens
+from llava.serve.engine.prefixes import Prefix, PrefixCache
 from llava.serve.engine.slots import SlotCache
 from llava.serve.engine.streams import Stream, TokenChooser
 from llava.serve.engine.vision import VisionFrontend
@@ -44,6 +46,7 @@ class ContinuousBatch:
         """
         self.model, self.vision, self.limits = model, vision, limits
         self._streams: list[Stream] = []
+        self._prefixes = PrefixCache(limits.max_prefix_mib * 2**20)
         self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self._bias: Tensor | None = None  # float32 (B, K0), of the running rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the running rows, until they change
@@ -117,6 +120,9 @@ class ContinuousBatch:
             yield from self._admit(part)
 
     def _parts_to_retry(self, streams: Sequence[Stream], failure: Exception) -> list[Sequence[Stream]]:
+        if ran_out_of_memory(failure) and self._prefixes.clear():
+            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+            return [streams]
         if len(streams) > 1:
             if ran_out_of_memory(failure):
                 logger.warning("out of memory with %d requests that join together; trying half as many", len(streams))
@@ -136,21 +142,31 @@ class ContinuousBatch:
         """Encodes the images of requests, runs their prompts, chooses their first tokens and adds them to the batch."""
         most = self.limits.max_join_tokens
         answers = [stream.answer for stream in streams]
-        encoded = yield from encode_in_parts(self.vision, answers, most)
+        known = [self._prefixes.find(stream.key) for stream in streams]
+        encoded = yield from encode_in_parts(self.vision, answers, most, [len(prefix.spans) for prefix in known])
         if encoded is None:
             return
         yield
-        images = iter(encoded)
-        prompts = [
-            place_prompt(self.model, stream.ids, [next(images) for _ in stream.answer.views]) for stream in streams
-        ]
-        del encoded, images
+        prompts = [self._place(*pair, encoded) for pair in zip(streams, known, strict=True)]
         cache = SlotCache(len(self._cache.layers), [0] * len(streams))
+        cache.reserve(len(streams), max(len(prompt.bias) for prompt in prompts))
+        for row, prefix in enumerate(known):
+            if prefix.states is not None:
+                cache.write(row, prefix.states)
+        del known
         logits = yield from prefill(self.model, prompts, cache, most)
         for stream, prompt in zip(streams, prompts, strict=True):
             stream.position = prompt.end - 1
         bias = torch.nn.utils.rnn.pad_sequence([prompt.bias for prompt in prompts], True)
         self._add(list(streams), cache, bias, logits)
+
+    def _place(self, stream: Stream, known: Prefix, encoded: list[ImageTokens]) -> PlacedPrompt:
+        """Places a request's prompt; takes its images off the encoded ones, in order."""
+        new = len(stream.answer.views) - len(known.spans)
+        images, encoded[:new] = encoded[:new], []
+        stream.spans = (*known.spans, *(image.span for image in images))
+        stream.answer.note_cached(known.tokens)
+        return place_prompt(self.model, stream.ids, images, len(known.key), known.spans)
 
     def _add(self, streams: list[Stream], cache: SlotCache, bias: Tensor, logits: Tensor) -> None:
         """Adds rows whose prompts have been run to the batch."""
@@ -188,7 +204,9 @@ class ContinuousBatch:
             self._chooser = self._chooser or TokenChooser(self.model, self._streams, logits.device)
             self._choose(self._chooser, logits)
             return
-        if ran_out_of_memory(failure) and len(self._streams) > 1:
+        if ran_out_of_memory(failure) and self._prefixes.clear():
+            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+        elif ran_out_of_memory(failure) and len(self._streams) > 1:
             del failure
             self._suspend_half()
         else:
@@ -211,8 +229,18 @@ class ContinuousBatch:
         for stream in [each for each in self._suspended if each.row.finished()]:
             self._suspended.remove(stream)
         for stream in [each for each in self._streams if each.row.finished()]:
-            self._remove(self._streams.index(stream))
+            row = self._streams.index(stream)
+            self._keep(row)
+            self._remove(row)
             self._most_rows = min(self._most_rows + 1, self.limits.max_batch)
+
+    def _keep(self, row: int) -> None:
+        """Keeps the keys and values of an answer that has ended, for a prompt that continues it."""
+        stream, length = self._streams[row], self._cache.lengths[row]
+        if stream.row.error is None and stream.has_whole_key:
+            key = stream.key[:-1]  # the last token was not run
+            size = self._cache.count_bytes(length)
+            self._prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
 
     def _remove(self, row: int) -> None:
         """Removes a row as `SlotCache.remove` does: the last one takes its place."""

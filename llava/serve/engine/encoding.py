@@ -26,11 +26,17 @@ def encode_answers(vision: VisionFrontend, batch: Sequence[Answer]) -> list[Imag
 
 
 def encode_in_parts(
-    vision: VisionFrontend, batch: Sequence[Answer], most_tokens: float = math.inf
+    vision: VisionFrontend, batch: Sequence[Answer], most_tokens: float = math.inf, known: Sequence[int] | None = None
 ) -> Generator[None, None, list[ImageTokens] | None]:
     """Encodes the images of all requests, in their order, and records the time and tokens that it takes.
 
     It yields after the questions were asked, if they were, and between images that exceed `most_tokens` together.
+
+    Args:
+        vision: Encodes the images.
+        batch: The requests.
+        most_tokens: Of images that are encoded together.
+        known: How many of each request's first images are left out.
 
     Returns:
         Projected tokens; None if every request was cancelled while the questions were asked.
@@ -45,7 +51,9 @@ def encode_in_parts(
         if all(row.finished() for row in rows):
             return None
     images: list[ImageTokens] = []
-    for part in _parts([view for own in views for view in own], most_tokens):
+    starts = [0] * len(batch) if known is None else known
+    new = [view for own, start in zip(views, starts, strict=True) for view in own[start:]]
+    for part in _parts(new, most_tokens):
         if images:
             yield
         with torch.inference_mode():

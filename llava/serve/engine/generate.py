@@ -58,6 +58,8 @@ class Row:
     """Log-probabilities of the tokens, if asked for; a token's are appended before its text is emitted."""
     question: int = 0
     """Where the newest question begins, as an index into the prompt."""
+    key: tuple[int | bytes, ...] = ()
+    """What the keys and values of the prompt depend on, see `prefixes`; empty where they are not kept."""
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)

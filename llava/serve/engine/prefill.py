@@ -16,15 +16,15 @@ from llava.model.image_tokens import ImageTokens
 from llava.model.splice import splice_row
 from llava.serve.engine.slots import SlotCache, Writing
 from qlip.decoder_masks import layer_windows, mask_with_bias
-from qlip.language_positions import BIASABLE, key_bias, place_tokens
+from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens
 
 
 @dataclass(frozen=True)
 class PlacedPrompt:
-    """One prompt of T tokens with its images in place."""
+    """One prompt of T tokens with its images in place, of which the last N are to be run."""
 
     embeds: Tensor
-    """(T, D)."""
+    """(N, D)."""
     positions: Tensor
     """(T,), float32 where an image's are fractional."""
     bias: Tensor
@@ -38,17 +38,26 @@ def can_continue(model: Any) -> bool:
     return getattr(model.config, "_attn_implementation", None) in BIASABLE
 
 
-def place_prompt(model: Any, ids: Tensor, images: Sequence[ImageTokens]) -> PlacedPrompt:
+def place_prompt(
+    model: Any, ids: Tensor, images: Sequence[ImageTokens], known: int = 0, spans: Sequence[ImageSpan] = ()
+) -> PlacedPrompt:
     """Embeds a prompt with its images in place.
 
     Args:
         model: A LLaVA model.
         ids: int64 (L,), IMAGE_TOKEN_INDEX where an image goes.
-        images: Of the prompt, projected.
+        images: Of the prompt, projected; without those among the known elements.
+        known: How many of the first elements have keys and values already; they are placed, but not embedded.
+        spans: Of the images among these.
     """
     ids = ids.to(model.device)
-    row = splice_row(ids, model.get_input_embeddings()(ids.masked_fill(ids == IMAGE_TOKEN_INDEX, 0)), images)
-    placed = place_tokens(row.is_image, row.spans)
+    new = ids[known:]
+    row = splice_row(new, model.get_input_embeddings()(new.masked_fill(new == IMAGE_TOKEN_INDEX, 0)), images)
+    is_image = ids[:known] == IMAGE_TOKEN_INDEX
+    counts = torch.ones_like(ids[:known])
+    counts[is_image] = torch.tensor([span.count for span in spans], dtype=torch.int64, device=ids.device)
+    is_image = torch.cat([is_image.repeat_interleave(counts), row.is_image])
+    placed = place_tokens(is_image, [*spans, *row.spans])
     bias = key_bias(placed.sizes, model.config._attn_implementation)
     return PlacedPrompt(row.embeds, placed.positions, placed.sizes * 0 if bias is None else bias, int(placed.end))
 
@@ -61,17 +70,15 @@ def prefill(
     Args:
         model: A LLaVA model.
         prompts: One for each row of the cache.
-        cache: Holds the first `lengths` tokens of each prompt, and then all of them.
+        cache: Holds the known tokens of each prompt, and then all of them.
         most_tokens: Of all prompts together, padding included.
 
     Returns:
         The logits behind each prompt, (B, V).
     """
-    left = [len(prompt.embeds) - done for prompt, done in zip(prompts, cache.lengths, strict=True)]
-    embeds = pad_sequence(
-        [prompt.embeds[done:] for prompt, done in zip(prompts, cache.lengths, strict=True)], True, 0.0, "left"
-    )
-    places = [prompt.positions[done:] for prompt, done in zip(prompts, cache.lengths, strict=True)]
+    left = [len(prompt.embeds) for prompt in prompts]
+    embeds = pad_sequence([prompt.embeds for prompt in prompts], True, 0.0, "left")
+    places = [prompt.positions[len(prompt.positions) - n :] for prompt, n in zip(prompts, left, strict=True)]
     fractional = any(place.is_floating_point() for place in places)
     positions = pad_sequence([place.float() if fractional else place for place in places], True, 0, "left")
     bias = pad_sequence([prompt.bias for prompt in prompts], True)

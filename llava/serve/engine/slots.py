@@ -189,6 +189,11 @@ class SlotCache(Cache):
             layer.keys = layer.values = layer.writing = None
             layer.is_initialized, layer.capacity = False, (0, 0)
 
+    def count_bytes(self, tokens: int) -> int:
+        """Counts the bytes of so many tokens' keys and values in one row."""
+        one = [slots[:1, :, :1].nbytes for layer in self.layers for slots in (layer.keys, layer.values)]
+        return tokens * sum(one)
+
     def read(self, row: int, length: int) -> KeysValues:
         """Copies the first `length` keys and values of a row."""
         return [(layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) for layer in self.layers]

@@ -12,7 +12,9 @@ from torch import Tensor
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.generate import Row, append_token
 from llava.serve.engine.logprobs import LogprobRecorder
+from llava.serve.engine.prefixes import PromptKey
 from llava.serve.engine.sampling import RowSampler, make_generator
+from qlip.language_positions import ImageSpan
 
 
 @dataclass(eq=False)
@@ -24,6 +26,8 @@ class Stream:
     """Of the answer so far."""
     position: int = 0
     """Of the last of them in the language model."""
+    spans: tuple[ImageSpan, ...] = ()
+    """Of the prompt's images, once they are known."""
 
     def __post_init__(self) -> None:
         self.generator = make_generator(self.row.sampling)
@@ -37,6 +41,16 @@ class Stream:
     def ids(self) -> Tensor:
         """int64 (L,): the prompt and the answer so far, IMAGE_TOKEN_INDEX in place of each image."""
         return torch.cat([self.row.prompt, torch.tensor(self.tokens, dtype=torch.int64)])
+
+    @property
+    def has_whole_key(self) -> bool:
+        """Whether the key has all of the prompt, so that its keys and values can be kept."""
+        return len(self.row.key) == len(self.row.prompt)
+
+    @property
+    def key(self) -> PromptKey:
+        """The key of the prompt and the answer so far."""
+        return (*self.row.key, *self.tokens) if self.has_whole_key else self.row.key
 
 
 class TokenChooser:

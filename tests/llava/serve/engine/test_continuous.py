@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
-from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, submit
+from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, NotePasses, submit
 from tests.llava.serve.openai.serving import becomes_idle
 
 SAMPLINGS = [
@@ -23,28 +20,6 @@ SAMPLINGS = [
     Sampling(0.9, seed=2, max_new_tokens=24, logprobs=2),
     Sampling(0, max_new_tokens=24, repetition_penalty=1.5),
 ]
-
-Passes = list[tuple[int, int]]
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Passes]:
-    """Notes the rows and the tokens of each pass of an engine's language model; `check` may raise first."""
-
-    def note(engine: ChatEngine, check: Callable[[int, int], None] = lambda rows, tokens: None) -> Passes:
-        noted: Passes = []
-        forward = engine.model.forward
-
-        def forward_and_note(*args: Any, **inputs: Any) -> Any:
-            new = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-            check(new.shape[0], new.shape[1])
-            noted.append((new.shape[0], new.shape[1]))
-            return forward(*args, **inputs)
-
-        monkeypatch.setattr(engine.model, "forward", forward_and_note)
-        return noted
-
-    return note
 
 
 def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
@@ -83,7 +58,7 @@ def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(
 
 @pytest.mark.parametrize("most", [64, 400])
 def test_work_between_two_tokens_of_a_running_answer_is_bounded(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes], most: int
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses, most: int
 ) -> None:
     engine = new_engine(max_join_tokens=most)
     gate, first = hold(engine)
@@ -101,7 +76,7 @@ def test_work_between_two_tokens_of_a_running_answer_is_bounded(
 
 @pytest.mark.parametrize("where", ["tokens", "prompts", "both"])
 def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes], where: str
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses, where: str
 ) -> None:
     requests = list(zip(pictures * 2, SAMPLINGS * 2, strict=False))
     expected = tell([submit(new_engine(joins=False), picture, sampling=each) for picture, each in requests])
@@ -127,7 +102,7 @@ def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
 
 
 def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes]
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
 ) -> None:
     engine = new_engine()
     expected = "".join(submit(engine, pictures[0]))
@@ -147,7 +122,7 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
 
 
 def test_a_suspended_request_that_is_cancelled_ends(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: Callable[..., Passes]
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
 ) -> None:
     engine = new_engine()
     expected = "".join(submit(engine, pictures[0]))
