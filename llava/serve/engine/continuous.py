@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from llava.serve.engine.vision import VisionFrontend
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
 """Takes waiting requests that may join, given those that are being answered and how many rows there may be."""
 
@@ -143,7 +144,8 @@ class ContinuousBatch:
         most = self.limits.max_join_tokens
         answers = [stream.answer for stream in streams]
         known = [self._prefixes.find(stream.key) for stream in streams]
-        encoded = yield from encode_in_parts(self.vision, answers, most, [len(prefix.spans) for prefix in known])
+        skipped = [len(prefix.spans) for prefix in known]
+        encoded = yield from _while_wanted(streams, encode_in_parts(self.vision, answers, most, skipped))
         if encoded is None:
             return
         yield
@@ -154,7 +156,9 @@ class ContinuousBatch:
             if prefix.states is not None:
                 cache.write(row, prefix.states)
         del known
-        logits = yield from prefill(self.model, prompts, cache, most)
+        logits = yield from _while_wanted(streams, prefill(self.model, prompts, cache, most))
+        if logits is None:
+            return
         for stream, prompt in zip(streams, prompts, strict=True):
             stream.position = prompt.end - 1
         bias = torch.nn.utils.rnn.pad_sequence([prompt.bias for prompt in prompts], True)
@@ -261,3 +265,15 @@ class ContinuousBatch:
             self._suspended.appendleft(self._streams[-1])
             self._remove(len(self._streams) - 1)
         self._cache.reserve(len(self._streams), max(self._cache.lengths))
+
+
+def _while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:
+    """Does some work for requests piece by piece; gives None once all of them were cancelled."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+        if all(stream.row.finished() for stream in streams):
+            return None
+        yield

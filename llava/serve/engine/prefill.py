@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.image_tokens import ImageTokens
@@ -33,9 +34,24 @@ class PlacedPrompt:
     """Position of the next token."""
 
 
+SHAPING = (
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"),
+    *("remove_invalid_values", "guidance_scale"),
+)
+"""Fields of a checkpoint's generation config by which transformers' `generate` changes logits."""
+
+
 def can_continue(model: Any) -> bool:
-    """Whether a model's prompts can be run here: its attention must take a mask of its own for each row and layer."""
-    return getattr(model.config, "_attn_implementation", None) in BIASABLE
+    """Whether a model's prompts can be run here.
+
+    Its attention must take a mask of its own for each row and layer, and its generation config must not ask for what
+    transformers' `generate` alone does.
+    """
+    config = getattr(model, "generation_config", None)
+    plain = GenerationConfig()
+    shaped = [name for name in SHAPING if getattr(config, name, None) not in (None, getattr(plain, name, None))]
+    return getattr(model.config, "_attn_implementation", None) in BIASABLE and not shaped
 
 
 def place_prompt(

@@ -119,9 +119,9 @@ class PrefixCache:
         """Finds the longest start of a prompt whose keys and values are known, all but its last token at most."""
         best, length = None, 0
         for kept in self._kept:
-            common = _common(kept, key)
-            if common > length:
-                best, length = kept, common
+            if kept[length : length + 1] == key[length : length + 1]:  # else it is no better
+                common = _common(kept, key)
+                best, length = (kept, common) if common > length else (best, length)
         if best is None:
             return Prefix()
         self._kept[best] = self._kept.pop(best)
@@ -136,12 +136,11 @@ class PrefixCache:
             size: Bytes of the keys and values.
             read: Copies them; called if they are kept.
         """
-        common = {kept: _common(kept, key) for kept in self._kept}
-        longer = next((kept for kept, length in common.items() if length == len(key)), None)
+        longer = next((kept for kept in self._kept if _starts(kept, key)), None)
         if longer is not None:
             self._kept[longer] = self._kept.pop(longer)
             return
-        for kept in [kept for kept, length in common.items() if length == len(kept)]:
+        for kept in [kept for kept in self._kept if _starts(key, kept)]:
             self._drop(kept)
         if size <= self.most_bytes:
             while self.bytes + size > self.most_bytes:
@@ -163,3 +162,9 @@ class PrefixCache:
 def _common(one: PromptKey, other: PromptKey) -> int:
     """Counts the first elements that two keys have in common."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _starts(key: PromptKey, start: PromptKey) -> bool:
+    """Whether a key begins with another."""
+    last = len(start) - 1
+    return key[last : last + 1] == start[-1:] and key[: len(start)] == start

@@ -97,8 +97,8 @@ def resize_slots(slots: Tensor, rows: int, length: int) -> Tensor:
 
 
 def roomy(needed: int, block: int) -> int:
-    """Adds a quarter to what is needed, in whole blocks, so that slots seldom grow."""
-    return -(-(needed + needed // 4) // block) * block
+    """Adds an eighth to what is needed, in whole blocks, so that slots seldom grow."""
+    return -(-(needed + needed // 8) // block) * block
 
 
 class SlotCache(Cache):
@@ -147,7 +147,7 @@ class SlotCache(Cache):
         have = self.capacity
         wanted = (roomy(rows, 1), roomy(length, BLOCK))
         new = tuple(
-            want if need > had or 4 * want < had else had
+            want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)
         )
         if new != have:

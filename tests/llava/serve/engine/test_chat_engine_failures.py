@@ -17,7 +17,7 @@ from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.generate import Row
-from llava.serve.engine.params import Sampling
+from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.engine.sampling import RowSampler
 from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api, body, loaded, picture
 
@@ -28,7 +28,7 @@ SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=24), Sampling(0.9, seed=2), Sa
 
 @pytest.fixture
 def engine() -> Iterator[ChatEngine]:
-    engine = ChatEngine(*loaded())
+    engine = ChatEngine(*loaded(), limits=EngineLimits(max_prefix_mib=0))  # every picture is encoded
     yield engine
     engine.close()
 
@@ -186,8 +186,8 @@ def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
         groups.append(len(views))
         return raising() if any(view is culprits[0] for view in views) else encode(views)
 
-    def place_or_fail(model: Any, ids: torch.Tensor, images: Any) -> Any:
-        return raising() if len(ids) == culprits[0] else place(model, ids, images)
+    def place_or_fail(model: Any, ids: torch.Tensor, *rest: Any) -> Any:
+        return raising() if len(ids) == culprits[0] else place(model, ids, *rest)
 
     def spoil(answers: list[Answer]) -> None:
         if part == "images":

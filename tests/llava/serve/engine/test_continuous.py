@@ -12,7 +12,7 @@ from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
 from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, NotePasses, submit
-from tests.llava.serve.openai.serving import becomes_idle
+from tests.llava.serve.openai.serving import becomes_idle, loaded
 
 SAMPLINGS = [
     GREEDY,
@@ -139,6 +139,27 @@ def test_a_suspended_request_that_is_cancelled_ends(
     gate.opened.set()
     assert "".join(first) == expected
     assert len("".join(second)) < len(expected) and second.finish_reason == "cancelled"
+
+
+def test_a_prompt_whose_request_is_cancelled_is_not_run_to_its_end(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
+) -> None:
+    engine = new_engine(max_join_tokens=20)
+    gate, first = hold(engine)
+    noted = passes(engine, lambda rows, tokens: first.row.cancelled.set())
+    gate.opened.set()
+    assert "".join(first) == "" and first.finish_reason == "cancelled"
+    assert becomes_idle(engine) and len(noted) == 1
+
+
+def test_a_checkpoint_whose_generation_config_changes_logits_is_left_to_transformers(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert new_engine().scheduler.joins
+    monkeypatch.setattr(loaded()[1].generation_config, "no_repeat_ngram_size", 2)
+    engine = new_engine()
+    assert not engine.scheduler.joins
+    assert "".join(submit(engine, pictures[0])) != ""
 
 
 def test_a_fault_of_the_batch_itself_ends_every_answer(
