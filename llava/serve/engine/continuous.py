@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +25,11 @@ from llava.serve.engine.params import EngineLimits
 from llava.serve.engine.prefill import PlacedPrompt, place_prompt, prefill, run_tokens
 from llava.serve.engine.prefixes import Prefix, PrefixCache
 from llava.serve.engine.slots import SlotCache
-from llava.serve.engine.streams import Stream, TokenChooser
+from llava.serve.engine.streams import Stream, TokenChooser, while_wanted
 from llava.serve.engine.vision import VisionFrontend
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
 """Takes waiting requests that may join, given those that are being answered and how many rows there may be."""
 
@@ -52,7 +51,7 @@ class ContinuousBatch:
         self._bias: Tensor | None = None  # float32 (B, K0), of the running rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the running rows, until they change
         self._joining: list[Stream] = []
-        self._join: Iterator[None] | None = None
+        self._join: Generator[None, None, None] | None = None
         self._suspended: deque[Stream] = deque()  # did not fit into memory
         self._most_rows = limits.max_batch
 
@@ -104,7 +103,7 @@ class ContinuousBatch:
     def _begin_joining(self, streams: list[Stream]) -> None:
         self._joining, self._join = streams, self._admit(streams)
 
-    def _admit(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _admit(self, streams: Sequence[Stream]) -> Generator[None, None, None]:
         """Lets requests join; those that fail together are tried in parts, so that only those at fault fail."""
         streams = [stream for stream in streams if not stream.row.finished()]
         if not streams:
@@ -139,13 +138,13 @@ class ContinuousBatch:
             stream.answer.fail(failure)
         return []
 
-    def _prefill(self, streams: Sequence[Stream]) -> Iterator[None]:
+    def _prefill(self, streams: Sequence[Stream]) -> Generator[None, None, None]:
         """Encodes the images of requests, runs their prompts, chooses their first tokens and adds them to the batch."""
         most = self.limits.max_join_tokens
         answers = [stream.answer for stream in streams]
         known = [self._prefixes.find(stream.key) for stream in streams]
         skipped = [len(prefix.spans) for prefix in known]
-        encoded = yield from _while_wanted(streams, encode_in_parts(self.vision, answers, most, skipped))
+        encoded = yield from while_wanted(streams, encode_in_parts(self.vision, answers, most, skipped))
         if encoded is None:
             return
         yield
@@ -156,7 +155,7 @@ class ContinuousBatch:
             if prefix.states is not None:
                 cache.write(row, prefix.states)
         del known
-        logits = yield from _while_wanted(streams, prefill(self.model, prompts, cache, most))
+        logits = yield from while_wanted(streams, prefill(self.model, prompts, cache, most))
         if logits is None:
             return
         for stream, prompt in zip(streams, prompts, strict=True):
@@ -208,14 +207,12 @@ class ContinuousBatch:
             self._chooser = self._chooser or TokenChooser(self.model, self._streams, logits.device)
             self._choose(self._chooser, logits)
             return
-        if ran_out_of_memory(failure) and self._prefixes.clear():
-            logger.warning("out of memory; dropped the keys and values of earlier prompts")
-        elif ran_out_of_memory(failure) and len(self._streams) > 1:
-            del failure
-            self._suspend_half()
-        else:
-            logger.warning("%d answers failed amid their generation", len(self._streams), exc_info=failure)
-            self._fail(self._streams, failure)
+        if ran_out_of_memory(failure):
+            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
+            if self._make_room():
+                return
+        logger.warning("%d answers failed amid their generation", len(self._streams), exc_info=failure)
+        self._fail(self._streams, failure)
 
     def _choose(self, chooser: TokenChooser, logits: Tensor) -> None:
         try:
@@ -244,7 +241,11 @@ class ContinuousBatch:
         if stream.row.error is None and stream.has_whole_key:
             key = stream.key[:-1]  # the last token was not run
             size = self._cache.count_bytes(length)
-            self._prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
+            try:
+                self._prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
+            except Exception as error:  # memory that is short serves the answers first
+                self._prefixes.clear()
+                logger.warning("dropped the keys and values of earlier prompts", exc_info=error)
 
     def _remove(self, row: int) -> None:
         """Removes a row as `SlotCache.remove` does: the last one takes its place."""
@@ -256,24 +257,39 @@ class ContinuousBatch:
             self._bias[row] = self._bias[-1]
             self._set_bias(self._bias[:-1])
 
-    def _suspend_half(self) -> None:
-        """Frees the memory of half of the rows; they continue later, their keys and values computed once more."""
-        kept, _ = halve(self._streams)
-        logger.warning("out of memory with %d answers; continuing with half as many", len(self._streams))
-        self._most_rows = len(kept)
-        while len(self._streams) > self._most_rows:
+    # Out of memory
+
+    def _make_room(self) -> bool:
+        """Frees memory: that of earlier prompts, of requests that join, or of half of the rows; false if there is none.
+
+        What is suspended continues later, its keys and values computed once more.
+        """
+        if self._prefixes.clear():
+            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+        elif self._join is not None:
+            logger.warning("out of memory; %d requests that join wait", len(self._joining))
+            self._join.close()
+            self._suspended.extendleft(reversed(self._joining))
+            self._join, self._joining = None, []
+            self._most_rows = len(self._streams)
+        elif len(self._streams) > 1:
+            logger.warning("out of memory with %d answers; continuing with half as many", len(self._streams))
+            self._suspend(len(halve(self._streams)[0]))
+        else:
+            return False
+        return True
+
+    def _suspend(self, most_rows: int) -> None:
+        """Suspends rows until there are so many; all of them if there is no memory to move the others."""
+        self._most_rows = most_rows
+        while len(self._streams) > most_rows:
             self._suspended.appendleft(self._streams[-1])
             self._remove(len(self._streams) - 1)
-        self._cache.reserve(len(self._streams), max(self._cache.lengths))
-
-
-def _while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:
-    """Does some work for requests piece by piece; gives None once all of them were cancelled."""
-    while True:
         try:
-            next(work)
-        except StopIteration as end:
-            return end.value
-        if all(stream.row.finished() for stream in streams):
-            return None
-        yield
+            self._cache.shrink()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            self._suspended.extendleft(reversed(self._streams))
+            self._streams, self._bias, self._chooser = [], None, None
+            self._cache.clear()

@@ -8,7 +8,7 @@ without touching the others, and a step writes one token per row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,8 +37,7 @@ class Writing:
 
     def to(self, device: torch.device) -> Writing:
         """Moves the indices to a device."""
-        indices = (each.to(device) for each in (self.row, self.place, self.query))
-        return Writing(*indices, self.rows, self.end)
+        return replace(self, row=self.row.to(device), place=self.place.to(device), query=self.query.to(device))
 
 
 class SlotLayer(CacheLayerMixin):
@@ -144,16 +143,23 @@ class SlotCache(Cache):
 
     def reserve(self, rows: int, length: int) -> None:
         """Grows the slots to so many rows and tokens at least; shrinks them where they are much larger."""
-        have = self.capacity
-        wanted = (roomy(rows, 1), roomy(length, BLOCK))
+        have, wanted = self.capacity, (roomy(rows, 1), roomy(length, BLOCK))
         new = tuple(
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)
         )
         if new != have:
-            for layer in self.layers:
-                layer.resize(*new)
-            self.capacity = (new[0], new[1])
+            self._resize(new[0], new[1])
+
+    def shrink(self) -> None:
+        """Frees the slots and tokens that no row needs."""
+        if self.lengths:
+            self._resize(len(self.lengths), max(self.lengths))
+
+    def _resize(self, rows: int, length: int) -> None:
+        for layer in self.layers:
+            layer.resize(rows, length)
+        self.capacity = (rows, length)
 
     def append(self, other: SlotCache) -> None:
         """Adds the rows of another cache behind this one's."""

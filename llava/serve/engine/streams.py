@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from llava.serve.engine.logprobs import LogprobRecorder
 from llava.serve.engine.prefixes import PromptKey
 from llava.serve.engine.sampling import RowSampler, make_generator
 from qlip.language_positions import ImageSpan
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -95,3 +97,15 @@ class TokenChooser:
 
     def _fail(self, row: int, error: Exception) -> None:
         self.streams[row].row.fail(error)
+
+
+def while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:
+    """Does some work for requests piece by piece; gives None once all of them were cancelled."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+        if all(stream.row.finished() for stream in streams):
+            return None
+        yield

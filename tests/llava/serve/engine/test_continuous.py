@@ -121,6 +121,53 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
     assert "".join(first) == "".join(small) == expected
 
 
+@pytest.mark.parametrize("moves", [True, False], ids=["kept rows are moved", "no memory to move them"])
+def test_a_request_that_joins_waits_before_running_answers_do(
+    new_engine: NewEngine,
+    hold: Hold,
+    pictures: list[Image.Image],
+    passes: NotePasses,
+    monkeypatch: pytest.MonkeyPatch,
+    moves: bool,
+) -> None:
+    """Memory runs out once as a long prompt joins, and once more as answers run: then half of them wait too."""
+    engine = new_engine(max_join_tokens=400)
+    expected = "".join(submit(engine, pictures[0]))
+    shortages = []
+
+    def run_out(rows: int, tokens: int) -> None:
+        batch = engine._batch
+        if tokens == 1 and rows == 2 and len(shortages) < 3 and (shortages or len(batch._joining) == 1):
+            shortages.append((batch._join is not None, len(batch._suspended)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    passes(engine, run_out)
+    if not moves:
+        monkeypatch.setattr(engine._batch._cache, "shrink", fail)
+    second = submit(engine, pictures[0])
+    long = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    gate.opened.set()
+    assert "".join(first) == "".join(second) == expected
+    assert long.finish_reason == "stop" if "".join(long) else long.finish_reason == "length"
+    assert shortages == [(True, 0), (True, 0), (False, 1)]  # earlier prompts, the one that joins, half of the rows
+
+
+def test_keys_and_values_for_which_there_is_no_memory_are_not_kept(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+    monkeypatch.setattr(engine._batch._cache, "read", fail)
+    assert ["".join(submit(engine, pictures[0])) for _ in range(2)] == [expected] * 2
+
+
 def test_a_suspended_request_that_is_cancelled_ends(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
 ) -> None:
