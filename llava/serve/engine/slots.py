@@ -37,6 +37,8 @@ class Writing:
 
     def to(self, device: torch.device) -> Writing:
         """Moves the indices to a device."""
+        if device == self.row.device:
+            return self
         return replace(self, row=self.row.to(device), place=self.place.to(device), query=self.query.to(device))
 
 
