@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     loaded = (
         load_pretrained_model(args.model_path, qlip=True) if args.model_path else load_random(SMALL, VISION, args.seed)
     )
-    limits = EngineLimits(args.batch, max_waiting=2 * args.clients)
+    limits = EngineLimits(args.batch, max_waiting=2 * args.clients, max_prefix_mib=0)  # rounds ask the same
     engines = {way: ChatEngine(*loaded, limits=limits, joins=joins) for way, joins in WAYS.items()}
     work = requests(args.clients * args.requests, args.seed)
     found: dict[str, list[Round]] = {way: [] for way in WAYS}
