@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
-from llava.serve.http.flags import add_server_flags, api_keys, request_limits
+from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import warn_of_open_port
@@ -40,6 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     limits = EngineLimits()
     parser.add_argument("--max-batch", type=integer(), default=limits.max_batch, help="most answers at a time")
     parser.add_argument("--max-waiting", type=integer(), default=limits.max_waiting, help="most requests that wait")
+    add_prefix_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -64,7 +65,7 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
 
     names = args.served_model_name or [get_model_name_from_path(str(args.model_path or demo_model_path()))]
     settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
-    limits = EngineLimits(args.max_batch, max_waiting=args.max_waiting)
+    limits = EngineLimits(args.max_batch, max_waiting=args.max_waiting, max_prefix_mib=args.prefix_cache_mib)
     return load_engine(args, switchable=True, limits=limits), settings
 
 

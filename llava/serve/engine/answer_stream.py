@@ -25,6 +25,8 @@ class Usage:
     """Tokens of the images; before the question has decided on them, the most that they may take."""
     uniform_tokens: int
     """Tokens that the images would take on the uniform grid at the same size."""
+    cached_tokens: int = 0
+    """Tokens of the prompt whose keys and values were known from an earlier request."""
     generated_tokens: int = 0
     """Tokens of the answer, including its end token."""
     queue_seconds: float = 0.0
@@ -134,6 +136,10 @@ class Answer:
         self.views = views
         tokens = sum(view.tokens for view in views)
         self.usage = replace(self.usage, visual_tokens=tokens, first_pass_tokens=first)
+
+    def note_cached(self, tokens: int) -> None:
+        """Records how many tokens of the prompt had keys and values already."""
+        self.usage = replace(self.usage, cached_tokens=tokens)
 
     def note_start(self, started: float, asked: float, encoded: float) -> None:
         """Records when the model started, had asked about the images, and had encoded them, by `time.perf_counter`."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,28 +29,21 @@ from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.prepared_image import PreparedImage
 from llava.model.question_budget import awaits_question
 from llava.serve.engine.answer_stream import Answer, Usage
+from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
+from llava.serve.engine.prefill import can_continue
+from llava.serve.engine.prefixes import prompt_key
 from llava.serve.engine.prompting import find_end_tokens, question_start, separators
+from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A request on its way to the queue: the arguments of `ChatEngine.submit`, its settings computed."""
-
-    prompt: str | Conversation
-    images: Sequence[Picture]
-    sampling: Sampling
-    settings: QLIPConfig | None
-    shorten: bool
 
 
 class ChatEngine:
@@ -65,6 +58,7 @@ class ChatEngine:
         conv_mode: str | None = None,
         limits: EngineLimits | None = None,
         quadtree: bool = True,
+        joins: bool = True,
     ) -> None:
         """
         Args:
@@ -75,6 +69,8 @@ class ChatEngine:
             conv_mode: Key of `conv_templates`; None takes the config's, or else its language model's own.
             limits: Bounds on batches, the queue and requests.
             quadtree: Whether a quadtree tower uses its quadtree by default.
+            joins: Whether requests join those that are being answered; otherwise, and where the model's attention or a
+                beam search does not allow it, batches run to their end.
 
         Raises:
             ValueError: unknown `conv_mode`.
@@ -90,7 +86,8 @@ class ChatEngine:
         self.conv_mode = conv_mode or model.config.conv_mode or default_template(model.config)
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
-        self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits)
+        self._batch = ContinuousBatch(model, self.vision, self.limits) if joins and can_continue(model) else None
+        self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits, self._batch is not None)
         self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
         # Separate threads for text, so that it never waits for images.
         self._text_preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare-text")
@@ -192,7 +189,7 @@ class ChatEngine:
             ValueError: the number of `<image>` in the prompt differs from that of images, or options are out of range.
             Others: what opening an image raises.
         """
-        request = _Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
+        request = Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
         self.scheduler.reserve()
         return self._enqueue(request)
 
@@ -208,7 +205,7 @@ class ChatEngine:
 
         If it is cancelled meanwhile, the request is dropped and the opening of its images is stopped.
         """
-        request = _Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
+        request = Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
         self.scheduler.reserve()
         preparers = self._preparers if images else self._text_preparers
         preparing = preparers.submit(self._enqueue, request)
@@ -218,7 +215,7 @@ class ChatEngine:
             if preparing.cancel():  # not started yet
                 self.scheduler.release()
             else:
-                preparing.add_done_callback(_cancel_prepared)
+                preparing.add_done_callback(cancel_prepared)
                 for image in images:
                     if isinstance(image, ImageOpener):
                         image.cancel()
@@ -238,7 +235,7 @@ class ChatEngine:
                 f"tokens exceed the model's context of {self.context_len}"
             )
 
-    def _enqueue(self, request: _Request) -> Answer:
+    def _enqueue(self, request: Request) -> Answer:
         """Prepares a request that has a place in the queue and enqueues it; on an error, gives the place back."""
         try:
             answer = self._prepare(request)
@@ -248,7 +245,7 @@ class ChatEngine:
         self.scheduler.enqueue(answer)
         return answer
 
-    def _prepare(self, request: _Request) -> Answer:
+    def _prepare(self, request: Request) -> Answer:
         prompt, images, sampling, form = request.prompt, request.images, request.sampling, self.new_conversation()
         if isinstance(prompt, Conversation):
             form = prompt
@@ -269,7 +266,8 @@ class ChatEngine:
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         before = prompt[: question_start(prompt, form)] if awaits_question(views) else ""
         question = min(len(tokenizer_image_token(before, self.tokenizer)), len(ids) - 1)
-        row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question)
+        key = prompt_key(ids.tolist(), views) if self._batch is not None and self.limits.max_prefix_mib else ()
+        row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question, key=key)
         return Answer(row, views, usage, self.scheduler.remove)
 
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
@@ -279,15 +277,13 @@ class ChatEngine:
         return self.vision.prepare(opened, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
+        """Answers a batch; runs in the model thread."""
+        if self._batch is not None and batch[0].row.sampling.num_beams == 1:
+            self._batch.run(batch, lambda *bounds: self.scheduler.take(*bounds))
+            return
         images = encode_answers(self.vision, batch)
         if images is not None:
             generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
-
-
-def _cancel_prepared(preparing: Future[Answer]) -> None:
-    """Cancels a request whose caller was cancelled, once it is prepared."""
-    if preparing.exception() is None:
-        preparing.result().cancel()
 
 
 def _stream(answer: Answer) -> TextStream:

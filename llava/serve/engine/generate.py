@@ -58,6 +58,8 @@ class Row:
     """Log-probabilities of the tokens, if asked for; a token's are appended before its text is emitted."""
     question: int = 0
     """Where the newest question begins, as an index into the prompt."""
+    key: tuple[int | bytes, ...] = ()
+    """What the keys and values of the prompt depend on, see `prefixes`; empty where they are not kept."""
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)
@@ -134,7 +136,7 @@ class _RowStreamer(BaseStreamer):
         tokens = value.tolist()
         logprobs = self.recorder.take(tokens)
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
-            _append(row, token, logprobs.get(i))
+            append_token(row, token, logprobs.get(i))
 
     def end(self) -> None:
         """Does nothing: the rows detect their own end."""
@@ -199,12 +201,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     for row, answer in zip(rows, ids.tolist(), strict=True):
         if sampling.num_beams > 1:
             for token in answer:
-                _append(row, token)
+                append_token(row, token)
         row.finish("stop")
 
 
-def _append(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
-    """Appends a token to a row; an error ends this row only."""
+def append_token(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
+    """Appends a token to a row's answer; an error ends this row only."""
     try:
         if logprobs is None:
             row.take(token)

@@ -84,7 +84,7 @@ class LogprobRecorder(LogitsProcessor):
         self.on_error = on_error
         self._steps: deque[Tensor | None] = deque()
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
         """Records a step's logits (B, V)."""
         self._steps.append(self._log_softmax(scores) if self.counts else None)
         return scores

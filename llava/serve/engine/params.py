@@ -79,6 +79,11 @@ class EngineLimits:
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
     """Largest number of visual tokens in a batch; a request with more runs alone."""
+    max_join_tokens: int = 1024
+    """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; of images
+    and longer prompts so many at a time."""
+    max_prefix_mib: int = 1024
+    """Largest size, in MiB, of the keys and values kept for prompts that begin as earlier ones did; 0 keeps none."""
     max_waiting: int = 64
     """Largest number of waiting requests; more are refused."""
     max_preparing: int = 8
@@ -90,8 +95,9 @@ class EngineLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if name == "max_prefix_mib" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A row's tokens depend on its own logits, prompt, settings and seed, never on the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,21 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(seen & logits.isfinite(), penalized, logits)
 
 
+def make_generator(settings: Sampling) -> torch.Generator | None:
+    """Makes the random generator of a request's seed; None for greedy ones.
+
+    It is on the CPU, so that a seed gives the same answer on every device, to float tolerance.
+    """
+    if settings.greedy:
+        return None
+    generator = torch.Generator()
+    if settings.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(settings.seed)
+    return generator
+
+
 class RowSampler(LogitsProcessor):
     """Samples each row of a batch by its own settings, while the batch is generated greedily.
 
@@ -94,6 +109,7 @@ class RowSampler(LogitsProcessor):
         prompts: Sequence[Tensor] | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
         penalty: float = 1.0,
+        generators: Mapping[int, torch.Generator] | None = None,
     ) -> None:
         """
         Args:
@@ -102,25 +118,21 @@ class RowSampler(LogitsProcessor):
             prompts: int64 (L,) for each row, negative in place of images; counted by the repetition penalty.
             on_error: Called with the index of a row that failed, and the error; by default the error is raised.
             penalty: Repetition penalty of rows whose settings have none.
+            generators: Of the rows that sample, by index, for answers that have begun; by default new ones.
         """
         self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
         self.rows, self.device, self.on_error = rows, device, on_error or _raise
         self.prompts = [] if prompts is None else [prompt[prompt >= 0].to(device) for prompt in prompts]
-        self.generators = {i: torch.Generator() for i, row in enumerate(rows) if not row.greedy}
-        # Generators are on the CPU, so that a seed gives the same answer on every device, to float tolerance.
-        for i, generator in self.generators.items():
-            seed = rows[i].seed
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
+        if generators is None:
+            generators = {i: made for i, row in enumerate(rows) if (made := make_generator(row)) is not None}
+        self.generators = dict(generators)
         self.temperature = self._settings([rows[i].temperature for i in self.generators])
 
-    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor | Sequence[Tensor] | None, scores: Tensor) -> Tensor:
         """Applies each row's settings to its logits.
 
         Args:
-            input_ids: int64 (B, T), the answers so far; None if empty.
+            input_ids: int64 (B, T), or (T,) for each row: the answers so far; None if empty.
             scores: float (B, V), the model's logits.
 
         Returns:
@@ -144,7 +156,7 @@ class RowSampler(LogitsProcessor):
             return chosen
 
     def _choose(
-        self, rows: Sequence[int], input_ids: Tensor | None, scores: Tensor, draws: dict[int, Tensor]
+        self, rows: Sequence[int], input_ids: Tensor | Sequence[Tensor] | None, scores: Tensor, draws: dict[int, Tensor]
     ) -> Tensor:
         """Applies the settings of some rows to the scores (B, V); leaves the others unchanged."""
         chosen = scores
@@ -174,7 +186,7 @@ class RowSampler(LogitsProcessor):
         drawn = torch.cat([draws[row] for row in rows]).to(self.device)
         return sample(scores, temperature, top_p, drawn, top_k, min_p)
 
-    def _seen(self, rows: Sequence[int], input_ids: Tensor | None, vocabulary: int) -> Tensor:
+    def _seen(self, rows: Sequence[int], input_ids: Tensor | Sequence[Tensor] | None, vocabulary: int) -> Tensor:
         """Marks the tokens of each row's prompt and answer: bool (len(rows), V)."""
         seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=self.device)
         for place, row in enumerate(rows):

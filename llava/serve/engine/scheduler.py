@@ -1,7 +1,7 @@
-"""Collects waiting requests into batches and runs them in one model thread.
+"""Queues requests and hands them to the model's one thread, within the bounds on the queue and on batches.
 
-It bounds the queue and the batches, and retries a failed batch in smaller ones. What running a batch means is a
-function given by the engine.
+What running a batch means is a function given by the engine. Requests may join a batch that runs (`take`); where the
+model cannot do that, batches run to their end one after the other, and one that fails is retried in smaller ones.
 """
 
 from __future__ import annotations
@@ -29,25 +29,30 @@ MAX_JOIN_WAIT = 0.5  # seconds
 class Scheduler:
     """First in, first out queue of requests, run in batches."""
 
-    def __init__(self, generate: Callable[[Sequence[Answer]], None], limits: EngineLimits) -> None:
+    def __init__(self, generate: Callable[[Sequence[Answer]], None], limits: EngineLimits, joins: bool = False) -> None:
         """
         Args:
             generate: Answers a batch; called in the model thread, one batch at a time.
             limits: Bounds on the batches and the queue.
+            joins: Whether `generate` takes further requests (`take`) while it runs.
         """
-        self.generate, self.limits = generate, limits
+        self.generate, self.limits, self.joins = generate, limits, joins
         self.admitted = 0
         """Number of requests that wait or are being prepared."""
-        self.running = 0
-        """Number of requests that are being answered."""
         self.closed = False
         """Whether new requests are refused."""
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
+        self._started: dict[Answer, float] = {}  # requests that are being answered, and since when
         self._draining = False
-        self._batch_seconds = 0.0
+        self._batch_seconds = 0.0  # of the last batch, or answer
         # Its thread sleeps while the queue is empty, and ends with the scheduler.
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    @property
+    def running(self) -> int:
+        """Number of requests that are being answered."""
+        return len(self._started)
 
     def reserve(self) -> None:
         """Reserves a place in the queue for a request; `enqueue` uses it, or `release` gives it back.
@@ -96,37 +101,65 @@ class Scheduler:
             self._lock.wait_for(lambda: not self.admitted)
         self._model_thread.shutdown(wait=True)
 
+    def take(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
+        """Takes requests off the queue, in order, that may join those being answered. Called in the model thread.
+
+        Args:
+            active: The requests that are being answered; the others have ended.
+            most_rows: Largest number of all.
+        """
+        with self._lock:
+            self._note_ended(active)
+            return self._pop_batch(active, most_rows)
+
     def _drain(self) -> None:
         """Answers batches until the queue is empty. Runs in the model thread."""
         while batch := self._next_batch():
-            start = time.perf_counter()
             self._run(batch)
-            self._batch_seconds = time.perf_counter() - start
-            self.running = 0
+            with self._lock:
+                self._note_ended(())
+
+    def _note_ended(self, active: Sequence[Answer]) -> None:
+        """Counts the requests that are being answered, and keeps the time that the last one took."""
+        now = time.perf_counter()
+        for answer in [each for each in self._started if each not in active]:
+            self._batch_seconds = now - self._started.pop(answer)
+            self._lock.notify_all()
 
     def _next_batch(self) -> list[Answer]:
         """Takes the next batch off the queue, in order: as many requests as may run together.
 
-        It waits a little for requests that are still being prepared. Clients that were answered together send their
-        next requests together; if the first one ready ran alone, the others would wait for its whole answer.
+        Where requests cannot join later, it waits a little for those that are still being prepared. Clients that were
+        answered together send their next requests together; if the first one ready ran alone, the others would wait for
+        its whole answer.
         """
         with self._lock:
-            self._lock.wait_for(self._batch_is_complete, min(JOIN_WAIT * self._batch_seconds, MAX_JOIN_WAIT))
-            batch: list[Answer] = []
-            visual = 0
-            while self._waiting and len(batch) < self.limits.max_batch:
-                first = self._waiting[0]
-                visual += first.usage.visual_tokens
-                if batch and not (
-                    visual <= self.limits.max_batch_tokens
-                    and first.row.sampling.num_beams == batch[0].row.sampling.num_beams == 1
-                ):
-                    break
-                batch.append(self._waiting.popleft())
-            self.release(len(batch))
-            self.running = len(batch)
+            if not self.joins:
+                patience = min(JOIN_WAIT * self._batch_seconds, MAX_JOIN_WAIT)
+                self._lock.wait_for(self._batch_is_complete, patience)
+            batch = self._pop_batch((), self.limits.max_batch)
             self._draining = bool(batch)
             return batch
+
+    def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
+        batch: list[Answer] = []
+        visual, tokens = sum(answer.usage.visual_tokens for answer in active), 0
+        while self._waiting and len(active) + len(batch) < most_rows:
+            first = self._waiting[0]
+            visual += first.usage.visual_tokens
+            tokens += first.usage.prompt_tokens
+            others = [*active, *batch]
+            if others and not (
+                visual <= self.limits.max_batch_tokens
+                and first.row.sampling.num_beams == others[0].row.sampling.num_beams == 1
+            ):
+                break
+            if self.joins and batch and tokens > self.limits.max_join_tokens:
+                break
+            batch.append(self._waiting.popleft())
+        self.release(len(batch))
+        self._started.update(dict.fromkeys(batch, time.perf_counter()))
+        return batch
 
     def _batch_is_complete(self) -> bool:
         """Whether no request that is being prepared could join the next batch."""

@@ -7,6 +7,7 @@ import os
 
 from llava.command import integer
 from llava.image_limits import ImageLimits
+from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
 from llava.serve.http.limits import ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
@@ -56,6 +57,17 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
     )
     parser.add_argument("--max-image-pixels", type=integer(), default=defaults.image.max_pixels, help="largest image")
     parser.add_argument("--max-prompt-chars", type=integer(), default=defaults.max_prompt, help="longest text")
+
+
+def add_prefix_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of the memory for keys and values of earlier prompts."""
+    parser.add_argument(
+        "--prefix-cache-mib",
+        type=integer(0),
+        default=EngineLimits.max_prefix_mib,
+        metavar="MIB",
+        help="memory for keys and values of earlier prompts, reused by those that begin alike (default: %(default)s)",
+    )
 
 
 def key_text(text: str) -> str:

@@ -16,7 +16,7 @@ class PromptDetails(BaseModel):
 
     text_tokens: int
     image_tokens: int
-    cached_tokens: Literal[0]
+    cached_tokens: int
 
 
 class ImageTokens(BaseModel):
@@ -66,7 +66,7 @@ class CompletionUsage(BaseModel):
             completion_tokens=usage.generated_tokens,
             total_tokens=usage.prompt_tokens + usage.generated_tokens,
             prompt_tokens_details=PromptDetails(
-                text_tokens=usage.text_tokens, image_tokens=usage.visual_tokens, cached_tokens=0
+                text_tokens=usage.text_tokens, image_tokens=usage.visual_tokens, cached_tokens=usage.cached_tokens
             ),
             qlip=VisualTokens(
                 tokens=usage.visual_tokens,

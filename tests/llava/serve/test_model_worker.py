@@ -69,7 +69,7 @@ def test_the_concurrency_limit_is_the_size_of_a_batch(monkeypatch: pytest.Monkey
         raise RuntimeError("that is enough")
 
     monkeypatch.setattr(model_worker, "load_engine", load)
-    assert (
-        model_worker.main(["--limit-model-concurrency", "3", "--max-waiting", "9", "--use-flash-attn", "--port=0"]) == 2
-    )
-    assert seen == {"switchable": True, "limits": EngineLimits(3, max_waiting=9), "use_flash_attn": True}
+    flags = "--limit-model-concurrency 3 --max-waiting 9 --prefix-cache-mib 7 --use-flash-attn --port=0"
+    assert model_worker.main(flags.split()) == 2
+    limits = EngineLimits(3, max_waiting=9, max_prefix_mib=7)
+    assert seen == {"switchable": True, "limits": limits, "use_flash_attn": True}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import EngineLimits
-from tests.llava.serve.engine.engines import Hold, NewEngine, submit
+from tests.llava.serve.engine.engines import Hold, NewEngine, NotePasses, Passes, submit
 from tests.llava.serve.openai.serving import DEADLINE, Gate, loaded, picture, picture_paths
 
 
@@ -26,13 +27,33 @@ def new_engine() -> Iterator[NewEngine]:
     """Makes engines on the embedded model with the given limits; closes them after the test."""
     engines: list[ChatEngine] = []
 
-    def make(**limits: int) -> ChatEngine:
-        engines.append(ChatEngine(*loaded(), limits=EngineLimits(**limits)))
+    def make(joins: bool = True, **limits: int) -> ChatEngine:
+        engines.append(ChatEngine(*loaded(), limits=EngineLimits(**limits), joins=joins))
         return engines[-1]
 
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> NotePasses:
+    """Notes the rows and the tokens of each pass of an engine's language model; `check` may raise first."""
+
+    def note(engine: ChatEngine, check: Callable[[int, int], None] = lambda rows, tokens: None) -> Passes:
+        noted: Passes = []
+        forward = engine.model.forward
+
+        def forward_and_note(*args: Any, **inputs: Any) -> Any:
+            new = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            check(new.shape[0], new.shape[1])
+            noted.append((new.shape[0], new.shape[1]))
+            return forward(*args, **inputs)
+
+        monkeypatch.setattr(engine.model, "forward", forward_and_note)
+        return noted
+
+    return note
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ FIRST_ANSWER = "a purple ring, a cyan triangle and a blue square"  # to QUESTION
 
 NewEngine = Callable[..., ChatEngine]
 Hold = Callable[[ChatEngine], tuple[Gate, Answer]]
+Passes = list[tuple[int, int]]
+NotePasses = Callable[..., Passes]
 
 
 def submit(engine: ChatEngine, picture: Image.Image, question: str = QUESTION, **options: Any) -> Answer:

@@ -28,20 +28,30 @@ REQUESTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("limits", "groups"),
+    [
+        ({"joins": False}, [1, len(REQUESTS)]),
+        ({"max_join_tokens": 10_000}, [1, len(REQUESTS)]),
+        ({"max_join_tokens": 40}, [1] * (1 + len(REQUESTS))),  # their prompts in pieces
+    ],
+    ids=["to its end", "joining together", "joining one by one"],
+)
 def test_each_answer_of_a_batch_equals_the_answer_alone(
-    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], limits: dict[str, int], groups: list[int]
 ) -> None:
+    """Alone, transformers' `generate` says what the answer is."""
     requests = list(zip(cycle(pictures), REQUESTS))
-    engine = new_engine(max_batch=1)
+    engine = new_engine(joins=False, max_batch=1)
     alone = [submit(engine, picture, **request) for picture, request in requests]
     expected = [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in alone]
-    engine = new_engine(max_batch=len(requests), max_batch_tokens=100_000)
+    engine = new_engine(max_batch=1 + len(requests), max_batch_tokens=100_000, **limits)
     gate, first = hold(engine)
     together = [submit(engine, picture, **request) for picture, request in requests]
     gate.opened.set()
     found = [("".join(answer), answer.finish_reason, answer.usage.generated_tokens) for answer in together]
     assert found == expected
-    assert gate.batches == [1, len(requests)]
+    assert gate.batches == groups
     assert "".join(first) == expected[0][0]
 
 

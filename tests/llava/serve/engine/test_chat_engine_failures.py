@@ -12,12 +12,12 @@ import torch
 
 from llava.eval.run import generate
 from llava.model.image_tokens import ImageTokens
-from llava.serve.engine import ChatEngine, sampling
+from llava.serve.engine import ChatEngine, continuous, sampling
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.generate import Row
-from llava.serve.engine.params import Sampling
+from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.engine.sampling import RowSampler
 from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api, body, loaded, picture
 
@@ -28,7 +28,7 @@ SAMPLINGS = [Sampling(1.2, seed=1, max_new_tokens=24), Sampling(0.9, seed=2), Sa
 
 @pytest.fixture
 def engine() -> Iterator[ChatEngine]:
-    engine = ChatEngine(*loaded())
+    engine = ChatEngine(*loaded(), limits=EngineLimits(max_prefix_mib=0))  # every picture is encoded
     yield engine
     engine.close()
 
@@ -48,7 +48,7 @@ def told(answer: Answer) -> str | type[Exception]:
 def together(engine: ChatEngine, spoil: Callable[[list[Answer]], None]) -> tuple[list[Any], list[int]]:
     """What comes of three requests that are answered together, and the sizes of all batches, a first one's included."""
     with Gate(engine) as gate:
-        first = ask(engine, SAMPLINGS[2])
+        first = ask(engine, Sampling(0, max_new_tokens=1))  # ends before the others join
         assert gate.reached.wait(DEADLINE)
         answers = [ask(engine, each) for each in SAMPLINGS]
         spoil(answers)
@@ -173,40 +173,46 @@ def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monke
 # The whole batch
 
 
-@pytest.mark.parametrize("part", ["images", "generation"])
-def test_a_batch_that_fails_before_its_answers_begin_is_tried_one_by_one(
+@pytest.mark.parametrize("part", ["images", "prompts"])
+def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     alone = [told(ask(engine, each)) for each in SAMPLINGS]
     culprits: list[Any] = []
-    encode, generate = engine.vision.encode, engine.model.generate
+    groups: list[int] = []
+    encode, place = engine.vision.encode, continuous.place_prompt
 
     def encode_or_fail(views: Sequence[Any]) -> list[ImageTokens]:
+        groups.append(len(views))
         return raising() if any(view is culprits[0] for view in views) else encode(views)
 
-    def generate_or_fail(ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        settings = options["logits_processor"][0].rows
-        return raising() if SAMPLINGS[CULPRIT].seed in [row.seed for row in settings] else generate(ids, **options)
+    def place_or_fail(model: Any, ids: torch.Tensor, *rest: Any) -> Any:
+        return raising() if len(ids) == culprits[0] else place(model, ids, *rest)
 
     def spoil(answers: list[Answer]) -> None:
-        culprits.extend(answers[CULPRIT].views)
         if part == "images":
+            culprits.extend(answers[CULPRIT].views)
             monkeypatch.setattr(engine.vision, "encode", encode_or_fail)
         else:
-            monkeypatch.setattr(engine.model, "generate", generate_or_fail)
+            row = answers[CULPRIT].row
+            row.prompt = torch.cat([row.prompt, row.prompt[-1:]])
+            culprits.append(len(row.prompt))
+            monkeypatch.setattr(continuous, "place_prompt", place_or_fail)
 
     found, batches = together(engine, spoil)
     assert found == [alone[0], Spoilt, alone[2]]
-    assert batches == [1, ROWS, 1, 1, 1]
+    assert batches == [1, ROWS]
+    assert groups in ([], [1, ROWS, 1, 1, 1])
 
 
-def test_a_request_that_ended_before_its_batch_failed_is_not_tried_again(
+def test_a_request_that_ended_before_the_others_failed_is_not_tried_again(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = engine.vision.encode
+    encode, groups = engine.vision.encode, list[int]()
 
     def spoil(answers: list[Answer]) -> None:
         def fail_together(views: Sequence[Any]) -> list[ImageTokens]:
+            groups.append(len(views))
             if len(views) < ROWS:
                 return encode(views)
             answers[0].row.cancelled.set()
@@ -218,7 +224,8 @@ def test_a_request_that_ended_before_its_batch_failed_is_not_tried_again(
     alone = told(ask(engine, SAMPLINGS[2]))
     found, batches = together(engine, spoil)
     assert (found[0], found[2]) == ("", alone)
-    assert batches == [1, ROWS, 1, 1]
+    assert batches == [1, ROWS]
+    assert groups == [1, ROWS, 1, 1]
 
 
 def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_a_batch_waits_for_requests_in_preparation_for_a_share_of_the_last_batch
     last_batch: float,
     batches: list[int],
 ) -> None:
-    engine = new_engine()
+    engine = new_engine(joins=False)
     monkeypatch.setattr(engine.scheduler, "_batch_seconds", last_batch)
     monkeypatch.setattr(scheduler, "MAX_JOIN_WAIT", DEADLINE)  # so that a slow machine has time to prepare
     prepare, preparing, go_on = engine.vision.prepare, threading.Event(), threading.Event()
@@ -53,7 +53,7 @@ def test_a_batch_waits_for_requests_in_preparation_for_a_share_of_the_last_batch
 
 
 def test_batches_keep_the_limits_and_the_order(new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]) -> None:
-    engine = new_engine(max_batch=3, max_batch_tokens=200)
+    engine = new_engine(joins=False, max_batch=3, max_batch_tokens=200)
     gate, _ = hold(engine)  # 91 visual tokens each, 64 on CLIP's grid
     waiting = [submit(engine, pictures[0]) for _ in range(3)]
     clip = [submit(engine, pictures[0], qlip=QLIPOptions(enabled=False)) for _ in range(4)]
@@ -64,6 +64,23 @@ def test_batches_keep_the_limits_and_the_order(new_engine: NewEngine, hold: Hold
     gate.opened.set()
     texts = ["".join(answer) for answer in [*waiting, *clip, beams, last]]
     assert gate.batches == [1, 2, 2, 3, 1, 1]
+    assert len(set(texts[:3])) == len(set(texts[3:7])) == 1
+
+
+def test_requests_join_within_the_limits_and_in_order(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]
+) -> None:
+    """All are of one token, so that each group has ended when the next one joins."""
+    engine = new_engine(max_batch=3, max_batch_tokens=200, max_join_tokens=300)
+    gate, first = hold(engine)  # 91 visual tokens each and 64 on CLIP's grid, 43 of text
+    first.row.sampling = one = Sampling(temperature=0, max_new_tokens=1)
+    quadtrees = [submit(engine, pictures[0], sampling=one) for _ in range(3)]
+    clip = [submit(engine, pictures[0], sampling=one, qlip=QLIPOptions(enabled=False)) for _ in range(4)]
+    beams = submit(engine, pictures[0], sampling=Sampling(temperature=0, num_beams=2, max_new_tokens=1))
+    last = submit(engine, pictures[0], sampling=one)
+    gate.opened.set()
+    texts = ["".join(answer) for answer in [*quadtrees, *clip, beams, last]]
+    assert gate.batches == [1, 2, 2, 2, 1, 1, 1]
     assert len(set(texts[:3])) == len(set(texts[3:7])) == 1
 
 
@@ -141,7 +158,7 @@ def test_closing_answers_queued_requests_and_refuses_new_ones(
 def test_a_batch_out_of_memory_is_retried_in_halves(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = new_engine()
+    engine = new_engine(joins=False)
     gate, _ = hold(engine)
     held = engine._generate
 
@@ -160,7 +177,7 @@ def test_a_batch_out_of_memory_is_retried_in_halves(
 def test_a_failing_batch_raises_for_each_reader_and_the_next_is_answered(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = new_engine()
+    engine = new_engine(joins=False)
     gate, first = hold(engine)
     held = engine._generate
     failures = [torch.OutOfMemoryError("CUDA"), RuntimeError("cuDNN at 0x7f00")]
@@ -185,7 +202,7 @@ def test_a_batch_waits_at_most_half_a_second_for_requests_in_preparation(
 ) -> None:
     """One request's image is opened only after the other one's batch has begun."""
     assert scheduler.MAX_JOIN_WAIT == 0.5
-    engine = new_engine()
+    engine = new_engine(joins=False)
     opening, go_on = threading.Event(), threading.Event()
 
     def open_late() -> Any:

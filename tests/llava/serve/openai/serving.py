@@ -20,6 +20,7 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import EngineLimits
+from llava.serve.engine.scheduler import Scheduler
 from llava.serve.http.server import Hook, Server
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings
@@ -93,7 +94,7 @@ def api(
 
 
 class Gate:
-    """Holds an engine's model back until it is opened, and notes the size of each batch that goes through."""
+    """Holds an engine's model back until it is opened, and notes the size of each group that starts or joins one."""
 
     def __init__(self, engine: ChatEngine, opens_at: int = 0) -> None:
         """
@@ -111,6 +112,11 @@ class Gate:
         assert self.opened.wait(DEADLINE)
         ChatEngine._generate(self.engine, batch)
 
+    def take(self, *bounds: Any) -> list[Answer]:
+        joining = Scheduler.take(self.engine.scheduler, *bounds)
+        self.batches += [len(joining)] if joining else []
+        return joining
+
     def enqueue(self, *request: Any) -> Answer:
         answer = ChatEngine._enqueue(self.engine, *request)
         with self.counting:
@@ -127,11 +133,12 @@ class Gate:
 
     def __enter__(self) -> Gate:
         self.engine._generate, self.engine._enqueue = self.held, self.enqueue  # type: ignore[method-assign]
+        self.engine.scheduler.take = self.take  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *error: object) -> None:
         self.opened.set()
-        del self.engine._generate, self.engine._enqueue  # those of its class are seen again
+        del self.engine._generate, self.engine._enqueue, self.engine.scheduler.take  # those of its class are seen again
 
 
 def reaches(engine: ChatEngine, state: Callable[[], bool]) -> bool:

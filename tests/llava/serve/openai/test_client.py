@@ -159,7 +159,7 @@ def test_answers_asked_for_together_are_as_they_are_alone(
         together = many(requests)
     assert [text(completion) for completion in together] == [text(completion) for completion in alone]
     assert sum(gate.batches) == len(requests)
-    assert len(gate.batches) <= 3  # one that came first, and as many together as a batch may hold
+    assert len(gate.batches) < len(requests)  # some joined together
 
 
 def test_a_seed_repeats_a_sampled_answer(client: OpenAI) -> None:

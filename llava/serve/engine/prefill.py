@@ -1,0 +1,168 @@
+"""Prompts with their images in place, run through the language model in pieces of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.image_tokens import ImageTokens
+from llava.model.splice import splice_row
+from llava.serve.engine.slots import SlotCache, Writing
+from qlip.decoder_masks import layer_windows, mask_with_bias
+from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens
+
+
+@dataclass(frozen=True)
+class PlacedPrompt:
+    """One prompt of T tokens with its images in place, of which the last N are to be run."""
+
+    embeds: Tensor
+    """(N, D)."""
+    positions: Tensor
+    """(T,), float32 where an image's are fractional."""
+    bias: Tensor
+    """float32 (T,): added to the attention logits of each key; 0 on text."""
+    end: int
+    """Position of the next token."""
+
+
+SHAPING = (
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"),
+    *("remove_invalid_values", "guidance_scale"),
+)
+"""Fields of a checkpoint's generation config by which transformers' `generate` changes logits."""
+
+
+def can_continue(model: Any) -> bool:
+    """Whether a model's prompts can be run here.
+
+    Its attention must take a mask of its own for each row and layer, and its generation config must not ask for what
+    transformers' `generate` alone does.
+    """
+    config = getattr(model, "generation_config", None)
+    plain = GenerationConfig()
+    shaped = [name for name in SHAPING if getattr(config, name, None) not in (None, getattr(plain, name, None))]
+    return getattr(model.config, "_attn_implementation", None) in BIASABLE and not shaped
+
+
+def place_prompt(
+    model: Any, ids: Tensor, images: Sequence[ImageTokens], known: int = 0, spans: Sequence[ImageSpan] = ()
+) -> PlacedPrompt:
+    """Embeds a prompt with its images in place.
+
+    Args:
+        model: A LLaVA model.
+        ids: int64 (L,), IMAGE_TOKEN_INDEX where an image goes.
+        images: Of the prompt, projected; without those among the known elements.
+        known: How many of the first elements have keys and values already; they are placed, but not embedded.
+        spans: Of the images among these.
+    """
+    ids = ids.to(model.device)
+    new = ids[known:]
+    row = splice_row(new, model.get_input_embeddings()(new.masked_fill(new == IMAGE_TOKEN_INDEX, 0)), images)
+    is_image = ids[:known] == IMAGE_TOKEN_INDEX
+    counts = torch.ones_like(ids[:known])
+    counts[is_image] = torch.tensor([span.count for span in spans], dtype=torch.int64, device=ids.device)
+    is_image = torch.cat([is_image.repeat_interleave(counts), row.is_image])
+    placed = place_tokens(is_image, [*spans, *row.spans])
+    bias = key_bias(placed.sizes, model.config._attn_implementation)
+    return PlacedPrompt(row.embeds, placed.positions, placed.sizes * 0 if bias is None else bias, int(placed.end))
+
+
+def prefill(
+    model: Any, prompts: Sequence[PlacedPrompt], cache: SlotCache, most_tokens: int
+) -> Generator[None, None, Tensor]:
+    """Runs prompts through the language model; yields between pieces of at most `most_tokens` tokens.
+
+    Args:
+        model: A LLaVA model.
+        prompts: One for each row of the cache.
+        cache: Holds the known tokens of each prompt, and then all of them.
+        most_tokens: Of all prompts together, padding included.
+
+    Returns:
+        The logits behind each prompt, (B, V).
+    """
+    left = [len(prompt.embeds) for prompt in prompts]
+    embeds = pad_sequence([prompt.embeds for prompt in prompts], True, 0.0, "left")
+    places = [prompt.positions[len(prompt.positions) - n :] for prompt, n in zip(prompts, left, strict=True)]
+    fractional = any(place.is_floating_point() for place in places)
+    positions = pad_sequence([place.float() if fractional else place for place in places], True, 0, "left")
+    bias = pad_sequence([prompt.bias for prompt in prompts], True)
+    cache.reserve(len(prompts), bias.shape[1])  # once, not piece by piece
+    width = embeds.shape[1]
+    pieces = -(-width // max(1, most_tokens // len(prompts)))
+    borders = [width * piece // pieces for piece in range(pieces + 1)]
+    for start, end in pairwise(borders):
+        counts = [max(0, min(n - (width - end), end - start)) for n in left]  # a short prompt is in the last pieces
+        columns = slice(start, end)
+        logits = run_tokens(model, cache, counts, bias, positions[:, columns], inputs_embeds=embeds[:, columns])
+        if end < width:
+            yield
+    return logits
+
+
+def run_tokens(
+    model: Any, cache: SlotCache, counts: Sequence[int], bias: Tensor | None, positions: Tensor, **inputs: Tensor
+) -> Tensor:
+    """Runs the next tokens of each row through the language model.
+
+    Args:
+        model: A LLaVA model.
+        cache: Of the tokens before them; has them too when this returns.
+        counts: New tokens of each row, padded on the left to Q.
+        bias: float32 (B, K0), of the first keys; None for none.
+        positions: (B, Q).
+        **inputs: `input_ids` (B, Q) or `inputs_embeds` (B, Q, D).
+
+    Returns:
+        The logits behind each row's last token, (B, V).
+    """
+    writing = cache.begin(counts)
+    masks = attention_masks(model, cache.lengths, counts, writing, bias)
+    result = model(
+        attention_mask=masks,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **inputs,
+    )
+    cache.advance()
+    return result.logits[:, -1]
+
+
+def attention_masks(
+    model: Any, lengths: Sequence[int], counts: Sequence[int], writing: Writing, bias: Tensor | None
+) -> Any:
+    """Builds the additive masks (B, 1, Q, K) of rows that are filled from their start.
+
+    Args:
+        model: Its language model's windows and type are read.
+        lengths: Tokens of each row before the pass.
+        counts: New tokens of each row; see `run_tokens`.
+        writing: Of the pass.
+        bias: See `run_tokens`.
+
+    Returns:
+        A mask, or one for each kind of layer where their windows differ.
+    """
+    device, queries = model.device, max(counts)
+    ends = torch.tensor([length + count for length, count in zip(lengths, counts, strict=True)], device=device)
+    place = ends[:, None] - queries + torch.arange(queries, device=device)  # before the start on padding
+    distance = place[:, :, None] - torch.arange(writing.end, device=device)  # (B, Q, K)
+    bias = torch.zeros(len(counts), 0, device=device) if bias is None else bias
+    masks = {}
+    for kind, window in layer_windows(model.config.get_text_config()).items():
+        near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        masks[kind] = mask_with_bias(near[:, None], bias, model.dtype)
+    return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -1,0 +1,30 @@
+"""A request between its submission and its place in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from llava.conversation import Conversation
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.params import Sampling
+from llava.serve.engine.vision import Picture
+from qlip import QLIPConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `ChatEngine.submit`, its settings computed."""
+
+    prompt: str | Conversation
+    images: Sequence[Picture]
+    sampling: Sampling
+    settings: QLIPConfig | None
+    shorten: bool
+
+
+def cancel_prepared(preparing: Future[Answer]) -> None:
+    """Cancels a request whose caller was cancelled, once it is prepared."""
+    if preparing.exception() is None:
+        preparing.result().cancel()

@@ -1,0 +1,111 @@
+"""Answers that are being generated together, and the choice of their next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.generate import Row, append_token
+from llava.serve.engine.logprobs import LogprobRecorder
+from llava.serve.engine.prefixes import PromptKey
+from llava.serve.engine.sampling import RowSampler, make_generator
+from qlip.language_positions import ImageSpan
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Stream:
+    """An answer between two of its tokens: all that its next token depends on, but the keys and values."""
+
+    answer: Answer
+    tokens: list[int] = field(default_factory=list)
+    """Of the answer so far."""
+    position: int = 0
+    """Of the last of them in the language model."""
+    spans: tuple[ImageSpan, ...] = ()
+    """Of the prompt's images, once they are known."""
+
+    def __post_init__(self) -> None:
+        self.generator = make_generator(self.row.sampling)
+
+    @property
+    def row(self) -> Row:
+        """Its prompt, and where its tokens go."""
+        return self.answer.row
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 (L,): the prompt and the answer so far, IMAGE_TOKEN_INDEX in place of each image."""
+        return torch.cat([self.row.prompt, torch.tensor(self.tokens, dtype=torch.int64)])
+
+    @property
+    def has_whole_key(self) -> bool:
+        """Whether the key has all of the prompt, so that its keys and values can be kept."""
+        return len(self.row.key) == len(self.row.prompt)
+
+    @property
+    def key(self) -> PromptKey:
+        """The key of the prompt and the answer so far."""
+        return (*self.row.key, *self.tokens) if self.has_whole_key else self.row.key
+
+
+class TokenChooser:
+    """Chooses the next tokens of some streams, each by its own settings, and hands them to their rows.
+
+    An error in one row fails that row only.
+    """
+
+    def __init__(self, model: Any, streams: Sequence[Stream], device: torch.device) -> None:
+        """
+        Args:
+            model: Its generation config has the repetition penalty of rows that ask for none.
+            streams: Row by row.
+            device: Of the logits.
+        """
+        self.streams = list(streams)
+        settings = [stream.row.sampling for stream in streams]
+        penalty = getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
+        prompts = [stream.row.prompt for stream in streams]
+        generators = {i: s.generator for i, s in enumerate(streams) if s.generator is not None}
+        self.recorder = LogprobRecorder(settings, self._fail)
+        self.sampler = RowSampler(settings, device, prompts, self._fail, penalty, generators)
+        self.penalizes = any(each != 1 for each in self.sampler.penalties)
+
+    def take(self, logits: Tensor) -> None:
+        """Chooses a token for each stream from the logits (B, V), and appends it to the answers.
+
+        A stream that has ended, or ends by it, keeps its tokens: they are of no use any more.
+        """
+        scores = logits.float()
+        if self.recorder.counts:
+            self.recorder(None, scores)
+        answers = None
+        if self.penalizes:
+            answers = [torch.tensor(s.tokens, dtype=torch.int64, device=logits.device) for s in self.streams]
+        tokens = self.sampler(answers, scores).argmax(-1).tolist()
+        logprobs = self.recorder.take(tokens)
+        for i, (stream, token) in enumerate(zip(self.streams, tokens, strict=True)):
+            append_token(stream.row, token, logprobs.get(i))
+            stream.tokens.append(token)
+            stream.position += 1
+
+    def _fail(self, row: int, error: Exception) -> None:
+        self.streams[row].row.fail(error)
+
+
+def while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:
+    """Does some work for requests piece by piece; gives None once all of them were cancelled."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+        if all(stream.row.finished() for stream in streams):
+            return None
+        yield

@@ -1,0 +1,224 @@
+"""Requests join a batch between tokens, in bounded pieces, and memory that runs out delays some of them only."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.errors import GenerationError
+from llava.serve.engine.params import Sampling
+from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, NotePasses, submit
+from tests.llava.serve.openai.serving import becomes_idle, loaded
+
+SAMPLINGS = [
+    GREEDY,
+    Sampling(1.2, seed=1, max_new_tokens=24, repetition_penalty=1.2),
+    Sampling(0.9, seed=2, max_new_tokens=24, logprobs=2),
+    Sampling(0, max_new_tokens=24, repetition_penalty=1.5),
+]
+
+
+def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
+    """The texts, why they ended, and the log-probabilities."""
+    told = []
+    for answer in answers:
+        text = "".join(answer)
+        told.append((text, answer.finish_reason, [round(each.token.logprob, 3) for each in answer.row.logprobs]))
+    return told
+
+
+def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, later, open_at_end = new_engine(), list[Answer](), list[bool]()
+    expected = ["".join(submit(engine, picture)) for picture in pictures[:2]]
+    gate, long = hold(engine)
+    take, end = long.row.take, long.row.on_end
+
+    def take_and_submit(token: int) -> None:
+        take(token)
+        if long.row.generated == 4:
+            later.append(submit(engine, pictures[1], sampling=Sampling(temperature=0, max_new_tokens=3)))
+
+    def note_end() -> None:
+        open_at_end.append(not later[0].row.ended)
+        end()
+
+    monkeypatch.setattr(long.row, "take", take_and_submit)
+    monkeypatch.setattr(long.row, "on_end", note_end)
+    gate.opened.set()
+    assert "".join(long) == expected[0]
+    assert expected[1].startswith("".join(later[0]))
+    assert open_at_end == [False]
+
+
+@pytest.mark.parametrize("most", [64, 400])
+def test_work_between_two_tokens_of_a_running_answer_is_bounded(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses, most: int
+) -> None:
+    engine = new_engine(max_join_tokens=most)
+    gate, first = hold(engine)
+    noted = passes(engine)
+    others = [submit(engine, picture) for picture in pictures * 2]
+    gate.opened.set()
+    list(first)
+    assert all("".join(answer) for answer in others)
+    joins = [tokens > 1 for _, tokens in noted]
+    assert max(rows * tokens for rows, tokens in noted) <= most
+    while_running = joins[joins.index(False) :]
+    assert any(while_running)
+    assert not any(map(operator.and_, while_running, while_running[1:]))  # no two pieces without a token between them
+
+
+@pytest.mark.parametrize("where", ["tokens", "prompts", "both"])
+def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses, where: str
+) -> None:
+    requests = list(zip(pictures * 2, SAMPLINGS * 2, strict=False))
+    expected = tell([submit(new_engine(joins=False), picture, sampling=each) for picture, each in requests])
+    engine = new_engine()
+    steps = 0
+
+    def run_out(rows: int, tokens: int) -> None:
+        nonlocal steps
+        steps += tokens == 1 and rows > 2
+        if where != "prompts" and tokens == 1 and rows > 2 and steps > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if where != "tokens" and tokens > 1 and (rows > 2 or len(engine._batch._streams) > 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    noted = passes(engine, run_out)
+    answers = [submit(engine, picture, sampling=each) for picture, each in requests]
+    gate.opened.set()
+    assert tell(answers) == expected
+    assert "".join(first)
+    assert max(rows for rows, _ in noted) > 1
+    assert becomes_idle(engine)
+
+
+def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
+) -> None:
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+
+    def run_out(rows: int, tokens: int) -> None:
+        if rows * tokens > 400:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    passes(engine, run_out)
+    large = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    small = submit(engine, pictures[0])
+    gate.opened.set()
+    with pytest.raises(GenerationError, match="ran out of memory"):
+        list(large)
+    assert "".join(first) == "".join(small) == expected
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["kept rows are moved", "no memory to move them"])
+def test_a_request_that_joins_waits_before_running_answers_do(
+    new_engine: NewEngine,
+    hold: Hold,
+    pictures: list[Image.Image],
+    passes: NotePasses,
+    monkeypatch: pytest.MonkeyPatch,
+    moves: bool,
+) -> None:
+    """Memory runs out once as a long prompt joins, and once more as answers run: then half of them wait too."""
+    engine = new_engine(max_join_tokens=400)
+    expected = "".join(submit(engine, pictures[0]))
+    shortages = []
+
+    def run_out(rows: int, tokens: int) -> None:
+        batch = engine._batch
+        if tokens == 1 and rows == 2 and len(shortages) < 3 and (shortages or len(batch._joining) == 1):
+            shortages.append((batch._join is not None, len(batch._suspended)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    passes(engine, run_out)
+    if not moves:
+        monkeypatch.setattr(engine._batch._cache, "shrink", fail)
+    second = submit(engine, pictures[0])
+    long = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    gate.opened.set()
+    assert "".join(first) == "".join(second) == expected
+    assert long.finish_reason == "stop" if "".join(long) else long.finish_reason == "length"
+    assert shortages == [(True, 0), (True, 0), (False, 1)]  # earlier prompts, the one that joins, half of the rows
+
+
+def test_keys_and_values_for_which_there_is_no_memory_are_not_kept(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+    monkeypatch.setattr(engine._batch._cache, "read", fail)
+    assert ["".join(submit(engine, pictures[0])) for _ in range(2)] == [expected] * 2
+
+
+def test_a_suspended_request_that_is_cancelled_ends(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
+) -> None:
+    engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
+    gate, first = hold(engine)
+    second = submit(engine, pictures[0])
+
+    def run_out(rows: int, tokens: int) -> None:
+        if engine._batch._suspended:
+            second.row.cancelled.set()
+        if rows > 1 and tokens == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    passes(engine, run_out)
+    gate.opened.set()
+    assert "".join(first) == expected
+    assert len("".join(second)) < len(expected) and second.finish_reason == "cancelled"
+
+
+def test_a_prompt_whose_request_is_cancelled_is_not_run_to_its_end(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
+) -> None:
+    engine = new_engine(max_join_tokens=20)
+    gate, first = hold(engine)
+    noted = passes(engine, lambda rows, tokens: first.row.cancelled.set())
+    gate.opened.set()
+    assert "".join(first) == "" and first.finish_reason == "cancelled"
+    assert becomes_idle(engine) and len(noted) == 1
+
+
+def test_a_checkpoint_whose_generation_config_changes_logits_is_left_to_transformers(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert new_engine().scheduler.joins
+    monkeypatch.setattr(loaded()[1].generation_config, "no_repeat_ngram_size", 2)
+    engine = new_engine()
+    assert not engine.scheduler.joins
+    assert "".join(submit(engine, pictures[0])) != ""
+
+
+def test_a_fault_of_the_batch_itself_ends_every_answer(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    gate, first = hold(engine)
+    second = submit(engine, pictures[0])
+    monkeypatch.setattr(engine._batch, "_step", lambda: 1 / 0)
+    gate.opened.set()
+    for answer in (first, second):
+        with pytest.raises(GenerationError, match=r"the model failed \(ZeroDivisionError\)"):
+            list(answer)
+    monkeypatch.undo()
+    assert "".join(submit(engine, pictures[0]))
