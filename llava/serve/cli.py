@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; exits with code 2 on a wrong flag."""
-    parser = OneLineParser(prog="llava", description="Chat about pictures in the terminal.")
+    parser = OneLineParser(
+        prog="llava",
+        description="Chat about pictures in the terminal.",
+        epilog="`llava doctor` reports versions, devices and a self-test, for bug reports; see `llava doctor --help`.",
+    )
     add_model_flags(parser)
     parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
     parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
@@ -42,7 +46,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line, or `llava doctor`, and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "doctor":
+        from llava.serve import doctor
+
+        return doctor.main(argv[1:])
     args = parse_args(argv)
     return run_command("llava", lambda: run(args), debug=args.debug)
 
