@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava.command import OneLineParser, format_error, run_command
+from llava.command import OneLineParser, exit_on_interrupt, format_error, run_command
 from llava.utils import check_device, default_device, demo_model_path, demo_picture_path, devices
 
 PROJECT = "llava-qlip"
@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report; its problems make the exit code 1."""
-    report = build_report(args.device)
+    with exit_on_interrupt():
+        report = build_report(args.device)
     print(json.dumps(report, indent=2) if args.json else format_report(report))
     return 1 if report["problems"] else 0
 
