@@ -45,6 +45,12 @@ def test_a_quoted_error_has_the_programs_own_words(message: str) -> None:
     assert any(map(pattern.search, texts()))
 
 
+def test_the_page_installs_the_pytorch_that_the_tests_run_with() -> None:
+    """Another version would be replaced by PyPI's, with CUDA's libraries."""
+    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"pip install torch=={version} " in (ROOT / "docs" / "INSTALL.md").read_text(encoding="utf-8")
+
+
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
 COMMANDS = ["llava", "llava-train", "qlip show", "qlip sweep", "qlip bias", "qlip fit"]
 MAINS = {"llava": "llava.serve.cli", "llava-train": "llava.train.train", "qlip": "qlip.cli"}
