@@ -85,3 +85,13 @@ def test_every_flag_is_documented_in_the_commands_section(command: str, capsys: 
     assert len(flags) > 10
     assert sorted(flags - page_flags(command, columns=False) - shared) == []
     assert sorted((page_flags(command, columns=True) | shared) - flags) == []
+
+
+def test_the_evidence_of_choices_is_in_the_results() -> None:
+    """Each figure with a decimal in docs/CHOOSING.md occurs in the pages of results that it rests on."""
+    docs = ROOT / "docs"
+    sources = [docs / "RESULTS.md", docs / "MODELS.md", *(docs / "results").glob("*.md")]
+    measured = set(re.findall(r"\d+\.\d+", "\n".join(file.read_text(encoding="utf-8") for file in sources)))
+    figures = re.findall(r"(?<![-\d.])\d+\.\d+", (docs / "CHOOSING.md").read_text(encoding="utf-8"))
+    assert len(figures) > 30
+    assert sorted(set(figures) - measured) == []
