@@ -100,6 +100,7 @@ def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
     answers = [submit(engine, picture, sampling=each) for picture, each in requests]
     gate.opened.set()
     assert tell(answers) == expected
+    assert all(answer.usage.prefill_seconds > 0 for answer in answers)  # until the first token, not a later start
     assert "".join(first)
     assert max(rows for rows, _ in noted) > 1
     assert becomes_idle(engine)
