@@ -164,9 +164,10 @@ def serve_replica(options: dict[str, Any]) -> None:
     from llava.serve.engine.params import EngineLimits
     from llava.utils import demo_model_path
 
+    # The simulation runs every prompt in full, and some questions are asked before those that are compared.
     engine = ChatEngine(
         *load_pretrained_model(options["model"] or demo_model_path(), device="cpu"),
-        limits=EngineLimits(max_batch=options["slots"], max_waiting=10**6),
+        limits=EngineLimits(max_batch=options["slots"], max_waiting=10**6, max_prefix_mib=0),
     )
     longest, arrivals = options["longest"], options["arrivals"]
     questions = [make_question(engine, options["first"] + number) for number in range(len(arrivals))]

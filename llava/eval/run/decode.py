@@ -19,20 +19,17 @@ from transformers.cache_utils import DynamicCache
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.image_tokens import ImageTokens
 from llava.model.splice import splice_row
-from llava.serve.engine.generate import Row
+from llava.serve.engine.generate import Row, append_token
+from llava.serve.engine.prefill import can_continue
 from llava.serve.engine.sampling import RowSampler
 from qlip.decoder_masks import layer_windows
-from qlip.language_positions import BIASABLE, Placed, key_bias, place_tokens
+from qlip.language_positions import Placed, key_bias, place_tokens
 
 STAY = 0.75
 """Ended rows are removed once at most this share of the batch's rows is left: a removal copies the others' keys."""
 
 WORTH = 0.8
 """What prompts share is run once if this lowers the number of tokens to this share at least."""
-
-PROCESSED = ("no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "suppress_tokens")
-PROCESSED += ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")
-"""Fields of a generation config that change logits, which only transformers' `generate` applies."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,11 @@ class Batch:
 
 def can_decode(model: Any, rows: Sequence[Row]) -> bool:
     """Whether `decode_rows` gives the answers of `generate_rows`: no beams, no log-probabilities, plain attention."""
-    config, generation = model.config, getattr(model, "generation_config", None)
+    windows = layer_windows(model.config.get_text_config()).values()
     return (
-        getattr(config, "_attn_implementation", None) in BIASABLE
-        and not any(layer_windows(config.get_text_config()).values())  # a window would count the columns of padding
+        can_continue(model)
+        and not any(windows)  # a window would count the columns of padding
         and all(row.sampling.num_beams == 1 and row.sampling.logprobs is None for row in rows)
-        and not any(getattr(generation, name, None) for name in PROCESSED)
     )
 
 
@@ -105,7 +101,7 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
     while True:
         tokens = _choose(sampler, said, logits, left)
         for row, token in zip(left.tolist(), tokens.tolist(), strict=True):
-            _take(rows[row], token)
+            append_token(rows[row], token)
         said = F.pad(said, (0, 1))
         said[left, -1] = tokens
         alive = [place for place, row in enumerate(left.tolist()) if not rows[row].finished()]
@@ -201,11 +197,3 @@ def _choose(sampler: RowSampler, said: Tensor, logits: Tensor, left: Tensor) -> 
     scores = logits.new_zeros(len(said), logits.shape[1])  # each row keeps its number, and so its settings
     scores[left] = logits
     return sampler(said, scores)[left].argmax(-1)
-
-
-def _take(row: Row, token: int) -> None:
-    """Appends a token to a row's answer; an error ends this row only."""
-    try:
-        row.take(token)
-    except Exception as error:
-        row.fail(error)

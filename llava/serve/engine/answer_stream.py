@@ -138,11 +138,17 @@ class Answer:
         self.usage = replace(self.usage, visual_tokens=tokens, first_pass_tokens=first)
 
     def note_cached(self, tokens: int) -> None:
-        """Records how many tokens of the prompt had keys and values already."""
-        self.usage = replace(self.usage, cached_tokens=tokens)
+        """Records how many tokens of the prompt had keys and values already; an answer that continues keeps its own."""
+        if not self.row.generated:
+            self.usage = replace(self.usage, cached_tokens=tokens)
 
     def note_start(self, started: float, asked: float, encoded: float) -> None:
-        """Records when the model started, had asked about the images, and had encoded them, by `time.perf_counter`."""
+        """Records when the model started, had asked about the images, and had encoded them, by `time.perf_counter`.
+
+        An answer that continues after it was suspended keeps the times of its first start.
+        """
+        if self.row.generated:
+            return
         self._encoded = encoded
         usage = self.usage
         waited, first = started - self._submitted, asked - started

@@ -75,6 +75,7 @@ class ContinuousBatch:
         finally:
             self._cache.clear()
             self._streams, self._joining, self._join = [], [], None
+            self._bias, self._chooser = None, None
             self._suspended.clear()
 
     def _answers(self) -> list[Answer]:
@@ -135,7 +136,8 @@ class ContinuousBatch:
             self._most_rows = len(self._streams)
             self._suspended.append(stream)
         else:
-            stream.answer.fail(failure)
+            # The traceback of an error of memory holds the tensors that did not fit, until the answer is read.
+            stream.answer.fail(failure.with_traceback(None) if ran_out_of_memory(failure) else failure)
         return []
 
     def _prefill(self, streams: Sequence[Stream]) -> Generator[None, None, None]:
@@ -172,7 +174,8 @@ class ContinuousBatch:
         return place_prompt(self.model, stream.ids, images, len(known.key), known.spans)
 
     def _add(self, streams: list[Stream], cache: SlotCache, bias: Tensor, logits: Tensor) -> None:
-        """Adds rows whose prompts have been run to the batch."""
+        """Adds rows whose prompts have been run to the batch; all of them, or none if it raises."""
+        chooser = TokenChooser(self.model, streams, logits.device)
         longest = max(bias.shape[1], 0 if self._bias is None else self._bias.shape[1])
         rows = [] if self._bias is None else list(self._bias)
         rows += [bias.new_zeros(0)] * (len(self._streams) - len(rows))
@@ -181,7 +184,7 @@ class ContinuousBatch:
         self._cache.append(cache)
         self._streams += streams
         self._set_bias(joined)
-        self._choose(TokenChooser(self.model, streams, logits.device), logits)
+        self._choose(chooser, logits)
 
     def _set_bias(self, bias: Tensor) -> None:
         """Sets the bias of the rows' keys, and forgets what was computed for other rows."""
@@ -267,9 +270,11 @@ class ContinuousBatch:
         if self._prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
         elif self._join is not None:
-            logger.warning("out of memory; %d requests that join wait", len(self._joining))
             self._join.close()
-            self._suspended.extendleft(reversed(self._joining))
+            placed = [*self._streams, *self._suspended]  # of requests that join in parts, some run or wait already
+            waiting = [stream for stream in self._joining if stream not in placed]
+            logger.warning("out of memory; %d requests that join wait", len(waiting))
+            self._suspended.extendleft(reversed(waiting))
             self._join, self._joining = None, []
             self._most_rows = len(self._streams)
         elif len(self._streams) > 1:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.image_tokens import ImageTokens
@@ -37,9 +36,15 @@ class PlacedPrompt:
 SHAPING = (
     *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
     *("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"),
-    *("remove_invalid_values", "guidance_scale"),
+    *("remove_invalid_values", "guidance_scale", "watermarking_config"),
 )
 """Fields of a checkpoint's generation config by which transformers' `generate` changes logits."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (None,)),  # 0 is a token
+    "guidance_scale": (None, 1),
+}
+"""Values of these fields by which it does not; those of the others are None, 0, False and what is empty."""
 
 
 def can_continue(model: Any) -> bool:
@@ -49,8 +54,8 @@ def can_continue(model: Any) -> bool:
     transformers' `generate` alone does.
     """
     config = getattr(model, "generation_config", None)
-    plain = GenerationConfig()
-    shaped = [name for name in SHAPING if getattr(config, name, None) not in (None, getattr(plain, name, None))]
+    values = [(name, getattr(config, name, None)) for name in SHAPING]
+    shaped = any(value not in NEUTRAL[name] if name in NEUTRAL else bool(value) for name, value in values)
     return getattr(model.config, "_attn_implementation", None) in BIASABLE and not shaped
 
 

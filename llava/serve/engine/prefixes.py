@@ -128,7 +128,7 @@ class PrefixCache:
         return self._kept[best][0].cut(min(length, len(key) - 1))
 
     def store(self, key: PromptKey, spans: Sequence[ImageSpan], size: int, read: Callable[[], KeysValues]) -> None:
-        """Keeps the keys and values of a key's tokens, in place of those that it continues.
+        """Keeps the keys and values of a key's tokens, in place of those that it continues, unless they are too large.
 
         Args:
             key: Of the prompt and the answer.
@@ -140,9 +140,9 @@ class PrefixCache:
         if longer is not None:
             self._kept[longer] = self._kept.pop(longer)
             return
-        for kept in [kept for kept in self._kept if _starts(key, kept)]:
-            self._drop(kept)
         if size <= self.most_bytes:
+            for kept in [kept for kept in self._kept if _starts(key, kept)]:
+                self._drop(kept)
             while self.bytes + size > self.most_bytes:
                 self._drop(next(iter(self._kept)))
             self._kept[key] = (Prefix(key, tuple(spans), read()), size)

@@ -159,6 +159,8 @@ class SlotCache(Cache):
             self._resize(len(self.lengths), max(self.lengths))
 
     def _resize(self, rows: int, length: int) -> None:
+        """Changes all layers; where memory runs out midway, the capacity is what every layer has."""
+        self.capacity = (min(rows, self.capacity[0]), min(length, self.capacity[1]))
         for layer in self.layers:
             layer.resize(rows, length)
         self.capacity = (rows, length)

@@ -8,6 +8,7 @@ import pytest
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import EngineLimits
 from llava.utils import demo_model_path
 from scripts.bench.fleet import LONE, StageTimer, answer, answer_one_by_one, describe, fit_times, make_question
 from scripts.fleet.stages import StageTimes
@@ -16,7 +17,7 @@ LEAST = StageTimes(encode=0.03, prefill=0.02, decode=0.01)
 
 
 def test_a_lone_request_takes_its_stages_and_the_rest() -> None:
-    engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"))
+    engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu"), limits=EngineLimits(max_prefix_mib=0))
     question = make_question(engine, 0)
     before = asyncio.run(answer(engine, question, 24))
     timer = StageTimer(engine, LEAST)

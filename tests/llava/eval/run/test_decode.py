@@ -129,3 +129,8 @@ def test_what_only_transformers_generate_can_do_is_left_to_it(engine: ChatEngine
     assert not fits(Sampling(0.0, num_beams=2)) and not fits(Sampling(0.0, logprobs=2))
     assert not fits(_attn_implementation="flash_attention_2") and not fits(sliding_window=4096)
     assert not fits(generation={"no_repeat_ngram_size": 3}) and fits(generation={"no_repeat_ngram_size": 0})
+    for shaped in ({"exponential_decay_length_penalty": (4, 1.5)}, {"watermarking_config": {"bias": 2.0}}):
+        assert not fits(generation=shaped)
+    assert not fits(generation={"forced_eos_token_id": 0}) and not fits(generation={"guidance_scale": 0.5})
+    neutral = {"forced_eos_token_id": None, "guidance_scale": 1.0, "min_length": 0, "remove_invalid_values": False}
+    assert fits(generation=neutral)

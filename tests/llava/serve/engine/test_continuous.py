@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from llava.serve.engine import continuous
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.streams import Stream, TokenChooser
 from tests.llava.serve.engine.engines import GREEDY, Hold, NewEngine, NotePasses, submit
 from tests.llava.serve.openai.serving import becomes_idle, loaded
 
@@ -96,6 +100,7 @@ def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
     answers = [submit(engine, picture, sampling=each) for picture, each in requests]
     gate.opened.set()
     assert tell(answers) == expected
+    assert all(answer.usage.prefill_seconds > 0 for answer in answers)  # until the first token, not a later start
     assert "".join(first)
     assert max(rows for rows, _ in noted) > 1
     assert becomes_idle(engine)
@@ -118,6 +123,7 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
     gate.opened.set()
     with pytest.raises(GenerationError, match="ran out of memory"):
         list(large)
+    assert large.row.error.__cause__.__traceback__ is None  # it would hold the tensors that did not fit
     assert "".join(first) == "".join(small) == expected
 
 
@@ -154,6 +160,49 @@ def test_a_request_that_joins_waits_before_running_answers_do(
     assert "".join(first) == "".join(second) == expected
     assert long.finish_reason == "stop" if "".join(long) else long.finish_reason == "length"
     assert shortages == [(True, 0), (True, 0), (False, 1)]  # earlier prompts, the one that joins, half of the rows
+
+
+def test_requests_that_joined_in_parts_do_not_join_twice(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], passes: NotePasses
+) -> None:
+    """Prompts fit one at a time only, and memory runs out once more when one of two runs and the other still joins."""
+    engine, joined = new_engine(max_prefix_mib=0), list[int]()
+    expected = ["".join(submit(engine, picture)) for picture in pictures[:2]]
+
+    def run_out(rows: int, tokens: int) -> None:
+        batch = engine._batch
+        parted = tokens == 1 and not joined and any(stream in batch._streams for stream in batch._joining)
+        if parted:
+            joined.append(len(batch._joining))
+        if parted or (tokens > 1 and rows > 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gate, first = hold(engine)
+    passes(engine, run_out)
+    answers = [submit(engine, picture) for picture in pictures[:2]]
+    gate.opened.set()
+    assert ["".join(answer) for answer in (first, *answers)] == [expected[0], *expected]
+    assert joined == [2]
+
+
+def test_requests_whose_tokens_could_not_be_chosen_yet_are_not_added_twice(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, shortages = new_engine(max_prefix_mib=0), list[int]()
+    expected = ["".join(submit(engine, picture)) for picture in pictures[:2]]
+
+    def choose(model: Any, streams: Sequence[Stream], device: torch.device) -> TokenChooser:
+        if len(streams) == 2 and not shortages:
+            shortages.append(len(streams))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return TokenChooser(model, streams, device)
+
+    gate, first = hold(engine)
+    monkeypatch.setattr(continuous, "TokenChooser", choose)
+    answers = [submit(engine, picture) for picture in pictures[:2]]
+    gate.opened.set()
+    assert ["".join(answer) for answer in (first, *answers)] == [expected[0], *expected]
+    assert shortages == [2]
 
 
 def test_keys_and_values_for_which_there_is_no_memory_are_not_kept(
@@ -213,12 +262,13 @@ def test_a_fault_of_the_batch_itself_ends_every_answer(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = new_engine()
+    expected = "".join(submit(engine, pictures[0]))
     gate, first = hold(engine)
     second = submit(engine, pictures[0])
-    monkeypatch.setattr(engine._batch, "_step", lambda: 1 / 0)
+    monkeypatch.setattr(engine._batch, "_step", lambda: engine._batch._streams and 1 / 0)
     gate.opened.set()
     for answer in (first, second):
         with pytest.raises(GenerationError, match=r"the model failed \(ZeroDivisionError\)"):
             list(answer)
     monkeypatch.undo()
-    assert "".join(submit(engine, pictures[0]))
+    assert "".join(submit(engine, pictures[0])) == expected

@@ -200,4 +200,5 @@ def test_the_least_recently_used_are_dropped_and_continued_ones_replaced() -> No
     assert kept(cache, (3, 3, 3)) and len(cache) == 3 and cache.bytes == 30
     assert not kept(cache, (3, 3))  # known already
     assert not kept(cache, (5, 5), size=31) and len(cache) == 3  # too large
+    assert not kept(cache, (3, 3, 3, 3), size=31) and cache.find((3, 3, 3, 3)).tokens == 3  # its start is of use
     assert cache.clear() and not cache.clear() and cache.bytes == 0

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava.serve.engine.slots import SlotCache
+from llava.serve.engine import slots
+from llava.serve.engine.slots import SlotCache, resize_slots
 
 HEADS, WIDTH, LAYERS = 2, 3, 2
 
@@ -68,6 +69,32 @@ def test_a_pass_that_failed_midway_can_be_repeated() -> None:
     cache.update(states(1, 1), states(1, 1), 0)  # and no further layer
     extend(cache, naive, [1])
     assert cache.lengths == [6]
+
+
+@pytest.mark.parametrize("fails", range(1, 2 * LAYERS + 1))
+def test_a_change_of_size_that_ran_out_of_memory_midway_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Few long rows take the place of many short ones, and memory runs out at some copy; then many rows join again."""
+    cache, naive, resized = SlotCache(LAYERS, [0] * 12), empty_rows(12), 0
+
+    def resize(slots: Tensor, rows: int, length: int) -> Tensor:
+        nonlocal resized
+        resized += 1
+        if resized == fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return resize_slots(slots, rows, length)
+
+    extend(cache, naive, [5] * 12)
+    for row in range(11, 0, -1):
+        cache.remove(row)
+    monkeypatch.setattr(slots, "resize_slots", resize)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.begin([200])
+    added, rows = SlotCache(LAYERS, [0] * 9), empty_rows(9)
+    extend(added, rows, [5] * 9)
+    cache.append(added)
+    extend(cache, [*naive[:1], *rows], [1] * 10)
 
 
 def test_nothing_of_a_row_of_nan_is_left_behind() -> None:
