@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from qlip.command import USER_ERRORS, OneLineParser, format_error, run_command
@@ -17,6 +21,7 @@ __all__ = [
     "OneLineParser",
     "check_new_folder",
     "check_outputs",
+    "exit_on_interrupt",
     "format_error",
     "integer",
     "parse_and_run",
@@ -104,3 +109,21 @@ def parse_and_run(
     """Parses a command line and runs `command` on its flags, as `run_command` does."""
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: command(args))
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once with code 130, as long as the context is open.
+
+    Raised as a KeyboardInterrupt, it would take effect only when the model's thread is done with its step, since Python
+    waits for threads before it exits. Does nothing outside the main thread, or where interrupts are ignored.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

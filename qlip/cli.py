@@ -54,9 +54,15 @@ def add_others(commands: Any, asked: str | None) -> None:
 
 def add_show(commands: Any) -> None:
     """Adds `qlip show` to the subparsers; defaults are those of `QLIPConfig`."""
-    command = commands.add_parser("show", help="print and draw the quadtree of an image")
-    command.add_argument("image", type=Path, help="an image file that Pillow reads")
-    command.add_argument("--out", type=Path, help="write the overlay here; by default IMAGE.leaves.png")
+    command = commands.add_parser("show", help="print and draw the quadtrees of images")
+    command.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="image files that Pillow reads, or folders of them"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="write the overlay here, of several images a contact sheet; by default IMAGE.leaves.png, sheet.leaves.png",
+    )
     command.add_argument("--alpha", type=float, default=QLIPConfig.alpha, help="split threshold (%(default)s)")
     command.add_argument(
         "--max-tokens", type=token_budget, default=QLIPConfig.max_tokens, help="budget, or none (%(default)s)"
@@ -71,7 +77,12 @@ def add_show(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=QLIPConfig.seed, help="of criterion random")
     command.add_argument("--patch-size", type=int, default=14, help="pixels per side of a cell (%(default)s)")
     command.add_argument(
-        "--native-size", type=int, default=336, help="image size that the tower was trained on (%(default)s)"
+        "--native-size",
+        type=int,
+        default=336,
+        help="side in pixels of the square that the tower was trained on, to which CLIP downsizes an image: 336 for "
+        "LLaVA-1.5, 112 for the embedded model. CLIP takes (native size / patch size) squared tokens, and with "
+        "--coarsest native no leaf is larger than one of its cells (%(default)s)",
     )
     command.set_defaults(run=show)
 

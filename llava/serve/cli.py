@@ -7,6 +7,7 @@ libraries are loaded after the flags have been checked.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qlip
-from llava.command import OneLineParser, integer, real, run_command
+from llava.command import OneLineParser, exit_on_interrupt, integer, real, run_command
 from llava.conversation import Conversation
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
@@ -24,14 +25,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava.serve.engine import ChatEngine
+    from llava.serve.engine.answer_stream import Answer
+
+EMPTY = "..."
+"""An empty answer in the history of a conversation; a turn without text would be left out of the next prompt."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; exits with code 2 on a wrong flag."""
-    parser = OneLineParser(prog="llava", description="Chat about pictures in the terminal.")
+    parser = OneLineParser(
+        prog="llava",
+        description="Chat about pictures in the terminal.",
+        epilog="`llava doctor` reports versions, devices and a self-test, for bug reports; see `llava doctor --help`.",
+    )
     add_model_flags(parser)
     parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
     parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
+    asked = parser.add_argument_group("with --prompt")
+    asked.add_argument(
+        "--one-conversation",
+        action="store_true",
+        help="the questions are turns of one conversation (default: each begins a new one)",
+    )
+    asked.add_argument(
+        "--each-image",
+        action="store_true",
+        help="ask everything about each picture alone, and print FILE: ANSWER (default: about all pictures together)",
+    )
+    asked.add_argument("--json", action="store_true", help="print a line of JSON for each answer, with its tokens")
     parser.add_argument("--temperature", type=real(), help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
     parser.add_argument(
         "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
@@ -42,23 +63,51 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command line, or `llava doctor`, and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "doctor":
+        from llava.serve import doctor
+
+        return doctor.main(argv[1:])
     args = parse_args(argv)
     return run_command("llava", lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> int:
     """Loads the pictures and the model, then answers the prompts or starts a chat."""
-    from llava.images import load_images
-
+    check_prompt_flags(args)
     temperature = args.temperature
     if temperature is None:
         temperature = 0.0 if args.prompt else Sampling.temperature
     sampling = Sampling(temperature=temperature, max_new_tokens=args.max_new_tokens)
+    with exit_on_interrupt():  # the chat has its own Ctrl-C, which stops an answer
+        engine, images, sources = load(args)
+        if args.prompt:
+            answer_prompts(engine, images, sources, sampling, args)
+            return 0
+    chat(engine, images, sampling, args.debug)
+    return 0
+
+
+def check_prompt_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError if flags that need `--prompt` come without it."""
+    given = [name for name in ("one_conversation", "each_image", "json") if getattr(args, name)]
+    if given and not args.prompt:
+        raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} needs --prompt")
+
+
+def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[str]]:
+    """Checks the flags, opens the pictures, loads the model and writes the drawings.
+
+    Returns:
+        The engine, the pictures, and where each is from.
+    """
+    from llava.images import load_images
+
     qlip_option(args), check_model_flags(args)  # errors should show before pictures and model are loaded
     if args.model_path and not args.image_file:
         raise ValueError("--image-file is required with --model-path")
-    sources = args.image_file or [demo_picture_path()]
+    sources = args.image_file or [str(demo_picture_path())]
     check_drawings(args.show_quadtree, sources)
     images = load_images(sources)
     if not args.model_path:
@@ -66,11 +115,7 @@ def run(args: argparse.Namespace) -> int:
     engine = load_engine(args)
     if args.show_quadtree:
         write_quadtrees(engine, images, args.show_quadtree)
-    if args.prompt:
-        answer_prompts(engine, images, args.prompt, sampling, args.debug)
-    else:
-        chat(engine, images, sampling, args.debug)
-    return 0
+    return engine, images, sources
 
 
 def check_drawings(path: Path | None, sources: Sequence[str | Path]) -> None:
@@ -120,13 +165,52 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
 
 
 def answer_prompts(
-    engine: ChatEngine, images: Sequence[Image.Image], prompts: Sequence[str], sampling: Sampling, debug: bool
+    engine: ChatEngine,
+    images: Sequence[Image.Image],
+    sources: Sequence[str],
+    sampling: Sampling,
+    args: argparse.Namespace,
 ) -> None:
-    """Answers each prompt in a new conversation and prints one line for it."""
-    for prompt in prompts:
-        show_prompt(engine.question(prompt, len(images)), debug)
-        answer = engine.ask(prompt, images, sampling)
-        print(" ".join(answer.split()), flush=True)
+    """Answers the prompts and prints one line for each answer.
+
+    Args:
+        engine: answers.
+        images: asked about all together, or one after the other with `--each-image`.
+        sources: where each image is from.
+        sampling: how tokens are chosen.
+        args: the flags of `--prompt`.
+    """
+    pairs = list(zip(images, sources, strict=True))
+    for group in [[pair] for pair in pairs] if args.each_image else [pairs]:
+        conversation = None
+        for prompt in args.prompt:
+            if conversation is None or not args.one_conversation:
+                conversation = engine.question(prompt, len(group))
+            else:
+                conversation.append_message(conversation.roles[0], prompt)
+                conversation.append_message(conversation.roles[1], None)
+            show_prompt(conversation, args.debug)
+            answer = engine.submit(conversation, [image for image, _ in group], sampling)
+            text = "".join(answer).strip()
+            conversation.messages[-1][1] = text or EMPTY
+            print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
+
+
+def format_answer(sources: Sequence[str], prompt: str, text: str, answer: Answer, args: argparse.Namespace) -> str:
+    """Formats an answer in one line: its words, behind the file's name with `--each-image`, or JSON with `--json`."""
+    if args.json:
+        record = {
+            "images": sources,
+            "prompt": prompt,
+            "answer": text,
+            "finish_reason": answer.finish_reason,
+            "visual_tokens": answer.usage.visual_tokens,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "generated_tokens": answer.usage.generated_tokens,
+        }
+        return json.dumps(record, ensure_ascii=False)
+    line = " ".join(text.split())
+    return f"{sources[0]}: {line}" if args.each_image else line
 
 
 def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, debug: bool) -> None:
@@ -146,12 +230,15 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
 
 
 def read_line(prompt: str) -> str:
-    """Reads a line, stripped; the end of input reads as an empty one."""
+    """Reads a line, stripped; the end of input reads as an empty one. Ctrl-C ends the line on the screen."""
     try:
         return input(prompt).strip()
     except EOFError:
         print()
         return ""
+    except KeyboardInterrupt:
+        print()
+        raise
 
 
 def stream_answer(
@@ -165,7 +252,7 @@ def stream_answer(
             pieces.append(piece)
             print(piece, end="", flush=True)
     print()
-    return "".join(pieces).strip() or "..."  # an empty turn would be left out of the next prompt
+    return "".join(pieces).strip() or EMPTY
 
 
 def show_prompt(conversation: Conversation, debug: bool) -> None:

@@ -80,7 +80,7 @@ def measure_lengths(
     own = wanted[rank::world_size]
     measured, too_long, throughput = [], 0, Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
     for result in tqdm(
-        _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own)
+        _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own), delay=2
     ):
         measured.append(0 if isinstance(result, Skipped) else result)
         if isinstance(result, Skipped):

@@ -43,7 +43,7 @@ def report_bias(args: argparse.Namespace) -> None:
         projection.to(model.position_table.device).requires_grad_(False)
     choose_sizes(model, config)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # fails now, not when all is measured
-    pictures = (picture for path in tqdm(paths, "pictures") if (picture := read_picture(path)) is not None)
+    pictures = (picture for path in tqdm(paths, "pictures", delay=2) if (picture := read_picture(path)) is not None)
     rows = measure(model, processor, pictures, config, projection)
     settings = describe_run(args, model, config, rows, len(paths))
     versions = {

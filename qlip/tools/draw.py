@@ -1,10 +1,18 @@
-"""Draws a quadtree over its image."""
+"""Draws a quadtree over its image, and images beside each other."""
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
 
 from qlip.quadtree import Leaves
+
+CAPTION = 20
+"""Height of a line of text in a sheet, in pixels."""
+GAP = 8
+"""Between the images of a sheet, in pixels."""
 
 
 def draw_leaves(
@@ -38,3 +46,28 @@ def draw_leaves(
     for box in boxes:
         pen.rectangle(box, outline=colour)
     return canvas
+
+
+def draw_sheet(tiles: Sequence[tuple[str, Image.Image]], side: int) -> Image.Image:
+    """Draws images beside each other, with a line of text below each.
+
+    Args:
+        tiles: text and image; images of at most `side` x `side` pixels.
+        side: of a place in the sheet, in pixels.
+
+    Returns:
+        A new RGB image, about as many tiles wide as high.
+    """
+    font = ImageFont.load_default(CAPTION - 8)
+    cols = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / cols)
+    width, height = side + GAP, side + CAPTION + GAP
+    sheet = Image.new("RGB", (cols * width + GAP, rows * height + GAP), (255, 255, 255))
+    pen = ImageDraw.Draw(sheet)
+    for place, (text, image) in enumerate(tiles):
+        left, top = place % cols * width + GAP, place // cols * height + GAP
+        sheet.paste(image, (left, top))
+        while pen.textlength(text, font) > side:  # the tokens are at the end
+            text = "..." + text[4:]
+        pen.text((left, top + image.height + 3), text, (0, 0, 0), font)
+    return sheet

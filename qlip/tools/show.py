@@ -1,39 +1,154 @@
-"""`qlip show`: prints the quadtree of an image and draws it. Needs no model."""
+"""`qlip show`: prints the quadtrees of images and draws them. Needs no model."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from PIL import Image
 
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
-from qlip.pictures import open_picture
+from qlip.pictures import find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
-from qlip.tools.draw import draw_leaves
+from qlip.roots import allowed_leaf
+from qlip.tools.draw import draw_leaves, draw_sheet
+
+DRAWN = ".leaves.png"
+"""Ending of the files that are written by default; a folder's files with it are not read."""
+TILE = 320
+"""Longer side of an image in a contact sheet, in pixels."""
+ONE_CELL = "one_cell"
+"""Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
 
 
 def show_leaves(args: argparse.Namespace) -> None:
-    """Prints the grid, the leaves by size and the tokens saved, and writes the overlay."""
+    """Prints and draws the tree of one image, or a line for each of several images, with a contact sheet."""
     names = {field.name for field in fields(QLIPConfig)}
     settings = QLIPConfig(**{name: value for name, value in vars(args).items() if name in names})
     cutter = ImageCutter(args.patch_size, args.native_size)
-    out = args.out or args.image.with_suffix(".leaves.png")
-    if out.exists() and out.samefile(args.image):
-        raise ValueError(f"--out {out} is the image itself; name another file")
-    picture = open_picture(args.image)
-    leaves = cutter.find_leaves(picture, settings)
-    print(format_leaves(leaves, args.patch_size))
-    draw_leaves(picture, leaves).save(out)
+    paths = list_pictures(args.images)
+    single = paths == args.images and len(paths) == 1
+    out = args.out or (paths[0].with_suffix(DRAWN) if single else Path(f"sheet{DRAWN}"))
+    for path in paths:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(
+                f"--out {out} is {'the image itself' if single else 'one of the images'}; name another file"
+            )
+    drawing, idle = show_one(paths[0], cutter, settings) if single else show_several(paths, args, cutter, settings)
+    for name in sorted(idle):
+        print(f"note     {explain_idle(name, settings, args.native_size, several=not single)}")
+    drawing.save(out)
     print(f"overlay  {out}")
 
 
-def format_leaves(leaves: Leaves, patch_size: int) -> str:
+def list_pictures(given: Sequence[Path]) -> list[Path]:
+    """Replaces each folder by the images anywhere below it, without those that this command drew."""
+    found: list[Path] = []
+    for path in given:
+        found += [file for file in find_pictures(path) if not file.name.endswith(DRAWN)] if path.is_dir() else [path]
+    if not found:
+        raise ValueError(f"there are no images in {', '.join(map(str, given))} but drawings of quadtrees")
+    return found
+
+
+def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig) -> tuple[Image.Image, set[str]]:
+    """Prints an image's tree; its drawing, and the settings without effect."""
+    picture = open_picture(path)
+    leaves = cutter.find_leaves(picture, settings)
+    print(format_leaves(leaves, cutter))
+    return draw_leaves(picture, leaves), find_idle(picture, leaves, cutter, settings)
+
+
+def show_several(
+    paths: Sequence[Path], args: argparse.Namespace, cutter: ImageCutter, settings: QLIPConfig
+) -> tuple[Image.Image, set[str]]:
+    """Prints the tokens of each image and of all; a contact sheet, and the settings that change no image's leaves.
+
+    A file that is no image is an error if the user names it; in a folder it is skipped with a warning.
+    """
+    tiles, totals, idle = [], [], {ONE_CELL, *(field.name for field in fields(QLIPConfig))}
+    print("  tokens    CLIP  uniform  image")
+    for path, picture in read_pictures(paths, args.images):
+        leaves = cutter.find_leaves(picture, settings)
+        counts = count_tokens(leaves, cutter)
+        totals.append(counts)
+        print(f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {path}")
+        drawing = draw_leaves(picture, leaves)
+        drawing.thumbnail((TILE, TILE))
+        tiles.append((f"{path.name}: {counts[0]} tokens", drawing))
+        idle &= find_idle(picture, leaves, cutter, settings)
+    if not tiles:
+        raise ValueError(f"none of the {len(paths)} image files can be read")
+    means = [sum(row) / len(tiles) for row in zip(*totals, strict=True)]
+    print(f"{means[0]:8.1f}{means[1]:8.1f}{means[2]:9.1f}  mean of {len(tiles)}")
+    return draw_sheet(tiles, TILE), idle
+
+
+def read_pictures(paths: Sequence[Path], named: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    """Reads images one by one; of those that are not named by the user, only the ones that can be read."""
+    for path in paths:
+        picture = open_picture(path) if path in named else read_picture(path)
+        if picture is not None:
+            yield path, picture
+
+
+def count_tokens(leaves: Leaves, cutter: ImageCutter) -> tuple[int, int, int]:
+    """Counts an image's tokens: of its tree, of CLIP at the native size, and of the uniform grid."""
+    rows, cols = leaves.grid
+    return len(leaves), cutter.native_grid**2, rows * cols
+
+
+def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
     """Formats the grid of a tree, its leaves by size and its number of tokens, a line each."""
     rows, cols = leaves.grid
+    patch_size = cutter.patch_size
     sizes, counts = leaves.sizes.unique(return_counts=True)
     lines = [f"grid     {rows} x {cols} cells of {patch_size} px"]
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         lines.append(f"leaves   {count:6d} of {size} x {size} cells ({size * patch_size} px)")
-    share = len(leaves) / (rows * cols)
-    lines.append(f"tokens   {len(leaves):6d}, against {rows * cols} of the uniform grid ({share:.1%})")
+    tokens, clip, uniform = count_tokens(leaves, cutter)
+    lines.append(
+        f"tokens   {tokens:6d}, against {uniform} of the uniform grid ({tokens / uniform:.1%}) and {clip} of CLIP at "
+        f"{cutter.native_size} px ({tokens / clip:.1%})"
+    )
     return "\n".join(lines)
+
+
+def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
+    """Finds the settings other than their default whose default gives the same leaves, and `ONE_CELL` if it holds."""
+    default = QLIPConfig()
+    changed = [
+        field.name for field in fields(settings) if getattr(settings, field.name) != getattr(default, field.name)
+    ]
+    idle = set()
+    if settings.geometry == "grid" and allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
+        idle.add(ONE_CELL)
+    for name in changed:
+        other = cutter.find_leaves(picture, replace(settings, **{name: getattr(default, name)}))
+        if other.grid == leaves.grid and other.boxes.tolist() == leaves.boxes.tolist():
+            idle.add(name)
+    return idle
+
+
+def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: bool) -> str:
+    """Formats that a setting has no effect, and why where the settings alone say so."""
+    if name == ONE_CELL:
+        return (
+            f"no leaf may be larger than one cell, as the shorter side is below twice the native size {native_size}; "
+            "give the tower's own --native-size, a larger --image-size, or --coarsest any"
+        )
+    value, default = (getattr(source, name) for source in (settings, QLIPConfig))
+    flag = f"--{name.replace('_', '-')}"
+    if value is not True:
+        flag += f" {'none' if value is None else value}"
+    needed = {"seed": "random", "structure_size": "structure", "noise_floor": "structure"}.get(name)
+    if needed not in (None, settings.criterion):
+        return f"{flag} has no effect: it belongs to --criterion {needed}, not {settings.criterion}"
+    images = "these images" if several else "this image"
+    if value is True:
+        return f"{flag} has no effect on {images}"
+    default = "none" if default is None else default
+    return f"{flag} has no effect on {images}: the default, {default}, gives the same leaves"

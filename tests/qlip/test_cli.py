@@ -37,7 +37,7 @@ def test_show_prints_the_tree_and_writes_the_overlay(picture, tmp_path, capsys):
     assert lines[0] == "grid     16 x 24 cells of 14 px"
     counts = {int(words[3]): int(words[1]) for words in map(str.split, lines) if words[0] == "leaves"}
     assert sum(count * size**2 for size, count in counts.items()) == 16 * 24
-    assert f"{sum(counts.values()):6d}, against 384" in lines[-2]
+    assert f"{sum(counts.values()):6d}, against 384" in lines[-3]  # before a note and the overlay
     assert Image.open(out).size == (24 * 14 + 1, 16 * 14 + 1)
 
 

@@ -151,7 +151,7 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
     right: list[bool] = []
     tokens: list[int] = []
     uniform: list[int] = []
-    for first in tqdm(range(0, len(asked), PICTURES_AT_ONCE), unit="chunk", leave=False, disable=None):
+    for first in tqdm(range(0, len(asked), PICTURES_AT_ONCE), unit="chunk", leave=False, disable=None, delay=2):
         some = asked[first : first + PICTURES_AT_ONCE]
         pictures = []
         for path, _ in some:

@@ -1,0 +1,124 @@
+"""`llava --prompt` about several pictures and in turns, as text and as JSON; Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.serve import cli
+from tests.interpreter import fork
+from tests.llava.serve.test_cli import Loader, vicuna
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    loader = Loader()
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", loader)
+    return loader
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.new("RGB", (30, 20)).save(path)
+    return paths
+
+
+def ask(pictures: list[str], *flags: str) -> int:
+    """Asks "What?", then "Sure?"."""
+    images = [word for path in pictures for word in ("--image-file", path)]
+    return cli.main(["--model-path", "m", *images, "--prompt", "What?", "--prompt", "Sure?", *flags])
+
+
+def test_prompts_are_turns_of_one_conversation_about_all_pictures(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a\nring", "yes"]
+    assert ask(pictures, "--one-conversation") == 0
+    first = "<image>\n<image>\nWhat?"
+    assert loader.model.prompts == [vicuna(first, None), vicuna(first, "a\nring", "Sure?", None)]
+    assert capsys.readouterr().out == "a ring\nyes\n"
+
+
+def test_each_picture_is_asked_about_alone_and_named(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a ring", "yes", "a cross", "no"]
+    assert ask(pictures, "--each-image") == 0
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nSure?", None)] * 2
+    a, b = pictures
+    assert capsys.readouterr().out == f"{a}: a ring\n{a}: yes\n{b}: a cross\n{b}: no\n"
+
+
+def test_each_picture_has_a_conversation(loader: Loader, pictures: list[str]) -> None:
+    """An empty answer is a turn, too."""
+    loader.model.script += ["a ring", "", "so", "a cross", "no", "so"]
+    assert ask(pictures, "--each-image", "--one-conversation", "--prompt", "Why?") == 0
+    first = "<image>\nWhat?"
+    assert loader.model.prompts[2] == vicuna(first, "a ring", "Sure?", "...", "Why?", None)
+    assert loader.model.prompts[3:] == [
+        vicuna(first, None),
+        vicuna(first, "a cross", "Sure?", None),
+        vicuna(first, "a cross", "Sure?", "no", "Why?", None),
+    ]
+
+
+def test_json_has_a_line_for_each_answer(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a\nröd ring", "yes"]
+    assert ask(pictures, "--json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["images"], first["prompt"], first["answer"]) == (pictures, "What?", "a\nröd ring")
+    assert (second["prompt"], second["answer"], second["finish_reason"]) == ("Sure?", "yes", "stop")
+    assert first["prompt_tokens"] > first["visual_tokens"] > 0 < first["generated_tokens"]
+
+
+@pytest.mark.parametrize("flag", ["--one-conversation", "--each-image", "--json"])
+def test_flags_of_prompts_need_one(loader: Loader, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([flag]) == 2
+    assert capsys.readouterr().err == f"llava: error: {flag} needs --prompt\n"
+    assert loader.calls == []
+
+
+def test_ctrl_c_ends_the_process_at_once_whatever_its_threads_do() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def load(args: object) -> None:
+        threading.Thread(target=threading.Event().wait, args=(300,)).start()  # Python's exit would wait for it
+        sender.send("busy")
+        threading.Event().wait(300)
+
+    def work() -> int:
+        cli.load = load
+        return cli.main(["--prompt", "Hi"])
+
+    process = fork(work)
+    try:
+        assert receiver.recv() == "busy"
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 130
+    finally:
+        process.kill()
+
+
+def test_ctrl_c_at_the_question_ends_the_chat(
+    loader: Loader, pictures: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["--model-path", "m", "--image-file", pictures[0]]) == 130
+    assert capsys.readouterr() == ("\n", "")
+    assert signal.getsignal(signal.SIGINT) is before

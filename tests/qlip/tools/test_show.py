@@ -1,0 +1,125 @@
+"""`qlip show`: tokens beside CLIP's, settings without effect, several images, folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlip.cli import main
+from qlip.tools.draw import CAPTION, GAP, draw_sheet
+
+DEMO = Path(__file__).parents[3] / "playground" / "pictures"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two images, one in a folder below; a working folder beside them."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    noise = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)
+    (tmp_path / "images" / "below").mkdir(parents=True)
+    Image.new("RGB", (112, 168)).save(tmp_path / "images" / "flat.png")
+    Image.fromarray(noise).save(tmp_path / "images" / "below" / "noise.png")
+    return tmp_path / "images"
+
+
+def show(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[str]:
+    """The lines on stdout, or on stderr if the command fails."""
+    assert main(["show", *map(str, arguments)]) == code
+    captured = capsys.readouterr()
+    return (captured.err if code else captured.out).splitlines()
+
+
+def test_tokens_are_compared_with_clip_and_the_uniform_grid(tmp_path, capsys):
+    """The README's picture and its number of tokens."""
+    picture = DEMO / "1-small-shapes.png"
+    lines = show(capsys, picture, "--native-size", 112, "--out", tmp_path / "o.png")
+    tokens = "    91, against 1024 of the uniform grid (8.9%) and 64 of CLIP at 112 px (142.2%)"
+    assert lines[-2:] == [f"tokens   {tokens}", f"overlay  {tmp_path / 'o.png'}"]
+    assert "becomes 91 tokens" in (DEMO.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "notes"),
+    [
+        ("--alpha 0.8", []),
+        ("--alpha 0", []),
+        (
+            "--max-tokens none",
+            ["--max-tokens none has no effect on this image: the default, 1152, gives the same leaves"],
+        ),
+        ("--seed 3", ["--seed 3 has no effect: it belongs to --criterion random, not structure"]),
+        (
+            "--criterion variance --noise-floor --structure-size 7",
+            [
+                "--noise-floor has no effect: it belongs to --criterion structure, not variance",
+                "--structure-size 7 has no effect: it belongs to --criterion structure, not variance",
+            ],
+        ),
+        ("--criterion random --seed 3 --max-tokens 100", []),
+        (
+            "--image-size 448",
+            ["--image-size 448 has no effect on this image: the default, none, gives the same leaves"],
+        ),
+    ],
+)
+def test_a_setting_that_changes_no_leaf_is_named(folder, capsys, flags, notes):
+    lines = show(capsys, DEMO / "1-small-shapes.png", "--native-size", 112, "--out", "o.png", *flags.split())
+    assert [line for line in lines if line.startswith("note")] == [f"note     {note}" for note in notes]
+
+
+@pytest.mark.parametrize("native_size", [224, 225, 336])
+def test_a_native_size_above_half_the_image_leaves_no_quadtree_and_that_is_said(folder, capsys, native_size):
+    """The picture has 448 px; 225 px are 16 whole cells, as 224 are."""
+    lines = show(capsys, DEMO / "1-small-shapes.png", "--native-size", native_size, "--out", "o.png")
+    only_cells = [line.split()[3] for line in lines if line.startswith("leaves")] == ["1"]
+    assert only_cells == (native_size == 336) == any("no leaf may be larger than one cell" in line for line in lines)
+
+
+def test_files_and_folders_get_a_line_each_and_a_contact_sheet(folder, capsys):
+    flat, noise = folder / "flat.png", folder / "below" / "noise.png"
+    for images in ([folder], [noise, flat]):
+        printed = show(capsys, *images, "--native-size", 112, "--alpha", 0)
+        head, *lines, mean, overlay = [line for line in printed if not line.startswith("note")]
+        assert head.split() == ["tokens", "CLIP", "uniform", "image"]
+        assert [line.split() for line in lines] == [
+            ["64", "64", "64", str(noise)],
+            ["96", "64", "96", str(flat)],
+        ]  # at threshold 0 every cell is a leaf
+        assert mean.split() == ["80.0", "64.0", "80.0", "mean", "of", "2"]
+        assert overlay == "overlay  sheet.leaves.png"
+        assert Image.open("sheet.leaves.png").size == (2 * (320 + GAP) + GAP, 320 + CAPTION + 2 * GAP)
+
+
+def test_a_note_about_several_images_is_true_of_all(folder, capsys):
+    lines = show(capsys, folder, "--alpha", 0, "--max-tokens", 80, "--seed", 1, "--image-size", 112)
+    notes = [line for line in lines if line.startswith("note")]
+    assert [note.split()[1] for note in notes] == ["--image-size", "--seed"]  # 80 is a bound on one of them only
+
+
+def test_a_folder_s_drawings_and_damaged_files_are_left_out(folder, capsys, caplog):
+    show(capsys, folder / "flat.png")
+    assert (folder / "flat.leaves.png").is_file()
+    (folder / "damaged.png").write_text("no image")
+    assert any(line.endswith("mean of 2") for line in show(capsys, folder))
+    assert "damaged.png can't be read as an image" in caplog.text
+    (line,) = show(capsys, folder / "flat.png", folder / "damaged.png", code=2)
+    assert "damaged.png can't be read as an image" in line
+
+
+def test_a_sheet_is_not_written_over_an_image_and_an_empty_folder_is_an_error(folder, capsys, tmp_path):
+    flat = folder / "flat.png"
+    (line,) = show(capsys, folder, "--out", flat, code=2)
+    assert line == f"qlip: error: --out {flat} is one of the images; name another file"
+    (line,) = show(capsys, tmp_path / "work", code=2)
+    assert line == f"qlip: error: there are no images in {tmp_path / 'work'}"
+
+
+def test_a_long_name_is_cut_at_its_start():
+    """The text of a tile stays in its column: the gap and the border right of it are white."""
+    sheet = np.asarray(draw_sheet([("long name " * 20 + ": 91 tokens", Image.new("RGB", (50, 50)))], 100))
+    assert (sheet[:, GAP + 101 :] == 255).all()
+    assert (sheet[GAP + 50 : GAP + 50 + CAPTION] < 128).any()
