@@ -150,13 +150,13 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """Computes the (width, height) in pixels, of whole cells, that an image of these sides is resized to."""
         return self.cutter.fit(self.qlip)(width, height)
 
-    def partition(self, pixels: Tensor) -> Leaves:
+    def partition(self, pixels: Tensor | np.ndarray) -> Leaves:
         """Computes the leaves of one prepared image (3, H, W): those that a tower of these settings finds."""
-        return self.cutter.partition(pixels, self.qlip)
+        return self.cutter.partition(torch.as_tensor(pixels), self.qlip)
 
-    def cut(self, pixels: Tensor) -> CutImage:
+    def cut(self, pixels: Tensor | np.ndarray) -> CutImage:
         """Cuts out the leaves of one prepared image (3, H, W), all that a tower of these settings needs."""
-        return self.cutter.cut(pixels, self.qlip)
+        return self.cutter.cut(torch.as_tensor(pixels), self.qlip)
 
     def to_dict(self) -> dict[str, Any]:
         """Builds what `save_pretrained` writes as preprocessor_config.json."""

@@ -35,7 +35,7 @@ def test_padded_pictures_are_what_llava_feeds_the_tower():
     for index in range(4):
         made = scene(TRAINING, 6, index)
         theirs = process_images([Image.fromarray(made.image)], processor, config)[0]
-        ours = normalise(torch.from_numpy(pad_to_square(made).image[None]))[0]
+        ours = normalise(torch.from_numpy(pad_to_square(made).image[None].copy()))[0]
         torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
 
 

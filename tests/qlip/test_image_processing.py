@@ -117,6 +117,14 @@ def test_different_sizes_come_as_a_list_and_equal_ones_as_a_tensor():
     assert processor(np.asarray(one), return_tensors="np")["pixel_values"].shape == (1, 3, 28, 28)
 
 
+def test_arrays_of_pixels_are_cut_like_tensors():
+    processor, picture = QLIPImageProcessor(), gradient_picture(84, 56)
+    (array,), tensors = (processor(picture, return_tensors=kind)["pixel_values"] for kind in (None, "pt"))
+    assert isinstance(array, np.ndarray)
+    assert torch.equal(processor.partition(array).boxes, processor.partition(tensors[0]).boxes)
+    assert torch.equal(processor.cut(array).leaves.boxes, processor.cut(tensors[0]).leaves.boxes)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["tensor", "array"])
 @pytest.mark.parametrize("first", [True, False], ids=["channels first", "channels last"])
