@@ -32,7 +32,7 @@ from playground.parts import LANGUAGE_MODEL, TOWER, Parts
 from playground.picture_cache import PictureCache
 from playground.presets import TRAINING
 from playground.pretraining import LanguageStage, Sources, VisionStage
-from playground.schedules import LLAVA_SCHEDULES, PRETRAINING_SCHEDULES, LlavaSchedule, TrainingConfig
+from playground.schedules import LLAVA_SCHEDULES, PRETRAINING_SCHEDULES, LlavaSchedule, TrainingConfig, scale
 from playground.trainer import LOGS, VOCABULARY, check_stages, run_in_order, training_device
 from playground.vocabulary import train_vocabulary
 
@@ -162,7 +162,7 @@ def train_llava(config: TrainingConfig) -> None:
     the checkpoint to `config.out / "llava-text-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
     """
     check_stages("llava", config.stages)
-    schedules = {name: schedule.scaled(config.steps_scale) for name, schedule in LLAVA_SCHEDULES.items()}
+    schedules = scale(LLAVA_SCHEDULES, config.steps_scale)
     later = [name for name in schedules if name in config.stages]
     tokenizer, model = pretrain_parts(config, needed_by=later[0] if later else None)
     if not later:
@@ -206,10 +206,10 @@ def pretrain_parts(config: TrainingConfig, needed_by: str | None = None) -> tupl
     )
     torch.manual_seed(config.seed)
     model = DemoModel(len(tokenizer), LLAVA)
-    schedules = {name: schedule.scaled(config.steps_scale) for name, schedule in PRETRAINING_SCHEDULES.items()}
+    schedules = scale(PRETRAINING_SCHEDULES, config.steps_scale)
     stages = {
         "language": LanguageStage(model, sources, schedules["language"]),
         "vision": VisionStage(model, sources, schedules["vision"]),
     }
-    run_in_order(config, stages, PRETRAINING_SCHEDULES, needed_by)
+    run_in_order(config, stages, schedules, needed_by)
     return tokenizer, model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ LLAVA_SCHEDULES = {
 
 TILES_SCHEDULES = {"tiles": LlavaSchedule(steps=1000, rate=5e-4, batch=16)}
 """The one stage of the recipe `tiles`, which `llava.train` runs, from the embedded model."""
+
+Scaled = TypeVar("Scaled", Schedule, LlavaSchedule)
+
+
+def scale(schedules: Mapping[str, Scaled], factor: float) -> dict[str, Scaled]:
+    """The same schedules with `factor` times the steps."""
+    return {name: schedule.scaled(factor) for name, schedule in schedules.items()}
+
 
 RECIPES = {
     "joint": (*SCHEDULES,),

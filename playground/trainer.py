@@ -17,7 +17,7 @@ from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
 from playground.packing import Packer
 from playground.presets import PRESETS
-from playground.schedules import RECIPES, SCHEDULES, Schedule, TrainingConfig
+from playground.schedules import RECIPES, SCHEDULES, Schedule, TrainingConfig, scale
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
 from playground.vocabulary import train_vocabulary
 
@@ -166,7 +166,8 @@ def run_stages(
         "tower": TowerStage(model, readout, around),
         "joint": JointStage(model, symbols, readout, around),
     }
-    run_in_order(config, {name: stages[name] for name in names}, SCHEDULES, needed_by)
+    schedules = scale(SCHEDULES, config.steps_scale)
+    run_in_order(config, {name: stages[name] for name in names}, schedules, needed_by)
     return tokenizer, model
 
 
@@ -184,8 +185,7 @@ def run_in_order(
         ValueError: one of them is not done, and `needed_by` needs all.
     """
     for name, stage in stages.items():
-        schedule = schedules[name].scaled(config.steps_scale)
-        trainer = Trainer(name, stage.to(training_device()), schedule, config)
+        trainer = Trainer(name, stage.to(training_device()), schedules[name], config)
         if name in config.stages:
             trainer.run()
         else:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.joining import load_random
+from scripts.bench.joining import load_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,8 +46,9 @@ def ask(engine: ChatEngine, turns: Sequence[Any], tokens: int) -> tuple[str, flo
     conversation, images = build_conversation(engine, turns)
     answer = engine.submit(conversation, images, Sampling(temperature=0, max_new_tokens=tokens))
     text = "".join(answer)
-    assert answer.row.first_token_at is not None
-    return text.strip() or "none", answer.row.first_token_at - start, answer.usage
+    if (first := answer.row.first_token_at) is None:
+        raise RuntimeError(f"the answer to {turns[-1].text!r} has no token")
+    return text.strip() or "none", first - start, answer.usage
 
 
 def converse(engines: dict[str, ChatEngine], picture: Image.Image, turns: int, tokens: int) -> list[dict[str, float]]:
@@ -86,14 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Measures both ways in turns and prints a table of medians over the pictures."""
-    from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
     from scripts.bench.cost_models import photograph
 
-    loaded = (
-        load_pretrained_model(args.model_path, qlip=True) if args.model_path else load_random(TEXT, VISION, args.seed)
-    )
+    loaded = load_model(args.model_path, TEXT, VISION, args.seed)
     weights = sum(parameter.numel() for parameter in loaded[1].parameters()) / 1e6
     engines = {way: ChatEngine(*loaded, limits=EngineLimits(max_prefix_mib=mib)) for way, mib in WAYS.items()}
     rounds = []

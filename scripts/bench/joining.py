@@ -21,21 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
+from scripts.bench.percentiles import percentile
+from scripts.bench.shapes import CLIP_SMALL
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
 
 LENGTHS, SHARES = (8, 24, 64, 256), (4, 3, 2, 1)
 """Tokens of answers, and how frequent they are."""
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 112,
-    "patch_size": 14,
-}
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 """A language model of 3 million weights."""
 WAYS = {"to the end": False, "joining": True}
@@ -62,8 +55,8 @@ class Round:
     pause_p95: float
 
 
-def load_random(text: dict[str, int], vision: dict[str, Any], seed: int = 0) -> tuple[Any, ...]:
-    """Writes a random LLaVA with the tokenizer of the embedded model, and loads it with a quadtree."""
+def load_model(path: str | None, text: dict[str, int], vision: dict[str, Any], seed: int = 0) -> tuple[Any, ...]:
+    """Loads a checkpoint with a quadtree; without a path, a random LLaVA with the tokenizer of the embedded model."""
     import torch
 
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
@@ -71,6 +64,8 @@ def load_random(text: dict[str, int], vision: dict[str, Any], seed: int = 0) -> 
     from llava.model.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
 
+    if path is not None:
+        return load_pretrained_model(path, qlip=True)
     tokenizer = load_tokenizer(demo_model_path())
     torch.manual_seed(seed)
     config = LlavaConfig(
@@ -130,12 +125,6 @@ async def load(engine: ChatEngine, clients: int, work: Sequence[tuple[Any, int]]
     )
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Finds the smallest value that is at least as large as this share of them."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="joining", description=__doc__.split(".")[0])
@@ -150,13 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Measures both ways in turns and prints a table of medians over rounds."""
-    from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
 
-    loaded = (
-        load_pretrained_model(args.model_path, qlip=True) if args.model_path else load_random(SMALL, VISION, args.seed)
-    )
+    loaded = load_model(args.model_path, SMALL, CLIP_SMALL, args.seed)
     limits = EngineLimits(args.batch, max_waiting=2 * args.clients, max_prefix_mib=0)  # rounds ask the same
     engines = {way: ChatEngine(*loaded, limits=limits, joins=joins) for way, joins in WAYS.items()}
     work = requests(args.clients * args.requests, args.seed)

@@ -19,16 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 112,
-    "patch_size": 14,
-}
+from scripts.bench.shapes import CLIP_SMALL
 
 
 def write_checkpoint(folder: Path, as_bin: bool) -> None:
@@ -47,7 +38,7 @@ def write_checkpoint(folder: Path, as_bin: bool) -> None:
         intermediate_size=4096,
         num_hidden_layers=10,
         num_attention_heads=16,
-        mm_vision_config=VISION,
+        mm_vision_config=CLIP_SMALL,
         mm_projector_type="mlp2x_gelu",
     )
     LlavaLlamaForCausalLM(config).half().save_pretrained(folder, max_shard_size="200MB")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from llava.command import OneLineParser, integer, parse_and_run
 from playground.presets import PRESETS
 from playground.questions import WORDINGS
+from scripts.bench.percentiles import percentile
 
 if TYPE_CHECKING:
     import httpx
@@ -165,12 +166,6 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/health", trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Finds the smallest value that is at least as large as this share of them."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def measure(urls: dict[int, str], clients: int, work: Sequence[dict[str, Any]], rounds: int) -> list[Row]:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.image_tokens import ImageTokens
 from llava.model.splice import splice_row
-from llava.serve.engine.generate import Row, append_token
+from llava.serve.engine.generate import Row, append_token, make_sampler
 from llava.serve.engine.prefill import can_continue
 from llava.serve.engine.sampling import RowSampler
 from qlip.decoder_masks import layer_windows
@@ -88,13 +88,7 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
     prompts = [embed_prompt(model, row.prompt, image) for row, image in zip(rows, images, strict=True)]
     batch = lay_out(prompts, model.config._attn_implementation)
     cache, logits = _prefill(model, batch)
-
-    def fail(row: int, error: Exception) -> None:
-        rows[row].fail(error)
-
-    penalty = getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
-    settings, starts = [row.sampling for row in rows], [row.prompt for row in rows]
-    sampler = RowSampler(settings, logits.device, starts, fail, penalty)
+    sampler = make_sampler(model, rows, logits.device)
     left = torch.arange(len(rows))  # indices stay on the CPU: a device map may spread the cache over devices
     said = left.new_zeros(len(rows), 0).to(logits.device)
     mask, bias, next_ = batch.mask, batch.bias, torch.stack([prompt.placed.end for prompt in prompts])

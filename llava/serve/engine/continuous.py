@@ -285,7 +285,7 @@ class ContinuousBatch:
         return True
 
     def _suspend(self, most_rows: int) -> None:
-        """Suspends rows until there are so many; all of them if there is no memory to move the others."""
+        """Suspends rows until `most_rows` are left; all of them if there is no memory to move the others."""
         self._most_rows = most_rows
         while len(self._streams) > most_rows:
             self._suspended.appendleft(self._streams[-1])

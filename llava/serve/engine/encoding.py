@@ -67,7 +67,7 @@ def encode_in_parts(
 
 
 def _parts(images: Sequence[PreparedImage], most_tokens: float) -> Iterator[list[PreparedImage]]:
-    """Splits images, in order, into lists of at most so many tokens, or of one image; no images are one empty list."""
+    """Splits images, in order, into lists of at most `most_tokens`, or of one image; no images are one empty list."""
     part: list[PreparedImage] = []
     for image in images:
         if part and sum(each.tokens for each in [*part, image]) > most_tokens:

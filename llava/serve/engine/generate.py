@@ -24,7 +24,7 @@ from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs, describe_step
 from llava.serve.engine.params import Sampling
-from llava.serve.engine.sampling import RowSampler
+from llava.serve.engine.sampling import RowSampler, find_penalty
 
 logger = logging.getLogger(__name__)
 
@@ -169,15 +169,8 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left")
     options: dict[str, Any] = {"num_beams": sampling.num_beams, "do_sample": False, "temperature": None, "top_p": None}
     if sampling.num_beams == 1:
-        settings = [row.sampling for row in rows]
-
-        def fail(row: int, error: Exception) -> None:
-            rows[row].fail(error)
-
-        recorder = LogprobRecorder(settings, fail)
-        config = getattr(model, "generation_config", None)
-        penalty = getattr(config, "repetition_penalty", None) or 1.0
-        sampler = RowSampler(settings, device, prompts, fail, penalty)
+        recorder = LogprobRecorder([row.sampling for row in rows], lambda row, error: rows[row].fail(error))
+        sampler = make_sampler(model, rows, device)
         processors = [recorder, sampler] if recorder.counts else [sampler]
         options |= {"logits_processor": LogitsProcessorList(processors), "streamer": _RowStreamer(rows, recorder)}
         options["repetition_penalty"] = 1.0  # `RowSampler` applies each row's
@@ -203,6 +196,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
             for token in answer:
                 append_token(row, token)
         row.finish("stop")
+
+
+def make_sampler(model: Any, rows: Sequence[Row], device: torch.device) -> RowSampler:
+    """Makes the sampler of rows that begin; an error in one row fails that row only."""
+    settings, prompts = [row.sampling for row in rows], [row.prompt for row in rows]
+    return RowSampler(settings, device, prompts, lambda row, error: rows[row].fail(error), find_penalty(model))
 
 
 def append_token(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:

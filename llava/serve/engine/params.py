@@ -80,8 +80,8 @@ class EngineLimits:
     max_batch_tokens: int = 16384
     """Largest number of visual tokens in a batch; a request with more runs alone."""
     max_join_tokens: int = 1024
-    """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; of images
-    and longer prompts so many at a time."""
+    """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; images
+    and longer prompts are worked off in pieces of that size."""
     max_prefix_mib: int = 1024
     """Largest size, in MiB, of the keys and values kept for prompts that begin as earlier ones did; 0 keeps none."""
     max_waiting: int = 64

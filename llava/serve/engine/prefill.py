@@ -50,7 +50,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def can_continue(model: Any) -> bool:
     """Whether a model's prompts can be run here.
 
-    Its attention must take a mask of its own for each row and layer, and its generation config must not ask for what
+    Its attention must take a separate mask for each row and layer, and its generation config must not ask for what
     transformers' `generate` alone does.
     """
     config = getattr(model, "generation_config", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,11 @@ def make_generator(settings: Sampling) -> torch.Generator | None:
     else:
         generator.manual_seed(settings.seed)
     return generator
+
+
+def find_penalty(model: Any) -> float:
+    """Finds the repetition penalty of rows that ask for none: the one in the model's generation config, else 1."""
+    return getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
 
 
 class RowSampler(LogitsProcessor):

@@ -51,24 +51,29 @@ class SlotLayer(CacheLayerMixin):
         self.capacity = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocates the slots, on the device and in the type of the first keys."""
+        """Allocates the slots; the name is transformers'."""
+        self._allocate(key_states, value_states)
+
+    def _allocate(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Allocates the slots, on the device and in the type of the first keys, and gives them."""
         rows, length = self.capacity
-        self.keys, self.values = (
+        keys, values = (
             states.new_zeros(rows, states.shape[1], length, states.shape[3]) for states in (key_states, value_states)
         )
-        self.is_initialized = True
+        self.keys, self.values, self.is_initialized = keys, values, True
+        return keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes new keys and values, (B, H, Q, D), to their slots; gives views of all, (B, H, K, D)."""
         if self.writing is None:
-            raise RuntimeError("the cache was not told how many tokens come: call SlotCache.begin first")
-        if self.keys is None or self.values is None:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        new = self.writing.to(self.keys.device)
-        self.keys[new.row, :, new.place] = key_states[new.row, :, new.query]
-        self.values[new.row, :, new.place] = value_states[new.row, :, new.query]
-        return self.keys[: new.rows, :, : new.end], self.values[: new.rows, :, : new.end]
+            raise RuntimeError("the cache does not know how many tokens come: call SlotCache.begin first")
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            keys, values = self._allocate(key_states, value_states)
+        new = self.writing.to(keys.device)
+        keys[new.row, :, new.place] = key_states[new.row, :, new.query]
+        values[new.row, :, new.place] = value_states[new.row, :, new.query]
+        return keys[: new.rows, :, : new.end], values[: new.rows, :, : new.end]
 
     def resize(self, rows: int, length: int) -> None:
         """Changes the number of slots and their tokens; keeps what fits."""
@@ -144,7 +149,7 @@ class SlotCache(Cache):
         self.lengths = [length + count for length, count in zip(self.lengths, self._counts, strict=True)]
 
     def reserve(self, rows: int, length: int) -> None:
-        """Grows the slots to so many rows and tokens at least; shrinks them where they are much larger."""
+        """Grows the slots to at least this number of rows and tokens; shrinks them where they are much larger."""
         have, wanted = self.capacity, (roomy(rows, 1), roomy(length, BLOCK))
         new = tuple(
             want if need > had or 2 * want < had else had
@@ -200,7 +205,7 @@ class SlotCache(Cache):
             layer.is_initialized, layer.capacity = False, (0, 0)
 
     def count_bytes(self, tokens: int) -> int:
-        """Counts the bytes of so many tokens' keys and values in one row."""
+        """Counts the bytes that the keys and values of a number of tokens take in one row."""
         one = [slots[:1, :, :1].nbytes for layer in self.layers for slots in (layer.keys, layer.values)]
         return tokens * sum(one)
 

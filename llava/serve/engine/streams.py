@@ -13,7 +13,7 @@ from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.generate import Row, append_token
 from llava.serve.engine.logprobs import LogprobRecorder
 from llava.serve.engine.prefixes import PromptKey
-from llava.serve.engine.sampling import RowSampler, make_generator
+from llava.serve.engine.sampling import RowSampler, find_penalty, make_generator
 from qlip.language_positions import ImageSpan
 
 T = TypeVar("T")
@@ -70,11 +70,10 @@ class TokenChooser:
         """
         self.streams = list(streams)
         settings = [stream.row.sampling for stream in streams]
-        penalty = getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
         prompts = [stream.row.prompt for stream in streams]
         generators = {i: s.generator for i, s in enumerate(streams) if s.generator is not None}
         self.recorder = LogprobRecorder(settings, self._fail)
-        self.sampler = RowSampler(settings, device, prompts, self._fail, penalty, generators)
+        self.sampler = RowSampler(settings, device, prompts, self._fail, find_penalty(model), generators)
         self.penalizes = any(each != 1 for each in self.sampler.penalties)
 
     def take(self, logits: Tensor) -> None:

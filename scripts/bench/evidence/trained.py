@@ -14,9 +14,9 @@ from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
-from playground.questions import V_STAR
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.claim_tables import SCENES
+from scripts.bench.evidence.claims import MEASURES
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.report import fill
 from scripts.bench.evidence.scene_sets import SPLITS
@@ -25,7 +25,6 @@ from scripts.bench.evidence.tables import Answers, Cell, interval
 
 PAGES = (Path("docs/results/trained.md"), Path("README.md"))
 NATIVE = next(way for way in EXPERIMENTS["geometry"].ways if way.name == "native, native positions, noise floor")
-KINDS = {"V*": V_STAR, "count": ("count",), "existence": ("existence",)}
 HEADLINE = tuple(SCENES)
 """Sets of README's table."""
 
@@ -58,11 +57,11 @@ def command(options: argparse.Namespace) -> None:
 def whole_table(answers: Answers) -> str:
     """Formats V*, counting and existence with their intervals, on every set, by CLIP and two kinds of trees."""
     ways = {"CLIP": CLIP, "QLIP, the default settings": SHIPPED, "QLIP, native geometry, noise floor": NATIVE}
-    lines = [f"| scenes | seen by | tokens | {' | '.join(KINDS)} |", "|---" * (3 + len(KINDS)) + "|"]
+    lines = [f"| scenes | seen by | tokens | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
     for name in EXPERIMENTS["geometry"].sets:
         for label, way in ways.items():
             cell = find_cell(answers, way, name)
-            shares = " | ".join(interval(cell.accuracy(kinds)) for kinds in KINDS.values())
+            shares = " | ".join(interval(cell.accuracy(kinds)) for kinds in MEASURES.values())
             scenes = name.removeprefix("mixed/") if way is CLIP else ""
             lines.append(f"| {scenes} | {label} | {cell.tokens:.1f} | {shares} |")
     return "\n".join(lines)
@@ -70,12 +69,12 @@ def whole_table(answers: Answers) -> str:
 
 def headline_table(answers: Answers) -> str:
     """Formats README's table: CLIP and the default settings; V* is bold where its interval is above CLIP's."""
-    lines = [f"| scenes | seen by | tokens | {' | '.join(KINDS)} |", "|---" * (3 + len(KINDS)) + "|"]
+    lines = [f"| scenes | seen by | tokens | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
     for name in HEADLINE:
         clip, tree = (find_cell(answers, way, name) for way in (CLIP, SHIPPED))
-        better = tree.accuracy(V_STAR).low > clip.accuracy(V_STAR).high
+        better = tree.accuracy(MEASURES["V*"]).low > clip.accuracy(MEASURES["V*"]).high
         for cell, label, scenes in ((clip, "CLIP", f" {SCENES[name]}"), (tree, "QLIP", "")):
-            values = [f"{cell.share(kinds):.1f}" for kinds in KINDS.values()]
+            values = [f"{cell.share(kinds):.1f}" for kinds in MEASURES.values()]
             if better and cell is tree:
                 label, values[0] = f"**{label}**", f"**{values[0]}**"
             lines.append(f"|{scenes} | {label} | {cell.tokens:.0f} | {' | '.join(values)} |")

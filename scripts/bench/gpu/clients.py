@@ -25,6 +25,7 @@ from llava.serve.engine.prompting import separators
 from scripts.bench.gpu.models import build_engine, filled, picture
 from scripts.bench.gpu.parts import Row, report_each
 from scripts.bench.gpu.timing import median_ratio
+from scripts.bench.percentiles import percentile
 
 TOKENS = 576
 SIZE = 672
@@ -118,12 +119,6 @@ def run_clients(engine: ChatEngine, requests: Sequence[Request], clients: int) -
     if errors:
         raise RuntimeError(f"a request failed: {errors[0]}") from errors[0]
     return Round(sum(tokens) / seconds, firsts, texts)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Finds the smallest value that is at least as large as this share of them."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def summarise(clients: int, rounds: Sequence[Round], plain: Sequence[Round]) -> Row:
