@@ -32,6 +32,7 @@ from llava.serve.engine.answer_stream import Answer, Usage
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.explain import Explanation, explain_answer
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prefill import can_continue
@@ -221,6 +222,12 @@ class ChatEngine:
                         image.cancel()
             raise
 
+    def explain(
+        self, question: str | Conversation, images: Sequence[Image.Image], answer: str | None = None, **options: Any
+    ) -> Explanation:
+        """Computes what an answer depended on, by leaf of each image; see `explain_answer`, which lists the options."""
+        return explain_answer(self, question, images, answer, **options)
+
     def close(self) -> None:
         """Refuses new requests and waits until the others are answered."""
         self.scheduler.close()
@@ -273,8 +280,7 @@ class ChatEngine:
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
         if isinstance(image, ImageOpener):
             image.fit = fit
-        opened = image() if callable(image) else image
-        return self.vision.prepare(opened, settings)
+        return self.vision.prepare(image() if callable(image) else image, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
         """Answers a batch; runs in the model thread."""
