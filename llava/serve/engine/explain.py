@@ -186,17 +186,21 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
         elif view.tiles.original is not None:
             frame = _padded_frame(view.tiles.original, (cols, rows))
     else:
-        leaves, base = Leaves.uniform((n, n)), 0
+        grid, base = (n, n), 0
         if view.tiles is not None:  # its base alone
             newline = torch.arange(len(weights)) >= n * n
-        elif len(weights) == n * n:
-            frame = _clip_frame(engine, image.size)
         else:
-            raise ValueError(
-                f"the model's {len(weights)} tokens are neither one grid nor a raster of tiles, so that they have no"
-                " place in the picture; explain works with 'patch' features and with tiles that are joined"
-            )
+            frame = _clip_frame(engine, image.size)
+            if len(weights) != n * n:  # not square
+                patch = engine.vision.tower.config.patch_size
+                grid = (view.size[0] // patch, view.size[1] // patch)
+        leaves = Leaves.uniform(grid)
     own = weights if newline is None else weights[~newline]
+    if len(own) != base + len(leaves):
+        raise ValueError(
+            f"the model's {len(weights)} visual tokens are neither one grid nor a raster of tiles, so that they have no"
+            " place in the picture; explain works with 'patch' features, and with tiles that are joined"
+        )
     shares = own[base:]
     if base:
         shares = shares + _spread(own[:base].view(n, n), leaves)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=real(), default=0.1, help="share of the leaves to leave out (%(default)s)")
     parser.add_argument("--log", type=Path, default=LOG, help="file of the results by scene (%(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks to fill (%(default)s)")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing; report what the log holds")
     parser.add_argument("--threads", type=integer(), default=1)
     return parse_and_run(parser, command, argv)
 

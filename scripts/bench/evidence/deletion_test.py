@@ -38,8 +38,12 @@ Row = Mapping[str, Any]
 def measure(options: argparse.Namespace) -> list[Row]:
     """Measures the scenes that the log lacks; returns the lines of all that were asked for."""
     done = _read_log(options.log)
-    rows = []
+    rows: list[Row] = []
     for name in options.sets:
+        if options.report_only:
+            wanted = {model for model, _ in options.model}
+            rows += [row for key, row in done.items() if key[0] in wanted and key[1:3] == (options.split, name)]
+            continue
         drawn = draw_set(name, options.split, options.scenes)
         for model, path in options.model:
             keys = [(model, options.split, name, scene, options.share) for scene in range(options.scenes)]
@@ -124,11 +128,11 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         groups.setdefault((row["model"], row["set"]), []).append(row)
         groups.setdefault((row["model"], "all"), []).append(row)
-    lines = [table_head(["model", "scenes", "leaves", *COLUMNS])]
+    lines = [table_head(["model", "set", "scenes", "leaves", *COLUMNS])]
     for (model, name), own in sorted(groups.items(), key=lambda group: (group[0][0], group[0][1] == "all")):
         cells = [_cell(own, RANDOM), *(_cell(own, (method,)) for method in METHODS)]
         leaves = sum(row["tokens"] for row in own) / len(own)
-        lines.append(table_row([model, name.removeprefix("mixed/"), f"{leaves:.0f}", *cells]))
+        lines.append(table_row([model, name.removeprefix("mixed/"), str(len(own)), f"{leaves:.0f}", *cells]))
     return "\n".join(lines)
 
 
