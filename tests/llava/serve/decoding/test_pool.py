@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 from llava.images import ImageError, ImageLimits, decode_image
 from llava.serve.decoding import client
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
-from llava.serve.http.failures import RequestError
+from llava.serve.http.failures import RequestError, explain
 from scripts.soak import hostile
 
 ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]
@@ -149,6 +150,16 @@ def test_a_process_that_was_killed_from_outside_is_replaced(pool: DecoderPool) -
         process.kill()
         process.wait(60)
     assert pool.decode(GOOD).size == (64, 64)
+
+
+def test_a_process_without_pipes_is_a_fault_of_the_server() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        with pytest.raises(RuntimeError, match="no pipes to and from it") as caught:
+            client.exchange(process, GOOD, ImageLimits(), 1.0)
+        assert explain(caught.value).status == 500
+    finally:
+        client.end_process(process)
 
 
 def test_waiting_for_a_busy_pool_ends_with_503() -> None:
