@@ -35,6 +35,10 @@ class Refused(Exception):
     """A decoder process refused an image and can take the next one."""
 
 
+class Faulty(Exception):
+    """A decoder process failed on an image; the message has the error's type and words, for the server's log alone."""
+
+
 def start_process() -> subprocess.Popen[bytes]:
     """Starts a decoder process; it ends when this process does."""
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
@@ -80,6 +84,7 @@ def exchange(
 
     Raises:
         Refused: the process refused the file; the message says why.
+        Faulty: an error that it does not expect; the process should be replaced.
         EOFError, OSError: the process has ended.
         RuntimeError: the process was started without pipes.
     """
@@ -96,6 +101,8 @@ def exchange(
     reply = json.loads(line)
     if "error" in reply:
         raise Refused(reply["error"])
+    if "fault" in reply:
+        raise Faulty(reply["fault"])
     width, height = reply["size"]
     if fit is not None:
         size = fit(width, height)

@@ -8,7 +8,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +20,8 @@ from PIL import Image
 
 from llava.images import ImageError, ImageLimits, decode_image
 from llava.serve.decoding import client
+from llava.serve.decoding import pool as pool_module
+from llava.serve.decoding import process as process_module
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
 from llava.serve.http.failures import RequestError, explain
 from scripts.soak import hostile
@@ -150,6 +156,46 @@ def test_a_process_that_was_killed_from_outside_is_replaced(pool: DecoderPool) -
         process.kill()
         process.wait(60)
     assert pool.decode(GOOD).size == (64, 64)
+
+
+FAILING = """
+import json, sys
+size = json.loads(sys.stdin.buffer.readline())["bytes"]
+sys.stdin.buffer.read(size)
+print(json.dumps({"fault": "KeyError: '/secret'"}), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_error_in_a_process_is_logged_and_kept_from_the_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-S", "-c", FAILING]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    monkeypatch.setattr(pool_module, "start_process", start)
+    pool = DecoderPool(1)
+    try:
+        with pytest.raises(ImageError, match=r"^the image could not be opened; save it again in another format$"):
+            pool.decode(GOOD)
+        assert "KeyError: '/secret'" in caplog.text and "exit code" not in caplog.text
+        assert len(started) == 2 and started[0].returncode is not None  # it was replaced
+    finally:
+        pool.close()
+
+
+def test_an_unexpected_error_of_a_decoder_is_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Image.Image:
+        raise KeyError("plane")
+
+    monkeypatch.setattr(process_module, "decode_image", fail)
+    request, out = {"limits": asdict(ImageLimits()), "fits": True}, BytesIO()
+    process_module.answer(request, GOOD, SimpleNamespace(allow_pixels=None), BytesIO(), out)
+    assert out.getvalue() == b'{"fault": "KeyError: \'plane\'"}\n'
 
 
 def test_a_process_without_pipes_is_a_fault_of_the_server() -> None:
