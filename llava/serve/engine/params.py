@@ -78,7 +78,7 @@ class EngineLimits:
     max_batch: int = 16
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
-    """Largest number of visual tokens in a batch; a request with more runs alone."""
+    """Largest number of tokens of a batch's prompts, text and images; a request with more runs alone."""
     max_join_tokens: int = 1024
     """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; images
     and longer prompts are worked off in pieces of that size."""

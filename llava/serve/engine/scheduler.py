@@ -143,18 +143,17 @@ class Scheduler:
 
     def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
         batch: list[Answer] = []
-        visual, tokens = sum(answer.usage.visual_tokens for answer in active), 0
+        running, joining = sum(answer.usage.prompt_tokens for answer in active), 0
         while self._waiting and len(active) + len(batch) < most_rows:
             first = self._waiting[0]
-            visual += first.usage.visual_tokens
-            tokens += first.usage.prompt_tokens
+            joining += first.usage.prompt_tokens
             others = [*active, *batch]
             if others and not (
-                visual <= self.limits.max_batch_tokens
+                running + joining <= self.limits.max_batch_tokens
                 and first.row.sampling.num_beams == others[0].row.sampling.num_beams == 1
             ):
                 break
-            if self.joins and batch and tokens > self.limits.max_join_tokens:
+            if self.joins and batch and joining > self.limits.max_join_tokens:
                 break
             batch.append(self._waiting.popleft())
         self.release(len(batch))
