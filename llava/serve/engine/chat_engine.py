@@ -281,7 +281,7 @@ class ChatEngine:
         if self._batch is not None and batch[0].row.sampling.num_beams == 1:
             self._batch.run(batch, lambda *bounds: self.scheduler.take(*bounds))
             return
-        images = encode_answers(self.vision, batch)
+        images = encode_answers(self.vision, batch, self.limits.max_join_tokens)
         if images is not None:
             generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
 
