@@ -175,7 +175,7 @@ def raised_in_a_stage(error: Exception) -> RayTaskError:
         try:
             raise error
         except Exception as inner:
-            raise UserCodeException("UDF failed to process a data block.\nTo change retry attempts, configure") from inner
+            raise UserCodeException("UDF failed to process a data block.\nTo change retry attempts, ...") from inner
     except UserCodeException as outer:
         return RayTaskError("map", traceback.format_exc(), outer, "ray::Map", 1, "127.0.0.1").as_instanceof_cause()
 
