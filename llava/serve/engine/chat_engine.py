@@ -28,7 +28,7 @@ from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.prepared_image import PreparedImage
 from llava.model.question_budget import awaits_question
-from llava.serve.engine.answer_stream import Answer, Usage
+from llava.serve.engine.answer_stream import Answer, Usage, stream_text
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
@@ -162,11 +162,11 @@ class ChatEngine:
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer to a conversation's last question. Closing the iterator stops the model."""
-        return _stream(self.submit(conversation, images, sampling))
+        return stream_text(self.submit(conversation, images, sampling))
 
     def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer to a complete prompt text, see `submit`. Closing the iterator stops the model."""
-        return _stream(self.submit(prompt, images, sampling))
+        return stream_text(self.submit(prompt, images, sampling))
 
     def submit(
         self,
@@ -295,11 +295,3 @@ class ChatEngine:
         images = encode_answers(self.vision, batch, self.limits.max_join_tokens)
         if images is not None:
             generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
-
-
-def _stream(answer: Answer) -> TextStream:
-    """Yields the answer's pieces; closing the iterator waits until the model has stopped."""
-    try:
-        yield from answer
-    finally:
-        answer.close()
