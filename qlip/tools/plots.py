@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -31,7 +32,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#fafafa", "#505050"])
 GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
 MOST_BARS = 16
 """Points of a curve whose intervals are bars; those of more points are a band."""
-SVG = {"svg.hashsalt": "qlip", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
+SVG: dict[Any, Any] = {"svg.hashsalt": "qlip", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
 """The same figure has the same bytes; text stays text."""
 
 
@@ -115,16 +116,17 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
         axes.axvline(panel.mark, color="#999999", linewidth=0.8, linestyle=":", zorder=1)
     for curve, (marker, dash), colour in zip(panel.curves, STYLES, GREYS, strict=False):
         single = len(curve.x) == 1
-        bounded = curve.low is not None and curve.high is not None
-        bars = bounded and len(curve.x) <= MOST_BARS
-        errors = np.clip([np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)], 0, None) if bars else None
+        errors = None
+        if curve.low is not None and curve.high is not None:
+            if len(curve.x) <= MOST_BARS:
+                errors = np.clip([np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)], 0, None)
+            else:
+                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
         axes.errorbar(
             curve.x, curve.y, errors, marker=marker, linestyle="none" if single else dash, color=colour,
             markersize=9 if single else 4, linewidth=1.2, elinewidth=0.8, capsize=2, label=curve.label,
             zorder=3 if single else 2,
         )  # fmt: skip
-        if bounded and not bars:
-            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
     if panel.log_x:
         axes.set_xscale("log", base=2)
         low, high = axes.get_xlim()
@@ -167,9 +169,11 @@ def plot_heat_map(
     figure = Figure(figsize=(1.8 + 0.65 * len(cols), 1.3 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     picture = axes.imshow(table, cmap=SHADES, aspect="auto")
+    known = table[np.isfinite(table)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
     for row, col in np.argwhere(np.isfinite(table)):
         value = table[row, col]
-        ink = "white" if picture.norm(value) > 0.75 else "black"
+        ink = "white" if value > low + 0.75 * (high - low) else "black"
         text = f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
         axes.text(col, row, text, ha="center", va="center", color=ink, fontsize=8)
     axes.set(xlabel=col_label, ylabel=row_label, title=title)
@@ -180,7 +184,7 @@ def plot_heat_map(
         borders = find_borders(table, line)
         for colour, width in (("white", 5.0), ("black", 2.2)):
             axes.add_collection(LineCollection(borders, colors=colour, linewidths=width, capstyle="projecting"))
-            if np.isfinite(table).any() and picture.norm.vmin <= line <= picture.norm.vmax:
+            if low <= line <= high:
                 bar.ax.axhline(line, color=colour, linewidth=width)
     _save(figure, path)
 
