@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qlip.positions import interpolate_positions, raster_positions
     from qlip.quadtree import Leaves, partition
     from qlip.tools.draw import draw_leaves
+    from qlip.tools.heat import draw_weights
 
 __all__ = [
     "PACKED_NAMES",
@@ -34,6 +35,7 @@ __all__ = [
     "attach",
     "detach",
     "draw_leaves",
+    "draw_weights",
     "extract_patches",
     "interpolate_positions",
     "key_bias",
@@ -54,6 +56,7 @@ _MODULES = {
     "attach": "qlip.integrations.attach",
     "detach": "qlip.integrations.attach",
     "draw_leaves": "qlip.tools.draw",
+    "draw_weights": "qlip.tools.heat",
     "extract_patches": "qlip.patches",
     "interpolate_positions": "qlip.positions",
     "key_bias": "qlip.language_positions",

@@ -47,6 +47,17 @@ class ImageSpan:
         """How much of the context window the image takes: tokens or positions, whichever are more."""
         return max(self.count, self.length)
 
+    def select(self, keep: Tensor) -> ImageSpan:
+        """Leaves tokens out; the others keep their positions and weights, and the image its length.
+
+        Args:
+            keep: bool (count,).
+        """
+        positions = torch.arange(self.count) if self.positions is None else self.positions
+        own = keep.to(positions.device)
+        sizes = None if self.sizes is None else self.sizes[keep.to(self.sizes.device)]
+        return ImageSpan(int(own.sum()), positions[own], self.length, sizes)
+
     @staticmethod
     def join(parts: Sequence[ImageSpan]) -> ImageSpan:
         """Joins the spans of an image's parts (tiles), one after the other."""

@@ -30,6 +30,19 @@ class ImageTokens:
         """Replaces the features, for example by the projected ones."""
         return replace(self, features=features)
 
+    def select(self, keep: Tensor) -> ImageTokens:
+        """Leaves tokens out; the others keep their positions, and the image its length.
+
+        Args:
+            keep: bool (N,).
+
+        Raises:
+            ValueError: the tokens' tiles are still to be joined.
+        """
+        if self.tiles is not None:
+            raise ValueError("tokens can be left out once the image's tiles are joined; call `project` first")
+        return ImageTokens(self.features[keep.to(self.features.device)], self.span.select(keep))
+
     def with_tiles(self, tiles: TileLayout | TokenOrder | None) -> ImageTokens:
         """Sets how the tiles will be joined."""
         return replace(self, tiles=tiles)

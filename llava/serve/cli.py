@@ -14,9 +14,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qlip
 from llava.command import OneLineParser, exit_on_interrupt, integer, real, run_command
 from llava.conversation import Conversation
+from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.utils import demo_picture_path
@@ -57,7 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
     )
-    parser.add_argument("--show-quadtree", metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
+    parser.add_argument(QUADTREE, metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
+    parser.add_argument(
+        ATTRIBUTION, metavar="PNG", type=Path, help="draw what the last answer depended on in the picture to this file"
+    )
     parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
     return parser.parse_args(argv)
 
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         if args.prompt:
             answer_prompts(engine, images, sources, sampling, args)
             return 0
-    chat(engine, images, sampling, args.debug)
+    chat(engine, images, sampling, args)
     return 0
 
 
@@ -108,7 +111,7 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
     if args.model_path and not args.image_file:
         raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [str(demo_picture_path())]
-    check_drawings(args.show_quadtree, sources)
+    check_drawings({QUADTREE: args.show_quadtree, ATTRIBUTION: args.show_attribution}, sources)
     images = load_images(sources)
     if not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
@@ -116,52 +119,6 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
     if args.show_quadtree:
         write_quadtrees(engine, images, args.show_quadtree)
     return engine, images, sources
-
-
-def check_drawings(path: Path | None, sources: Sequence[str | Path]) -> None:
-    """Raises ValueError unless each drawing can be written to its file without replacing a picture."""
-    if path is None:
-        return
-    from PIL import Image
-
-    Image.init()
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--show-quadtree {path}: use the ending of an image format, for example .png")
-    for place in range(1, len(sources) + 1):
-        target = drawing_path(path, place)
-        if target.is_dir():
-            raise ValueError(f"--show-quadtree {target} is a folder; name a file")
-        for source in sources:
-            if target.exists() and Path(source).exists() and target.samefile(source):
-                raise ValueError(
-                    f"--show-quadtree would write to {target}, a picture of --image-file; name another file"
-                )
-
-
-def drawing_path(path: Path, place: int) -> Path:
-    """Names the file of a picture's drawing; `place` counts from 1 and is part of the name from 2 on."""
-    return path if place == 1 else path.with_stem(f"{path.stem}-{place}")
-
-
-def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Path) -> None:
-    """Draws each picture's leaves into a copy of it, in the file that `drawing_path` names.
-
-    Where a question decides what is split, they are those of the unsplit picture, which is what it is asked about.
-
-    Raises:
-        ValueError: the model has no quadtree.
-    """
-    tower = engine.vision.quadtree_tower
-    if tower is None:
-        raise ValueError("--show-quadtree needs a model with a quadtree; add --qlip")
-    for i, image in enumerate(images, start=1):
-        target = drawing_path(path, i)
-        prepared = engine.vision.prepare(image, tower.settings)
-        qlip.draw_leaves(image, prepared.leaves).save(target)
-        cost = f"{prepared.tokens} visual tokens"
-        if prepared.question is not None:
-            cost = f"{prepared.first_tokens} visual tokens, which the question splits to at most {prepared.tokens}"
-        print(f"{target}: {cost}", file=sys.stderr)
 
 
 def answer_prompts(
@@ -181,8 +138,8 @@ def answer_prompts(
         args: the flags of `--prompt`.
     """
     pairs = list(zip(images, sources, strict=True))
-    for group in [[pair] for pair in pairs] if args.each_image else [pairs]:
-        conversation = None
+    for number, group in enumerate([[pair] for pair in pairs] if args.each_image else [pairs], start=1):
+        conversation, shown = None, [image for image, _ in group]
         for prompt in args.prompt:
             if conversation is None or not args.one_conversation:
                 conversation = engine.question(prompt, len(group))
@@ -190,10 +147,12 @@ def answer_prompts(
                 conversation.append_message(conversation.roles[0], prompt)
                 conversation.append_message(conversation.roles[1], None)
             show_prompt(conversation, args.debug)
-            answer = engine.submit(conversation, [image for image, _ in group], sampling)
+            asked = conversation.copy()
+            answer = engine.submit(conversation, shown, sampling)
             text = "".join(answer).strip()
             conversation.messages[-1][1] = text or EMPTY
             print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
+        write_attributions(engine, asked, shown, text, args.show_attribution, number)
 
 
 def format_answer(sources: Sequence[str], prompt: str, text: str, answer: Answer, args: argparse.Namespace) -> str:
@@ -213,20 +172,30 @@ def format_answer(sources: Sequence[str], prompt: str, text: str, answer: Answer
     return f"{sources[0]}: {line}" if args.each_image else line
 
 
-def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, debug: bool) -> None:
-    """Reads questions until an empty line or the end of input and streams the answers."""
+def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, args: argparse.Namespace) -> None:
+    """Reads questions until an empty line or the end of input and streams the answers.
+
+    Args:
+        engine: answers.
+        images: that the chat is about.
+        sampling: how tokens are chosen.
+        args: `debug` and `show_attribution` are read.
+    """
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
         first = len(conversation.messages) == conversation.offset
         conversation.append_message(user, engine.first_question(text, len(images)) if first else text)
         conversation.append_message(assistant, None)
-        show_prompt(conversation, debug)
+        show_prompt(conversation, args.debug)
         try:
-            conversation.messages[-1][1] = stream_answer(engine, conversation, images, sampling)
+            text = stream_answer(engine, conversation, images, sampling)
         except ValueError as error:  # too long for the context: drop this question only
             print(f"llava: error: {error}", file=sys.stderr)
             del conversation.messages[-2:]
+            continue
+        write_attributions(engine, conversation, images, text, args.show_attribution)
+        conversation.messages[-1][1] = text or EMPTY
 
 
 def read_line(prompt: str) -> str:
@@ -252,7 +221,7 @@ def stream_answer(
             pieces.append(piece)
             print(piece, end="", flush=True)
     print()
-    return "".join(pieces).strip() or EMPTY
+    return "".join(pieces).strip()
 
 
 def show_prompt(conversation: Conversation, debug: bool) -> None:

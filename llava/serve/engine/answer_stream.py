@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -196,3 +196,11 @@ class Answer:
     def _raise(self) -> None:
         if self.row.error is not None:
             raise self.row.error
+
+
+def stream_text(answer: Answer) -> Generator[str, None, None]:
+    """Yields an answer's pieces; closing the iterator waits until the model has stopped."""
+    try:
+        yield from answer
+    finally:
+        answer.close()

@@ -28,10 +28,11 @@ from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.prepared_image import PreparedImage
 from llava.model.question_budget import awaits_question
-from llava.serve.engine.answer_stream import Answer, Usage
+from llava.serve.engine.answer_stream import Answer, Usage, stream_text
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.explain import Explanation, explain_answer
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prefill import can_continue
@@ -161,11 +162,11 @@ class ChatEngine:
 
     def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer to a conversation's last question. Closing the iterator stops the model."""
-        return _stream(self.submit(conversation, images, sampling))
+        return stream_text(self.submit(conversation, images, sampling))
 
     def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
         """Yields the answer to a complete prompt text, see `submit`. Closing the iterator stops the model."""
-        return _stream(self.submit(prompt, images, sampling))
+        return stream_text(self.submit(prompt, images, sampling))
 
     def submit(
         self,
@@ -226,6 +227,12 @@ class ChatEngine:
                         image.cancel()
             raise
 
+    def explain(
+        self, question: str | Conversation, images: Sequence[Image.Image], answer: str | None = None, **options: Any
+    ) -> Explanation:
+        """Computes what an answer depended on, by leaf of each image; see `explain_answer`, which lists the options."""
+        return explain_answer(self, question, images, answer, **options)
+
     def close(self) -> None:
         """Refuses new requests and waits until the others are answered."""
         self.scheduler.close()
@@ -278,8 +285,7 @@ class ChatEngine:
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
         if isinstance(image, ImageOpener):
             image.fit = fit
-        opened = image() if callable(image) else image
-        return self.vision.prepare(opened, settings)
+        return self.vision.prepare(image() if callable(image) else image, settings)
 
     def _generate(self, batch: Sequence[Answer]) -> None:
         """Answers a batch; runs in the model thread."""
@@ -289,11 +295,3 @@ class ChatEngine:
         images = encode_answers(self.vision, batch, self.limits.max_join_tokens)
         if images is not None:
             generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
-
-
-def _stream(answer: Answer) -> TextStream:
-    """Yields the answer's pieces; closing the iterator waits until the model has stopped."""
-    try:
-        yield from answer
-    finally:
-        answer.close()

@@ -12,12 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
 from llava.serve.engine.halving import halve
 from llava.serve.engine.params import EngineLimits
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Scheduler:
         """Whether new requests are refused."""
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()  # other work for the model thread
         self._started: dict[Answer, float] = {}  # requests that are being answered, and since when
         self._draining = False
         self._batch_seconds = 0.0  # of the last batch, or answer
@@ -81,10 +85,30 @@ class Scheduler:
         """Appends a request that has a reserved place."""
         with self._lock:
             self._waiting.append(answer)
-            self._lock.notify_all()
-            if not self._draining:
-                self._draining = True
-                self._model_thread.submit(self._drain)
+            self._wake()
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs work in the model thread, between batches or the tokens of a batch that others join.
+
+        It takes a place in the queue, but no turn: requests that wait do not delay it.
+
+        Raises:
+            Overloaded, EngineClosed: see `reserve`.
+            Others: what the work raises.
+        """
+        self.reserve()
+        future: Future[T] = Future()
+        with self._lock:
+            self._calls.append((future, work))
+            self._wake()
+        return future.result()
+
+    def _wake(self) -> None:
+        """Starts the model thread's work, unless it is at work; the lock is held."""
+        self._lock.notify_all()
+        if not self._draining:
+            self._draining = True
+            self._model_thread.submit(self._drain)
 
     def release(self, count: int = 1) -> None:
         """Frees places in the queue."""
@@ -115,16 +139,37 @@ class Scheduler:
             active: The requests that are being answered; the others have ended.
             most_rows: Largest number of all.
         """
+        self._run_calls()
         with self._lock:
             self._note_ended(active)
             return self._pop_batch(active, most_rows)
 
     def _drain(self) -> None:
         """Answers batches until the queue is empty. Runs in the model thread."""
-        while batch := self._next_batch():
-            self._run(batch)
+        while True:
+            self._run_calls()
+            if batch := self._next_batch():
+                self._run(batch)
+                with self._lock:
+                    self._note_ended(())
+            elif not self._draining:
+                return
+
+    def _run_calls(self) -> None:
+        """Does the other work that waits. Runs in the model thread."""
+        while True:
             with self._lock:
-                self._note_ended(())
+                if not self._calls:
+                    return
+                future, work = self._calls.popleft()
+                self.release()
+            try:
+                result = work()
+            except BaseException as error:  # its caller's
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del future, work  # with their tensors
 
     def _note_ended(self, active: Sequence[Answer]) -> None:
         """Counts the requests that are being answered, and keeps the time that the last one took."""
@@ -145,7 +190,7 @@ class Scheduler:
                 patience = min(JOIN_WAIT * self._batch_seconds, MAX_JOIN_WAIT)
                 self._lock.wait_for(self._batch_is_complete, patience)
             batch = self._pop_batch((), self.limits.max_batch)
-            self._draining = bool(batch)
+            self._draining = bool(batch or self._calls)
             return batch
 
     def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:

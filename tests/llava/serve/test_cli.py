@@ -217,6 +217,12 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
         (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
         (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: use the ending of"),
+        (["--image-file", "PICTURE", "--show-attribution", "PICTURE"], "--show-attribution would write to"),
+        (["--image-file", "PICTURE", "--show-attribution", "seen.txt"], "--show-attribution seen.txt: use the ending"),
+        (
+            ["--image-file", "PICTURE", "--show-quadtree", "a.png", "--show-attribution", "a.png"],
+            "--show-attribution would write to a.png, which --show-quadtree writes, too; name another file",
+        ),
         (["--image-file", "PICTURE", "--no-qlip", "--max-tokens", "9"], "--no-qlip contradicts --max-tokens"),
         (["--image-file", "PICTURE", "--load-8bit", "--load-4bit"], "not allowed with argument --load-8bit"),
     ],
@@ -247,6 +253,16 @@ def test_a_tower_without_leaves_cannot_be_drawn(
     flags = ["--image-file", picture, "--prompt", "Hi", "--show-quadtree", str(tmp_path / "seen.png")]
     assert cli.main(["--model-path", "m", *flags]) == 2
     assert capsys.readouterr().err == ("llava: error: --show-quadtree needs a model with a quadtree; add --qlip\n")
+
+
+def test_an_empty_answer_is_not_drawn(
+    loader: Loader, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += [""]
+    flags = ["--image-file", picture, "--prompt", "Hi", "--show-attribution", str(tmp_path / "heat.png")]
+    assert cli.main(["--model-path", "m", *flags]) == 0
+    assert "--show-attribution: the answer is empty, so that nothing is drawn" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_models_failure_is_one_line_too_and_whole_with_debug(

@@ -175,3 +175,32 @@ def test_without_flags_the_command_talks_about_the_demo_picture_and_says_what_it
     assert len(done.stdout.splitlines()) == 1
     assert "a tiny model that only knows coloured shapes" in done.stderr
     assert "llava --model-path liuhaotian/llava-v1.5-7b --image-file" in done.stderr
+
+
+def test_what_the_last_answer_depended_on_is_drawn_into_each_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, other = str(demo_picture_path()), str(demo_picture_path().with_name("3-large-shapes.png"))
+    seen = tmp_path / "heat.png"
+    flags = ["--device", "cpu", "--max-new-tokens", "4", "--image-file", picture, "--image-file", other]
+    flags += ["--model-path", str(demo_model_path()), "--show-attribution", str(seen)]
+    for how in ([], ["--each-image", "--no-qlip"]):
+        assert cli.main([*flags, "--prompt", "Hi", "--prompt", "What is in the picture?", *how]) == 0
+        told = re.findall(r"/(heat\S*): (\d+) (\w+); the greatest share, (\d+)%, at row \d+", capsys.readouterr().err)
+        assert [row[0] for row in told] == ["heat.png", "heat-2.png"]
+        assert {row[1:3] == ("64", "cells") for row in told} == {bool(how)}
+        assert all(0 < int(row[3]) <= 100 for row in told)
+        for source, drawn in ((picture, seen), (other, tmp_path / "heat-2.png")):
+            with Image.open(source) as before, Image.open(drawn) as after:
+                assert before.size == after.size and before.convert("RGB").tobytes() != after.tobytes()
+            drawn.unlink()
+
+
+def test_a_chat_draws_what_each_answer_depended_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["What is in the picture?", "Is there a ring?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    seen = tmp_path / "heat.png"
+    assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(seen)]) == 0
+    assert capsys.readouterr().err.count(f"{seen}: ") == 2 and seen.is_file()

@@ -1,0 +1,241 @@
+"""What an answer depended on: the share of each leaf of its images, or of each cell of CLIP's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.conversation import Conversation
+from llava.image_geometry import find_padding
+from llava.mm_utils import tokenizer_image_token
+from llava.model.attribution import DEFAULT_METHOD, Method, attribute_answer
+from llava.model.prepared_image import PreparedImage
+from llava.model.question_budget import refine_images
+from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.params import SERVER_DEFAULTS, Sampling
+from llava.serve.engine.prompting import PromptFormat, question_start
+from llava.serve.engine.scheduler import Scheduler
+from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
+from qlip import Leaves, draw_weights
+from qlip.patches import CutImage
+
+Frame = tuple[float, float, float, float]
+"""(left, top, right, bottom)."""
+WHOLE: Frame = (0.0, 0.0, 1.0, 1.0)
+
+
+class Engine(PromptFormat, Protocol):
+    """What explaining needs of a `ChatEngine`."""
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    vision: VisionFrontend
+    scheduler: Scheduler
+
+    def question(self, text: str, num_images: int) -> Conversation:
+        """Creates a conversation with one question about images."""
+
+    def submit(
+        self, prompt: str | Conversation, images: Sequence[Picture], sampling: Sampling, qlip: RequestSettings
+    ) -> Answer:
+        """Queues a request."""
+
+    def check_length(self, text: int, visual: int, answer: int) -> None:
+        """Raises PromptTooLong unless all tokens fit the context."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAttribution:
+    """The share that each leaf of one image has in an answer."""
+
+    leaves: Leaves
+    """Of the quadtree; without one, the cells of CLIP's grid."""
+    weights: Tensor
+    """float32 (N,): not negative; of all images of a prompt they sum to 1."""
+    frame: Frame = WHOLE
+    """Where the leaves' grid lies, in shares of the picture's width and height; padding is outside of 0 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """An answer, and what it depended on."""
+
+    answer: str
+    images: tuple[ImageAttribution, ...]
+    """In the order of the prompt."""
+
+    def draw(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Draws each picture with the heat of its leaves, on one scale; see `qlip.draw_weights`."""
+        top = max(float(part.weights.max()) for part in self.images)
+        pairs = zip(pictures, self.images, strict=True)
+        return [draw_weights(picture, part.leaves, part.weights, part.frame, top) for picture, part in pairs]
+
+
+def explain_answer(
+    engine: Engine,
+    question: str | Conversation,
+    images: Sequence[Image.Image],
+    answer: str | None = None,
+    sampling: Sampling | None = None,
+    qlip: RequestSettings = SERVER_DEFAULTS,
+    method: Method = DEFAULT_METHOD,
+) -> Explanation:
+    """Computes what an answer depended on, in the engine's model thread, between the tokens of answers that run.
+
+    Args:
+        engine: A model with a vision tower.
+        question: A question about all images, or a conversation that waits for its answer.
+        images: RGB images, at least one.
+        answer: The answer to explain; None generates it.
+        sampling: How the answer is generated; greedily by default.
+        qlip: QLIP options, see `ChatEngine.submit`.
+        method: See `llava.model.attribution.Method`.
+
+    Raises:
+        ValueError: there is no image, the answer is empty or already in the conversation, or the model's tokens have
+            no place in the picture (tiles that are not joined to a raster).
+        PromptTooLong, Overloaded, EngineClosed: see `ChatEngine.submit`.
+    """
+    if not images:
+        raise ValueError("there is no image, so that there is nothing that the answer could depend on")
+    asked = engine.question(question, len(images)) if isinstance(question, str) else question.copy()
+    if not asked.messages or asked.messages[-1][1] is not None:
+        raise ValueError("the conversation does not wait for an answer; leave its last message None")
+    settings = engine.vision.settings(qlip)
+    if answer is None:
+        stream = engine.submit(asked, images, sampling or Sampling(temperature=0.0), settings)
+        answer, views = "".join(stream).strip(), list(stream.views)
+    else:
+        views = [engine.vision.prepare(image, settings) for image in images]
+    prompt, said = tokenize_answer(engine, asked, answer)
+    engine.check_length(len(prompt) - len(views), sum(view.context for view in views), len(said))
+    text = asked.get_prompt()
+    start = min(len(tokenizer_image_token(text[: question_start(text, asked)], engine.tokenizer)), len(prompt) - 1)
+
+    def attribute() -> tuple[list[PreparedImage], list[Tensor]]:
+        with torch.inference_mode():
+            (shown,) = refine_images(engine.model, [prompt], [start], [views])
+            tokens = engine.vision.encode(shown)
+        return shown, attribute_answer(engine.model, prompt, said, tokens, method)
+
+    shown, weights = engine.scheduler.call(attribute)
+    parts = [_place(engine, *row) for row in zip(shown, weights, images, strict=True)]
+    total = sum(float(part.weights.sum()) for part in parts) or 1.0
+    return Explanation(answer, tuple(ImageAttribution(p.leaves, p.weights / total, p.frame) for p in parts))
+
+
+def tokenize_answer(engine: Engine, asked: Conversation, answer: str) -> tuple[Tensor, Tensor]:
+    """Tokenizes a conversation and its answer, whose end is left out.
+
+    Args:
+        engine: Has the tokenizer.
+        asked: The conversation, which waits for the answer.
+        answer: Its text.
+
+    Returns:
+        The prompt's ids, int64 (L,), IMAGE_TOKEN_INDEX where an image goes, and the answer's, int64 (A,).
+
+    Raises:
+        ValueError: the answer is empty.
+    """
+    if not answer.strip():
+        raise ValueError("the answer is empty, so that there is nothing to explain")
+    prompt, answered = asked.get_prompt(), asked.copy()
+    answered.messages[-1][1] = answer
+    whole = answered.get_prompt()
+    start = whole.find(answer, _count_shared(prompt, whole))
+    ids = tokenizer_image_token(whole[: start + len(answer)], engine.tokenizer)
+    own = tokenizer_image_token(prompt, engine.tokenizer)
+    known = min(_count_shared(own, ids), len(ids) - 1)
+    return torch.tensor(ids[:known]), torch.tensor(ids[known:])
+
+
+def _count_shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """Counts the elements at the beginning that two sequences share."""
+    shortest = min(len(first), len(second))
+    return next((i for i in range(shortest) if first[i] != second[i]), shortest)
+
+
+def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Image) -> ImageAttribution:
+    """Finds the leaves of an image's tokens, and spreads over them what its base or thumbnail weighs.
+
+    Raises:
+        ValueError: the tokens have no place in the picture.
+    """
+    n = engine.vision.tower.num_patches_per_side
+    frame, newline = WHOLE, None  # newlines have no place
+    if view.order is not None:
+        leaves, count = view.order.leaves, len(view.order.leaves)
+        newline = view.order.order == view.order.order.max()
+        base = len(weights) - count - int(newline.sum())
+    elif isinstance(view.image, CutImage):
+        leaves = view.image.leaves
+        base = len(weights) - len(leaves)
+    elif view.tiles is not None and view.tiles.rows:
+        rows, cols = view.tiles.find_shape(n)
+        leaves, base = Leaves.uniform((rows, cols)), n * n
+        if view.tiles.unpad:
+            newline = torch.zeros(len(weights), dtype=torch.bool)
+            newline[base:].view(rows, cols + 1)[:, cols] = True
+        elif view.tiles.original is not None:
+            frame = _padded_frame(view.tiles.original, (cols, rows))
+    else:
+        grid, base = (n, n), 0
+        if view.tiles is not None:  # its base alone
+            newline = torch.arange(len(weights)) >= n * n
+        else:
+            frame = _clip_frame(engine, image.size)
+            if len(weights) != n * n:  # not square
+                patch = engine.vision.tower.config.patch_size
+                grid = (view.size[0] // patch, view.size[1] // patch)
+        leaves = Leaves.uniform(grid)
+    own = weights if newline is None else weights[~newline]
+    if len(own) != base + len(leaves):
+        raise ValueError(
+            f"the model's {len(weights)} visual tokens are neither one grid nor a raster of tiles, so that they have no"
+            " place in the picture; explain works with 'patch' features, and with tiles that are joined"
+        )
+    shares = own[base:]
+    if base:
+        shares = shares + _spread(own[:base].view(n, n), leaves)
+    return ImageAttribution(leaves, shares, frame)
+
+
+def _spread(weights: Tensor, leaves: Leaves) -> Tensor:
+    """Spreads weights (n, n) of cells over the whole picture over leaves, by the area that they share: (N,)."""
+    overlaps = []
+    for axis, cells in enumerate(leaves.grid):
+        begin = leaves.boxes[:, axis].clamp(0, cells) / cells * len(weights)
+        end = (leaves.boxes[:, axis] + leaves.sizes).clamp(0, cells) / cells * len(weights)
+        cell = torch.arange(len(weights))
+        shared = torch.minimum(end[:, None], cell + 1.0) - torch.maximum(begin[:, None], cell)
+        overlaps.append(shared.clamp(min=0))
+    return torch.einsum("ni,nj,ij->n", *overlaps, weights)
+
+
+def _clip_frame(engine: Engine, size: tuple[int, int]) -> Frame:
+    """Finds where CLIP's square lies in a picture of (width, height): around it, squeezed, or in its middle."""
+    quadtree = engine.vision.quadtree_tower
+    processor = engine.image_processor if quadtree is None else quadtree.native_processor
+    width, height = size
+    if engine.model.config.image_aspect_ratio == "pad":
+        side = max(size)
+    elif getattr(processor, "do_center_crop", False):
+        side = min(size)
+    else:
+        return WHOLE
+    left, top = (width - side) / 2 / width, (height - side) / 2 / height
+    return (left, top, 1 - left, 1 - top)
+
+
+def _padded_frame(size: tuple[int, int], grid: tuple[int, int]) -> Frame:
+    """Finds where a grid of (cols, rows) lies that a picture of (width, height) was fitted into, with padding."""
+    side, above = find_padding(grid, size)
+    left, top = side / (grid[0] - 2 * side), above / (grid[1] - 2 * above)
+    return (-left, -top, 1 + left, 1 + top)
