@@ -18,11 +18,15 @@ STRENGTH = 0.6
 MIDDLE = 128
 """Grey level from which lines are darker than the image."""
 SCREEN = 1200
-"""Longer side, in pixels, of the screen space that a large drawing is made smaller for: its lines are wider."""
+"""Longer side, in pixels, of the screen space that a larger drawing is shown in."""
 
 
 def draw_leaves(
-    image: Image.Image, leaves: Leaves, cell: int | None = None, colour: tuple[int, int, int] | None = None
+    image: Image.Image,
+    leaves: Leaves,
+    cell: int | None = None,
+    colour: tuple[int, int, int] | None = None,
+    width: int | None = None,
 ) -> Image.Image:
     """Draws thin lines over an image where its quadtree splits.
 
@@ -35,6 +39,7 @@ def draw_leaves(
         cell: side of a cell in the drawing, in pixels; by default the image's own, but at least 4.
         colour: of the lines; by default each pixel becomes darker where the image around it is bright, else brighter,
             so that what lies under a line stays visible.
+        width: of the lines, in pixels; by default 1, and more in a drawing that no screen shows whole.
 
     Returns:
         A new RGB image of cols * cell by rows * cell pixels, plus one for the last line.
@@ -46,21 +51,20 @@ def draw_leaves(
     resized = image.convert("RGB").resize((cols * cell, rows * cell), Image.Resampling.BICUBIC)
     for corner in ((1, 1), (1, 0), (0, 1), (0, 0)):  # the column and row of the last line continue the image's
         canvas.paste(resized, corner)
-    lines = _draw_lines(leaves, cell, canvas.size)
+    lines = _draw_lines(leaves, cell, canvas.size, width or max(1, round(max(canvas.size) / SCREEN)))
     if colour is not None:
         canvas.paste(colour, mask=lines)
         return canvas
-    around = canvas.convert("L").filter(ImageFilter.BoxBlur(max(2, cell // 2)))
+    around = canvas.convert("L").filter(ImageFilter.BoxBlur(max(3, cell)))
     contrast = around.point([255 if level < MIDDLE else 0 for level in range(256)]).convert("RGB")
     canvas.paste(Image.blend(canvas, contrast, STRENGTH), mask=lines)
     return canvas
 
 
-def _draw_lines(leaves: Leaves, cell: int, size: tuple[int, int]) -> Image.Image:
+def _draw_lines(leaves: Leaves, cell: int, size: tuple[int, int], width: int) -> Image.Image:
     """Draws the mask of the lines, an "L" image that is 255 in them."""
     mask = Image.new("L", size)
     pen = ImageDraw.Draw(mask)
-    width = max(1, round(max(size) / SCREEN))
     largest = int(leaves.sizes.max()) if len(leaves) else 1
     for row, col, side in leaves.boxes.tolist():
         if side == 1 or side < largest:

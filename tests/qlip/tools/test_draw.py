@@ -50,6 +50,8 @@ def test_what_lies_under_a_line_keeps_its_hue():
     assert red > 1.5 * max(green, blue)
 
 
-def test_lines_of_a_large_drawing_are_as_wide_as_a_screen_s_pixel():
-    drawing = np.asarray(draw_leaves(Image.new("L", (3600, 1200)), Leaves.uniform((1, 3)), cell=1200))
-    assert (drawing[600, 1150:1250] > 0).all(-1).sum() == 3
+def test_lines_of_a_drawing_larger_than_a_screen_are_wider():
+    drawing = np.asarray(draw_leaves(Image.new("L", (24, 12)), Leaves.uniform((1, 2)), cell=1200))
+    assert (drawing[600, 1150:1250] > 0).all(-1).sum() == 2
+    thin = np.asarray(draw_leaves(Image.new("L", (24, 12)), Leaves.uniform((1, 2)), cell=1200, width=1))
+    assert (thin[600, 1150:1250] > 0).all(-1).sum() == 1
