@@ -17,6 +17,8 @@ STRENGTH = 0.6
 """Share of black or white in a line, the rest is the image."""
 MIDDLE = 128
 """Grey level from which lines are darker than the image."""
+AROUND = 24
+"""Farthest pixels that decide whether a line is dark or bright."""
 SCREEN = 1200
 """Longer side, in pixels, of the screen space that a larger drawing is shown in."""
 
@@ -55,7 +57,7 @@ def draw_leaves(
     if colour is not None:
         canvas.paste(colour, mask=lines)
         return canvas
-    around = canvas.convert("L").filter(ImageFilter.BoxBlur(max(3, cell)))
+    around = canvas.convert("L").filter(ImageFilter.BoxBlur(min(max(3, cell), AROUND)))
     contrast = around.point([255 if level < MIDDLE else 0 for level in range(256)]).convert("RGB")
     canvas.paste(Image.blend(canvas, contrast, STRENGTH), mask=lines)
     return canvas
