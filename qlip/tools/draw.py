@@ -70,8 +70,12 @@ def _draw_lines(leaves: Leaves, cell: int, size: tuple[int, int], width: int) ->
     largest = int(leaves.sizes.max()) if len(leaves) else 1
     for row, col, side in leaves.boxes.tolist():
         if side == 1 or side < largest:
-            box = (col * cell, row * cell, (col + side) * cell, (row + side) * cell)
-            pen.line([box[:2], (box[2], box[1]), box[2:], (box[0], box[3]), box[:2]], fill=255, width=width)
+            left, top, right, bottom = col * cell, row * cell, (col + side) * cell, (row + side) * cell
+            # Each in one direction: two leaves' shared line is then at the same pixels.
+            for line in ((left, top, right, top), (left, bottom, right, bottom)):
+                pen.line(line, fill=255, width=width)
+            for line in ((left, top, left, bottom), (right, top, right, bottom)):
+                pen.line(line, fill=255, width=width)
     return mask
 
 
