@@ -101,8 +101,9 @@ def draw_strip(views: Sequence[tuple[str, View]], box: tuple[float, float, float
         edges = (box[0] * WIDTH, box[1] * height, box[2] * WIDTH, box[3] * height)
         ImageDraw.Draw(whole).rectangle(edges, outline=(255, 210, 0), width=2)
         strip.paste(whole, (left, CAPTION))
-        frame = [share * length for share, length in zip(box, (*view.pixels.size, *view.pixels.size), strict=True)]
-        enlarged = view.pixels.resize((WIDTH, part), Image.Resampling.BICUBIC, box=tuple(frame))
+        across, down = view.pixels.size
+        frame = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        enlarged = view.pixels.resize((WIDTH, part), Image.Resampling.BICUBIC, box=frame)
         strip.paste(enlarged, (left, CAPTION + height + GAP))
     return strip
 
