@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.http.addresses import server_url
@@ -48,6 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--concurrency-count", type=integer(), default=16, help="most answers generated at a time (default: 16)"
     )
     parser.add_argument("--moderate", action="store_true", help="check each question with OpenAI's moderation")
+    parser.add_argument(
+        "--feedback-dir",
+        type=Path,
+        metavar="DIR",
+        help="show feedback buttons; append votes with their conversations to files in DIR, in LLaVA's format",
+    )
     parser.add_argument("--embed", action="store_true", help="leave the heading out, for embedding in another page")
     return parser.parse_args(argv)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qlip.quadtree import Leaves
 
@@ -13,18 +13,35 @@ CAPTION = 20
 """Height of a line of text in a sheet, in pixels."""
 GAP = 8
 """Between the images of a sheet, in pixels."""
+STRENGTH = 0.6
+"""Share of black or white in a line, the rest is the image."""
+MIDDLE = 128
+"""Grey level from which lines are darker than the image."""
+AROUND = 24
+"""Farthest pixels that decide whether a line is dark or bright."""
+SCREEN = 1200
+"""Longer side, in pixels, of the screen space that a larger drawing is shown in."""
 
 
 def draw_leaves(
-    image: Image.Image, leaves: Leaves, cell: int | None = None, colour: tuple[int, int, int] = (255, 255, 255)
+    image: Image.Image,
+    leaves: Leaves,
+    cell: int | None = None,
+    colour: tuple[int, int, int] | None = None,
+    width: int | None = None,
 ) -> Image.Image:
-    """Draws the borders of all leaves over an image.
+    """Draws thin lines over an image where its quadtree splits.
+
+    Leaves of one cell have a border, and larger ones that are smaller than the largest: a flat image stays clean, and
+    a uniform grid is drawn whole.
 
     Args:
         image: the image of the leaves; its size need not be whole cells.
         leaves: its tree.
         cell: side of a cell in the drawing, in pixels; by default the image's own, but at least 4.
-        colour: of the lines, on a dark rim so that they show on any background.
+        colour: of the lines; by default each pixel becomes darker where the image around it is bright, else brighter,
+            so that what lies under a line stays visible.
+        width: of the lines, in pixels; by default 1, and more in a drawing that no screen shows whole.
 
     Returns:
         A new RGB image of cols * cell by rows * cell pixels, plus one for the last line.
@@ -33,19 +50,33 @@ def draw_leaves(
     if cell is None:
         cell = max(4, round(image.width / cols))
     canvas = Image.new("RGB", (cols * cell + 1, rows * cell + 1))
-    canvas.paste(image.convert("RGB").resize((cols * cell, rows * cell), Image.Resampling.BICUBIC))
-    boxes = [
-        (col * cell, row * cell, (col + size) * cell, (row + size) * cell) for row, col, size in leaves.boxes.tolist()
-    ]
-    rim = Image.new("L", canvas.size)
-    pen = ImageDraw.Draw(rim)
-    for box in boxes:
-        pen.rectangle(box, outline=110, width=3 if cell >= 10 else 1)
-    canvas.paste((0, 0, 0), mask=rim)
-    pen = ImageDraw.Draw(canvas)
-    for box in boxes:
-        pen.rectangle(box, outline=colour)
+    resized = image.convert("RGB").resize((cols * cell, rows * cell), Image.Resampling.BICUBIC)
+    for corner in ((1, 1), (1, 0), (0, 1), (0, 0)):  # the column and row of the last line continue the image's
+        canvas.paste(resized, corner)
+    lines = _draw_lines(leaves, cell, canvas.size, width or max(1, round(max(canvas.size) / SCREEN)))
+    if colour is not None:
+        canvas.paste(colour, mask=lines)
+        return canvas
+    around = canvas.convert("L").filter(ImageFilter.BoxBlur(min(max(3, cell), AROUND)))
+    contrast = around.point([255 if level < MIDDLE else 0 for level in range(256)]).convert("RGB")
+    canvas.paste(Image.blend(canvas, contrast, STRENGTH), mask=lines)
     return canvas
+
+
+def _draw_lines(leaves: Leaves, cell: int, size: tuple[int, int], width: int) -> Image.Image:
+    """Draws the mask of the lines, an "L" image that is 255 in them."""
+    mask = Image.new("L", size)
+    pen = ImageDraw.Draw(mask)
+    largest = int(leaves.sizes.max()) if len(leaves) else 1
+    for row, col, side in leaves.boxes.tolist():
+        if side == 1 or side < largest:
+            left, top, right, bottom = col * cell, row * cell, (col + side) * cell, (row + side) * cell
+            # Each in one direction: two leaves' shared line is then at the same pixels.
+            for line in ((left, top, right, top), (left, bottom, right, bottom)):
+                pen.line(line, fill=255, width=width)
+            for line in ((left, top, left, bottom), (right, top, right, bottom)):
+                pen.line(line, fill=255, width=width)
+    return mask
 
 
 def draw_sheet(tiles: Sequence[tuple[str, Image.Image]], side: int) -> Image.Image:

@@ -85,7 +85,7 @@ def show_several(
         totals.append(counts)
         row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {path}"
         print(json.dumps(describe(path, leaves, cutter)) if args.json else row)
-        drawing = draw_leaves(picture, leaves)
+        drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
         drawing.thumbnail((TILE, TILE))
         tiles.append((f"{path.name}: {counts[0]} tokens", drawing))
         idle &= find_idle(picture, leaves, cutter, settings)

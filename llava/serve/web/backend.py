@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava.conversation import Conversation
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
@@ -63,6 +64,8 @@ class Backend(Protocol):
     max_tokens: int
     """Largest token budget that a request may ask for."""
     pixels: Pixels
+    name: str
+    """Name of the model, where there is no choice."""
 
     @property
     def note(self) -> str:
@@ -74,6 +77,9 @@ class Backend(Protocol):
     def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """Prepares a picture and counts its tokens, without running a model."""
 
+    async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
+        """Builds a conversation in a model's prompt format, which ends with a place for the answer."""
+
     def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """Yields the answer in pieces, the first once the request is accepted. Closing the iterator stops the model."""
 
@@ -83,8 +89,14 @@ class EngineBackend:
 
     note = ""
 
-    def __init__(self, engine: ChatEngine) -> None:
+    def __init__(self, engine: ChatEngine, name: str = "") -> None:
+        """
+        Args:
+            engine: The model.
+            name: The model's name in the log of feedback.
+        """
         self.engine = engine
+        self.name = name
         tower: VisionTower = engine.vision.tower
         quadtree = engine.vision.quadtree_tower
         self.defaults = None if quadtree is None else quadtree.settings
@@ -100,6 +112,10 @@ class EngineBackend:
     def prepare(self, picture: Image.Image, options: QLIPOptions) -> PreparedImage:
         """See `Backend`."""
         return self.engine.vision.prepare(picture, self.engine.vision.settings(options))
+
+    async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
+        """See `Backend`."""
+        return build_conversation(self.engine, turns)[0]
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`; errors are the engine's."""

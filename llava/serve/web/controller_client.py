@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.params import QLIPOptions
-from llava.serve.engine.prompting import build_conversation, separators
+from llava.serve.engine.prompting import Turn, build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
@@ -61,6 +61,7 @@ class ControllerBackend:
     defaults: QLIPConfig | None = QLIPConfig()
     quadtree = True
     max_tokens = MAX_TOKENS
+    name = ""
 
     def __init__(
         self,
@@ -148,6 +149,10 @@ class ControllerBackend:
             return prepare_pixels(picture, self.clip_processor, config, self.native_tokens, CLIP_VIEW)
         settings = QLIPConfig(**options.changes())
         return prepare_leaves(picture, ImageCutter(PATCH_SIZE, self.native_size), settings)
+
+    async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
+        """See `Backend`; asks for the models if they have not been listed."""
+        return build_conversation(await self.template(model), turns)[0]
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.

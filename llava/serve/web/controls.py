@@ -16,6 +16,7 @@ MODES = (QLIP, QUESTION, CLIP)
 LARGEST_ALPHA = 3.0
 MAX_QUESTION = 4000  # characters
 MAX_MODEL_NAME = 300  # characters
+CONTROLS = 7  # number of the page's controls
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Controls:
         Raises:
             ValueError: a value is missing, of a wrong type, or out of range.
         """
-        if len(values) != 7:
-            raise ValueError(f"the page has 7 controls, and {len(values)} values came; reload the page")
+        if len(values) != CONTROLS:
+            raise ValueError(f"the page has {CONTROLS} controls, and {len(values)} values came; reload the page")
         mode, *numbers, model = values
         if mode not in MODES:
             raise ValueError(f"the mode is {describe(mode)}; it must be {', '.join(MODES[:-1])} or {MODES[-1]}")

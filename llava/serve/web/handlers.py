@@ -7,8 +7,7 @@ Text from a model or a visitor is escaped where it becomes a message, a toast or
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,98 +15,43 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from llava.images import ImageError
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.params import QLIPOptions
-from llava.serve.http.failures import explain
 from llava.serve.web import views
-from llava.serve.web.backend import Backend, Piece, Query
-from llava.serve.web.controls import CLIP, QLIP, QUESTION, Controls, read_question
+from llava.serve.web.backend import Backend, Query
+from llava.serve.web.chart import Curve
+from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, QUESTION, Controls, read_question
+from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
-from llava.serve.web.session import Messages, Session, open_upload, save_drawing
-from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error, warn, with_advice
+from llava.serve.web.picture_handlers import PictureHandlers
+from llava.serve.web.progress import AnswerProgress
+from llava.serve.web.session import Messages, Session
+from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.views import Cost
 
 SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
 
 
-class AnswerProgress:
-    """Collects the text and cost of one answer from its pieces; the clock starts when it is created."""
-
-    def __init__(self, tokens: int) -> None:
-        """
-        Args:
-            tokens: Number of visual tokens, until the model reports its own.
-        """
-        self.text, self.cost = "", Cost(tokens)
-        self._start = time.perf_counter()
-
-    def add(self, piece: Piece) -> None:
-        """Adds a piece."""
-        if piece.visual_tokens is not None:
-            self.cost = replace(self.cost, tokens=piece.visual_tokens)
-        if piece.text and self.cost.first is None:
-            self.cost = replace(self.cost, first=time.perf_counter() - self._start)
-        self.text += replace_surrogates(piece.text)
-
-    def end(self) -> None:
-        """Stops the clock."""
-        self.cost = replace(self.cost, total=time.perf_counter() - self._start)
-
-
-class Demo:
+class Demo(PictureHandlers):
     """The event handlers. Several visitors are answered at the same time."""
 
-    def __init__(self, backend: Backend, moderator: Moderator | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        moderator: Moderator | None = None,
+        feedback: FeedbackLog | None = None,
+        curve: Curve | None = None,
+    ) -> None:
         """
         Args:
             backend: Answers questions and prepares pictures.
             moderator: Checks questions before they are asked; None checks nothing.
+            feedback: Where visitors' votes are written; None takes none.
+            curve: What is known of the model's accuracy by tokens; None shows no chart.
         """
-        self.backend = backend
+        super().__init__(backend, curve)
         self.moderator = moderator
-        self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
-        self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
-
-    def open_picture(
-        self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *controls: Any
-    ) -> tuple[Any, ...]:
-        """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
-
-        Returns the picture component's value, the session, the drawing, its cost, the chat, the last answer's cost and
-        the comparison. A browser may report the same change more than once, even while the picture is being opened:
-        the second report must not clear a conversation that has started meanwhile.
-        """
-        if not (upload is None or isinstance(upload, Mapping)):
-            raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
-        source = str(upload.get("path")) if upload else None
-        before = self._opened.get(request.session_hash, session.source)
-        if source == before:
-            return (gr.skip(),) * 7
-        self._opened[request.session_hash] = source
-        picture, shown = None, gr.skip()
-        try:
-            try:
-                picture = open_upload(upload) if upload else None
-            except ImageError as error:
-                warn(with_advice(explain(error)), title="This picture cannot be used")
-                shown = None
-            session = Session(picture, source)
-            return shown, session, *self.draw(session, *controls), [], views.NO_COST, gr.update(visible=False)
-        except BaseException:
-            self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
-            raise
-
-    def draw(self, session: Session, *controls: Any) -> tuple[str | None, str]:
-        """Draws the picture as the model sees it, and describes its cost; no model runs."""
-        with errors_as_toasts():
-            settings = Controls.read(controls, self.backend)
-        if session.picture is None:
-            return None, views.NO_PICTURE
-        with errors_as_toasts():
-            prepared = self.backend.prepare(session.picture, settings.options(self.backend))
-            drawing = save_drawing(views.draw(prepared, self.backend.pixels))
-        return drawing, views.token_meter(prepared, session.picture, self.backend.native_tokens)
+        self.feedback = feedback
 
     async def ask(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
@@ -145,7 +89,7 @@ class Demo:
         last = session.exchanges[-1].question if session.exchanges else ""
         with errors_as_toasts():
             text, settings = read_question(question) or last, Controls.read(controls, self.backend)
-        picture = self._require_picture(session, text)
+        picture = self._require_pictures(session, text)[-1]
         if self.backend.defaults is None:
             raise toast_error("This model has no quadtree, so there is nothing to compare.")
         images: dict[str, PreparedImage] = {}
@@ -154,7 +98,7 @@ class Demo:
             for mode in (CLIP, QLIP if settings.mode == CLIP else settings.mode):
                 options = settings.options(self.backend, mode)
                 images[mode] = await self._prepare(picture, text if mode == CLIP else None, options)
-                turns = replace(session, exchanges=()).turns(text)
+                turns = session.without_talk().turns(text)
                 queries[mode] = Query(turns, settings.sampling(), options, settings.model)
         progress: dict[str, AnswerProgress] = {}
 
@@ -178,8 +122,37 @@ class Demo:
                     yield gr.skip(), gr.skip(), gr.skip(), left, gr.skip(), right
 
     def clear(self, session: Session) -> tuple[Session, Messages, str, Any]:
-        """Clears the conversation and keeps the picture."""
-        return replace(session, exchanges=()), [], views.NO_COST, gr.update(visible=False)
+        """Clears the conversation and keeps the first picture."""
+        return replace(session, exchanges=(), pending=()), [], views.NO_COST, gr.update(visible=False)
+
+    def undo(self, session: Session) -> tuple[Session, Messages, str, str]:
+        """Takes the last question back into its box, to edit it; session, chat, cost line and the box's text."""
+        if not session.exchanges:
+            raise toast_error("There is no question to take back. Ask something first.")
+        before = session.without_last()
+        return before, before.messages(), views.NO_COST, session.exchanges[-1].question
+
+    async def vote(self, request: gr.Request, session: Session, model: Any, chosen: gr.EventData) -> None:
+        """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log."""
+        if self.feedback is None:
+            raise toast_error("This page takes no feedback.")
+        with errors_as_toasts():
+            kind, message = read_vote(chosen._data)
+        if kind is None:  # taken back
+            return
+        try:
+            exchange = session.exchanges[session.exchange_of(message)]
+        except LookupError:
+            raise toast_error("That answer is no longer in the conversation.") from None
+        asked = replace(session, exchanges=session.exchanges[: session.exchange_of(message)])
+        name = model if isinstance(model, str) and len(model) <= MAX_MODEL_NAME else ""
+        with errors_as_toasts():
+            turns = replace(asked, pending=exchange.pictures).turns(exchange.question)
+            state = await self.backend.conversation(turns, name)
+            state.messages[-1][1] = exchange.answer
+            host = request.client.host if request.client else ""
+            await asyncio.to_thread(self.feedback.write, kind, name or self.backend.name, state.dict(), host)
+        gr.Info("Thank you. The operator can read this conversation now.")
 
     async def leave(self, request: gr.Request) -> None:
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
@@ -207,12 +180,13 @@ class Demo:
         """
         with errors_as_toasts():
             settings = Controls.read(controls, self.backend)
-        picture = self._require_picture(session, question)
+        pictures = self._require_pictures(session, question)
         with errors_as_toasts():
             options = settings.options(self.backend)
-            image = await self._prepare(picture, question, options)
+            image = await self._prepare(pictures[0], question, options)
+            others = [await self._prepare(picture, None, options) for picture in pictures[1:]]
             query = Query(session.turns(question), settings.sampling(), options, settings.model)
-        progress, box = AnswerProgress(image.tokens), ""
+        progress, box = AnswerProgress(image.tokens + sum(other.tokens for other in others)), ""
         try:
             async with aclosing(self._answer(request, query, progress)) as steps:
                 async for _ in steps:
@@ -226,12 +200,12 @@ class Demo:
         if not progress.text.strip():
             gr.Info("The model had nothing to say. Ask in other words.")
 
-    def _require_picture(self, session: Session, question: str) -> Image.Image:
+    def _require_pictures(self, session: Session, question: str) -> tuple[Image.Image, ...]:
         if session.picture is None:
             raise toast_error("There is no picture yet. Choose one, then ask.")
         if not question:
             raise toast_error("The question is empty. Type one, then press Ask.")
-        return session.picture
+        return session.pictures
 
     async def _prepare(self, picture: Image.Image, question: str | None, options: QLIPOptions) -> PreparedImage:
         if self.moderator is not None and question is not None:

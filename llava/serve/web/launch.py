@@ -11,17 +11,20 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from llava.images import DEFAULT_LIMITS
+from llava.mm_utils import get_model_name_from_path
 from llava.serve.http.flags import api_keys
 from llava.serve.http.listening import take_address
 from llava.serve.loading import DEMO_NOTICE, QLIP_FLAGS, check_model_flags, load_engine
 from llava.serve.web.backend import Backend, EngineBackend
+from llava.serve.web.chart import embedded_curve
 from llava.serve.web.controller_client import ControllerBackend
+from llava.serve.web.feedback import FeedbackLog
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
 from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
-from llava.serve.web.theme import css, theme
-from llava.utils import demo_picture_path
+from llava.serve.web.theme import css, head, theme
+from llava.utils import demo_model_path, demo_picture_path
 
 MAX_SESSIONS = 256  # visitors whose pictures are kept; the one idle longest is dropped first
 DEMO_QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there a blue square?")
@@ -31,13 +34,16 @@ def run(args: argparse.Namespace) -> None:
     """Serves the page until interrupted."""
     with take_address(args.host, args.port) as listener:  # checked before the model is loaded; Gradio binds its own
         port = listener.port
+    feedback = None if args.feedback_dir is None else FeedbackLog(args.feedback_dir)
     moderator = Moderator.from_environment("--moderate") if args.moderate else None
     if args.controller_url is None:
         check_model_flags(args)
         if not args.model_path:
             print(DEMO_NOTICE, file=sys.stderr)
     with open_backend(args) as backend:
-        page = build_page(Demo(backend, moderator), page_text(args), choose_model=args.controller_url is not None)
+        embedded = args.controller_url is None and not args.model_path
+        demo = Demo(backend, moderator, feedback, embedded_curve() if embedded else None)
+        page = build_page(demo, page_text(args), choose_model=args.controller_url is not None)
         with take_address(args.host, port):  # Gradio's message for a busy port names a variable, not the flag
             pass
         serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
@@ -52,7 +58,7 @@ def open_backend(args: argparse.Namespace) -> Iterator[Backend]:
     """
     if args.controller_url is None:
         with closing(load_engine(args, switchable=True)) as engine:
-            yield EngineBackend(engine)
+            yield EngineBackend(engine, get_model_name_from_path(str(args.model_path or demo_model_path())))
     else:
         local = ("model_path", "model_base", "device", "qlip", *QLIP_FLAGS)
         given = [name for name in local if getattr(args, name) is not None]
@@ -93,6 +99,7 @@ def serve(
         prevent_thread_lock=not block,
         theme=theme(),
         css=css(),
+        head=head(),
         max_file_size=DEFAULT_LIMITS.max_bytes,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},

@@ -26,6 +26,9 @@ MAX_PIXELS = 8_000_000
 Messages = list[dict[str, str]]
 """Messages in the format of Gradio's chatbot."""
 
+MAX_PICTURES = 8
+"""Pictures of a conversation; all are kept in memory."""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -34,42 +37,78 @@ class Exchange:
     question: str
     answer: str = ""
     """The text so far."""
+    pictures: tuple[Image.Image, ...] = ()
+    """Pictures that were added with the question."""
+
+    def texts(self) -> tuple[str, str]:
+        """Lists question and answer."""
+        return self.question, self.answer
 
 
 @dataclass(frozen=True)
 class Session:
-    """A picture and the conversation about it."""
+    """A picture, those added to it later, and the conversation about them."""
 
     picture: Image.Image | None = None
     source: str | None = None
     """The uploaded file that was opened last, even if it was no picture."""
     exchanges: tuple[Exchange, ...] = ()
+    pending: tuple[Image.Image, ...] = ()
+    """Pictures that go with the next question."""
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """All pictures, in the order in which the model gets them."""
+        first = () if self.picture is None else (self.picture,)
+        return (*first, *(picture for exchange in self.exchanges for picture in exchange.pictures), *self.pending)
+
+    def with_picture(self, picture: Image.Image) -> Session:
+        """Copies the session with one more picture for the next question."""
+        return replace(self, pending=(*self.pending, picture))
 
     def with_answer(self, question: str, answer: str) -> Session:
         """Copies the session with one more exchange."""
-        return replace(self, exchanges=(*self.exchanges, Exchange(question, answer)))
+        exchange = Exchange(question, answer, self.pending)
+        return replace(self, exchanges=(*self.exchanges, exchange), pending=())
 
     def without_last(self) -> Session:
-        """Copies the session without its last exchange."""
-        return replace(self, exchanges=self.exchanges[:-1])
+        """Copies the session without its last exchange; the pictures of that go with the next question again."""
+        return replace(self, exchanges=self.exchanges[:-1], pending=self.exchanges[-1].pictures + self.pending)
+
+    def without_talk(self) -> Session:
+        """Copies the session without its exchanges; all pictures go with the next question."""
+        return replace(self, exchanges=(), pending=self.pictures[1:])
 
     def turns(self, question: str) -> list[Turn]:
-        """Lists the turns of the conversation and a new question; the first one has the picture.
+        """Lists the turns of the conversation and a new question, each with the pictures that were added with it.
 
-        Exchanges without an answer are left out.
+        Exchanges without an answer are left out; their pictures go with the question after them.
         """
         turns: list[Turn] = []
-        for exchange in self.exchanges:
-            if exchange.answer:
-                turns += [Turn("user", exchange.question), Turn("assistant", exchange.answer)]
-        turns.append(Turn("user", question))
         images = () if self.picture is None else (self.picture,)
-        return [replace(turns[0], images=images), *turns[1:]]
+        for exchange in self.exchanges:
+            images += exchange.pictures
+            if exchange.answer:
+                turns += [Turn("user", exchange.question, images), Turn("assistant", exchange.answer)]
+                images = ()
+        return [*turns, Turn("user", question, images + self.pending)]
+
+    def exchange_of(self, message: int) -> int:
+        """Finds the number of the exchange that a chatbot's message belongs to.
+
+        Raises:
+            LookupError: there is no such message.
+        """
+        owners = [number for number, exchange in enumerate(self.exchanges) for text in exchange.texts() if text]
+        if not 0 <= message < len(owners):
+            raise LookupError(f"no message {message}")
+        return owners[message]
 
     def messages(self) -> Messages:
         """Converts the conversation to a chatbot's messages, as HTML that shows each text literally."""
-        both = [(("user", exchange.question), ("assistant", exchange.answer)) for exchange in self.exchanges]
-        return [{"role": role, "content": as_html(text)} for pair in both for role, text in pair if text]
+        roles = ("user", "assistant")
+        said = [(role, text) for exchange in self.exchanges for role, text in zip(roles, exchange.texts(), strict=True)]
+        return [{"role": role, "content": as_html(text)} for role, text in said if text]
 
 
 def uploaded_file(upload: Mapping[str, Any]) -> Path:
@@ -107,6 +146,6 @@ def save_drawing(drawing: Image.Image) -> str:
     """
     folder = Path(get_upload_folder()) / secrets.token_hex(32)
     folder.mkdir(parents=True)
-    path = folder / "view.webp"
-    drawing.save(path, quality=85, method=2)
+    path = folder / "what-the-model-sees.png"
+    drawing.save(path, compress_level=4)
     return str(path)

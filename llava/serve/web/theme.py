@@ -53,8 +53,8 @@ def theme() -> gr.themes.Base:
         input_shadow_focus="0 0 0 3px rgba(13,148,136,.18)",
         button_primary_background_fill="#0f766e",
         button_primary_background_fill_hover="#115e59",
-        button_primary_background_fill_dark="#0d9488",
-        button_primary_background_fill_hover_dark="#0f766e",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#115e59",
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#ffffff",
         button_secondary_background_fill="#ffffff",
@@ -73,3 +73,8 @@ def theme() -> gr.themes.Base:
 def css() -> str:
     """Reads the style sheet of the page's own parts."""
     return files("llava.serve.web").joinpath("style.css").read_text(encoding="utf-8")
+
+
+def head() -> str:
+    """Builds the page's script for its head."""
+    return f"<script>{files('llava.serve.web').joinpath('page.js').read_text(encoding='utf-8')}</script>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -17,6 +18,10 @@ from llava.serve.web.backend import Pixels
 
 DRAWING_SIDE = 640
 """Longer side of a drawing in pixels, about twice its size on the page, so that lines stay sharp."""
+
+PICTURE, LINES, TOWER = "Picture", "Lines", "What the tower gets"
+VIEWS = (PICTURE, LINES, TOWER)
+"""What can be drawn: the picture, the picture with lines where it is split, each leaf by its patch."""
 
 NO_COST = "<p></p>"
 NO_PICTURE = '<p class="hint">Choose a picture to see it cut.</p>'
@@ -62,10 +67,37 @@ def leaves_of(prepared: PreparedImage, pixels: Pixels) -> qlip.Leaves:
     return qlip.Leaves.uniform((height // pixels.patch_size, width // pixels.patch_size))
 
 
-def draw(prepared: PreparedImage, pixels: Pixels, side: int = DRAWING_SIDE) -> Image.Image:
-    """Draws the model's input with the borders of all leaves, about `side` pixels long."""
+def draw(
+    prepared: PreparedImage,
+    pixels: Pixels,
+    side: int = DRAWING_SIDE,
+    picture: Image.Image | None = None,
+    view: str = LINES,
+) -> Image.Image:
+    """Draws one of `VIEWS`, about `side` pixels long.
+
+    Args:
+        prepared: The model's input.
+        pixels: How its patches become an image.
+        side: Longer side in pixels.
+        picture: What was prepared, for a sharper drawing; by default it is drawn from the patches. A model without a
+            quadtree may pad or crop its picture, so that lines are drawn over its patches in any case.
+        view: One of `VIEWS`.
+    """
     leaves = leaves_of(prepared, pixels)
-    return qlip.draw_leaves(render_patches(prepared, pixels), leaves, cell=max(8, side // max(leaves.grid)))
+    cell, width = max(4, side // max(leaves.grid)), max(1, side // 320)
+    if view == PICTURE and picture is not None:
+        scale = side / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    if view == LINES and picture is not None and prepared.leaves is not None and prepared.tiles is None:
+        return qlip.draw_leaves(picture, leaves, cell, width=width)
+    patches = render_patches(prepared, pixels)
+    if view == LINES:
+        return qlip.draw_leaves(patches, leaves, cell, width=width)
+    rows, cols = leaves.grid
+    sampling = Image.Resampling.NEAREST if cell >= pixels.patch_size else Image.Resampling.BOX
+    return patches.resize((cols * cell, rows * cell), sampling)
 
 
 def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int) -> str:
@@ -116,11 +148,35 @@ def compare_question(question: str) -> str:
 
 
 def compare_head(title: str, prepared: PreparedImage, pixels: Pixels) -> str:
-    """Formats one side's name and a small drawing as HTML."""
+    """Formats a small drawing of one side's input as HTML."""
+    source = data_url(draw(prepared, pixels, 352, view=TOWER))
+    return f'<img class="side-view" src="{source}" alt="What the tower gets with {escape(title)}">'
+
+
+def data_url(image: Image.Image) -> str:
+    """Encodes an image as a JPEG in a URL."""
     buffer = BytesIO()
-    draw(prepared, pixels, 352).save(buffer, format="JPEG", quality=88)
-    source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="side-view" src="{source}" alt="What the model sees with {escape(title)}">'
+    image.save(buffer, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
+    """Formats the pictures of a conversation as HTML; nothing unless there are several.
+
+    Args:
+        pictures: In the order in which they were added.
+        asked: How many of them the model has been asked about; the others go with the next question.
+    """
+    if len(pictures) < 2:
+        return ""
+    items = []
+    for number, picture in enumerate(pictures, start=1):
+        small = picture.copy()
+        small.thumbnail((96, 96))
+        when = "in the conversation" if number <= asked else "goes with the next question"
+        items.append(f'<li><img src="{data_url(small)}" alt="Picture {number}, {when}"><span>{number}</span></li>')
+    note = f"{len(pictures)} pictures in this conversation; the last is drawn. Clear keeps the first."
+    return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 
 
 def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost) -> str:

@@ -15,6 +15,7 @@ from llava.serve.web import launch
     ("flags", "told"),
     [
         (["--model-path", "{tmp}/nothing"], "nothing"),
+        (["--feedback-dir", __file__], "test_gradio_web_server.py is a file; name a folder"),
         (["--moderate"], "--moderate needs an OpenAI key in the environment variable OPENAI_API_KEY"),
         (["--controller-url", "http://x", "--native-size", "3"], "native size is 3; it must be at least 14"),
         (["--controller-url", "http://x", "--alpha", "1", "--load-4bit"], "so --alpha, --load-4bit cannot be given"),

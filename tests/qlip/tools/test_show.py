@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from qlip.cli import main
@@ -35,12 +37,21 @@ def show(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
 
 
 def test_tokens_are_compared_with_clip_and_the_uniform_grid(tmp_path, capsys):
-    """The README's picture and its number of tokens."""
     picture = DEMO / "1-small-shapes.png"
     lines = show(capsys, picture, "--native-size", 112, "--out", tmp_path / "o.png")
     tokens = "    91, against 1024 of the uniform grid (8.9%) and 64 of CLIP at 112 px (142.2%)"
     assert lines[-2:] == [f"tokens   {tokens}", f"overlay  {tmp_path / 'o.png'}"]
-    assert "becomes 91 tokens" in (DEMO.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_s_picture_has_the_tokens_that_the_readme_says(tmp_path, capsys):
+    """By the command that the README gives; `scripts.leaves_picture` counts in another way."""
+    Image.fromarray(skimage.data.rocket()).save(tmp_path / "rocket.png")
+    flags = ("--max-tokens", 288, "--alpha", 0, "--coarsest", "any", "--geometry", "native")
+    (line,) = [row for row in show(capsys, tmp_path / "rocket.png", *flags) if row.startswith("tokens")]
+    count, uniform, clip = re.match(r"tokens +(\d+), against (\d+) of .* and (\d+) of CLIP", line).groups()
+    readme = " ".join((DEMO.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"{clip} equal pieces" in readme
+    assert re.search(rf"here 6\d, 144, {count} and 576 tokens, against {uniform} of the uniform grid", readme)
 
 
 def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):

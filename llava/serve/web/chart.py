@@ -1,0 +1,81 @@
+"""A small chart of the embedded model's accuracy against visual tokens, with the current number of tokens marked."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+WIDTH, HEIGHT = 340, 128
+"""Of the drawing, in its own units."""
+LEFT, RIGHT, TOP, BOTTOM = 30, 8, 10, 18
+"""Space around the axes."""
+TICKS = (16, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured accuracy of one model by visual tokens."""
+
+    source: str
+    """Where the numbers come from."""
+    note: str
+    """What was measured."""
+    clip: tuple[float, float]
+    """Tokens and accuracy in % on CLIP's grid."""
+    qlip: tuple[tuple[float, float], ...]
+    """Tokens and accuracy in % of quadtrees with growing budgets."""
+
+
+def embedded_curve() -> Curve:
+    """Reads the embedded model's curve, which is kept beside this module."""
+    record = json.loads(files("llava.serve.web").joinpath("accuracy.json").read_text(encoding="utf-8"))
+    clip, qlip = record["clip"], record["qlip"]
+    return Curve(record["source"], record["note"], (clip[0], clip[1]), tuple((x, y) for x, y in qlip))
+
+
+def accuracy_chart(curve: Curve | None, tokens: int) -> str:
+    """Draws a curve as an inline SVG with a mark at a number of tokens; nothing without a curve."""
+    if curve is None:
+        return ""
+    points = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in curve.qlip)
+    dots = "".join(f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="2.6"/>' for x, y in curve.qlip)
+    (clip_x, clip_y), here = curve.clip, _x(tokens)
+    label, anchor = f"{tokens:,} tokens now", "end" if here > WIDTH * 0.7 else "start"
+    shift = -4 if anchor == "end" else 4
+    best = max(curve.qlip, key=lambda point: point[1])
+    text = f"Accuracy by visual tokens, {curve.note}: QLIP {best[1]:g} % at {best[0]:,} tokens, "
+    text += f"CLIP {clip_y:g} % at {clip_x:,}; this picture has {tokens:,}"
+    return (
+        f'<figure class="curve"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
+        f'{_axes()}<line class="now" x1="{here:.1f}" x2="{here:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="now" x="{here + shift:.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{anchor}">{label}</text>'
+        f'<g class="qlip"><polyline points="{points}"/>{dots}</g>'
+        f'<g class="clip"><rect x="{_x(clip_x) - 3.5:.1f}" y="{_y(clip_y) - 3.5:.1f}" width="7" height="7"/>'
+        f'<text x="{_x(clip_x) - 7:.1f}" y="{_y(clip_y) + 4:.1f}" text-anchor="end">CLIP</text></g>'
+        f'<text class="qlip" x="{_x(best[0]):.1f}" y="{_y(best[1]) + 14:.1f}" text-anchor="middle">QLIP</text></svg>'
+        f"<figcaption>Accuracy in % by visual tokens: {escape(curve.note)}</figcaption></figure>"
+    )
+
+
+def _axes() -> str:
+    lines = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_y(value):.1f}" y2="{_y(value):.1f}"/>'
+        f'<text x="{LEFT - 5}" y="{_y(value) + 3.5:.1f}" text-anchor="end">{value}</text>'
+        for value in (0, 50, 100)
+    )
+    marks = "".join(f'<text x="{_x(x):.1f}" y="{HEIGHT - 4}" text-anchor="middle">{x:,}</text>' for x in TICKS)
+    return f'<g class="axes">{lines}{marks}</g>'
+
+
+def _x(tokens: float) -> float:
+    """Maps tokens, on a logarithmic axis, to the drawing; numbers beyond its ends are at them."""
+    low, high = math.log2(TICKS[0]), math.log2(TICKS[-1])
+    share = (math.log2(max(1, tokens)) - low) / (high - low)
+    return LEFT + 10 + min(1.0, max(0.0, share)) * (WIDTH - LEFT - RIGHT - 24)
+
+
+def _y(percent: float) -> float:
+    return TOP + (1 - percent / 100) * (HEIGHT - TOP - BOTTOM)

@@ -1,0 +1,111 @@
+"""Event handlers of pictures: they open them, add them to a conversation and draw what the model sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from llava.images import ImageError
+from llava.serve.http.failures import explain
+from llava.serve.web import views
+from llava.serve.web.backend import Backend
+from llava.serve.web.chart import Curve, accuracy_chart
+from llava.serve.web.controls import CONTROLS, Controls, describe
+from llava.serve.web.session import MAX_PICTURES, Session, open_upload, save_drawing
+from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
+
+
+class PictureHandlers:
+    """Handlers that need no running model."""
+
+    def __init__(self, backend: Backend, curve: Curve | None = None) -> None:
+        """
+        Args:
+            backend: Prepares pictures.
+            curve: What is known of the model's accuracy by tokens; None shows no chart.
+        """
+        self.backend = backend
+        self.curve = curve
+        self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
+        self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
+
+    def is_running(self, request: gr.Request) -> bool:
+        """Whether the visitor is being answered."""
+        return request.session_hash in self._running
+
+    def open_picture(
+        self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *values: Any
+    ) -> tuple[Any, ...]:
+        """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
+
+        Returns the picture component's value, the session, the drawing, its cost, the chat, the last answer's cost and
+        the comparison. A browser may report the same change more than once, even while the picture is being opened:
+        the second report must not clear a conversation that has started meanwhile.
+        """
+        if not (upload is None or isinstance(upload, Mapping)):
+            raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
+        source = str(upload.get("path")) if upload else None
+        before = self._opened.get(request.session_hash, session.source)
+        if source == before:
+            return (gr.skip(),) * 7
+        self._opened[request.session_hash] = source
+        picture, shown = None, gr.skip()
+        try:
+            try:
+                picture = open_upload(upload) if upload else None
+            except ImageError as error:
+                warn(with_advice(explain(error)), title="This picture cannot be used")
+                shown = None
+            session = Session(picture, source)
+            return shown, session, *self.draw(session, *values), [], views.NO_COST, gr.update(visible=False)
+        except BaseException:
+            self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
+            raise
+
+    def add_picture(
+        self, request: gr.Request, session: Session, upload: Any, *values: Any
+    ) -> tuple[Session, str, str | None, str]:
+        """Adds an uploaded picture to the next question; session, strip of pictures, drawing and its cost."""
+        if session.picture is None:
+            raise toast_error("There is no picture yet. Choose one, then add others.")
+        if len(session.pictures) >= MAX_PICTURES:
+            raise toast_error(f"There are {MAX_PICTURES} pictures already. Clear the conversation first.")
+        if self.is_running(request):  # its next step would replace the session
+            raise toast_error("Wait for the answer or press Stop, then add the picture.")
+        if not isinstance(upload, Mapping):
+            raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
+        with errors_as_toasts():
+            session = session.with_picture(open_upload(upload))
+        return session, self.show_strip(session), *self.draw(session, *values)
+
+    def show_strip(self, session: Session) -> str:
+        """Formats the pictures of the conversation, if there are several."""
+        return views.picture_strip(session.pictures, len(session.pictures) - len(session.pending))
+
+    def set_view(self, session: Session, view: Any, *controls: Any) -> tuple[str, str | None]:
+        """Chooses what is drawn; the view, and the drawing."""
+        return view, self.draw(session, *controls, view)[0]
+
+    def draw(self, session: Session, *values: Any) -> tuple[str | None, str]:
+        """Draws the last picture, and describes its cost; no model runs.
+
+        Args:
+            session: The visitor's session.
+            values: Those of the controls, and one of `VIEWS` unless it is the lines.
+        """
+        controls, (view, *_) = values[:CONTROLS], (*values[CONTROLS:], views.LINES)
+        with errors_as_toasts():
+            settings = Controls.read(controls, self.backend)
+            if view not in views.VIEWS:
+                raise ValueError(f"the view is {describe(view)}; it must be one of {', '.join(views.VIEWS)}")
+        if session.picture is None:
+            return None, views.NO_PICTURE
+        picture = session.pictures[-1]
+        with errors_as_toasts():
+            prepared = self.backend.prepare(picture, settings.options(self.backend))
+            drawing = save_drawing(views.draw(prepared, self.backend.pixels, picture=picture, view=view))
+        meter = views.token_meter(prepared, picture, self.backend.native_tokens)
+        return drawing, meter + accuracy_chart(self.curve, prepared.tokens)

@@ -1,0 +1,99 @@
+"""The page's layout in Chromium: what is in view at four sizes, what is enabled, what is kept, what axe-core finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from llava.serve.engine import ChatEngine
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.chart import embedded_curve
+from llava.serve.web.feedback import FeedbackLog
+from llava.serve.web.handlers import Demo
+from llava.serve.web.page import PageText
+from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle, picture_paths
+from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
+
+SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
+FILES = [str(path) for path in picture_paths()]
+FOLLOWING = "How many objects are there?"
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def url(engine: ChatEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path_factory.mktemp("votes")), curve=embedded_curve())
+    with page_of(demo, PageText("A notice.", FILES, [QUESTION, FOLLOWING])) as url:
+        yield url
+
+
+def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing_serious(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture()
+    for scheme, sizes in (("light", SIZES), ("dark", SIZES[:1])):
+        visitor.page.emulate_media(color_scheme=scheme)
+        for width, height in sizes:
+            visitor.page.set_viewport_size({"width": width, "height": height})
+            visitor.at("#clear").click()
+            expect(visitor.at("#compare-card")).not_to_be_visible()
+            expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            visitor.ask(QUESTION)
+            expect(visitor.at("#spent")).to_contain_text("in total")
+            expect(visitor.answer).to_be_in_viewport()
+            visitor.at("#question textarea").fill("What colour is the ring?")
+            visitor.at("#compare").click()
+            expect(visitor.at("#side-qlip")).to_contain_text("in total")
+            expect(visitor.at("#side-qlip .side-answer")).to_be_in_viewport(ratio=1)
+            expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            assert visitor.overflow() == []
+        found = Axe().run(visitor.page).response["violations"]
+        assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == []
+    visitor.page.emulate_media(color_scheme="light")
+
+
+def test_stop_regenerate_and_undo_are_enabled_while_they_have_something_to_do(
+    come: Callable[..., Visitor], engine: ChatEngine
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    stop, regenerate, undo = (visitor.at(f"#{name}") for name in ("stop", "regenerate", "undo"))
+    for button in (stop, regenerate, undo):
+        expect(button).to_be_disabled()
+    Talker(engine, "a purple ring")
+    visitor.ask(QUESTION)
+    expect(visitor.answer).to_have_text("a purple ring")
+    expect(stop).to_be_enabled()
+    expect(regenerate).to_be_disabled()
+    stop.click()
+    expect(stop).to_be_disabled()
+    expect(regenerate).to_be_enabled()
+    assert becomes_idle(engine)
+    del engine._generate
+    undo.click()
+    expect(visitor.at("#question textarea")).to_have_value(QUESTION)
+    expect(visitor.at("#chat .message")).to_have_count(0)
+    expect(regenerate).to_be_disabled()
+    visitor.page.get_by_label(f"Select example 1: {QUESTION}").click()
+    expect(visitor.at("#spent")).to_contain_text("in total")
+    visitor.at("#suggestions button").nth(1).click()  # one after another
+    expect(visitor.at("#chat .user.message")).to_have_text([QUESTION, FOLLOWING])
+    expect(visitor.at("#chat .bot.message")).to_have_count(2)
+    expect(stop).to_be_disabled()
+
+
+def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(come: Callable[..., Visitor]) -> None:
+    visitor = come(color_scheme="light").sees_a_picture()
+    dark = visitor.at("body.dark")
+    expect(dark).to_have_count(0)
+    visitor.page.emulate_media(color_scheme="dark")
+    expect(dark).to_have_count(1)
+    visitor.at("#appearance").click()
+    expect(dark).to_have_count(0)
+    visitor.page.reload()
+    visitor.sees_a_picture()
+    expect(dark).to_have_count(0)
+    visitor.page.emulate_media(color_scheme="light")

@@ -1,0 +1,95 @@
+"""A visitor's session: pictures that are added to a conversation, and questions that are taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.handlers import Demo
+from llava.serve.web.session import MAX_PICTURES, Session
+from tests.llava.serve.openai.serving import QUESTION, picture
+from tests.llava.serve.web.clients import ALPHA, BUDGET, SECOND, controls, request
+
+RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+
+
+@pytest.fixture
+def upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Gradio's description of an uploaded picture."""
+    monkeypatch.setattr("llava.serve.web.session.get_upload_folder", lambda: str(tmp_path))
+    return {"path": str(shutil.copy(SECOND, tmp_path))}
+
+
+def images_of(session: Session, question: str = "Next?") -> list[tuple[Image.Image, ...]]:
+    return [tuple(turn.images) for turn in session.turns(question) if turn.role == "user"]
+
+
+def test_a_picture_goes_with_the_question_after_it() -> None:
+    session = Session(RED).with_answer("What?", "red").with_picture(BLUE)
+    assert images_of(session) == [(RED,), (BLUE,)]
+    assert images_of(session.with_answer("Which?", "blue")) == [(RED,), (BLUE,), ()]
+    assert images_of(session.without_talk()) == [(RED, BLUE)]
+
+
+def test_a_picture_of_a_question_without_an_answer_goes_with_the_next() -> None:
+    session = Session(RED).with_picture(BLUE).with_answer("What?", "")
+    assert images_of(session) == [(RED, BLUE)]
+
+
+def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) -> None:
+    session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_answer("Which?", "blue")
+    before, messages, _, box = demo.undo(session)
+    assert box == "Which?"
+    assert [message["content"] for message in messages] == ["What?", "red"]
+    assert before.pending == (BLUE,) and images_of(before) == images_of(session)[:2]
+
+
+def test_undo_without_a_question_says_so(demo: Demo) -> None:
+    with pytest.raises(gr.Error, match="There is no question to take back"):
+        demo.undo(Session(RED))
+
+
+def test_clearing_keeps_the_first_picture(demo: Demo) -> None:
+    assert demo.clear(Session(RED).with_picture(BLUE).with_answer("What?", "red"))[0].pictures == (RED,)
+
+
+def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
+    demo: Demo, engine: ChatEngine, upload: dict[str, Any]
+) -> None:
+    session, strip, drawing, _ = demo.add_picture(request("a"), Session(picture()), upload, *controls())
+    assert strip.count("<li>") == 2 and "Picture 2, goes with the next question" in strip
+    assert drawing is not None and Image.open(drawing).format == "PNG"
+
+    async def ask() -> list[Any]:
+        return [step async for step in demo.ask(request("a"), session, QUESTION, *controls())]
+
+    *_, (session, _, cost, _) = asyncio.run(ask())
+    options, sampling = QLIPOptions(alpha=ALPHA, max_tokens=BUDGET), Sampling(temperature=0, max_new_tokens=64)
+    answer = engine.submit(engine.question(QUESTION, 2), [picture(0), picture(1)], sampling, options)
+    assert session.exchanges[0].answer == "".join(answer).strip()
+    assert f"<strong>{answer.usage.visual_tokens}</strong> visual tokens" in cost
+
+
+def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEngine, upload: dict[str, Any]) -> None:
+    demo, full = Demo(EngineBackend(engine)), Session(RED)
+    for _ in range(MAX_PICTURES - 1):
+        full = full.with_picture(BLUE)
+    demo._running["busy"] = set()
+    for visitor, session, sent, why in (
+        ("a", Session(), upload, "There is no picture yet"),
+        ("a", full, upload, f"There are {MAX_PICTURES} pictures already. Clear the conversation first."),
+        ("busy", Session(RED), upload, "Wait for the answer or press Stop"),
+        ("a", Session(RED), "x", "no uploaded file"),
+        ("a", Session(RED), {"path": "/etc/passwd"}, "It was not uploaded"),
+    ):
+        with pytest.raises(gr.Error, match=why):
+            demo.add_picture(request(visitor), session, sent, *controls())

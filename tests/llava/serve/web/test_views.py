@@ -1,0 +1,84 @@
+"""What the page draws: the three views, and the chart of accuracy by tokens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import QLIPOptions
+from llava.serve.web.backend import EngineBackend
+from llava.serve.web.chart import accuracy_chart, embedded_curve
+from llava.serve.web.handlers import Demo
+from llava.serve.web.session import Session
+from llava.serve.web.views import LINES, PICTURE, TOWER, draw
+from tests.llava.serve.openai.serving import picture
+from tests.llava.serve.web.clients import controls
+
+DOCS = Path(__file__).parents[4] / "docs"
+
+
+@pytest.fixture(scope="module")
+def backend(engine: ChatEngine) -> EngineBackend:
+    return EngineBackend(engine)
+
+
+def test_the_picture_is_drawn_as_it_is_and_lines_only_where_it_is_split(backend: EngineBackend) -> None:
+    shown = picture()
+    prepared = backend.prepare(shown, QLIPOptions(max_tokens=128))
+    plain, lines = (np.asarray(draw(prepared, backend.pixels, 320, shown, view)) for view in (PICTURE, LINES))
+    assert plain.shape[:2] == (320, 320)
+    background = shown.getpixel((0, 0))
+    assert (lines[5:100, 5:100] == background).all(), "flat ground stays clean"
+    height = min(len(plain), len(lines))
+    assert (np.abs(plain[:height, :height].astype(int) - lines[:height, :height]) > 60).any(-1).sum() > 200
+
+
+def test_the_tower_s_view_is_made_of_its_patches(backend: EngineBackend) -> None:
+    """A leaf of k cells is enlarged k times: its pixels come in squares, as in a picture that was made smaller."""
+    prepared = backend.prepare(picture(), QLIPOptions(max_tokens=128))
+    side = backend.pixels.patch_size
+    drawn = np.asarray(draw(prepared, backend.pixels, side * max(prepared.leaves.grid), view=TOWER))
+    for row, col, size in prepared.leaves.boxes.tolist():
+        block = drawn[row * side : (row + size) * side, col * side : (col + size) * side]
+        assert (block == np.repeat(np.repeat(block[::size, ::size], size, 0), size, 1)).all()
+
+
+def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
+    session = Session(picture())
+    for view in (PICTURE, LINES, TOWER):
+        chosen, drawing = demo.set_view(session, view, *controls())
+        assert chosen == view and drawing is not None and Image.open(drawing).format == "PNG"
+    with pytest.raises(gr.Error, match="The view is &#x27;x&#x27;|The view is 'x'"):
+        demo.set_view(session, "x", *controls())
+
+
+def test_the_chart_s_numbers_are_those_of_the_results() -> None:
+    curve = embedded_curve()
+    block = re.search(r"<!-- llm-positions: 12-24 px -->(.*?)<!-- end", (DOCS / "RESULTS.md").read_text(), re.DOTALL)[1]
+    rows = re.findall(r"^\| raster, \d+ \| ([\d.]+) \| \*\*([\d.]+)\*\*", block, re.MULTILINE)
+    assert curve.qlip == tuple((float(tokens), float(value)) for tokens, value in rows)
+    readme = (DOCS.parent / "README.md").read_text()
+    headline = re.search(
+        r"<!-- claims: headline -->.*?objects 12-24 px \| CLIP \| (\d+) \| ([\d.]+)", readme, re.DOTALL
+    )
+    assert curve.clip == tuple(map(float, headline.groups()))
+
+
+def test_the_chart_marks_the_tokens_of_the_picture() -> None:
+    def mark(tokens: int) -> float:
+        return float(re.search(r'<line class="now" x1="([\d.]+)"', accuracy_chart(embedded_curve(), tokens))[1])
+
+    marks = [mark(tokens) for tokens in (1, 16, 64, 300, 1024, 4096)]
+    assert marks[0] == marks[1] < marks[2] < marks[3] < marks[4] == marks[5] < 340
+    assert "this picture has 91" in accuracy_chart(embedded_curve(), 91)
+
+
+def test_without_a_curve_there_is_no_chart(demo: Demo) -> None:
+    assert accuracy_chart(None, 64) == ""
+    assert "<svg" not in demo.draw(Session(picture()), *controls())[1]
