@@ -14,6 +14,7 @@ from llava.conversation import Conversation
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
+from llava.serve.engine.explain import Explanation
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
 from qlip import QLIPConfig
@@ -66,6 +67,8 @@ class Backend(Protocol):
     pixels: Pixels
     name: str
     """Name of the model, where there is no choice."""
+    explains: bool
+    """Whether `explain` is known."""
 
     @property
     def note(self) -> str:
@@ -80,6 +83,9 @@ class Backend(Protocol):
     async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
         """Builds a conversation in a model's prompt format, which ends with a place for the answer."""
 
+    def explain(self, query: Query, answer: str) -> Explanation:
+        """Computes what an answer to a query depended on; runs the model."""
+
     def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """Yields the answer in pieces, the first once the request is accepted. Closing the iterator stops the model."""
 
@@ -88,6 +94,7 @@ class EngineBackend:
     """A model in this process."""
 
     note = ""
+    explains = True
 
     def __init__(self, engine: ChatEngine, name: str = "") -> None:
         """
@@ -116,6 +123,12 @@ class EngineBackend:
     async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
         """See `Backend`."""
         return build_conversation(self.engine, turns)[0]
+
+    def explain(self, query: Query, answer: str) -> Explanation:
+        """See `Backend`; errors are the engine's."""
+        conversation, _ = build_conversation(self.engine, query.turns)
+        pictures = [picture for turn in query.turns for picture in turn.images if isinstance(picture, Image.Image)]
+        return self.engine.explain(conversation, pictures, answer, qlip=query.qlip)
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`; errors are the engine's."""

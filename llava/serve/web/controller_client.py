@@ -22,6 +22,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64
 from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from llava.serve.engine.explain import Explanation
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.prompting import Turn, build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
@@ -62,6 +63,7 @@ class ControllerBackend:
     quadtree = True
     max_tokens = MAX_TOKENS
     name = ""
+    explains = False
 
     def __init__(
         self,
@@ -153,6 +155,10 @@ class ControllerBackend:
     async def conversation(self, turns: Sequence[Turn], model: str) -> Conversation:
         """See `Backend`; asks for the models if they have not been listed."""
         return build_conversation(await self.template(model), turns)[0]
+
+    def explain(self, query: Query, answer: str) -> Explanation:
+        """Raises ValueError: workers answer, and explain nothing."""
+        raise ValueError("a controller explains no answers; start the page with a model of its own")
 
     async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
         """See `Backend`.

@@ -13,7 +13,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.web.controls import CLIP, MAX_QUESTION, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.feedback import DISLIKE, LIKE, REPORT
 from llava.serve.web.handlers import Demo
-from llava.serve.web.views import LINES, NO_COST, NO_PICTURE, VIEWS
+from llava.serve.web.views import LINES, NO_COST, NO_PICTURE
 
 TITLE = "LLaVA with QLIP"
 PAPER = "https://arxiv.org/abs/2505.23004"
@@ -57,7 +57,7 @@ class Sees:
     """Components of the card that shows what the model sees."""
 
     view: gr.Radio
-    """Chooses one of `VIEWS`."""
+    """Chooses what is drawn."""
     seen: gr.Image
     cost: gr.HTML
     quadtree: Sequence[Any]
@@ -114,7 +114,7 @@ def view_card(demo: Demo) -> Sees:
     settings, most = demo.backend.defaults, demo.backend.max_tokens
     both = settings is not None
     gr.HTML("<h2>What the model sees</h2>")
-    view = gr.Radio(VIEWS, value=LINES, label="View", show_label=False, elem_id="view", container=False)
+    view = gr.Radio(demo.views, value=LINES, label="View", show_label=False, elem_id="view", container=False)
     seen = gr.Image(
         label="What the model sees",
         show_label=False,

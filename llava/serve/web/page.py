@@ -99,6 +99,10 @@ def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
     )
     answering = [asking, *suggested, again, comparing]
     _connect_ends(parts, answering)
+    if demo.backend.explains:
+        values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
+        for event in (asking, *suggested, again):
+            event.then(demo.draw_answer, values, shown, show_progress="hidden", preprocess=False, **PRIVATE)
     gr.on(
         [buttons["Clear"].click, talk.chat.clear],
         demo.clear,
@@ -179,7 +183,7 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
     sees.view.change(
         demo.set_view,
         [parts.session, sees.view, *parts.controls],
-        [parts.drawn, sees.seen],
+        [parts.drawn, sees.seen, sees.cost],
         trigger_mode="always_last",
         **PRIVATE,
         **hidden,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from llava.images import ImageError
+from llava.serve.engine.explain import Explanation
 from llava.serve.http.failures import explain
 from llava.serve.web import views
-from llava.serve.web.backend import Backend
+from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
 from llava.serve.web.controls import CONTROLS, Controls, describe
+from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.session import MAX_PICTURES, Session, open_upload, save_drawing
 from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
 
@@ -85,27 +88,55 @@ class PictureHandlers:
         """Formats the pictures of the conversation, if there are several."""
         return views.picture_strip(session.pictures, len(session.pictures) - len(session.pending))
 
-    def set_view(self, session: Session, view: Any, *controls: Any) -> tuple[str, str | None]:
-        """Chooses what is drawn; the view, and the drawing."""
-        return view, self.draw(session, *controls, view)[0]
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What can be drawn."""
+        return views.EXPLAINED_VIEWS if self.backend.explains else views.VIEWS
+
+    def set_view(self, session: Session, view: Any, *controls: Any) -> tuple[str, str | None, str]:
+        """Chooses what is drawn; the view, the drawing, and its cost."""
+        drawn = self.draw(session, *controls, view)
+        if view == views.ANSWER and session.last_answer is None:
+            gr.Info(views.NO_ANSWER)
+        return view, *drawn
+
+    def draw_answer(self, session: Session, *values: Any) -> tuple[Any, Any]:
+        """Draws the picture again after an answer, if what it depended on is shown; the drawing, and its cost."""
+        return self.draw(session, *values) if values[-1] == views.ANSWER else (gr.skip(), gr.skip())
 
     def draw(self, session: Session, *values: Any) -> tuple[str | None, str]:
-        """Draws the last picture, and describes its cost; no model runs.
+        """Draws the last picture, and describes its cost; no model runs, unless an answer is explained.
 
         Args:
             session: The visitor's session.
-            values: Those of the controls, and one of `VIEWS` unless it is the lines.
+            values: Those of the controls, and one of `views` unless it is the lines.
         """
         controls, (view, *_) = values[:CONTROLS], (*values[CONTROLS:], views.LINES)
         with errors_as_toasts():
             settings = Controls.read(controls, self.backend)
-            if view not in views.VIEWS:
-                raise ValueError(f"the view is {describe(view)}; it must be one of {', '.join(views.VIEWS)}")
+            if view not in self.views:
+                raise ValueError(f"the view is {describe(view)}; it must be one of {', '.join(self.views)}")
         if session.picture is None:
             return None, views.NO_PICTURE
-        picture = session.pictures[-1]
+        picture, explained = session.pictures[-1], None
         with errors_as_toasts():
             prepared = self.backend.prepare(picture, settings.options(self.backend))
-            drawing = save_drawing(views.draw(prepared, self.backend.pixels, picture=picture, view=view))
+            if view == views.ANSWER and session.last_answer is not None:
+                explained = self._explain(session, settings)
+            if explained is None:
+                shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
+                about = leaf_map(prepared.leaves, picture.size)
+            else:
+                *_, shown = explained.draw([views.enlarge(each) for each in session.asked_pictures])
+                part = explained.images[-1]
+                picture = session.asked_pictures[-1]
+                about = leaf_map(part.leaves, picture.size, part.weights, part.frame)
+            drawing = save_drawing(shown)
         meter = views.token_meter(prepared, picture, self.backend.native_tokens)
-        return drawing, meter + accuracy_chart(self.curve, prepared.tokens)
+        return drawing, about + meter + accuracy_chart(self.curve, prepared.tokens)
+
+    def _explain(self, session: Session, settings: Controls) -> Explanation:
+        """Computes what the last answer depended on, under the current settings of the picture."""
+        last, before = session.exchanges[-1], replace(session.without_last(), pending=session.exchanges[-1].pictures)
+        query = Query(before.turns(last.question), settings.sampling(), settings.options(self.backend), settings.model)
+        return self.backend.explain(query, last.answer)

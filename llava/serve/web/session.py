@@ -62,6 +62,16 @@ class Session:
         first = () if self.picture is None else (self.picture,)
         return (*first, *(picture for exchange in self.exchanges for picture in exchange.pictures), *self.pending)
 
+    @property
+    def asked_pictures(self) -> tuple[Image.Image, ...]:
+        """The pictures of the last question and those before."""
+        return self.pictures[: len(self.pictures) - len(self.pending)]
+
+    @property
+    def last_answer(self) -> str | None:
+        """The last exchange's answer; None if there is no exchange, or it has no text."""
+        return (self.exchanges[-1].answer or None) if self.exchanges else None
+
     def with_picture(self, picture: Image.Image) -> Session:
         """Copies the session with one more picture for the next question."""
         return replace(self, pending=(*self.pending, picture))

@@ -76,5 +76,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """Builds the page's script for its head."""
-    return f"<script>{files('llava.serve.web').joinpath('page.js').read_text(encoding='utf-8')}</script>"
+    """Builds the page's scripts for its head."""
+    folder = files("llava.serve.web")
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "leaves.js")]
+    return "".join(f"<script>{text}</script>" for text in texts)

@@ -19,9 +19,13 @@ from llava.serve.web.backend import Pixels
 DRAWING_SIDE = 640
 """Longer side of a drawing in pixels, about twice its size on the page, so that lines stay sharp."""
 
-PICTURE, LINES, TOWER = "Picture", "Lines", "What the tower gets"
+PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "What the tower gets", "What it looked at"
 VIEWS = (PICTURE, LINES, TOWER)
 """What can be drawn: the picture, the picture with lines where it is split, each leaf by its patch."""
+EXPLAINED_VIEWS = (*VIEWS, ANSWER)
+"""Where the model explains answers: also the picture with the heat of what the last answer depended on."""
+
+NO_ANSWER = "Ask something first: this shows what the last answer depended on."
 
 NO_COST = "<p></p>"
 NO_PICTURE = '<p class="hint">Choose a picture to see it cut.</p>'
@@ -86,10 +90,8 @@ def draw(
     """
     leaves = leaves_of(prepared, pixels)
     cell, width = max(4, side // max(leaves.grid)), max(1, side // 320)
-    if view == PICTURE and picture is not None:
-        scale = side / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    if view in (PICTURE, ANSWER) and picture is not None:  # of an answer that is still to come
+        return enlarge(picture, side)
     if view == LINES and picture is not None and prepared.leaves is not None and prepared.tiles is None:
         return qlip.draw_leaves(picture, leaves, cell, width=width)
     patches = render_patches(prepared, pixels)
@@ -98,6 +100,13 @@ def draw(
     rows, cols = leaves.grid
     sampling = Image.Resampling.NEAREST if cell >= pixels.patch_size else Image.Resampling.BOX
     return patches.resize((cols * cell, rows * cell), sampling)
+
+
+def enlarge(picture: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
+    """Resizes a picture to a longer side of `side` pixels."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int) -> str:

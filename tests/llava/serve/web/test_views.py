@@ -52,7 +52,7 @@ def test_the_tower_s_view_is_made_of_its_patches(backend: EngineBackend) -> None
 def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
     session = Session(picture())
     for view in (PICTURE, LINES, TOWER):
-        chosen, drawing = demo.set_view(session, view, *controls())
+        chosen, drawing, _ = demo.set_view(session, view, *controls())
         assert chosen == view and drawing is not None and Image.open(drawing).format == "PNG"
     with pytest.raises(gr.Error, match="The view is &#x27;x&#x27;|The view is 'x'"):
         demo.set_view(session, "x", *controls())
