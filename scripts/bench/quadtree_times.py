@@ -27,7 +27,7 @@ NATIVE = 24  # cells per side of CLIP-L's grid
 
 RULES = {
     "structure": QLIPConfig(),
-    "gradient": QLIPConfig(criterion="gradient", alpha=0.1, coarsest="any", max_tokens=None),
+    "gradient": QLIPConfig.paper(),
 }
 """By criterion: the defaults, and the paper's rule."""
 

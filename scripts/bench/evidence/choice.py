@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sets", nargs="+", choices=EXPERIMENTS["choice"].sets, metavar="SET", help="only these of the sets"
     )
     parser.add_argument(
-        "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
+        "--model-path", default=trained_path(), help="checkpoint with the settings that were changed"
     )
     return parse_and_run(parser, command, argv)
 

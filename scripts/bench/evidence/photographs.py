@@ -31,7 +31,7 @@ SETTINGS = {
     "native geometry, alpha 1.2, noise floor": QLIPConfig(**NATIVE, noise_floor=True),
     "native geometry, alpha 1.2, budget 864": QLIPConfig(**{**NATIVE, "max_tokens": 864}),
     "native geometry, alpha 1.6": QLIPConfig(**{**NATIVE, "alpha": 1.6}),
-    "the paper's rule, alpha 0.1": QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, max_tokens=None),
+    "the paper's rule, alpha 0.1": QLIPConfig.paper(),
 }
 """Settings whose tokens are counted, for CLIP ViT-L/14-336: 24 x 24 cells, 576 tokens."""
 TIMED = ("the defaults", "the defaults, budget 576", "native geometry, alpha 1.2, budget 864")
