@@ -49,9 +49,9 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 class QLIPConfig:
     """How an image is cut into tokens and where the tokens are placed.
 
-    The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's tokens
-    on photographs, they come nearest to the best over all sets of validation scenes and kinds of question. They were
-    fixed before anything was measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
+    The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's
+    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. They were fixed
+    before anything was measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
     """
 
     alpha: float = 0.8
@@ -84,8 +84,8 @@ class QLIPConfig:
 
     geometry: Geometry = "native"
     """"native": an image is resized so that its longer side is the native grid's times a power of two, and cut from
-    cells that are CLIP's own: an image that needs no detail costs no more than in CLIP and, with leaf_position "native",
-    is what CLIP sees. "grid", the paper's: it keeps its size, to the nearest whole cell."""
+    cells that are CLIP's own: an image that needs no detail costs no more than in CLIP and, with leaf_position
+    "native", is what CLIP sees. "grid", the paper's: it keeps its size, to the nearest whole cell."""
 
     layout: Layout = "aligned"
     """Placement of the coarsest blocks: tiled from the top-left corner, or centred as in the authors' code."""
@@ -204,7 +204,8 @@ class QLIPConfig:
     def paper(cls, **changes: Any) -> QLIPConfig:
         """Makes the settings of the QLIP paper, with changes.
 
-        It sweeps `alpha` and `image_size` for each benchmark, trains a prior (`interpolation="mlp"`), and has no budget.
+        The paper sweeps `alpha` and `image_size` for each benchmark, trains a prior (`interpolation="mlp"`), and has no
+        budget.
         """
         return cls(**{**PAPER, **changes})
 

@@ -88,10 +88,10 @@ def partition(
     noise_floor: bool = False,
     noise: Tensor | None = None,
 ) -> Leaves:
-    """Cuts an image by the quadtree of its detail (paper section 3.1), by default with `QLIPConfig`'s rule for CLIP-L/336.
+    """Cuts an image by the quadtree of its detail (paper section 3.1), by default with `QLIPConfig`'s rule for CLIP-L.
 
-    It takes the pixels as they are, so geometry and noise floor, for which an image processor needs the original, are off
-    by default. Waits for a GPU once, at the end.
+    It takes the pixels as they are, so geometry and noise floor, for which an image processor needs the original, are
+    off by default. Waits for a GPU once, at the end.
 
     Args:
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
