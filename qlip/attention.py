@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST_WEIGHTS = 2**24
+"""Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
+
 
 class _LayerReached(Exception):
     """Ends a forward pass once the wanted layer's inputs are known."""
@@ -107,22 +110,28 @@ def _mean_weights(
     key_bias: Tensor | None,
     window: int | None,
 ) -> Tensor:
-    """Computes the layer's weights row by row, for the queries alone: (Q, T) instead of (T, T) logits a head."""
+    """Computes the layer's weights row by row, for the queries alone: (Q, T) instead of (T, T) logits a head.
+
+    A long question's queries are taken in pieces, so that memory does not grow with their number.
+    """
     token = torch.arange(hidden.shape[1], device=hidden.device)
     means = []
     for row, chosen in enumerate(queries.to(hidden.device)):
         own = chosen.nonzero()[:, 0]
         turn = tuple(part[row if len(part) > 1 else 0] for part in rotation)
-        query = _heads(attention, "q", hidden[row, own], tuple(part[own] for part in turn))
         key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0)
-        logits = (query @ key.transpose(1, 2)).float() * attention.scaling  # (heads, Q, T)
-        if key_bias is not None:
-            logits = logits + key_bias[row].to(logits)
-        distance = own[:, None] - token
-        allowed = (distance >= 0) & real[row].to(hidden.device)
-        if window is not None:
-            allowed &= distance < window
-        means.append(logits.masked_fill(~allowed, -torch.inf).softmax(-1).mean((0, 1)))
+        total = torch.zeros(len(token), device=hidden.device)
+        for some in own.split(max(1, MOST_WEIGHTS // (len(key) * len(token)))):
+            query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn))
+            logits = (query @ key.transpose(1, 2)).float() * attention.scaling  # (heads, Q, T)
+            if key_bias is not None:
+                logits = logits + key_bias[row].to(logits)
+            distance = some[:, None] - token
+            allowed = (distance >= 0) & real[row].to(hidden.device)
+            if window is not None:
+                allowed &= distance < window
+            total += logits.masked_fill(~allowed, -torch.inf).softmax(-1).sum((0, 1))
+        means.append(total / (len(key) * len(own)))
     return torch.stack(means)
 
 

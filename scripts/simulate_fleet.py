@@ -95,6 +95,12 @@ def make_parser() -> OneLineParser:
     )
     parser.add_argument("--waiting", type=integer(), default=LIMITS.waiting, help="most that wait (%(default)s)")
     parser.add_argument("--batching", choices=get_args(Batching), default=LIMITS.batching)
+    parser.add_argument(
+        "--starts",
+        type=integer(),
+        default=LIMITS.starts,
+        help="answers that start between two steps of running ones, continuous batching (%(default)s)",
+    )
     parser.add_argument("--routing", choices=get_args(Routing), default="two_choices")
     parser.add_argument("--seed", type=int, default=0, help="of requests and routing (%(default)s)")
     parser.add_argument(
@@ -114,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     times = replace(read_times(args.times) if args.times else StageTimes(), **dict(args.set))
     if times == StageTimes():
         raise ValueError("all stage times are 0; measure them by python -m scripts.fleet.measure")
-    limits = Limits(args.slots, args.preparers, args.waiting, args.batching)
+    limits = Limits(args.slots, args.preparers, args.waiting, args.batching, args.starts)
     print(HEAD)
     for budget in args.budgets if args.trace is None else [None]:
         requests = make_requests(args, budget)

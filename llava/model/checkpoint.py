@@ -28,8 +28,7 @@ from llava.model.llava_arch import TOWER_NAMES
 from llava.model.multimodal_encoder.builder import check_scales
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
-    clip_config_from_shapes,
-    siglip_config_from_shapes,
+    infer_vision_config,
     vision_config,
 )
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
@@ -220,7 +219,6 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     if (config_file := Path(tower) / "config.json").is_file():
         return vision_config(read_json(config_file)).to_dict()
     try:
-        is_siglip = "embeddings.patch_embedding.bias" in shapes  # CLIP has none
-        return (siglip_config_from_shapes if is_siglip else clip_config_from_shapes)(shapes).to_dict()
+        return infer_vision_config(shapes).to_dict()
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

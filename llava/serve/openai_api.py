@@ -79,6 +79,8 @@ def serve_engine(
     async def announce() -> None:
         address = f"http://{listener.host}:{listener.port}/v1"
         print(f"{', '.join(settings.model_names)} at {address}", file=sys.stderr, flush=True)
+        kept = engine.prefixes.most_bytes // 2**20
+        print(f"at most {kept} MiB of keys and values of earlier prompts (--prefix-cache-mib)", file=sys.stderr)
         warn_of_open_port(listener.host, settings.api_keys)
 
     async def refuse_more() -> None:

@@ -62,7 +62,7 @@ def assemble(
     checkpoint = find_base(args)
     config = checkpoint.config
     had_newline = has_newline(config)
-    name = choose_template(args)
+    name = resolve_version(args)
     keep_aspect_ratio(args, config)
     warn_of_defaults(args, config, name)
     vision = choose_vision(args, config)
@@ -109,7 +109,7 @@ def find_base(args: ParsedArguments) -> Checkpoint:
     return checkpoint
 
 
-def choose_template(args: ParsedArguments) -> str:
+def resolve_version(args: ParsedArguments) -> str:
     """Chooses the prompt template that `--version` names; Vicuna's for an unknown name, as in LLaVA."""
     version = str(args.model.version)
     if version in conv_templates:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from qlip.attention import attention_on_keys, middle_layer
@@ -65,6 +66,33 @@ def test_equals_what_eager_attention_returns(config, attention):
         got = found(model, inputs, layer, queries, window=window)
         torch.testing.assert_close(got, expected[layer][:, :, -3:].mean((1, 2)), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(got.sum(1), torch.ones(2))
+
+
+class LargestWeights(TorchFunctionMode):
+    """Notes how many elements softmax gives at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") == "softmax":
+            self.sizes.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("most", [1, 40, 80, 10**6])
+@torch.no_grad()
+def test_a_long_question_is_taken_in_pieces_of_bounded_size(most, monkeypatch):
+    monkeypatch.setattr("qlip.attention.MOST_WEIGHTS", most)
+    inputs, queries = batch(), batch()["attention_mask"].bool()
+    queries[:, :4] = False
+    expected = build(CONFIGS["mistral with a window"], "eager")(**inputs, output_attentions=True).attentions[1]
+    with LargestWeights() as noted:
+        got = found(build(CONFIGS["mistral with a window"], "sdpa"), inputs, 1, queries, window=4)
+    torch.testing.assert_close(got, expected[:, :, 4:].mean((1, 2)), atol=1e-5, rtol=1e-4)
+    assert max(noted.sizes) <= max(most, 4 * 9)  # one query of four heads and nine keys at least
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -35,6 +36,9 @@ from llava.serve.loading import check_model_flags, load_engine
 
 SHARE = 2
 """Full batches' worth of questions that an actor gets at once, and that are asked again if it dies."""
+
+CHAINED = "\n\n(?:The above exception was the direct cause|During handling of the above exception)[^\n]*\n\n"
+"""What Python writes between the tracebacks of an error and of the one that was raised from it."""
 
 
 class PictureStage:
@@ -115,11 +119,25 @@ def answer_on(args: argparse.Namespace, preparer: Preparer, shares: Path, count:
         for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield [json.loads(row) for row in batch["row"]]
     except ray.exceptions.RayError as error:
-        raise RuntimeError(
-            f"the cluster failed: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-        ) from None
+        raise RuntimeError(f"the cluster failed: {describe_failure(error)}") from None
     finally:
         ray.shutdown()
+
+
+def describe_failure(error: Exception) -> str:
+    """Describes an error of Ray in one line: by the type and words of what a stage raised, or by its own.
+
+    Args:
+        error: Its text ends with the traceback of what was raised, and behind that with one of Ray Data's own error.
+    """
+    blocks = [block.strip().splitlines() for block in re.split(CHAINED, str(error))]
+    if len(blocks) > 1 and any("UserCodeException" in line for line in blocks[-1]):
+        blocks.pop()
+    lines = blocks[-1]
+    start = 1 + max((i for i, line in enumerate(lines) if line[:1].isspace()), default=-1)
+    words = " ".join(lines[start:] or lines[-1:])
+    raised = hasattr(error, "cause") or getattr(error, "actor_init_failed", False)
+    return words if raised else f"{type(error).__name__}: {words}"
 
 
 def start_cluster(args: argparse.Namespace) -> None:

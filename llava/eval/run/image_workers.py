@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
+
+from llava.serve.engine.errors import ran_out_of_memory
 
 WORTH = 10.0
 """Seconds of preparing in one thread, below which no worker starts: importing torch takes one about 3 s of a core."""
@@ -33,6 +38,14 @@ IN_FLIGHT = 3
 
 Prepare = Callable[[Any], Any]
 """Prepares an image. It and its results must travel between processes."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image whose preparation raised."""
+
+    error: Exception
+    """Raised to the reader, in the image's place."""
 
 
 class ImageQueue:
@@ -70,7 +83,8 @@ class ImageQueue:
 
         Raises:
             StopIteration: there is none.
-            RuntimeError: a worker died.
+            RuntimeError: a worker died, or its memory ran out.
+            Others: what preparing this image raised, here or in a worker.
         """
         while True:
             with self._changed:
@@ -82,6 +96,8 @@ class ImageQueue:
                     ready = self._ready.pop(self.read)
                     self.read += 1
                     self._changed.notify_all()
+                    if isinstance(ready, Failed):
+                        raise ready.error
                     return ready
                 index = self._take()
                 if index is None:
@@ -120,7 +136,10 @@ class ImageQueue:
 
     def _prepare_here(self, index: int) -> None:
         start = time.perf_counter()
-        ready = self.prepare(self.sources[index])
+        try:
+            ready = self.prepare(self.sources[index])
+        except Exception as error:  # the images before it are read first
+            ready = Failed(error)
         self._put(index, ready)
         self._fastest = min(self._fastest, time.perf_counter() - start)
         if not self.started and index:
@@ -191,10 +210,34 @@ def work(queue: Connection, prepare: Prepare) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
+        prepare_all(queue, prepare)
+
+
+def prepare_all(queue: Connection, prepare: Prepare) -> None:
+    """Says that it is up, and prepares images that come through a pipe until it is closed."""
+    with suppress(EOFError, BrokenPipeError):
         queue.send(None)
         while True:
-            queue.send(prepare(queue.recv()))
+            queue.send_bytes(_prepare_one(prepare, queue.recv()))
+
+
+def _prepare_one(prepare: Prepare, source: Any) -> Any:
+    """Prepares an image; bytes of the result, or of `Failed`."""
+    try:
+        return ForkingPickler.dumps(prepare(source))
+    except Exception as error:
+        return ForkingPickler.dumps(Failed(make_portable(error)))
+
+
+def make_portable(error: Exception) -> Exception:
+    """Makes an error that can be sent to another process: itself, or one with its type's name and its message."""
+    if ran_out_of_memory(error):
+        return RuntimeError("a worker that prepares images ran out of memory; use fewer --workers")
+    with suppress(Exception):  # whatever its class raises as it is built again
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Ahead(Iterator[Any]):
@@ -207,6 +250,6 @@ class Ahead(Iterator[Any]):
     def __next__(self) -> Any:
         try:
             return self.queue.next()
-        except (StopIteration, RuntimeError):
+        except Exception:
             self._end()
             raise

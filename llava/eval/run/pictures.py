@@ -127,6 +127,7 @@ def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ah
 
     Raises:
         RuntimeError: a worker died, say for lack of memory.
+        Others: what the preparer raised, in the image's place.
     """
     if workers == 0 or not sources:
         return map(preparer, sources)

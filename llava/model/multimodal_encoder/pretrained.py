@@ -79,74 +79,46 @@ def read_vision_config(name: str, **hub: Any) -> PreTrainedConfig:
         raise ValueError(f"the vision tower {name!r} (mm_vision_tower): {error}") from error
 
 
-def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
-    """Infers the configuration of a CLIP vision model whose weights are in a LLaVA checkpoint without their config.
+def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig | SiglipVisionConfig:
+    """Infers the configuration of a vision model whose weights are in a LLaVA checkpoint without their config.
+
+    LLaVA-NeXT drops SigLIP's last layer and head; what is left is then the configuration.
 
     Args:
-        shapes: shape of every tensor, by CLIP's names ("embeddings.patch_embedding.weight", ...).
+        shapes: shape of every tensor, by transformers' names ("embeddings.patch_embedding.weight", ...).
 
     Raises:
-        ValueError: the tensors are not those of a CLIP vision model.
+        ValueError: the tensors are those of neither CLIP nor SigLIP.
     """
+    is_siglip = "embeddings.patch_embedding.bias" in shapes  # CLIP has none
+    kind = "SigLIP" if is_siglip else "CLIP"
     try:
         width, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
         positions = shapes["embeddings.position_embedding.weight"][0]
         inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-        has_cls = "embeddings.class_embedding" in shapes
     except KeyError as missing:
-        raise ValueError(f"the checkpoint's vision tower is no CLIP vision model: it has no {missing}") from None
-    side = round((positions - 1) ** 0.5)
-    if not has_cls or side**2 != positions - 1 or width % CLIP_HEAD_WIDTH:
+        raise ValueError(f"the checkpoint's vision tower is no {kind} vision model: it has no {missing}") from None
+    has_cls = "embeddings.class_embedding" in shapes
+    head = SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH) if is_siglip else CLIP_HEAD_WIDTH
+    side = round(max(0, positions - has_cls) ** 0.5)
+    if has_cls == is_siglip or side**2 + has_cls != positions or width % head:
         raise ValueError(
             f"the checkpoint's vision tower has {positions} positions of width {width}, with{'' if has_cls else 'out'}"
-            " [CLS]: not a CLIP that can be recognised by its weights; set mm_vision_config in config.json"
+            f" [CLS]: not a {kind} that can be recognised by its weights; set mm_vision_config in config.json"
         )
-    layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
-    return CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=len(layers),
-        num_attention_heads=width // CLIP_HEAD_WIDTH,
-        num_channels=channels,
-        image_size=side * patch_size,
-        patch_size=patch_size,
-        hidden_act="quick_gelu",
-    )
-
-
-def siglip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> SiglipVisionConfig:
-    """Infers the configuration of a SigLIP vision model whose weights are in a LLaVA checkpoint without their config.
-
-    LLaVA-NeXT drops the last layer and the head; what is left is then the configuration.
-
-    Args:
-        shapes: see `clip_config_from_shapes`.
-
-    Raises:
-        ValueError: the tensors are not those of a SigLIP vision model.
-    """
-    try:
-        width, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
-        positions = shapes["embeddings.position_embedding.weight"][0]
-        inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-    except KeyError as missing:
-        raise ValueError(f"the checkpoint's vision tower is no SigLIP vision model: it has no {missing}") from None
-    side, head = round(positions**0.5), SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH)
-    if side**2 != positions or width % head:
-        raise ValueError(
-            f"the checkpoint's vision tower has {positions} positions of width {width}: not a SigLIP that can be"
-            " recognised by its weights; set mm_vision_config in config.json"
-        )
-    return SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
-        num_attention_heads=width // head,
-        num_channels=channels,
-        image_size=UNEVEN_SIZES.get((side, patch_size), side * patch_size),
-        patch_size=patch_size,
-        vision_use_head="head.probe" in shapes,
-    )
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_attention_heads": width // head,
+        "num_channels": channels,
+        "patch_size": patch_size,
+    }
+    pixels = side * patch_size
+    if not is_siglip:
+        return CLIPVisionConfig(**sizes, image_size=pixels, hidden_act="quick_gelu")
+    pixels = UNEVEN_SIZES.get((side, patch_size), pixels)
+    return SiglipVisionConfig(**sizes, image_size=pixels, vision_use_head="head.probe" in shapes)
 
 
 def check_select_feature(feature: str, config: PreTrainedConfig) -> None:

@@ -35,6 +35,10 @@ class Refused(Exception):
     """A decoder process refused an image and can take the next one."""
 
 
+class Faulty(Exception):
+    """A decoder process failed on an image; the message has the error's type and words, for the server's log alone."""
+
+
 def start_process() -> subprocess.Popen[bytes]:
     """Starts a decoder process; it ends when this process does."""
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
@@ -80,31 +84,37 @@ def exchange(
 
     Raises:
         Refused: the process refused the file; the message says why.
+        Faulty: an error that it does not expect; the process should be replaced.
         EOFError, OSError: the process has ended.
+        RuntimeError: the process was started without pipes.
     """
-    assert process.stdin is not None and process.stdout is not None
+    given, received = process.stdin, process.stdout
+    if given is None or received is None:
+        raise RuntimeError("the decoder process has no pipes to and from it; start it by start_process")
     request = {"bytes": len(data), "limits": asdict(limits), "cpu_seconds": cpu_seconds, "fits": fit is not None}
-    process.stdin.write(json.dumps(request).encode() + b"\n")
-    process.stdin.write(data)
-    process.stdin.flush()
-    line = process.stdout.readline()
+    given.write(json.dumps(request).encode() + b"\n")
+    given.write(data)
+    given.flush()
+    line = received.readline()
     if not line.endswith(b"\n"):
         raise EOFError
     reply = json.loads(line)
     if "error" in reply:
         raise Refused(reply["error"])
+    if "fault" in reply:
+        raise Faulty(reply["fault"])
     width, height = reply["size"]
     if fit is not None:
         size = fit(width, height)
         smaller = size[0] * size[1] < width * height
-        process.stdin.write(json.dumps(size if smaller else None).encode() + b"\n")
-        process.stdin.flush()
+        given.write(json.dumps(size if smaller else None).encode() + b"\n")
+        given.flush()
         width, height = size if smaller else (width, height)
     image = Image.new("RGB", (width, height))
     rows = max(1, STRIP_BYTES // (3 * width))
     for top in range(0, height, rows):
         count = min(rows, height - top)
-        strip = process.stdout.read(3 * width * count)
+        strip = received.read(3 * width * count)
         if len(strip) < 3 * width * count:
             raise EOFError
         image.paste(Image.frombuffer("RGB", (width, count), strip, "raw", "RGB", 0, 1), (0, top))

@@ -16,7 +16,7 @@ from functools import cache
 from PIL import Image
 
 from llava.images import DEFAULT_LIMITS, Fit, ImageError, ImageLimits, ImageOpener
-from llava.serve.decoding.client import Refused, end_process, exchange, start_process
+from llava.serve.decoding.client import Faulty, Refused, end_process, exchange, start_process
 from llava.serve.http.failures import RequestError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 PROCESSES = 8  # more than cores, so that a few slow images do not block the others; started on demand
 CPU_SECONDS = 5.0
 WALL_SECONDS = 8.0
+UNOPENED = "the image could not be opened; save it again in another format"
 ENDED_BY_A_LIMIT = {-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)}
 
 
@@ -142,6 +143,9 @@ class DecoderPool:
         timer.start()
         try:
             return exchange(process, data, limits, self.cpu_seconds, fit)
+        except Faulty as error:
+            logger.warning("an image made its decoder process fail: %r", str(error))
+            raise ImageError(UNOPENED) from None
         except (EOFError, OSError):  # the process was killed
             if cancellation.cancelled:
                 raise client_gone() from None
@@ -155,7 +159,7 @@ class DecoderPool:
         if code in ENDED_BY_A_LIMIT:
             limit = f"opening the image takes more than {self.cpu_seconds:g} s"
             return ImageError(f"{limit}; make it smaller, or save it again in another format")
-        return ImageError("the image could not be opened; save it again in another format")
+        return ImageError(UNOPENED)
 
     def _release(self, process: subprocess.Popen[bytes] | None, healthy: bool) -> None:
         if process is not None and (not healthy or self._closed):

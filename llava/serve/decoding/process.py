@@ -91,6 +91,8 @@ def answer(request: Mapping[str, Any], data: bytes, budget: Budget, given: Binar
         reply = {"error": str(error)}
     except MemoryError:
         reply = {"error": "opening the image takes far more memory than an image of its size should"}
+    except Exception as error:  # for the server's log: a decoder's own words may not reach a client
+        reply = {"fault": f"{type(error).__name__}: {error}"}
     out.write(json.dumps(reply).encode() + b"\n")
     if image is not None and request["fits"]:
         out.flush()

@@ -35,7 +35,8 @@ from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prefill import can_continue
-from llava.serve.engine.prefixes import prompt_key
+from llava.serve.engine.prefix_memory import choose_prefix_bytes
+from llava.serve.engine.prefixes import PrefixCache, prompt_key
 from llava.serve.engine.prompting import find_end_tokens, question_start, separators
 from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
@@ -86,8 +87,12 @@ class ChatEngine:
         self.conv_mode = conv_mode or model.config.conv_mode or default_template(model.config)
         if self.conv_mode not in conv_templates:
             raise ValueError(f"unknown conv_mode {self.conv_mode!r}; known: {', '.join(conv_templates)}")
-        self._batch = ContinuousBatch(model, self.vision, self.limits) if joins and can_continue(model) else None
-        self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits, self._batch is not None)
+        self.prefixes, self._batch = PrefixCache(0), None
+        if joins and can_continue(model):
+            self.prefixes = PrefixCache(choose_prefix_bytes(model, context_len, self.limits))
+            self._batch = ContinuousBatch(model, self.vision, self.limits, self.prefixes)
+        joins, free = self._batch is not None, self.prefixes.clear
+        self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits, joins, free)
         self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
         # Separate threads for text, so that it never waits for images.
         self._text_preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare-text")
@@ -266,7 +271,7 @@ class ChatEngine:
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         before = prompt[: question_start(prompt, form)] if awaits_question(views) else ""
         question = min(len(tokenizer_image_token(before, self.tokenizer)), len(ids) - 1)
-        key = prompt_key(ids.tolist(), views) if self._batch is not None and self.limits.max_prefix_mib else ()
+        key = prompt_key(ids.tolist(), views) if self.prefixes.most_bytes else ()
         row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question, key=key)
         return Answer(row, views, usage, self.scheduler.remove)
 
@@ -281,7 +286,7 @@ class ChatEngine:
         if self._batch is not None and batch[0].row.sampling.num_beams == 1:
             self._batch.run(batch, lambda *bounds: self.scheduler.take(*bounds))
             return
-        images = encode_answers(self.vision, batch)
+        images = encode_answers(self.vision, batch, self.limits.max_join_tokens)
         if images is not None:
             generate_rows(self.model, [answer.row for answer in batch], images, self.padding_id)
 

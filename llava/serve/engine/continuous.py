@@ -37,16 +37,16 @@ TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
 class ContinuousBatch:
     """The rows that are being generated, those that are joining, and those that wait for memory."""
 
-    def __init__(self, model: Any, vision: VisionFrontend, limits: EngineLimits) -> None:
+    def __init__(self, model: Any, vision: VisionFrontend, limits: EngineLimits, prefixes: PrefixCache) -> None:
         """
         Args:
             model: A LLaVA model for which `can_continue` holds.
             vision: Encodes its images.
             limits: Bounds on the batch.
+            prefixes: Keeps keys and values of answers that have ended.
         """
-        self.model, self.vision, self.limits = model, vision, limits
+        self.model, self.vision, self.limits, self.prefixes = model, vision, limits, prefixes
         self._streams: list[Stream] = []
-        self._prefixes = PrefixCache(limits.max_prefix_mib * 2**20)
         self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self._bias: Tensor | None = None  # float32 (B, K0), of the running rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the running rows, until they change
@@ -121,7 +121,7 @@ class ContinuousBatch:
             yield from self._admit(part)
 
     def _parts_to_retry(self, streams: Sequence[Stream], failure: Exception) -> list[Sequence[Stream]]:
-        if ran_out_of_memory(failure) and self._prefixes.clear():
+        if ran_out_of_memory(failure) and self.prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
             return [streams]
         if len(streams) > 1:
@@ -144,7 +144,7 @@ class ContinuousBatch:
         """Encodes the images of requests, runs their prompts, chooses their first tokens and adds them to the batch."""
         most = self.limits.max_join_tokens
         answers = [stream.answer for stream in streams]
-        known = [self._prefixes.find(stream.key) for stream in streams]
+        known = [self.prefixes.find(stream.key) for stream in streams]
         skipped = [len(prefix.spans) for prefix in known]
         encoded = yield from while_wanted(streams, encode_in_parts(self.vision, answers, most, skipped))
         if encoded is None:
@@ -245,9 +245,9 @@ class ContinuousBatch:
             key = stream.key[:-1]  # the last token was not run
             size = self._cache.count_bytes(length)
             try:
-                self._prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
+                self.prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
             except Exception as error:  # memory that is short serves the answers first
-                self._prefixes.clear()
+                self.prefixes.clear()
                 logger.warning("dropped the keys and values of earlier prompts", exc_info=error)
 
     def _remove(self, row: int) -> None:
@@ -267,7 +267,7 @@ class ContinuousBatch:
 
         What is suspended continues later, its keys and values computed once more.
         """
-        if self._prefixes.clear():
+        if self.prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
         elif self._join is not None:
             self._join.close()

@@ -78,12 +78,14 @@ class EngineLimits:
     max_batch: int = 16
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
-    """Largest number of visual tokens in a batch; a request with more runs alone."""
+    """Largest number of tokens of a batch's prompts, text and images; a request with more runs alone."""
     max_join_tokens: int = 1024
     """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; images
-    and longer prompts are worked off in pieces of that size."""
-    max_prefix_mib: int = 1024
-    """Largest size, in MiB, of the keys and values kept for prompts that begin as earlier ones did; 0 keeps none."""
+    and longer prompts are worked off in pieces of that size. So are questions that decide what is split, also where
+    requests do not join; a single prompt whose question is asked runs at once."""
+    max_prefix_mib: int | None = None
+    """Largest size, in MiB, of the keys and values kept for prompts that begin as earlier ones did; 0 keeps none, None
+    as much as some full contexts take, within a share of the free memory (`prefix_memory`)."""
     max_waiting: int = 64
     """Largest number of waiting requests; more are refused."""
     max_preparing: int = 8
@@ -96,7 +98,7 @@ class EngineLimits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name == "max_prefix_mib" else 1
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
 

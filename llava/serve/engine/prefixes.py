@@ -8,6 +8,7 @@ follows; an image is reused whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,6 +22,8 @@ from llava.model.prepared_image import PreparedImage
 from llava.serve.engine.slots import KeysValues
 from qlip.language_positions import ImageSpan
 from qlip.patches import CutImage
+
+logger = logging.getLogger(__name__)
 
 PromptKey = tuple[int | bytes, ...]
 """Ids of text tokens and digests of images, in order."""
@@ -100,7 +103,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Prefixes within a number of bytes; the least recently used are dropped."""
+    """Prefixes within a number of bytes; the least recently used are dropped. A larger one is logged once."""
 
     def __init__(self, most_bytes: int) -> None:
         """
@@ -109,6 +112,7 @@ class PrefixCache:
         """
         self.most_bytes = most_bytes
         self.bytes = 0
+        self._warned = False
         self._kept: dict[PromptKey, tuple[Prefix, int]] = {}  # the most recently used last
 
     def __len__(self) -> int:
@@ -147,6 +151,15 @@ class PrefixCache:
                 self._drop(next(iter(self._kept)))
             self._kept[key] = (Prefix(key, tuple(spans), read()), size)
             self.bytes += size
+        elif not self._warned:
+            self._warned = True
+            logger.warning(
+                "the keys and values of a prompt and its answer take %d MiB, more than the %d MiB for earlier prompts:"
+                " one that continues it runs in full; set --prefix-cache-mib %d or more",
+                -(-size // 2**20),
+                self.most_bytes // 2**20,
+                -(-size // 2**20),
+            )
 
     def clear(self) -> bool:
         """Drops all prefixes; false if there were none."""

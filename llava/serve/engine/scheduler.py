@@ -29,14 +29,21 @@ MAX_JOIN_WAIT = 0.5  # seconds
 class Scheduler:
     """First in, first out queue of requests, run in batches."""
 
-    def __init__(self, generate: Callable[[Sequence[Answer]], None], limits: EngineLimits, joins: bool = False) -> None:
+    def __init__(
+        self,
+        generate: Callable[[Sequence[Answer]], None],
+        limits: EngineLimits,
+        joins: bool = False,
+        free: Callable[[], bool] = lambda: False,
+    ) -> None:
         """
         Args:
             generate: Answers a batch; called in the model thread, one batch at a time.
             limits: Bounds on the batches and the queue.
             joins: Whether `generate` takes further requests (`take`) while it runs.
+            free: Frees memory that no running answer needs, where it has run out; false if there is none.
         """
-        self.generate, self.limits, self.joins = generate, limits, joins
+        self.generate, self.limits, self.joins, self.free = generate, limits, joins, free
         self.admitted = 0
         """Number of requests that wait or are being prepared."""
         self.closed = False
@@ -143,18 +150,17 @@ class Scheduler:
 
     def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
         batch: list[Answer] = []
-        visual, tokens = sum(answer.usage.visual_tokens for answer in active), 0
+        running, joining = sum(answer.usage.prompt_tokens for answer in active), 0
         while self._waiting and len(active) + len(batch) < most_rows:
             first = self._waiting[0]
-            visual += first.usage.visual_tokens
-            tokens += first.usage.prompt_tokens
+            joining += first.usage.prompt_tokens
             others = [*active, *batch]
             if others and not (
-                visual <= self.limits.max_batch_tokens
+                running + joining <= self.limits.max_batch_tokens
                 and first.row.sampling.num_beams == others[0].row.sampling.num_beams == 1
             ):
                 break
-            if self.joins and batch and tokens > self.limits.max_join_tokens:
+            if self.joins and batch and joining > self.limits.max_join_tokens:
                 break
             batch.append(self._waiting.popleft())
         self.release(len(batch))
@@ -169,25 +175,31 @@ class Scheduler:
     def _run(self, batch: Sequence[Answer]) -> None:
         """Answers a batch; one that fails before any of its answers has begun is retried in parts.
 
-        Out of memory, its halves are tried; otherwise each request alone, so that only those at fault fail.
+        Out of memory, it is tried again if some could be freed, and else its halves are; after another error each
+        request is tried alone, so that only those at fault fail.
         """
         try:
             self.generate(batch)
             return
         except Exception as error:  # any error ends these answers only, not the model thread
             failure = error
-        if any(answer.row.generated for answer in batch) or len(batch) == 1:
-            for answer in batch:
-                answer.fail(failure)
-            return
         if ran_out_of_memory(failure):
-            del failure  # its traceback holds the tensors that did not fit
-            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
-            parts = list(halve(batch))
-        else:
-            logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
-            del failure
-            parts = [[answer] for answer in batch]
-        for part in parts:
+            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
+        for part in self._parts_to_retry(batch, failure):
             if left := [answer for answer in part if not answer.row.ended]:
                 self._run(left)
+
+    def _parts_to_retry(self, batch: Sequence[Answer], failure: Exception) -> list[Sequence[Answer]]:
+        begun = any(answer.row.generated for answer in batch)
+        if not begun and ran_out_of_memory(failure) and self.free():
+            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+            return [batch]
+        if begun or len(batch) == 1:
+            for answer in batch:
+                answer.fail(failure)
+            return []
+        if ran_out_of_memory(failure):
+            logger.warning("out of memory with %d requests together; trying half as many", len(batch))
+            return list(halve(batch))
+        logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
+        return [[answer] for answer in batch]

@@ -66,7 +66,8 @@ def add_prefix_flag(parser: argparse.ArgumentParser) -> None:
         type=integer(0),
         default=EngineLimits.max_prefix_mib,
         metavar="MIB",
-        help="memory for keys and values of earlier prompts, reused by those that begin alike (default: %(default)s)",
+        help="memory for keys and values of earlier prompts, reused by those that begin alike; 0 for none (default: for"
+        " four full contexts, 1024 for a smaller model, but at most a quarter of the free memory)",
     )
 
 

@@ -45,6 +45,8 @@ class Metrics:
         for name, help, read in (
             ("requests_waiting", "Requests that wait for the model", lambda: engine.waiting),
             ("requests_running", "Requests that are being answered", lambda: engine.running),
+            ("prefix_cache_bytes", "Keys and values of earlier prompts", lambda: engine.prefixes.bytes),
+            ("prefix_cache_limit_bytes", "Most bytes of these", lambda: engine.prefixes.most_bytes),
         ):
             Gauge(f"llava_{name}", help, registry=self.registry).set_function(read)
 

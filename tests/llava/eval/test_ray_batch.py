@@ -6,6 +6,7 @@ import argparse
 import json
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 
 from llava.eval import model_vqa_loader, ray_batch
 from llava.eval.run import cluster
@@ -165,6 +167,34 @@ def test_shares_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert cluster.write_shares(tmp_path / "s.jsonl", asked, 2) == 3
     lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert [pair for line in lines for pair in cluster.read_share(json.loads(line)["questions"])] == asked
+
+
+def raised_in_a_stage(error: Exception) -> RayTaskError:
+    """What Ray gives where a stage raised; Ray Data raises its own error from the stage's."""
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            raise UserCodeException("UDF failed to process a data block.\nTo change retry attempts, ...") from inner
+    except UserCodeException as outer:
+        return RayTaskError("map", traceback.format_exc(), outer, "ray::Map", 1, "127.0.0.1").as_instanceof_cause()
+
+
+def raised_while_an_actor_starts(error: Exception) -> ActorDiedError:
+    try:
+        raise error
+    except Exception as inner:
+        return ActorDiedError(RayTaskError("init", traceback.format_exc(), inner, "ray::Map", 1, "127.0.0.1"))
+
+
+@pytest.mark.parametrize("fail", [raised_in_a_stage, raised_while_an_actor_starts])
+def test_what_failed_on_a_node_is_named_by_its_type_and_words(fail: Any) -> None:
+    found = cluster.describe_failure(fail(ValueError("no such checkpoint: x\ngive --model-path")))
+    assert found == "ValueError: no such checkpoint: x give --model-path"
+
+
+def test_an_actor_whose_process_ended_has_died() -> None:
+    assert cluster.describe_failure(ActorDiedError()).startswith("ActorDiedError: The actor died unexpectedly")
 
 
 def test_a_cluster_needs_a_worker(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

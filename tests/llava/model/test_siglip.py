@@ -15,7 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipImage
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model.builder import load_empty_tower, load_pretrained_model
-from llava.model.multimodal_encoder.pretrained import siglip_config_from_shapes
+from llava.model.multimodal_encoder.pretrained import infer_vision_config
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, llava_config, llava_state, write_tokenizer
 from tests.weights import randomise
 
@@ -109,17 +109,38 @@ def test_a_tower_without_its_last_layer_and_head_is_read_at_its_end(tmp_path):
     assert not [name for name in load_file(tmp_path / "again" / "model.safetensors") if ".head." in name]
 
 
+SO400M = {
+    "embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+    "embeddings.patch_embedding.bias": (1152,),
+    "embeddings.position_embedding.weight": (729, 1152),
+    **{f"encoder.layers.{i}.mlp.fc1.weight": (4304, 1152) for i in range(26)},
+}
+
+
 def test_so400m_is_recognised_by_its_shapes():
-    shapes = {
-        "embeddings.patch_embedding.weight": (1152, 3, 14, 14),
-        "embeddings.patch_embedding.bias": (1152,),
-        "embeddings.position_embedding.weight": (729, 1152),
-        **{f"encoder.layers.{i}.mlp.fc1.weight": (4304, 1152) for i in range(26)},
-    }
-    config = siglip_config_from_shapes(shapes)
+    config = infer_vision_config(SO400M)
     wanted = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16}
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert (config.image_size, config.patch_size, config.vision_use_head) == (384, 14, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"embeddings.patch_embedding.weight": None}, "no SigLIP vision model: it has no 'embeddings.patch_embedding"),
+        ({"embeddings.class_embedding": (1152,)}, r"729 positions of width 1152, with \[CLS\]: not a SigLIP"),
+        ({"embeddings.position_embedding.weight": (730, 1152)}, r"730 positions .*without \[CLS\]: not a SigLIP"),
+        ({"embeddings.patch_embedding.bias": None}, r"729 positions .*without \[CLS\]: not a CLIP"),
+        (
+            {"embeddings.patch_embedding.bias": None, "embeddings.class_embedding": (1152,)},
+            r"729 positions .*with \[CLS\]: not a CLIP .*set mm_vision_config in config.json",
+        ),
+    ],
+)
+def test_a_tower_that_its_shapes_do_not_show_is_refused(changes, words):
+    shapes = {**SO400M, **changes}
+    with pytest.raises(ValueError, match=words):
+        infer_vision_config({name: shape for name, shape in shapes.items() if shape is not None})
 
 
 def test_cls_patch_is_refused_since_there_is_none(theirs, tmp_path):

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llava.eval.run import image_workers
-from llava.eval.run.image_workers import PROBED, Ahead, ImageQueue, choose_count
+from llava.eval.run.image_workers import PROBED, Ahead, ImageQueue, choose_count, prepare_all
 
 DEADLINE = 300
 
@@ -131,6 +132,57 @@ def test_a_worker_that_fails_is_an_error_of_the_reader(words: str) -> None:
 
     feed(queue, act)
     with pytest.raises(RuntimeError, match=words):
+        list(Ahead(queue))
+
+
+class Odd(Exception):
+    """Cannot be built again from its message, which is what pickle tries."""
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__(f"{size} is above {most}")
+
+
+def prepare_or_raise(error: Exception | None) -> Callable[[int], Any]:
+    """Prepares images as 10, 11, ... but the third; no error makes that one's result impossible to send."""
+
+    def prepare(source: int) -> Any:
+        if source != 2:
+            return source + 10
+        if error is None:
+            return threading.Lock()
+        raise error
+
+    return prepare
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (ValueError("alpha is odd"), (ValueError, ValueError), "^alpha is odd$"),
+        (Odd(5, 3), (Odd, RuntimeError), "5 is above 3$"),
+        (MemoryError(), (MemoryError, RuntimeError), "^$|ran out of memory; use fewer --workers"),
+    ],
+)
+def test_an_error_of_one_image_is_raised_in_its_place(
+    error: Exception, raised: tuple[type, type], words: str, in_worker: bool
+) -> None:
+    prepare = prepare_or_raise(error)
+    queue = ImageQueue(prepare, range(4), 1, 9)
+    if in_worker:
+        feed(queue, lambda end: prepare_all(end, prepare))
+    reader = Ahead(queue)
+    assert [next(reader), next(reader)] == [10, 11]
+    with pytest.raises(Exception, match=words) as caught:
+        next(reader)
+    assert type(caught.value) is raised[in_worker]
+    assert queue._closed
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_with_its_reason() -> None:
+    queue = ImageQueue(str, range(4), 1, 9)
+    feed(queue, lambda end: prepare_all(end, prepare_or_raise(None)))
+    with pytest.raises(TypeError, match="cannot pickle"):
         list(Ahead(queue))
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -15,8 +20,10 @@ from PIL import Image
 
 from llava.images import ImageError, ImageLimits, decode_image
 from llava.serve.decoding import client
+from llava.serve.decoding import pool as pool_module
+from llava.serve.decoding import process as process_module
 from llava.serve.decoding.pool import Cancellation, DecoderPool, UnopenedImage
-from llava.serve.http.failures import RequestError
+from llava.serve.http.failures import RequestError, explain
 from scripts.soak import hostile
 
 ANSWERED = [name for name, (_, answered) in hostile.PICTURES.items() if answered]
@@ -149,6 +156,56 @@ def test_a_process_that_was_killed_from_outside_is_replaced(pool: DecoderPool) -
         process.kill()
         process.wait(60)
     assert pool.decode(GOOD).size == (64, 64)
+
+
+FAILING = """
+import json, sys
+size = json.loads(sys.stdin.buffer.readline())["bytes"]
+sys.stdin.buffer.read(size)
+print(json.dumps({"fault": "KeyError: '/secret'"}), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_error_in_a_process_is_logged_and_kept_from_the_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-S", "-c", FAILING]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    monkeypatch.setattr(pool_module, "start_process", start)
+    pool = DecoderPool(1)
+    try:
+        with pytest.raises(ImageError, match=r"^the image could not be opened; save it again in another format$"):
+            pool.decode(GOOD)
+        assert "KeyError: '/secret'" in caplog.text and "exit code" not in caplog.text
+        assert len(started) == 2 and started[0].returncode is not None  # it was replaced
+    finally:
+        pool.close()
+
+
+def test_an_unexpected_error_of_a_decoder_is_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Image.Image:
+        raise KeyError("plane")
+
+    monkeypatch.setattr(process_module, "decode_image", fail)
+    request, out = {"limits": asdict(ImageLimits()), "fits": True}, BytesIO()
+    process_module.answer(request, GOOD, SimpleNamespace(allow_pixels=None), BytesIO(), out)
+    assert out.getvalue() == b'{"fault": "KeyError: \'plane\'"}\n'
+
+
+def test_a_process_without_pipes_is_a_fault_of_the_server() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        with pytest.raises(RuntimeError, match="no pipes to and from it") as caught:
+            client.exchange(process, GOOD, ImageLimits(), 1.0)
+        assert explain(caught.value).status == 500
+    finally:
+        client.end_process(process)
 
 
 def test_waiting_for_a_busy_pool_ends_with_503() -> None:

@@ -13,7 +13,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import EngineLimits
 from tests.llava.serve.engine.engines import Hold, NewEngine, NotePasses, Passes, submit
-from tests.llava.serve.openai.serving import DEADLINE, Gate, loaded, picture, picture_paths
+from tests.llava.serve.openai.serving import DEADLINE, Gate, becomes_idle, loaded, picture, picture_paths
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +62,7 @@ def hold(new_engine: NewEngine) -> Iterator[Hold]:
     with ExitStack() as stack:
 
         def block(engine: ChatEngine) -> tuple[Gate, Answer]:
+            assert becomes_idle(engine)  # else the first one may join the end of an earlier run, which no gate holds
             gate = stack.enter_context(Gate(engine))
             first = submit(engine, picture())
             assert gate.reached.wait(DEADLINE)

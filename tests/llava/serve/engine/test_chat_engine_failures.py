@@ -19,7 +19,7 @@ from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.generate import Row
 from llava.serve.engine.params import EngineLimits, Sampling
 from llava.serve.engine.sampling import RowSampler
-from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api, body, loaded, picture
+from tests.llava.serve.openai.serving import CHAT, DEADLINE, QUESTION, Gate, api, becomes_idle, body, loaded, picture
 
 ROWS = 3
 CULPRIT = 1
@@ -47,6 +47,7 @@ def told(answer: Answer) -> str | type[Exception]:
 
 def together(engine: ChatEngine, spoil: Callable[[list[Answer]], None]) -> tuple[list[Any], list[int]]:
     """What comes of three requests that are answered together, and the sizes of all batches, a first one's included."""
+    assert becomes_idle(engine)  # else the first one may join the end of an earlier run, which no gate holds
     with Gate(engine) as gate:
         first = ask(engine, Sampling(0, max_new_tokens=1))  # ends before the others join
         assert gate.reached.wait(DEADLINE)

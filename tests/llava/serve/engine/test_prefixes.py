@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import EngineLimits, QLIPOptions, Sampling
 from llava.serve.engine.prefixes import PrefixCache, PromptKey, prompt_key
 from llava.serve.engine.prompting import Turn, build_conversation
@@ -123,16 +124,43 @@ def test_memory_that_runs_out_is_taken_from_earlier_prompts_first(
 ) -> None:
     engine = new_engine()
     (first,) = talk(engine, pictures[:1], GREEDY, [{}])
-    assert becomes_idle(engine) and len(engine._batch._prefixes) == 1
+    assert becomes_idle(engine) and len(engine.prefixes) == 1
 
     def run_out(rows: int, tokens: int) -> None:
-        if engine._batch._prefixes.bytes:
+        if engine.prefixes.bytes:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     passes(engine, run_out)
     (again,) = talk(engine, pictures[:1], GREEDY, [{}])
     assert texts([again]) == texts([first])
     assert again.usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_beam_search_that_runs_out_of_memory_is_tried_again_without_earlier_prompts(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, enough: bool
+) -> None:
+    engine, failed = new_engine(), list[int]()
+    beam = Sampling(temperature=0, num_beams=2, max_new_tokens=8)
+    (expected,) = talk(engine, pictures[:1], beam, [{}])
+    talk(engine, pictures[:1], GREEDY, [{}])
+    assert becomes_idle(engine) and len(engine.prefixes) == 1
+    generate = engine.model.generate
+
+    def run_out(*arguments: Any, **options: Any) -> Any:
+        if engine.prefixes.bytes or not enough:
+            failed.append(len(engine.prefixes))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(engine.model, "generate", run_out)
+    if enough:
+        assert texts(talk(engine, pictures[:1], beam, [{}])) == texts([expected])
+        assert failed == [1]
+    else:
+        with pytest.raises(GenerationError, match="ran out of memory"):
+            talk(engine, pictures[:1], beam, [{}])
+        assert failed == [1, 0]
 
 
 def test_the_api_reports_what_was_cached() -> None:
@@ -202,3 +230,11 @@ def test_the_least_recently_used_are_dropped_and_continued_ones_replaced() -> No
     assert not kept(cache, (5, 5), size=31) and len(cache) == 3  # too large
     assert not kept(cache, (3, 3, 3, 3), size=31) and cache.find((3, 3, 3, 3)).tokens == 3  # its start is of use
     assert cache.clear() and not cache.clear() and cache.bytes == 0
+
+
+def test_a_prompt_longer_than_the_cache_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    cache = PrefixCache(2**20)
+    for tokens in (1, 2):
+        assert not kept(cache, (tokens,), size=3 * 2**20 - 5)
+    (record,) = caplog.records
+    assert "take 3 MiB, more than the 1 MiB" in record.message and "--prefix-cache-mib 3 or more" in record.message

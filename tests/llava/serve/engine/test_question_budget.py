@@ -17,6 +17,7 @@ from llava.model.encoding import encode_prepared
 from llava.model.question_budget import refine_images
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import Turn, build_conversation, question_start
 from tests.llava.serve.engine.engines import GREEDY, submit
 from tests.llava.serve.openai.serving import Gate, loaded, picture_paths
@@ -70,6 +71,54 @@ def test_requests_in_a_batch_get_the_answers_and_trees_that_they_get_alone(engin
     assert found[:-1] == expected
     assert len({str(tree) for _, tree in expected}) > 2  # questions see different trees
     assert together[-1].usage.first_pass_tokens == 0
+
+
+def test_questions_of_a_batch_are_asked_in_pieces(new_engine, settings, pictures, monkeypatch):
+    """A prompt is 64 tokens of the unsplit image and some 45 of text; two of them fit into a piece."""
+    requests = list(zip([*pictures, pictures[0]], ASKED, strict=True))
+    options = {"qlip": settings, "sampling": Sampling(temperature=0, max_new_tokens=6)}
+    engine = new_engine(joins=False, max_join_tokens=240)
+    alone = [submit(engine, picture, text, **options) for picture, text in requests]
+    expected = [("".join(answer), [boxes.tolist() for boxes in leaves(answer)]) for answer in alone]
+    asked = []
+
+    def refine(model, prompts, *rest):
+        asked.append((len(prompts), max(len(prompt) - 1 + 64 for prompt in prompts)))
+        return refine_images(model, prompts, *rest)
+
+    monkeypatch.setattr("llava.serve.engine.encoding.refine_images", refine)
+    with Gate(engine) as gate:
+        first = submit(engine, pictures[0])
+        gate.reached.wait()
+        together = [submit(engine, picture, text, **options) for picture, text in requests]
+        gate.opened.set()
+        found = [("".join(answer), [boxes.tolist() for boxes in leaves(answer)]) for answer in together]
+        "".join(first)
+    assert gate.batches == [1, 3] and found == expected
+    assert [rows for rows, _ in asked] == [2, 1]
+    assert max(rows * tokens for rows, tokens in asked) <= 240
+
+
+def test_images_that_a_question_is_asked_about_are_encoded_in_pieces_between_tokens_of_a_running_answer(
+    new_engine, hold, settings, pictures, passes, monkeypatch
+):
+    engine = new_engine(max_join_tokens=100)
+    conversation, shown = two_turns(engine, pictures, ASKED[2])
+    (expected,) = [list(engine.submit(conversation, shown, GREEDY, settings))]
+    gate, first = hold(engine)
+    encode, encoded = engine.vision.encode, list[tuple[int, int]]()
+
+    def note(images):
+        encoded.append((len(images), len(noted)))
+        return encode(images)
+
+    monkeypatch.setattr(engine.vision, "encode", note)
+    noted = passes(engine)
+    answer = engine.submit(conversation, shown, GREEDY, settings)
+    gate.opened.set()
+    assert list(answer) == expected and "".join(first)
+    (_, (one, before), (other, after), *_) = encoded  # after the first request's own: 64 tokens each, unsplit
+    assert (one, other) == (1, 1) and noted[before:after] == [(1, 1)]
 
 
 def test_the_usage_counts_both_passes(engine, settings, pictures):
@@ -140,9 +189,9 @@ def test_a_prompt_is_refused_where_the_most_that_it_may_need_exceeds_the_context
 def test_a_request_that_is_cancelled_while_its_question_is_asked_generates_nothing(
     engine, settings, pictures, monkeypatch
 ):
-    def refine(model, prompts, questions, images):
+    def refine(*arguments):
         answers[0].row.cancelled.set()
-        return refine_images(model, prompts, questions, images)
+        return refine_images(*arguments)
 
     monkeypatch.setattr("llava.serve.engine.encoding.refine_images", refine)
     monkeypatch.setattr("llava.serve.engine.continuous.place_prompt", lambda *_: pytest.fail("its prompt was run"))

@@ -53,8 +53,8 @@ def test_a_batch_waits_for_requests_in_preparation_for_a_share_of_the_last_batch
 
 
 def test_batches_keep_the_limits_and_the_order(new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]) -> None:
-    engine = new_engine(joins=False, max_batch=3, max_batch_tokens=200)
-    gate, _ = hold(engine)  # 91 visual tokens each, 64 on CLIP's grid
+    engine = new_engine(joins=False, max_batch=3, max_batch_tokens=330)
+    gate, _ = hold(engine)  # 91 visual tokens each, 64 on CLIP's grid, 43 of text
     waiting = [submit(engine, pictures[0]) for _ in range(3)]
     clip = [submit(engine, pictures[0], qlip=QLIPOptions(enabled=False)) for _ in range(4)]
     beams = submit(engine, pictures[0], sampling=Sampling(temperature=0, num_beams=2))
@@ -71,7 +71,7 @@ def test_requests_join_within_the_limits_and_in_order(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]
 ) -> None:
     """All are of one token, so that each group has ended when the next one joins."""
-    engine = new_engine(max_batch=3, max_batch_tokens=200, max_join_tokens=300)
+    engine = new_engine(max_batch=3, max_batch_tokens=330, max_join_tokens=300)
     gate, first = hold(engine)  # 91 visual tokens each and 64 on CLIP's grid, 43 of text
     first.row.sampling = one = Sampling(temperature=0, max_new_tokens=1)
     quadtrees = [submit(engine, pictures[0], sampling=one) for _ in range(3)]
@@ -82,6 +82,24 @@ def test_requests_join_within_the_limits_and_in_order(
     texts = ["".join(answer) for answer in [*quadtrees, *clip, beams, last]]
     assert gate.batches == [1, 2, 2, 2, 1, 1, 1]
     assert len(set(texts[:3])) == len(set(texts[3:7])) == 1
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_tokens_of_text_are_counted_and_a_longer_prompt_runs_alone(
+    new_engine: NewEngine, hold: Hold, joins: bool
+) -> None:
+    one = Sampling(temperature=0, max_new_tokens=1)
+    engine = new_engine(joins=joins, max_batch_tokens=90, max_join_tokens=1000)
+    gate, first = hold(engine)
+    first.row.sampling = one
+    short = [engine.submit("one two three " * 4, [], one) for _ in range(4)]
+    long = engine.submit("one two three " * 40, [], one)
+    last = engine.submit("one two three " * 4, [], one)
+    tokens = [answer.usage.prompt_tokens for answer in (*short, long, last)]
+    assert 2 * tokens[0] <= 90 < 3 * tokens[0] and tokens[4] > 90
+    gate.opened.set()
+    assert all("".join(answer) is not None for answer in (first, *short, long, last))
+    assert gate.batches == [1, 2, 2, 1, 1]
 
 
 def test_a_full_queue_refuses_a_request_and_answers_the_others(
