@@ -17,6 +17,8 @@ BUDGET = 96
 GRID = {"geometry": "grid"}
 """Pictures of any size in cells, as the rivals take them."""
 UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
+IN_GRID: Mapping[str, object] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
+"""Trees of the image's own pixels, as in the paper."""
 NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
 """Trees of CLIP's own cells."""
 THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
@@ -201,7 +203,7 @@ def _counting() -> list[Way]:
 def _geometry() -> list[Way]:
     """From the paper's geometry to the native one, a step at a time."""
     steps: list[tuple[str, Mapping[str, object]]] = [
-        ("grid", {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}),
+        ("grid", IN_GRID),
         ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
         ("native", {"geometry": "native", "leaf_position": "centre", "noise_floor": False}),
         ("native, native positions", {**NATIVE, "noise_floor": False}),
@@ -212,8 +214,9 @@ def _geometry() -> list[Way]:
 
 
 def _choice() -> list[Way]:
-    """Candidates for the defaults; the shipped settings are among them."""
-    ways = [CLIP, SHIPPED]
+    """Candidates for the defaults, those that were shipped before the choice among them."""
+    earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS, **IN_GRID}
+    ways = [CLIP, Way("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
     for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
         settings = {"structure_size": size, "alpha": alpha, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE}
         ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
