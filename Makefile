@@ -3,6 +3,7 @@
 # make train-demo      LLaVA's two stages on synthetic scenes, in three minutes: answers before and after, a loss curve
 # make test            all tests
 # make check           linter and types
+# make docs            these documents as a website with search: site/index.html, which needs no server
 # make bench           benchmarks
 # make gpu-check       what needs a GPU: a selection of tests, and benchmarks to docs/results/gpu.md, in six minutes
 # make evidence-quick  the README's figures again, on scenes of a new seed (SEED=... for a certain one), in ten minutes
@@ -17,8 +18,9 @@ JOBS ?= 2
 
 export PROMPT
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: chat demo train-demo test check bench gpu-check evidence-quick
+.PHONY: chat demo train-demo test check docs bench gpu-check evidence-quick
 
 chat: $(VENV)/installed
 	@$(RUN) -m llava.serve.cli $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
@@ -36,6 +38,10 @@ check: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(VENV)/installed-docs
+	@$(RUN) -m mkdocs build --strict --site-dir site $(ARGS)
+	@echo site/index.html
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m scripts.bench.quadtree $(ARGS)
@@ -56,4 +62,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable ".[dev]" >&2
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@$(PIP) mkdocs mkdocs-material >&2
 	@touch $@

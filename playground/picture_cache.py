@@ -147,7 +147,7 @@ def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
     starts = range(0, count, CHUNK)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         chunks = pool.map(partial(_draw_chunk, spec, seed, count), starts)
-        for start, chunk in zip(starts, tqdm(chunks, "pictures", len(starts), mininterval=5), strict=True):
+        for start, chunk in zip(starts, tqdm(chunks, "pictures", len(starts), mininterval=5, delay=2), strict=True):
             for array, part in zip(arrays, chunk[:4], strict=True):
                 array[start : start + CHUNK] = part
             captions += chunk.captions

@@ -89,6 +89,9 @@ def add_show(commands: Any) -> None:
         "LLaVA-1.5, 112 for the embedded model. CLIP takes (native size / patch size) squared tokens, and with "
         "--coarsest native no leaf is larger than one of its cells (%(default)s)",
     )
+    command.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each image instead of text; notes go to stderr"
+    )
     command.set_defaults(run=show)
 
 

@@ -23,7 +23,7 @@ CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: list(map(Requirement, texts)) for name, texts in PROJECT["optional-dependencies"].items()}
 NOT_OURS_TO_INSTALL = {"lmms-eval"}
 """Libraries that our code works with if they are installed."""
-ONLY_SCRIPTS = {"bench", "dev"}
+ONLY_SCRIPTS = {"bench", "dev", "docs"}
 """Extras that programs of the checkout need; an installed package does without."""
 
 

@@ -159,7 +159,10 @@ def train(
         start, before = 0, evaluate(objective, held_out, accelerator)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, total), num_workers=config.workers)
     main = accelerator.is_main_process
-    with open_log(config.log_dir if main else None) as log, tqdm(total=total, initial=start, disable=not main) as bar:
+    with (
+        open_log(config.log_dir if main else None) as log,
+        tqdm(total=total, initial=start, disable=not main, delay=2) as bar,
+    ):
         for step, batch in enumerate(loader, start):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(step, total)

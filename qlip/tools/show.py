@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -37,11 +40,15 @@ def show_leaves(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out {out} is {'the image itself' if single else 'one of the images'}; name another file"
             )
-    drawing, idle = show_one(paths[0], cutter, settings) if single else show_several(paths, args, cutter, settings)
+    if single:
+        drawing, idle = show_one(paths[0], cutter, settings, args.json)
+    else:
+        drawing, idle = show_several(paths, args, cutter, settings)
+    notes = sys.stderr if args.json else sys.stdout
     for name in sorted(idle):
-        print(f"note     {explain_idle(name, settings, args.native_size, several=not single)}")
+        print(f"note     {explain_idle(name, settings, args.native_size, several=not single)}", file=notes)
     drawing.save(out)
-    print(f"overlay  {out}")
+    print(f"overlay  {out}", file=notes)
 
 
 def list_pictures(given: Sequence[Path]) -> list[Path]:
@@ -54,11 +61,11 @@ def list_pictures(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig) -> tuple[Image.Image, set[str]]:
+def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, set[str]]:
     """Prints an image's tree; its drawing, and the settings without effect."""
     picture = open_picture(path)
     leaves = cutter.find_leaves(picture, settings)
-    print(format_leaves(leaves, cutter))
+    print(json.dumps(describe(path, leaves, cutter)) if as_json else format_leaves(leaves, cutter))
     return draw_leaves(picture, leaves), find_idle(picture, leaves, cutter, settings)
 
 
@@ -70,12 +77,14 @@ def show_several(
     A file that is no image is an error if the user names it; in a folder it is skipped with a warning.
     """
     tiles, totals, idle = [], [], {ONE_CELL, *(field.name for field in fields(QLIPConfig))}
-    print("  tokens    CLIP  uniform  image")
+    if not args.json:
+        print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
         leaves = cutter.find_leaves(picture, settings)
         counts = count_tokens(leaves, cutter)
         totals.append(counts)
-        print(f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {path}")
+        row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {path}"
+        print(json.dumps(describe(path, leaves, cutter)) if args.json else row)
         drawing = draw_leaves(picture, leaves)
         drawing.thumbnail((TILE, TILE))
         tiles.append((f"{path.name}: {counts[0]} tokens", drawing))
@@ -83,7 +92,8 @@ def show_several(
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")
     means = [sum(row) / len(tiles) for row in zip(*totals, strict=True)]
-    print(f"{means[0]:8.1f}{means[1]:8.1f}{means[2]:9.1f}  mean of {len(tiles)}")
+    if not args.json:
+        print(f"{means[0]:8.1f}{means[1]:8.1f}{means[2]:9.1f}  mean of {len(tiles)}")
     return draw_sheet(tiles, TILE), idle
 
 
@@ -99,6 +109,20 @@ def count_tokens(leaves: Leaves, cutter: ImageCutter) -> tuple[int, int, int]:
     """Counts an image's tokens: of its tree, of CLIP at the native size, and of the uniform grid."""
     rows, cols = leaves.grid
     return len(leaves), cutter.native_grid**2, rows * cols
+
+
+def describe(path: Path, leaves: Leaves, cutter: ImageCutter) -> dict[str, Any]:
+    """Builds what is known of an image's tree, ready for JSON."""
+    tokens, clip, uniform = count_tokens(leaves, cutter)
+    sizes, counts = leaves.sizes.unique(return_counts=True)
+    return {
+        "image": str(path),
+        "grid": list(leaves.grid),
+        "leaves": dict(zip(map(str, sizes.tolist()), counts.tolist(), strict=True)),
+        "tokens": tokens,
+        "clip_tokens": clip,
+        "uniform_tokens": uniform,
+    }
 
 
 def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:

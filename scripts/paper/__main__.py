@@ -45,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prior", type=Path, help="MLP prior for the paper's rule (default: bicubic positions)")
     parser.add_argument("--protocol", choices=("letter", "likelihood"), default="letter", help="of V* (%(default)s)")
+    parser.add_argument(
+        "--limit", type=integer(), metavar="N", help="only the first N questions of each benchmark, without a score"
+    )
     parser.add_argument("--python", default=sys.executable, help="interpreter that runs the benchmarks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines to this file too")
     return parser
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own, flags = given[: given.index("--")], given[given.index("--") + 1 :]
     parser = make_parser()
     args = parser.parse_args(own)
-    args.flags = flags
+    args.flags = flags if args.limit is None else [*flags, "--limit", str(args.limit)]
     return run_command(parser.prog, lambda: run(args))
 
 

@@ -60,7 +60,7 @@ def measure(script: str, run: Run, model_path: str, args: argparse.Namespace) ->
     """Runs a benchmark's script, which asks what has no answer yet, and reads the score.
 
     Raises:
-        NotMeasured: there are no weights or no data, or the script failed.
+        NotMeasured: there are no weights or no data, only a part was asked, or the script failed.
     """
     from llava.model.checkpoint import local_folder
 
@@ -78,6 +78,8 @@ def measure(script: str, run: Run, model_path: str, args: argparse.Namespace) ->
         raise NotMeasured(f"no data ({output[0].partition(': ')[2].strip()})")
     if code:
         raise NotMeasured(f"{script}.sh failed ({output[-1].strip() if output else code})", failed=True)
+    if not score.is_file():  # the script scores no part of a benchmark
+        raise NotMeasured("--limit: the first questions are answered, and a part has no score")
     return json.loads(score.read_text(encoding="utf-8"))["rows"]
 
 

@@ -11,11 +11,11 @@ from llava.eval.run.jsonl import Row
 
 
 class Progress:
-    """Shows questions and images per second, visual tokens saved against the uniform grid, and the time left."""
+    """Shows speed, tokens saved against the uniform grid, and the time left, once a run takes two seconds."""
 
     def __init__(self, total: int, show: bool) -> None:
         every = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
-        self.bar = tqdm(total=total, unit="question", disable=not show, mininterval=every, smoothing=0.05)
+        self.bar = tqdm(total=total, unit="question", disable=not show, mininterval=every, smoothing=0.05, delay=2)
         self.pictures: set[str] = set()
         self.tokens = self.uniform = 0
 

@@ -93,14 +93,21 @@ def _write_heat_maps(records: Sequence[Record], folder: Path) -> list[Path]:
             for record in group:
                 place = alphas.index(record["settings"]["alpha"]), budgets.index(record["settings"]["max_tokens"])
                 values[place] = _number(record, measure)
-            beside = [] if clip is None else [f"CLIP: {_number(clip, measure):.1f}"]
+            line = None if clip is None else _number(clip, measure)
+            note = [] if line is None else [describe_line(line, values)]
             file = folder / ("-".join([measure, *map(_file_part, title)]) + ".svg")
             rows, cols = ([format_value(value) for value in axis] for axis in (alphas, budgets))
-            plot_heat_map(
-                file, values, rows, cols, "alpha", "budget (max_tokens)", unit, "\n".join(title + beside) or None
-            )
+            text = "\n".join(title + note) or None
+            plot_heat_map(file, values, rows, cols, "alpha", "budget (max_tokens)", unit, text, line)
             files.append(file)
     return files
+
+
+def describe_line(clip: float, values: np.ndarray) -> str:
+    """Formats CLIP's number, and where a heat map's cells lie beside it."""
+    above = values[np.isfinite(values)] >= clip
+    place = "no lower cell" if above.all() else "all cells are lower" if not above.any() else "thick line"
+    return f"CLIP: {clip:.1f} ({place})"
 
 
 def _write_curves(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -36,6 +36,8 @@ ASKED_TOKENS = 130
 """The same of the question-aware budget, whose tokens depend on the question; on objects of 12-24 px."""
 SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET}
 """The whole budget, by score alone."""
+BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
+"""Tokens, and the side in cells of the uniform grid that has about as many."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
 PAPER: Mapping[str, object] = {
@@ -122,6 +124,22 @@ def _rivals() -> list[Way]:
     ways += [Way(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
     ways.append(Way("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}))
     ways.append(Way("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
+    return ways
+
+
+def _budgets() -> list[Way]:
+    """Ways to few tokens, each from half to four times the native number; with at most that, leaves may be larger."""
+    ways = [CLIP]
+    for tokens, side in BUDGETS.items():
+        tree = {**SPENT, "max_tokens": tokens, "coarsest": "any" if tokens <= 64 else "native"}
+        ways += [
+            Way(f"QLIP, {tokens}", tree),
+            Way(f"random quadtree, {tokens}", {**tree, "criterion": "random"}),
+            Way(f"resized, {tokens}", {**UNIFORM, "image_size": 14 * side}),
+            Way(f"[CLS] pruning, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "cls"),
+        ]
+        if tokens >= 64:  # a layer merges at most half of its tokens: from 1024 the embedded model's get no lower
+            ways.append(Way(f"ToMe merging, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "tome"))
     return ways
 
 
@@ -232,6 +250,7 @@ EXPERIMENTS = MappingProxyType(
         "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
         "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
         "rivals": Experiment(_rivals(), DETAIL_AND_LARGE),
+        "budgets": Experiment(_budgets(), (DETAIL_SET,)),
         "equal-flops": Experiment(_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
         "dear-rivals": Experiment(_dear_rivals(), DETAIL_AND_LARGE),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),

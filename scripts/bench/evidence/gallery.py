@@ -1,7 +1,7 @@
 """Shows three scenes that QLIP wins and three that it loses: `python -m scripts.bench.evidence.gallery`.
 
-Writes docs/GALLERY.md and its overlays. The scenes are the first of the test split, set after set, on which one tower
-lists all objects correctly and the other does not; nobody picks them.
+Writes docs/GALLERY.md and its pictures: each scene, and what each tower is given of it. The scenes are the first of the
+test split, set after set, on which one tower lists all objects correctly and the other does not; nobody picks them.
 """
 
 from __future__ import annotations
@@ -77,33 +77,48 @@ def find(subject: Subject, scenes: int) -> tuple[list[Answered], list[Answered]]
     return won, lost
 
 
-def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answered], document: Path) -> None:
-    """Writes the page, and an overlay for each scene beside it."""
-    from PIL import Image
+def draw_views(subject: Subject, item: Answered) -> Image.Image:
+    """Draws a scene beside what each tower is given of it."""
+    from scripts.bench.evidence.views import draw_clip_view, draw_qlip_view, join_views
 
-    from qlip import draw_leaves
+    side = item.picture.height
+    clip, qlip = subject.engine_of(CLIP), subject.engine_of(SHIPPED)
+    square, processor = clip.prepare_images([item.picture])[0], clip.model.get_vision_tower().image_processor
+    tower = qlip.model.get_vision_tower()
+    tower.settings = subject.settings(SHIPPED)
+    views = [
+        (f"the picture, {item.picture.width} x {side} pixels", item.picture),
+        (f"CLIP: {item.tokens[0]} tokens", draw_clip_view(square, processor, side)),
+        (f"QLIP: {item.tokens[1]} tokens", draw_qlip_view(qlip.prepare_images([item.picture])[0], tower)),
+    ]
+    return join_views(views, side)
+
+
+def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answered], document: Path) -> None:
+    """Writes the page, and a picture of three views for each scene beside it."""
+    from PIL import Image
 
     folder = document.parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    tower = subject.engine.model.get_vision_tower()
     lines = [
         "# What the two towers see",
         "",
         f'The embedded model, asked "{QUESTION}". The first scenes of the test split, set after set, on which one',
         "tower names all objects and the other does not; `python -m scripts.bench.evidence.gallery` writes this page.",
+        "Each picture, what CLIP's tower is given of it, and what QLIP's is: every leaf in the pixels of one patch.",
     ]
     number = 0
     for title, scenes in (("Won by QLIP", won), ("Lost by QLIP", lost)):
         lines += ["", f"## {title}"]
         for item in scenes:
             number += 1
-            pixels = subject.engine.prepare_images([item.picture])[0]
             file = folder / f"scene-{number}.png"
-            overlay = draw_leaves(item.picture, tower.partition(pixels))
-            overlay.quantize(128, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)  # keeps rare colours
+            views = draw_views(subject, item)
+            views.quantize(128, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)  # keeps rare colours
             lines += [
                 "",
-                f"![{item.name}, cut into {item.tokens[1]} leaves]({file.relative_to(document.parent)})",
+                f"![{item.name}: the picture, CLIP's view of {item.tokens[0]} tokens, QLIP's of {item.tokens[1]}]"
+                f"({file.relative_to(document.parent)})",
                 "",
                 f"| {item.name} | tokens | answer |",
                 "|---|---|---|",

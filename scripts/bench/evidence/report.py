@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         return
     from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
-    from scripts.bench.evidence.figures import size_figure, token_figure
+    from scripts.bench.evidence.figures import position_figure, size_figure, token_figure
     from scripts.bench.evidence.tables import Answers, tables
 
     own = read_own_settings(options.model_path)
@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
     options.document.write_text(fill(options.document.read_text(encoding="utf-8"), parts), encoding="utf-8")
     fill_claims(options)
     token_figure(answers, options.figures / "tokens.svg")
+    position_figure(answers, options.figures / "positions.svg")
     size_figure(answers, V_STAR, "V* (%)", options.figures / "sizes.svg")
     size_figure(answers, ("count",), "counting (%)", options.figures / "counting.svg")
 

@@ -150,8 +150,9 @@ def test_two_runs_may_not_write_one_file(flags: list[str], answers: Path, capsys
 
 
 def test_progress_tells_questions_and_pictures_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    """Eight questions about two pictures."""
+    """Eight questions about two pictures, in a run of more than two seconds."""
     progress = Progress(8, show=True)
+    progress.bar.start_t -= 3
     for start in (0, 4):
         places = [
             {"image": f"{i // 4}.png", "visual_tokens": 30, "uniform_tokens": 40} for i in range(start, start + 4)
@@ -162,6 +163,13 @@ def test_progress_tells_questions_and_pictures_apart(capsys: pytest.CaptureFixtu
     found = re.search(r"8/8 .* [\d.]+question/s, [\d.]+ images/s, 25% tokens saved", last)
     assert found, last
     assert progress.pictures == {"0.png", "1.png"}
+
+
+def test_a_run_of_less_than_two_seconds_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(1, show=True)
+    progress.add([{"text": "x", "metadata": {"image": "0.png", "visual_tokens": 30, "uniform_tokens": 40}}])
+    progress.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_without_qlip_the_tower_is_clips(flags: list[str], answers: Path) -> None:

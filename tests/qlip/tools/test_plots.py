@@ -1,4 +1,4 @@
-"""Figures, by their texts, which matplotlib writes into an SVG as comments."""
+"""Figures, by their texts, which stay texts in an SVG."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qlip.tools.plots import STYLES, Curve, Panel, check_suffix, plot_curves, plot_heat_map, plot_panels
+from qlip.tools.plots import (
+    FILLS,
+    MOST_BARS,
+    STYLES,
+    Curve,
+    Panel,
+    Stacks,
+    check_suffix,
+    find_borders,
+    plot_curves,
+    plot_heat_map,
+    plot_panels,
+    plot_stacks,
+)
 
 LINE = Curve("line", [1, 2, 4], [3.0, 2.0, 1.0])
 
 
 def texts(path: Path) -> list[str]:
-    return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+    return re.findall(r"<text [^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
 
 
 def test_curves_carry_their_labels_axes_and_title(tmp_path):
@@ -36,16 +49,26 @@ def test_the_same_figure_has_the_same_bytes(tmp_path, suffix):
     assert (tmp_path / ("a" + suffix)).read_bytes() == (tmp_path / ("b" + suffix)).read_bytes()
 
 
-@pytest.mark.parametrize(("curve", "drawn"), [(LINE, 0), (Curve("line", [1, 2], [1, 2], [0, 1], [2, 3]), 1)])
-def test_an_interval_is_a_band_round_its_line(tmp_path, curve, drawn):
-    plot_curves(tmp_path / "curves.svg", [curve], "x", "y")
-    assert len(re.findall(r'id="FillBetween', (tmp_path / "curves.svg").read_text())) == drawn
+@pytest.mark.parametrize(("count", "kind"), [(1, "bars"), (MOST_BARS, "bars"), (MOST_BARS + 1, "band")])
+def test_intervals_are_bars_and_those_of_many_points_a_band(tmp_path, count, kind):
+    points = range(count)
+    for name, bounds in (("plain", ()), ("bounded", (list(points), [x + 2 for x in points]))):
+        plot_curves(tmp_path / f"{name}.svg", [Curve("line", points, [x + 1 for x in points], *bounds)], "x", "y")
+    drawn = (tmp_path / "bounded.svg").read_text()
+    assert ('id="FillBetween' in drawn, 'id="LineCollection' in drawn) == (kind == "band", kind == "bars")
+    assert not {'id="FillBetween', 'id="LineCollection'} & set(
+        re.findall(r'id="[A-Za-z]+', (tmp_path / "plain.svg").read_text())
+    )
 
 
-def test_the_interval_of_a_single_point_is_a_bar(tmp_path):
-    plot_curves(tmp_path / "curves.svg", [Curve("point", [1], [1], [0], [2])], "x", "y")
-    figure = (tmp_path / "curves.svg").read_text()
-    assert 'id="LineCollection' in figure and 'id="FillBetween' not in figure
+def test_the_legend_is_beside_the_axes(tmp_path):
+    """Where no curve can run."""
+    plot_curves(tmp_path / "curves.svg", [LINE, Curve("other", [1, 2], [1.0, 1.5])], "tokens", "accuracy, %")
+    drawn = (tmp_path / "curves.svg").read_text()
+    (frame,) = re.findall(r'<g id="patch_2">\s*<path d="M [\d.]+ [\d.]+ \s*L ([\d.]+)', drawn)
+    for label in ("line", "other"):
+        (left,) = re.findall(rf'<text [^>]*\bx="([\d.]+)"[^>]*>{label}</text>', drawn)
+        assert float(left) > float(frame)
 
 
 def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
@@ -82,6 +105,47 @@ def test_a_heat_map_writes_its_numbers_and_leaves_nan_blank(tmp_path):
     assert "nan" not in written
 
 
+def test_the_line_of_a_heat_map_runs_between_cells_on_both_sides_of_its_value():
+    table = np.array([[1.0, 5.0], [1.0, 2.0], [np.nan, 9.0]])
+    assert find_borders(table, 5.0) == [
+        [(0.5, -0.5), (0.5, 0.5)],  # between 1 and 5; a cell of the value itself is above
+        [(0.5, 0.5), (1.5, 0.5)],  # between 5 and 2
+        [(0.5, 1.5), (1.5, 1.5)],  # between 2 and 9; none beside the unknown cell
+    ]
+    assert find_borders(table, 10.0) == find_borders(table, 0.0) == []
+
+
+def test_the_line_is_drawn_on_the_map_and_its_scale(tmp_path):
+    drawn = {}
+    for line in (None, 2.0, 9.0):
+        plot_heat_map(tmp_path / "map.svg", [[1, 3]], ["row"], ["a", "b"], "rows", "cols", "values", line=line)
+        drawn[line] = (tmp_path / "map.svg").read_text().count("stroke: #000000; stroke-width: 2.2")
+    assert drawn == {None: 0, 2.0: 2, 9.0: 0}
+
+
+STACKS = [
+    Stacks(
+        {"CLIP": {"prepare": 2.0, "tower": 3.25}, "QLIP": {"prepare": 2.0, "cut": 1.0, "tower": 3.25}}, "ms", "small"
+    ),
+    Stacks({"CLIP, large": {"tower": 120.0}}, "ms", "large"),
+]
+
+
+def test_stacked_bars_name_bars_and_parts_and_end_with_their_sums(tmp_path):
+    plot_stacks(tmp_path / "bars.svg", STACKS, ["prepare", "cut", "tower"])
+    written = texts(tmp_path / "bars.svg")
+    assert {"CLIP", "QLIP", "CLIP, large", "small", "large", "5.2", "6.2", "120"} <= set(written)
+    assert [written.count(name) for name in ("prepare", "cut", "tower")] == [1, 1, 1]
+
+
+def test_figures_are_small(tmp_path):
+    curves = [Curve(f"curve {i}", range(8), [i + x for x in range(8)], range(8), range(2, 10)) for i in range(8)]
+    plot_curves(tmp_path / "curves.svg", curves, "tokens", "accuracy, %", log_x=True)
+    plot_heat_map(tmp_path / "map.svg", np.eye(8), list(range(8)), list(range(8)), "rows", "cols", "values", line=0.5)
+    plot_stacks(tmp_path / "bars.svg", STACKS, ["prepare", "cut", "tower"])
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 60_000
+
+
 def test_a_heat_map_of_nothing_but_nan_is_drawn(tmp_path):
     plot_heat_map(tmp_path / "map.svg", [[np.nan]], ["row"], ["col"], "rows", "cols", "values")
     assert {"row", "col"} <= set(texts(tmp_path / "map.svg"))
@@ -95,6 +159,8 @@ def test_a_heat_map_of_nothing_but_nan_is_drawn(tmp_path):
         (lambda path: plot_panels(path, [[], []]), r"rows of \[0, 0\] panels"),
         (lambda path: plot_panels(path, [[Panel([LINE], "x", "y")], []]), r"rows of \[1, 0\] panels"),
         (lambda path: plot_curves(path.with_suffix(".pdf"), [LINE], "x", "y"), "got 'figure.pdf'"),
+        (lambda path: plot_stacks(path, [], ["part"]), "0 panels of 1 parts"),
+        (lambda path: plot_stacks(path, STACKS, "abcdefg"), f"at most {len(FILLS)} parts"),
         (lambda path: check_suffix("figure"), "as .svg or .png, got 'figure'"),
         (lambda path: plot_heat_map(path, [[1, 2]], ["a"], ["b"], "r", "c", "v"), r"\(1, 2\), but there are 1 rows"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_tokens_are_compared_with_clip_and_the_uniform_grid(tmp_path, capsys):
     tokens = "    91, against 1024 of the uniform grid (8.9%) and 64 of CLIP at 112 px (142.2%)"
     assert lines[-2:] == [f"tokens   {tokens}", f"overlay  {tmp_path / 'o.png'}"]
     assert "becomes 91 tokens" in (DEMO.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
+    """The numbers are those of the text; leaves of each size fill the grid."""
+    images = [DEMO / "1-small-shapes.png", DEMO / "3-large-shapes.png"]
+    assert main(["show", *map(str, images), "--native-size", "112", "--json", "--seed", "3"]) == 0
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["image"] for row in rows] == [str(image) for image in images]
+    assert [row["tokens"] for row in rows] == [
+        int(line.split()[0]) for line in show(capsys, *images, "--native-size", 112)[1:3]
+    ]
+    for row in rows:
+        assert row["tokens"] == sum(row["leaves"].values())
+        assert row["uniform_tokens"] == row["grid"][0] * row["grid"][1] == 1024
+        assert row["uniform_tokens"] == sum(int(side) ** 2 * count for side, count in row["leaves"].items())
+        assert row["clip_tokens"] == 64
+    assert "--seed 3 has no effect" in printed.err and "overlay" in printed.err
+    assert main(["show", str(images[0]), "--native-size", "112", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows[0]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,23 @@ def lines_of(name: str, python: Path, data: Path, *flags: str) -> list[report.Li
     return [report.Line(**line) for line in json.loads(out.read_text())]
 
 
+def test_a_trial_with_few_questions_has_no_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flag reaches the scripts, which score no part of a benchmark."""
+    asked = []
+    monkeypatch.setattr(report, "run_script", lambda name, flags, variables: asked.append((name, flags)) or (0, []))
+    flags = ["--model-7b", str(demo_model_path()), "--model-13b", str(tmp_path / "absent"), "--eval-dir", str(tmp_path)]
+    assert main(["pope", "mme", "--variants", "clip", "--limit", "5", *flags, "--", "--device", "cpu"]) == 0
+    assert [(name, given[2:]) for name, given in asked] == [
+        ("pope", ["--device", "cpu", "--limit", "5"]),
+        ("mme", ["--device", "cpu", "--limit", "5"]),
+    ]
+    printed = capsys.readouterr().out
+    assert printed.count("not measured: --limit: the first questions are answered") == 2
+    assert printed.count("not measured: no weights") == 2
+
+
 def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded model instead of the 7B one answers everything correctly; there is no 13B one."""
     pope(tmp_path)

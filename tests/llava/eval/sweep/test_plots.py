@@ -81,10 +81,18 @@ def test_a_heat_map_has_each_cell_at_its_alpha_and_budget(maps: dict[str, Any], 
     del rows[-1]  # alpha=0.1, max_tokens=64
     plots.write_figures(rows, tmp_path)
     assert set(maps) == {"accuracy.svg", "tokens.svg"}
-    values, alphas, budgets, *_, title = maps["accuracy.svg"]
-    assert (alphas, budgets, title) == (["0.1", "0.2", "inf"], ["64", "none"], "CLIP: 50.0")
+    values, alphas, budgets, *_, title, line = maps["accuracy.svg"]
+    assert (alphas, budgets) == (["0.1", "0.2", "inf"], ["64", "none"])
+    assert (title, line) == ("CLIP: 50.0 (all cells are lower)", 50.0)
     np.testing.assert_allclose(values, [[np.nan, 32], [30.5, 30], [31.5, 31]])
     np.testing.assert_allclose(maps["tokens.svg"][0], [[np.nan, 44], [41, 40], [43, 42]])
+
+
+def test_a_heat_map_says_where_clip_lies_among_its_cells() -> None:
+    cells = np.array([[60.0, np.nan], [40.0, 50.0]])
+    assert plots.describe_line(50.0, cells) == "CLIP: 50.0 (thick line)"
+    assert plots.describe_line(40.0, cells) == "CLIP: 40.0 (no lower cell)"
+    assert plots.describe_line(60.04, cells) == "CLIP: 60.0 (all cells are lower)"
 
 
 def test_every_combination_of_the_other_settings_has_its_heat_maps(
