@@ -86,20 +86,19 @@ class Answers:
 
 
 def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
-    """Formats a Markdown table of ways on one set."""
-    lines = [
-        "| seen by | tokens | GFLOPs | V* | V* by checkpoint | count | existence |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for way in ways:
-        cell = answers.cell(way, name)
+    """Formats a Markdown table of ways on one set; V* of each checkpoint, too, if there are several."""
+    cells = [answers.cell(way, name) for way in ways]
+    several = any(cell and len(cell.rows) > 1 for cell in cells)
+    columns = ["tokens", "GFLOPs", "V*", *(["V* by checkpoint"] if several else []), "count", "existence"]
+    lines = [f"| seen by | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for way, cell in zip(ways, cells, strict=True):
         if cell is None:
-            lines.append(f"| {way.name} | not measured | | | | | |")
+            lines.append(f"| {way.name} | not measured |{' |' * (len(columns) - 1)}")
             continue
-        each = " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR))
         shares = [interval(cell.accuracy(kinds)) for kinds in (V_STAR, ("count",), ("existence",))]
-        cost = f"{cell.tokens:.1f} | {format_flops(cell.flops)}"
-        lines.append(f"| {way.name} | {cost} | {shares[0]} | {each} | {shares[1]} | {shares[2]} |")
+        if several:
+            shares.insert(1, " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR)))
+        lines.append(f"| {way.name} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
