@@ -73,7 +73,12 @@ def add_show(commands: Any) -> None:
     command.add_argument("--layout", choices=get_args(Layout), default=QLIPConfig.layout)
     command.add_argument("--coarsest", choices=get_args(Coarsest), default=QLIPConfig.coarsest)
     command.add_argument("--structure-size", type=int, default=QLIPConfig.structure_size)
-    command.add_argument("--noise-floor", action="store_true", help="do not cut the image's noise like detail")
+    command.add_argument(
+        "--noise-floor",
+        action=argparse.BooleanOptionalAction,
+        default=QLIPConfig.noise_floor,
+        help="do not cut the image's noise like detail (default: on)",
+    )
     command.add_argument("--seed", type=int, default=QLIPConfig.seed, help="of criterion random")
     command.add_argument("--patch-size", type=int, default=14, help="pixels per side of a cell (%(default)s)")
     command.add_argument(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 Criterion = Literal["gradient", "structure", "variance", "diagonal", "random"]
@@ -21,6 +22,22 @@ LLMPositions = Literal["raster", "sequential"]
 LLMWeight = Literal["each", "native"]
 
 
+PAPER: Mapping[str, Any] = MappingProxyType(
+    {
+        "alpha": 0.1,
+        "criterion": "gradient",
+        "max_tokens": None,
+        "geometry": "grid",
+        "leaf_position": "centre",
+        "coarsest": "any",
+        "noise_floor": False,
+        "llm_positions": "sequential",
+        "llm_size_bias": 0.0,
+    }
+)
+"""Where the paper's settings differ from the defaults; alpha is one of the values that it sweeps."""
+
+
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises ValueError unless `value` is one of the strings of the Literal type `choices`."""
     allowed = get_args(choices)
@@ -32,10 +49,9 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 class QLIPConfig:
     """How an image is cut into tokens and where the tokens are placed.
 
-    The defaults need no sweep: of the candidates in docs/RESULTS.md they come nearest to the best over all object sizes
-    and kinds of question, with at most one and a half times CLIP's tokens on average, on validation scenes of the
-    embedded model. They were fixed before anything was measured on the test scenes. The paper's rule is
-    `QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, llm_size_bias=0.0)`, with alpha swept for each task.
+    The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's
+    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. They were fixed
+    before anything was measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
     """
 
     alpha: float = 0.8
@@ -66,10 +82,10 @@ class QLIPConfig:
     """With budget "question": how many tokens the scores may add to the unsplit image before the question does, as a
     share of it. 0 leaves all to the question; below 0.3 counting and listing lose."""
 
-    geometry: Geometry = "grid"
-    """"grid", the paper's: an image keeps its size, to the nearest whole cell. "native": it is resized so that its
-    longer side is the native grid's times a power of two, and cut from cells that are CLIP's own: an image that needs
-    no detail costs no more than in CLIP and, with leaf_position "native", is what CLIP sees."""
+    geometry: Geometry = "native"
+    """"native": an image is resized so that its longer side is the native grid's times a power of two, and cut from
+    cells that are CLIP's own: an image that needs no detail costs no more than in CLIP and, with leaf_position
+    "native", is what CLIP sees. "grid", the paper's: it keeps its size, to the nearest whole cell."""
 
     layout: Layout = "aligned"
     """Placement of the coarsest blocks: tiled from the top-left corner, or centred as in the authors' code."""
@@ -86,10 +102,10 @@ class QLIPConfig:
     mlp_residual: bool = True
     """Add the interpolated residual (table - prior), so that the native grid is exact; False is the paper's form."""
 
-    leaf_position: LeafPosition = "centre"
-    """A leaf's position is that of its centre, with the table laid corner to corner over the grid, as in the paper; or
-    with the table laid by the centres of native cells ("native"); that of its cell (row + size // 2, col + size // 2)
-    as in the authors' code; or the mean over its cells."""
+    leaf_position: LeafPosition = "native"
+    """A leaf's position is that of its centre, with the table laid by the centres of native cells ("native"); or corner
+    to corner over the grid, as in the paper ("centre"); that of its cell (row + size // 2, col + size // 2) as in the
+    authors' code ("cell"); or the mean over its cells ("mean")."""
 
     placement: Placement = "whole"
     """Where an image that is no square lies on the native grid, in the tower ("native" positions) and in the language
@@ -102,9 +118,9 @@ class QLIPConfig:
     structure_size: int = 5
     """Window of criterion "structure", in sampled pixels; odd, >= 3. Structure narrower than it makes a block split."""
 
-    noise_floor: bool = False
+    noise_floor: bool = True
     """Lower the score of criterion "structure" by what the image's own noise would score, and split nothing into cells
-    that show more noise than detail; else noise is cut like detail, up to the budget."""
+    that show more noise than detail; without it noise is cut like detail, up to the budget."""
 
     thumbnail: bool = False
     """Put the image downsized to the tower's native size, as in CLIP, before the leaves. With the same number
@@ -164,8 +180,6 @@ class QLIPConfig:
         for name in ("size_bias", "llm_size_bias"):
             check_number(name, getattr(self, name))
         check_count("seed", self.seed, least=0)
-        if self.geometry == "native" and self.layout != "aligned":
-            raise ValueError(f"layout is {self.layout!r}; geometry 'native' tiles its cells: allowed is 'aligned'")
         if self.placement == "padded" and self.thumbnail:
             raise ValueError(
                 "placement is 'padded', but a thumbnail is the whole image stretched over the native grid; allowed with"
@@ -185,6 +199,15 @@ class QLIPConfig:
         if math.isinf(self.alpha):
             values["alpha"] = "inf"
         return values
+
+    @classmethod
+    def paper(cls, **changes: Any) -> QLIPConfig:
+        """Makes the settings of the QLIP paper, with changes.
+
+        The paper sweeps `alpha` and `image_size` for each benchmark, trains a prior (`interpolation="mlp"`), and has no
+        budget.
+        """
+        return cls(**{**PAPER, **changes})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QLIPConfig:

@@ -128,7 +128,7 @@ class ImageCutter:
         image = to_rgb(image)
         pixels = self.normalise(image, settings)
         leaves = self._partition_original(image, pixels, settings)
-        if settings.geometry == "native":
+        if settings.geometry == "native" and leaves.aligned:
             patches = patches_of_levels(partial(self._level, image, pixels), leaves, self.patch_size)
         else:
             patches = extract_patches(pixels, leaves, self.patch_size)

@@ -48,8 +48,9 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
         leaves: N leaves of that image.
         patch_size: P, pixels per side.
         geometry: "grid" resamples every leaf's own pixels, antialiased bilinear, `align_corners=False` (paper section
-            3.1); "native" cuts it from the whole image resized to its level, antialiased bicubic, as CLIP's processor
-            resizes. From the original image, `ImageCutter.prepare` does that without resizing twice.
+            3.1); "native" cuts aligned leaves from the whole image resized to their level, antialiased bicubic, as
+            CLIP's processor resizes, and others as "grid" does. From the original image, `ImageCutter.prepare` does
+            that without resizing twice.
 
     Returns:
         (N, C, P, P), dtype and device of `image`; leaves of one cell are copied unchanged.
@@ -61,7 +62,7 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
     grid = find_grid(image, patch_size)
     if grid != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
-    if geometry == "native":
+    if geometry == "native" and leaves.aligned:
         return patches_of_levels(lambda size: _resized_level(image, size, patch_size), leaves, patch_size)
     if _is_array(image):
         return torch.from_numpy(_extract_arrays(image.detach().numpy(), leaves.boxes.numpy(), patch_size))

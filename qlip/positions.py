@@ -17,11 +17,11 @@ def interpolate_positions(
     leaves: Leaves,
     mode: Interpolation = QLIPConfig.interpolation,
     mlp: CoordinateMLP | None = None,
-    leaf_position: LeafPosition = QLIPConfig.leaf_position,
+    leaf_position: LeafPosition = "centre",
     mlp_residual: bool = QLIPConfig.mlp_residual,
     placement: Placement = QLIPConfig.placement,
 ) -> Tensor:
-    """Interpolates position embeddings of leaves from a pretrained n x n table.
+    """Interpolates position embeddings of leaves from a pretrained n x n table, by default as in the paper.
 
     Args:
         table: float (n * n, D), the pretrained patch positions without [CLS], row by row.

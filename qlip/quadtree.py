@@ -52,6 +52,11 @@ class Leaves:
         """float32 (N, 2): (row, col) of each leaf's centre in cell-index units; a single cell's is its own index."""
         return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
 
+    @property
+    def aligned(self) -> bool:
+        """Whether each starts at a multiple of its side, as in every tree of layout "aligned"."""
+        return not bool((self.boxes[:, :2] % self.boxes[:, 2:]).any())
+
     def token_map(self) -> Tensor:
         """Computes int64 (rows, cols), the index of the leaf that covers each cell; -1 if none does."""
         areas = self.sizes**2
@@ -79,13 +84,14 @@ def partition(
     structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
     splittable: Tensor | None = None,
-    geometry: Geometry = QLIPConfig.geometry,
-    noise_floor: bool = QLIPConfig.noise_floor,
+    geometry: Geometry = "grid",
+    noise_floor: bool = False,
     noise: Tensor | None = None,
 ) -> Leaves:
-    """Cuts an image by the quadtree of its detail (paper section 3.1), by default as `QLIPConfig` does for CLIP-L/336.
+    """Cuts an image by the quadtree of its detail (paper section 3.1), by default with `QLIPConfig`'s rule for CLIP-L.
 
-    Waits for a GPU once, at the end.
+    It takes the pixels as they are, so geometry and noise floor, for which an image processor needs the original, are
+    off by default. Waits for a GPU once, at the end.
 
     Args:
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.

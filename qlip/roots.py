@@ -77,7 +77,7 @@ def find_max_leaf(
     coarsest: Coarsest,
     layout: Layout,
     max_tokens: int | None,
-    geometry: Geometry = QLIPConfig.geometry,
+    geometry: Geometry = "grid",
 ) -> int | None:
     """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None is no bound.
 

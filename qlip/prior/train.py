@@ -125,7 +125,7 @@ def make_batches(
     patch_size, n = tower.config.patch_size, tower.native_grid
     largest = config.largest_size or n * 5 // 3 * patch_size
     most = config.max_tokens or (largest // patch_size) ** 2
-    tower.qlip = QLIPConfig(criterion=config.criterion, coarsest="any", max_tokens=most)
+    tower.qlip = QLIPConfig.paper(criterion=config.criterion, max_tokens=most)
     return PictureBatches(
         paths,
         QLIPImageProcessor(patch_size, n * patch_size, processor.image_mean, processor.image_std, tower.qlip),

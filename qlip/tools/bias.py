@@ -268,6 +268,6 @@ def _measure_view(
 
 def _make_resizer(model: QLIPVisionModel, processor: QLIPImageProcessor, size: int) -> QLIPImageProcessor:
     """Makes a processor that resizes the shorter side to `size` pixels and keeps the aspect ratio, in whole cells."""
-    settings = QLIPConfig(alpha=0.0, max_tokens=None, image_size=size)
+    settings = QLIPConfig.paper(alpha=0.0, image_size=size)
     mean, std = processor.image_mean, processor.image_std
     return QLIPImageProcessor(model.config.patch_size, model.config.image_size, mean, std, settings)

@@ -67,7 +67,7 @@ def make_config(args: argparse.Namespace) -> BiasConfig:
         sizes=None if args.sizes is None else tuple(args.sizes),
         shapes=tuple(args.shapes),
         modes=tuple(modes),
-        quadtree=QLIPConfig(**given) if given else None,
+        quadtree=QLIPConfig(geometry="grid", **given) if given else None,
         convention=args.convention,
     )
 

@@ -148,7 +148,7 @@ def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, setting
         field.name for field in fields(settings) if getattr(settings, field.name) != getattr(default, field.name)
     ]
     idle = set()
-    if settings.geometry == "grid" and allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
+    if allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
         idle.add(ONE_CELL)
     for name in changed:
         other = cutter.find_leaves(picture, replace(settings, **{name: getattr(default, name)}))
@@ -160,19 +160,22 @@ def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, setting
 def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: bool) -> str:
     """Formats that a setting has no effect, and why where the settings alone say so."""
     if name == ONE_CELL:
+        reason = "shorter side is below twice" if settings.geometry == "grid" else "longer side is at most"
         return (
-            f"no leaf may be larger than one cell, as the shorter side is below twice the native size {native_size}; "
-            "give the tower's own --native-size, a larger --image-size, or --coarsest any"
+            f"no leaf may be larger than one cell, as the {reason} the native size {native_size}; give the tower's own "
+            "--native-size, a larger --image-size, or --coarsest any"
         )
     value, default = (getattr(source, name) for source in (settings, QLIPConfig))
     flag = f"--{name.replace('_', '-')}"
-    if value is not True:
+    if value is False:
+        flag = f"--no-{flag[2:]}"
+    else:
         flag += f" {'none' if value is None else value}"
     needed = {"seed": "random", "structure_size": "structure", "noise_floor": "structure"}.get(name)
     if needed not in (None, settings.criterion):
         return f"{flag} has no effect: it belongs to --criterion {needed}, not {settings.criterion}"
     images = "these images" if several else "this image"
-    if value is True:
+    if value is False:
         return f"{flag} has no effect on {images}"
     default = "none" if default is None else default
     return f"{flag} has no effect on {images}: the default, {default}, gives the same leaves"

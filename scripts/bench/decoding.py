@@ -69,7 +69,10 @@ def run(rounds: int) -> None:
     from llava.serve.decoding.pool import DecoderPool
     from qlip import QLIPConfig, QLIPImageProcessor
 
-    pool, processor = DecoderPool(1), QLIPImageProcessor(qlip=QLIPConfig(image_size=336))
+    pool, processor = (
+        DecoderPool(1),
+        QLIPImageProcessor(qlip=QLIPConfig(geometry="grid", noise_floor=False, image_size=336)),
+    )
     print("| file | this process | pool | ratio |\n|---|---|---|---|")
     try:
         for size in SIZES:

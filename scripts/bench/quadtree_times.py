@@ -26,10 +26,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 NATIVE = 24  # cells per side of CLIP-L's grid
 
 RULES = {
-    "structure": QLIPConfig(),
-    "gradient": QLIPConfig(criterion="gradient", alpha=0.1, coarsest="any", max_tokens=None),
+    "structure": QLIPConfig(geometry="grid", noise_floor=False),
+    "gradient": QLIPConfig.paper(),
 }
-"""By criterion: the defaults, and the paper's rule."""
+"""By criterion, of pixels as they are: the default rule and budget, and the paper's rule."""
 
 SCORES = {"structure": structure_score, "gradient": gradient_score}
 

@@ -14,7 +14,7 @@ from qlip import QLIPConfig
 VARIANTS = ("clip", "qlip", "paper")
 """CLIP; QLIP's defaults, which need no sweep; the paper's rule, with a sweep over alpha and image size."""
 
-PAPER = QLIPConfig(criterion="gradient", coarsest="any", llm_positions="sequential", llm_size_bias=0.0, max_tokens=2304)
+PAPER = QLIPConfig.paper(max_tokens=2304)
 """The paper's rule; the budget keeps images with detail everywhere within the model's context."""
 
 

@@ -42,7 +42,18 @@ def test_show_prints_the_tree_and_writes_the_overlay(picture, tmp_path, capsys):
 
 
 def test_flags_reach_the_quadtree(picture, tmp_path, capsys):
-    flags = ["--out", str(tmp_path / "o.png"), "--alpha", "0", "--max-tokens", "none", "--image-size", "112"]
+    flags = [
+        "--out",
+        str(tmp_path / "o.png"),
+        "--alpha",
+        "0",
+        "--max-tokens",
+        "none",
+        "--image-size",
+        "112",
+        "--geometry",
+        "grid",
+    ]
     assert main(["show", str(picture), *flags]) == 0
     assert "    96, against 96 of the uniform grid (100.0%)" in capsys.readouterr().out
 

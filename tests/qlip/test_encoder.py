@@ -23,7 +23,7 @@ SHAPE = {
     "patch_size": 14,
 }
 UNIFORM = QLIPConfig(alpha=0.0, max_tokens=None)
-TREE = QLIPConfig(criterion="gradient", coarsest="any", alpha=0.9, max_tokens=60, llm_size_bias=0.0)
+TREE = QLIPConfig(criterion="gradient", geometry="grid", coarsest="any", alpha=0.9, max_tokens=60, llm_size_bias=0.0)
 
 
 @pytest.fixture(params=["clip", "siglip"])

@@ -12,7 +12,10 @@ from transformers import CLIPImageProcessorPil
 
 from qlip import QLIPConfig, QLIPImageProcessor
 from qlip.rgb import to_rgb
-from qlip.roots import allowed_leaf, count_roots
+from qlip.roots import fewest_leaves
+
+GRID = QLIPImageProcessor(qlip=QLIPConfig(geometry="grid"))
+"""Keeps images of whole cells as they are."""
 
 
 def gradient_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -44,7 +47,7 @@ def test_every_pillow_mode_is_read(mode):
     else:
         picture = picture.convert(mode)
     assert picture.mode == mode
-    pixels = QLIPImageProcessor().preprocess(picture, return_tensors="pt")["pixel_values"]
+    pixels = GRID.preprocess(picture, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 42, 28)
     assert torch.isfinite(pixels).all()
     assert pixels.std() > 0.3
@@ -75,7 +78,7 @@ def test_exif_orientation_is_applied():
     path_free = Image.frombytes("RGB", picture.size, picture.tobytes())
     path_free.info["exif"] = exif.tobytes()
     path_free._exif = exif
-    pixels = QLIPImageProcessor().preprocess(path_free, return_tensors="pt")["pixel_values"]
+    pixels = GRID.preprocess(path_free, return_tensors="pt")["pixel_values"]
     assert pixels.shape[2:] == (28, 14)
 
 
@@ -87,30 +90,27 @@ def test_exif_orientation_is_applied():
     max_tokens=st.none() | st.integers(1, 2000),
     coarsest=st.sampled_from(["any", "native"]),
     layout=st.sampled_from(["aligned", "centered"]),
+    geometry=st.sampled_from(["grid", "native"]),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_size_becomes_an_affordable_grid(height, width, image_size, max_cells, max_tokens, coarsest, layout):
-    config = QLIPConfig(
-        image_size=image_size, max_cells=max_cells, max_tokens=max_tokens, coarsest=coarsest, layout=layout
-    )
+def test_any_size_becomes_an_affordable_grid(height, width, **values):
+    config = QLIPConfig(**values)
     processor = QLIPImageProcessor(qlip=config)
     rows, cols = processor.choose_grid(height, width)
     assert rows >= 1 and cols >= 1
-    assert rows * cols <= max_cells
-    if max_tokens is not None:
-        assert (
-            count_roots((rows, cols), layout, allowed_leaf(config, (rows, cols), processor.native_grid)) <= max_tokens
-        )
+    assert rows * cols <= config.max_cells
+    if config.max_tokens is not None:
+        assert fewest_leaves(config, (rows, cols), processor.native_grid) <= config.max_tokens
 
 
 @pytest.mark.parametrize(("size", "grid"), [(None, (34, 46)), (336, (24, 32)), (14, (1, 1))])
 def test_the_shorter_side_is_resized_and_the_aspect_kept(size, grid):
-    processor = QLIPImageProcessor(qlip=QLIPConfig(image_size=size))
+    processor = QLIPImageProcessor(qlip=QLIPConfig(geometry="grid", image_size=size))
     assert processor.choose_grid(480, 640) == grid
 
 
 def test_different_sizes_come_as_a_list_and_equal_ones_as_a_tensor():
-    processor = QLIPImageProcessor()
+    processor = GRID
     one, two = gradient_picture(28, 28), gradient_picture(56, 28)
     assert isinstance(processor.preprocess([one, two], return_tensors="pt")["pixel_values"], list)
     assert processor.preprocess([one, one], return_tensors="pt")["pixel_values"].shape == (2, 3, 28, 28)
@@ -136,7 +136,11 @@ def test_tensors_and_arrays_are_the_pictures_they_hold(dtype, form, first):
     if form == "array":
         image = image.float().numpy() if dtype == torch.bfloat16 else image.numpy()
     plain = {"image_mean": (0.0,) * 3, "image_std": (1 / 255,) * 3}
-    got = QLIPImageProcessor(**plain).preprocess(image, return_tensors="pt")["pixel_values"][0].permute(1, 2, 0)
+    got = (
+        QLIPImageProcessor(qlip=GRID.qlip, **plain)
+        .preprocess(image, return_tensors="pt")["pixel_values"][0]
+        .permute(1, 2, 0)
+    )
     atol = 1 if dtype == torch.bfloat16 else 0
     assert np.abs(got.numpy().round() - expected).max() <= atol
 

@@ -17,7 +17,7 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions
 from llava.utils import demo_model_path
-from qlip import Leaves, QLIPConfig, interpolate_positions, partition, raster_positions
+from qlip import Leaves, QLIPConfig, extract_patches, interpolate_positions, partition, raster_positions
 from qlip.cutting import ImageCutter
 from qlip.language_positions import image_span
 
@@ -197,9 +197,14 @@ def test_it_is_partition_under_a_largest_leaf():
     assert torch.equal(ours.boxes, partition(image, max_tokens=None, max_leaf=cell).boxes)
 
 
-def test_blocks_that_do_not_tile_are_refused():
-    with pytest.raises(ValueError, match="layout is 'centered'; geometry 'native' tiles its cells"):
-        QLIPConfig(geometry="native", layout="centered")
+def test_leaves_that_start_between_multiples_of_their_side_are_cut_as_with_the_grid():
+    """Centred blocks are not aligned with the levels of the resized image."""
+    settings = QLIPConfig(layout="centered", coarsest="any", max_tokens=None)
+    assert settings.geometry == "native"
+    image = photograph("coffee").resize((480, 340))  # 34 x 48 cells, of which whole blocks leave a row above and below
+    cut = CUTTER.prepare(image, settings)
+    assert not cut.leaves.aligned and int((cut.leaves.sizes**2).sum()) == math.prod(cut.leaves.grid)
+    assert torch.equal(cut.patches, extract_patches(CUTTER.normalise(image, settings), cut.leaves))
 
 
 def test_a_stretched_thumbnail_is_refused_where_the_leaves_lie_in_the_padded_square():

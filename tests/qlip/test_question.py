@@ -19,7 +19,14 @@ from qlip.question import QuestionCut, cut_for_question
 from tests.qlip.samples import LAYOUTS, as_tuples, paper_partition, patchwork
 
 CUTTER = ImageCutter(patch_size=4, native_size=16)  # a native grid of 4 x 4 cells
-GRADIENT = {"criterion": "gradient", "alpha": 0.5, "budget": "question", "max_tokens": None, "score_share": 0.0}
+GRADIENT = {
+    "criterion": "gradient",
+    "geometry": "grid",
+    "alpha": 0.5,
+    "budget": "question",
+    "max_tokens": None,
+    "score_share": 0.0,
+}
 
 
 def waiting(grid: tuple[int, int] = (16, 16), seed: int = 0, **changes) -> QuestionCut:

@@ -1,9 +1,9 @@
 """Chooses default settings on validation scenes and photographs: `python -m scripts.bench.evidence.choice`.
 
 `python -m scripts.bench.evidence.run --experiments choice --scenes 400` answers first, for every seed of the model. A
-candidate may take at most 1.2 times CLIP's tokens on average over the scenes, and 1.5 times over the photographs, which
-are counted at CLIP ViT-L/14-336's grid with the budget and the blocks scaled to it. Of those, it should lose at most a
-point, in every set and kind of question, against the better of CLIP and the best candidate.
+candidate may take at most 1.2 times CLIP's tokens on average over the scenes (`--most-on-scenes`), and 1.5 times over
+the photographs, which are counted at CLIP ViT-L/14-336's grid with the budget and the blocks scaled to it. Of those, it
+should lose at most a point, in every set and kind of question, against the better of CLIP and the best candidate.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
+from llava.command import OneLineParser, parse_and_run, real
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.report import fill
 
 if TYPE_CHECKING:
     from qlip import QLIPConfig
@@ -45,40 +46,45 @@ class Candidate:
     """Mean tokens, as a multiple of CLIP's."""
     on_photographs: float
 
-    @property
-    def is_allowed(self) -> bool:
-        """Whether it takes few enough tokens."""
-        return self.on_scenes <= MOST_ON_SCENES and self.on_photographs <= MOST_ON_PHOTOGRAPHS
+    def is_allowed(self, most_on_scenes: float) -> bool:
+        """Finds whether it takes few enough tokens."""
+        return self.on_scenes <= most_on_scenes and self.on_photographs <= MOST_ON_PHOTOGRAPHS
 
     def losses(self, best: Shares) -> dict[tuple[str, str], float]:
         """Computes the points that it is behind, by set and kind; 0 where it is ahead."""
         return {key: max(0.0, best[key] - share) for key, share in self.shares.items()}
 
 
-def best_shares(clip: Shares, candidates: Sequence[Candidate]) -> dict[tuple[str, str], float]:
+def best_shares(
+    clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float = MOST_ON_SCENES
+) -> dict[tuple[str, str], float]:
     """Finds the best share in each set and kind, of CLIP and the candidates that take few enough tokens."""
-    allowed = [candidate.shares for candidate in candidates if candidate.is_allowed]
+    allowed = [candidate.shares for candidate in candidates if candidate.is_allowed(most_on_scenes)]
     return {key: max([share, *(shares[key] for shares in allowed)]) for key, share in clip.items()}
 
 
-def rank(clip: Shares, candidates: Sequence[Candidate]) -> list[tuple[Candidate, dict[tuple[str, str], float]]]:
+def rank(
+    clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float = MOST_ON_SCENES
+) -> list[tuple[Candidate, dict[tuple[str, str], float]]]:
     """Orders candidates with their losses: allowed ones first, then by the mean loss."""
-    best = best_shares(clip, candidates)
+    best = best_shares(clip, candidates, most_on_scenes)
     losses = [(candidate, candidate.losses(best)) for candidate in candidates]
-    return sorted(losses, key=lambda pair: (not pair[0].is_allowed, sum(pair[1].values())))
+    return sorted(losses, key=lambda pair: (not pair[0].is_allowed(most_on_scenes), sum(pair[1].values())))
 
 
-def table(clip: Shares, candidates: Sequence[Candidate]) -> str:
+def table(clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float = MOST_ON_SCENES) -> str:
     """Formats the ranking as a Markdown table."""
     lines = [
-        "| settings | scenes, of CLIP's tokens | photographs | mean loss | worst loss | losses above a point |",
-        "|---|---|---|---|---|---|",
+        "| settings | scenes, of CLIP's tokens | photographs | mean accuracy | mean loss | worst loss "
+        "| losses above a point |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for candidate, losses in rank(clip, candidates):
+    for candidate, losses in rank(clip, candidates, most_on_scenes):
         worst = max(losses, key=losses.__getitem__)
         above = sum(loss > 1 for loss in losses.values())
         lines.append(
             f"| {candidate.name} | {candidate.on_scenes:.2f} | {candidate.on_photographs:.2f} "
+            f"| {sum(candidate.shares.values()) / len(candidate.shares):.1f} "
             f"| {sum(losses.values()) / len(losses):.2f} | {losses[worst]:.1f} ({worst[0]}, {worst[1]}) "
             f"| {above} of {len(losses)} |"
         )
@@ -93,13 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sets", nargs="+", choices=EXPERIMENTS["choice"].sets, metavar="SET", help="only these of the sets"
     )
     parser.add_argument(
-        "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
+        "--most-on-scenes",
+        type=real(1.0),
+        default=MOST_ON_SCENES,
+        help="most tokens on average over the scenes, as a multiple of CLIP's (%(default)s)",
     )
+    parser.add_argument("--page", type=Path, help="write the table there, between the marks of --mark")
+    parser.add_argument("--mark", default="choice", help="name of the marks (%(default)s)")
+    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the settings that were changed")
     return parse_and_run(parser, command, argv)
 
 
 def command(options: argparse.Namespace) -> None:
-    """Prints the ranking.
+    """Prints the ranking, or writes it to a page.
 
     Raises:
         ValueError: CLIP or all candidates lack answers in one of the sets.
@@ -126,7 +138,12 @@ def command(options: argparse.Namespace) -> None:
             photographs = photograph_tokens(settings, native) / CLIP_CELLS**2
             row = whole[way.name]
             candidates.append(Candidate(way.name, to_shares(row), mean_tokens(row) / clip_tokens, photographs))
-    print(table(to_shares(whole[CLIP.name]), candidates))
+    ranking = table(to_shares(whole[CLIP.name]), candidates, options.most_on_scenes)
+    if options.page is None:
+        print(ranking)
+    else:
+        filled = fill(options.page.read_text(encoding="utf-8"), {options.mark: ranking}, partly=True)
+        options.page.write_text(filled, encoding="utf-8")
 
 
 def to_shares(cells: Mapping[str, Cell]) -> dict[tuple[str, str], float]:

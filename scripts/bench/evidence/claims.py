@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.scene_sets import SPLITS
 from scripts.bench.evidence.settings import Way
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="claims", description="Write measured values into the file of claims.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--shipped", default="seed 1", help="its name in the answers (%(default)s)")
     parser.add_argument("--command", required=True, help="the command that gave the answers, to be published")
     parser.add_argument("--date", type=date.fromisoformat, default=date.today(), help="of the measurement (today)")

@@ -17,6 +17,8 @@ BUDGET = 96
 GRID = {"geometry": "grid"}
 """Pictures of any size in cells, as the rivals take them."""
 UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
+IN_GRID: Mapping[str, object] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
+"""Trees of the image's own pixels, as in the paper."""
 NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
 """Trees of CLIP's own cells."""
 THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
@@ -38,7 +40,14 @@ BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
 """Tokens, and the side in cells of the uniform grid that has about as many."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
-PAPER = {"criterion": "gradient", "coarsest": "any", "thumbnail": False, "llm_size_bias": 0.0}
+PAPER: Mapping[str, object] = {
+    "criterion": "gradient",
+    "coarsest": "any",
+    "geometry": "grid",
+    "leaf_position": "centre",
+    "llm_size_bias": 0.0,
+}
+"""The paper's rule, but with raster positions in the language model."""
 
 
 @dataclass(frozen=True)
@@ -209,30 +218,10 @@ def _counting() -> list[Way]:
     return ways
 
 
-def _defaults() -> list[Way]:
-    """Candidates for settings that need no sweep, CLIP and the paper's rule among them."""
-    thumbnail = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "alpha": 0.8, "llm_size_bias": 0.0}
-    ways = [CLIP, Way("thumbnail, structure 5, alpha 0.8, budget 32", thumbnail)]
-    for tokens in (96, 128):
-        budget = {"alpha": 1.0, "max_tokens": tokens}
-        ways.append(Way(f"paper's rule, alpha 1, budget {tokens}", {**PAPER, **budget}))
-    for tokens, bias in product((96, 128), (0.0, DETAIL_BIAS)):
-        common = {"coarsest": "native", "max_tokens": tokens, "llm_size_bias": bias}
-        tail = f"budget {tokens}" + (f", llm_size_bias {bias}" if bias else "")
-        ways.append(Way(f"gradient, alpha 1, {tail}", {"criterion": "gradient", "alpha": 1.0, **common}))
-        for size, alpha in product((5, 7), (0.8, 1.2)):
-            settings = {"criterion": "structure", "structure_size": size, "alpha": alpha, **common}
-            ways.append(Way(f"structure {size}, alpha {alpha}, {tail}", settings))
-        if tokens == 96:
-            small = {"criterion": "structure", "structure_size": 7, "alpha": 0.8, "image_size": 224, **common}
-            ways.append(Way(f"structure 7, alpha 0.8, image size 224, {tail}", small))
-    return ways
-
-
 def _geometry() -> list[Way]:
     """From the paper's geometry to the native one, a step at a time."""
     steps: list[tuple[str, Mapping[str, object]]] = [
-        ("grid", {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}),
+        ("grid", IN_GRID),
         ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
         ("native", {"geometry": "native", "leaf_position": "centre", "noise_floor": False}),
         ("native, native positions", {**NATIVE, "noise_floor": False}),
@@ -243,8 +232,9 @@ def _geometry() -> list[Way]:
 
 
 def _choice() -> list[Way]:
-    """Candidates for the defaults; the shipped settings are among them."""
-    ways = [CLIP, SHIPPED]
+    """Candidates for the defaults, those that were shipped before the choice among them."""
+    earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS, **IN_GRID}
+    ways = [CLIP, Way("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
     for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
         settings = {"structure_size": size, "alpha": alpha, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE}
         ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
@@ -266,7 +256,6 @@ EXPERIMENTS = MappingProxyType(
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
-        "defaults": Experiment(_defaults(), BY_SIZE),
         "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
         "choice": Experiment(_choice(), MIXED_SETS),
     }

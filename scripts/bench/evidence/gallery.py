@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import demo_model_path, device_flag
+from llava.utils import device_flag
 from playground.questions import listing
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.settings import Way
 
@@ -131,7 +132,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="gallery", description="Write docs/GALLERY.md.")
-    parser.add_argument("--model-path", default=demo_model_path())
+    parser.add_argument("--model-path", default=trained_path())
     parser.add_argument("--scenes", type=integer(), default=60, help="scenes of each set to look through")
     parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
     parser.add_argument("--device", type=device_flag, default=None)

@@ -14,14 +14,14 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava.image_geometry import expand2square
-from qlip import QLIPConfig, extract_patches
+from qlip import QLIPConfig
 from qlip.cutting import OPENAI_CLIP_MEAN, ImageCutter
 from scripts.bench.evidence.photograph_set import Photograph
 
-STAGES = ("prepare", "partition", "extraction", "tower")
+STAGES = ("prepare", "tower")
+"""QLIP's preparation ends with the patches of its leaves."""
 LAYERS = 24
 CLIP_NAME = "CLIP"
-PATCH = 14
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,11 @@ def run_stages(picture: Image.Image, settings: QLIPConfig | None, layer: nn.Modu
     if settings is None:
         side = cutter.native_size
         background = tuple(round(255 * value) for value in OPENAI_CLIP_MEAN)
-        plain = QLIPConfig(image_size=side, alpha=0.0, max_tokens=None)
+        plain = QLIPConfig(geometry="grid", image_size=side)
         lap("prepare", lambda: cutter.normalise(expand2square(picture, background), plain))
         count = cutter.native_grid**2
     else:
-        pixels = lap("prepare", lambda: cutter.normalise(picture, settings))
-        start = time.perf_counter()
-        leaves = cutter.partition(pixels, settings)
-        laps["partition"] = time.perf_counter() - start
-        lap("extraction", lambda: extract_patches(pixels, leaves, PATCH))
-        count = len(leaves)
+        count = len(lap("prepare", lambda: cutter.prepare(picture, settings).patches))
     hidden = torch.zeros(1, count + 1, layer.self_attn.embed_dim)
     lap("tower", lambda: layer(hidden, attention_mask=None))
     laps["tower"] *= LAYERS

@@ -20,22 +20,20 @@ from qlip import QLIPConfig
 if TYPE_CHECKING:
     from scripts.bench.evidence.photograph_set import Photograph
 
-NATIVE = {"geometry": "native", "leaf_position": "native", "alpha": 1.2, "max_tokens": None}
 SETTINGS = {
     "the defaults": QLIPConfig(),
     "the defaults, budget 864": QLIPConfig(max_tokens=864),
     "the defaults, budget 576": QLIPConfig(max_tokens=576),
     "the defaults, no budget": QLIPConfig(max_tokens=None),
-    "native geometry, alpha 0.8": QLIPConfig(**{**NATIVE, "alpha": 0.8}),
-    "native geometry, alpha 1.2": QLIPConfig(**NATIVE),
-    "native geometry, alpha 1.2, noise floor": QLIPConfig(**NATIVE, noise_floor=True),
-    "native geometry, alpha 1.2, budget 864": QLIPConfig(**{**NATIVE, "max_tokens": 864}),
-    "native geometry, alpha 1.6": QLIPConfig(**{**NATIVE, "alpha": 1.6}),
-    "the paper's rule, alpha 0.1": QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, max_tokens=None),
+    "no budget, without the noise floor": QLIPConfig(max_tokens=None, noise_floor=False),
+    "no budget, alpha 1.2": QLIPConfig(max_tokens=None, alpha=1.2),
+    "alpha 1.2, budget 864": QLIPConfig(max_tokens=864, alpha=1.2),
+    "the paper's geometry": QLIPConfig(geometry="grid", leaf_position="centre", noise_floor=False),
+    "the paper's rule, alpha 0.1": QLIPConfig.paper(),
 }
 """Settings whose tokens are counted, for CLIP ViT-L/14-336: 24 x 24 cells, 576 tokens."""
-TIMED = ("the defaults", "the defaults, budget 576", "native geometry, alpha 1.2, budget 864")
-SHOWN = "native geometry, alpha 1.2"
+TIMED = ("the defaults", "the defaults, budget 864", "the defaults, budget 576", "the paper's geometry")
+SHOWN = "the defaults"
 CLIP_TOKENS = 576
 REPEATS = 3
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from llava.utils import demo_model_path
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.claim_tables import claim_parts
 from scripts.bench.evidence.claims import read_claims
 from scripts.bench.evidence.scene_sets import SPLITS
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
 
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)
-    parts = tables(answers, Answers(options.answers_files, "validation", own)) | claim_parts(read_claims())
+    parts = tables(answers) | claim_parts(read_claims())
     if options.print:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import demo_model_path, device_flag
+from llava.utils import device_flag
 from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, SPLITS
 from scripts.bench.evidence.settings import Way
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", choices=SPLITS, default="validation")
     parser.add_argument(
-        "--model", type=named_path, nargs="+", default=[("seed 1", demo_model_path())], help="NAME=CHECKPOINT ..."
+        "--model", type=named_path, nargs="+", default=[("seed 1", trained_path())], help="NAME=CHECKPOINT ..."
     )
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
     parser.add_argument(

@@ -12,7 +12,7 @@ from playground.questions import V_STAR
 from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import read_cells
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
+from scripts.bench.evidence.experiments import EXPERIMENTS
 from scripts.bench.evidence.scene_sets import GROUND_SETS, KINDS
 from scripts.bench.evidence.settings import Way
 
@@ -86,20 +86,19 @@ class Answers:
 
 
 def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
-    """Formats a Markdown table of ways on one set."""
-    lines = [
-        "| seen by | tokens | GFLOPs | V* | V* by checkpoint | count | existence |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for way in ways:
-        cell = answers.cell(way, name)
+    """Formats a Markdown table of ways on one set; V* of each checkpoint, too, if there are several."""
+    cells = [answers.cell(way, name) for way in ways]
+    several = any(cell and len(cell.rows) > 1 for cell in cells)
+    columns = ["tokens", "GFLOPs", "V*", *(["V* by checkpoint"] if several else []), "count", "existence"]
+    lines = [f"| seen by | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for way, cell in zip(ways, cells, strict=True):
         if cell is None:
-            lines.append(f"| {way.name} | not measured | | | | | |")
+            lines.append(f"| {way.name} | not measured |{' |' * (len(columns) - 1)}")
             continue
-        each = " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR))
         shares = [interval(cell.accuracy(kinds)) for kinds in (V_STAR, ("count",), ("existence",))]
-        cost = f"{cell.tokens:.1f} | {format_flops(cell.flops)}"
-        lines.append(f"| {way.name} | {cost} | {shares[0]} | {each} | {shares[1]} | {shares[2]} |")
+        if several:
+            shares.insert(1, " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR)))
+        lines.append(f"| {way.name} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -143,47 +142,15 @@ def size_table(answers: Answers, ways: Sequence[Way], sets: Sequence[str], kinds
     return "\n".join(lines)
 
 
-def shortfalls(answers: Answers, ways: Sequence[Way], sets: Sequence[str]) -> str:
-    """Formats how far each way is behind the best one, over all sets and kinds of question, in points.
-
-    Only ways with at most 1.5 times CLIP's tokens, on average over the sets, can be the best one.
-    """
-    known = {way.name: [answers.cell(way, name) for name in sets] for way in ways}
-    known = {name: cells for name, cells in known.items() if all(cells)}
-    if CLIP.name not in known:
-        return "not measured"
-    tokens = {name: sum(cell.tokens for cell in cells) / len(cells) for name, cells in known.items()}
-    accuracy = {
-        name: {(i, kind): cell.share((kind,)) for i, cell in enumerate(cells) for kind in KINDS}
-        for name, cells in known.items()
-    }
-    fair = [name for name in known if tokens[name] <= 1.5 * tokens[CLIP.name]]
-    lines = [
-        "| settings | tokens | mean accuracy | worst against CLIP | mean against the best | worst against the best |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = []
-    for name, shares in accuracy.items():
-        behind = {key: max(accuracy[other][key] for other in fair) - share for key, share in shares.items()}
-        against_clip = max(accuracy[CLIP.name][key] - share for key, share in shares.items())
-        worst = max(behind, key=behind.__getitem__)
-        text = (
-            f"| {name} | {tokens[name]:.1f} | {sum(shares.values()) / len(shares):.1f} | {against_clip:.1f} "
-            f"| {sum(behind.values()) / len(behind):.1f} | {behind[worst]:.1f} ({sets[worst[0]]}, {worst[1]}) |"
-        )
-        rows.append((sum(behind.values()), text))
-    return "\n".join(lines + [text for _, text in sorted(rows)])
-
-
-def tables(answers: Answers, validation: Answers) -> dict[str, str]:
-    """Formats every generated part of the document, by the name of its mark; "defaults" uses the validation split."""
+def tables(answers: Answers) -> dict[str, str]:
+    """Formats every generated part of the document, by the name of its mark."""
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("defaults", "losses", "equal-flops", "choice")
+        if name not in ("losses", "equal-flops", "choice")
         for chosen in experiment.sets
     }
-    losses, equal, defaults = (EXPERIMENTS[name] for name in ("losses", "equal-flops", "defaults"))
+    losses, equal = EXPERIMENTS["losses"], EXPERIMENTS["equal-flops"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
         parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
         by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
@@ -192,6 +159,4 @@ def tables(answers: Answers, validation: Answers) -> dict[str, str]:
     for chosen in EXPERIMENTS["rivals"].sets:
         for name in ("rivals", "equal-flops", "dear-rivals"):
             parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)
-    parts["defaults"] = shortfalls(validation, defaults.ways, defaults.sets)
-    parts["frozen"] = shortfalls(answers, [CLIP, SHIPPED], defaults.sets)
     return parts

@@ -45,7 +45,7 @@ def against_recursion(size: int, device: str, turns: int) -> Row:
     """Times ours and the recursive one, on the device and on the CPU, in turns."""
     here = photograph("astronaut", size)
     there = here.to(device)
-    settings = QLIPConfig(criterion="gradient", alpha=ALPHA, max_tokens=None, coarsest="any")
+    settings = QLIPConfig.paper(alpha=ALPHA)
     found, expected = cut(there, settings), cut_recursively(there)  # both are warm now
     if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-3):
         raise RuntimeError("the two quadtrees give different leaves, so their times cannot be compared")

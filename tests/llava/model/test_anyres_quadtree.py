@@ -26,6 +26,8 @@ ROW = [1, 20, IMAGE_TOKEN_INDEX, 30, 31]
 EVERY_CELL = QLIPConfig(tiling="tiles", alpha=0.0, max_tokens=None)
 IN_TILES = QLIPConfig(tiling="tiles", alpha=1.0)
 OVER_IMAGE = QLIPConfig(alpha=1.0, max_tokens=120)
+IN_CELLS = replace(OVER_IMAGE, geometry="grid")
+"""Pixels that were resized before give the same patches as the original."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_cells_of_all_tiles_are_llava_nexts_image(model, plain, name):
 
 
 @pytest.mark.parametrize(
-    "settings", [OVER_IMAGE, replace(OVER_IMAGE, thumbnail=True), IN_TILES], ids=["image", "base", "tiles"]
+    "settings", [IN_CELLS, replace(IN_CELLS, thumbnail=True), IN_TILES], ids=["image", "base", "tiles"]
 )
 @pytest.mark.parametrize("name", ["photograph", "tall"])
 @torch.no_grad()
@@ -100,7 +102,7 @@ def test_pixels_leaves_and_prepared_images_are_encoded_alike(model, use, setting
     assert tokens.span.count == ready.tokens == len(tokens.features) < ready.uniform_tokens
     assert tokens.span.length == ready.positions == ready.uniform_tokens  # those of LLaVA-1.6
     assert (tokens.span.positions.diff() >= 0).all() and tokens.span.positions[-1] < tokens.span.length
-    base = 0 if settings is OVER_IMAGE else 64
+    base = 0 if settings is IN_CELLS else 64
     newlines = (tokens.features == model.model.image_newline).all(dim=1).sum()
     assert len(ready.leaves) == len(ready.patches) == ready.tokens - base - newlines > 0 < newlines
     pixels = process_images([image], model.get_vision_tower().image_processor, model.config)

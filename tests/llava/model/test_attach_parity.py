@@ -7,14 +7,15 @@ import torch
 
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
+from llava.model.prepared_image import prepare_leaves
 from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint, transformers_model
 from tests.qlip.integrations.models import picture
 
 TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 90}
 SETTINGS = {
     "defaults": {},
+    "the paper's geometry": {**TREE, "geometry": "grid", "leaf_position": "centre"},
     "raster": TREE,
     "sequential": {**TREE, "llm_positions": "sequential", "llm_size_bias": 0.0},
     "native weight": {**TREE, "llm_weight": "native", "size_bias": 0.5},
@@ -41,7 +42,8 @@ def padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_llava_and_attach_agree(folder, settings):
     _, ours, processor, _ = load_pretrained_model(str(folder), device="cpu", qlip=settings)
-    images = process_images(PICTURES, processor, ours.config)
+    tower = ours.get_vision_tower()
+    images = [prepare_leaves(image, processor.cutter, tower.settings).image for image in PICTURES]
     logits = [
         ours(torch.tensor([row]), images=own or None).logits[0]
         for row, own in zip(ROWS, ([images[0]], images[1:], []), strict=True)

@@ -149,7 +149,14 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.5, "max_tokens": 40, "llm_size_bias": 0.0}
+TREE = {
+    "criterion": "gradient",
+    "geometry": "grid",
+    "coarsest": "any",
+    "alpha": 0.5,
+    "max_tokens": 40,
+    "llm_size_bias": 0.0,
+}
 """Leaves of all sizes, and positions of the raster alone."""
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}

@@ -123,7 +123,7 @@ def test_a_batch_of_tiles_answers_as_its_rows_alone():
 
 @torch.no_grad()
 def test_sizes_are_those_of_the_original_and_go_with_the_leaves():
-    model, processor = attached("llava_next", alpha=0.3)
+    model, processor = attached("llava_next", geometry="grid", alpha=0.3)
     inputs = dict(ask(processor, PROMPTS[:1], PICTURES[:1]))
     expected = model(**inputs).logits
     pixels = processor.image_processor(PICTURES[0], return_tensors="pt")["pixel_values"]
@@ -143,7 +143,7 @@ def test_sizes_are_those_of_the_original_and_go_with_the_leaves():
 @torch.no_grad()
 def test_images_of_another_tiling_are_refused():
     model, processor = attached("llava_next", **IN_TILES)
-    _, other = attached("llava_next", alpha=0.3)
+    _, other = attached("llava_next", geometry="grid", alpha=0.3)
     inputs = dict(ask(processor, PROMPTS[:1], PICTURES[:1]))
     with pytest.raises(ValueError, match=r"70 x 130 .* has tiles of 4 x 8 cells, its leaves \(leaf_grids\) 5 x 9"):
         model(**ask(other, PROMPTS[:1], PICTURES[:1]))

@@ -14,7 +14,7 @@ from qlip.pictures import crop_square, find_pictures
 from qlip.prior.batches import PictureBatches
 
 SIZES = [(60, 60), (90, 60), (60, 120), (140, 100), (56, 70)]  # (width, height)
-PROCESSOR = QLIPImageProcessor(14, 56, qlip=QLIPConfig(coarsest="any", max_tokens=36))
+PROCESSOR = QLIPImageProcessor(14, 56, qlip=QLIPConfig.paper(max_tokens=36))
 
 
 @pytest.fixture

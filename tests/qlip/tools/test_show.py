@@ -85,9 +85,9 @@ def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
         ),
         ("--seed 3", ["--seed 3 has no effect: it belongs to --criterion random, not structure"]),
         (
-            "--criterion variance --noise-floor --structure-size 7",
+            "--criterion variance --no-noise-floor --structure-size 7",
             [
-                "--noise-floor has no effect: it belongs to --criterion structure, not variance",
+                "--no-noise-floor has no effect: it belongs to --criterion structure, not variance",
                 "--structure-size 7 has no effect: it belongs to --criterion structure, not variance",
             ],
         ),
@@ -96,6 +96,7 @@ def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
             "--image-size 448",
             ["--image-size 448 has no effect on this image: the default, none, gives the same leaves"],
         ),
+        ("--no-noise-floor", ["--no-noise-floor has no effect on this image"]),
     ],
 )
 def test_a_setting_that_changes_no_leaf_is_named(folder, capsys, flags, notes):
@@ -106,7 +107,9 @@ def test_a_setting_that_changes_no_leaf_is_named(folder, capsys, flags, notes):
 @pytest.mark.parametrize("native_size", [224, 225, 336])
 def test_a_native_size_above_half_the_image_leaves_no_quadtree_and_that_is_said(folder, capsys, native_size):
     """The picture has 448 px; 225 px are 16 whole cells, as 224 are."""
-    lines = show(capsys, DEMO / "1-small-shapes.png", "--native-size", native_size, "--out", "o.png")
+    lines = show(
+        capsys, DEMO / "1-small-shapes.png", "--native-size", native_size, "--geometry", "grid", "--out", "o.png"
+    )
     only_cells = [line.split()[3] for line in lines if line.startswith("leaves")] == ["1"]
     assert only_cells == (native_size == 336) == any("no leaf may be larger than one cell" in line for line in lines)
 
@@ -114,7 +117,7 @@ def test_a_native_size_above_half_the_image_leaves_no_quadtree_and_that_is_said(
 def test_files_and_folders_get_a_line_each_and_a_contact_sheet(folder, capsys):
     flat, noise = folder / "flat.png", folder / "below" / "noise.png"
     for images in ([folder], [noise, flat]):
-        printed = show(capsys, *images, "--native-size", 112, "--alpha", 0)
+        printed = show(capsys, *images, "--native-size", 112, "--geometry", "grid", "--alpha", 0)
         head, *lines, mean, overlay = [line for line in printed if not line.startswith("note")]
         assert head.split() == ["tokens", "CLIP", "uniform", "image"]
         assert [line.split() for line in lines] == [

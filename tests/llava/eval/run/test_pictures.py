@@ -27,8 +27,8 @@ from playground.scenes import PRESETS, scene
 
 TOWERS: dict[str, Any] = {
     "clip": False,
-    "qlip": True,
-    "thumbnail": {"thumbnail": True, "llm_positions": "sequential", "image_size": 224},
+    "qlip": {"geometry": "grid"},
+    "thumbnail": {"geometry": "grid", "thumbnail": True, "llm_positions": "sequential", "image_size": 224},
 }
 
 

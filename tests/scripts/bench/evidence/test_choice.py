@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llava.eval.sweep.grid import read_own_settings
-from llava.utils import demo_model_path
 from qlip import QLIPConfig
 from scripts.bench.evidence import choice
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.choice import Candidate, best_shares, photograph_tokens, rank, table
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 
@@ -33,8 +33,8 @@ def test_what_takes_too_many_tokens_is_no_measure_and_comes_last() -> None:
 
 def test_the_table_shows_the_worst_loss_and_how_many_exceed_a_point() -> None:
     rows = table(CLIP_SHARES, [WEAK, FINE]).splitlines()
-    assert rows[2] == "| fine | 1.20 | 1.50 | 1.25 | 2.0 (a, colour) | 1 of 2 |"
-    assert rows[3] == "| weak | 1.00 | 1.00 | 5.00 | 10.0 (a, count) | 1 of 2 |"
+    assert rows[2] == "| fine | 1.20 | 1.50 | 84.8 | 1.25 | 2.0 (a, colour) | 1 of 2 |"
+    assert rows[3] == "| weak | 1.00 | 1.00 | 81.0 | 5.00 | 10.0 (a, count) | 1 of 2 |"
 
 
 def test_photographs_are_counted_at_clips_grid_with_the_budget_scaled() -> None:
@@ -43,7 +43,7 @@ def test_photographs_are_counted_at_clips_grid_with_the_budget_scaled() -> None:
 
 
 def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own, wanted = read_own_settings(demo_model_path()), EXPERIMENTS["choice"]
+    own, wanted = read_own_settings(trained_path()), EXPERIMENTS["choice"]
     answers = tmp_path / "answers.jsonl"
     rows = []
     for way, tokens, marks in ((CLIP, 64, "0011"), (wanted.ways[2], 70, "0111")):
@@ -55,7 +55,7 @@ def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.Capt
     assert choice.main(["--answers-files", str(answers)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if wanted.ways[2].name in line]
     assert line.split("|")[2].strip() == f"{70 / 64:.2f}"
-    assert line.split("|")[4:6] == [" 0.00 ", " 0.0 (mixed/native, count) "]
+    assert line.split("|")[5:7] == [" 0.00 ", " 0.0 (mixed/native, count) "]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     assert choice.main(["--answers-files", str(answers), "--sets", *wanted.sets[1:]]) == 0
     assert choice.main(["--answers-files", str(answers)]) == 2

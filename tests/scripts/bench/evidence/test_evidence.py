@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from scripts.bench.evidence.run import marks
 from scripts.bench.evidence.scene_sets import KINDS, SPLITS
 from scripts.bench.evidence.sets import draw_set, read_set
 from scripts.bench.evidence.settings import Way
-from scripts.bench.evidence.tables import Answers, kind_table, shortfalls, size_table, table
+from scripts.bench.evidence.tables import Answers, kind_table, size_table, table
 from scripts.bench.evidence.ways import interpolate_scrambled
 
 
@@ -150,17 +149,6 @@ def test_ways_at_equal_cost_cost_the_same(subject):
     assert abs(dear.pop(0) / asked - 1) < 1 / 8  # by the question, so only about
     for rival, ours in zip(dear[::2], dear[1::2], strict=True):
         assert abs(ours / rival - 1) < 1 / 50
-
-
-def test_shortfalls_are_measured_from_the_best_way_that_is_cheap_enough(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    log = AnswerLog(path)
-    dear = replace(SHIPPED, name="dear", settings={"alpha": 0.0})
-    for way, marked, tokens in ((CLIP, "1100", 64), (SHIPPED, "1110", 96), (dear, "1111", 200)):
-        log.add(journal_row(way, "a", dict.fromkeys(KINDS, marked), tokens=tokens))
-    text = shortfalls(Answers([path], "test", QLIPConfig()), [CLIP, SHIPPED, dear], ["base"])
-    assert "| CLIP | 64.0 | 50.0 | 0.0 | 25.0 | 25.0 (base, colour) |" in text
-    assert "| QLIP as shipped | 96.0 | 75.0 | -25.0 | 0.0 | 0.0 (base, colour) |" in text
 
 
 def test_marks_are_filled_again_and_again():

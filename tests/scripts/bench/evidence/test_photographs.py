@@ -32,12 +32,12 @@ def test_there_are_twenty_photographs_and_crops_from_the_wheels_alone(monkeypatc
 
 
 def test_flat_pictures_cost_the_roots_alone() -> None:
-    """Hand counts: 672 px are 48 x 48 cells with roots of 2, 24 x 24; native geometry takes 24 x 12 for two squares."""
+    """Hand counts: CLIP's 24 x 24 cells, or 24 x 12 for two squares; in the paper's geometry 672 px have roots of 2 cells."""
     pictures = [flat("square", 672, 672), flat("wide", 600, 300)]
-    chosen = {name: SETTINGS[name] for name in ("the defaults, no budget", "native geometry, alpha 0.8")}
+    chosen = {name: SETTINGS[name] for name in ("the paper's geometry", "the defaults, no budget")}
     counts = count_tokens(pictures, chosen)
-    assert counts["the defaults, no budget"][0] == 576
-    assert counts["native geometry, alpha 0.8"] == [576, 288]
+    assert counts["the paper's geometry"][0] == 576
+    assert counts["the defaults, no budget"] == [576, 288]
     text = tokens_table(pictures, counts)
     assert "| wide | 600 x 300 |" in text
     assert text.splitlines()[-1].endswith("| 0.75 |")  # the mean of 576 and 288
@@ -66,9 +66,9 @@ def test_every_way_has_its_stages_and_tokens() -> None:
 def test_times_are_shares_of_clips_total() -> None:
     rows = [
         Times("CLIP", 576, {"prepare": 1.0, "tower": 3.0}),
-        Times("ours", 300, {"prepare": 0.5, "partition": 0.25, "extraction": 0.25, "tower": 1.0}),
+        Times("ours", 300, {"prepare": 1.0, "tower": 1.0}),
     ]
     lines = times_table(rows).splitlines()
-    assert lines[2] == "| CLIP | 576 | 0.250 |  |  | 0.750 | 1.00 |"
-    assert lines[3] == "| ours | 300 | 0.125 | 0.062 | 0.062 | 0.250 | 0.50 |"
+    assert lines[2] == "| CLIP | 576 | 0.250 | 0.750 | 1.00 |"
+    assert lines[3] == "| ours | 300 | 0.250 | 0.250 | 0.50 |"
     assert set(TIMED) <= set(SETTINGS)
