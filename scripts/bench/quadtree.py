@@ -31,7 +31,8 @@ turns. *busy / quiet* compares the medians of all turns, with another process th
 {machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""
 
 HEADINGS = {
-    "structure": "## structure, the default criterion\n\nAlpha 0.8, at most 1152 leaves, none coarser than a cell of CLIP's; without the noise floor.",
+    "structure": "## structure, the default criterion\n\nAlpha 0.8, at most 1152 leaves, none coarser than a cell of "
+    "CLIP's; without the noise floor.",
     "gradient": "## gradient, the paper's rule\n\nAlpha 0.1, no budget.",
 }
 
