@@ -41,13 +41,13 @@ def demo_model_path() -> Path:
 
 
 def demo_picture_path() -> Path:
-    """Finds the first of the demo's pictures, by name.
+    """Finds the first of the demo's pictures, by name; what `qlip show` has drawn beside them is none.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     folder = _playground() / "pictures"
-    picture = min(folder.glob("*.png"), default=None)
+    picture = min((file for file in folder.glob("*.png") if not file.name.endswith(".leaves.png")), default=None)
     if picture is None:
         raise FileNotFoundError(f"the demo picture is missing: no *.png in {folder}")
     return picture

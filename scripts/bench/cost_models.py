@@ -26,6 +26,7 @@ from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from playground.vocabulary import prompt
 from qlip import QLIPConfig
+from scripts.bench.evidence.experiments import IN_GRID
 from scripts.bench.pictures import PHOTOGRAPHS
 
 SCENE_SERIES = 7100
@@ -105,7 +106,8 @@ def load_demo(device: str) -> Subject:
     clip = load_pretrained_model(demo_model_path(), device=device, qlip=False)[1].get_vision_tower()
     tower = model.get_vision_tower()
     ids = tokenizer_image_token(DEFAULT_IMAGE_TOKEN.join(prompt("What is in the picture?")), tokenizer)
-    return Subject("demo", model, clip, tower, tower.settings, torch.tensor([ids], device=model.device), demo_scene)
+    settings = replace(tower.settings, **IN_GRID)
+    return Subject("demo", model, clip, tower, settings, torch.tensor([ids], device=model.device), demo_scene)
 
 
 def build_random(name: str, shape: Shape, device: str, dtype: torch.dtype) -> Subject:
@@ -121,7 +123,7 @@ def build_random(name: str, shape: Shape, device: str, dtype: torch.dtype) -> Su
         module.eval().requires_grad_(False)
     text = torch.randint(3, config.vocab_size, (TEXT_BEFORE + 1 + TEXT_AFTER,))
     text[TEXT_BEFORE] = IMAGE_TOKEN_INDEX
-    return Subject(name, model, clip, tower, QLIPConfig(), text[None].to(device), photograph)
+    return Subject(name, model, clip, tower, QLIPConfig(**IN_GRID), text[None].to(device), photograph)
 
 
 def demo_scene(size: int, number: int) -> Image.Image:

@@ -35,7 +35,7 @@ def test_the_demo_model_is_the_folder_with_its_config(playground: Path) -> None:
 
 def test_the_demo_picture_is_the_first_by_name(playground: Path) -> None:
     (playground / "pictures").mkdir()
-    for name in ("b.png", "a.png", "a.jpg"):
+    for name in ("b.png", "a.png", "a.jpg", "a.leaves.png"):
         (playground / "pictures" / name).touch()
     assert utils.demo_picture_path() == playground / "pictures" / "a.png"
 

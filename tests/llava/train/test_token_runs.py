@@ -11,7 +11,7 @@ from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import logged, train_on
 
 KINDS = "ittit"
-QLIP = {"qlip": True, "qlip.alpha": 0.3, "qlip.coarsest": "any"}
+QLIP = {"qlip": True, "qlip.alpha": 0.3, "qlip.coarsest": "any", "qlip.geometry": "grid", "qlip.noise_floor": False}
 ALL = 1_000_000
 """Tokens: more than all samples have."""
 

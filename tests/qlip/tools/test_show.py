@@ -70,7 +70,7 @@ def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
         assert row["uniform_tokens"] == sum(int(side) ** 2 * count for side, count in row["leaves"].items())
         assert row["clip_tokens"] == 64
     assert "--seed 3 has no effect" in printed.err and "overlay" in printed.err
-    assert main(["show", str(images[0]), "--native-size", "112", "--json"]) == 0
+    assert main(["show", str(images[0]), "--native-size", "112", "--json", "--out", "o.png"]) == 0
     assert json.loads(capsys.readouterr().out) == rows[0]
 
 

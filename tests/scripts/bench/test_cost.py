@@ -116,7 +116,7 @@ def test_a_tree_within_its_budget_keeps_its_threshold(subject, image):
 
 @torch.inference_mode()
 def test_the_recursive_quadtree_does_the_work_of_ours(subject, image):
-    settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=1.5, max_tokens=None)
+    settings = QLIPConfig.paper(alpha=1.5)
     tower = subject.look_through(settings)
     ours = tower([image])[0]
     assert 4 < len(ours) < 256

@@ -19,8 +19,8 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3),
     ("settings", "tokens", "patches"),
     [
         (None, 2340, [576] * 5),  # LLaVA's own count
-        (QLIPConfig(max_tokens=None, alpha=0), 46 * 34 + 34, [46 * 34]),
-        (QLIPConfig(max_tokens=None, alpha=0, thumbnail=True), 576 + 46 * 34 + 34, [46 * 34, 576]),
+        (QLIPConfig(max_tokens=None, alpha=0), 48 * 36 + 36, [48 * 36]),  # twice CLIP's 24 cells, and newlines
+        (QLIPConfig(max_tokens=None, alpha=0, thumbnail=True), 576 + 48 * 36 + 36, [48 * 36, 576]),
         (QLIPConfig(max_tokens=None, alpha=0, tiling="tiles"), 2340, [576] * 5),
     ],
     ids=["anyres", "image", "image and base", "tiles"],

@@ -34,7 +34,9 @@ def engine() -> Iterator[ChatEngine]:
 
 @pytest.fixture(scope="module")
 def settings(engine: ChatEngine) -> Any:
-    return replace(engine.vision.tower.settings, budget="question", question_cells=2)
+    """In the paper's geometry the pixels alone give the tree of the original, and these questions different trees."""
+    paper = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
+    return replace(engine.vision.tower.settings, budget="question", question_cells=2, **paper)
 
 
 @pytest.fixture(scope="module")

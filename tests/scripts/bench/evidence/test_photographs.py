@@ -32,7 +32,7 @@ def test_there_are_twenty_photographs_and_crops_from_the_wheels_alone(monkeypatc
 
 
 def test_flat_pictures_cost_the_roots_alone() -> None:
-    """Hand counts: CLIP's 24 x 24 cells, 24 x 12 for two squares; the paper's geometry has roots of 2 cells at 672 px."""
+    """Hand counts: CLIP's 24 x 24 cells, 24 x 12 for two squares; the paper's has roots of 2 cells at 672 px."""
     pictures = [flat("square", 672, 672), flat("wide", 600, 300)]
     chosen = {name: SETTINGS[name] for name in ("the paper's geometry", "the defaults, no budget")}
     counts = count_tokens(pictures, chosen)
