@@ -1,4 +1,4 @@
-"""A small chart of the embedded model's accuracy against visual tokens, with the current number of tokens marked."""
+"""A small chart of a small model's accuracy against visual tokens, with the current number of tokens marked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Curve:
 
 
 def embedded_curve() -> Curve:
-    """Reads the embedded model's curve, which is kept beside this module."""
+    """Reads the curve that is shown with the embedded model; it is kept beside this module."""
     record = json.loads(files("llava.serve.web").joinpath("accuracy.json").read_text(encoding="utf-8"))
     clip, qlip = record["clip"], record["qlip"]
     return Curve(record["source"], record["note"], (clip[0], clip[1]), tuple((x, y) for x, y in qlip))
