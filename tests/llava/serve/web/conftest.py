@@ -17,6 +17,14 @@ from tests.llava.serve.web.clients import FIRST, NewVisitor, show
 from tests.llava.serve.web.pages import Pages, Visitor, arrivals, chromium, page_of
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps Gradio's files of this process apart: a server that ends deletes them, also those that another one shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[ChatEngine]:
     """An engine on the embedded model."""

@@ -213,7 +213,7 @@ def test_the_views_are_those_of_clip_l_without_any_model() -> None:
     processor = QLIPImageProcessor(14, 336, qlip=QLIPConfig(alpha=0.5, max_tokens=200))
     pixels = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(view.leaves.boxes, processor.partition(pixels).boxes)
-    assert (view.tokens, view.uniform_tokens) == (len(view.leaves), 32 * 32)
+    assert (view.tokens, view.uniform_tokens) == (len(view.leaves), 48 * 48)  # twice CLIP's cells for 448 px
     by_clip = backend.prepare(image, QLIPOptions(enabled=False))
     assert (by_clip.tokens, by_clip.leaves, backend.native_tokens) == (576, None, 576)
     native = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})

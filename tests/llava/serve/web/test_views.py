@@ -61,7 +61,7 @@ def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
 def test_the_chart_s_numbers_are_those_of_the_results() -> None:
     curve = embedded_curve()
     block = re.search(r"<!-- llm-positions: 12-24 px -->(.*?)<!-- end", (DOCS / "RESULTS.md").read_text(), re.DOTALL)[1]
-    rows = re.findall(r"^\| raster, \d+ \| ([\d.]+) \| \*\*([\d.]+)\*\*", block, re.MULTILINE)
+    rows = re.findall(r"^\| raster, \d+ \| ([\d.]+) \| [\d.]+ \| \*\*([\d.]+)\*\*", block, re.MULTILINE)
     assert curve.qlip == tuple((float(tokens), float(value)) for tokens, value in rows)
     readme = (DOCS.parent / "README.md").read_text()
     headline = re.search(
