@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 PAGES = ("*.md", "docs/*.md", "docs/results/*.md")
-ASSETS = ("docs/*.png", "docs/*.svg", "docs/results/*.svg", "docs/results/*.png", "docs/results/*.jpg", "docs/site/*")
+ASSETS = (*(f"docs/{folder}*.{kind}" for folder in ("", "results/") for kind in ("png", "jpg", "svg")), "docs/site/*")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)(?P<path>[^)#\s]+)")
 MARK = re.compile(r"^(<!-- .* -->)$", re.MULTILINE)
 LANGUAGES = {".py": "python", ".sh": "bash", ".json": "json", ".cff": "yaml"}

@@ -19,7 +19,7 @@ from tests.llava.serve.web.pages import Pages, Visitor, arrivals, chromium, page
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps Gradio's files of this process apart: a server that ends deletes them, also those that another one shows."""
+    """Keeps Gradio's files of this process apart: a server that ends deletes also what another one shows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         yield
