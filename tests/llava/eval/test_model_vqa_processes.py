@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tqdm import tqdm
 
 from llava.eval import model_vqa_loader
-from llava.eval.run import image_workers
+from llava.eval.run import image_workers, progress
 from tests.interpreter import fork_main
 from tests.llava.eval.files import PICTURES, TEXTS
 
@@ -51,9 +52,10 @@ def test_a_killed_run_continues_and_answers_each_question_once(
 
 
 def test_two_processes_share_the_questions_and_merge_them_in_order(
-    flags: list[str], answers: Path, whole: bytes
+    flags: list[str], answers: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the environment that `accelerate launch` and torchrun give their processes."""
+    monkeypatch.setattr(progress, "tqdm", lambda **options: tqdm(**{**options, "delay": 0}))  # not after two seconds
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     merged = answers.with_name("answers[2].jsonl")

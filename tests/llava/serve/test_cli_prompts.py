@@ -98,6 +98,7 @@ def test_ctrl_c_ends_the_process_at_once_whatever_its_threads_do() -> None:
         threading.Event().wait(300)
 
     def work() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
         cli.load = load
         return cli.main(["--prompt", "Hi"])
 
