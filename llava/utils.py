@@ -40,17 +40,26 @@ def demo_model_path() -> Path:
     return folder
 
 
-def demo_picture_path() -> Path:
-    """Finds the first of the demo's pictures, by name; what `qlip show` has drawn beside them is none.
+def demo_picture_paths() -> list[Path]:
+    """Lists the demo's pictures, by name; what `qlip show` has drawn beside them is none.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     folder = _playground() / "pictures"
-    picture = min((file for file in folder.glob("*.png") if not file.name.endswith(".leaves.png")), default=None)
-    if picture is None:
+    pictures = sorted(file for file in folder.glob("*.png") if not file.name.endswith(".leaves.png"))
+    if not pictures:
         raise FileNotFoundError(f"the demo picture is missing: no *.png in {folder}")
-    return picture
+    return pictures
+
+
+def demo_picture_path() -> Path:
+    """Finds the first of the demo's pictures.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return demo_picture_paths()[0]
 
 
 def default_device() -> str:

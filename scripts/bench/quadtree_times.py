@@ -18,6 +18,7 @@ import qlip
 from qlip import Leaves, QLIPConfig
 from qlip.quadtree import partition_as
 from qlip.roots import allowed_leaf
+from scripts.bench.evidence.experiments import IN_GRID
 from scripts.bench.naive_quadtree import Box, gradient_score, naive_partition, naive_patches, structure_score
 from scripts.bench.pictures import PATCH, PHOTOGRAPHS
 
@@ -26,7 +27,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 NATIVE = 24  # cells per side of CLIP-L's grid
 
 RULES = {
-    "structure": QLIPConfig(geometry="grid", noise_floor=False),
+    "structure": QLIPConfig(**IN_GRID),
     "gradient": QLIPConfig.paper(),
 }
 """By criterion, of pixels as they are: the default rule and budget, and the paper's rule."""

@@ -38,6 +38,7 @@ def test_the_demo_picture_is_the_first_by_name(playground: Path) -> None:
     for name in ("b.png", "a.png", "a.jpg", "a.leaves.png"):
         (playground / "pictures" / name).touch()
     assert utils.demo_picture_path() == playground / "pictures" / "a.png"
+    assert utils.demo_picture_paths() == [playground / "pictures" / name for name in ("a.png", "b.png")]
 
 
 def test_a_missing_demo_is_a_clear_error(playground: Path) -> None:

@@ -26,7 +26,7 @@ from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
 from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
 from llava.serve.web.theme import css, head, theme
-from llava.utils import demo_model_path, demo_picture_path
+from llava.utils import demo_model_path, demo_picture_paths
 
 MAX_SESSIONS = 256  # visitors whose pictures are kept; the one idle longest is dropped first
 DEMO_QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there a blue square?")
@@ -96,7 +96,7 @@ def page_text(args: argparse.Namespace) -> PageText:
 def example_pictures() -> list[str]:
     """Lists the paths of the embedded demo's pictures, if it is installed."""
     try:
-        return sorted(map(str, demo_picture_path().parent.glob("*.png")))
+        return list(map(str, demo_picture_paths()))
     except FileNotFoundError:
         return []
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
+from typing import Any
 
 from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
 from scripts.bench.evidence.settings import Way
@@ -17,7 +18,7 @@ BUDGET = 96
 GRID = {"geometry": "grid"}
 """Pictures of any size in cells, as the rivals take them."""
 UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
-IN_GRID: Mapping[str, object] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
+IN_GRID: Mapping[str, Any] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
 """Trees of the image's own pixels, as in the paper."""
 NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
 """Trees of CLIP's own cells."""

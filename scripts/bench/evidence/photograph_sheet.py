@@ -22,7 +22,7 @@ def draw_sheet(photographs: Sequence[Photograph], settings: QLIPConfig, columns:
     pen = ImageDraw.Draw(sheet)
     for index, item in enumerate(photographs):
         left, top = index % columns * SIDE, index // columns * (SIDE + CAPTION)
-        leaves = cutter.partition(cutter.normalise(item.picture, settings), settings)
+        leaves = cutter.find_leaves(item.picture, settings)
         drawn = draw_leaves(item.picture, leaves, cell=max(1, (SIDE - 5) // max(leaves.grid)))
         drawn.thumbnail((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS)
         sheet.paste(drawn, (left, top))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from qlip import QLIPConfig
+from scripts.bench.evidence.experiments import IN_GRID
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.photograph_set import Photograph
@@ -28,7 +29,7 @@ SETTINGS = {
     "no budget, without the noise floor": QLIPConfig(max_tokens=None, noise_floor=False),
     "no budget, alpha 1.2": QLIPConfig(max_tokens=None, alpha=1.2),
     "alpha 1.2, budget 864": QLIPConfig(max_tokens=864, alpha=1.2),
-    "the paper's geometry": QLIPConfig(geometry="grid", leaf_position="centre", noise_floor=False),
+    "the paper's geometry": QLIPConfig(**IN_GRID),
     "the paper's rule, alpha 0.1": QLIPConfig.paper(),
 }
 """Settings whose tokens are counted, for CLIP ViT-L/14-336: 24 x 24 cells, 576 tokens."""
