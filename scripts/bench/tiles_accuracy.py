@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
@@ -22,7 +22,7 @@ from qlip import QLIPConfig
 if TYPE_CHECKING:
     from playground.examination import Score
 
-RANDOM = {"criterion": "random", "alpha": 0.0}
+RANDOM: dict[str, Any] = {"criterion": "random", "alpha": 0.0}
 WAYS: dict[str, QLIPConfig | bool] = {
     "anyres": False,
     "image, budget 64": QLIPConfig(max_tokens=64),
@@ -35,6 +35,25 @@ WAYS: dict[str, QLIPConfig | bool] = {
     "random leaves of tiles, 128": QLIPConfig(**RANDOM, max_tokens=128, tiling="tiles"),
 }
 """The model's own tiles, QLIP in their place, and leaves that split at random, of the same budgets."""
+WHOLE: dict[str, Any] = {"alpha": 0.0, "max_tokens": None, "llm_size_bias": 0.0, "noise_floor": False}
+CHANGES: dict[str, dict[str, Any]] = {
+    "llm_size_bias 0": {"llm_size_bias": 0.0},
+    "llm_size_bias -0.5": {"llm_size_bias": -0.5},
+    "llm_size_bias -1": {"llm_size_bias": -1.0},
+    "llm_weight native": {"llm_weight": "native"},
+    "llm_positions sequential": {"llm_positions": "sequential"},
+}
+COUNTING: dict[str, QLIPConfig | bool] = {
+    "anyres": False,
+    "image at 224 px, whole grid, with base": QLIPConfig(**WHOLE, image_size=224, thumbnail=True),
+    "image at 224 px, whole grid, no base": QLIPConfig(**WHOLE, image_size=224),
+    "image at 448 px, whole grid, no base": QLIPConfig(**WHOLE, image_size=448),
+    "image, budget 128": QLIPConfig(max_tokens=128),
+    **{f"the same, {name}": QLIPConfig(max_tokens=128, **change) for name, change in CHANGES.items()},
+    "image at 224 px, budget 128": QLIPConfig(max_tokens=128, image_size=224),
+    "image at 224 px, budget 128, llm_size_bias 0": QLIPConfig(max_tokens=128, image_size=224, llm_size_bias=0.0),
+}
+"""What counting rests on: the base, the weights, or the positions of tokens."""
 SCENES: dict[str, SceneSpec] = {
     "as in training": replace(TILED, photos="validation"),
     **{f"448 px, {size} px": NAMED_PRESETS[f"validation/size {size}"] for size in ("12-24", "24-48", "48-96")},
@@ -51,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-path", type=Path, default=SHIPPED, help="of the recipe `tiles` (default: the shipped)")
     parser.add_argument("--scenes", type=integer(), default=100, help="of each kind (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=SERIES, help="series of scenes (%(default)s)")
+    parser.add_argument("--counting", action="store_true", help="ask in the ways that show what counting rests on")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help=", ".join(WAYS))
     parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
     return parse_and_run(parser, command, argv)
@@ -63,8 +83,9 @@ def command(options: argparse.Namespace) -> None:
 
     print(f"| seen by | {' | '.join(SCENES)} |\n{'|---' * (1 + len(SCENES))}|")
     exams = [examination(spec, options.seed, options.scenes) for spec in SCENES.values()]
-    for name in options.ways:
-        examinee = Examinee.load(options.model_path, WAYS[name], options.device or default_device())
+    ways = COUNTING if options.counting else {name: WAYS[name] for name in options.ways}
+    for name, way in ways.items():
+        examinee = Examinee.load(options.model_path, way, options.device or default_device())
         print(f"| {name} | {' | '.join(format_score(examinee.take(exam)) for exam in exams)} |", flush=True)
 
 
