@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.train.curve import draw_losses
 from llava.train.train import train as llava_train
 from playground.corpus import PIECES, Corpus, sentences

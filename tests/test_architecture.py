@@ -224,7 +224,7 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("llava.eval.run.runner", "from llava.eval import model_vqa_loader"),
         ("llava.model.builder", "from ..serve import engine"),
         ("llava.model.builder", "from qlip import QLIPConfig"),
-        ("llava.model.checkpoint", "import qlip.config"),
+        ("llava.model.loading.checkpoint", "import qlip.config"),
         ("llava.mm_utils", "from llava.model import builder"),
         ("llava.images", "from llava.serve.engine.chat_engine import Engine"),
         ("llava.utils", "import qlip"),

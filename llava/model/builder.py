@@ -1,6 +1,6 @@
 """Loads a checkpoint: tokenizer, model, image processor, context length.
 
-What is loaded follows from the checkpoint's own files (`llava.model.checkpoint`), never from its name.
+What is loaded follows from the checkpoint's own files (`llava.model.loading.checkpoint`), never from its name.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.adapters import merge_adapter, read_adapter
-from llava.model.checkpoint import Checkpoint, inspect, local_folder, require_tower
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
-from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
-from llava.model.quantization import check_four_bit, quantization
-from llava.model.tokenizer import load_tokenizer
-from llava.model.weights import (
+from llava.model.loading.adapters import merge_adapter, read_adapter
+from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
+from llava.model.loading.quantization import check_four_bit, quantization
+from llava.model.loading.tokenizer import load_tokenizer
+from llava.model.loading.weights import (
     TOWER,
     add_weights,
     check_complete,
@@ -34,6 +31,9 @@ from llava.model.weights import (
     load_weights,
     read_extra_weights,
 )
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
+from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
 from llava.utils import check_device
 
 logger = logging.getLogger(__name__)

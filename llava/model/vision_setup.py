@@ -14,7 +14,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.anyres import has_newline, make_newline
 from llava.model.config import check_merge_type
-from llava.model.files import load_tensors
+from llava.model.loading.files import load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 

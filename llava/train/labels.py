@@ -53,7 +53,7 @@ def encode_conversation(turns: Sequence[Turn], template: Conversation, tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where in the text its tokens are, which labels need; load"
-            " the tokenizer with llava.model.tokenizer.load_tokenizer, or with AutoTokenizer and use_fast=True"
+            " the tokenizer with llava.model.loading.tokenizer.load_tokenizer, or with AutoTokenizer and use_fast=True"
         )
     check_turns(turns)
     if template.sep_style is SeparatorStyle.SINGLE:

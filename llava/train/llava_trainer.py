@@ -15,7 +15,7 @@ from transformers import Trainer, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.loaders import make_loader, share_batches
 from llava.train.sampler import LengthGroupedSampler
 from llava.train.saving import (

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
 from llava.utils import demo_model_path

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil
 from llava.conversation import conv_templates
 from llava.eval.run import pictures
 from llava.eval.run.pictures import Preparer
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.train.data import LazySupervisedDataset
 from llava.train.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
 from qlip.config import QLIPConfig

@@ -23,8 +23,9 @@ from huggingface_hub.errors import (
 
 from llava.image_geometry import read_pinpoints
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
-from llava.model.files import read_json, weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
+from llava.model.loading.files import read_json, weight_files, weight_shapes
+from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
@@ -33,7 +34,6 @@ from llava.model.multimodal_encoder.pretrained import (
 )
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.model.multimodal_projector.builder import check_projector_type
-from llava.model.unsupported import describe_unsupported
 
 Kind = Literal["full", "projector", "lora"]
 

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from llava.mm_utils import tokenizer_image_token
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 
-DATA = Path(__file__).parents[2] / "data" / "tokenizer"
+DATA = Path(__file__).parents[3] / "data" / "tokenizer"
 CASES = [json.loads(line) for line in (DATA / "ids.jsonl").read_text(encoding="utf-8").splitlines()]
 LEGACY: dict[str, dict[str, Any]] = {"absent": {}, "true": {"legacy": True}, "false": {"legacy": False}}
 CONTROL = {"<unk>": 0, "<s>": 1, "</s>": 2}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import tokenizer_image_token
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine.prompting import find_end_tokens
 from llava.train.labels import encode_conversation
 

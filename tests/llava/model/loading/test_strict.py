@@ -8,8 +8,8 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from llava.model import strict
-from llava.model.strict import read_pretrained, weights_size
+from llava.model.loading import strict
+from llava.model.loading.strict import read_pretrained, weights_size
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llava.mm_utils import tokenizer_image_token
-from llava.model.tokenizer import load_tokenizer
-from tests.llava.model.test_tokenizer import BARE, MODEL, write_folder
+from llava.model.loading.tokenizer import load_tokenizer
+from tests.llava.model.loading.test_tokenizer import BARE, MODEL, write_folder
 
 HELLO = MODEL.encode("hello")
 SIZE = MODEL.get_piece_size()

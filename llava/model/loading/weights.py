@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
 from llava.model.config import ImageLanguageConfig, LlavaConfig, LlavaMistralConfig, LlavaQwenConfig
-from llava.model.files import check_weights, load_tensors
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.strict import read_pretrained
+from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
+from llava.model.loading.files import check_weights, load_tensors
+from llava.model.loading.strict import read_pretrained
 
 logger = logging.getLogger(__name__)
 

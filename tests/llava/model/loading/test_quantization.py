@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava.model import quantization
 from llava.model.builder import load_pretrained_model
+from llava.model.loading import quantization
 from llava.serve.cli import main
 from tests.llava.checkpoints import make_llava_checkpoint
 

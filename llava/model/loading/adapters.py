@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import LORA_FILE
-from llava.model.files import load_tensors, read_json
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.weights import add_weights, llava_name, our_name
+from llava.model.loading.checkpoint import LORA_FILE
+from llava.model.loading.files import load_tensors, read_json
+from llava.model.loading.weights import add_weights, llava_name, our_name
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MATRIX = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.weight)?$")
