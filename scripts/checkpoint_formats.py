@@ -44,7 +44,7 @@ from llava.model.loading.files import weight_files, weight_shapes
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import MODELS
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
-from llava.model.quadtree_tiles import has_tiles
+from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.templates import default_template
 from scripts.chat_template import chat_template
 from scripts.weight_files import (

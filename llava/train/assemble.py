@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.model.anyres import has_newline
 from llava.model.builder import finish_tower
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
@@ -23,6 +22,7 @@ from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import check_complete, grow_vocabulary, load_weights
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
+from llava.model.vision.anyres import has_newline
 from llava.model.vision_setup import NEWLINE
 from llava.serve.engine.templates import default_template
 from llava.train.arguments import ParsedArguments, TrainingArguments, is_known

@@ -21,7 +21,7 @@ from llava.constants import (
 )
 from llava.conversation import Conversation
 from llava.eval.run.pictures import Preparer, Unreadable
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.labels import Turn, encode_conversation
 from llava.train.samples import Sample, open_samples

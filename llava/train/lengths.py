@@ -23,8 +23,8 @@ from llava.eval.run.pictures import Preparer, Unreadable, without_pillows_limit
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
 from llava.mm_utils import find_tile_side
-from llava.model.anyres import joins_tiles, lay_out
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.anyres import joins_tiles, lay_out
+from llava.model.vision.prepared_image import PreparedImage
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter

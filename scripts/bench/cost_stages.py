@@ -23,8 +23,8 @@ from torch import Tensor
 
 import qlip.encoder
 from llava.mm_utils import process_images
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.vision.image_tokens import ImageTokens
 from qlip import Leaves, QLIPConfig
 from qlip.quadtree import partition_as
 from scripts.bench.cost_models import Subject

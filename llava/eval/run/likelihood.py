@@ -26,8 +26,8 @@ from llava.eval.score.choice import label_letter
 from llava.eval.score.parse import find_listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava.eval.run.image_workers import Ahead, ImageQueue
 from llava.images import ImageError, ImageLimits, load_image
-from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves

@@ -1,1 +1,1 @@
-"""A checkpoint folder read piece by piece: files, configuration, weights, adapters, tokenizer. The builder joins them."""
+"""Reads the parts of a checkpoint folder, which `llava.model.builder` joins: files, weights, adapters, tokenizer."""

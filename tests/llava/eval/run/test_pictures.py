@@ -20,7 +20,7 @@ from llava.eval.run import image_workers
 from llava.eval.run.pictures import Preparer, Unreadable, pack, prepare_ahead, unpack
 from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene

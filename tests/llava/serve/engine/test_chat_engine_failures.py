@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava.eval.run import generate
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, continuous, sampling
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter

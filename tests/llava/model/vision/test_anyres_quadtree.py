@@ -13,9 +13,9 @@ from llava.eval.run.pictures import Preparer, pack, unpack
 from llava.mm_utils import process_images
 from llava.model import LlavaConfig
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
 from llava.model.multimodal_encoder.builder import takes_quadtree
-from llava.model.prepared_image import prepare_leaves
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.prepared_image import prepare_leaves
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.vision import VisionFrontend
 from qlip import QLIPConfig
@@ -165,8 +165,8 @@ def test_leaves_are_ordered_and_joined_once(model, use, settings, monkeypatch):
     use(settings)
     ready = prepare(model, "wide")
     for name in ("order_cuts", "merge_cuts"):
-        monkeypatch.delattr(f"llava.model.quadtree_tiles.{name}")
-        monkeypatch.delattr(f"llava.model.prepared_image.{name}")
+        monkeypatch.delattr(f"llava.model.vision.quadtree_tiles.{name}")
+        monkeypatch.delattr(f"llava.model.vision.prepared_image.{name}")
     (tokens,) = encode_prepared(model, [ready])
     assert len(tokens.features) == ready.tokens
     assert ready.leaves is ready.leaves and len(ready.leaves) == len(ready.order.leaves)

@@ -12,7 +12,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 
 from llava.image_geometry import read_pinpoints, select_best_resolution
 from llava.mm_utils import unpad_image
-from llava.model.anyres import TileLayout, plan_tiles
+from llava.model.vision.anyres import TileLayout, plan_tiles
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 TABLE = [

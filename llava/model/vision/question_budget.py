@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from llava.model.prepared_image import PreparedImage, prepare_cut
 from llava.model.splice import bias_keys
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage, prepare_cut
 from qlip.attention import attention_on_keys, middle_layer
 from qlip.decoder_masks import window_of
 

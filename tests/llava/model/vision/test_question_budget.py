@@ -11,9 +11,9 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
-from llava.model.prepared_image import PreparedImage, prepare_leaves
-from llava.model.question_budget import attention_on_images, awaits_question, refine_images
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves
+from llava.model.vision.question_budget import attention_on_images, awaits_question, refine_images
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip import QLIPConfig

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from llava.model.prepared_image import PreparedImage
-from llava.model.quadtree_tiles import plan_joining
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.quadtree_tiles import plan_joining
 from qlip.config import QLIPConfig
 
 

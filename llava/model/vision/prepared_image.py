@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava.mm_utils import process_images
-from llava.model.anyres import TileLayout, lay_out, plan_tiles
-from llava.model.quadtree_tiles import Cuts, check_quadtree, cut_for_tiles, has_tiles, merge_cuts, order_cuts
+from llava.model.vision.anyres import TileLayout, lay_out, plan_tiles
+from llava.model.vision.quadtree_tiles import Cuts, check_quadtree, cut_for_tiles, has_tiles, merge_cuts, order_cuts
 from qlip.config import QLIPConfig
 from qlip.language_positions import image_span
 from qlip.patches import CutImage

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llava.model.anyres import TileLayout
+from llava.model.vision.anyres import TileLayout
 from qlip.language_positions import ImageSpan
 from qlip.tiles import TokenOrder
 

@@ -13,10 +13,10 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model import LlavaConfig
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import prepare_pixels
 from llava.model.text_only import encode_nothing
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import prepare_pixels
 from tests.llava.checkpoints import write_tokenizer
 from tests.llava.next_checkpoints import PINPOINTS, SETTINGS, make_next_checkpoint, next_model, oracle_inputs, picture
 

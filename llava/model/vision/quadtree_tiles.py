@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llava.image_geometry import fit_into, is_anyres, resize_and_pad_image
-from llava.model.anyres import TileLayout, has_newline, joins_tiles, lay_out
+from llava.model.vision.anyres import TileLayout, has_newline, joins_tiles, lay_out
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
 from qlip.tiles import TokenOrder, cut_tiles, merge_tiles, order_tokens, split_tiles

@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llava.model.anyres import TileLayout, joins_tiles, plan_tiles
-from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from llava.model.quadtree_tiles import order_cuts, plan_leaves
+from llava.model.vision.anyres import TileLayout, joins_tiles, plan_tiles
+from llava.model.vision.image_tokens import ImageTokens, stack_features
+from llava.model.vision.quadtree_tiles import order_cuts, plan_leaves
 
 Images = Tensor | Sequence[Tensor] | Sequence[ImageTokens]
 """Pixels of each image, or its tokens from `encode_tokens`: encode once, ask often."""
