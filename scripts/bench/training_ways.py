@@ -14,7 +14,7 @@ import torch
 
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
-from llava.train.lengths import measure_lengths
+from llava.train.data.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run import make_data
 from llava.train.throughput import BatchCounts, gather_objects

@@ -16,7 +16,7 @@ from llava.model import apply_delta, make_delta
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.train.collator import DataCollatorForSupervisedDataset
+from llava.train.data.collator import DataCollatorForSupervisedDataset
 from tests.llava.checkpoints import llava_config
 from tests.llava.model.language_models import KINDS, LONG, PIXELS, PROMPT, TYPES, make_oracle, write_checkpoint
 from tests.llava.model.loading.test_tokenizer_released import LLAMA_3, QWEN, write_tokenizer

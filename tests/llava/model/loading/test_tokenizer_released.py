@@ -15,7 +15,7 @@ from llava.conversation import conv_templates
 from llava.mm_utils import tokenizer_image_token
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine.prompting import find_end_tokens
-from llava.train.labels import encode_conversation
+from llava.train.data.labels import encode_conversation
 
 LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

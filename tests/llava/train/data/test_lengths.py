@@ -18,8 +18,8 @@ from llava.conversation import conv_templates
 from llava.eval.run import pictures
 from llava.eval.run.pictures import Preparer
 from llava.model.loading.tokenizer import load_tokenizer
-from llava.train.data import LazySupervisedDataset
-from llava.train.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
+from llava.train.data.dataset import LazySupervisedDataset
+from llava.train.data.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from tests.llava.checkpoints import write_tokenizer

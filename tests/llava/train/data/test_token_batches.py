@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.train.packing import assign_rows
-from llava.train.token_batches import TokenBatchSampler, fill_rows, round_lengths, split_rows
+from llava.train.data.packing import assign_rows
+from llava.train.data.token_batches import TokenBatchSampler, fill_rows, round_lengths, split_rows
 
 LENGTHS = st.lists(st.integers(0, 120), min_size=1, max_size=60).filter(any)
 BUDGET = st.integers(1, 300)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.train.packing import assign_rows
+from llava.train.data.packing import assign_rows
 
 LENGTHS = st.lists(st.integers(0, 30), max_size=30)
 CAPACITY = st.integers(1, 40)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizer
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.mm_utils import tokenizer_image_token
-from llava.train.labels import build_pieces, encode_conversation
+from llava.train.data.labels import build_pieces, encode_conversation
 from tests.llava.train.tokenizers import (
     DATA,
     NAMES,

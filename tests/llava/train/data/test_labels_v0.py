@@ -7,7 +7,7 @@ import pytest
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.mm_utils import tokenizer_image_token
-from llava.train.labels import encode_conversation
+from llava.train.data.labels import encode_conversation
 from tests.llava.train.tokenizers import NAMES, make_tokenizer, star, talk
 
 TEMPLATES = [name for name, template in conv_templates.items() if template.sep_style is SeparatorStyle.SINGLE]

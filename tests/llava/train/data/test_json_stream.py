@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.train import json_stream
-from llava.train.json_stream import scan_items
+from llava.train.data import json_stream
+from llava.train.data.json_stream import scan_items
 
 SAMPLE = {"id": "a", "conversations": []}
 LINE = json.dumps(SAMPLE)

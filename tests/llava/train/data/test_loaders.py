@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.train.loaders import make_loader, share_batches
+from llava.train.data.loaders import make_loader, share_batches
 
 ARGS = SimpleNamespace(
     dataloader_num_workers=0,

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from llava.constants import IGNORE_INDEX
-from llava.train.packing import assign_rows
+from llava.train.data.packing import assign_rows
 from llava.train.throughput import BatchCounts
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves

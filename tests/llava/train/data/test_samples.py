@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from llava.train.samples import Sample, count_words, open_samples, parse_sample
+from llava.train.data.samples import Sample, count_words, open_samples, parse_sample
 
 ASK, ANSWER = {"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red ball."}
 SHOW = {"from": "human", "value": "<image>\nWhat is it?"}

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.eval.run.pictures import Preparer
-from llava.train.data import DataCollatorForSupervisedDataset, LazySupervisedDataset
+from llava.train.data.dataset import DataCollatorForSupervisedDataset, LazySupervisedDataset
+from llava.train.data.packing import assign_rows
 from llava.train.flags import DataArguments
-from llava.train.packing import assign_rows
 from llava.train.throughput import BatchCounts, Skipped
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter

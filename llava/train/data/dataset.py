@@ -22,9 +22,9 @@ from llava.constants import (
 from llava.conversation import Conversation
 from llava.eval.run.pictures import Preparer, Unreadable
 from llava.model.vision.prepared_image import PreparedImage
-from llava.train.collator import DataCollatorForSupervisedDataset
-from llava.train.labels import Turn, encode_conversation
-from llava.train.samples import Sample, open_samples
+from llava.train.data.collator import DataCollatorForSupervisedDataset
+from llava.train.data.labels import Turn, encode_conversation
+from llava.train.data.samples import Sample, open_samples
 from llava.train.throughput import Skipped
 
 IMAGE_WORDS = 128
@@ -68,7 +68,7 @@ def preprocess_multimodal(sources: Sequence[Sequence[Turn]], data_args: Any, ima
 def preprocess(
     sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool = False, template: Conversation | None = None
 ) -> dict[str, list[Tensor]]:
-    """Tokenizes conversations and labels their answers, see `llava.train.labels`.
+    """Tokenizes conversations and labels their answers, see `llava.train.data.labels`.
 
     Args:
         sources: conversations; a first answer without a question is dropped.
@@ -96,7 +96,7 @@ class LazySupervisedDataset(Dataset):
     def __init__(self, data_path: str | Path, tokenizer: Any, data_args: Any) -> None:
         """
         Args:
-            data_path: see `llava.train.samples.open_samples`.
+            data_path: see `llava.train.data.samples.open_samples`.
             tokenizer: of the model.
             data_args: LLaVA's `is_multimodal`, `image_folder`, `image_processor`, `image_aspect_ratio` and
                 `mm_use_im_start_end`; and, where it has them, `image_grid_pinpoints`, `mm_patch_merge_type`,

@@ -19,7 +19,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.eval.run.pictures import Preparer
 from llava.mm_utils import tokenizer_image_token
-from llava.train.data import (
+from llava.train.data.dataset import (
     LazySupervisedDataset,
     make_supervised_data_module,
     preprocess,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.json_stream import Decoder, scan_items
+from llava.train.data.json_stream import Decoder, scan_items
 
 logger = logging.getLogger(__name__)
 
