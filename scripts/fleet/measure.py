@@ -68,7 +68,7 @@ def measure_images(engine: ChatEngine, repeats: int) -> tuple[list[float], list[
     import torch
     from PIL import Image
 
-    from llava.eval.run.pictures import Preparer
+    from llava.eval.run.inputs.pictures import Preparer
     from llava.model.vision.encoding import encode_prepared
 
     preparer = Preparer.of(engine.model.get_vision_tower())

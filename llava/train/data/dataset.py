@@ -20,7 +20,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation
-from llava.eval.run.pictures import Preparer, Unreadable
+from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.model.vision.prepared_image import PreparedImage
 from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.labels import Turn, encode_conversation

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.pictures import Preparer, prepare_ahead
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from llava import conversation
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.run.pictures import Preparer
+from llava.eval.run.inputs.pictures import Preparer
 from llava.mm_utils import tokenizer_image_token
 from llava.train.data.dataset import (
     LazySupervisedDataset,

@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.conversation import conv_templates
-from llava.eval.run import pictures
-from llava.eval.run.pictures import Preparer
+from llava.eval.run.inputs import pictures
+from llava.eval.run.inputs.pictures import Preparer
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels

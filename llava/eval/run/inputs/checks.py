@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava.eval.run.questions import Question, chunk
+from llava.eval.run.inputs.questions import Question, chunk
 from llava.images import FORMATS
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llava.eval.run.questions import Question, chunk, read_lines, read_mmbench, read_science
+from llava.eval.run.inputs.questions import Question, chunk, read_lines, read_mmbench, read_science
 
 PICTURE = "iVBOR" + "A" * 80
 FOLDER = Path("pictures")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llava.eval.run.answer_file import AnswerFile, difference
-from llava.eval.run.questions import Question
+from llava.eval.run.answers.answer_file import AnswerFile, difference
+from llava.eval.run.inputs.questions import Question
 
 SETTINGS = {"tower": "qlip", "alpha": 0.8, "decoding": {"temperature": 0.0, "top_p": None}}
 QUESTIONS = [Question(name, f"What is {name}?", "", None) for name in ("a", "b", "b", "c")]

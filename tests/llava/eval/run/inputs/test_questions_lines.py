@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.inputs.questions import Question, read_lines
 
 QUESTION = {"question_id": 7, "image": "a.png", "text": "What?"}
 FOLDER = Path("pictures")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from llava.eval.run.jsonl import Row
-from llava.eval.run.questions import Question
+from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.inputs.questions import Question
 from llava.mm_utils import get_model_name_from_path
 from llava.model.vision.prepared_image import PreparedImage
 from llava.utils import demo_model_path

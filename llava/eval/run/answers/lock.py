@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llava.eval.run.jsonl import check_regular
+from llava.eval.run.answers.jsonl import check_regular
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava.eval.run.answer_file import AnswerFile, is_row_start
-from llava.eval.run.lock import only_run
-from llava.eval.run.questions import Question
+from llava.eval.run.answers.answer_file import AnswerFile, is_row_start
+from llava.eval.run.answers.lock import only_run
+from llava.eval.run.inputs.questions import Question
 
 SETTINGS = {"tower": "qlip", "alpha": 0.8}
 NAMES: tuple[int | str, ...] = ("a", 7, 'q"\\', "b", "b")

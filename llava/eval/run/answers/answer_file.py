@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.run.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
-from llava.eval.run.questions import Question
+from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
+from llava.eval.run.inputs.questions import Question
 
 PER_ROW = ("index", "image", "image_size", "visual_tokens", "uniform_tokens")
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""

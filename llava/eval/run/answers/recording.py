@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
-from llava.eval.run.answer_file import PER_ROW, AnswerFile, check_settings
-from llava.eval.run.inputs import check_asked_images, wanted
-from llava.eval.run.jsonl import Row
-from llava.eval.run.lock import only_run
+from llava.eval.run.answers.answer_file import PER_ROW, AnswerFile, check_settings
+from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.answers.lock import only_run
+from llava.eval.run.answers.progress import Progress
+from llava.eval.run.inputs.checks import check_asked_images, wanted
+from llava.eval.run.inputs.questions import Question, chunk
 from llava.eval.run.processes import Processes
-from llava.eval.run.progress import Progress
-from llava.eval.run.questions import Question, chunk
 
 
 @contextmanager

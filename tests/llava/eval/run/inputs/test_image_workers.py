@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from llava.eval.run import image_workers
-from llava.eval.run.image_workers import PROBED, Ahead, ImageQueue, choose_count, prepare_all
+from llava.eval.run.inputs import image_workers
+from llava.eval.run.inputs.image_workers import PROBED, Ahead, ImageQueue, choose_count, prepare_all
 
 DEADLINE = 300
 

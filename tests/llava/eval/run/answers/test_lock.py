@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from llava.eval.run.lock import only_run
+from llava.eval.run.answers.lock import only_run
 
-HOLD = "import sys; from pathlib import Path; from llava.eval.run.lock import only_run\n"
+HOLD = "import sys; from pathlib import Path; from llava.eval.run.answers.lock import only_run\n"
 HOLD += "with only_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 

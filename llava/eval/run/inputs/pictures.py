@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.eval.run.image_workers import Ahead, ImageQueue
+from llava.eval.run.inputs.image_workers import Ahead, ImageQueue
 from llava.images import ImageError, ImageLimits, load_image
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
@@ -113,7 +113,7 @@ Prepare = Callable[[Source], PreparedImage | Unreadable]
 
 
 def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
-    """Prepares images in order, ahead of the reader once workers are up; see `llava.eval.run.image_workers`.
+    """Prepares images in order, ahead of the reader once workers are up; see `llava.eval.run.inputs.image_workers`.
 
     Args:
         preparer: prepares one image.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from llava.eval.run.jsonl import Row
+from llava.eval.run.answers.jsonl import Row
 
 
 class Progress:
