@@ -60,7 +60,7 @@ class QLIPConfig:
     0.8, in units of CLIP's normalised pixels, is a contrast of about a fifth of the range from black to white."""
 
     criterion: Criterion = "structure"
-    """What scores a block (`qlip.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
+    """What scores a block (`qlip.scores.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
     paper's, cuts along their edges; on small objects they do equally well."""
 
     max_tokens: int | None = 1152

@@ -20,7 +20,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "qlip.arrays",
+        "qlip.scores.arrays",
         "qlip.command",
         "qlip.config",
         "qlip.rgb",
@@ -28,8 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.tools.intervals",
         "qlip.tools.plots",
     ),
-    ("qlip.attention", "qlip.edges", "qlip.structure", "qlip.roots", "qlip.noise", "qlip.mlp"),
-    ("qlip.criteria",),
+    ("qlip.attention", "qlip.scores.edges", "qlip.scores.structure", "qlip.roots", "qlip.scores.noise", "qlip.mlp"),
+    ("qlip.scores.criteria",),
     ("qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.integrations.question", "qlip.prior.loss", "qlip.pretrained"),
     ("qlip.integrations.attach", "qlip.integrations.vllm", "qlip.prior.train", "qlip.tools.bias"),
     ("qlip.tools.bias_report",),
-    ("qlip.backbones", "qlip.integrations", "qlip.prior", "qlip.tools"),
+    ("qlip.backbones", "qlip.integrations", "qlip.prior", "qlip.scores", "qlip.tools"),
     ("qlip",),
     ("qlip.prior.command",),
     ("qlip.cli",),
@@ -207,7 +207,7 @@ KNOWN = {"qlip", "qlip.config", "qlip.quadtree", "qlip.encoder", "llava.model.bu
         ("qlip.quadtree", "from .encoder import QLIPVisionModel"),
         ("qlip.quadtree", "def late():\n    from qlip import encoder"),
         ("qlip.patches", "from qlip.positions import raster_positions"),
-        ("qlip.config", "from qlip.criteria import score_pyramid"),
+        ("qlip.config", "from qlip.scores.criteria import score_pyramid"),
         ("qlip.encoder", "from llava.constants import IGNORE_INDEX"),
         ("qlip.cli", "import gradio as gr"),
         ("qlip.prior.train", "from fastapi import FastAPI"),

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlip.arrays import as_array, as_tensor, quarters
 from qlip.config import Criterion, QLIPConfig, check_choice, check_window
-from qlip.edges import diagonal_scores, gradient_scores
-from qlip.structure import structure_scores
+from qlip.scores.arrays import as_array, as_tensor, quarters
+from qlip.scores.edges import diagonal_scores, gradient_scores
+from qlip.scores.structure import structure_scores
 
 
 def score_pyramid(

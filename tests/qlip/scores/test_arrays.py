@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import qlip
-from qlip import Leaves, QLIPConfig, edges, patches, structure
+from qlip import Leaves, QLIPConfig, patches
 from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter
+from qlip.scores import edges, structure
 from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, paper_partition, patchwork
 
 SCORES = {

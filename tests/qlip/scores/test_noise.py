@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qlip import QLIPConfig, partition
-from qlip.criteria import score_pyramid
 from qlip.cutting import ImageCutter
-from qlip.noise import estimate_noise
+from qlip.scores.criteria import score_pyramid
+from qlip.scores.noise import estimate_noise
 
 FLOOR = {"max_tokens": None, "native_grid": 8, "geometry": "native", "noise_floor": True}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from qlip.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
+from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
 
 # The order of a summary. "Joined" takes the neighbour beyond the edge as present.
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.arrays import Array, as_array, as_tensor, namespace
+from qlip.scores.arrays import Array, as_array, as_tensor, namespace
 
 SAMPLES = 2**16
 """Most detail coefficients of a channel that are looked at; more hardly change a median."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qlip.structure import halve
+from qlip.scores.structure import halve
 from tests.qlip.samples import paper_partition
 
 P = 4

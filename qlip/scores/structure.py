@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qlip.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
+from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
 
 NOISE_HEIGHT = 5.0
 """Standard deviations of noise that a hat over one block reaches by chance alone."""
