@@ -179,10 +179,30 @@ def test_no_modules_import_each_other():
     list(TopologicalSorter(graph).static_order())  # CycleError names the modules
 
 
-def test_files_are_short_and_say_what_they_hold():
+def long_functions(tree: ast.Module, most: int = 60) -> list[str]:
+    """Lists the functions that have over `most` lines without their docstrings."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            described = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+            if node.end_lineno - node.lineno + 1 - described > most:
+                found.append(node.name)
+    return found
+
+
+def test_files_and_functions_are_short_and_files_say_what_they_hold():
     texts = {module: file.read_text(encoding="utf-8") for module, file in modules().items()}
+    trees = {module: ast.parse(text) for module, text in texts.items()}
     assert [module for module, text in texts.items() if len(text.splitlines()) > 300] == []
-    assert [module for module, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
+    assert [module for module, tree in trees.items() if not ast.get_docstring(tree)] == []
+    assert [f"{module}.{name}" for module, tree in trees.items() for name in long_functions(tree)] == []
+
+
+def test_a_long_function_is_caught_and_a_long_docstring_is_not():
+    described = 'def described():\n    """Counts.' + "\n" * 90 + '    """\n    return 1\n'
+    long = "def long():\n" + "    pass\n" * 60
+    assert long_functions(ast.parse(described + long)) == ["long"]
 
 
 def test_test_files_are_short():
