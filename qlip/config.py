@@ -144,7 +144,7 @@ class QLIPConfig:
     Needs the attention "sdpa" or "eager"; 0 works with any."""
 
     llm_weight: LLMWeight = "each"
-    """How much an image weighs in the language model's attention: "each" token counts one, so many tokens outweigh
+    """How much an image weighs in the language model's attention: "each" token counts one, so that many tokens outweigh
     the text; "native" shifts their logits by a constant so that together they weigh as the native n * n tokens."""
 
     seed: int = 0

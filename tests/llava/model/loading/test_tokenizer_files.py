@@ -76,7 +76,7 @@ def test_an_impossible_setting_names_its_file(tmp_path: Path, settings: dict[str
 
 
 def test_a_beginning_that_no_file_names_is_refused(tmp_path: Path) -> None:
-    """Behind an image it could not be told from the text."""
+    """Behind an image it could not be distinguished from the text."""
     load_tokenizer(write_folder(tmp_path / "source", {})).save_pretrained(tmp_path)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / name).rename(tmp_path / "source" / name)
