@@ -15,7 +15,7 @@ from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namesp
 # The order of a summary. "Joined" takes the neighbour beyond the edge as present.
 INNER, RIGHT, RIGHT_JOINED, BOTTOM, BOTTOM_JOINED, CORNER_RIGHT, CORNER_BOTTOM, CORNER_BOTH = range(8)
 
-BAND = 2**18
+SUMMARY_BAND = 2**18
 """Pixels that are summarised at once on a CPU, so that what is computed of them stays in its cache."""
 
 Summarise = Callable[[Array, int, int, int], Array]
@@ -64,7 +64,7 @@ def _summarise(image: Array, patch_size: int, summarise: Summarise) -> Array:
     rows = height // patch_size
     if isinstance(image, Tensor):
         return summarise(image, 0, height, patch_size)
-    step = max(1, BAND // (channels * patch_size * width))
+    step = max(1, SUMMARY_BAND // (channels * patch_size * width))
     summary = empty(image, 8, rows, width // patch_size)
     for top in range(0, rows, step):
         bottom = min(rows, top + step)

@@ -16,7 +16,7 @@ NOISE_HEIGHT = 5.0
 MOST_NOISE = 0.17
 """Most noise that the cells of a split may show, in normalised units: about 12 of 255 in CLIP's."""
 
-BAND = 2**17
+HAT_BAND = 2**17
 """Pixels that are halved or opened at once on a CPU, so that what is computed of them stays in its cache."""
 
 
@@ -65,7 +65,7 @@ def halve(image: Array) -> Array:
 def _band_of(image: Array, pitch: int) -> int:
     """Counts the rows, of `pitch` pixels each, that are worked on at once: on a CPU few, else all."""
     channels, height, width = image.shape
-    return max(1, (height if isinstance(image, Tensor) else BAND // (channels * width)) // pitch)
+    return max(1, (height if isinstance(image, Tensor) else HAT_BAND // (channels * width)) // pitch)
 
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:

@@ -35,8 +35,8 @@ SCORES = {
 @pytest.mark.parametrize(("grid", "patch_size"), [((17, 40), 4), ((5, 3), 14), ((8, 9), 3)], ids=str)
 def test_bands_of_an_array_score_as_a_whole_tensor(monkeypatch, grid, patch_size, score, band):
     """Tensors take the way of a GPU: no bands, torch's operators."""
-    monkeypatch.setattr(edges, "BAND", band)
-    monkeypatch.setattr(structure, "BAND", band)
+    monkeypatch.setattr(edges, "SUMMARY_BAND", band)
+    monkeypatch.setattr(structure, "HAT_BAND", band)
     image = patchwork(grid, patch_size)
     expected = score(image, patch_size, 2)
     found = score(image.numpy(), patch_size, 2)

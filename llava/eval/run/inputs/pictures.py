@@ -108,11 +108,11 @@ def without_pillows_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-Prepare = Callable[[Source], PreparedImage | Unreadable]
+PreparePicture = Callable[[Source], PreparedImage | Unreadable]
 """A `Preparer`, or another callable that can be sent to other processes."""
 
 
-def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
+def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
     """Prepares images in order, ahead of the reader once workers are up; see `llava.eval.run.inputs.image_workers`.
 
     Args:
@@ -141,7 +141,7 @@ def prepare_ahead(preparer: Prepare, sources: Sequence[Source], workers: int, ah
 class Packing:
     """Prepares images as `pack` gives them: arrays travel between processes without a file handle each."""
 
-    prepare: Prepare
+    prepare: PreparePicture
 
     def __call__(self, source: Source) -> Any:
         """Prepares one image."""
