@@ -49,7 +49,7 @@ class Failed:
 
 
 class ImageQueue:
-    """The images of a run in order: prepared, being prepared by somebody, or not taken yet."""
+    """The images of a run in order: prepared, being prepared, or not taken yet."""
 
     def __init__(self, prepare: Prepare, sources: Sequence[Any], workers: int, ahead: int) -> None:
         """
@@ -118,7 +118,7 @@ class ImageQueue:
             self._threads_before = None
 
     def _take(self, wait: bool = False) -> int | None:
-        """Takes the next image that nobody prepares; None if there is none, or too many are waiting to be read."""
+        """Takes the next image that is not taken yet; None if there is none, or too many are waiting to be read."""
         with self._changed:
             while not self._closed and self._taken < len(self.sources):
                 if self._taken < self.read + self.ahead:
@@ -241,7 +241,7 @@ def make_portable(error: Exception) -> Exception:
 
 
 class Ahead(Iterator[Any]):
-    """Reads an `ImageQueue`; its workers end with the last image, or when nobody holds this iterator any more."""
+    """Reads an `ImageQueue`; its workers end with the last image, or when this iterator is no longer referenced."""
 
     def __init__(self, queue: ImageQueue) -> None:
         self.queue = queue
