@@ -205,7 +205,7 @@ def load_on_base(
     if below.kind != "full":
         raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
     wanted, found = checkpoint.config.model_type, below.config.model_type
-    if wanted != found:  # their weights have the same names, but for Qwen2's biases
+    if wanted != found:  # their weights have the same names, except for Qwen2's biases
         raise ValueError(f"{base}, given as the base model, is of type {found!r}; {checkpoint.folder} needs {wanted!r}")
     adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
     extra = read_extra_weights(checkpoint)

@@ -261,7 +261,7 @@ def choose_parameters(model: ImageLanguageModel, args: ParsedArguments) -> None:
 
 
 def unfreeze(tower: VisionTower) -> None:
-    """Makes a tower trainable, but for what lies behind the layer that is read: it would never get a gradient."""
+    """Makes a tower trainable, except for what lies behind the layer that is read: it would never get a gradient."""
     tower.requires_grad_(True)
     depth = tower.config.num_hidden_layers
     read = tower.select_layer if tower.select_layer >= 0 else depth + 1 + tower.select_layer

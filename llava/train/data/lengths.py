@@ -189,7 +189,7 @@ class _TileCounter:
 
 
 def fingerprint(dataset: Any) -> str:
-    """Computes a digest of all that lengths depend on, but for the image files."""
+    """Computes a digest of all that lengths depend on, except for the image files."""
     args, template, tokenizer = dataset.data_args, dataset.template, dataset.tokenizer
     stats = [(str(file.resolve()), file.stat()) for file in dataset.samples.files]
     facts = {
