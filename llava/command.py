@@ -92,7 +92,7 @@ def check_outputs(args: argparse.Namespace, *outputs: str) -> None:
 
 
 def check_new_folder(out: Path) -> None:
-    """Raises FileExistsError if something is at the folder that `--out` says to write, but for an empty folder."""
+    """Raises FileExistsError if something is at the folder that `--out` says to write, except for an empty folder."""
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"--out {out} is not empty; name another folder, or empty it")
     if out.exists() and not out.is_dir():

@@ -176,8 +176,8 @@ def read_image(
 def read_size(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Reads the (width, height) of the image that `load_image` opens, upright, from the file's header.
 
-    Pixels are not decoded, so that damage among them is not found; but for TIFF files, which Pillow turns upright as it
-    decodes them.
+    Pixels are not decoded, so that damage among them is not found; TIFF files are, because Pillow turns them upright as
+    it decodes them.
 
     Raises:
         ImageError: the file cannot be read, is not an image, or is beyond the limits.

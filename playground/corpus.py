@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import conv_templates
-from llava.train.labels import Piece, build_pieces, encode_pieces
+from llava.train.data.labels import Piece, build_pieces, encode_pieces
 from playground.dialogue import ask, choose_kinds, full_listing
 from playground.objects import SceneObject, Sign
 from playground.placement import place_objects

@@ -14,7 +14,7 @@ from llava.eval.run.answerer import Answerer
 from llava.eval.run.generate import generate
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from playground.dialogue import DIALOGUE_KINDS, ask

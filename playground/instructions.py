@@ -25,14 +25,12 @@ from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from playground.dialogue import ask, choose_kinds, full_listing
 from playground.presets import NAMED_PRESETS, PRESETS, SceneSpec
-from playground.questions import Question, scene_questions
+from playground.questions import ASKED, Question, scene_questions
 from playground.scenes import Scene, scene
 
 IMAGES, CAPTIONS, CONVERSATIONS, SETTINGS = "images", "captions.json", "conversations.json", "instructions.json"
-ASKED = ("colour", "shape", "relation", "relation", "count", "existence", "listing")
-"""Kinds of the questions that a conversation takes its turns from."""
 ASKED_IN_WORDS = ("colour", "shape", "relation", "count", "existence")
-"""The same about a scene in words, which name its objects already."""
+"""Kinds of the questions about a scene in words, which name its objects already."""
 CAPTION_REQUEST = f"{DEFAULT_IMAGE_TOKEN}\nDescribe the picture."
 
 Sample = dict[str, Any]

@@ -66,6 +66,8 @@ RELATION_GAP = 0.08
 """Least distance between the columns of two centres, as a share of the width, to ask about left and right."""
 PER_SCENE = ("colour", "colour", "shape", "shape", "relation", "relation", "count", "existence", "listing")
 """Kinds of the questions that `scene_questions` asks, in order."""
+ASKED = ("colour", "shape", "relation", "relation", "count", "existence", "listing")
+"""Kinds of the questions that training asks about a scene."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.train.curve import draw_losses
 from llava.train.train import train as llava_train
 from playground.corpus import PIECES, Corpus, sentences
@@ -38,7 +38,7 @@ from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
 
-DEMO = "llava-text-demo"
+TEXT_DEMO = "llava-text-demo"
 """Folder of the finished checkpoint."""
 PROJECTOR_FILE = "mm_projector.bin"
 RECORD = "stage.json"
@@ -174,7 +174,7 @@ def train_llava(config: TrainingConfig) -> None:
     for name in later:
         run.train(name, schedules[name])
     if "finetune" in later:
-        save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / DEMO)
+        save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / TEXT_DEMO)
         logs = [config.out / LOGS / name for name in PRETRAINING_SCHEDULES]
         draw_losses([*logs, *(run.stage_folder(name) for name in schedules)], config.out / "loss.svg")
 

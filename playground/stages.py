@@ -18,14 +18,12 @@ from playground.dataset import SceneBatch, SceneCache
 from playground.model import WIDTH, DemoModel, sincos_2d
 from playground.objects import COLOURS, SHAPES
 from playground.packing import PackedQuestions, Packer, answer_logits, answers_right
-from playground.questions import KINDS, scene_questions
+from playground.questions import ASKED, KINDS, scene_questions
 
 GRID = 8
 CELLS = GRID * GRID
 PAIRS = len(COLOURS) * len(SHAPES)
 PLACE_WIDTH = 64
-ASKED = ("colour", "shape", "relation", "relation", "count", "existence", "listing")
-"""Kinds of the questions asked about a scene at each step."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from playground.recipe import common_flags, run_stage
 from playground.schedules import TILES_SCHEDULES, LlavaSchedule, TrainingConfig
 from playground.trainer import check_stages
 
-DEMO = "llava-tiles-demo"
+TILES_DEMO = "llava-tiles-demo"
 """Folder of the finished checkpoint."""
 PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
 """(width, height) of the resolutions, LLaVA-1.6's in proportion to the tower's 112 pixels."""
@@ -51,7 +51,7 @@ def train_on_tiles(config: TrainingConfig) -> None:
     write_instructions(config.out / "data", TILED, config.seed + 1, min(config.scenes, schedule.steps * schedule.batch))
     flags = tiles_flags(config.out, config.seed, schedule, max(1, config.workers))
     run_stage(config.out / "tiles", flags)
-    save_half(config.out / "tiles", config.out / DEMO)
+    save_half(config.out / "tiles", config.out / TILES_DEMO)
     draw_losses([config.out / "tiles"], config.out / "loss.svg")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from playground.questions import Question
     from playground.recipe import LlavaRun
 
-SCHEDULES = {
+DEMO_STAGES = {
     "pretrain": LlavaSchedule(steps=60, rate=2e-3, batch=32),
     "finetune": LlavaSchedule(steps=120, rate=1e-3, batch=16),
 }
@@ -117,8 +117,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("train-demo"), help="folder to write (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=0, help="of scenes, projector and batches (%(default)s)")
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads (%(default)s)")
-    parser.add_argument("--pretrain-steps", type=integer(), default=SCHEDULES["pretrain"].steps, help="(%(default)s)")
-    parser.add_argument("--finetune-steps", type=integer(), default=SCHEDULES["finetune"].steps, help="(%(default)s)")
+    parser.add_argument("--pretrain-steps", type=integer(), default=DEMO_STAGES["pretrain"].steps, help="(%(default)s)")
+    parser.add_argument("--finetune-steps", type=integer(), default=DEMO_STAGES["finetune"].steps, help="(%(default)s)")
     return parser
 
 
@@ -131,7 +131,7 @@ def command(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     steps = {"pretrain": args.pretrain_steps, "finetune": args.finetune_steps}
-    schedules = {stage: replace(schedule, steps=steps[stage]) for stage, schedule in SCHEDULES.items()}
+    schedules = {stage: replace(schedule, steps=steps[stage]) for stage, schedule in DEMO_STAGES.items()}
     train_demo(args.out, schedules, args.seed, EXAMINED)
 
 

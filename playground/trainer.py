@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
 from playground.packing import Packer

@@ -60,7 +60,7 @@ class QLIPConfig:
     0.8, in units of CLIP's normalised pixels, is a contrast of about a fifth of the range from black to white."""
 
     criterion: Criterion = "structure"
-    """What scores a block (`qlip.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
+    """What scores a block (`qlip.scores.criteria`). "structure" (ours) keeps large objects whole, which "gradient", the
     paper's, cuts along their edges; on small objects they do equally well."""
 
     max_tokens: int | None = 1152
@@ -144,7 +144,7 @@ class QLIPConfig:
     Needs the attention "sdpa" or "eager"; 0 works with any."""
 
     llm_weight: LLMWeight = "each"
-    """How much an image weighs in the language model's attention: "each" token counts one, so many tokens outweigh
+    """How much an image weighs in the language model's attention: "each" token counts one, so that many tokens outweigh
     the text; "native" shifts their logits by a constant so that together they weigh as the native n * n tokens."""
 
     seed: int = 0

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from qlip.config import QLIPConfig, check_count
-from qlip.noise import estimate_noise
 from qlip.patches import CutImage, downsize, extract_patches, patches_of_levels
 from qlip.quadtree import Leaves, partition_as
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
+from qlip.scores.noise import estimate_noise
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig, check_count, check_threshold
-from qlip.criteria import score_pyramid
-from qlip.noise import estimate_noise
 from qlip.roots import Roots, count_roots, find_max_leaf, find_native_cell, find_roots
+from qlip.scores.criteria import score_pyramid
+from qlip.scores.noise import estimate_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def partition(
         image: float (C, H, W), normalised pixels; H and W multiples of `patch_size`.
         patch_size: P, pixels per side of a cell, at least 2.
         alpha: a block larger than a cell splits iff its score >= alpha and its parent split. 0 is the uniform grid.
-        criterion: what scores a block, see `qlip.criteria`.
+        criterion: what scores a block, see `qlip.scores.criteria`.
         max_tokens: budget; blocks split in order of falling score (ties: larger first, then raster) while it lasts.
         layout: "aligned" tiles the roots from the top-left corner and splits those beyond the grid;
             "centered" centres whole roots, every cell outside them is a leaf.

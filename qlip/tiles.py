@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import QLIPConfig
-from qlip.criteria import score_pyramid
 from qlip.language_positions import ImageSpan, weigh
 from qlip.patches import CutImage, extract_patches, native_cut
 from qlip.quadtree import Leaves, choose_splits, find_noise, read_leaves, spare_splits
 from qlip.roots import count_roots, find_roots
+from qlip.scores.criteria import score_pyramid
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width)."""

@@ -37,14 +37,14 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
 from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
-from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
+from llava.model.loading.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
+from llava.model.loading.files import weight_files, weight_shapes
+from llava.model.loading.tokenizer import load_tokenizer
+from llava.model.loading.weights import MODELS
 from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
-from llava.model.quadtree_tiles import has_tiles
-from llava.model.tokenizer import load_tokenizer
-from llava.model.weights import MODELS
+from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.templates import default_template
 from scripts.chat_template import chat_template
 from scripts.weight_files import (

@@ -22,8 +22,8 @@ def extract(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from llava.model.checkpoint import inspect, local_folder
     from llava.model.deltas import read_weights
+    from llava.model.loading.checkpoint import inspect, local_folder
     from llava.model.vision_setup import NEWLINE
 
     checkpoint = inspect(local_folder(args.model_path))

@@ -71,6 +71,5 @@ def test_showing_a_quadtree_loads_torch_alone() -> None:
 
 
 def test_a_process_that_prepares_images_loads_no_models_library() -> None:
-    assert (
-        loaded("from llava.eval.run.pictures import Preparer", ("transformers", "gradio", "pandas", "scipy")) == set()
-    )
+    unwanted = ("transformers", "gradio", "pandas", "scipy")
+    assert loaded("from llava.eval.run.inputs.pictures import Preparer", unwanted) == set()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.run.questions import LETTER_ONLY
+from llava.eval.run.inputs.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
 from llava.eval.score.rows import Row

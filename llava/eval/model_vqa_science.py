@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llava.eval.run.command import answer_questions
 from llava.eval.run.flags import Defaults, make_parser
-from llava.eval.run.questions import Question, read_science
+from llava.eval.run.inputs.questions import Question, read_science
 
 NAME = "model_vqa_science"
 

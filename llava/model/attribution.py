@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from llava.model.image_tokens import ImageTokens
-from llava.model.question_budget import attention_on_images
 from llava.model.splice import bias_keys
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.question_budget import attention_on_images
 
 Method = Literal["gradient", "gradient-activation", "attention"]
 """What weighs a token: the norm of the gradient of the answer's log-likelihood at the token's projected features; the

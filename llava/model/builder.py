@@ -1,11 +1,10 @@
 """Loads a checkpoint: tokenizer, model, image processor, context length.
 
-What is loaded follows from the checkpoint's own files (`llava.model.checkpoint`), never from its name.
+What is loaded follows from the checkpoint's own files (`llava.model.loading.checkpoint`), never from its name.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.adapters import merge_adapter, read_adapter
-from llava.model.checkpoint import Checkpoint, inspect, local_folder, require_tower
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
-from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
-from llava.model.quantization import check_four_bit, quantization
-from llava.model.tokenizer import load_tokenizer
-from llava.model.weights import (
+from llava.model.loading.adapters import merge_adapter, read_adapter
+from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
+from llava.model.loading.options import choose_options
+from llava.model.loading.quantization import check_four_bit
+from llava.model.loading.tokenizer import load_tokenizer
+from llava.model.loading.weights import (
     TOWER,
     add_weights,
     check_complete,
@@ -34,9 +31,9 @@ from llava.model.weights import (
     load_weights,
     read_extra_weights,
 )
-from llava.utils import check_device
-
-logger = logging.getLogger(__name__)
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
+from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
 
 FROM_PRETRAINED = frozenset(
     ["device_mesh", "distributed_config", "kernel_config", "low_cpu_mem_usage"]
@@ -98,34 +95,16 @@ def load_pretrained_model(
     """
     check_arguments(load_8bit, load_4bit, kwargs)
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    device = str(device)
-    placement = choose_placement(device, "auto" if device_map is None else device_map)
-    # Weights that are moved from the CPU to a GPU are not widened, nor those in 8 bits, whose products are in float16.
-    stays = device == "cpu" or not torch.cuda.is_available()
-    weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, placement, stays and not load_8bit)
-    options: dict[str, Any] = {"dtype": weights_dtype, "device_map": placement, **kwargs}
-    if use_flash_attn or attn_implementation:
-        options["attn_implementation"] = attn_implementation or "flash_attention_2"
-    if load_8bit or load_4bit:
-        options["quantization_config"] = quantization(load_4bit, weights_dtype)
-
+    attention = attn_implementation or ("flash_attention_2" if use_flash_attn else None)
+    dtype = torch_dtype if dtype is None else dtype
+    options = choose_options(str(device), device_map, dtype, attention, load_8bit, load_4bit) | kwargs
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
     override_flag(checkpoint.config, qlip)
-    if checkpoint.kind != "full" and model_base is None:
-        raise ValueError(
-            f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
-            " (--model-base)"
-        )
-    base = checkpoint.folder if checkpoint.kind == "full" else local_folder(str(model_base), **hub)
+    base = find_base(checkpoint, model_path, model_base, hub)
     if load_4bit:
-        check_four_bit(checkpoint.config, placement)
+        check_four_bit(checkpoint.config, options["device_map"])
     tokenizer = load_tokenizer(base)  # before the weights, so that a missing file is reported at once
-    if checkpoint.kind == "full":
-        model, missing = load_weights(checkpoint, options, hub)
-        check_complete(missing, checkpoint.folder)
-        add_image_tokens(tokenizer, model)
-    else:
-        model = load_on_base(base, checkpoint, options, hub, tokenizer)
+    model = load_model(checkpoint, base, options, hub, tokenizer)
     finish_tower(model, checkpoint.folder)
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor
@@ -177,38 +156,40 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
     return tower
 
 
-def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
-    """Chooses the device map that `device` and `device_map` mean on this machine.
+def find_base(
+    checkpoint: Checkpoint, model_path: str | Path, model_base: str | Path | None, hub: dict[str, Any]
+) -> Path:
+    """Finds the folder that holds the tokenizer and the language model of a checkpoint.
 
     Raises:
-        ValueError: the machine has no such device.
+        FileNotFoundError: no such base model.
+        ValueError: the checkpoint is on a base model, and none is given.
     """
-    if device != "cuda":
-        check_device(device, "device")
-        return {"": device}
-    if device_map == "auto" and not torch.cuda.is_available():
-        logger.warning("this machine has no CUDA device: loading the model on the CPU")
-        return {"": "cpu"}
-    if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        check_device(device_map, "device_map")
-        return {"": "cuda:0" if device_map == "cuda" else device_map}
-    return device_map
+    if checkpoint.kind == "full":
+        return checkpoint.folder
+    if model_base is None:
+        raise ValueError(
+            f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
+            " (--model-base)"
+        )
+    return local_folder(str(model_base), **hub)
 
 
-def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | str, widen: bool) -> torch.dtype | str:
-    """Chooses the caller's dtype, else float16; float32 on the CPU if `widen`.
+def load_model(
+    checkpoint: Checkpoint, base: Path, options: dict[str, Any], hub: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    """Loads a checkpoint's weights, those of the language model in `base`, and adds its image tokens.
 
     Raises:
-        ValueError: no floating-point dtype.
+        FileNotFoundError: a part has no weights.
+        ValueError: weights are missing, or of another shape.
     """
-    if dtype is None:
-        return torch.float32 if widen and placement == {"": "cpu"} else torch.float16
-    if dtype == "auto":
-        return dtype
-    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; allowed are 'float32', 'float16', 'bfloat16' and 'auto'")
-    return chosen
+    if checkpoint.kind != "full":
+        return load_on_base(base, checkpoint, options, hub, tokenizer)
+    model, missing = load_weights(checkpoint, options, hub)
+    check_complete(missing, checkpoint.folder)
+    add_image_tokens(tokenizer, model)
+    return model
 
 
 def load_on_base(
@@ -224,7 +205,7 @@ def load_on_base(
     if below.kind != "full":
         raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
     wanted, found = checkpoint.config.model_type, below.config.model_type
-    if wanted != found:  # their weights have the same names, but for Qwen2's biases
+    if wanted != found:  # their weights have the same names, except for Qwen2's biases
         raise ValueError(f"{base}, given as the base model, is of type {found!r}; {checkpoint.folder} needs {wanted!r}")
     adapter = read_adapter(checkpoint.folder) if checkpoint.kind == "lora" else None
     extra = read_extra_weights(checkpoint)

@@ -53,7 +53,7 @@ class MultimodalConfig:
     """Width of the tower's features; None takes the tower's own."""
 
     mm_patch_merge_type: str = "flat"
-    """How tiles of one image are joined (`llava.model.anyres`): "flat", LLaVA v1.5's, "spatial" or "spatial_unpad"."""
+    """How tiles are joined (`llava.model.vision.anyres`): "flat", LLaVA v1.5's, "spatial", "spatial_unpad"."""
 
     mm_use_im_start_end: bool = False
     """Whether an image is put between <im_start> and <im_end>."""

@@ -16,8 +16,8 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     Raises:
         ValueError: there are no weights, or the folder is not empty.
     """
-    from llava.model.checkpoint import local_folder
     from llava.model.deltas import check_empty, read_weights, write_checkpoint
+    from llava.model.loading.checkpoint import local_folder
     from llava.model.utils import auto_upgrade
 
     check_empty(Path(dst_path))

@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from llava.model.files import weight_files
+from llava.model.loading.files import weight_files
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 """Weights that may have more rows than the base's: LLaVA appends image tokens."""

@@ -18,17 +18,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
-from llava.model.anyres import has_newline, make_newline
 from llava.model.config import MultimodalConfig
-from llava.model.image_encoding import ImageEncodingMixin, Images, ImageSizes
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.packing import attend_within_prompts, read_packs
-from llava.model.question_budget import refine_pixels
 from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
 from llava.model.text_only import embed_text
+from llava.model.vision.anyres import has_newline, make_newline
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
+from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.mixins import ImagePositionsMixin

@@ -18,8 +18,8 @@ def make_delta(
     Raises:
         ValueError: the target has another base, or the folder is not empty.
     """
-    from llava.model.checkpoint import local_folder
     from llava.model.deltas import add_base, check_empty, write_checkpoint
+    from llava.model.loading.checkpoint import local_folder
     from llava.model.utils import auto_upgrade
 
     check_empty(Path(delta_path))

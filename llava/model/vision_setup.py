@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.anyres import has_newline, make_newline
 from llava.model.config import check_merge_type
-from llava.model.files import load_tensors
+from llava.model.loading.files import load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.vision.anyres import has_newline, make_newline
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEWLINE = "model.image_newline"

@@ -20,7 +20,7 @@ ATTRIBUTION = "--show-attribution"
 
 
 def check_drawings(flags: dict[str, Path | None], sources: Sequence[str | Path]) -> None:
-    """Raises ValueError unless each drawing can be written to a file of its own without replacing a picture.
+    """Raises ValueError unless each drawing can be written to its own file without replacing a picture.
 
     Args:
         flags: the file that each flag names, if it was given.

@@ -79,7 +79,7 @@ def check_model_flags(args: argparse.Namespace, *, needs_tower: bool = True) -> 
     Raises:
         ValueError: this machine has no such device, or the model's folder holds no checkpoint with a vision tower.
     """
-    from llava.model.checkpoint import inspect, require_tower
+    from llava.model.loading.checkpoint import inspect, require_tower
     from llava.utils import check_device
 
     if args.device is not None:
@@ -114,7 +114,7 @@ def load_engine(
     """
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
-    from llava.model.checkpoint import inspect, local_folder, require_tower
+    from llava.model.loading.checkpoint import inspect, local_folder, require_tower
     from llava.model.multimodal_encoder.builder import takes_quadtree
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.templates import choose_template, warn_of_guess

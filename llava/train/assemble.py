@@ -13,17 +13,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.model.anyres import has_newline
 from llava.model.builder import finish_tower
-from llava.model.checkpoint import Checkpoint, inspect, local_folder
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
+from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
+from llava.model.loading.quantization import quantization
+from llava.model.loading.tokenizer import load_tokenizer
+from llava.model.loading.weights import check_complete, grow_vocabulary, load_weights
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
-from llava.model.quantization import quantization
-from llava.model.tokenizer import load_tokenizer
+from llava.model.vision.anyres import has_newline
 from llava.model.vision_setup import NEWLINE
-from llava.model.weights import check_complete, grow_vocabulary, load_weights
 from llava.serve.engine.templates import default_template
 from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
 from llava.train.lora import add_adapters
@@ -261,7 +261,7 @@ def choose_parameters(model: ImageLanguageModel, args: ParsedArguments) -> None:
 
 
 def unfreeze(tower: VisionTower) -> None:
-    """Makes a tower trainable, but for what lies behind the layer that is read: it would never get a gradient."""
+    """Makes a tower trainable, except for what lies behind the layer that is read: it would never get a gradient."""
     tower.requires_grad_(True)
     depth = tower.config.num_hidden_layers
     read = tower.select_layer if tower.select_layer >= 0 else depth + 1 + tower.select_layer

@@ -17,9 +17,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from llava.conversation import Conversation, conv_templates
 from llava.eval.run.answerer import same_answer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.inputs import find_fault
-from llava.eval.run.pictures import Preparer, prepare_ahead
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.inputs.checks import find_fault
+from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling

@@ -15,8 +15,9 @@ from transformers import Trainer, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
-from llava.train.loaders import make_loader, share_batches
+from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.data.loaders import make_loader, share_batches
+from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.sampler import LengthGroupedSampler
 from llava.train.saving import (
     STAGING,
@@ -31,7 +32,6 @@ from llava.train.saving import (
     trained_state,
 )
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
-from llava.train.token_batches import TokenBatchSampler
 
 logger = logging.getLogger(__name__)
 

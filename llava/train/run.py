@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
 from llava.conversation import Conversation
-from llava.eval.run.pictures import Preparer
-from llava.model.checkpoint import LORA_FILE, PROJECTOR_FILE
+from llava.eval.run.inputs.pictures import Preparer
+from llava.model.loading.checkpoint import LORA_FILE, PROJECTOR_FILE
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
-from llava.train.data import make_supervised_data_module
+from llava.train.data.dataset import make_supervised_data_module
+from llava.train.data.lengths import measure_lengths
 from llava.train.evaluation import QuestionEvaluation
-from llava.train.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
 from llava.train.throughput import gather_objects

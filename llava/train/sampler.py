@@ -71,7 +71,7 @@ class LengthGroupedSampler(Sampler[int]):
 def get_modality_length_grouped_indices(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: Generator | None = None
 ) -> list[int]:
-    """Orders samples so that every megabatch has one modality, but for those of the samples left over at the end.
+    """Orders samples so that every megabatch has one modality, except for those of the samples left over at the end.
 
     Args:
         lengths: of each sample, negative for text alone.

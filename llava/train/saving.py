@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
-from llava.model.files import load_tensors
-from llava.model.weights import llava_name
+from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.files import load_tensors
+from llava.model.loading.weights import llava_name
 from llava.train.lora import simplify_adapter_config
 
 STAGING = ".saving"

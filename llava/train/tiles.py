@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.image_geometry import is_anyres, read_pinpoints
-from llava.model.anyres import joins_tiles
 from llava.model.config import MultimodalConfig, check_tiling
+from llava.model.vision.anyres import joins_tiles
 from llava.train.arguments import ParsedArguments, is_known
 
 

@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 _HOMES = {
     "DataArguments": "llava.train.flags",
-    "DataCollatorForSupervisedDataset": "llava.train.data",
+    "DataCollatorForSupervisedDataset": "llava.train.data.dataset",
     "LLaVATrainer": "llava.train.llava_trainer",
-    "LazySupervisedDataset": "llava.train.data",
+    "LazySupervisedDataset": "llava.train.data.dataset",
     "ModelArguments": "llava.train.flags",
     "TrainingArguments": "llava.train.arguments",
     "find_all_linear_names": "llava.train.lora",
-    "make_supervised_data_module": "llava.train.data",
-    "preprocess": "llava.train.data",
-    "preprocess_multimodal": "llava.train.data",
+    "make_supervised_data_module": "llava.train.data.dataset",
+    "preprocess": "llava.train.data.dataset",
+    "preprocess_multimodal": "llava.train.data.dataset",
     "safe_save_model_for_hf_trainer": "llava.train.saving",
 }
 

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPImageProcessorPil
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.utils import demo_model_path
 from scripts.bench.cost_models import CLIP_LARGE
 

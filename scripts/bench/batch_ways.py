@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from llava.eval.run.answer_file import AnswerFile
+from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.pictures import Preparer, prepare_ahead
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model

@@ -74,7 +74,7 @@ class Subject:
     name: str
     """What the tables call it."""
     model: LlavaLlamaForCausalLM
-    """The model; its tower is whichever `look_through` chose last."""
+    """The model; its tower is whichever `use_tower` chose last."""
     clip: VisionTower
     """CLIP's tower."""
     qlip: QLIPVisionTower
@@ -91,8 +91,8 @@ class Subject:
         """Whether it has a language model after the projector."""
         return self.model.config.num_hidden_layers > 0
 
-    def look_through(self, settings: QLIPConfig | None) -> VisionTower:
-        """Puts a tower in place: QLIP's with these settings, or CLIP's for None."""
+    def use_tower(self, settings: QLIPConfig | None) -> VisionTower:
+        """Chooses the model's tower: QLIP's with these settings, or CLIP's for None."""
         tower = self.clip if settings is None else self.qlip
         if settings is not None:
             self.qlip.settings = settings

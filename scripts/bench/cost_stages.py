@@ -23,8 +23,8 @@ from torch import Tensor
 
 import qlip.encoder
 from llava.mm_utils import process_images
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.vision.image_tokens import ImageTokens
 from qlip import Leaves, QLIPConfig
 from qlip.quadtree import partition_as
 from scripts.bench.cost_models import Subject
@@ -127,14 +127,14 @@ def run_once(subject: Subject, way: Way, picture: Image.Image, new_tokens: int) 
     """Visual tokens of one picture and the time of every stage."""
     device, model = subject.model.device, subject.model
     settings = None if way.settings is None else replace(subject.own, **way.settings)
-    tower = subject.look_through(settings)
+    tower = subject.use_tower(settings)
     pixels, prepare = timed(lambda: process_images([picture], tower.image_processor, model.config)[0], device)
     image, times = pixels.to(device), {"prepare": prepare}
     if way.recursive_on is None:
         quadtree: AbstractContextManager[None] = nullcontext()
     else:
         settings = matching(settings, image, tower)
-        subject.look_through(settings)
+        subject.use_tower(settings)
         quadtree = recursive_quadtree(settings.alpha, way.recursive_on)
     with quadtree:
         if way.recursive_on is not None and not subject.decodes:  # all that follows is as with our quadtree

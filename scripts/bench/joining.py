@@ -61,7 +61,7 @@ def load_model(path: str | None, text: dict[str, int], vision: dict[str, Any], s
 
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.builder import load_pretrained_model
-    from llava.model.tokenizer import load_tokenizer
+    from llava.model.loading.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
 
     if path is not None:

@@ -28,7 +28,7 @@ def write_checkpoint(folder: Path, as_bin: bool) -> None:
     from safetensors.torch import load_file
 
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.tokenizer import load_tokenizer
+    from llava.model.loading.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
 
     tokenizer = load_tokenizer(demo_model_path())

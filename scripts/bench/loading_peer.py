@@ -58,7 +58,7 @@ def write_both(shape: str, ours: Path, theirs: Path) -> int:
     from safetensors.torch import save_file
     from transformers import LlavaForConditionalGeneration
 
-    from llava.model.tokenizer import load_tokenizer
+    from llava.model.loading.tokenizer import load_tokenizer
     from llava.utils import demo_model_path
 
     config = peer_config(shape)

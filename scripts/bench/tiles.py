@@ -24,7 +24,7 @@ from qlip import QLIPConfig
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava.model.prepared_image import PreparedImage
+    from llava.model.vision.prepared_image import PreparedImage
     from scripts.bench.evidence.flops import ModelCost
 
 SIDE, CELLS = 336, 576
@@ -112,7 +112,7 @@ def prepare(picture: Image.Image, settings: QLIPConfig | None) -> PreparedImage:
     """Prepares a picture as LLaVA-1.6 would, or by a quadtree."""
     from transformers import CLIPImageProcessorPil
 
-    from llava.model.prepared_image import prepare_leaves, prepare_pixels
+    from llava.model.vision.prepared_image import prepare_leaves, prepare_pixels
     from qlip.cutting import ImageCutter
 
     if settings is None:

@@ -14,7 +14,7 @@ import torch
 
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
-from llava.train.lengths import measure_lengths
+from llava.train.data.lengths import measure_lengths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run import make_data
 from llava.train.throughput import BatchCounts, gather_objects
@@ -84,7 +84,7 @@ def write_samples(folder: Path, count: int) -> Path:
 def write_random(folder: Path) -> None:
     """Writes a LLaVA with random weights and the embedded model's tokenizer: 13 million parameters of language."""
     from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.tokenizer import load_tokenizer
+    from llava.model.loading.tokenizer import load_tokenizer
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer(demo_model_path())

@@ -68,8 +68,8 @@ def measure_images(engine: ChatEngine, repeats: int) -> tuple[list[float], list[
     import torch
     from PIL import Image
 
-    from llava.eval.run.pictures import Preparer
-    from llava.model.encoding import encode_prepared
+    from llava.eval.run.inputs.pictures import Preparer
+    from llava.model.vision.encoding import encode_prepared
 
     preparer = Preparer.of(engine.model.get_vision_tower())
     device, pixels = str(engine.model.device), np.random.default_rng(0)

@@ -148,7 +148,7 @@ def mmbench(draw: random.Random) -> Pair:
             answers[index, 0] = {"text": text, "options": options, "option_char": list("ABCD")}
             rows.append(own | {"question": "?", "prediction": text, "l2-category": "all"})
     evaluator = theirs("mmbench.mmbench_evals").MMBench_Evaluator()
-    with redirect_stdout(StringIO()):  # it prints a table of its own
+    with redirect_stdout(StringIO()):  # it prints its own table
         other, *_ = evaluator.eval_result(rows, eval_method="static")
     return eval_mmbench.score(questions, answers).rows["CircularEval"]["accuracy"], 100 * float(other)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qlip
-from qlip.criteria import score_pyramid
+from qlip.scores.criteria import score_pyramid
 
 SIZES = [(336, 336), (448, 672), (896, 602)]
 

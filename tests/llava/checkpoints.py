@@ -155,7 +155,7 @@ def write_shards(folder: Path, state: dict[str, Tensor], suffix: str) -> Path:
 
 
 def write_tower(folder: Path, model: LlavaForConditionalGeneration, dtype: torch.dtype = torch.float32) -> Path:
-    """The oracle's vision tower as a CLIP checkpoint of its own."""
+    """The oracle's vision tower as a separate CLIP checkpoint."""
     vision = CLIPVisionModel(model.config.vision_config)
     vision.load_state_dict(model.model.vision_tower.state_dict())
     vision.to(dtype).save_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from playground.dataset import SceneCache
 from playground.model import DemoModel
 from playground.scenes import PRESETS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llava.conversation import conv_templates
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from playground import corpus
 from playground.corpus import (
     PIECES,

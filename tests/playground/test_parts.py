@@ -7,7 +7,7 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
 
 from llava.model.builder import load_pretrained_model
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from playground.evaluate import CHECKPOINT
 from playground.model import DemoModel
 from playground.parts import Parts, main

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from playground.corpus import PIECES, Corpus, sentences
 from playground.model import LLAVA, DemoModel, llava_state_dict
 from playground.objects import COLOURS, SHAPES

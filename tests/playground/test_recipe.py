@@ -17,7 +17,7 @@ from playground.evaluate import CHECKPOINT
 from playground.examination import Examinee, examination
 from playground.model import LLAVA, QLIP_SETTINGS, DemoModel, llava_state_dict
 from playground.presets import evaluation_presets
-from playground.recipe import DEMO, LlavaRun, train_llava
+from playground.recipe import TEXT_DEMO, LlavaRun, train_llava
 from playground.schedules import PRETRAINING_SCHEDULES, RECIPES, LlavaSchedule, TrainingConfig
 from playground.train import main
 from playground.train_demo import train_demo
@@ -46,13 +46,13 @@ def trained(tmp_path_factory):
 
 def test_the_result_is_laid_out_as_the_embedded_model(trained):
     names = {path.name for path in CHECKPOINT.iterdir()}
-    assert {path.name for path in (trained / DEMO).iterdir()} == names
-    weights = load_file(trained / DEMO / "model.safetensors")
+    assert {path.name for path in (trained / TEXT_DEMO).iterdir()} == names
+    weights = load_file(trained / TEXT_DEMO / "model.safetensors")
     assert {name: weight.shape for name, weight in weights.items()} == {
         name: weight.shape for name, weight in llava_state_dict(DemoModel(PIECES, LLAVA)).items()
     }
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
-    ours, shipped = (json.loads((folder / "config.json").read_text()) for folder in (trained / DEMO, CHECKPOINT))
+    ours, shipped = (json.loads((folder / "config.json").read_text()) for folder in (trained / TEXT_DEMO, CHECKPOINT))
     assert set(ours) == set(shipped)
     assert ours["hidden_size"] == ours["mm_vision_config"]["hidden_size"] == ours["mm_hidden_size"] == LLAVA.width
     assert ours["qlip"] == QLIP_SETTINGS
@@ -71,7 +71,9 @@ def test_training_pictures_hold_signs_and_are_no_squares(trained):
 
 
 def test_the_result_holds_what_stage_2_has_saved(trained):
-    final, saved = (load_pretrained_model(trained / name, device="cpu", qlip=False)[1] for name in (DEMO, "finetune"))
+    final, saved = (
+        load_pretrained_model(trained / name, device="cpu", qlip=False)[1] for name in (TEXT_DEMO, "finetune")
+    )
     for (name, weight), (_, other) in zip(final.named_parameters(), saved.named_parameters(), strict=True):
         assert torch.equal(weight, other.half().float()), name
 
@@ -143,7 +145,7 @@ def test_the_demo_trains_and_prints_what_has_changed(tmp_path, capsys):
 
 def test_the_shipped_model_that_saw_the_grid_alone_sees_small_objects_by_leaves():
     """It was trained on all 64 cells in order, as LLaVA is; 20 validation scenes."""
-    shipped = CHECKPOINT.parent / DEMO
+    shipped = CHECKPOINT.parent / TEXT_DEMO
     assert (shipped / "model.safetensors").stat().st_size < 8_000_000
     exam = examination(evaluation_presets("validation")["size 12-24"], 8000, 20)
     by_grid, by_leaves = (Examinee.load(shipped, qlip, "cpu").take(exam) for qlip in (False, True))

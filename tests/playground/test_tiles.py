@@ -41,9 +41,9 @@ def test_the_result_is_in_the_format_of_llava_16(trained):
 
 
 def test_the_finished_checkpoint_holds_the_same_in_half_precision_and_nothing_of_this_machine(trained):
-    final, saved = (load_file(trained / name / "model.safetensors") for name in (tiles.DEMO, "tiles"))
+    final, saved = (load_file(trained / name / "model.safetensors") for name in (tiles.TILES_DEMO, "tiles"))
     assert all(torch.equal(final[name], saved[name].half()) for name in saved) and set(final) == set(saved)
-    assert str(trained) not in (text := (trained / tiles.DEMO / "config.json").read_text())
+    assert str(trained) not in (text := (trained / tiles.TILES_DEMO / "config.json").read_text())
     assert str(CHECKPOINT.parent) not in text and json.loads(text)["mm_vision_tower"] == "."
 
 
@@ -51,7 +51,7 @@ def test_the_shipped_model_of_tiles_sees_small_objects_by_leaves():
     """docs/results/tiles-accuracy.md, on 20 scenes: V* 95 against 60 by random leaves with more tokens."""
     exam = examination(tiles_accuracy.SCENES["448 px, 12-24 px"], 7601, 20)
     ways = ("image, budget 128", "random leaves of the image, 128")
-    shipped = CHECKPOINT.parent / tiles.DEMO
+    shipped = CHECKPOINT.parent / tiles.TILES_DEMO
     leaves, random = (Examinee.load(shipped, tiles_accuracy.WAYS[way], "cpu").take(exam) for way in ways)
     assert leaves.v_star > 0.8 > random.v_star and leaves.tokens < random.tokens
 

@@ -12,7 +12,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from scripts.chat_template import chat_template
 from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint

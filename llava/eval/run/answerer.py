@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

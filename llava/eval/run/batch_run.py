@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from llava.eval.run.answer import row_maker
+from llava.eval.run.answers.answer import row_maker
+from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
+from llava.eval.run.answers.recording import open_answers, open_questions, record, report
 from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
-from llava.eval.run.inputs import read_inputs
-from llava.eval.run.metadata import checkpoint_hash, run_settings
-from llava.eval.run.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.checks import read_inputs
+from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
 from llava.eval.run.processes import Processes
-from llava.eval.run.recording import open_answers, open_questions, record, report
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.model.builder import load_empty_tower
 from llava.serve.loading import check_model_flags, load_engine, qlip_option

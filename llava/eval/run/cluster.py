@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.run.answer import row_maker
+from llava.eval.run.answers.answer import row_maker
+from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
+from llava.eval.run.answers.recording import open_answers, open_questions, record, report
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.flags import read_limits, read_sampling
-from llava.eval.run.inputs import read_inputs
-from llava.eval.run.jsonl import Row
-from llava.eval.run.metadata import checkpoint_hash, run_settings
-from llava.eval.run.pictures import Preparer, pack, unpack
-from llava.eval.run.questions import Question, read_lines
-from llava.eval.run.recording import open_answers, open_questions, record, report
+from llava.eval.run.inputs.checks import read_inputs
+from llava.eval.run.inputs.pictures import Preparer, pack, unpack
+from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
 from llava.serve.loading import check_model_flags, load_engine
 

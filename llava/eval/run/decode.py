@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.image_tokens import ImageTokens
 from llava.model.splice import splice_row
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.generate import Row, append_token, make_sampler
 from llava.serve.engine.prefill import can_continue
 from llava.serve.engine.sampling import RowSampler

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava.command import OneLineParser, integer, real
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.questions import Question
+from llava.eval.run.inputs.questions import Question
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import add_model_flags
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from llava.eval.run.decode import can_decode, decode_rows
 from llava.mm_utils import tokenizer_image_token
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import PreparedImage
-from llava.model.question_budget import refine_images
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling

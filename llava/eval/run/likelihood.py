@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.eval.run.answer import Answer, row_maker
+from llava.eval.run.answers.answer import Answer, row_maker
+from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
+from llava.eval.run.answers.recording import open_answers, open_questions, record, report
 from llava.eval.run.generate import prompt_ids, show
-from llava.eval.run.inputs import read_inputs
-from llava.eval.run.metadata import checkpoint_hash, run_settings
-from llava.eval.run.pictures import Preparer, Unreadable
-from llava.eval.run.questions import Question
-from llava.eval.run.recording import open_answers, open_questions, record, report
+from llava.eval.run.inputs.checks import read_inputs
+from llava.eval.run.inputs.pictures import Preparer, Unreadable
+from llava.eval.run.inputs.questions import Question
 from llava.eval.score.choice import label_letter
 from llava.eval.score.parse import find_listed_options
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

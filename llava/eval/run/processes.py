@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from llava.eval.run.questions import chunk
+from llava.eval.run.inputs.questions import chunk
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.run.answer import Answer
+from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, row_seed, show
-from llava.eval.run.pictures import Source, Unreadable
-from llava.eval.run.questions import Question
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import PreparedImage
+from llava.eval.run.inputs.pictures import Source, Unreadable
+from llava.eval.run.inputs.questions import Question
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import halve

@@ -76,7 +76,7 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a
     letter, in any case and decoration; the last letter that it declares ("the answer is B", "I choose B", "B is
     correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
-    one; it is an option's text, but for a leading article; exactly one option's letter is alone in it; exactly one
+    one; it is an option's text, except for a leading article; exactly one option's letter is alone in it; exactly one
     option's text is in it.
 
     Args:

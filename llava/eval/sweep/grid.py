@@ -10,9 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from llava.eval.run.jsonl import Rows, read_rows
+from llava.eval.run.answers.jsonl import Rows, read_rows
 from llava.eval.sweep.plots import Record
-from llava.model.checkpoint import inspect, local_folder, require_tower
+from llava.model.loading.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
 from llava.utils import demo_model_path

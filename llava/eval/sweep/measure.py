@@ -21,14 +21,14 @@ import transformers
 from tqdm import tqdm
 
 from llava.eval.run.answerer import Answerer, same_answer
-from llava.eval.run.inputs import check_images, check_question_file
-from llava.eval.run.jsonl import append_row, replace
-from llava.eval.run.lock import only_run
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.answers.jsonl import append_row, replace
+from llava.eval.run.answers.lock import only_run
+from llava.eval.run.inputs.checks import check_images, check_question_file
+from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.sweep.grid import Cell, Task, make_cells, make_task, read_axes, read_results, to_settings
 from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
 from llava.images import ImageError, load_image
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong, ran_out_of_memory
 from llava.serve.loading import QLIP_FLAGS, check_model_flags, load_engine

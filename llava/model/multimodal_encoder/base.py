@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava.model.config import MultimodalConfig
-from llava.model.files import check_weights
-from llava.model.image_tokens import ImageTokens, stack_features
+from llava.model.loading.files import check_weights
+from llava.model.loading.strict import read_pretrained
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
     default_image_processor,
@@ -21,7 +21,7 @@ from llava.model.multimodal_encoder.pretrained import (
     read_vision_config,
     vision_config,
 )
-from llava.model.strict import read_pretrained
+from llava.model.vision.image_tokens import ImageTokens, stack_features
 
 
 class VisionTower(nn.Module, ABC):

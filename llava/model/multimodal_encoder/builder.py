@@ -10,7 +10,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
 from llava.model.multimodal_encoder.s2_encoder import CLIPVisionTowerS2, read_scales
-from llava.model.quadtree_tiles import check_quadtree, has_tiles, takes_leaves
+from llava.model.vision.quadtree_tiles import check_quadtree, has_tiles, takes_leaves
 
 
 def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs: Any) -> VisionTower:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.model.image_tokens import ImageTokens
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 
 

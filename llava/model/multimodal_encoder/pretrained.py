@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from llava.model.files import read_json
+from llava.model.loading.files import read_json
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "clip_vision_model": CLIPVisionConfig,

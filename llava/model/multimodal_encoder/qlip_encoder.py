@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.model.anyres import TileLayout
 from llava.model.config import MultimodalConfig
-from llava.model.image_tokens import ImageTokens, stack_features
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.quadtree_tiles import Cuts, cut_tile_pixels
+from llava.model.vision.anyres import TileLayout
+from llava.model.vision.image_tokens import ImageTokens, stack_features
+from llava.model.vision.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 

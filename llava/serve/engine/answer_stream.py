@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine.generate import FinishReason, Row
 from llava.serve.engine.logprobs import AnswerLogprob
 

@@ -26,8 +26,8 @@ from llava.constants import (
 from llava.conversation import Conversation, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
-from llava.model.prepared_image import PreparedImage
-from llava.model.question_budget import awaits_question
+from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.question_budget import awaits_question
 from llava.serve.engine.answer_stream import Answer, Usage, stream_text
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory

@@ -9,9 +9,9 @@ from operator import attrgetter
 
 import torch
 
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import PreparedImage
-from llava.model.question_budget import awaits_question, refine_images
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.question_budget import awaits_question, refine_images
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.vision import VisionFrontend
 

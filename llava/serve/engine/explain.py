@@ -14,8 +14,8 @@ from llava.conversation import Conversation
 from llava.image_geometry import find_padding
 from llava.mm_utils import tokenizer_image_token
 from llava.model.attribution import DEFAULT_METHOD, Method, attribute_answer
-from llava.model.prepared_image import PreparedImage
-from llava.model.question_budget import refine_images
+from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import SERVER_DEFAULTS, Sampling
 from llava.serve.engine.prompting import PromptFormat, question_start

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs, describe_step

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.image_tokens import ImageTokens
 from llava.model.splice import splice_row
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.slots import SlotCache, Writing
 from qlip.decoder_masks import layer_windows, mask_with_bias
 from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens

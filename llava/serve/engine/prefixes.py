@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine.slots import KeysValues
 from qlip.language_positions import ImageSpan
 from qlip.patches import CutImage

@@ -121,7 +121,7 @@ def _joined(turns: Sequence[Turn]) -> list[Turn]:
 
 def _checked(turn: Turn) -> str:
     if DEFAULT_IMAGE_TOKEN in turn.text:
-        raise ValueError(f"a message's text may not hold {DEFAULT_IMAGE_TOKEN!r}: it stands for a picture")
+        raise ValueError(f"a message's text may not hold {DEFAULT_IMAGE_TOKEN!r}: it marks where a picture is")
     if turn.images and turn.role != "user":
         raise ValueError(f"only the user may show pictures; the {turn.role}'s message has {len(turn.images)}")
     if turn.role == "user" and not turn.text.strip() and not turn.images:

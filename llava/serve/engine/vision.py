@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from llava.images import Fit
-from llava.model.encoding import encode_prepared
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
-from llava.model.quadtree_tiles import has_tiles
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from qlip.config import QLIPConfig
 
 if TYPE_CHECKING:
-    from llava.model.image_tokens import ImageTokens
+    from llava.model.vision.image_tokens import ImageTokens
 
 Picture = Image.Image | Callable[[], Image.Image]
 """An RGB image, or a function that opens it, such as an `ImageOpener`: large images are opened one at a time."""
@@ -117,5 +117,5 @@ class VisionFrontend:
         return prepare_leaves(image, tower.image_processor.cutter, settings, config, tower.input_size)
 
     def encode(self, images: Sequence[PreparedImage]) -> list[ImageTokens]:
-        """Encodes prepared images; see `llava.model.encoding`."""
+        """Encodes prepared images; see `llava.model.vision.encoding`."""
         return encode_prepared(self.model, images)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava.conversation import Conversation
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.explain import Explanation
 from llava.serve.engine.params import QLIPOptions, Sampling

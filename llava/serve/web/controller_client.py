@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessorPil
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import encode_image_to_base64
-from llava.model.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.explain import Explanation
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.prompting import Turn, build_conversation, separators

@@ -132,7 +132,7 @@ def read_question(value: Any) -> str:
             f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are allowed, so shorten it"
         )
     if DEFAULT_IMAGE_TOKEN in question:
-        why = "it stands for a picture; write it without the angle brackets"
+        why = "it marks where a picture is; write it without the angle brackets"
         raise ValueError(f"the question may not hold {DEFAULT_IMAGE_TOKEN!r}: {why}")
     try:
         question.encode("utf-8")

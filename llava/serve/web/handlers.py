@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import qlip
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.web.backend import Pixels
 
 DRAWING_SIDE = 640

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llava.eval.run.jsonl import Rows, append_row, read_rows, replace
+from llava.eval.run.answers.jsonl import Rows, append_row, read_rows, replace
 
 ANSWERS_FILE = Path("evidence/answers.jsonl")
 """Where answers are kept unless the command line says otherwise."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 
 GENERAL = "What is in the picture?"

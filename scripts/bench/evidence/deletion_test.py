@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from llava.eval.run.answerer import Answerer, same_answer
-from llava.eval.run.jsonl import append_row, read_rows, replace
+from llava.eval.run.answers.jsonl import append_row, read_rows, replace
 from llava.model.attribution import METHODS, attribute_answer
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.explain import tokenize_answer
 from qlip.tools.intervals import mean_interval

@@ -14,10 +14,10 @@ from PIL import Image
 
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.eval.run.generate import prompt_ids
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import PreparedImage, prepare_leaves
-from llava.model.question_budget import attention_on_images
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import PreparedImage, prepare_leaves
+from llava.model.vision.question_budget import attention_on_images
 from llava.serve.engine import ChatEngine
 from playground.presets import PRESETS
 from playground.questions import KINDS, V_STAR, Question, scene_questions

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava.eval.run.questions import Question, read_lines
+from llava.eval.run.inputs.questions import Question, read_lines
 from playground.dialogue import ask
 from playground.questions import scene_questions
 from playground.scenes import Scene, scene

@@ -19,10 +19,10 @@ from llava.eval.run.generate import prompt_ids
 from llava.eval.sweep.grid import read_own_settings
 from llava.mm_utils import expand2square, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
-from llava.model.image_tokens import ImageTokens
-from llava.model.prepared_image import prepare_leaves
-from llava.model.question_budget import attention_on_images
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.prepared_image import prepare_leaves
+from llava.model.vision.question_budget import attention_on_images
 from llava.serve.engine import ChatEngine
 from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.language_positions import ImageSpan

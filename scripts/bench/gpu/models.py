@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import EngineLimits
 from llava.utils import demo_model_path
@@ -42,7 +42,7 @@ def build_subject(model: str, device: str) -> Subject:
 def build_engine(model: str, device: str, settings: QLIPConfig) -> ChatEngine:
     """Builds a chat engine around a model, with the embedded model's tokenizer, whose tokens are among the model's."""
     subject = build_subject(model, device)
-    tower = subject.look_through(settings)
+    tower = subject.use_tower(settings)
     context = subject.model.config.max_position_embeddings
     limits = EngineLimits(max_batch=32, max_batch_tokens=32768)
     tokenizer = load_tokenizer(demo_model_path())

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.run import image_workers
-from llava.eval.run.answer_file import AnswerFile
-from llava.eval.run.lock import only_run
-from llava.eval.run.progress import Progress
+from llava.eval.run.answers.answer_file import AnswerFile
+from llava.eval.run.answers.lock import only_run
+from llava.eval.run.answers.progress import Progress
+from llava.eval.run.inputs import image_workers
 from llava.images import load_image
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling

@@ -14,7 +14,8 @@ import pytest
 from tqdm import tqdm
 
 from llava.eval import model_vqa_loader
-from llava.eval.run import image_workers, progress
+from llava.eval.run.answers import progress
+from llava.eval.run.inputs import image_workers
 from tests.interpreter import fork_main
 from tests.llava.eval.files import PICTURES, TEXTS
 

@@ -20,9 +20,9 @@ from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 
 from llava.eval import model_vqa_loader, ray_batch
 from llava.eval.run import cluster
-from llava.eval.run.jsonl import Row
-from llava.eval.run.pictures import Preparer
-from llava.eval.run.questions import Question
+from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.inputs.pictures import Preparer
+from llava.eval.run.inputs.questions import Question
 from playground.scenes import PRESETS, scene
 
 DEADLINE = 600

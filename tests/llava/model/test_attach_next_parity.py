@@ -9,8 +9,8 @@ from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from llava.model.encoding import encode_prepared
-from llava.model.prepared_image import prepare_leaves
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.prepared_image import prepare_leaves
 from tests.llava.checkpoints import IMAGE_TOKEN
 from tests.llava.next_checkpoints import PINPOINTS, SIDE, make_next_checkpoint, next_model
 from tests.qlip.integrations.models import make_tokenizer, picture

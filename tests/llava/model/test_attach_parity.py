@@ -8,7 +8,7 @@ import torch
 import qlip
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from llava.model.prepared_image import prepare_leaves
+from llava.model.vision.prepared_image import prepare_leaves
 from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint, transformers_model
 from tests.qlip.integrations.models import picture
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.attribution import METHODS, answer_log_likelihood, attribute_answer
 from llava.model.builder import load_pretrained_model
-from llava.model.image_tokens import ImageTokens
-from llava.model.question_budget import attention_on_images
 from llava.model.splice import bias_keys
+from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.question_budget import attention_on_images
 from qlip.language_positions import ImageSpan
 from tests.llava.checkpoints import IMAGE_TOKEN, PICTURE, make_llava_checkpoint, transformers_model
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from llava.model.builder import load_empty_tower, load_pretrained_model
-from llava.model.weights import add_weights
+from llava.model.loading.weights import add_weights
 from tests.llava.checkpoints import (
     PICTURE,
     PROMPT,

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
-from llava.model import checkpoint
 from llava.model.builder import load_pretrained_model
+from llava.model.loading import checkpoint
 from tests.llava.checkpoints import (
     llava_state,
     logits,

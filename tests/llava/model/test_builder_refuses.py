@@ -10,7 +10,7 @@ import torch
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_empty_tower, load_pretrained_model
-from llava.model.checkpoint import inspect
+from llava.model.loading.checkpoint import inspect
 from tests.llava.checkpoints import (
     TEXT,
     VISION,

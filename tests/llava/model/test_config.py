@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
-from llava.model.checkpoint import inspect
 from llava.model.config import LlavaConfig
+from llava.model.loading.checkpoint import inspect
 from scripts.checkpoint_formats import convert
 from tests.llava.checkpoints import make_llava_checkpoint
 

@@ -99,7 +99,7 @@ def test_beam_search_with_one_beam_more_is_at_least_as_likely(model):
 
 @torch.no_grad()
 def test_raster_positions_keep_text_where_the_native_grid_puts_it(folder):
-    """However many leaves an image has, the text behind it stands 64 positions after its start."""
+    """However many leaves an image has, the text behind it starts 64 positions after its start."""
     model = load_pretrained_model(str(folder), device="cpu", qlip=TREE)[1]
     for image in IMAGES:
         batch = model.splice_images(torch.tensor([[1, 20, IMAGE, 30]]), None, None, [image], "left")

@@ -16,10 +16,10 @@ from llava.model import apply_delta, make_delta
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
-from llava.train.collator import DataCollatorForSupervisedDataset
+from llava.train.data.collator import DataCollatorForSupervisedDataset
 from tests.llava.checkpoints import llava_config
 from tests.llava.model.language_models import KINDS, LONG, PIXELS, PROMPT, TYPES, make_oracle, write_checkpoint
-from tests.llava.model.test_released_tokenizers import LLAMA_3, QWEN, write_tokenizer
+from tests.llava.model.loading.test_tokenizer_released import LLAMA_3, QWEN, write_tokenizer
 from tests.weights import randomise
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llava.model.builder import load_pretrained_model
-from llava.model.weights import MODELS
+from llava.model.loading.weights import MODELS
 from tests.llava.checkpoints import llava_state, write_tokenizer
 from tests.llava.model.language_models import KINDS, LONG, PIXELS, PROMPT, TYPES, make_oracle, write_checkpoint
 

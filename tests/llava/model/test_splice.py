@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.image_tokens import ImageTokens
 from llava.model.splice import SplicedRow, collate, share_images, splice_row, truncate
+from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 
 WIDTH = 4

@@ -9,9 +9,9 @@ import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.config import TEXT_CONFIGS
-from llava.model.image_tokens import ImageTokens
+from llava.model.loading.weights import MODELS
 from llava.model.splice import bias_keys
-from llava.model.weights import MODELS
+from llava.model.vision.image_tokens import ImageTokens
 from tests.llava.checkpoints import VISION, llava_state
 from tests.llava.model.language_models import KINDS, make_oracle
 

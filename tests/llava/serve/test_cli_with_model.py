@@ -80,8 +80,8 @@ def test_the_drawing_shows_each_pictures_leaves(
     assert cli.main(flags) == 0
     assert Image.open(tmp_path / "seen.png").size == (120, 80)
     assert Image.open(tmp_path / "seen-2.png").size == Image.open(other).size
-    told = re.findall(r"/(seen\S*): (\d+) visual tokens\n", capsys.readouterr().err)
-    assert told == [("seen.png", str(drawn[0])), ("seen-2.png", str(drawn[1]))]
+    shown = re.findall(r"/(seen\S*): (\d+) visual tokens\n", capsys.readouterr().err)
+    assert shown == [("seen.png", str(drawn[0])), ("seen-2.png", str(drawn[1]))]
 
 
 def test_a_drawing_tells_what_the_question_is_asked_about_and_the_most_that_it_may_take(
@@ -90,8 +90,8 @@ def test_a_drawing_tells_what_the_question_is_asked_about_and_the_most_that_it_m
     seen = tmp_path / "seen.png"
     flags = ["--device", "cpu", "--max-new-tokens", "2", "--prompt", "What?", "--budget", "question"]
     assert cli.main([*flags, "--show-quadtree", str(seen)]) == 0
-    told = capsys.readouterr().err.partition(f"{seen}: ")[2]
-    first, most = re.match(r"(\d+) visual tokens, which the question splits to at most (\d+)\n", told).groups()
+    shown = capsys.readouterr().err.partition(f"{seen}: ")[2]
+    first, most = re.match(r"(\d+) visual tokens, which the question splits to at most (\d+)\n", shown).groups()
     assert int(first) == 64 < int(most) <= 128  # the embedded model's native grid, and its budget
 
 
@@ -186,10 +186,10 @@ def test_what_the_last_answer_depended_on_is_drawn_into_each_picture(
     flags += ["--model-path", str(demo_model_path()), "--show-attribution", str(seen)]
     for how in ([], ["--each-image", "--no-qlip"]):
         assert cli.main([*flags, "--prompt", "Hi", "--prompt", "What is in the picture?", *how]) == 0
-        told = re.findall(r"/(heat\S*): (\d+) (\w+); the greatest share, (\d+)%, at row \d+", capsys.readouterr().err)
-        assert [row[0] for row in told] == ["heat.png", "heat-2.png"]
-        assert {row[1:3] == ("64", "cells") for row in told} == {bool(how)}
-        assert all(0 < int(row[3]) <= 100 for row in told)
+        shown = re.findall(r"/(heat\S*): (\d+) (\w+); the greatest share, (\d+)%, at row \d+", capsys.readouterr().err)
+        assert [row[0] for row in shown] == ["heat.png", "heat-2.png"]
+        assert {row[1:3] == ("64", "cells") for row in shown} == {bool(how)}
+        assert all(0 < int(row[3]) <= 100 for row in shown)
         for source, drawn in ((picture, seen), (other, tmp_path / "heat-2.png")):
             with Image.open(source) as before, Image.open(drawn) as after:
                 assert before.size == after.size and before.convert("RGB").tobytes() != after.tobytes()

@@ -12,7 +12,7 @@ from llava.serve.web import launch
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--model-path", "{tmp}/nothing"], "nothing"),
         (["--feedback-dir", __file__], "test_gradio_web_server.py is a file; name a folder"),
@@ -22,13 +22,13 @@ from llava.serve.web import launch
     ],
 )
 def test_flags_that_cannot_work_are_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: str
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert main([*(flag.format(tmp=tmp_path) for flag in flags), "--port=0"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gradio_web_server: error: ")
-    assert told in last
+    assert expected in last
 
 
 def test_without_flags_the_embedded_models_page_is_served(

@@ -39,10 +39,10 @@ def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, 
     flags = "--served-model-name tiny other --api-key sesame --max-images 1 --max-batch 2 --max-waiting 3 --port 0"
     assert openai_api.main([*flags.split(), "--max-connections", "77"]) == 0
     ((app, host, port),) = apps
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert host == "127.0.0.1" and port > 0
-    assert f"tiny, other at http://127.0.0.1:{port}/v1" in told
-    assert "anyone who reaches" not in told
+    assert f"tiny, other at http://127.0.0.1:{port}/v1" in printed
+    assert "anyone who reaches" not in printed
     with served(app) as url, httpx.Client(base_url=url, headers={"Authorization": "Bearer sesame"}) as client:
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "other"]
         error_of(

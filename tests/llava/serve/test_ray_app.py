@@ -1,4 +1,4 @@
-"""The API on Ray Serve: two replicas share the load, and when one dies the other goes on."""
+"""The API on Ray Serve: two replicas share the load, and when one dies the other continues."""
 
 from __future__ import annotations
 

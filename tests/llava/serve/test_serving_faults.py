@@ -1,4 +1,4 @@
-"""Controller and workers as programs: what clients see when one of them is killed, told to stop or started again."""
+"""Controller and workers as programs: what clients see when one of them is killed, stopped or started again."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def queue_of(url: str) -> int:
 
 
 def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
-    """One long story, since programs take seconds to start; each step is a promise of its own."""
+    """One long story, since programs take seconds to start; each step checks one promise."""
     gate, first, second = ports
     with controller(gate) as front, worker(first, gate) as one, worker(second, gate) as two:
         front.says("registered http", times=2)
@@ -76,7 +76,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
         chunks.close()  # type: ignore[attr-defined]
         eventually(lambda: queue_of(one.url) + queue_of(two.url) == 0)
 
-        # a worker that is told to stop ends its answers, takes no more, and is no longer offered
+        # a worker that is asked to stop ends its answers, takes no more, and is no longer offered
         streams = [asked(front.url) for _ in range(2)]
         assert (queue_of(one.url), queue_of(two.url)) == (1, 1)
         one.signal(signal.SIGTERM)
@@ -102,15 +102,15 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
                 assert list(asking(front.url, 5))[-1]["text"] == "Hi " + said(5)
             assert {upstream.address_of(front.url, "slow") for _ in range(3)} == {two.url}
 
-        # a controller that is told to stop ends its answers; started again, it knows its workers again
+        # a controller that is asked to stop ends its answers; started again, it knows its workers again
         chunks, _ = asked(front.url)
         direct, _ = asked(two.url)
         front.signal(signal.SIGTERM)
         assert list(chunks)[-1]["text"] == "Hi " + said(LONG)
         assert front.has_ended()
-        with controller(gate) as anew:
-            assert list(asking(anew.url, 5))[-1]["text"] == "Hi " + said(5)  # waits for the worker's heartbeat
-            assert upstream.models_of(anew.url) == ["slow"]
+        with controller(gate) as restarted:
+            assert list(asking(restarted.url, 5))[-1]["text"] == "Hi " + said(5)  # waits for the worker's heartbeat
+            assert upstream.models_of(restarted.url) == ["slow"]
             assert list(direct)[-1]["text"] == "Hi " + said(LONG)
 
 

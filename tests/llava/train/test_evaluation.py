@@ -19,8 +19,8 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval.run.answerer import same_answer
-from llava.eval.run.pictures import Preparer
-from llava.eval.run.questions import Question
+from llava.eval.run.inputs.pictures import Preparer
+from llava.eval.run.inputs.questions import Question
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.train import evaluation

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
-from llava.model.weights import MODELS
+from llava.model.loading.weights import MODELS
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
 from tests.llava.checkpoints import write_tokenizer, write_tower

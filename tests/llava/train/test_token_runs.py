@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.train.lengths import LENGTHS_FILE
+from llava.train.data.lengths import LENGTHS_FILE
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import logged, train_on
 

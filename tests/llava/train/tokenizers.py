@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parents[2] / "data" / "tokenizer"
 LEGACY: dict[str, dict[str, Any]] = {"legacy": {"legacy": True}, "not legacy": {"legacy": False}, "absent": {}}

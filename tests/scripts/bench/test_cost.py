@@ -55,8 +55,8 @@ def image() -> torch.Tensor:
 @torch.inference_mode()
 def test_both_towers_have_the_same_weights(subject):
     pixels = process_images([photograph(112, 0)], subject.qlip.image_processor, None)
-    by_clip = subject.look_through(None)(pixels)[0]
-    by_qlip = subject.look_through(NATIVE)(pixels)[0]
+    by_clip = subject.use_tower(None)(pixels)[0]
+    by_qlip = subject.use_tower(NATIVE)(pixels)[0]
     torch.testing.assert_close(by_qlip, by_clip, atol=1e-5, rtol=1e-5)
 
 
@@ -99,11 +99,11 @@ def test_a_model_without_a_decoder_is_timed_up_to_its_projector():
 @pytest.mark.parametrize("budget", [64, 100, 200])
 def test_without_a_budget_the_matching_threshold_gives_the_same_leaves(subject, image, budget):
     settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, max_tokens=budget)
-    tower = subject.look_through(settings)
+    tower = subject.use_tower(settings)
     wanted = tower.partition(image)
     found = matching(settings, image, tower)
     assert found.max_tokens is None
-    cut = subject.look_through(found).partition(image)
+    cut = subject.use_tower(found).partition(image)
     assert len(wanted) - 9 <= len(cut) <= len(wanted)
     if len(cut) == len(wanted):  # no ties where the budget ends
         assert torch.equal(cut.boxes, wanted.boxes)
@@ -111,17 +111,17 @@ def test_without_a_budget_the_matching_threshold_gives_the_same_leaves(subject, 
 
 def test_a_tree_within_its_budget_keeps_its_threshold(subject, image):
     settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=1.0, max_tokens=1024)
-    assert matching(settings, image, subject.look_through(settings)) == replace(settings, max_tokens=None)
+    assert matching(settings, image, subject.use_tower(settings)) == replace(settings, max_tokens=None)
 
 
 @torch.inference_mode()
 def test_the_recursive_quadtree_does_the_work_of_ours(subject, image):
     settings = QLIPConfig.paper(alpha=1.5)
-    tower = subject.look_through(settings)
+    tower = subject.use_tower(settings)
     ours = tower([image])[0]
     assert 4 < len(ours) < 256
     unlike = replace(settings, alpha=0.0)
-    subject.look_through(unlike)  # the peer goes by its own threshold
+    subject.use_tower(unlike)  # the peer goes by its own threshold
     with recursive_quadtree(1.5, "cpu"):
         leaves = tower.partition(image)
         theirs = tower([image])[0]
@@ -137,7 +137,7 @@ def test_settings_that_the_recursive_quadtree_does_not_know_are_refused(subject,
 
 
 def test_an_answer_has_the_length_that_is_timed(subject, image):
-    subject.look_through(QLIPConfig(max_tokens=64))
+    subject.use_tower(QLIPConfig(max_tokens=64))
     assert answer(subject, image, 5).shape == (1, 5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from scripts.bench.cost_stages import STAGES
 from scripts.bench.gpu import page
 from scripts.bench.gpu.__main__ import main
-from scripts.bench.gpu.parts import PARTS, report_each
+from scripts.bench.gpu.parts import PARTS, Part, report_each
 from scripts.bench.gpu.processes import PartProcess
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -24,6 +25,11 @@ CHILD = "import sys; sys.stdin.readline(); print('gpu-check: ' + sys.argv[1], fl
 def run_child(after: str, limit: float) -> tuple[str, list[dict[str, Any]]]:
     row = json.dumps({"key": "a", "ms": 1.5})
     return PartProcess([sys.executable, "-c", CHILD.format(after), row]).finish(limit)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_a_part_imports_without_a_gpu(part: Part) -> None:
+    assert callable(import_module(f"scripts.bench.gpu.{part.module}").run)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.utils import demo_model_path
 from scripts.bench.training import data_table, steps_table
 from scripts.bench.training_ways import LONGEST, SHORTEST, SIDES, WAYS, WORKERS, measure, write_samples

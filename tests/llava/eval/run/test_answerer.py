@@ -12,7 +12,7 @@ from PIL import Image
 from llava.eval.run import answerer as module
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.mm_utils import tokenizer_image_token
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

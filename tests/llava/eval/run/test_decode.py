@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.eval.run.decode import Prompt, can_decode, decode_rows, lay_out
 from llava.eval.run.generate import prompt_ids
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling

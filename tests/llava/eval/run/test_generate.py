@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from llava.eval.run.generate import generate, prompt_ids, row_seed
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from playground.scenes import PRESETS, scene

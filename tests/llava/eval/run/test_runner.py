@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from llava.eval.run import runner as module
-from llava.eval.run.answer import Answer
+from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.pictures import Preparer, prepare_ahead
-from llava.eval.run.questions import Question
+from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.questions import Question
 from llava.eval.run.runner import Runner, list_pictures
 from llava.model.builder import load_pretrained_model
-from llava.model.prepared_image import PreparedImage
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path

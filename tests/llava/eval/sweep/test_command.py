@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.run.questions import read_lines
+from llava.eval.run.inputs.questions import read_lines
 from llava.eval.sweep import command, measure
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine

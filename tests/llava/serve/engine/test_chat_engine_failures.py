@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava.eval.run import generate
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, continuous, sampling
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
@@ -37,7 +37,7 @@ def ask(engine: ChatEngine, settings: Sampling) -> Answer:
     return engine.submit(engine.question(QUESTION, 1), [picture()], settings)
 
 
-def told(answer: Answer) -> str | type[Exception]:
+def outcome(answer: Answer) -> str | type[Exception]:
     """The answer, or what its reader gets in its place."""
     try:
         return "".join(answer)
@@ -54,8 +54,8 @@ def together(engine: ChatEngine, spoil: Callable[[list[Answer]], None]) -> tuple
         answers = [ask(engine, each) for each in SAMPLINGS]
         spoil(answers)
         gate.opened.set()
-        assert isinstance(told(first), str)
-        return [told(answer) for answer in answers], gate.batches
+        assert isinstance(outcome(first), str)
+        return [outcome(answer) for answer in answers], gate.batches
 
 
 class Spoilt(Exception):
@@ -105,14 +105,14 @@ def spoil_cancelling(row: Row) -> None:
     "spoil", [spoil_take, spoil_emit, spoil_detokenizer, spoil_stop_filter, spoil_end, spoil_cancelling]
 )
 def test_a_row_that_cannot_take_its_token_fails_alone(engine: ChatEngine, spoil: Callable[[Row], None]) -> None:
-    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     found, batches = together(engine, lambda answers: spoil(answers[CULPRIT].row))
     assert found == [alone[0], Spoilt, alone[2]]
     assert batches == [1, ROWS]
 
 
 def test_a_row_that_cannot_be_sampled_fails_alone(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     sample = sampling.sample
 
     def fail_for_one(logits: torch.Tensor, temperature: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_logits_that_are_no_numbers_fail_their_own_row(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, first_step: int, culprit: int
 ) -> None:
     """The model's head gives NaN for one row from some step of the batch."""
-    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     steps = 0
 
     def spoil(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_logits_that_are_no_numbers_fail_their_own_row(
 
 def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the features of one picture passes through the language model together with the others' rows."""
-    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     encode = engine.vision.encode
 
     def spoil(answers: list[Answer]) -> None:
@@ -178,7 +178,7 @@ def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monke
 def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    alone = [told(ask(engine, each)) for each in SAMPLINGS]
+    alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     culprits: list[Any] = []
     groups: list[int] = []
     encode, place = engine.vision.encode, continuous.place_prompt
@@ -222,7 +222,7 @@ def test_a_request_that_ended_before_the_others_failed_is_not_tried_again(
 
         monkeypatch.setattr(engine.vision, "encode", fail_together)
 
-    alone = told(ask(engine, SAMPLINGS[2]))
+    alone = outcome(ask(engine, SAMPLINGS[2]))
     found, batches = together(engine, spoil)
     assert (found[0], found[2]) == ("", alone)
     assert batches == [1, ROWS]

@@ -28,11 +28,11 @@ SAMPLINGS = [
 
 def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
     """The texts, why they ended, and the log-probabilities."""
-    told = []
+    seen = []
     for answer in answers:
         text = "".join(answer)
-        told.append((text, answer.finish_reason, [round(each.token.logprob, 3) for each in answer.row.logprobs]))
-    return told
+        seen.append((text, answer.finish_reason, [round(each.token.logprob, 3) for each in answer.row.logprobs]))
+    return seen
 
 
 def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(

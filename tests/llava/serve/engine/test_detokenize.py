@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine.detokenize import Detokenizer, StopFilter, until_stop
 from llava.utils import demo_model_path
 from tests.llava.serve.fakes import BytesTokenizer

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine.generate import Row
 from llava.serve.engine.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs
 from llava.serve.engine.params import Sampling

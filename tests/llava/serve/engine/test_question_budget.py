@@ -13,8 +13,8 @@ from PIL import Image
 from llava.conversation import conv_templates
 from llava.eval.run.generate import prompt_ids
 from llava.images import load_image
-from llava.model.encoding import encode_prepared
-from llava.model.question_budget import refine_images
+from llava.model.vision.encoding import encode_prepared
+from llava.model.vision.question_budget import refine_images
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

@@ -11,7 +11,7 @@ from llava.serve.http.disconnects import ClientGone, unless_gone
 
 
 class Connection:
-    """A client that hangs up when it is told to."""
+    """A client that hangs up on demand."""
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()

@@ -60,8 +60,8 @@ def test_answers_and_their_tokens_are_counted() -> None:
         found["request_seconds_sum", ()],
     )
     assert list(waits) == sorted(waits)
-    told = sum(sum(usage["seconds"].values()) for usage in usages[:4])
-    assert found["request_seconds_sum", ()] > told
+    summed = sum(sum(usage["seconds"].values()) for usage in usages[:4])
+    assert found["request_seconds_sum", ()] > summed
 
 
 def test_replies_and_errors_are_counted_by_kind() -> None:

@@ -100,7 +100,7 @@ class Gate:
         """
         Args:
             engine: Whose model.
-            opens_at: Opens by itself when so many requests have been submitted.
+            opens_at: Number of submitted requests at which it opens by itself.
         """
         self.opened, self.reached, self.batches = threading.Event(), threading.Event(), list[int]()
         self.engine, self.opens_at, self.submitted = engine, opens_at, 0
@@ -127,7 +127,7 @@ class Gate:
         return answer
 
     def await_submitted(self, count: int) -> bool:
-        """Waits until so many requests have been submitted; false once the deadline is past."""
+        """Waits until `count` requests have been submitted; false once the deadline is past."""
         with self.counting:
             return self.counting.wait_for(lambda: self.submitted >= count, DEADLINE)
 

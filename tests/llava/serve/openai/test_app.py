@@ -201,9 +201,9 @@ def test_it_stands_beside_the_routes_of_another_server() -> None:
         assert events(client.post(CHAT, json=body(stream=True)))[-1] == "[DONE]"
         assert client.get("/health").status_code == 200
         metrics.failed(Failure(418, "teapot", "the application's own"))
-        told = client.get("/metrics").text
-        assert 'llava_answers_total{finish_reason="stop"} 2.0' in told
-        assert 'llava_errors_total{kind="teapot"} 1.0' in told
+        exposed = client.get("/metrics").text
+        assert 'llava_answers_total{finish_reason="stop"} 2.0' in exposed
+        assert 'llava_errors_total{kind="teapot"} 1.0' in exposed
         error_of(client.post(CHAT, json=body(n=2)), 400, "unsupported_value")
         error_of(client.get("/nowhere"), 404, "not_found")
     engine.close()

@@ -84,9 +84,9 @@ def test_generated_requests_get_described_replies(case: Case, client: httpx.Clie
 
 
 def test_the_document_names_what_is_served(client: httpx.Client) -> None:
-    told = client.get("/openapi.json").json()
-    assert set(told["paths"]) == {CHAT, "/v1/models", "/v1/models/{model}", "/health", "/metrics"}
-    replies = told["paths"][CHAT]["post"]["responses"]
+    found = client.get("/openapi.json").json()
+    assert set(found["paths"]) == {CHAT, "/v1/models", "/v1/models/{model}", "/health", "/metrics"}
+    replies = found["paths"][CHAT]["post"]["responses"]
     assert set(replies) == {"200", "4XX", "5XX"}
     assert set(replies["200"]["content"]) == {"application/json", "text/event-stream"}
-    assert {"ChatRequest", "ChatCompletion", "ChatCompletionChunk", "ErrorReply"} <= set(told["components"]["schemas"])
+    assert {"ChatRequest", "ChatCompletion", "ChatCompletionChunk", "ErrorReply"} <= set(found["components"]["schemas"])

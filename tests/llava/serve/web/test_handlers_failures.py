@@ -81,7 +81,7 @@ def test_without_a_picture_the_page_says_what_to_do(new_visitor: NewVisitor, nam
     ("question", "said", "told"),
     [
         ("  ", controls(), "The question is empty. Type one, then press Ask."),
-        ("What is <image>?", controls(), "it stands for a picture"),
+        ("What is <image>?", controls(), "it marks where a picture is"),
         ("long " * 700, controls(), "Lower the token budget, or clear the chat."),
     ],
 )

@@ -109,7 +109,10 @@ def test_other_events_read_their_controls_alike(
         (7, "The question is 7; it must be text."),
         ("x" * 5000, "The question has 5,000 characters; at most 4,000 are allowed, so shorten it."),
         ("\ud800", "The question holds half a character (a lone surrogate); type it again."),
-        ("<image>?", "The question may not hold '&lt;image&gt;': it stands for a picture; write it without the angle"),
+        (
+            "<image>?",
+            "The question may not hold '&lt;image&gt;': it marks where a picture is; write it without the angle",
+        ),
         ({"path": "/etc/passwd", **UPLOAD}, "This request does not fit the page (InvalidPathError)"),
         (None, "There is no picture yet. Choose one, then ask."),
     ],

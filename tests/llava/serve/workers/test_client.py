@@ -95,8 +95,8 @@ def test_a_stopped_worker_is_passed_over_and_lost_before_its_answer_has_begun() 
 
 def test_where_all_workers_are_stopped_the_client_is_told_so() -> None:
     reply = Workers(a=(never, never)).ask()
-    (told,) = frames(reply)
-    assert (reply.status_code, told["error_code"], told["error"]["code"]) == (502, 3, "worker_unreachable")
+    (event,) = frames(reply)
+    assert (reply.status_code, event["error_code"], event["error"]["code"]) == (502, 3, "worker_unreachable")
 
 
 @pytest.mark.parametrize("status", LIVELY)

@@ -39,9 +39,9 @@ def test_a_request_reaches_the_worker_as_it_came() -> None:
 @pytest.mark.parametrize(("workers", "status", "said"), [([], 503, "no worker is registered"), ([A], 404, "served: m")])
 def test_no_worker_is_error_2(workers: list[str], status: int, said: str) -> None:
     reply = ask(Setup().known(*workers), model="other")
-    (told,) = frames(reply)
-    assert (reply.status_code, told["error_code"]) == (status, 2)
-    assert said in told["text"]
+    (event,) = frames(reply)
+    assert (reply.status_code, event["error_code"]) == (status, 2)
+    assert said in event["text"]
 
 
 def test_an_unreachable_worker_is_dropped_and_the_next_one_asked() -> None:
@@ -52,8 +52,8 @@ def test_an_unreachable_worker_is_dropped_and_the_next_one_asked() -> None:
 
 def test_no_reachable_worker_is_error_3() -> None:
     reply = ask(Setup().known(A, B))
-    (told,) = frames(reply)
-    assert (reply.status_code, told["error_code"]) == (502, 3)
+    (event,) = frames(reply)
+    assert (reply.status_code, event["error_code"]) == (502, 3)
 
 
 def test_a_worker_that_is_full_passes_the_request_to_the_next_one() -> None:
@@ -90,10 +90,10 @@ def test_what_is_no_answer_is_not_passed_on(status: int, content: bytes) -> None
     setup = Setup().known(A)
     setup.workers = {A: lambda request: httpx.Response(status, content=content, headers={"Location": "http://b/"})}
     reply = ask(setup)
-    (told,) = frames(reply)
+    (event,) = frames(reply)
     head = 200 if status == 200 else 502  # that of a stream leaves before its first frame
-    assert (reply.status_code, told["error_code"]) == (head, 1)
-    assert told["error"]["code"] == ("worker_refused" if status in (401, 403) else "worker_failed")
+    assert (reply.status_code, event["error_code"]) == (head, 1)
+    assert event["error"]["code"] == ("worker_refused" if status in (401, 403) else "worker_failed")
     assert "secret" not in reply.text
     assert len(setup.asked) == 1
 
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_amid_an_answer_is_error_3_after_whole_frames(half: b
 
 def test_a_worker_that_only_says_nothing_is_kept() -> None:
     setup = Setup({A: generating(frame("Hi"), then=httpx.ReadTimeout("slow"))}).known(A)
-    assert [told["error_code"] for told in frames(ask(setup))] == [0, 3]
+    assert [event["error_code"] for event in frames(ask(setup))] == [0, 3]
     assert list(setup.registry.workers()) == [A]
 
 

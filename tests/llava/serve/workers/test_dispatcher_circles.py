@@ -1,4 +1,4 @@
-"""A controller is no worker of its own, and a request that comes round to a controller again ends there."""
+"""A controller never registers at itself, and a request that comes round to a controller again ends there."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_a_circle_of_controllers_is_a_clear_error(size: int) -> None:
         for (registry, _), below in zip(made, [*urls[1:], urls[0]], strict=True):
             registry.register(below, STATUS, True)
         reply = httpx.post(f"{urls[0]}/worker_generate_stream", json=ASKED, timeout=60)
-    (told,) = frames(reply)
-    assert (reply.status_code, told["error_code"], told["error"]["code"]) == (508, 1, "loop_detected")
-    assert f"has passed {size} controllers; they are registered with each other in a circle" in told["text"]
+    (event,) = frames(reply)
+    assert (reply.status_code, event["error_code"], event["error"]["code"]) == (508, 1, "loop_detected")
+    assert f"has passed {size} controllers; they are registered with each other in a circle" in event["text"]
     assert all(registry.status().queue_length == 0 for registry, _ in made)
 
 

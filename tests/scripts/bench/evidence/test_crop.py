@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava.eval.run.generate import prompt_ids
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 from scripts.bench.evidence.crop import Box, attend_to_image, choose_box, join_views, window_sides
 from scripts.bench.evidence.experiments import CLIP

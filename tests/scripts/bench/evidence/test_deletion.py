@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 from scripts.bench.evidence import deletion
 from scripts.bench.evidence.deletion_test import COLUMNS, leave_out, table

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.eval.run.generate import prompt_ids
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from qlip import Leaves
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.rivals import Kept, average_leaves, merge_similar, prune_by_cls, prune_outliers

@@ -1,0 +1,102 @@
+"""Metadata that reproduces an answer: settings, decoding, versions, and a hash of the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import platform
+from argparse import Namespace
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llava.model.loading.checkpoint import local_folder
+from llava.serve.engine import ChatEngine
+from llava.serve.engine.params import Sampling
+from llava.utils import demo_model_path
+
+PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "numpy")
+"""Packages whose version may change an answer."""
+
+SUFFIXES = (".json", ".model", ".safetensors", ".bin")
+WHOLE = 2**30
+"""Bytes up to which a checkpoint is hashed in full."""
+SAMPLES, SAMPLE = 256, 2**16
+
+
+def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namespace, checkpoint: str) -> dict[str, Any]:
+    """Builds the part of the metadata that is the same for all answers, as it reads back from JSON.
+
+    Args:
+        engine: the loaded model.
+        sampling: how answers are decoded.
+        seed: seed of sampled answers.
+        args: the flags of `add_model_flags`.
+        checkpoint: `checkpoint_hash` of the model.
+    """
+    config = getattr(engine.image_processor, "qlip", None)
+    settings = None if config is None else config.to_dict()
+    prior = None if config is None or config.interpolation != "mlp" else hash_files([Path(config.mlp)])
+    model = engine.model
+    values = {
+        "tower": "clip" if settings is None else "qlip",
+        "alpha": settings and settings["alpha"],
+        "max_tokens": settings and settings["max_tokens"],
+        "qlip": settings,
+        "prior": prior,
+        "image_aspect_ratio": model.config.image_aspect_ratio if settings is None else None,
+        "prompt_template": engine.conv_mode,
+        "decoding": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "num_beams": sampling.num_beams,
+            "max_new_tokens": sampling.max_new_tokens,
+            "seed": seed if sampling.temperature > 0 else None,
+        },
+        "checkpoint": checkpoint,
+        "quantised": "8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+    return json.loads(json.dumps(values))
+
+
+def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
+    """Hashes weights, configuration and tokenizer, the base model's too; see `hash_files`."""
+    folders = [local_folder(str(model_path or demo_model_path()))]
+    if model_base:
+        folders.append(local_folder(model_base))
+    return hash_files([file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES])
+
+
+def hash_files(files: list[Path]) -> str:
+    """Hashes names and contents by SHA-256: "sha256:..."; above 1 GiB in total, "sha256-sampled:...".
+
+    A sampled hash covers each file's name, size, first MiB (where safetensors keeps names and shapes) and 256 pieces of
+    64 KiB at equal distances. Training changes all weights, so it changes the hash; a manual edit in a few places may
+    not.
+    """
+    whole = sum(file.stat().st_size for file in files) <= WHOLE
+    digest = sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if whole or size <= 2**20 + SAMPLES * SAMPLE:
+                while piece := stream.read(2**20):
+                    digest.update(piece)
+                continue
+            digest.update(stream.read(2**20))
+            for number in range(SAMPLES):
+                stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return f"sha256{'' if whole else '-sampled'}:{digest.hexdigest()}"
+
+
+def _version(package: str) -> str | None:
+    """Reads a package's version; None where it is not installed, as this one may run from its source folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,126 @@
+"""Writes a run's answers into its file as they come: what every command does around its way of answering."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any
+
+from llava.eval.run.answers.answer_file import PER_ROW, AnswerFile, check_settings
+from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.answers.lock import only_run
+from llava.eval.run.answers.progress import Progress
+from llava.eval.run.inputs.checks import check_asked_images, wanted
+from llava.eval.run.inputs.questions import Question, chunk
+from llava.eval.run.processes import Processes
+
+
+@contextmanager
+def open_answers(
+    args: argparse.Namespace, questions: Sequence[Question], processes: Processes | None = None
+) -> Iterator[AnswerFile]:
+    """Checks the run's images and its answers file, and keeps other runs away from the file; writes nothing yet.
+
+    Raises:
+        ValueError: images are missing, the file is not this runner's or answers other questions, or another run is
+            writing it.
+    """
+    processes = processes or Processes()
+    answers = AnswerFile(args.answers_file, processes.part)
+    answers.check_place(args.question_file)
+    if processes.is_first:
+        check_asked_images(args, questions)
+    with only_run(answers.path) if processes.is_first else nullcontext():
+        if processes.is_first:
+            answers.check_rows(questions, args.resume)
+        processes.wait()
+        yield answers
+
+
+def open_questions(args: argparse.Namespace, questions: Sequence[Question], answers: AnswerFile) -> list[Question]:
+    """Finds the questions of this run that have no answer yet; with `--no-resume`, all of this run."""
+    done = answers.done() if args.resume else set()
+    return [questions[i] for i in wanted(args, questions) if i not in done]
+
+
+def record(
+    answers: AnswerFile,
+    batches: Iterable[Sequence[Row]],
+    total: int,
+    *,
+    resume: bool,
+    settings: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
+) -> None:
+    """Appends rows to the answers file, batch after batch.
+
+    Nothing is written before the settings are known to be those of the answers so far.
+
+    Args:
+        answers: the file.
+        batches: rows of answers and errors.
+        total: number of questions.
+        resume: False starts the file over.
+        settings: of the run; None takes them from the first answer, and checks that all later ones have the same.
+        processes: those that write the file together.
+
+    Raises:
+        ValueError: the answers so far, or two of the new ones, were made with different settings.
+    """
+    processes = processes or Processes()
+    known = settings is not None
+    if settings is not None:
+        _start(answers, settings, resume, processes)
+    held: list[Row] = []  # errors, which do not show the settings
+    with closing(Progress(total, show=processes.is_first and total > 0)) as progress:
+        for rows in batches:
+            if not known:
+                before, settings = settings, _shown_settings(rows, settings)
+                if before is None and settings is not None:
+                    _start(answers, settings, resume, processes)
+            held += rows
+            progress.add(rows)
+            if settings is not None:
+                answers.append(held)
+                held = []
+    if settings is None:
+        answers.start(resume)
+        answers.append(held)
+
+
+def _start(answers: AnswerFile, settings: Mapping[str, Any], resume: bool, processes: Processes) -> None:
+    if resume:
+        answers.check(settings)
+    processes.wait()
+    if processes.is_first:
+        answers.start(resume)
+    processes.wait()
+
+
+def _shown_settings(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Reads the settings from the first answer, and raises ValueError unless all answers have the same."""
+    for row in rows:
+        if "text" not in row:
+            continue
+        if settings is None:
+            settings = {name: value for name, value in row["metadata"].items() if name not in PER_ROW}
+        check_settings("an answer from another node", row, settings)
+    return settings
+
+
+def report(name: str, answers: AnswerFile, args: argparse.Namespace, questions: Sequence[Question]) -> int:
+    """Sorts the answers file and prints what it holds; returns the exit code, 0 if every question has an answer."""
+    answered, failed = answers.finish()
+    asked, of_chunk = wanted(args, questions), chunk(questions, args.num_chunks, args.chunk_idx)
+    lost = len(answers.lost(asked))
+    print(f"{name}: {answered} answers in {answers.path}", file=sys.stderr)
+    if len(asked) < len(of_chunk):
+        words = f"only the first {len(asked)} of {len(of_chunk)} questions were asked (--limit)"
+        print(f"{name}: {words}; without it the same command answers the others", file=sys.stderr)
+    if failed:
+        print(f"{name}: {failed} questions have no answer; {answers.errors} says why", file=sys.stderr)
+    if lost:
+        print(f"{name}: {lost} questions have neither answer nor error; run the same command again", file=sys.stderr)
+    return 1 if failed or lost else 0

@@ -1,0 +1,1 @@
+"""What a run reads: question files, checked before a model is loaded, and images, prepared ahead of it."""

@@ -1,0 +1,117 @@
+"""Checks a run's question file and images before the model is loaded.
+
+An image counts as readable if its file exists and its header is of a format that the runner opens. Pixels are not
+decoded, so a truncated file shows only when its question is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from llava.eval.run.inputs.questions import Question, chunk
+from llava.images import FORMATS
+
+logger = logging.getLogger(__name__)
+
+MISSING, UNREADABLE = "missing", "unreadable"
+EXAMPLES = 2
+THREADS = 16
+"""Files are checked in parallel, since folders of images are often on a network."""
+
+
+def read_inputs(args: argparse.Namespace, read: Callable[[argparse.Namespace], list[Question]]) -> list[Question]:
+    """Reads the questions that the flags name.
+
+    Raises:
+        ValueError: the file is missing or not a question file, or there is no chunk of that number.
+    """
+    check_chunk(args)
+    check_question_file(args.question_file)
+    return read(args)
+
+
+def check_question_file(path: Path) -> None:
+    """Raises ValueError unless the question file exists."""
+    if not path.exists():
+        raise ValueError(f"there is no question file {path}; name it with --question-file")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; --question-file must name a file")
+
+
+def check_chunk(args: argparse.Namespace) -> None:
+    """Raises ValueError if there is no chunk of that number."""
+    if args.chunk_idx >= args.num_chunks:
+        raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
+
+
+def wanted(args: argparse.Namespace, questions: Sequence[Question]) -> range:
+    """Finds the positions of this run's questions: those of its chunk, or the first of them (`--limit`)."""
+    return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]
+
+
+def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) -> None:
+    """Raises ValueError if images of this run's questions are missing or unreadable, unless `--skip-unreadable`."""
+    check_images((questions[i].image for i in wanted(args, questions)), args.image_folder, args.skip_unreadable)
+
+
+def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None) -> None:
+    """Reports all images that are missing or unreadable.
+
+    Args:
+        sources: files and `data:` URLs of the questions; None for a question without an image.
+        folder: the folder of the files.
+        skip: the flag `--skip-unreadable`, with which this is only a warning; None for commands without it.
+
+    Raises:
+        ValueError: an image is missing or unreadable, or the folder is missing.
+    """
+    images = list(dict.fromkeys(source for source in sources if source is not None))
+    if not folder.is_dir() and any(isinstance(image, Path) for image in images):
+        raise ValueError(f"there is no image folder {folder}; name it with --image-folder")
+    with ThreadPoolExecutor(THREADS) as threads:
+        faults = [(image, fault) for image, fault in zip(images, threads.map(find_fault, images), strict=True) if fault]
+    if not faults:
+        return
+    parts = []
+    kinds = {MISSING: "", UNREADABLE: f": not a readable image; broken, or not one of {', '.join(FORMATS)}"}
+    for kind, reason in kinds.items():
+        if own := [_name(image) for image, fault in faults if fault == kind]:
+            parts.append(
+                f"{len(own)} of {len(images)} pictures are {kind}, for example {' and '.join(own[:EXAMPLES])}{reason}"
+            )
+    report = "; ".join(parts)
+    if not skip:
+        other = "" if skip is None else ", or answer the other questions with --skip-unreadable"
+        raise ValueError(f"{report}; check --image-folder{other}")
+    logger.warning("%s; their questions stay without an answer", report)
+
+
+def find_fault(source: str | Path) -> str | None:
+    """Finds whether an image is missing, or unreadable by its header; None if it is neither."""
+    try:
+        if isinstance(source, Path):
+            if not source.is_file():
+                return MISSING
+            with Image.open(source, formats=FORMATS):
+                return None
+        with Image.open(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)), formats=FORMATS):
+            return None
+    except Image.DecompressionBombError:
+        return None  # the runner has its own bound
+    except (OSError, ValueError, SyntaxError, binascii.Error):
+        return UNREADABLE
+
+
+def _name(source: str | Path) -> str:
+    """Names an image in a message; one inside a table by its first characters."""
+    return os.fspath(source) if isinstance(source, Path) else f"{source[:40]}..."

@@ -1,0 +1,224 @@
+"""Finds the kind, configuration and weights' names of a checkpoint folder.
+
+Reads JSON and headers, never a weight's data, and ignores the folder's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+
+from llava.image_geometry import read_pinpoints
+from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
+from llava.model.llava_arch import TOWER_NAMES
+from llava.model.loading.files import read_json, weight_files, weight_shapes
+from llava.model.loading.unsupported import describe_unsupported
+from llava.model.multimodal_encoder.builder import check_scales
+from llava.model.multimodal_encoder.pretrained import (
+    check_select_feature,
+    infer_vision_config,
+    vision_config,
+)
+from llava.model.multimodal_encoder.qlip_encoder import read_settings
+from llava.model.multimodal_projector.builder import check_projector_type
+
+Kind = Literal["full", "projector", "lora"]
+
+PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
+LORA_FILE = "adapter_config.json"
+FURTHER_CONFIGS = ("preprocessor_config.json", "generation_config.json")
+TOWER_PREFIX = "model.vision_tower.vision_tower."
+
+TRANSFORMERS_NAMES = {
+    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
+    r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
+    r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"^(?:model\.)?image_newline$": "model.image_newline",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:language_model\.model|model\.language_model)\.": "model.",
+}
+"""Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
+
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""(height, width) of transformers' LlavaNext where its configuration names none."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a local checkpoint folder."""
+
+    folder: Path
+    kind: Kind
+    config: ImageLanguageConfig
+    names: dict[str, str]
+    """Regular expressions on its parameter names -> ours."""
+
+
+def local_folder(path: str, **hub: Any) -> Path:
+    """Finds a checkpoint's folder, downloading a hub id; only its safetensors if it has any.
+
+    Raises:
+        FileNotFoundError: it is neither.
+        PermissionError: the hub asks for a login.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    small = ["*.json", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
+    try:
+        folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(path, allow_patterns=[*small, "pytorch_model*.bin"], **hub))
+    except GatedRepoError as error:
+        raise PermissionError(f"{path!r} is gated: accept its terms on the hub, then log in or give token") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{path!r} has no revision {hub.get('revision')!r} on the hub") from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"{path!r} is neither a folder nor a model id that the hub knows") from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub cannot be asked "
+            "(no connection, HF_HUB_OFFLINE=1, or local_files_only)"
+        ) from error
+    return folder
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """Inspects a checkpoint folder and completes its configuration.
+
+    Raises:
+        FileNotFoundError: it has no config.json.
+        ValueError: its config.json is not a LLaVA checkpoint's, needs what is not supported, or is wrong; or
+            another of its JSON files is damaged.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        beside = f"; a LoRA checkpoint of LLaVA has one beside {LORA_FILE}" if (folder / LORA_FILE).is_file() else ""
+        raise FileNotFoundError(f"{folder} has no config.json; expected a LLaVA checkpoint's folder{beside}")
+    values = read_json(file)
+    for name in FURTHER_CONFIGS:
+        if (further := folder / name).is_file():
+            read_json(further)  # transformers would replace a damaged one by its defaults, or fail after minutes
+    if problem := describe_unsupported(values):
+        raise ValueError(f"{file}: {problem}")
+    try:
+        config, names = read_config(values, folder)
+    except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:  # torch has no such dtype
+        raise ValueError(f"{file}: {error}") from error
+    if names is TRANSFORMERS_NAMES:
+        return Checkpoint(folder, "full", config, names)
+    if (folder / LORA_FILE).is_file():
+        return Checkpoint(folder, "lora", config, names)
+    if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
+        return Checkpoint(folder, "projector", config, names)
+    if config.mm_vision_config is None and config.mm_vision_tower is not None:
+        config.mm_vision_config = tower = tower_config_inside(folder, config.mm_vision_tower)
+        if tower is not None and tower.get("vision_use_head") is False:
+            config.mm_vision_select_layer = -1  # LLaVA-NeXT dropped the layer above, and the head
+    return Checkpoint(folder, "full", config, names)
+
+
+def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:
+    """Reads and checks the configuration in a config.json; returns it with the names of its checkpoint's weights."""
+    read_settings(values.get("qlip"))
+    if "text_config" in values and "vision_config" in values:
+        return config_from_transformers(values), TRANSFORMERS_NAMES
+    config = config_from_llava(values, folder)
+    if config.has_tower:
+        check_projector_type(config.mm_projector_type)
+        check_scales(config)
+    if config.mm_vision_config is not None:
+        check_select_feature(config.mm_vision_select_feature, vision_config(config.mm_vision_config))
+    return config, TOWER_NAMES
+
+
+def require_tower(config: ImageLanguageConfig, path: str | Path) -> None:
+    """Raises unless a checkpoint's configuration names a vision tower.
+
+    Raises:
+        ValueError: it is a text-only language model.
+    """
+    if not config.has_tower:
+        raise ValueError(
+            f"{path} has no vision tower, it is a language model alone; give a LLaVA checkpoint, or the projector or "
+            "LoRA checkpoint on top of it, with it as the base model (--model-base)"
+        )
+
+
+def config_from_llava(values: dict[str, Any], folder: Path) -> ImageLanguageConfig:
+    """Builds the configuration of a checkpoint in LLaVA's format, or of a language model alone.
+
+    `mm_vision_tower` becomes a path if it names a folder, relative to the checkpoint or to the working directory.
+    """
+    config_class = {**CONFIGS, **TEXT_CONFIGS}[values["model_type"]]
+    config = config_class(**{name: value for name, value in values.items() if name != "model_type"})
+    tower = config.mm_vision_tower
+    if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():
+        config.mm_vision_tower = str(folder / tower)
+    return config
+
+
+def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
+    """Builds the configuration for a checkpoint of transformers' LLaVA models (llava-hf/llava-1.5-*, llava-v1.6-*)."""
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values[part], Mapping):
+            raise TypeError(f"{part} is {values[part]!r}; it must be an object")
+    text = dict(values["text_config"])
+    config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
+    dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
+    vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
+    # Without a [CLS] to keep, SigLIP's "full" is the patches.
+    keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
+    return config_class(
+        **text,
+        mm_vision_config=vision.to_dict(),
+        mm_vision_select_layer=values.get("vision_feature_layer", -2),
+        mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
+        mm_projector_type="mlp2x_gelu",
+        mm_hidden_size=vision.hidden_size,
+        **tiling_from_transformers(values),
+        dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
+        qlip=values.get("qlip"),
+    )
+
+
+def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
+    if values.get("model_type") != "llava_next":
+        return {"image_aspect_ratio": "pad"}
+    pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
+    return {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[width, height] for height, width in read_pinpoints(pinpoints)],
+    }
+
+
+def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
+    """Finds the tower's configuration if the checkpoint holds its weights, else None."""
+    shapes = {
+        match[1]: shape
+        for name, shape in weight_shapes(folder, "vision_tower.").items()
+        if (match := re.fullmatch(r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)", name))
+    }
+    if not shapes:
+        return None
+    if (config_file := Path(tower) / "config.json").is_file():
+        return vision_config(read_json(config_file)).to_dict()
+    try:
+        return infer_vision_config(shapes).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

@@ -1,0 +1,72 @@
+"""Chooses how a model is loaded: its devices, its dtype, its attention and its quantisation."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from llava.model.loading.quantization import quantization
+from llava.utils import check_device
+
+logger = logging.getLogger(__name__)
+
+
+def choose_options(
+    device: str,
+    device_map: str | dict[str, Any] | None,
+    dtype: torch.dtype | str | None,
+    attention: str | None,
+    eight_bit: bool = False,
+    four_bit: bool = False,
+) -> dict[str, Any]:
+    """Chooses the arguments of transformers' `from_pretrained`; `load_pretrained_model` explains these.
+
+    Raises:
+        ValueError: the machine has no such device, or `dtype` is no floating-point dtype.
+    """
+    placement = choose_placement(device, "auto" if device_map is None else device_map)
+    # Weights that are moved from the CPU to a GPU are not widened, nor those in 8 bits, whose products are in float16.
+    stays = device == "cpu" or not torch.cuda.is_available()
+    chosen = choose_dtype(dtype, placement, stays and not eight_bit)
+    options: dict[str, Any] = {"dtype": chosen, "device_map": placement}
+    if attention:
+        options["attn_implementation"] = attention
+    if eight_bit or four_bit:
+        options["quantization_config"] = quantization(four_bit, chosen)
+    return options
+
+
+def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
+    """Chooses the device map that `device` and `device_map` mean on this machine.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    if device != "cuda":
+        check_device(device, "device")
+        return {"": device}
+    if device_map == "auto" and not torch.cuda.is_available():
+        logger.warning("this machine has no CUDA device: loading the model on the CPU")
+        return {"": "cpu"}
+    if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        check_device(device_map, "device_map")
+        return {"": "cuda:0" if device_map == "cuda" else device_map}
+    return device_map
+
+
+def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | str, widen: bool) -> torch.dtype | str:
+    """Chooses the caller's dtype, else float16; float32 on the CPU if `widen`.
+
+    Raises:
+        ValueError: no floating-point dtype.
+    """
+    if dtype is None:
+        return torch.float32 if widen and placement == {"": "cpu"} else torch.float16
+    if dtype == "auto":
+        return dtype
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; allowed are 'float32', 'float16', 'bfloat16' and 'auto'")
+    return chosen

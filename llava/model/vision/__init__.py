@@ -1,0 +1,1 @@
+"""From images to visual tokens: prepared for the tower, cut into tiles or leaves, encoded, and projected."""

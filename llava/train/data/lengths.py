@@ -1,0 +1,248 @@
+"""Lengths of samples in the language model, measured before training and kept in a file for the next run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from llava.eval.run.inputs.pictures import Preparer, Unreadable, without_pillows_limit
+from llava.image_geometry import is_anyres
+from llava.images import ImageError, read_size
+from llava.mm_utils import find_tile_side
+from llava.model.vision.anyres import joins_tiles, lay_out
+from llava.model.vision.prepared_image import PreparedImage
+from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
+from qlip.config import QLIPConfig
+from qlip.cutting import ImageCutter
+from qlip.patches import CutImage
+
+logger = logging.getLogger(__name__)
+
+LENGTHS_FILE = "lengths.npz"
+
+AT_ONCE = 32
+"""Samples that a worker measures before it reports."""
+
+PROBE = "  A few words,\ntwo  spaces </s>and <image> signs: é"
+"""A text that tokenizers of one vocabulary and other settings split otherwise."""
+
+Lengths = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def measure_lengths(
+    dataset: Any,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = gather_objects,
+    folder: Path | None = None,
+) -> Lengths:
+    """Measures every sample's tokens in the language model, text and visual; every process must call it.
+
+    Images are cut, but not cut out; of those in tiles the size alone is read; under a tower whose images all have the
+    same number of tokens they are not opened.
+
+    Args:
+        dataset: a `LazySupervisedDataset`.
+        workers: processes of each process.
+        rank: this process, which measures its share.
+        world_size: processes.
+        gather: collects one object per process.
+        folder: where the lengths are kept. Those of the same samples under the same settings are read from there, but
+            for samples that could not be used then.
+
+    Returns:
+        int64 (N,), 0 for samples that cannot be used.
+
+    Raises:
+        ValueError: more unusable samples than `max_bad_samples` of the data set's arguments.
+    """
+    file = None if folder is None else folder / LENGTHS_FILE
+    mark = fingerprint(dataset) if file is not None and rank == 0 else ""
+    known = _read(file, mark, len(dataset)) if file is not None and rank == 0 else None
+    known = gather(known)[0]  # of the first process, whose folder has the file
+    lengths = np.zeros(len(dataset), dtype=np.int64) if known is None else known.copy()
+    wanted = (lengths == 0).nonzero()[0]
+    own = wanted[rank::world_size]
+    measured, too_long, throughput = [], 0, Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
+    for result in tqdm(
+        _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own), delay=2
+    ):
+        measured.append(0 if isinstance(result, Skipped) else result)
+        if isinstance(result, Skipped):
+            too_long += not result.is_bad
+            if result.is_bad:
+                throughput.add(BatchCounts(skipped=(result,)))
+    throughput.update()
+    shares = gather((np.array(measured, dtype=np.int64), too_long))
+    for number, (share, _) in enumerate(shares):
+        lengths[wanted[number::world_size]] = share
+    _log(lengths, sum(count for _, count in shares), None if known is None else file)
+    if file is not None and rank == 0 and len(wanted):
+        _write(file, mark, lengths)
+    return lengths
+
+
+def _measure(dataset: Any, indices: Lengths, workers: int) -> Any:
+    """Iterates over the lengths, or `Skipped`, of some samples."""
+    loader: DataLoader[Any] = DataLoader(
+        _Measured(without_pixels(dataset), indices),
+        batch_size=AT_ONCE,
+        num_workers=min(workers, -(-len(indices) // AT_ONCE)),
+        collate_fn=_keep,
+    )
+    return (result for batch in loader for result in batch)
+
+
+class _Measured(Dataset):
+    """Lengths instead of samples: workers send numbers, not pixels."""
+
+    def __init__(self, dataset: Any, indices: Lengths) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> int | Skipped:
+        item = self.dataset[int(self.indices[number])]
+        return item["skipped"] if "skipped" in item else count_tokens(item)
+
+
+def count_tokens(item: dict[str, Any]) -> int:
+    """Counts the tokens of a sample in the language model: text, and its images' instead of their placeholders."""
+    return len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"]
+
+
+def without_pixels(dataset: Any) -> Any:
+    """Copies a data set, to one whose images have their number of tokens and no pixels."""
+    preparer = getattr(dataset, "preparer", None)
+    if not isinstance(preparer, Preparer):
+        return dataset
+    counting: Any
+    if preparer.settings is not None and type(preparer.processor) is ImageCutter:
+        cutter = preparer.processor
+        own = {field.name: getattr(cutter, field.name) for field in fields(cutter)}
+        counting = replace(preparer, processor=_LeafCounter(**own))
+    elif preparer.settings is None and not is_anyres(preparer.aspect_ratio):
+        counting = _SameCount(preparer.native_tokens)
+    elif preparer.settings is None and not getattr(preparer.processor, "keeps_aspect_ratio", False):
+        counting = _TileCounter(preparer)
+    else:
+        return dataset
+    lighter = copy.copy(dataset)
+    lighter.preparer = counting
+    return lighter
+
+
+class _LeafCounter(ImageCutter):
+    """Finds an image's leaves, and does not cut them out."""
+
+    def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
+        return CutImage(self.find_leaves(image, settings), torch.empty(0))
+
+
+@dataclass(frozen=True)
+class _SameCount:
+    """Gives every image the same number of tokens, unopened."""
+
+    tokens: int
+
+    def __call__(self, source: Any) -> PreparedImage:
+        return PreparedImage(torch.empty(0), None, self.tokens, self.tokens, self.tokens, (0, 0))
+
+
+@dataclass(frozen=True)
+class _TileCounter:
+    """Counts an image's tokens from its size, as tiles are planned and joined; reads the file's header only."""
+
+    preparer: Preparer
+
+    def __call__(self, source: Any) -> PreparedImage | Unreadable:
+        own = self.preparer
+        try:
+            with without_pillows_limit():
+                size = read_size(source, own.limits)
+        except ImageError as error:
+            return Unreadable(str(error))
+        side = find_tile_side(own.processor)
+        layout = lay_out(own.tiling, size, side)
+        if not joins_tiles(own.tiling):
+            tokens = own.native_tokens * (1 + layout.rows * layout.cols)
+            return PreparedImage(torch.empty(0), None, tokens, tokens, tokens, (side, side))
+        tokens = layout.count(math.isqrt(own.native_tokens))
+        return PreparedImage(torch.empty(0), None, tokens, tokens, tokens, (side, side), tiles=layout)
+
+
+def fingerprint(dataset: Any) -> str:
+    """Computes a digest of all that lengths depend on, except for the image files."""
+    args, template, tokenizer = dataset.data_args, dataset.template, dataset.tokenizer
+    stats = [(str(file.resolve()), file.stat()) for file in dataset.samples.files]
+    facts = {
+        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "settings": [
+            str(getattr(args, name, None))
+            for name in ("image_folder", "is_multimodal", "mm_use_im_start_end", "image_aspect_ratio")
+        ],
+        "template": [
+            str(getattr(template, name)) for name in ("version", "system", "roles", "sep_style", "sep", "sep2")
+        ],
+        "preparer": repr(dataset.preparer),
+        "max_length": dataset.max_length,
+        "tokenizer": [type(tokenizer).__name__, tokenizer(PROBE)["input_ids"], sorted(tokenizer.get_vocab().items())],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _read(file: Path, mark: str, count: int) -> Lengths | None:
+    """Reads the lengths, if the file has those of this fingerprint."""
+    try:
+        with np.load(file) as saved:
+            lengths = saved["lengths"]
+            return lengths if str(saved["fingerprint"]) == mark and lengths.shape == (count,) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        logger.warning("%s cannot be read, and samples are measured again: %s", file, error)
+        return None
+
+
+def _write(file: Path, mark: str, lengths: Lengths) -> None:
+    """Replaces the file atomically; a crash leaves the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with unfinished.open("wb") as stream:
+        np.savez(stream, lengths=lengths, fingerprint=np.array(mark))
+    os.replace(unfinished, file)
+
+
+def _log(lengths: Lengths, too_long: int, source: Path | None) -> None:
+    unusable = int((lengths == 0).sum())
+    used = lengths[lengths > 0]
+    logger.info(
+        "%s samples%s: %s tokens, %s at most in a sample; %d left out, %d of them too long",
+        f"{len(lengths):,}",
+        "" if source is None else f" (lengths from {source})",
+        f"{int(used.sum()):,}",
+        f"{int(used.max(initial=0)):,}",
+        unusable,
+        too_long,
+    )
+
+
+def _keep(batch: list[Any]) -> list[Any]:
+    return batch

@@ -1,0 +1,1 @@
+"""Scores of blocks, which decide where a quadtree splits: criteria, noise that they disregard, and their arithmetic."""

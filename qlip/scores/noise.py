@@ -1,0 +1,67 @@
+"""How noisy an image is, from the image alone: a robust standard deviation of its finest diagonal detail."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qlip.scores.arrays import Array, as_array, as_tensor, namespace
+
+SAMPLES = 2**16
+"""Most detail coefficients of a channel that are looked at; more hardly change a median."""
+
+REGIONS, LEAST_SAMPLES = 8, 400
+"""Most regions along a side; fewest coefficients of a region."""
+
+QUIET_SHARE = 0.25
+"""Share of the regions that may be quieter than what counts as the image's noise, such as saturated ones."""
+
+
+def estimate_noise(image: Tensor | Image.Image) -> Tensor:
+    """Estimates the standard deviation of white noise in each channel (Donoho and Johnstone 1994).
+
+    The median absolute diagonal Haar coefficient, (a - b - c + d) / 2 of 2 x 2 pixels, over 0.6745, in each of up to
+    8 x 8 regions, and of these the lower quartile: noise is everywhere, while grass and gravel are in a part of an
+    image. Texture in more than three quarters of it counts as noise.
+
+    Args:
+        image: float (C, H, W), or an RGB image, whose values count from 0 to 1.
+
+    Returns:
+        float32 (C,), in the image's units; zeros for an image of a single row or column.
+    """
+    if isinstance(image, Image.Image):
+        squares = _sample_squares(np.asarray(image).transpose(2, 0, 1)).astype(np.float32) / 255
+    else:
+        squares = _sample_squares(as_array(image.float()))
+    if 0 in squares.shape:
+        return torch.zeros(len(squares))
+    a, b, c, d = (squares[:, corner] for corner in range(4))
+    medians = _quantile(_in_regions(abs((a - b - c + d) / 2)), 0.5)
+    return as_tensor(_quantile(medians, QUIET_SHARE) / 0.6745).float()
+
+
+def _quantile(values: Array, share: float) -> Array:
+    """Computes a quantile along the last dimension."""
+    if isinstance(values, Tensor):
+        return values.quantile(share, dim=-1)
+    return np.quantile(values, share, axis=-1)
+
+
+def _in_regions(values: Array) -> Array:
+    """Splits values (C, rows, cols) into equal regions, without what is left over: (C, regions, values of each)."""
+    channels, rows, cols = values.shape
+    side = min(REGIONS, max(1, int((rows * cols / LEAST_SAMPLES) ** 0.5)))
+    down, across = min(side, rows), min(side, cols)
+    whole = values[:, : rows // down * down, : cols // across * across]
+    split = whole.reshape(channels, down, rows // down, across, cols // across)
+    return split.swapaxes(2, 3).reshape(channels, down * across, -1)
+
+
+def _sample_squares(image: Array) -> Array:
+    """Chooses squares of 2 x 2 pixels, evenly spread over (C, H, W): (C, 4, rows, cols)."""
+    rows, cols = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
+    step = 2 * max(1, round((rows * cols / 4 / SAMPLES) ** 0.5))
+    return namespace(image).stack([image[:, i:rows:step, j:cols:step] for i in (0, 1) for j in (0, 1)], 1)

@@ -1,0 +1,137 @@
+"""Scores by structure that is too fine for a block's sampling: top-hats and bottom-hats (criterion "structure").
+
+The image is halved level by level; opening and closing run along flat memory, rows end to end, so that each step is one
+operation over all of it. What a window then reads beyond the end of a row is cut off with the padding.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
+
+NOISE_HEIGHT = 5.0
+"""Standard deviations of noise that a hat over one block reaches by chance alone."""
+
+MOST_NOISE = 0.17
+"""Most noise that the cells of a split may show, in normalised units: about 12 of 255 in CLIP's."""
+
+HAT_BAND = 2**17
+"""Pixels that are halved or opened at once on a CPU, so that what is computed of them stays in its cache."""
+
+
+def structure_scores(image: Array, patch_size: int, levels: int, size: int, noise: Array | None = None) -> list[Array]:
+    """Computes the largest top-hat or bottom-hat of a block sampled to P x P, by level from 1; at least its children's.
+
+    A block scores high if and only if, at its own sampling, it holds structure narrower than `size` pixels in some
+    direction: large objects keep large leaves, small ones get small leaves. Opening and closing see the pooled image
+    extended by its border pixels.
+
+    With noise of deviation sigma in each channel, the hats at level k are lowered by NOISE_HEIGHT sigma / 2^k, what
+    averaged noise reaches by itself; where the cells that a split makes would show noise of more than MOST_NOISE, the
+    score is 0 (docs/METHOD.md, "Noise floor").
+    """
+    xp = namespace(image)
+    cells = empty(image, image.shape[1] // patch_size, image.shape[2] // patch_size)
+    cells[...] = 0
+    scores = [cells]
+    for level in range(1, levels + 1):
+        image = halve(image)
+        own = _cell_hats(image, patch_size, size, None if noise is None else noise * (NOISE_HEIGHT / 2**level))
+        if noise is not None:  # by a mask, since a number would wait for a GPU
+            own = xp.where(noise.max() / 2 ** (level - 1) > MOST_NOISE, xp.zeros_like(own), own)
+        score = largest(*quarters(scores[-1]))
+        score[: own.shape[0], : own.shape[1]] = largest(score[: own.shape[0], : own.shape[1]], own)
+        scores.append(score)
+    return scores[1:]
+
+
+def halve(image: Array) -> Array:
+    """Averages 2 x 2 pixels, (C, H, W) -> (C, H // 2, W // 2): bitwise `avg_pool2d`, and several times as fast."""
+    add, (channels, height, width) = namespace(image).add, image.shape
+    halved = empty(image, channels, height // 2, width // 2)
+    step = _band_of(image, 1)
+    for top in range(0, height // 2, step):
+        band = halved[:, top : top + step]
+        rows = image[:, 2 * top : 2 * (top + band.shape[1]), : width // 2 * 2]
+        upper, lower = rows[:, ::2], rows[:, 1::2]
+        add(upper[..., ::2], upper[..., 1::2], out=band)
+        add(band, lower[..., ::2], out=band)
+        add(band, lower[..., 1::2], out=band)
+        band *= 0.25
+    return halved
+
+
+def _band_of(image: Array, pitch: int) -> int:
+    """Counts the rows, of `pitch` pixels each, that are worked on at once: on a CPU few, else all."""
+    channels, height, width = image.shape
+    return max(1, (height if isinstance(image, Tensor) else HAT_BAND // (channels * width)) // pitch)
+
+
+def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:
+    """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols); on a CPU by bands of the image's rows."""
+    rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
+    own = empty(image, rows, cols)
+    step = _band_of(image, patch_size)
+    for top in range(0, rows, step):
+        bottom = min(rows, top + step)
+        hats = _find_hats(image, top * patch_size, bottom * patch_size, size, floor)
+        own[top:bottom] = cell_max(in_cells(hats[:, : cols * patch_size], patch_size))
+    return own
+
+
+def _find_hats(image: Array, first: int, last: int, size: int, floor: Array | None) -> Array:
+    """Computes max over channels of image - opening and closing - image in some rows: (C, H, W) -> (last - first, W).
+
+    The windows are flat squares. A closing is the opening of the negative. A floor (C,) is subtracted from each
+    channel's, down to 0.
+    """
+    xp, reach, (channels, _, width) = namespace(image), size - 1, image.shape
+    padded = _pad(image, first - reach, last + reach, reach)
+    pitch, plane = width + 2 * reach, padded.shape[1] * padded.shape[2]
+    pixels = padded.reshape(2 * channels * plane)
+    opened, spare = _open(pixels, pitch, size)
+    count, corner = len(opened), reach * (pitch + 1)
+    xp.subtract(pixels[corner : corner + count], opened, out=spare[:count])
+    spare[count:] = 0  # in the padding
+    used = (last - first) * pitch
+    planes = [spare[start : start + used] for start in range(0, len(spare), plane)]
+    if floor is None:
+        hats = largest(*planes)
+    else:
+        hats = largest(*(hat - floor[number % channels] for number, hat in enumerate(planes))).clip(0)
+    return hats.reshape(last - first, pitch)[:, :width]
+
+
+def _pad(image: Array, first: int, last: int, reach: int) -> Array:
+    """Extends rows of an image by its border pixels, and appends the negative: (2 C, last - first, W + 2 reach)."""
+    channels, height, width = image.shape
+    padded = empty(image, 2 * channels, last - first, width + 2 * reach)
+    start, end = max(first, 0), min(last, height)
+    upright = padded[:channels]
+    rows = upright[:, :, reach : reach + width]
+    rows[:, start - first : end - first] = image[:, start:end]
+    rows[:, : start - first] = image[:, start : start + 1]
+    rows[:, end - first :] = image[:, end - 1 : end]
+    upright[:, :, :reach] = rows[:, :, :1]
+    upright[:, :, reach + width :] = rows[:, :, -1:]
+    namespace(image).negative(upright, out=padded[channels:])
+    return padded
+
+
+def _open(pixels: Array, pitch: int, size: int) -> tuple[Array, Array]:
+    """Opens images whose rows of `pitch` pixels follow each other, (n,): what is complete, at its window's corner.
+
+    Separable, each direction by doubling the window. Also returns memory (n,) that is free again.
+    """
+    xp, spare = namespace(pixels), [empty(pixels, len(pixels)) for _ in range(2)]
+    for extreme in (xp.minimum, xp.maximum):
+        for stride in (1, pitch):
+            window = 1
+            while window < size:
+                step = min(window, size - window)
+                count = len(pixels) - step * stride
+                pixels = extreme(pixels[:count], pixels[step * stride :], out=spare[0][:count])
+                spare.reverse()
+                window += step
+    return pixels, spare[0]

@@ -1,0 +1,71 @@
+"""LLaVA's JSON lines of questions, with right answers in the file or beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.eval.run.inputs.questions import Question, read_lines
+
+QUESTION = {"question_id": 7, "image": "a.png", "text": "What?"}
+FOLDER = Path("pictures")
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("extra", "answer", "category"),
+    [
+        ({}, None, "all"),
+        ({"answer": "red"}, "red", "all"),
+        ({"label": "yes", "category": "existence"}, "yes", "existence"),
+        ({"answer": 3}, "3", "all"),
+    ],
+)
+def test_a_question_may_bring_its_answer_and_category(
+    tmp_path: Path, extra: dict[str, Any], answer: str | None, category: str
+) -> None:
+    file = write(tmp_path / "q.jsonl", QUESTION | extra)
+    (question,) = read_lines(file, FOLDER)
+    assert question == Question(
+        7, "What?", "What?", FOLDER / "a.png", "a.png", index=0, answer=answer, category=category
+    )
+
+
+def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_own(tmp_path: Path) -> None:
+    questions = write(tmp_path / "q.jsonl", QUESTION | {"answer": "no"}, QUESTION | {"question_id": "b"})
+    answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": 7, "text": "A"})
+    assert [question.answer for question in read_lines(questions, FOLDER, answers)] == ["A", "B"]
+
+
+def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Path) -> None:
+    text = "before\u2028after\x85end"
+    file = tmp_path / "q.jsonl"
+    line = json.dumps(QUESTION | {"text": text}, ensure_ascii=False)
+    file.write_bytes(f"\n{line}\r\n \n{line}".encode())
+    assert [question.text for question in read_lines(file, FOLDER)] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "words"),
+    [
+        ([QUESTION, '{"question_id":'], None, r"q\.jsonl:2: no JSON"),
+        ([[1]], None, r"q\.jsonl:1: a list; it must be an object"),
+        ([{"question_id": 1, "text": "?"}], None, r"q\.jsonl:1: the question has no image"),
+        ([{"image": "a.png"}], None, "has no question_id, text"),
+        ([""], None, "holds no questions"),
+        ([QUESTION], [{"question_id": 8, "text": "A"}], r"a\.jsonl has no answer to question 7"),
+        ([QUESTION], [{"question_id": 7}], r"a\.jsonl:1: an answer needs question_id and text"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, questions: list[Any], answers: list[Any] | None, words: str) -> None:
+    question_file = write(tmp_path / "q.jsonl", *questions)
+    answers_file = None if answers is None else write(tmp_path / "a.jsonl", *answers)
+    with pytest.raises(ValueError, match=words):
+        read_lines(question_file, FOLDER, answers_file)
