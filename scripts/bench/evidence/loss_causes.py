@@ -20,7 +20,7 @@ from scripts.bench.evidence.scene_sets import SET_NAMES, SPLITS
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava.model.image_tokens import ImageTokens
+    from llava.model.vision.image_tokens import ImageTokens
     from llava.serve.engine import ChatEngine
     from qlip import Leaves
     from qlip.tools.intervals import Estimate
@@ -136,7 +136,7 @@ def exchange_features(whole: ImageTokens, tree: ImageTokens, leaves: Leaves, sid
     """
     import torch
 
-    from llava.model.image_tokens import ImageTokens
+    from llava.model.vision.image_tokens import ImageTokens
     from qlip.language_positions import ImageSpan
 
     cell_side = leaves.grid[0] // side

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.model.image_tokens import ImageTokens
+from llava.model.vision.image_tokens import ImageTokens
 from llava.utils import demo_model_path
 from qlip import Leaves
 from qlip.language_positions import ImageSpan
