@@ -52,7 +52,7 @@ def read(text: str, objects: list[SceneObject], sign: Sign | None) -> str:
     raise AssertionError(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     names=NAMES,
     sign=SIGNS,

@@ -36,7 +36,7 @@ def boxes(made: Scene) -> list[tuple[float, float, float, float]]:
     return [(r - h / 2, c - w / 2, r + h / 2, c + w / 2) for (r, c), (h, w) in sides]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=SPECS, index=st.integers(0, 10**6))
 def test_everything_is_inside_and_apart(spec, index):
     made = scene(spec, 3, index)
@@ -52,7 +52,7 @@ def test_everything_is_inside_and_apart(spec, index):
         assert max(t1 - b2, t2 - b1, l1 - r2, l2 - r1) > 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(spec=SPECS, index=st.integers(0, 10**6))
 def test_a_scene_with_any_settings_depends_on_spec_seed_and_index(spec, index):
     first, again = scene(spec, 3, index), scene(spec, 3, index)
@@ -60,7 +60,7 @@ def test_a_scene_with_any_settings_depends_on_spec_seed_and_index(spec, index):
     assert (first.objects, first.sign, first.ground) == (again.objects, again.sign, again.ground)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(index=st.integers(0, 10**6))
 def test_labels_of_oblong_pictures_name_what_covers_most_of_each_cell(index):
     spec = SceneSpec(size=112, objects=(1, 1), object_size=(20, 40), backgrounds=("flat",))

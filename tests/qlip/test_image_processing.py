@@ -92,7 +92,7 @@ def test_exif_orientation_is_applied():
     layout=st.sampled_from(["aligned", "centered"]),
     geometry=st.sampled_from(["grid", "native"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_size_becomes_an_affordable_grid(height, width, **values):
     config = QLIPConfig(**values)
     processor = QLIPImageProcessor(qlip=config)

@@ -35,7 +35,7 @@ def photograph(name: str, size: tuple[int, int] | None = None) -> Image.Image:
 
 
 @given(sides, sides, st.sampled_from([None, 9, 100, 576, 1152]), st.sampled_from([1, 100, 600, 16384, 10**6]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_grid_is_the_native_one_times_a_power_of_two(height, width, max_tokens, max_cells):
     chosen = QLIPConfig(geometry="native", max_tokens=max_tokens, max_cells=max_cells)
     rows, cols = CUTTER.choose_grid(height, width, chosen)
@@ -161,7 +161,7 @@ def test_an_oblong_images_patches_are_those_of_the_padded_square_inside_its_rim(
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.sampled_from(["whole", "padded"]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_native_positions_are_those_of_the_formula(rows, cols, n, placement):
     """DESIGN's formula for points, then bilinear weights, entry by entry."""
     leaves = Leaves.uniform((rows, cols))

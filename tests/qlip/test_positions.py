@@ -74,7 +74,7 @@ def test_equals_sampling_the_table_as_an_image(grid, side, mode):
         torch.testing.assert_close(found.double(), sampled(table, leaves, mode), atol=2e-6, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     side=st.integers(1, 24),
     dim=st.integers(1, 9),
@@ -237,7 +237,7 @@ def test_raster_positions_count_the_native_grid(native):
     assert found.tolist() == list(range(native * native))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 32), st.floats(0, 1))
 def test_raster_positions_stay_in_the_span_of_the_native_grid(rows, cols, native, alpha):
     found = qlip.raster_positions(uneven((rows, cols), alpha), native)

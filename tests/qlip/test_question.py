@@ -37,7 +37,7 @@ def cut(image: torch.Tensor, **changes) -> QuestionCut:
     return cut_for_question(partial(CUTTER.cut, image), CUTTER.native_grid, QLIPConfig(**{**GRADIENT, **changes}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(4, 24), st.integers(4, 24)),
     st.integers(0, 50),
@@ -56,7 +56,7 @@ def test_a_split_is_the_quadtree_of_which_only_these_roots_may_split(grid, seed,
     assert torch.equal(got.patches, qlip.extract_patches(image, expected, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 50), st.integers(0, 40), st.lists(st.booleans(), min_size=16, max_size=16))
 def test_partition_spends_its_budget_inside_the_roots_that_may_split(seed, spare, flags):
     image, may = patchwork((16, 16), 4, seed=seed), torch.tensor(flags).view(4, 4)
@@ -80,7 +80,7 @@ def test_what_is_asked_about_first_is_the_native_grid():
     assert as_tuples(tree.fine.leaves) == as_tuples(paper_partition(patchwork((16, 16), 4), 4, alpha=0.5, max_leaf=4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 50), st.floats(0, 3), st.one_of(st.none(), st.integers(16, 40)))
 def test_elsewhere_the_tree_is_that_of_the_scores_within_their_share(seed, share, budget):
     tree = waiting(seed=seed, score_share=share, max_tokens=budget)
@@ -150,7 +150,7 @@ def test_a_flat_image_has_nothing_to_split():
     assert tree.most_leaves == len(tree.first.leaves) == 16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 50),
     st.integers(1, 16),

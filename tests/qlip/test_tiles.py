@@ -53,7 +53,7 @@ def test_leaves_lie_where_their_centres_are_and_close_the_rows_that_they_are_in(
     assert upper.order.tolist() == [0, 1, 2]  # nothing is in the second row: it has no newline
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),

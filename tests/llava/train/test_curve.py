@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.train.curve import main, make_curve, read_log
@@ -42,7 +42,6 @@ def test_a_run_without_an_end_is_read_from_its_last_checkpoint(tmp_path):
     assert len(read_log(tmp_path).training) == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=200), st.integers(1, 50))
 def test_a_curve_is_short_and_keeps_mean_and_extremes(losses, most):
     curve = make_curve("training", list(enumerate(losses)), most)

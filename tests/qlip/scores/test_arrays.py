@@ -85,7 +85,7 @@ def test_weights_are_those_of_antialiased_interpolation(size, patch_size):
 
 
 @pytest.mark.parametrize(("product", "chunk"), [(2**18, 2**17), (1, 1), (4 * 64 * 3, 500)], ids=["", "least", "few"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from(LAYOUTS), st.sampled_from([0.5, 2.0, math.inf]))
 def test_rows_and_chunks_of_leaves_are_resampled_as_each_alone(product, chunk, rows, cols, layout, alpha):
     image = patchwork((rows, cols), seed=rows)

@@ -27,7 +27,7 @@ def noisy(sigma: float, side: int = 448, seed: int = 0) -> torch.Tensor:
 
 
 @given(st.floats(0.01, 2), st.integers(0, 99), st.sampled_from([112, 448, 1344]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_it_is_the_standard_deviation_of_white_noise_whatever_else_is_smooth(sigma, seed, side):
     ramp = torch.linspace(-2, 2, side)
     found = estimate_noise(noisy(sigma, side, seed) + ramp + ramp[:, None] ** 2)

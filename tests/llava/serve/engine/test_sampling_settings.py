@@ -112,7 +112,7 @@ SETTINGS = st.builds(
 NUMBERS = st.sampled_from([0.0, 1e-40, -3.4e38, 3.4e38, math.inf, -math.inf, math.nan]) | st.floats(-20, 20, width=32)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(SETTINGS, st.lists(NUMBERS, min_size=5, max_size=5)), min_size=1, max_size=4), st.data())
 def test_no_setting_and_no_logits_raise(rows: list[tuple[Sampling, list[float]]], data: st.DataObject) -> None:
     scores = torch.tensor([logits for _, logits in rows])
@@ -141,7 +141,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(FIELDS)
 def test_what_a_request_may_ask_for_can_be_sampled(fields: dict[str, Any]) -> None:
     """Both protocols; a value that they refuse is refused as a ValueError."""

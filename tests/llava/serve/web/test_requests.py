@@ -183,7 +183,7 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(values, max_size=8) | st.tuples(*(st.just(good) | values for good in GOOD)))
 def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any) -> None:
     try:
@@ -196,7 +196,7 @@ def test_controls_are_read_or_refused_in_words(backend: EngineBackend, said: Any
         assert 0 <= sampling.temperature <= 2 and 1 <= sampling.max_new_tokens <= 1024
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values | st.text(st.characters()))
 def test_a_question_is_read_or_refused_in_words(value: Any) -> None:
     try:

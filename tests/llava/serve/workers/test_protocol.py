@@ -143,7 +143,7 @@ def test_a_speed_is_a_number(speed: str) -> None:
 # Frames
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(st.text()), sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), closed=st.booleans())
 def test_frames_come_out_whole_however_they_are_cut(texts: list[str], sizes: list[int], closed: bool) -> None:
     data = b"".join(frame(text) for text in texts)

@@ -39,7 +39,7 @@ def write(tmp_path):
     return write_file
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     values=st.lists(VALUES, min_size=1, max_size=5),
     indent=st.sampled_from([None, 0, 2]),
@@ -58,7 +58,7 @@ def test_a_list_gives_its_items_and_their_places(tmp_path_factory, values, inden
     assert [json.loads(content[item.start : item.start + item.size]) for item in items] == values
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1, max_size=5),
     end=st.sampled_from(["\n", "\r\n", "\n\n  \n"]),

@@ -116,13 +116,13 @@ TEXT = st.lists(
 
 
 @pytest.mark.parametrize("name", ["not legacy", "legacy", "byte level, trimmed"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(template=st.sampled_from(CHATS), texts=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
 def test_the_answers_are_trained_on_whatever_the_texts(name, template, texts):
     check_targets(conv_templates[template], make_tokenizer(name), [text for pair in texts for text in pair])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     template=st.sampled_from(CHATS),
     texts=st.lists(st.tuples(TEXT.filter(bool), TEXT.filter(bool)), min_size=1, max_size=3),

@@ -50,7 +50,7 @@ OTHER_CONTENT = st.one_of(
     LLAVAS_ROW.map(lambda row: json.dumps(row).encode() + b"\n"),  # of LLaVA's own runner, without metadata
 )
 
-laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def begun(path: Path, resume: bool = True) -> AnswerFile:
