@@ -75,12 +75,14 @@ class QLIPConfig:
 
     question_cells: int | None = None
     """With budget "question": how many of the coarsest blocks, usually cells of the native grid, a question splits;
-    None for one in 32 of them. With `score_share` 0.3 the embedded model then takes 1.5 times CLIP's tokens and answers
-    about as well as the scores do with 1.9 times."""
+    None for one in 32 of them. With `score_share` 0.3 that takes 1.5 times CLIP's tokens on shapes over photographs
+    and answers as well as the scores do with 1.8 times or better, but for counting the smallest
+    (docs/results/question.md)."""
 
     score_share: float = 0.3
     """With budget "question": how many tokens the scores may add to the unsplit image before the question does, as a
-    share of it. 0 leaves all to the question; below 0.3 counting and listing lose."""
+    share of it. 0 leaves all to the question; less than 0.3 costs counting and listing of what CLIP's view
+    does not show."""
 
     geometry: Geometry = "native"
     """"native": an image is resized so that its longer side is the native grid's times a power of two, and cut from

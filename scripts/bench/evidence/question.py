@@ -1,7 +1,7 @@
 """Measures the question-aware budget on shapes over photographs: `python -m scripts.bench.evidence.question`.
 
 The scores alone at several budgets, against the question at several numbers of cells, with and without a share for the
-scores; the same scenes and questions for every way.
+scores; the same scenes and questions for every way. Fills the tables of docs/results/question.md.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import demo_model_path
+from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.scene_sets import SPLITS
+
+PAGE = Path("docs/results/question.md")
 
 
 def pixels(text: str) -> tuple[int, int]:
@@ -26,25 +29,29 @@ def pixels(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="question", description="Measure the question-aware budget.")
-    parser.add_argument("--model", default=demo_model_path(), help="checkpoint (default: the embedded model)")
-    parser.add_argument("--scenes", type=integer(), default=60, help="scenes, six questions each (%(default)s)")
+    parser.add_argument(
+        "--model", default=trained_path(), help="checkpoint (default: the one that was trained as LLaVA is)"
+    )
+    parser.add_argument("--scenes", type=integer(), default=100, help="scenes, six questions each (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=9101, help="series of scenes (%(default)s)")
     parser.add_argument(
         "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
     )
     parser.add_argument("--photos", choices=SPLITS, default="validation", help="split of the photographs (%(default)s)")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks to fill (%(default)s)")
     parser.add_argument("--threads", type=integer(), default=1)
     return parse_and_run(parser, command, argv)
 
 
 def command(options: argparse.Namespace) -> None:
-    """Measures every size and prints a table for each."""
+    """Measures every size, prints a table for each and fills the page."""
     import torch
 
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
     from scripts.bench.evidence.question_ways import draw_scenes, make_ways, measure, table
+    from scripts.bench.evidence.report import fill
 
     torch.set_num_threads(options.threads)
     engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
@@ -52,8 +59,11 @@ def command(options: argparse.Namespace) -> None:
     ways = make_ways(tower.settings, tower.num_patches, options.layers)
     for low, high in options.sizes:
         tallies = measure(engine, ways, draw_scenes((low, high), options.seed, options.scenes, options.photos))
-        print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{table(tallies, tower.num_patches)}\n")
-        sys.stdout.flush()
+        text = table(tallies, tower.num_patches)
+        print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{text}\n", flush=True)
+        if options.page.exists():
+            page = fill(options.page.read_text(encoding="utf-8"), {f"question: {low}-{high} px": text}, partly=True)
+            options.page.write_text(page, encoding="utf-8")
     engine.close()
 
 
