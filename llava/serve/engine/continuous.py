@@ -21,7 +21,7 @@ from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import halve
-from llava.serve.engine.params import EngineLimits
+from llava.serve.engine.params import GROWTH, EngineLimits
 from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.prefixes import Prefix, PrefixCache
 from llava.serve.engine.running import RunningRows
@@ -54,7 +54,7 @@ class ContinuousBatch:
             prefixes: Keeps keys and values of answers that have ended.
         """
         self.model, self.vision, self.limits, self.prefixes = model, vision, limits, prefixes
-        self._running: RunningRows[RequestStream] = RunningRows(model)
+        self._running: RunningRows[RequestStream] = RunningRows(model, limits.max_batch_tokens)
         self._joining: list[RequestStream] = []
         self._join: Generator[None, None, None] | None = None
         self._suspended: deque[RequestStream] = deque()  # did not fit into memory
@@ -93,9 +93,10 @@ class ContinuousBatch:
         """Does a piece of the work for requests that join; false if none joins or waits for memory."""
         self._remove_ended()
         if self._join is None:
+            self._running.cache.most = self.limits.max_batch_tokens
             taken = take_waiting(self._answers(), 0 if self._suspended else self._most_rows)
             joining = [RequestStream(answer.row, answer) for answer in taken]
-            if self._suspended and len(self._running.streams) < self._most_rows:
+            if self._may_continue():
                 joining = [self._suspended.popleft()]
             if not joining:
                 return bool(self._suspended)
@@ -104,6 +105,11 @@ class ContinuousBatch:
             return True
         self._join, self._joining = None, []
         return True
+
+    def _may_continue(self) -> bool:
+        """Whether there is room for a request that waits for memory."""
+        first = [*self._suspended][:1]
+        return bool(first) and len(self._running.streams) < self._most_rows and self._hold(GROWTH, first)
 
     def _begin_joining(self, streams: list[RequestStream]) -> None:
         self._joining, self._join = streams, self._admit(streams)
@@ -155,8 +161,10 @@ class ContinuousBatch:
             return
         yield
         prompts = [self._place(*pair, encoded) for pair in zip(streams, known, strict=True)]
-        cache = SlotCache(len(self._running.cache.layers), [0] * len(streams))
-        cache.reserve(len(streams), max(len(prompt.positions) for prompt in prompts))
+        longest = max(len(prompt.positions) for prompt in prompts)
+        cache = SlotCache(len(self._running.cache.layers), [0] * len(streams), len(streams) * longest)
+        self._running.cache.bound(self.limits.max_batch_tokens - cache.most)
+        cache.reserve(len(streams), longest)
         for row, prefix in enumerate(known):
             if prefix.states is not None:
                 cache.write(row, prefix.states)
@@ -183,6 +191,7 @@ class ContinuousBatch:
     def _step(self) -> None:
         """Generates one token for each running row; out of memory, half of them are suspended."""
         self._remove_ended()
+        self._keep_limit()
         if not self._running.streams:
             return
         try:
@@ -231,7 +240,20 @@ class ContinuousBatch:
                 self.prefixes.clear()
                 logger.warning("dropped the keys and values of earlier prompts", exc_info=error)
 
-    # Out of memory
+    # Out of memory, or beyond the limit
+
+    def _hold(self, growth: int, more: Sequence[RequestStream]) -> bool:
+        """Whether the limit allows the running rows, and some others, to grow by `growth` tokens each."""
+        lengths = [*self._running.cache.lengths, *(stream.answer.length for stream in more)]
+        return self.limits.hold(lengths, growth)
+
+    def _keep_limit(self) -> None:
+        """Lets requests wait, the newest first, until the limit allows the others another token."""
+        while not self._hold(1, self._not_run()):
+            if self._join is not None:
+                self._stop_joining()
+            else:
+                self._suspend(len(self._running.streams) - 1)
 
     def _make_room(self) -> bool:
         """Frees memory: that of earlier prompts, of requests that join, or of half of the rows; false if there is none.
@@ -241,22 +263,27 @@ class ContinuousBatch:
         if self.prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
         elif self._join is not None:
-            self._join.close()
-            placed = [
-                *self._running.streams,
-                *self._suspended,
-            ]  # of requests that join in parts, some run or wait already
-            waiting = [stream for stream in self._joining if stream not in placed]
-            logger.warning("out of memory; %d requests that join wait", len(waiting))
-            self._suspended.extendleft(reversed(waiting))
-            self._join, self._joining = None, []
-            self._most_rows = len(self._running.streams)
+            logger.warning("out of memory; %d requests that join wait", len(self._not_run()))
+            self._stop_joining()
         elif len(self._running.streams) > 1:
             logger.warning("out of memory with %d answers; continuing with half as many", len(self._running.streams))
             self._suspend(len(halve(self._running.streams)[0]))
         else:
             return False
         return True
+
+    def _not_run(self) -> list[RequestStream]:
+        """Lists the requests that join; of those that join in parts, some run or wait already."""
+        placed = [*self._running.streams, *self._suspended]
+        return [stream for stream in self._joining if stream not in placed]
+
+    def _stop_joining(self) -> None:
+        """Lets the requests that join wait."""
+        if self._join is not None:
+            self._join.close()
+        self._suspended.extendleft(reversed(self._not_run()))
+        self._join, self._joining = None, []
+        self._most_rows = len(self._running.streams)
 
     def _suspend(self, most_rows: int) -> None:
         """Suspends rows until `most_rows` are left; all of them if there is no memory to move the others."""

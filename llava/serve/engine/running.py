@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -19,15 +20,16 @@ S = TypeVar("S", bound=Stream)
 class RunningRows(Generic[S]):
     """Rows whose prompts have been run, with their keys and values; they are added and removed between tokens."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, most_tokens: int = sys.maxsize) -> None:
         """
         Args:
             model: A LLaVA model for which `can_continue` holds.
+            most_tokens: Of all slots, see `SlotCache.bound`.
         """
         self.model = model
         self.streams: list[S] = []
         """Row by row."""
-        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers)
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, most=most_tokens)
         """Of the same rows."""
         self._bias: Tensor | None = None  # float32 (B, K0), of the rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the rows, until they change

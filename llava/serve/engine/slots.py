@@ -7,6 +7,7 @@ without touching the others, and a step writes one token per row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,15 +120,17 @@ def roomy(needed: int, block: int) -> int:
 class SlotCache(Cache):
     """The keys and values of all layers, and the number of tokens of each row."""
 
-    def __init__(self, layers: int, lengths: Sequence[int] = ()) -> None:
+    def __init__(self, layers: int, lengths: Sequence[int] = (), most: int = sys.maxsize) -> None:
         """
         Args:
             layers: Of the language model.
             lengths: Tokens of each row so far, 0 for new ones.
+            most: See `bound`.
         """
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.lengths = list(lengths)
         self.capacity = (0, 0)
+        self.most = most
         self._counts: Sequence[int] = ()
 
     def begin(self, counts: Sequence[int]) -> Writing:
@@ -159,8 +162,16 @@ class SlotCache(Cache):
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)
         )
+        if new[0] * new[1] > self.most:
+            new = (rows, max(length, min(new[1], self.most // rows)))
         if new != have:
             self._resize(new[0], new[1])
+
+    def bound(self, most: int) -> None:
+        """Sets how many tokens the slots may have together, and frees what is beyond; rows that need more have more."""
+        self.most = most
+        if self.lengths:
+            self.reserve(len(self.lengths), max(self.lengths))
 
     def shrink(self) -> None:
         """Frees the slots and tokens that no row needs."""
