@@ -12,7 +12,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from llava.eval.run.decode import can_decode, decode_rows
+from llava.eval.run.decode import decode_rows
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
@@ -21,6 +21,7 @@ from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.prefill import can_continue
 from llava.serve.engine.prompting import separators
 
 
@@ -97,7 +98,7 @@ def generate(
         Row(ids, replace(sampling, stop=stops, seed=seed), engine.tokenizer, engine.end_tokens, emit=pieces.append)
         for ids, seed, pieces in zip(prompts, seeds, answers, strict=True)
     ]
-    if can_decode(engine.model, rows):
+    if sampling.num_beams == 1 and can_continue(engine.model):
         decode_rows(engine.model, rows, pictures)
     else:
         images = [picture for picture in pictures if picture is not None]

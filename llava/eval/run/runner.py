@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from llava.serve.engine.params import Sampling
 
 WINDOW = 4
 """Full batches' worth of questions in a window."""
+
+CPU_TOKENS = 512
+"""Visual tokens that the tower encodes at once on a CPU, where larger passes are slower: they leave its cache."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,10 @@ class Runner:
         """
         new = {prompt.question.image: prompt.picture for prompt in batch if prompt.question.image not in encoded}
         pictures = [(source, picture) for source, picture in new.items() if picture is not None]
-        for places in form_batches([picture.tokens for _, picture in pictures], self.limits):
+        limits = self.limits
+        if self.engine.model.device.type == "cpu":
+            limits = replace(limits, tokens=min(limits.tokens, CPU_TOKENS))
+        for places in form_batches([picture.tokens for _, picture in pictures], limits):
             tokens = encode_prepared(self.engine.model, [pictures[i][1] for i in places])
             encoded.update(zip([pictures[i][0] for i in places], tokens, strict=True))
 

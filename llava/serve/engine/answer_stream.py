@@ -83,6 +83,11 @@ class Answer:
         """Why the answer ended; None before its end, or if the model failed."""
         return self.row.finish_reason
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+        return self.usage.prompt_tokens + self.row.generated
+
     def cancel(self) -> None:
         """Stops the answer at the next token, or before it begins."""
         self.row.cancelled.set()

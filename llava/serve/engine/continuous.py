@@ -11,19 +11,20 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import halve
-from llava.serve.engine.params import EngineLimits
-from llava.serve.engine.prefill import PlacedPrompt, place_prompt, prefill, run_tokens
+from llava.serve.engine.params import GROWTH, EngineLimits
+from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.prefixes import Prefix, PrefixCache
+from llava.serve.engine.running import RunningRows
 from llava.serve.engine.slots import SlotCache
 from llava.serve.engine.streams import Stream, TokenChooser, while_wanted
 from llava.serve.engine.vision import VisionFrontend
@@ -32,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
 """Takes waiting requests that may join, given those that are being answered and how many rows there may be."""
+
+
+@dataclass(eq=False)
+class RequestStream(Stream):
+    """The row of a request."""
+
+    answer: Answer
 
 
 class ContinuousBatch:
@@ -46,13 +54,10 @@ class ContinuousBatch:
             prefixes: Keeps keys and values of answers that have ended.
         """
         self.model, self.vision, self.limits, self.prefixes = model, vision, limits, prefixes
-        self._streams: list[Stream] = []
-        self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
-        self._bias: Tensor | None = None  # float32 (B, K0), of the running rows' keys; None for none
-        self._chooser: TokenChooser | None = None  # of the running rows, until they change
-        self._joining: list[Stream] = []
+        self._running: RunningRows[RequestStream] = RunningRows(model, limits.max_batch_tokens)
+        self._joining: list[RequestStream] = []
         self._join: Generator[None, None, None] | None = None
-        self._suspended: deque[Stream] = deque()  # did not fit into memory
+        self._suspended: deque[RequestStream] = deque()  # did not fit into memory
         self._most_rows = limits.max_batch
 
     @torch.inference_mode()
@@ -65,22 +70,21 @@ class ContinuousBatch:
         """
         try:
             self._most_rows = self.limits.max_batch
-            self._begin_joining([Stream(answer) for answer in first])
-            while self._advance_joining(take_waiting) or self._streams:
+            self._begin_joining([RequestStream(answer.row, answer) for answer in first])
+            while self._advance_joining(take_waiting) or self._running.streams:
                 self._step()
         except Exception as error:  # nobody else ends these answers
             logger.exception("the batch failed")
             for answer in self._answers():
                 answer.fail(error)
         finally:
-            self._cache.clear()
-            self._streams, self._joining, self._join = [], [], None
-            self._bias, self._chooser = None, None
+            self._running.clear()
+            self._joining, self._join = [], None
             self._suspended.clear()
 
     def _answers(self) -> list[Answer]:
         """Lists the requests that are being answered."""
-        streams = [*self._streams, *self._joining, *self._suspended]
+        streams = [*self._running.streams, *self._joining, *self._suspended]
         return [stream.answer for stream in streams if not stream.row.ended]
 
     # Joining
@@ -89,9 +93,10 @@ class ContinuousBatch:
         """Does a piece of the work for requests that join; false if none joins or waits for memory."""
         self._remove_ended()
         if self._join is None:
+            self._running.cache.most = self.limits.max_batch_tokens
             taken = take_waiting(self._answers(), 0 if self._suspended else self._most_rows)
-            joining = [Stream(answer) for answer in taken]
-            if self._suspended and len(self._streams) < self._most_rows:
+            joining = [RequestStream(answer.row, answer) for answer in taken]
+            if self._may_continue():
                 joining = [self._suspended.popleft()]
             if not joining:
                 return bool(self._suspended)
@@ -101,10 +106,15 @@ class ContinuousBatch:
         self._join, self._joining = None, []
         return True
 
-    def _begin_joining(self, streams: list[Stream]) -> None:
+    def _may_continue(self) -> bool:
+        """Whether there is room for a request that waits for memory."""
+        first = [*self._suspended][:1]
+        return bool(first) and len(self._running.streams) < self._most_rows and self._hold(GROWTH, first)
+
+    def _begin_joining(self, streams: list[RequestStream]) -> None:
         self._joining, self._join = streams, self._admit(streams)
 
-    def _admit(self, streams: Sequence[Stream]) -> Generator[None, None, None]:
+    def _admit(self, streams: Sequence[RequestStream]) -> Generator[None, None, None]:
         """Lets requests join; those that fail together are tried in parts, so that only those at fault fail."""
         streams = [stream for stream in streams if not stream.row.finished()]
         if not streams:
@@ -120,7 +130,7 @@ class ContinuousBatch:
             yield
             yield from self._admit(part)
 
-    def _parts_to_retry(self, streams: Sequence[Stream], failure: Exception) -> list[Sequence[Stream]]:
+    def _parts_to_retry(self, streams: Sequence[RequestStream], failure: Exception) -> list[Sequence[RequestStream]]:
         if ran_out_of_memory(failure) and self.prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
             return [streams]
@@ -131,16 +141,16 @@ class ContinuousBatch:
             logger.warning("%d requests failed as they joined; trying each alone", len(streams), exc_info=failure)
             return [[stream] for stream in streams]
         (stream,) = streams
-        if ran_out_of_memory(failure) and self._streams:
-            logger.warning("out of memory for a request beside %d others; it waits", len(self._streams))
-            self._most_rows = len(self._streams)
+        if ran_out_of_memory(failure) and self._running.streams:
+            logger.warning("out of memory for a request beside %d others; it waits", len(self._running.streams))
+            self._most_rows = len(self._running.streams)
             self._suspended.append(stream)
         else:
             # The traceback of an error of memory holds the tensors that did not fit, until the answer is read.
             stream.answer.fail(failure.with_traceback(None) if ran_out_of_memory(failure) else failure)
         return []
 
-    def _prefill(self, streams: Sequence[Stream]) -> Generator[None, None, None]:
+    def _prefill(self, streams: Sequence[RequestStream]) -> Generator[None, None, None]:
         """Encodes the images of requests, runs their prompts, chooses their first tokens and adds them to the batch."""
         most = self.limits.max_join_tokens
         answers = [stream.answer for stream in streams]
@@ -151,8 +161,10 @@ class ContinuousBatch:
             return
         yield
         prompts = [self._place(*pair, encoded) for pair in zip(streams, known, strict=True)]
-        cache = SlotCache(len(self._cache.layers), [0] * len(streams))
-        cache.reserve(len(streams), max(len(prompt.bias) for prompt in prompts))
+        longest = max(len(prompt.positions) for prompt in prompts)
+        cache = SlotCache(len(self._running.cache.layers), [0] * len(streams), len(streams) * longest)
+        self._running.cache.bound(self.limits.max_batch_tokens - cache.most)
+        cache.reserve(len(streams), longest)
         for row, prefix in enumerate(known):
             if prefix.states is not None:
                 cache.write(row, prefix.states)
@@ -162,10 +174,11 @@ class ContinuousBatch:
             return
         for stream, prompt in zip(streams, prompts, strict=True):
             stream.position = prompt.end - 1
-        bias = torch.nn.utils.rnn.pad_sequence([prompt.bias for prompt in prompts], True)
-        self._add(list(streams), cache, bias, logits)
+        chooser = TokenChooser(self.model, streams, logits.device)
+        self._running.add(streams, cache, bias_prompts(self.model, prompts))
+        self._choose(streams, lambda: chooser.take(logits))
 
-    def _place(self, stream: Stream, known: Prefix, encoded: list[ImageTokens]) -> PlacedPrompt:
+    def _place(self, stream: RequestStream, known: Prefix, encoded: list[ImageTokens]) -> PlacedPrompt:
         """Places a request's prompt; takes its images off the encoded ones, in order."""
         new = len(stream.answer.views) - len(known.spans)
         images, encoded[:new] = encoded[:new], []
@@ -173,58 +186,36 @@ class ContinuousBatch:
         stream.answer.note_cached(known.tokens)
         return place_prompt(self.model, stream.ids, images, len(known.key), known.spans)
 
-    def _add(self, streams: list[Stream], cache: SlotCache, bias: Tensor, logits: Tensor) -> None:
-        """Adds rows whose prompts have been run to the batch; all of them, or none if it raises."""
-        chooser = TokenChooser(self.model, streams, logits.device)
-        longest = max(bias.shape[1], 0 if self._bias is None else self._bias.shape[1])
-        rows = [] if self._bias is None else list(self._bias)
-        rows += [bias.new_zeros(0)] * (len(self._streams) - len(rows))
-        padded = [torch.nn.functional.pad(row, (0, longest - len(row))) for row in (*rows, *bias)]
-        joined = torch.stack(padded)
-        self._cache.append(cache)
-        self._streams += streams
-        self._set_bias(joined)
-        self._choose(chooser, logits)
-
-    def _set_bias(self, bias: Tensor) -> None:
-        """Sets the bias of the rows' keys, and forgets what was computed for other rows."""
-        self._bias = bias if bias.any() else None
-        self._chooser = None
-
     # Running
 
     def _step(self) -> None:
         """Generates one token for each running row; out of memory, half of them are suspended."""
         self._remove_ended()
-        if not self._streams:
+        self._keep_limit()
+        if not self._running.streams:
             return
-        device = self.model.device
-        tokens = torch.tensor([[stream.tokens[-1]] for stream in self._streams], device=device)
-        positions = torch.tensor([[stream.position] for stream in self._streams], device=device)
-        counts = [1] * len(self._streams)
         try:
-            logits = run_tokens(self.model, self._cache, counts, self._bias, positions, input_ids=tokens)
+            logits = self._running.run()
         except Exception as error:
             failure = error
         else:
-            self._chooser = self._chooser or TokenChooser(self.model, self._streams, logits.device)
-            self._choose(self._chooser, logits)
+            self._choose(self._running.streams, lambda: self._running.choose(logits))
             return
         if ran_out_of_memory(failure):
             failure = failure.with_traceback(None)  # which holds the tensors that did not fit
             if self._make_room():
                 return
-        logger.warning("%d answers failed amid their generation", len(self._streams), exc_info=failure)
-        self._fail(self._streams, failure)
+        logger.warning("%d answers failed amid their generation", len(self._running.streams), exc_info=failure)
+        self._fail(self._running.streams, failure)
 
-    def _choose(self, chooser: TokenChooser, logits: Tensor) -> None:
+    def _choose(self, streams: Sequence[RequestStream], choose: Callable[[], None]) -> None:
         try:
-            chooser.take(logits)
+            choose()
         except Exception as error:  # some rows may have drawn already, so none is drawn again
-            logger.warning("%d answers failed as their tokens were chosen", len(chooser.streams), exc_info=error)
-            self._fail(chooser.streams, error)
+            logger.warning("%d answers failed as their tokens were chosen", len(streams), exc_info=error)
+            self._fail(streams, error)
 
-    def _fail(self, streams: Sequence[Stream], error: Exception) -> None:
+    def _fail(self, streams: Sequence[RequestStream], error: Exception) -> None:
         for stream in streams:
             stream.answer.fail(error)
 
@@ -232,35 +223,37 @@ class ContinuousBatch:
         """Frees the rows of answers that have ended or were cancelled."""
         for stream in [each for each in self._suspended if each.row.finished()]:
             self._suspended.remove(stream)
-        for stream in [each for each in self._streams if each.row.finished()]:
-            row = self._streams.index(stream)
+        for row in self._running.ended():
             self._keep(row)
-            self._remove(row)
+            self._running.remove(row)
             self._most_rows = min(self._most_rows + 1, self.limits.max_batch)
 
     def _keep(self, row: int) -> None:
         """Keeps the keys and values of an answer that has ended, for a prompt that continues it."""
-        stream, length = self._streams[row], self._cache.lengths[row]
+        stream, length = self._running.streams[row], self._running.cache.lengths[row]
         if stream.row.error is None and stream.has_whole_key:
             key = stream.key[:-1]  # the last token was not run
-            size = self._cache.count_bytes(length)
+            size = self._running.cache.count_bytes(length)
             try:
-                self.prefixes.store(key, stream.spans, size, lambda: self._cache.read(row, length))
+                self.prefixes.store(key, stream.spans, size, lambda: self._running.cache.read(row, length))
             except Exception as error:  # memory that is short serves the answers first
                 self.prefixes.clear()
                 logger.warning("dropped the keys and values of earlier prompts", exc_info=error)
 
-    def _remove(self, row: int) -> None:
-        """Removes a row as `SlotCache.remove` does: the last one takes its place."""
-        self._cache.remove(row)
-        self._streams[row] = self._streams[-1]
-        self._streams.pop()
-        self._chooser = None
-        if self._bias is not None:
-            self._bias[row] = self._bias[-1]
-            self._set_bias(self._bias[:-1])
+    # Out of memory, or beyond the limit
 
-    # Out of memory
+    def _hold(self, growth: int, more: Sequence[RequestStream]) -> bool:
+        """Whether the limit allows the running rows, and some others, to grow by `growth` tokens each."""
+        lengths = [*self._running.cache.lengths, *(stream.answer.length for stream in more)]
+        return self.limits.hold(lengths, growth)
+
+    def _keep_limit(self) -> None:
+        """Lets requests wait, the newest first, until the limit allows the others another token."""
+        while not self._hold(1, self._not_run()):
+            if self._join is not None:
+                self._stop_joining()
+            else:
+                self._suspend(len(self._running.streams) - 1)
 
     def _make_room(self) -> bool:
         """Frees memory: that of earlier prompts, of requests that join, or of half of the rows; false if there is none.
@@ -270,31 +263,38 @@ class ContinuousBatch:
         if self.prefixes.clear():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
         elif self._join is not None:
-            self._join.close()
-            placed = [*self._streams, *self._suspended]  # of requests that join in parts, some run or wait already
-            waiting = [stream for stream in self._joining if stream not in placed]
-            logger.warning("out of memory; %d requests that join wait", len(waiting))
-            self._suspended.extendleft(reversed(waiting))
-            self._join, self._joining = None, []
-            self._most_rows = len(self._streams)
-        elif len(self._streams) > 1:
-            logger.warning("out of memory with %d answers; continuing with half as many", len(self._streams))
-            self._suspend(len(halve(self._streams)[0]))
+            logger.warning("out of memory; %d requests that join wait", len(self._not_run()))
+            self._stop_joining()
+        elif len(self._running.streams) > 1:
+            logger.warning("out of memory with %d answers; continuing with half as many", len(self._running.streams))
+            self._suspend(len(halve(self._running.streams)[0]))
         else:
             return False
         return True
 
+    def _not_run(self) -> list[RequestStream]:
+        """Lists the requests that join; of those that join in parts, some run or wait already."""
+        placed = [*self._running.streams, *self._suspended]
+        return [stream for stream in self._joining if stream not in placed]
+
+    def _stop_joining(self) -> None:
+        """Lets the requests that join wait."""
+        if self._join is not None:
+            self._join.close()
+        self._suspended.extendleft(reversed(self._not_run()))
+        self._join, self._joining = None, []
+        self._most_rows = len(self._running.streams)
+
     def _suspend(self, most_rows: int) -> None:
         """Suspends rows until `most_rows` are left; all of them if there is no memory to move the others."""
         self._most_rows = most_rows
-        while len(self._streams) > most_rows:
-            self._suspended.appendleft(self._streams[-1])
-            self._remove(len(self._streams) - 1)
+        while len(self._running.streams) > most_rows:
+            self._suspended.appendleft(self._running.streams[-1])
+            self._running.remove(len(self._running.streams) - 1)
         try:
-            self._cache.shrink()
+            self._running.cache.shrink()
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            self._suspended.extendleft(reversed(self._streams))
-            self._streams, self._bias, self._chooser = [], None, None
-            self._cache.clear()
+            self._suspended.extendleft(reversed(self._running.streams))
+            self._running.clear()

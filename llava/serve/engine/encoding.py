@@ -13,17 +13,13 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import awaits_question, refine_images
 from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.streams import finish
 from llava.serve.engine.vision import VisionFrontend
 
 
 def encode_answers(vision: VisionFrontend, batch: Sequence[Answer], most_asked: int) -> list[ImageTokens] | None:
     """Encodes the images of all requests at once; see `encode_in_parts`."""
-    work = encode_in_parts(vision, batch, most_asked=most_asked)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    return finish(encode_in_parts(vision, batch, most_asked=most_asked))
 
 
 def encode_in_parts(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ALL_TOKENS = -1  # a `top_k` that keeps all tokens, as 0 does
 MAX_LOGPROBS = 20  # alternatives listed with each token
+GROWTH = 64  # tokens by which answers may grow, after a request has joined, before one of them has to wait
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class EngineLimits:
     max_batch: int = 16
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
-    """Largest number of tokens of a batch's prompts, text and images; a request with more runs alone."""
+    """Largest number of rows times the tokens of the longest one, prompt and answer so far: what the keys and values
+    of a batch take, since its rows are padded. Where answers outgrow it, the newest wait; a longer request runs alone.
+    Where requests do not join, prompts are counted alone."""
     max_join_tokens: int = 1024
     """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; images
     and longer prompts are worked off in pieces of that size. So are questions that decide what is split, also where
@@ -100,6 +104,10 @@ class EngineLimits:
             least = 0 if name == "max_prefix_mib" else 1
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    def hold(self, lengths: Sequence[int], growth: int = 0) -> bool:
+        """Whether rows of these lengths, in tokens, may be in a batch until each has grown by `growth` tokens."""
+        return len(lengths) <= 1 or len(lengths) * (max(lengths) + growth) <= self.max_batch_tokens
 
 
 @dataclass(frozen=True)

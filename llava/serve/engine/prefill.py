@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,10 +28,16 @@ class PlacedPrompt:
     """(N, D)."""
     positions: Tensor
     """(T,), float32 where an image's are fractional."""
-    bias: Tensor
-    """float32 (T,): added to the attention logits of each key; 0 on text."""
+    sizes: Tensor
+    """float32 (T,): the weight of each token as a key, see `Placed`; 1 on text."""
     end: int
     """Position of the next token."""
+
+    def continue_by(self, embeds: Tensor) -> PlacedPrompt:
+        """Places text, (N, D), behind a prompt that has been run."""
+        more = torch.arange(self.end, self.end + len(embeds), device=embeds.device)
+        positions, sizes = torch.cat([self.positions, more]), torch.cat([self.sizes, torch.ones_like(more)])
+        return PlacedPrompt(embeds, positions, sizes, self.end + len(embeds))
 
 
 SHAPING = (
@@ -74,17 +81,23 @@ def place_prompt(
     ids = ids.to(model.device)
     new = ids[known:]
     row = splice_row(new, model.get_input_embeddings()(new.masked_fill(new == IMAGE_TOKEN_INDEX, 0)), images)
-    is_image = ids[:known] == IMAGE_TOKEN_INDEX
-    counts = torch.ones_like(ids[:known])
-    counts[is_image] = torch.tensor([span.count for span in spans], dtype=torch.int64, device=ids.device)
-    is_image = torch.cat([is_image.repeat_interleave(counts), row.is_image])
+    is_image = row.is_image
+    if known:
+        before = ids[:known] == IMAGE_TOKEN_INDEX
+        counts = torch.ones_like(ids[:known])
+        counts[before] = torch.tensor([span.count for span in spans], dtype=torch.int64, device=ids.device)
+        is_image = torch.cat([before.repeat_interleave(counts), is_image])
     placed = place_tokens(is_image, [*spans, *row.spans])
-    bias = key_bias(placed.sizes, model.config._attn_implementation)
-    return PlacedPrompt(row.embeds, placed.positions, placed.sizes * 0 if bias is None else bias, int(placed.end))
+    return PlacedPrompt(row.embeds, placed.positions, placed.sizes, int(placed.end))
+
+
+def bias_prompts(model: Any, prompts: Sequence[PlacedPrompt]) -> Tensor | None:
+    """Computes the bias on the keys of prompts, float32 (B, K); None for none."""
+    return key_bias(pad_sequence([prompt.sizes for prompt in prompts], True, 1.0), model.config._attn_implementation)
 
 
 def prefill(
-    model: Any, prompts: Sequence[PlacedPrompt], cache: SlotCache, most_tokens: int
+    model: Any, prompts: Sequence[PlacedPrompt], cache: SlotCache, most_tokens: int = sys.maxsize
 ) -> Generator[None, None, Tensor]:
     """Runs prompts through the language model; yields between pieces of at most `most_tokens` tokens.
 
@@ -102,8 +115,8 @@ def prefill(
     places = [prompt.positions[len(prompt.positions) - n :] for prompt, n in zip(prompts, left, strict=True)]
     fractional = any(place.is_floating_point() for place in places)
     positions = pad_sequence([place.float() if fractional else place for place in places], True, 0, "left")
-    bias = pad_sequence([prompt.bias for prompt in prompts], True)
-    cache.reserve(len(prompts), bias.shape[1])  # once, not piece by piece
+    bias = bias_prompts(model, prompts)
+    cache.reserve(len(prompts), max(len(prompt.positions) for prompt in prompts))  # once, not piece by piece
     width = embeds.shape[1]
     pieces = -(-width // max(1, most_tokens // len(prompts)))
     borders = [width * piece // pieces for piece in range(pieces + 1)]
@@ -164,10 +177,10 @@ def attention_masks(
     device, queries = model.device, max(counts)
     ends = torch.tensor([length + count for length, count in zip(lengths, counts, strict=True)], device=device)
     place = ends[:, None] - queries + torch.arange(queries, device=device)  # before the start on padding
-    distance = place[:, :, None] - torch.arange(writing.end, device=device)  # (B, Q, K)
+    last, key = place[:, :, None], torch.arange(writing.end, device=device)
     bias = torch.zeros(len(counts), 0, device=device) if bias is None else bias
     masks = {}
     for kind, window in layer_windows(model.config.get_text_config()).items():
-        near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        near = key <= last if window is None else (key <= last) & (key > last - window)  # (B, Q, K)
         masks[kind] = mask_with_bias(near[:, None], bias, model.dtype)
     return masks if len(masks) > 1 else next(iter(masks.values()))

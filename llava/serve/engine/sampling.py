@@ -128,7 +128,8 @@ class RowSampler(LogitsProcessor):
         """
         self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
         self.rows, self.device, self.on_error = rows, device, on_error or _raise
-        self.prompts = [] if prompts is None else [prompt[prompt >= 0].to(device) for prompt in prompts]
+        penalizes = any(penalty != 1 for penalty in self.penalties)
+        self.prompts = [prompt[prompt >= 0].to(device) for prompt in prompts or () if penalizes]
         if generators is None:
             generators = {i: made for i, row in enumerate(rows) if (made := make_generator(row)) is not None}
         self.generators = dict(generators)

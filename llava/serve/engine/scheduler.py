@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
 from llava.serve.engine.halving import halve
-from llava.serve.engine.params import EngineLimits
+from llava.serve.engine.params import GROWTH, EngineLimits
 
 T = TypeVar("T")
 
@@ -195,13 +195,13 @@ class Scheduler:
 
     def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
         batch: list[Answer] = []
-        running, joining = sum(answer.usage.prompt_tokens for answer in active), 0
+        growth, joining = GROWTH if self.joins else 0, 0
         while self._waiting and len(active) + len(batch) < most_rows:
             first = self._waiting[0]
             joining += first.usage.prompt_tokens
             others = [*active, *batch]
             if others and not (
-                running + joining <= self.limits.max_batch_tokens
+                self.limits.hold([answer.length for answer in (*others, first)], growth)
                 and first.row.sampling.num_beams == others[0].row.sampling.num_beams == 1
             ):
                 break

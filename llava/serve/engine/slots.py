@@ -7,6 +7,7 @@ without touching the others, and a step writes one token per row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,23 +24,34 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Writing:
-    """Where the new tokens of one forward pass belong; N tokens in all, padded on the left."""
+    """Where the new tokens of one forward pass belong."""
 
-    row: Tensor
-    """int64 (N,)."""
-    place: Tensor
-    """int64 (N,): index in the row's slot."""
-    query: Tensor
-    """int64 (N,): index among the row's queries."""
-    rows: int
+    starts: Sequence[int]
+    """Tokens of each row before the pass."""
+    counts: Sequence[int]
+    """New tokens of each row, padded on the left."""
+    rows: Tensor
+    """int64 (N,): rows that have new ones."""
+    places: Tensor
+    """int64 (N,): `starts` of these."""
     end: int
     """Tokens of the longest row after the pass."""
 
     def to(self, device: torch.device) -> Writing:
         """Moves the indices to a device."""
-        if device == self.row.device:
+        if device == self.rows.device:
             return self
-        return replace(self, row=self.row.to(device), place=self.place.to(device), query=self.query.to(device))
+        return replace(self, rows=self.rows.to(device), places=self.places.to(device))
+
+    def write(self, slots: Tensor, states: Tensor) -> Tensor:
+        """Writes new states, (B, H, Q, D), to their slots; gives a view of all, (B, H, K, D)."""
+        queries = states.shape[2]
+        if queries == 1:  # a token of each row, in one operation
+            slots[self.rows, :, self.places] = states[self.rows, :, 0]
+        else:  # several times as fast as by the index of each token
+            for row, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
+                slots[row, :, start : start + count] = states[row, :, queries - count :]
+        return slots[: len(self.starts), :, : self.end]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -70,10 +82,8 @@ class SlotLayer(CacheLayerMixin):
         keys, values = self.keys, self.values
         if keys is None or values is None:
             keys, values = self._allocate(key_states, value_states)
-        new = self.writing.to(keys.device)
-        keys[new.row, :, new.place] = key_states[new.row, :, new.query]
-        values[new.row, :, new.place] = value_states[new.row, :, new.query]
-        return keys[: new.rows, :, : new.end], values[: new.rows, :, : new.end]
+        writing = self.writing.to(keys.device)
+        return writing.write(keys, key_states), writing.write(values, value_states)
 
     def resize(self, rows: int, length: int) -> None:
         """Changes the number of slots and their tokens; keeps what fits."""
@@ -110,15 +120,17 @@ def roomy(needed: int, block: int) -> int:
 class SlotCache(Cache):
     """The keys and values of all layers, and the number of tokens of each row."""
 
-    def __init__(self, layers: int, lengths: Sequence[int] = ()) -> None:
+    def __init__(self, layers: int, lengths: Sequence[int] = (), most: int = sys.maxsize) -> None:
         """
         Args:
             layers: Of the language model.
             lengths: Tokens of each row so far, 0 for new ones.
+            most: See `bound`.
         """
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.lengths = list(lengths)
         self.capacity = (0, 0)
+        self.most = most
         self._counts: Sequence[int] = ()
 
     def begin(self, counts: Sequence[int]) -> Writing:
@@ -129,14 +141,9 @@ class SlotCache(Cache):
         """
         ends = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         self.reserve(len(ends), max(ends))
-        queries = max(counts)
-        triples = [
-            (row, length + i, queries - count + i)
-            for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True))
-            for i in range(count)
-        ]
-        row, place, query = torch.tensor(triples).T.contiguous()
-        writing = Writing(row, place, query, len(ends), max(ends))
+        rows = [row for row, count in enumerate(counts) if count]
+        places = torch.tensor([self.lengths[row] for row in rows])
+        writing = Writing(self.lengths, counts, torch.tensor(rows), places, max(ends))
         keys = self.layers[0].keys
         writing = writing if keys is None else writing.to(keys.device)
         for layer in self.layers:
@@ -155,8 +162,16 @@ class SlotCache(Cache):
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)
         )
+        if new[0] * new[1] > self.most:
+            new = (rows, max(length, min(new[1], self.most // rows)))
         if new != have:
             self._resize(new[0], new[1])
+
+    def bound(self, most: int) -> None:
+        """Sets how many tokens the slots may have together, and frees what is beyond; rows that need more have more."""
+        self.most = most
+        if self.lengths:
+            self.reserve(len(self.lengths), max(self.lengths))
 
     def shrink(self) -> None:
         """Frees the slots and tokens that no row needs."""
@@ -171,7 +186,10 @@ class SlotCache(Cache):
         self.capacity = (rows, length)
 
     def append(self, other: SlotCache) -> None:
-        """Adds the rows of another cache behind this one's."""
+        """Adds the rows of another cache, which is of no use any more, behind this one's."""
+        if not self.lengths:
+            self.layers, self.lengths, self.capacity = other.layers, other.lengths, other.capacity
+            return
         first, lengths = len(self.lengths), [*self.lengths, *other.lengths]
         self.reserve(len(lengths), max(lengths))
         longest = max(other.lengths)
@@ -212,6 +230,17 @@ class SlotCache(Cache):
     def read(self, row: int, length: int) -> KeysValues:
         """Copies the first `length` keys and values of a row."""
         return [(layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) for layer in self.layers]
+
+    def copy(self, other: SlotCache, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Fills the starts of empty rows from all tokens of rows of another cache; room must be reserved."""
+        longest = max(other.lengths)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if mine.keys is None:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            for slots, given in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                slots[rows, :, :longest] = given[sources, :, :longest]
+        for row, source in zip(rows, sources, strict=True):
+            self.lengths[row] = other.lengths[source]
 
     def write(self, row: int, stored: KeysValues) -> None:
         """Fills the start of an empty row from `read`; room for it must be reserved."""

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.generate import Row, append_token
 from llava.serve.engine.logprobs import LogprobRecorder
 from llava.serve.engine.prefixes import PromptKey
@@ -23,21 +22,17 @@ T = TypeVar("T")
 class Stream:
     """An answer between two of its tokens: all that its next token depends on, but the keys and values."""
 
-    answer: Answer
-    tokens: list[int] = field(default_factory=list)
+    row: Row
+    """Its prompt, and where its tokens go."""
+    tokens: list[int] = field(default_factory=list, kw_only=True)
     """Of the answer so far."""
-    position: int = 0
+    position: int = field(default=0, kw_only=True)
     """Of the last of them in the language model."""
-    spans: tuple[ImageSpan, ...] = ()
+    spans: tuple[ImageSpan, ...] = field(default=(), kw_only=True)
     """Of the prompt's images, once they are known."""
 
     def __post_init__(self) -> None:
         self.generator = make_generator(self.row.sampling)
-
-    @property
-    def row(self) -> Row:
-        """Its prompt, and where its tokens go."""
-        return self.answer.row
 
     @property
     def ids(self) -> Tensor:
@@ -96,6 +91,15 @@ class TokenChooser:
 
     def _fail(self, row: int, error: Exception) -> None:
         self.streams[row].row.fail(error)
+
+
+def finish(work: Generator[None, None, T]) -> T:
+    """Does some work without a pause between its pieces."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:

@@ -92,7 +92,7 @@ def test_out_of_memory_delays_some_requests_and_all_get_their_answers(
         steps += tokens == 1 and rows > 2
         if where != "prompts" and tokens == 1 and rows > 2 and steps > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if where != "tokens" and tokens > 1 and (rows > 2 or len(engine._batch._streams) > 3):
+        if where != "tokens" and tokens > 1 and (rows > 2 or len(engine._batch._running.streams) > 3):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     gate, first = hold(engine)
@@ -153,7 +153,7 @@ def test_a_request_that_joins_waits_before_running_answers_do(
     gate, first = hold(engine)
     passes(engine, run_out)
     if not moves:
-        monkeypatch.setattr(engine._batch._cache, "shrink", fail)
+        monkeypatch.setattr(engine._batch._running.cache, "shrink", fail)
     second = submit(engine, pictures[0])
     long = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
     gate.opened.set()
@@ -171,7 +171,7 @@ def test_requests_that_joined_in_parts_do_not_join_twice(
 
     def run_out(rows: int, tokens: int) -> None:
         batch = engine._batch
-        parted = tokens == 1 and not joined and any(stream in batch._streams for stream in batch._joining)
+        parted = tokens == 1 and not joined and any(stream in batch._running.streams for stream in batch._joining)
         if parted:
             joined.append(len(batch._joining))
         if parted or (tokens > 1 and rows > 1):
@@ -213,7 +213,7 @@ def test_keys_and_values_for_which_there_is_no_memory_are_not_kept(
 
     engine = new_engine()
     expected = "".join(submit(engine, pictures[0]))
-    monkeypatch.setattr(engine._batch._cache, "read", fail)
+    monkeypatch.setattr(engine._batch._running.cache, "read", fail)
     assert ["".join(submit(engine, pictures[0])) for _ in range(2)] == [expected] * 2
 
 
@@ -265,7 +265,7 @@ def test_a_fault_of_the_batch_itself_ends_every_answer(
     expected = "".join(submit(engine, pictures[0]))
     gate, first = hold(engine)
     second = submit(engine, pictures[0])
-    monkeypatch.setattr(engine._batch, "_step", lambda: engine._batch._streams and 1 / 0)
+    monkeypatch.setattr(engine._batch, "_step", lambda: engine._batch._running.streams and 1 / 0)
     gate.opened.set()
     for answer in (first, second):
         with pytest.raises(GenerationError, match=r"the model failed \(ZeroDivisionError\)"):

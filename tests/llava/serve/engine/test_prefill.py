@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,22 +11,15 @@ import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine.prefill import place_prompt, prefill, run_tokens
+from llava.serve.engine.prefill import can_continue, place_prompt, prefill, run_tokens
 from llava.serve.engine.slots import SlotCache
+from llava.serve.engine.streams import finish
 from tests.llava.model.language_models import LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
 
 NEXT = [40, 41, 42]
 PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
 LONGS = [LONG, LONG[: LONG.index(30) + 1], [1, 20, 33]]
 IMAGES = [2, 1, 0]
-
-
-def finish(work: Any) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.mark.parametrize("most_tokens", [10_000, 100, 7])
@@ -69,3 +63,17 @@ def test_a_prompt_continues_keys_and_values_of_another_row(tmp_path: Path, kind:
     expected = oracle(input_ids=torch.tensor([LONG + NEXT]), pixel_values=PIXELS).logits[0, -1]
     torch.testing.assert_close(finish(prefill(model, [rest], cache, 50))[0], expected, atol=1e-4, rtol=1e-4)
     assert cache.lengths == [len(LONG) + len(NEXT)]
+
+
+def test_what_only_transformers_generate_can_do_is_left_to_it() -> None:
+    def fits(generation: Any = None, attention: str = "sdpa") -> bool:
+        config = SimpleNamespace(_attn_implementation=attention)
+        return can_continue(SimpleNamespace(config=config, generation_config=SimpleNamespace(**(generation or {}))))
+
+    assert fits() and fits(attention="eager") and not fits(attention="flash_attention_2")
+    assert not fits(generation={"no_repeat_ngram_size": 3}) and fits(generation={"no_repeat_ngram_size": 0})
+    for shaped in ({"exponential_decay_length_penalty": (4, 1.5)}, {"watermarking_config": {"bias": 2.0}}):
+        assert not fits(generation=shaped)
+    assert not fits(generation={"forced_eos_token_id": 0}) and not fits(generation={"guidance_scale": 0.5})
+    neutral = {"forced_eos_token_id": None, "guidance_scale": 1.0, "min_length": 0, "remove_invalid_values": False}
+    assert fits(generation=neutral)

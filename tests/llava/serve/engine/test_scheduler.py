@@ -14,7 +14,7 @@ from PIL import Image
 from llava.serve.engine import scheduler
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded
-from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.serve.engine.params import GROWTH, QLIPOptions, Sampling
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
 from tests.llava.serve.openai.serving import DEADLINE, QUESTION, Gate, picture
 
@@ -71,7 +71,7 @@ def test_requests_join_within_the_limits_and_in_order(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]
 ) -> None:
     """All are of one token, so that each group has ended when the next one joins."""
-    engine = new_engine(max_batch=3, max_batch_tokens=330, max_join_tokens=300)
+    engine = new_engine(max_batch=3, max_batch_tokens=330 + 2 * GROWTH, max_join_tokens=300)
     gate, first = hold(engine)  # 91 visual tokens each and 64 on CLIP's grid, 43 of text
     first.row.sampling = one = Sampling(temperature=0, max_new_tokens=1)
     quadtrees = [submit(engine, pictures[0], sampling=one) for _ in range(3)]
@@ -88,15 +88,15 @@ def test_requests_join_within_the_limits_and_in_order(
 def test_tokens_of_text_are_counted_and_a_longer_prompt_runs_alone(
     new_engine: NewEngine, hold: Hold, joins: bool
 ) -> None:
-    one = Sampling(temperature=0, max_new_tokens=1)
-    engine = new_engine(joins=joins, max_batch_tokens=90, max_join_tokens=1000)
+    one, growth = Sampling(temperature=0, max_new_tokens=1), GROWTH if joins else 0
+    engine = new_engine(joins=joins, max_batch_tokens=90 + 2 * growth, max_join_tokens=1000)
     gate, first = hold(engine)
     first.row.sampling = one
     short = [engine.submit("one two three " * 4, [], one) for _ in range(4)]
-    long = engine.submit("one two three " * 40, [], one)
+    long = engine.submit("one two three " * 80, [], one)
     last = engine.submit("one two three " * 4, [], one)
     tokens = [answer.usage.prompt_tokens for answer in (*short, long, last)]
-    assert 2 * tokens[0] <= 90 < 3 * tokens[0] and tokens[4] > 90
+    assert 2 * tokens[0] <= 90 < 3 * tokens[0] and tokens[4] > 90 + 2 * growth
     gate.opened.set()
     assert all("".join(answer) is not None for answer in (first, *short, long, last))
     assert gate.batches == [1, 2, 2, 1, 1]

@@ -128,6 +128,30 @@ def test_slots_shrink_when_long_rows_have_left_and_are_freed_with_the_last() -> 
     assert cache.layers[0].keys is None and cache.lengths == []
 
 
+def test_slots_have_room_to_spare_within_their_bound_only() -> None:
+    cache, naive = SlotCache(LAYERS, [0] * 4), empty_rows(4)
+    extend(cache, naive, [100] * 4)
+    assert cache.layers[0].keys.shape[2] > 100
+    cache.bound(4 * 110)
+    for _ in range(10):
+        extend(cache, naive, [1] * 4)
+        assert cache.layers[0].keys[:, 0, :, 0].numel() <= 4 * 110
+    extend(cache, naive, [1] * 4)  # what is needed is there in any case
+    assert cache.lengths == [111] * 4
+
+
+def test_starts_are_copied_from_rows_of_another_cache() -> None:
+    once, naive = SlotCache(LAYERS, [0, 0]), empty_rows(2)
+    extend(once, naive, [7, 4])
+    cache, copied = SlotCache(LAYERS, [0] * 4), empty_rows(4)
+    cache.reserve(4, 9)
+    cache.copy(once, [3, 0, 1], [0, 1, 0])
+    assert cache.lengths == [4, 7, 0, 7]
+    for row, source in ((3, 0), (0, 1), (1, 0)):
+        copied[row] = list(naive[source])
+    extend(cache, copied, [3, 2, 9, 1])
+
+
 def test_a_row_that_was_read_is_written_to_another_cache() -> None:
     cache, naive = SlotCache(LAYERS, [0]), empty_rows(1)
     extend(cache, naive, [7])
