@@ -41,7 +41,11 @@ from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, loca
 from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
+from llava.model.multimodal_encoder.pretrained import (
+    default_image_processor,
+    holds_image_processor,
+    load_image_processor,
+)
 from llava.model.quadtree_tiles import has_tiles
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import MODELS
@@ -215,7 +219,7 @@ def image_processor(checkpoint: Checkpoint) -> Any:
     """Builds transformers' image processor that prepares images as LLaVA does: padded to a square, or cut in tiles."""
     vision = TransformersConfig(vision_config=checkpoint.config.mm_vision_config).vision_config
     plain = default_image_processor(vision)
-    if (checkpoint.folder / "preprocessor_config.json").is_file():
+    if holds_image_processor(checkpoint.folder):
         plain = load_image_processor(str(checkpoint.folder), vision)
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
     own = {name: getattr(plain, name) for name in names}
@@ -239,10 +243,9 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     config.save_pretrained(out)
     tokenizer = load_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(out)
-    files = ("preprocessor_config.json", "processor_config.json")
     vision_config = TransformersConfig(vision_config=vision).vision_config
     plain = default_image_processor(vision_config)
-    if any((checkpoint.folder / name).is_file() for name in files):
+    if holds_image_processor(checkpoint.folder):
         plain = load_image_processor(str(checkpoint.folder), vision_config)
     plain.save_pretrained(out)
     if (generation := checkpoint.folder / "generation_config.json").is_file():

@@ -20,7 +20,11 @@ from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
+from llava.model.multimodal_encoder.pretrained import (
+    holds_image_processor,
+    load_image_processor,
+    read_vision_config,
+)
 from llava.model.quantization import check_four_bit, quantization
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import (
@@ -172,7 +176,7 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
         tower = build_vision_tower(config)
     if is_outside:
         tower.set_image_processor(load_image_processor(str(elsewhere), tower.config))
-    if (checkpoint.folder / "preprocessor_config.json").is_file():
+    if holds_image_processor(checkpoint.folder):
         tower.set_image_processor(load_image_processor(str(checkpoint.folder), tower.config))
     return tower
 
@@ -286,7 +290,7 @@ def finish_tower(model: ImageLanguageModel, folder: Path) -> None:
     tower = model.get_vision_tower()
     if tower is None:
         return
-    if (folder / "preprocessor_config.json").is_file():
+    if holds_image_processor(folder):
         tower.set_image_processor(load_image_processor(str(folder), tower.config))
     tower.load_prior(folder)
     tower.requires_grad_(False)
