@@ -41,11 +41,7 @@ from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, loca
 from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import (
-    default_image_processor,
-    holds_image_processor,
-    load_image_processor,
-)
+from llava.model.multimodal_encoder.pretrained import default_image_processor, find_image_processor
 from llava.model.quadtree_tiles import has_tiles
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import MODELS
@@ -218,9 +214,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
 def image_processor(checkpoint: Checkpoint) -> Any:
     """Builds transformers' image processor that prepares images as LLaVA does: padded to a square, or cut in tiles."""
     vision = TransformersConfig(vision_config=checkpoint.config.mm_vision_config).vision_config
-    plain = default_image_processor(vision)
-    if holds_image_processor(checkpoint.folder):
-        plain = load_image_processor(str(checkpoint.folder), vision)
+    plain = find_image_processor(checkpoint.folder, vision)
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
     own = {name: getattr(plain, name) for name in names}
     if has_tiles(checkpoint.config):
@@ -244,10 +238,7 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     tokenizer = load_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(out)
     vision_config = TransformersConfig(vision_config=vision).vision_config
-    plain = default_image_processor(vision_config)
-    if holds_image_processor(checkpoint.folder):
-        plain = load_image_processor(str(checkpoint.folder), vision_config)
-    plain.save_pretrained(out)
+    find_image_processor(checkpoint.folder, vision_config).save_pretrained(out)
     if (generation := checkpoint.folder / "generation_config.json").is_file():
         shutil.copy(generation, out)
     rewrite(checkpoint, out, LLAVA_FILE_NAMES, config.vocab_size)

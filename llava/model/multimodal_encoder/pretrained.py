@@ -152,3 +152,9 @@ def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any
     """Loads the image processor in a folder or hub repository for a vision model of this configuration."""
     holds_image_processor(Path(name))  # names a damaged file
     return PROCESSORS[config.model_type].from_pretrained(name, **hub)
+
+
+def find_image_processor(folder: Path, config: PreTrainedConfig) -> Any:
+    """Loads a folder's image processor; where it holds none, builds the default one."""
+    held = holds_image_processor(folder)
+    return load_image_processor(str(folder), config) if held else default_image_processor(config)
