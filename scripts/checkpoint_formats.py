@@ -41,7 +41,7 @@ from llava.model.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, loca
 from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
 from llava.model.files import weight_files, weight_shapes
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.multimodal_encoder.pretrained import default_image_processor, find_image_processor
+from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.quadtree_tiles import has_tiles
 from llava.model.tokenizer import load_tokenizer
 from llava.model.weights import MODELS
@@ -135,7 +135,7 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
         raise ValueError(f"{model_path} has no vision tower, so it is not a LLaVA checkpoint")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    default_image_processor(model.get_vision_tower().config).save_pretrained(out)
+    model.get_vision_tower().native_processor.save_pretrained(out)
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:

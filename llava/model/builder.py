@@ -21,9 +21,9 @@ from llava.model.language_model.common import ImageLanguageModel
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
 from llava.model.multimodal_encoder.pretrained import (
-    holds_image_processor,
     load_image_processor,
     read_vision_config,
+    set_own_processor,
 )
 from llava.model.quantization import check_four_bit, quantization
 from llava.model.tokenizer import load_tokenizer
@@ -130,7 +130,7 @@ def load_pretrained_model(
         add_image_tokens(tokenizer, model)
     else:
         model = load_on_base(base, checkpoint, options, hub, tokenizer)
-    finish_tower(model, checkpoint.folder)
+    finish_tower(model, checkpoint.folder, base)
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor
     return tokenizer, model.eval(), processor, model.config.context_length
@@ -166,8 +166,10 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
     checkpoint = inspect(local_folder(str(model_path)))
     config = checkpoint.config
     override_flag(config, qlip)
+    folders = [checkpoint.folder]
     if checkpoint.kind != "full" and model_base is not None:
-        take_tower_config(config, inspect(local_folder(str(model_base))), read_extra_weights(checkpoint))
+        folders.append(local_folder(str(model_base)))
+        take_tower_config(config, inspect(folders[1]), read_extra_weights(checkpoint))
     require_tower(config, model_path)
     elsewhere = config.mm_vision_tower
     if is_outside := config.mm_vision_config is None:
@@ -176,8 +178,7 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
         tower = build_vision_tower(config)
     if is_outside:
         tower.set_image_processor(load_image_processor(str(elsewhere), tower.config))
-    if holds_image_processor(checkpoint.folder):
-        tower.set_image_processor(load_image_processor(str(checkpoint.folder), tower.config))
+    set_own_processor(tower, folders)
     return tower
 
 
@@ -285,12 +286,11 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageMod
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def finish_tower(model: ImageLanguageModel, folder: Path) -> None:
-    """Gives the tower the checkpoint's image processor and prior, and freezes it."""
+def finish_tower(model: ImageLanguageModel, folder: Path, base: Path) -> None:
+    """Gives the tower the checkpoint's image processor, else its base's, and its prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:
         return
-    if holds_image_processor(folder):
-        tower.set_image_processor(load_image_processor(str(folder), tower.config))
+    set_own_processor(tower, (folder, base))
     tower.load_prior(folder)
     tower.requires_grad_(False)

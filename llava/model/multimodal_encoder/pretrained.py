@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +158,9 @@ def find_image_processor(folder: Path, config: PreTrainedConfig) -> Any:
     """Loads a folder's image processor; where it holds none, builds the default one."""
     held = holds_image_processor(folder)
     return load_image_processor(str(folder), config) if held else default_image_processor(config)
+
+
+def set_own_processor(tower: Any, folders: Iterable[Path]) -> None:
+    """Gives a tower the image processor in the first of these folders that has one; without any, it keeps its own."""
+    if folder := next(filter(holds_image_processor, folders), None):
+        tower.set_image_processor(load_image_processor(str(folder), tower.config))
