@@ -286,11 +286,11 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageMod
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def finish_tower(model: ImageLanguageModel, folder: Path, base: Path) -> None:
+def finish_tower(model: ImageLanguageModel, folder: Path, base: Path | None = None) -> None:
     """Gives the tower the checkpoint's image processor, else its base's, and its prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:
         return
-    set_own_processor(tower, (folder, base))
+    set_own_processor(tower, (folder, base or folder))
     tower.load_prior(folder)
     tower.requires_grad_(False)
