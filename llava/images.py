@@ -11,8 +11,6 @@ import base64
 import binascii
 import os
 import re
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,23 +21,10 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 from llava.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_structure, drop_pixels
+from qlip.pictures import BROKEN
 from qlip.rgb import read_orientation, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-# Raised by Pillow's decoders on broken files.
-_BROKEN = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 Result = TypeVar("Result")
 
@@ -98,7 +83,7 @@ def _clear_errors(limits: ImageLimits) -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
         kinds = ", ".join(FORMATS)
         raise ImageError(

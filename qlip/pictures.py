@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -11,8 +13,19 @@ from qlip.rgb import to_rgb
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises over a file that is no image, is damaged, or is too large."""
+BROKEN = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise over a file that is no image, or is damaged."""
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
@@ -42,7 +55,7 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return to_rgb(picture)
-    except UNREADABLE as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} can't be read as an image: {error}") from None
 
 

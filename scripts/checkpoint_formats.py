@@ -43,7 +43,7 @@ from llava.model.loading.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspe
 from llava.model.loading.files import weight_files, weight_shapes
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import MODELS
-from llava.model.multimodal_encoder.pretrained import default_image_processor, load_image_processor
+from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.templates import default_template
 from scripts.chat_template import chat_template
@@ -135,7 +135,7 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
         raise ValueError(f"{model_path} has no vision tower, so it is not a LLaVA checkpoint")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    default_image_processor(model.get_vision_tower().config).save_pretrained(out)
+    model.get_vision_tower().native_processor.save_pretrained(out)
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:
@@ -214,9 +214,7 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
 def image_processor(checkpoint: Checkpoint) -> Any:
     """Builds transformers' image processor that prepares images as LLaVA does: padded to a square, or cut in tiles."""
     vision = TransformersConfig(vision_config=checkpoint.config.mm_vision_config).vision_config
-    plain = default_image_processor(vision)
-    if (checkpoint.folder / "preprocessor_config.json").is_file():
-        plain = load_image_processor(str(checkpoint.folder), vision)
+    plain = find_image_processor(checkpoint.folder, vision)
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "do_resize")
     own = {name: getattr(plain, name) for name in names}
     if has_tiles(checkpoint.config):
@@ -239,12 +237,8 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     config.save_pretrained(out)
     tokenizer = load_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(out)
-    files = ("preprocessor_config.json", "processor_config.json")
     vision_config = TransformersConfig(vision_config=vision).vision_config
-    plain = default_image_processor(vision_config)
-    if any((checkpoint.folder / name).is_file() for name in files):
-        plain = load_image_processor(str(checkpoint.folder), vision_config)
-    plain.save_pretrained(out)
+    find_image_processor(checkpoint.folder, vision_config).save_pretrained(out)
     if (generation := checkpoint.folder / "generation_config.json").is_file():
         shutil.copy(generation, out)
     rewrite(checkpoint, out, LLAVA_FILE_NAMES, config.vocab_size)

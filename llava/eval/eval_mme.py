@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import read_mme_answer
-from llava.eval.score.rows import Key, Row, index_rows
+from llava.eval.score.rows import Key, Row, index_rows, read_text
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -84,7 +84,7 @@ def read_labels(folder: Path) -> dict[Key, str]:
     for task in (*PERCEPTION, *COGNITION):
         inner = folder / task / "questions_answers_YN"
         for path in sorted((inner if inner.is_dir() else folder / task).glob("*.txt")):
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(read_text(path).splitlines(), start=1):
                 if not line.strip():
                     continue
                 question, _, label = line.partition("\t")

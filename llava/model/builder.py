@@ -33,7 +33,11 @@ from llava.model.loading.weights import (
 )
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
-from llava.model.multimodal_encoder.pretrained import load_image_processor, read_vision_config
+from llava.model.multimodal_encoder.pretrained import (
+    load_image_processor,
+    read_vision_config,
+    set_own_processor,
+)
 
 FROM_PRETRAINED = frozenset(
     ["device_mesh", "distributed_config", "kernel_config", "low_cpu_mem_usage"]
@@ -105,7 +109,7 @@ def load_pretrained_model(
         check_four_bit(checkpoint.config, options["device_map"])
     tokenizer = load_tokenizer(base)  # before the weights, so that a missing file is reported at once
     model = load_model(checkpoint, base, options, hub, tokenizer)
-    finish_tower(model, checkpoint.folder)
+    finish_tower(model, checkpoint.folder, base)
     tower = model.get_vision_tower()
     processor = None if tower is None else tower.image_processor
     return tokenizer, model.eval(), processor, model.config.context_length
@@ -141,8 +145,10 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
     checkpoint = inspect(local_folder(str(model_path)))
     config = checkpoint.config
     override_flag(config, qlip)
+    folders = [checkpoint.folder]
     if checkpoint.kind != "full" and model_base is not None:
-        take_tower_config(config, inspect(local_folder(str(model_base))), read_extra_weights(checkpoint))
+        folders.append(local_folder(str(model_base)))
+        take_tower_config(config, inspect(folders[1]), read_extra_weights(checkpoint))
     require_tower(config, model_path)
     elsewhere = config.mm_vision_tower
     if is_outside := config.mm_vision_config is None:
@@ -151,8 +157,7 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
         tower = build_vision_tower(config)
     if is_outside:
         tower.set_image_processor(load_image_processor(str(elsewhere), tower.config))
-    if (checkpoint.folder / "preprocessor_config.json").is_file():
-        tower.set_image_processor(load_image_processor(str(checkpoint.folder), tower.config))
+    set_own_processor(tower, folders)
     return tower
 
 
@@ -262,12 +267,11 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: ImageLanguageMod
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def finish_tower(model: ImageLanguageModel, folder: Path) -> None:
-    """Gives the tower the checkpoint's image processor and prior, and freezes it."""
+def finish_tower(model: ImageLanguageModel, folder: Path, base: Path | None = None) -> None:
+    """Gives the tower the checkpoint's image processor, else its base's, and its prior, and freezes it."""
     tower = model.get_vision_tower()
     if tower is None:
         return
-    if (folder / "preprocessor_config.json").is_file():
-        tower.set_image_processor(load_image_processor(str(folder), tower.config))
+    set_own_processor(tower, (folder, base or folder))
     tower.load_prior(folder)
     tower.requires_grad_(False)

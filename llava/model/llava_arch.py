@@ -139,12 +139,15 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         labels: Tensor | None,
         images: Images | None,
         image_sizes: ImageSizes = None,
-    ) -> tuple[None, Tensor, Tensor, Cache | None, Tensor, Tensor | None]:
-        """Calls `splice_images` under LLaVA's name and order; `position_ids` is not read.
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Cache | None, Tensor | None, Tensor | None]:
+        """Calls `splice_images` under LLaVA's name and order; with images, `position_ids` is not read.
 
         Returns:
-            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); without images what was given,
+            and None as inputs_embeds.
         """
+        if images is None:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
         side = self.config.tokenizer_padding_side
         batch = self.splice_images(input_ids, attention_mask, labels, images, side, image_sizes=image_sizes)
         new_labels = None if labels is None else batch.labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -63,6 +64,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     """Parses a command line, old spellings included.
 
     Raises:
+        ImportError: DeepSpeed is asked for, but not installed.
         ValueError: an unknown flag, a value out of range, or flags that contradict each other.
         SystemExit: a value that is no number, no truth value, ...
     """
@@ -78,6 +80,10 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
             logger.warning("--tf32 is not read: this machine has no GPU")
             values["tf32"] = None
         values["use_cpu"] = True
+    if values["deepspeed"] is not None and find_spec("deepspeed") is None:  # transformers' words garble its name
+        raise ImportError(
+            '--deepspeed needs the package of this name: pip install ".[deepspeed]", or leave the flag out'
+        )
     if values["output_dir"] is None:
         raise ValueError("--output_dir is missing: the folder that checkpoints and the model are written to")
     values["run_name"] = values["run_name"] or values["output_dir"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from qlip.pictures import find_pictures, open_picture, read_picture
 
@@ -32,6 +32,16 @@ def test_a_file_that_cannot_be_read_is_refused_or_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_picture(tmp_path / "text.png") is None
     assert "text.png can't be read" in caplog.text
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+@pytest.mark.parametrize("lost", [b"iloc", b"ispe"])
+def test_a_damaged_avif_is_skipped_as_others_are(tmp_path, lost):
+    """Its decoder raises RuntimeError."""
+    file = tmp_path / "a.avif"
+    Image.new("RGB", (40, 30), "red").save(file)
+    file.write_bytes(file.read_bytes().replace(lost, b"free", 1))
+    assert read_picture(file) is None
 
 
 def test_an_image_is_upright_rgb(tmp_path):

@@ -23,7 +23,9 @@ from tests.llava.checkpoints import (
 def test_a_tower_that_lies_elsewhere_is_merged(tmp_path):
     oracle = transformers_model()
     oracle.model.vision_tower.save_pretrained(tmp_path / "tower")
-    default_image_processor(oracle.config.vision_config).save_pretrained(tmp_path / "tower")
+    processor = default_image_processor(oracle.config.vision_config)
+    processor.image_mean = [0.5, 0.4, 0.3]
+    processor.save_pretrained(tmp_path / "tower")
     source = make_llava_checkpoint(tmp_path / "source", mm_vision_tower=str(tmp_path / "tower"))
     state = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "tower" not in name}
     save_file(state, source / "model.safetensors", {"format": "pt"})
@@ -31,6 +33,8 @@ def test_a_tower_that_lies_elsewhere_is_merged(tmp_path):
     merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in oracle.state_dict().items():
         assert torch.equal(merged[name][: len(tensor)], tensor)
+    saved = AutoProcessor.from_pretrained(tmp_path / "out", backend="pil").image_processor
+    assert list(saved.image_mean) == processor.image_mean
 
 
 def test_a_projector_is_merged_with_its_language_model(tmp_path):

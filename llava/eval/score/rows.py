@@ -29,6 +29,18 @@ END = "\x1e"
 """Follows a table's last line; inside a cell, it shows that the cell's quotation mark is not closed."""
 
 
+def read_text(path: Path) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
 def read_rows(path: Path) -> list[tuple[int, Row]]:
     """Reads the objects of a file of JSON lines, each with its line number; only a line feed ends a line.
 
@@ -36,7 +48,7 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
         ValueError: a line is not a JSON object.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -56,7 +68,7 @@ def read_json(path: Path, kind: type) -> Any:
         ValueError: it is not JSON, or of another kind.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
     if not isinstance(content, kind):

@@ -40,7 +40,7 @@ Kind = Literal["full", "projector", "lora"]
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 LORA_FILE = "adapter_config.json"
-FURTHER_CONFIGS = ("preprocessor_config.json", "generation_config.json")
+FURTHER_CONFIGS = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
 TRANSFORMERS_NAMES = {
@@ -52,6 +52,8 @@ TRANSFORMERS_NAMES = {
     r"^(?:language_model\.model|model\.language_model)\.": "model.",
 }
 """Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
+
+ATTACHED = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
 
 NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """(height, width) of transformers' LlavaNext where its configuration names none."""
@@ -176,8 +178,11 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     for part in ("text_config", "vision_config"):
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
+    if (activation := values.get("projector_hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACHED}")
     text = dict(values["text_config"])
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
+    text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
     vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
     # Without a [CLS] to keep, SigLIP's "full" is the patches.
@@ -185,7 +190,7 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
     return config_class(
         **text,
         mm_vision_config=vision.to_dict(),
-        mm_vision_select_layer=values.get("vision_feature_layer", -2),
+        mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2)),
         mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
         mm_projector_type="mlp2x_gelu",
         mm_hidden_size=vision.hidden_size,
@@ -193,6 +198,19 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
         dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
         qlip=values.get("qlip"),
     )
+
+
+def select_layer(layers: Any) -> Any:
+    """Reads transformers' `vision_feature_layer`, a number or a list; several layers are joined, and not supported.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if not isinstance(layers, list):
+        return layers
+    if len(layers) != 1:
+        raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACHED}")
+    return layers[0]
 
 
 def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,22 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Regex, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.loading.files import read_json
+from llava.model.loading.sentencepiece_bpe import SPACE, make_backend, parse_model, user_symbols
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZERS_FILE = "tokenizer.json"
 BYTE_FILES = ("vocab.json", "merges.txt")  # of Qwen2's tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files that transformers reads besides these two, if they exist."""
-
-SPACE = "\u2581"
-"""SentencePiece's character for a space."""
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -107,9 +104,10 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         )
         kwargs = {name: None if str(value) == "" else value for name, value in kwargs.items()}
         self.model_bytes = Path(vocab_file).read_bytes()
-        proto = _parse(self.model_bytes, vocab_file)
+        proto = parse_model(self.model_bytes, vocab_file)
         self._has_prefix = proto.normalizer_spec.add_dummy_prefix
-        self._tokenizer = _make_backend(proto, None if unk_token is None else str(unk_token))
+        self._symbols = frozenset(user_symbols(proto))
+        self._tokenizer = make_backend(proto, None if unk_token is None else str(unk_token))
         proto.normalizer_spec.add_dummy_prefix = False  # decoding keeps every space; `_decode` drops the leading one
         self._sentencepiece = SentencePieceProcessor(model_proto=proto.SerializeToString())
         self._set_normalizer([])
@@ -144,7 +142,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": self.legacy}
         settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
         settings["added_tokens_decoder"] = {
-            str(index): _describe(token) for index, token in sorted(self.added_tokens_decoder.items())
+            str(index): _describe(token) for index, token in sorted(self._own_tokens().items())
         }
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
         config_file.write_text(text + "\n", encoding="utf-8")
@@ -153,9 +151,15 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Adds tokens so that the text around them is tokenized according to `legacy`."""
         tokens = [self._with_normalization(token, special_tokens) for token in new_tokens]
-        known = [*self._tokenizer.get_added_tokens_decoder().values(), *tokens]
+        self._symbols -= {token.content for token in tokens}
+        known = [*self._own_tokens().values(), *tokens]
         self._set_normalizer(known)  # before they are added: adding applies the normalizer to all tokens
         return self._tokenizer.add_tokens(tokens)
+
+    def _own_tokens(self) -> dict[int, AddedToken]:
+        """Maps ids to the tokens that were added to SentencePiece's, its user-defined symbols not among them."""
+        known = self._tokenizer.get_added_tokens_decoder()
+        return {index: token for index, token in known.items() if token.content not in self._symbols}
 
     def _with_normalization(self, token: str | AddedToken, special: bool) -> AddedToken:
         """Builds a token that is matched before normalization with `legacy`, and in the normalized text without.
@@ -176,15 +180,19 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         """Adds the prefix to text, but not to special tokens.
 
         After an added <image> text starts again, since LLaVA tokenizes the parts before and after it separately. The
-        backend matches an added token in its normalized form, so a token by itself must get no prefix.
+        backend matches an added token in its normalized form, so a token by itself must get no prefix; nor does a text
+        that is one user-defined symbol and nothing else.
         """
         steps: list[Any] = []
-        if self._has_prefix and self.legacy:
+        symbols = [re.escape(symbol) + r"\z" for symbol in sorted(self._symbols)]
+        if self._has_prefix and self.legacy and symbols:
+            steps.append(normalizers.Replace(Regex(rf"\A(?!{'|'.join(symbols)})(?=[\s\S])"), SPACE))
+        elif self._has_prefix and self.legacy:
             steps.append(normalizers.Prepend(SPACE))
         elif self._has_prefix:
             has_image = any(token.content == DEFAULT_IMAGE_TOKEN for token in added)
             begin = r"(?:\A|(?<=<image>))" if has_image else r"\A"
-            unmarked = [re.escape(token.content) + ("" if token.special else r"\z") for token in added]
+            unmarked = [re.escape(token.content) + ("" if token.special else r"\z") for token in added] + symbols
             refusal = f"(?!{'|'.join(unmarked)})" if unmarked else ""
             steps.append(normalizers.Replace(Regex(rf"{begin}{refusal}(?=[\s\S])"), SPACE))
         self._tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -195,7 +203,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
         Ids without a token, such as rows that pad an embedding, are skipped.
         """
         ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = self._own_tokens()
         pieces = self._sentencepiece.get_piece_size()
         text, run = "", []
         for index in [ids] if isinstance(ids, int) else ids:
@@ -235,59 +243,6 @@ def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) ->
                 f"{folder} gives the added token {content!r} the id {index}, but behind {SENTENCEPIECE_FILE} it is"
                 f" {found}; ids of added tokens must follow each other from the end of its vocabulary"
             )
-    return tokenizer
-
-
-def _parse(content: bytes, file: str) -> Any:
-    """Parses a SentencePiece model.
-
-    Raises:
-        ValueError: it is not one, or not of Llama's kind: BPE without normalization.
-    """
-    try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
-    except Exception as error:  # protobuf's DecodeError is not public
-        raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
-    if not proto.pieces:
-        raise ValueError(f"{file} is no SentencePiece model: it is empty or truncated")
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    oddities = {
-        "model_type other than BPE": trainer.model_type != trainer.BPE,
-        f"the normalizer {normalizer.name!r}": bool(normalizer.precompiled_charsmap),
-        "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
-        "escape_whitespaces off": not normalizer.escape_whitespaces,
-        "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
-        "user-defined symbols": any(piece.type == piece.USER_DEFINED for piece in proto.pieces),
-    }
-    if found := [name for name, holds in oddities.items() if holds]:
-        raise ValueError(
-            f"{file} has {', '.join(found)}, which Llama's tokenizer does not have; give a {TOKENIZERS_FILE} with"
-            ' tokenizer_class "PreTrainedTokenizerFast" in tokenizer_config.json instead'
-        )
-    return proto
-
-
-def _make_backend(proto: Any, unknown: str | None) -> Tokenizer:
-    """Builds a tokenizer with the same pieces, merged in the same order: by score, the likeliest first."""
-    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    merges = []
-    for piece in proto.pieces:
-        if piece.type != piece.NORMAL:  # bytes and control tokens are never merged
-            continue
-        text = piece.piece
-        pairs = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
-        merges += [(-piece.score, *pair) for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
-    merges.sort(key=lambda merge: merge[0])  # a stable sort: of equal scores the first piece's come first
-    model = BPE(
-        vocab=vocabulary,
-        merges=[(left, right) for _, left, right in merges],
-        unk_token=unknown,
-        fuse_unk=True,
-        byte_fallback=proto.trainer_spec.byte_fallback,
-    )
-    tokenizer = Tokenizer(model)
-    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])  # for readers of tokenizer.json
     return tokenizer
 
 

@@ -44,5 +44,9 @@ class CLIPVisionTower(VisionTower):
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Selects the features (B, N, D) from the vision model's output with `output_hidden_states=True`."""
-        features = image_forward_outs.hidden_states[self.select_layer]
+        states, depth = image_forward_outs.hidden_states, self.config.num_hidden_layers
+        # The input of the first layer, then each layer's output: several times in a row where transformers has hooked
+        # the layers again, as it does once the language model around the tower is asked for hidden states, attentions.
+        copies = (len(states) - 1) // depth
+        features = states[self.select_layer % (depth + 1) * copies]
         return features[:, -self.native_tokens :]  # [CLS] comes first

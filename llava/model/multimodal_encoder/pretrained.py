@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,32 @@ def default_image_processor(config: PreTrainedConfig) -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": config.image_size}, crop_size=square)
 
 
+def holds_image_processor(folder: Path) -> bool:
+    """Whether a folder describes an image processor: in its own file, or, as by transformers 5, in its processor's.
+
+    Raises:
+        ValueError: one of these files is damaged.
+    """
+    own, whole = (folder / name for name in ("preprocessor_config.json", "processor_config.json"))
+    if own.is_file():
+        read_json(own)  # names the file if it is damaged
+        return True
+    return whole.is_file() and "image_processor" in read_json(whole)
+
+
 def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any:
     """Loads the image processor in a folder or hub repository for a vision model of this configuration."""
-    if (file := Path(name) / "preprocessor_config.json").is_file():
-        read_json(file)  # names the file if it is damaged
+    holds_image_processor(Path(name))  # names a damaged file
     return PROCESSORS[config.model_type].from_pretrained(name, **hub)
+
+
+def find_image_processor(folder: Path, config: PreTrainedConfig) -> Any:
+    """Loads a folder's image processor; where it holds none, builds the default one."""
+    held = holds_image_processor(folder)
+    return load_image_processor(str(folder), config) if held else default_image_processor(config)
+
+
+def set_own_processor(tower: Any, folders: Iterable[Path]) -> None:
+    """Gives a tower the image processor in the first of these folders that has one; without any, it keeps its own."""
+    if folder := next(filter(holds_image_processor, folders), None):
+        tower.set_image_processor(load_image_processor(str(folder), tower.config))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
+from transformers import CLIPImageProcessorPil
 
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.loading.weights import add_weights
@@ -100,6 +102,17 @@ def test_a_projector_loads_onto_a_whole_llava_and_takes_its_tower(tmp_path, orac
     model = load(folder, base)
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
     assert_same_view(load_empty_tower(folder, base), model)
+
+
+def test_pictures_are_prepared_as_the_base_prepares_them(tmp_path, oracle, whole):
+    """Unless the checkpoint on top of it says otherwise."""
+    base = Path(shutil.copytree(whole, tmp_path / "base"))
+    folder = write_projector(tmp_path / "projector", projector_state(oracle))
+    for place, mean in ((base, [0.5, 0.4, 0.3]), (folder, [0.1, 0.2, 0.3])):
+        CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size=112, image_mean=mean).save_pretrained(place)
+        model = load(folder, base)
+        assert list(model.get_vision_tower().image_processor.image_mean) == mean
+        assert_same_view(load_empty_tower(folder, base), model)
 
 
 @pytest.mark.parametrize("extra", [None, {}], ids=["no file", "an empty file"])

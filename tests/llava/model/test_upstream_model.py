@@ -18,7 +18,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from tests.llava.checkpoints import IMAGE_TOKEN, make_llava_checkpoint
+from tests.llava.checkpoints import IMAGE_TOKEN, PICTURE, PROMPT, make_llava_checkpoint
 
 PIXELS = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 QUADTREE = {"criterion": "gradient", "coarsest": "any", "alpha": 1.2, "max_tokens": None}
@@ -74,6 +74,20 @@ def test_the_tower_is_read_as_forks_read_it(model, vision):
     assert tower.config.image_size == 112
     assert (tower.dtype, tower.device) == (torch.float32, torch.device("cpu"))
     assert tower.dummy_feature.shape == (1, 64)
+
+
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+@torch.no_grad()
+def test_what_the_language_model_is_asked_for_leaves_later_answers_alone(folder, oracle, expected, option):
+    """transformers then hooks the layers of the tower inside it a second time."""
+    model = load_pretrained_model(folder, device="cpu")[1]
+    for _ in range(2):
+        found = model(PROMPT, images=PICTURE, **{option: True})
+        torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=0)
+        ids = torch.tensor([[1, 20] + [IMAGE_TOKEN] * 64 + [30, 31]])
+        theirs = oracle(ids, pixel_values=PICTURE, **{option: True})
+        name = option.removeprefix("output_")
+        torch.testing.assert_close(found[name], theirs[name], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -139,6 +153,13 @@ def test_inputs_are_prepared_as_llavas_forward_pass_asks_for_them(model, oracle)
     expected = oracle(long, pixel_values=PIXELS[:1], attention_mask=torch.ones_like(long)).logits
     got = model(inputs_embeds=embeds[:1], attention_mask=new_mask[:1], position_ids=positions[:1]).logits
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_inputs_without_images_come_back_as_they_are(model):
+    """As a fork's step of generation has them: one token behind a cache, at its own position."""
+    ids, positions, mask = torch.tensor([[30]]), torch.tensor([[67]]), torch.ones(1, 68)
+    given = (ids, positions, mask, None, None, ids)
+    assert model.prepare_inputs_labels_for_multimodal(ids, positions, mask, None, ids, None) == given
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,9 @@ def test_a_value_of_the_wrong_type_is_one_line(capsys):
         parse("--learning_rate fast")
     assert stopped.value.code == 2
     assert "invalid float value: 'fast'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_absent_deepspeed_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("llava.train.arguments.find_spec", {}.get)
+    with pytest.raises(ImportError, match=r'--deepspeed needs .*: pip install "\.\[deepspeed\]"'):
+        parse("--deepspeed scripts/zero2.json")

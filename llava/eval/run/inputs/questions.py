@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import read_rows, read_table
+from llava.eval.score.rows import Row, read_rows, read_table, read_text
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
     for number, row in read_rows(path):
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
-        name, text, image = row["question_id"], row["text"], row["image"]
+        name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
         if answers_file and name not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
         answer = answers.get(name, row.get("answer", row.get("label")))
@@ -93,8 +93,23 @@ def _read_right_answers(path: Path) -> dict[object, str]:
     for number, row in read_rows(path):
         if "question_id" not in row or not ("text" in row or "answer" in row):
             raise ValueError(f"{path}:{number}: an answer needs question_id and text")
-        answers[row["question_id"]] = str(row.get("text", row.get("answer")))
+        name = _read_value(f"{path}:{number}", row, "question_id")
+        answers[name] = str(row.get("text", row.get("answer")))
     return answers
+
+
+def _read_value(place: str, row: Row, key: str) -> Any:
+    """Reads a text that can be encoded, or a question's id: a text or a number; raises ValueError for another value."""
+    value, is_id = row[key], key == "question_id"
+    if not isinstance(value, (str, int, float) if is_id else str):
+        allowed = "a text or a number" if is_id else "a text"
+        raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: {key} holds half a character, {value[error.start]!r}") from None
+    return value
 
 
 def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> list[Question]:
@@ -109,20 +124,20 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
         ValueError: the file is not such a list.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error.msg}") from None
     questions = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:
             name, said, image = entry["id"], entry["conversations"][0]["value"], entry.get("image")
-        except (KeyError, IndexError, TypeError):
+            text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            file = None if image is None else folder / image
+        except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is no object with id and conversations") from None
-        text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-        file = None if image is None else folder / image
         questions.append(Question(name, prompt, text, file, image, index=len(questions)))
     if not questions:
         raise ValueError(f"{path} holds no questions")

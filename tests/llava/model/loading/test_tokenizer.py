@@ -255,7 +255,6 @@ def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, content: bytes) -> 
         ({"model_type": "unigram"}, "other than BPE"),
         ({"normalization_rule_name": "nmt_nfkc"}, "nmt_nfkc"),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
-        ({"user_defined_symbols": ["<x>"]}, "user-defined"),
     ],
 )
 def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path, options: dict[str, Any], named: str) -> None:

@@ -102,6 +102,8 @@ def test_a_row_of_mmbench_may_name_the_row_that_holds_its_picture(tmp_path: Path
         ('[{"id": 1}]', "entry 0 is no object with id and conversations"),
         ('[{"id": 1, "conversations": []}]', "entry 0"),
         ("[3]", "entry 0"),
+        ('[{"id": 1, "conversations": [{"value": null}]}]', "entry 0"),
+        ('[{"id": 1, "conversations": [{"value": "?"}], "image": 3}]', "entry 0"),
     ],
 )
 def test_a_file_that_is_no_scienceqa_is_named(tmp_path: Path, content: str, words: str) -> None:
