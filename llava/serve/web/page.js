@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const KEY = "llava-appearance";
-  let running = 0, answered = false;
+  let running = 0, stopping = false, answered = false;
 
   // Colours: the visitor's choice, kept for the next visit; without one the system's, also when that changes.
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -32,8 +32,10 @@
   };
 
   const tools = () => {
+    stopping = stopping && running > 0;
     const update = (interactive) => ({ __type__: "update", interactive });
-    return [update(running > 0), update(answered && running === 0), update(answered && running === 0)];
+    const asked = update(answered && running === 0);
+    return [update(running > 0 && !stopping), asked, asked, { __type__: "update", active: stopping }];
   };
 
   // On a phone what is answered scrolls into view; on larger windows it is there already.
@@ -58,15 +60,16 @@
       try { localStorage.setItem(KEY, dark ? "dark" : "light"); } catch { /* private window: for this visit only */ }
       setDark(dark);
     },
-    // For the buttons Stop, Regenerate and Undo.
+    // For the buttons Stop, Regenerate and Undo, and the timer that stops again.
     begin(compares) {
       running += 1;
+      stopping = false;
       comparing = Boolean(compares);
       if (comparing) showComparison(); else scrollTo("#chat", "center");
       return tools();
     },
     end() { running = Math.max(0, running - 1); return tools(); },
-    stop() { running = 0; return tools(); },
+    stop() { stopping = true; return tools(); },
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
   };
 

@@ -66,8 +66,8 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
                 sampling = layout.settings_card(ranges_of(demo.backend))
         controls = [*sees.quadtree, *sampling, model]
         parts = Parts(session, drawn, picture, examples, sees, talk, controls, panel, sides)
-        answering = _connect_questions(demo, parts)
-        _connect_pictures(demo, parts, page, answering)
+        _connect_questions(demo, parts)
+        _connect_pictures(demo, parts, page)
         _connect_views(demo, parts)
         if demo.feedback is not None:
             talk.chat.like(demo.vote, [session, model], None, show_progress="hidden", preprocess=False, **PRIVATE)
@@ -77,10 +77,12 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
     return page
 
 
-def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
-    """Connects the events that make the model answer and returns them; Stop cancels them."""
+def _connect_questions(demo: Demo, parts: Parts) -> None:
+    """Connects the events that make the model answer, and those that end answers."""
     # Not preprocessed, here and below: the handlers check the clients' values and report what is wrong.
-    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden", "preprocess": False}
+    hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
+    # By default a press counts only once the button's last event has ended; here it ends what runs, see `Runs`.
+    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "trigger_mode": "multiple", **hidden}
     talk, session = parts.talk, parts.session
     buttons, question = talk.buttons, talk.question
     conversation = [session, talk.chat, talk.spent]
@@ -98,26 +100,25 @@ def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
         demo.compare, asked, [parts.panel, *parts.sides], api_name="compare", **waiting
     )
     answering = [asking, *suggested, again, comparing]
-    _connect_ends(parts, answering)
+    _connect_ends(demo, parts, answering)
     if demo.backend.explains:
         values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
         for event in (asking, *suggested, again):
-            event.then(demo.draw_answer, values, shown, show_progress="hidden", preprocess=False, **PRIVATE)
+            event.then(demo.draw_answer, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
     gr.on(
         [buttons["Clear"].click, talk.chat.clear],
         demo.clear,
         session,
         [*conversation, parts.panel],
         api_name="clear",
-        cancels=answering,
+        trigger_mode="multiple",
     ).then(demo.show_strip, session, talk.strip, **PRIVATE)
-    buttons["Undo"].click(demo.undo, session, answered, cancels=answering, **PRIVATE)
-    return answering
+    buttons["Undo"].click(demo.undo, session, answered, **PRIVATE)
 
 
-def _tools(talk: Talk) -> list[gr.Button]:
-    """Lists the buttons that are enabled while they have something to do; `page.js` counts running answers."""
-    return [talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")]
+def _tools(talk: Talk) -> list[Any]:
+    """Lists what is enabled while it has something to do; `page.js` counts running answers."""
+    return [*(talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")), talk.stopping]
 
 
 def _connect_starts(parts: Parts) -> None:
@@ -129,19 +130,22 @@ def _connect_starts(parts: Parts) -> None:
     talk.buttons["Compare"].click(None, None, _tools(talk), js="() => window.llavaPage.begin(true)")
 
 
-def _connect_ends(parts: Parts, answering: Sequence[Any]) -> None:
+def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
     """Counts the answers that have ended, and looks whether there is a conversation."""
     talk, tools = parts.talk, _tools(parts.talk)
     for event in answering:
-        event.then(None, None, tools, js="() => window.llavaPage.end()")
+        for ended in (event.then, event.failure):  # a browser runs one of the two
+            ended(None, None, tools, js="() => window.llavaPage.end()")
     stop = talk.buttons["Stop"]
     stop.click(None, None, tools, js="() => window.llavaPage.stop()")
-    stop.click(None, cancels=list(answering))
+    talk.buttons["Clear"].click(None, None, tools, js="() => window.llavaPage.stop()")
+    # Again until all have ended: an answer that waits in Gradio's queue cannot be stopped before it begins.
+    gr.on([stop.click, talk.stopping.tick], demo.stop, queue=False, trigger_mode="multiple", **PRIVATE)
     talk.chat.change(None, talk.chat, tools, js="(chat) => window.llavaPage.show(chat)")
 
 
-def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
-    """Connects the events of pictures; a new one cancels running answers."""
+def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
+    """Connects the events of pictures."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     sees, talk = parts.sees, parts.talk
     values = [*parts.controls, parts.drawn]
@@ -154,9 +158,6 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequ
         trigger_mode="always_last",  # a change during another is not lost
         **hidden,
     ).then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
-    # Not on `change`, which a browser may report again after the next question has been asked.
-    chosen = [parts.picture.input] if parts.examples is None else [parts.picture.input, parts.examples.dataset.click]
-    gr.on(chosen, None, cancels=list(answering))
     talk.add.upload(
         demo.add_picture,
         [parts.session, talk.add, *values],
