@@ -53,6 +53,7 @@ class Demo(PictureHandlers):
         super().__init__(backend, curve)
         self.moderator = moderator
         self.feedback = feedback
+        self._voted: dict[str | None, object] = {}  # each visitor's last vote
 
     async def ask(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
@@ -158,7 +159,10 @@ class Demo(PictureHandlers):
         return before, before.messages(), views.NO_COST, session.last_question
 
     async def vote(self, request: gr.Request, session: Session, model: Any, chosen: gr.EventData) -> None:
-        """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log."""
+        """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log.
+
+        The same vote again is not written: Gradio reports a click on *Report* twice.
+        """
         if self.feedback is None:
             raise toast_error("This page takes no feedback.")
         with errors_as_toasts():
@@ -169,6 +173,10 @@ class Demo(PictureHandlers):
             exchange = session.exchanges[session.exchange_of(message)]
         except LookupError:
             raise toast_error("That answer is no longer in the conversation.") from None
+        vote = (kind, message, exchange.texts())
+        if self._voted.get(request.session_hash) == vote:
+            return
+        self._voted[request.session_hash] = vote
         asked = replace(session, exchanges=session.exchanges[: session.exchange_of(message)])
         name = model if isinstance(model, str) and len(model) <= MAX_MODEL_NAME else ""
         with errors_as_toasts():
@@ -182,6 +190,7 @@ class Demo(PictureHandlers):
     async def leave(self, request: gr.Request) -> None:
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
         self._opened.pop(request.session_hash, None)
+        self._voted.pop(request.session_hash, None)
         await self.runs.stop(request.session_hash)
 
     async def models(self) -> Any:

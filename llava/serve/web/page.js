@@ -13,13 +13,16 @@
   const follow = () => { const choice = stored(); if (choice) setDark(choice === "dark"); };
   system.addEventListener("change", () => { if (!stored()) setDark(system.matches); });
 
-  // Toasts: the same message again replaces the earlier one.
-  const replaceToasts = () => {
-    const last = new Map();
+  // Toasts: of the same message several times only the last is shown. Gradio lists all of one kind in one body.
+  const hideRepeatedToasts = () => {
     for (const body of document.querySelectorAll('[data-testid="toast-body"]')) {
-      const text = body.textContent.trim();
-      last.get(text)?.querySelector("button")?.click();
-      last.set(text, body);
+      const texts = new Set();
+      for (const item of [...body.querySelectorAll(".toast-message-item")].reverse()) {
+        const text = item.textContent.trim(), line = item.nextElementSibling;
+        const display = texts.has(text) ? "none" : "";
+        for (const part of line?.matches(".toast-separator") ? [item, line] : [item]) part.style.display = display;
+        texts.add(text);
+      }
     }
   };
 
@@ -79,7 +82,7 @@
   if (write) navigator.clipboard.writeText = (text) => write(shown(text));
 
   const start = () => {
-    const look = () => { replaceToasts(); nameExamples(); showComparison(); };
+    const look = () => { hideRepeatedToasts(); nameExamples(); showComparison(); };
     follow();
     measure();
     nameExamples();
