@@ -98,10 +98,12 @@ class Demo(PictureHandlers):
         Yields the panel, its question, and the head and body of each side. The answers are generated one after the
         other, so that each is timed alone.
         """
-        async with self.runs.start(request.session_hash, COMPARISON) as run:
-            async with aclosing(run.until_stopped(self._compare(session, question, controls))) as steps:
-                async for step in steps:
-                    yield step
+        async with (
+            self.runs.start(request.session_hash, COMPARISON) as run,
+            aclosing(run.until_stopped(self._compare(session, question, controls))) as steps,
+        ):
+            async for step in steps:
+                yield step
 
     async def _compare(
         self, session: Session, question: Any, controls: tuple[Any, ...]

@@ -76,6 +76,11 @@
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
   };
 
+  // Escape stops, as the button does, where it does nothing else.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.defaultPrevented) document.querySelector("#stop:enabled")?.click();
+  });
+
   // The chatbot's copy buttons copy the escaped message; this unescapes it.
   const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
   const shown = (html) => new DOMParser().parseFromString("<pre>" + html, "text/html").body.textContent;

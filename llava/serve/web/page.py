@@ -52,18 +52,18 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
     with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         session, drawn = gr.State(Session()), gr.State(LINES)
         model = layout.header(text, choose_model)
-        with gr.Row(elem_id="stage"):
-            with gr.Column(elem_id="picture-card", elem_classes="card"):
-                picture, examples = layout.picture_card(text)
+        with gr.Row(elem_id="stage"):  # in the order of the keyboard; the style sheet places the cards
             with gr.Column(elem_id="talk-column"):
                 with gr.Column(elem_id="talk-card", elem_classes="card"):
                     talk = layout.talk_card(demo, text)
                 with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                     sides = layout.compare_card()
-            with gr.Column(elem_id="sees-card", elem_classes="card"):
-                sees = layout.view_card(demo)
+            with gr.Column(elem_id="picture-card", elem_classes="card"):
+                picture, examples = layout.picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = layout.settings_card(ranges_of(demo.backend))
+            with gr.Column(elem_id="sees-card", elem_classes="card"):
+                sees = layout.view_card(demo)
         controls = [*sees.quadtree, *sampling, model]
         parts = Parts(session, drawn, picture, examples, sees, talk, controls, panel, sides)
         _connect_questions(demo, parts)
@@ -101,19 +101,22 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     )
     answering = [asking, *suggested, again, comparing]
     _connect_ends(demo, parts, answering)
+    values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
     if demo.backend.explains:
-        values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
         for event in (asking, *suggested, again):
             event.then(demo.draw_answer, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
-    gr.on(
+    cleared = gr.on(
         [buttons["Clear"].click, talk.chat.clear],
         demo.clear,
         session,
         [*conversation, parts.panel],
         api_name="clear",
         trigger_mode="multiple",
-    ).then(demo.show_strip, session, talk.strip, **PRIVATE)
-    buttons["Undo"].click(demo.undo, session, answered, **PRIVATE)
+    )
+    undone = buttons["Undo"].click(demo.undo, session, answered, **PRIVATE)
+    cleared.then(demo.show_strip, session, talk.strip, **PRIVATE)
+    for event in (cleared, undone):  # another picture may be the last one, and another answer
+        event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 
 def _tools(talk: Talk) -> list[Any]:
