@@ -78,10 +78,10 @@ def check_structure(data: bytes) -> None:
     """Checks what Pillow does not: a PNG's checksums and end, a JPEG's number of scans, a TIFF's size of tags.
 
     Args:
-        data: An image file of any format; only these three are checked.
+        data: An image file of any format; only these three are checked, and HEIC and AVIF refused by name.
 
     Raises:
-        ImageError: the file is broken, truncated, or would take far more memory or time than its size.
+        ImageError: the file is broken, truncated, not supported, or would take far more memory or time than its size.
         struct.error: a TIFF file is truncated.
     """
     if data.startswith(_PNG_SIGNATURE):
@@ -90,6 +90,8 @@ def check_structure(data: bytes) -> None:
         _check_scans(data)
     elif data[:4] in TIFF_SIGNATURES:
         _check_tags(data)
+    elif data[4:8] == b"ftyp":  # what phones write: named, since its owner sees a picture in it
+        raise ImageError("not a readable image: HEIC, AVIF and videos are not supported; save it as JPEG or PNG")
 
 
 def _check_png(data: bytes) -> None:

@@ -177,13 +177,15 @@ def test_of_a_large_file_no_more_than_the_limit_is_read(tmp_path: Path, picture:
         encode(Image.effect_noise((64, 64), 50), "JPEG")[:300],
         encode(Image.effect_noise((64, 64), 50).convert("RGB"), "WEBP")[:200],
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     ],
-    ids=["empty", "text", "png-signature", "cut-png", "cut-jpeg", "cut-webp", "postscript"],
+    ids=["empty", "text", "png-signature", "cut-png", "cut-jpeg", "cut-webp", "postscript", "heic"],
 )
 def test_broken_and_other_files_are_refused_without_pillows_message(data: bytes) -> None:
     with pytest.raises(ImageError, match="not a readable image") as caught:
         load_image(data)
     assert "0x" not in str(caught.value)
+    assert ("HEIC" in str(caught.value)) == (b"heic" in data)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 

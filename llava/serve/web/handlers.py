@@ -25,6 +25,7 @@ from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress
+from llava.serve.web.runs import COMPARISON, TALK
 from llava.serve.web.session import Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.views import Cost
@@ -52,6 +53,7 @@ class Demo(PictureHandlers):
         super().__init__(backend, curve)
         self.moderator = moderator
         self.feedback = feedback
+        self._voted: dict[str | None, object] = {}  # each visitor's last vote
 
     async def ask(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
@@ -63,20 +65,30 @@ class Demo(PictureHandlers):
         """
         with errors_as_toasts():
             text = read_question(question)
-        async with aclosing(self._converse(request, session, session, text, controls)) as steps:
-            async for step in steps:
-                yield step
+        if not text and self.runs.is_answering(request.session_hash):
+            return  # Enter was pressed twice
+        async with self.runs.start(request.session_hash, TALK) as run:
+            before = run.session or session
+            if run.session is not None and before.last_question == text:  # the same again, before its answer was done
+                before = before.without_last()
+            async with aclosing(run.until_stopped(self._converse(before, before, text, controls))) as steps:
+                async for step in steps:
+                    run.session = step[0]
+                    yield step
 
     async def regenerate(
         self, request: gr.Request, session: Session, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Asks the last question again with the current controls; the old answer stays until the new one starts."""
-        if not session.exchanges:
-            raise toast_error("There is no answer to regenerate. Ask something first.")
-        question = session.exchanges[-1].question
-        async with aclosing(self._converse(request, session, session.without_last(), question, controls)) as steps:
-            async for *step, _ in steps:
-                yield step[0], step[1], step[2]
+        async with self.runs.start(request.session_hash, TALK) as run:
+            before = run.session or session
+            if not before.exchanges:
+                raise toast_error("There is no answer to regenerate. Ask something first.")
+            asked = self._converse(before, before.without_last(), before.last_question, controls)
+            async with aclosing(run.until_stopped(asked)) as steps:
+                async for *step, _ in steps:
+                    run.session = step[0]
+                    yield step[0], step[1], step[2]
 
     async def compare(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
@@ -86,9 +98,19 @@ class Demo(PictureHandlers):
         Yields the panel, its question, and the head and body of each side. The answers are generated one after the
         other, so that each is timed alone.
         """
-        last = session.exchanges[-1].question if session.exchanges else ""
+        async with (
+            self.runs.start(request.session_hash, COMPARISON) as run,
+            aclosing(run.until_stopped(self._compare(session, question, controls))) as steps,
+        ):
+            async for step in steps:
+                yield step
+
+    async def _compare(
+        self, session: Session, question: Any, controls: tuple[Any, ...]
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
         with errors_as_toasts():
-            text, settings = read_question(question) or last, Controls.read(controls, self.backend)
+            text = read_question(question) or session.last_question
+            settings = Controls.read(controls, self.backend)
         picture = self._require_pictures(session, text)[-1]
         if self.backend.defaults is None:
             raise toast_error("This model has no quadtree, so there is nothing to compare.")
@@ -116,24 +138,33 @@ class Demo(PictureHandlers):
         yield gr.update(visible=True), views.compare_question(text), heads[0], left, heads[1], right
         for mode, image in images.items():
             progress[mode] = AnswerProgress(image.tokens)
-            async with aclosing(self._answer(request, queries[mode], progress[mode])) as steps:
+            async with aclosing(self._answer(queries[mode], progress[mode])) as steps:
                 async for _ in steps:
                     left, right = bodies()
                     yield gr.skip(), gr.skip(), gr.skip(), left, gr.skip(), right
 
-    def clear(self, session: Session) -> tuple[Session, Messages, str, Any]:
-        """Clears the conversation and keeps the first picture."""
+    async def stop(self, request: gr.Request) -> None:
+        """Ends the visitor's answers; what has come of them stays."""
+        await self.runs.stop(request.session_hash)
+
+    async def clear(self, request: gr.Request, session: Session) -> tuple[Session, Messages, str, Any]:
+        """Clears the conversation and keeps the first picture; ends running answers."""
+        await self.runs.stop(request.session_hash)
         return replace(session, exchanges=(), pending=()), [], views.NO_COST, gr.update(visible=False)
 
-    def undo(self, session: Session) -> tuple[Session, Messages, str, str]:
+    async def undo(self, request: gr.Request, session: Session) -> tuple[Session, Messages, str, str]:
         """Takes the last question back into its box, to edit it; session, chat, cost line and the box's text."""
+        session = await self.runs.stop(request.session_hash, TALK) or session
         if not session.exchanges:
             raise toast_error("There is no question to take back. Ask something first.")
         before = session.without_last()
-        return before, before.messages(), views.NO_COST, session.exchanges[-1].question
+        return before, before.messages(), views.NO_COST, session.last_question
 
     async def vote(self, request: gr.Request, session: Session, model: Any, chosen: gr.EventData) -> None:
-        """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log."""
+        """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log.
+
+        The same vote again is not written: Gradio reports a click on *Report* twice.
+        """
         if self.feedback is None:
             raise toast_error("This page takes no feedback.")
         with errors_as_toasts():
@@ -144,6 +175,10 @@ class Demo(PictureHandlers):
             exchange = session.exchanges[session.exchange_of(message)]
         except LookupError:
             raise toast_error("That answer is no longer in the conversation.") from None
+        vote = (kind, message, exchange.texts())
+        if self._voted.get(request.session_hash) == vote:
+            return
+        self._voted[request.session_hash] = vote
         asked = replace(session, exchanges=session.exchanges[: session.exchange_of(message)])
         name = model if isinstance(model, str) and len(model) <= MAX_MODEL_NAME else ""
         with errors_as_toasts():
@@ -157,8 +192,8 @@ class Demo(PictureHandlers):
     async def leave(self, request: gr.Request) -> None:
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
         self._opened.pop(request.session_hash, None)
-        for task in filter(None, list(self._running.get(request.session_hash, ()))):
-            task.cancel()
+        self._voted.pop(request.session_hash, None)
+        await self.runs.stop(request.session_hash)
 
     async def models(self) -> Any:
         """Lists the currently available models in the dropdown."""
@@ -167,12 +202,11 @@ class Demo(PictureHandlers):
         return gr.update(choices=names, value=names[0] if names else None)
 
     async def _converse(
-        self, request: gr.Request, before: Session, session: Session, question: str, controls: tuple[Any, ...]
+        self, before: Session, session: Session, question: str, controls: tuple[Any, ...]
     ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
         """Yields session, messages, cost and question box as the answer grows, once the request is accepted.
 
         Args:
-            request: The visitor's request.
             before: The session to return to if the model fails before its first text.
             session: The session to which the exchange is added.
             question: The stripped question.
@@ -188,7 +222,7 @@ class Demo(PictureHandlers):
             query = Query(session.turns(question), settings.sampling(), options, settings.model)
         progress, box = AnswerProgress(image.tokens + sum(other.tokens for other in others)), ""
         try:
-            async with aclosing(self._answer(request, query, progress)) as steps:
+            async with aclosing(self._answer(query, progress)) as steps:
                 async for _ in steps:
                     answered = session.with_answer(question, progress.text.strip())
                     yield answered, answered.messages(), views.cost_line(progress.cost), box
@@ -212,23 +246,15 @@ class Demo(PictureHandlers):
             await self.moderator.check(question)
         return await asyncio.to_thread(self.backend.prepare, picture, options)
 
-    async def _answer(self, request: gr.Request, query: Query, progress: AnswerProgress) -> AsyncGenerator[None, None]:
+    async def _answer(self, query: Query, progress: AnswerProgress) -> AsyncGenerator[None, None]:
         """Adds the answer's pieces to `progress` and yields after each, and once more at the end.
 
-        Closing it stops the model; so does the visitor's leaving.
+        Closing it stops the model.
         """
-        task = asyncio.current_task()
-        running = self._running.setdefault(request.session_hash, set())
-        running.add(task)
-        try:
-            with errors_as_toasts():
-                async with aclosing(self.backend.ask(query)) as pieces:
-                    async for piece in pieces:
-                        progress.add(piece)
-                        yield
-            progress.end()
-            yield
-        finally:
-            running.discard(task)
-            if not running:
-                self._running.pop(request.session_hash, None)
+        with errors_as_toasts():
+            async with aclosing(self.backend.ask(query)) as pieces:
+                async for piece in pieces:
+                    progress.add(piece)
+                    yield
+        progress.end()
+        yield

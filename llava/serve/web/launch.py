@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout, suppress
+from io import StringIO
 from tempfile import TemporaryDirectory
 
 import gradio as gr
@@ -28,8 +30,10 @@ from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
 from llava.serve.web.theme import css, head, theme
 from llava.utils import demo_model_path, demo_picture_paths
 
+NO_LINK = "no public link, since Gradio's servers or its program frpc cannot be reached; the page is served without one"
 MAX_SESSIONS = 256  # visitors whose pictures are kept; the one idle longest is dropped first
-DEMO_QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there a blue square?")
+DEMO_QUESTIONS = ("What colour is the ring?", "What shape is the purple object?", "Is there a yellow triangle?")
+"""The embedded model answers these rightly about each example picture, in any order in one conversation."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -104,20 +108,29 @@ def example_pictures() -> list[str]:
 def serve(
     page: gr.Blocks, host: str, port: int, share: bool = False, block: bool = True, concurrency: int = 16
 ) -> None:
-    """Serves the page with system fonts, bounded uploads and no log of questions."""
+    """Serves the page with system fonts, bounded uploads and no log of questions; prints its address."""
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        prevent_thread_lock=not block,
-        theme=theme(),
-        css=css(),
-        head=head(),
-        max_file_size=DEFAULT_LIMITS.max_bytes,
-        state_session_capacity=MAX_SESSIONS,
-        app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
-        run_history=False,
-        ssr_mode=False,
-        footer_links=[],
-    )
+    with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=True,
+            theme=theme(),
+            css=css(),
+            head=head(),
+            max_file_size=DEFAULT_LIMITS.max_bytes,
+            state_session_capacity=MAX_SESSIONS,
+            app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
+            run_history=False,
+            ssr_mode=False,
+            footer_links=[],
+        )
+    print(f"the page is at {page.local_url}", flush=True)
+    if page.share_url:
+        print(f"and, for a week at most, at {page.share_url}", flush=True)
+    elif share:
+        print(f"--share: {NO_LINK}", file=sys.stderr, flush=True)
+    if block:
+        with suppress(KeyboardInterrupt):  # Gradio's own wait then waits for up to 5 s for open connections
+            threading.Event().wait()

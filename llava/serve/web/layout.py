@@ -50,6 +50,8 @@ class Talk:
     suggestions: Sequence[gr.Button]
     add: gr.UploadButton
     strip: gr.HTML
+    stopping: gr.Timer
+    """Active from Stop until the answers have ended."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,10 @@ def talk_card(demo: Demo, text: PageText) -> Talk:
             buttons = {"Ask": gr.Button("Ask", variant="primary", size="md", elem_id="ask", min_width=0)}
         with gr.Row(elem_id="buttons"):
             both = demo.backend.defaults is not None
-            buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
             for name, usable in (("Stop", False), ("Regenerate", False), ("Undo", False), ("Clear", True)):
                 buttons[name] = gr.Button(name, size="md", elem_id=name.lower(), interactive=usable)
-    return Talk(chat, spent, question, buttons, suggestions, add, strip)
+            buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
+    return Talk(chat, spent, question, buttons, suggestions, add, strip, gr.Timer(0.5, active=False))
 
 
 def compare_card() -> list[gr.HTML]:

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const KEY = "llava-appearance";
-  let running = 0, answered = false;
+  let running = 0, stopping = false, answered = false;
 
   // Colours: the visitor's choice, kept for the next visit; without one the system's, also when that changes.
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -13,13 +13,16 @@
   const follow = () => { const choice = stored(); if (choice) setDark(choice === "dark"); };
   system.addEventListener("change", () => { if (!stored()) setDark(system.matches); });
 
-  // Toasts: the same message again replaces the earlier one.
-  const replaceToasts = () => {
-    const last = new Map();
+  // Toasts: of the same message several times only the last is shown. Gradio lists all of one kind in one body.
+  const hideRepeatedToasts = () => {
     for (const body of document.querySelectorAll('[data-testid="toast-body"]')) {
-      const text = body.textContent.trim();
-      last.get(text)?.querySelector("button")?.click();
-      last.set(text, body);
+      const texts = new Set();
+      for (const item of [...body.querySelectorAll(".toast-message-item")].reverse()) {
+        const text = item.textContent.trim(), line = item.nextElementSibling;
+        const display = texts.has(text) ? "none" : "";
+        for (const part of line?.matches(".toast-separator") ? [item, line] : [item]) part.style.display = display;
+        texts.add(text);
+      }
     }
   };
 
@@ -32,8 +35,10 @@
   };
 
   const tools = () => {
+    stopping = stopping && running > 0;
     const update = (interactive) => ({ __type__: "update", interactive });
-    return [update(running > 0), update(answered && running === 0), update(answered && running === 0)];
+    const asked = update(answered && running === 0);
+    return [update(running > 0 && !stopping), asked, asked, { __type__: "update", active: stopping }];
   };
 
   // On a phone what is answered scrolls into view; on larger windows it is there already.
@@ -58,17 +63,23 @@
       try { localStorage.setItem(KEY, dark ? "dark" : "light"); } catch { /* private window: for this visit only */ }
       setDark(dark);
     },
-    // For the buttons Stop, Regenerate and Undo.
+    // For the buttons Stop, Regenerate and Undo, and the timer that stops again.
     begin(compares) {
       running += 1;
+      stopping = false;
       comparing = Boolean(compares);
       if (comparing) showComparison(); else scrollTo("#chat", "center");
       return tools();
     },
     end() { running = Math.max(0, running - 1); return tools(); },
-    stop() { running = 0; return tools(); },
+    stop() { stopping = true; return tools(); },
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
   };
+
+  // Escape stops, as the button does, where it does nothing else.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.defaultPrevented) document.querySelector("#stop:enabled")?.click();
+  });
 
   // The chatbot's copy buttons copy the escaped message; this unescapes it.
   const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
@@ -76,7 +87,7 @@
   if (write) navigator.clipboard.writeText = (text) => write(shown(text));
 
   const start = () => {
-    const look = () => { replaceToasts(); nameExamples(); showComparison(); };
+    const look = () => { hideRepeatedToasts(); nameExamples(); showComparison(); };
     follow();
     measure();
     nameExamples();

@@ -52,22 +52,22 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
     with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         session, drawn = gr.State(Session()), gr.State(LINES)
         model = layout.header(text, choose_model)
-        with gr.Row(elem_id="stage"):
-            with gr.Column(elem_id="picture-card", elem_classes="card"):
-                picture, examples = layout.picture_card(text)
+        with gr.Row(elem_id="stage"):  # in the order of the keyboard; the style sheet places the cards
             with gr.Column(elem_id="talk-column"):
                 with gr.Column(elem_id="talk-card", elem_classes="card"):
                     talk = layout.talk_card(demo, text)
                 with gr.Column(elem_id="compare-card", elem_classes="card", visible=False) as panel:
                     sides = layout.compare_card()
-            with gr.Column(elem_id="sees-card", elem_classes="card"):
-                sees = layout.view_card(demo)
+            with gr.Column(elem_id="picture-card", elem_classes="card"):
+                picture, examples = layout.picture_card(text)
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = layout.settings_card(ranges_of(demo.backend))
+            with gr.Column(elem_id="sees-card", elem_classes="card"):
+                sees = layout.view_card(demo)
         controls = [*sees.quadtree, *sampling, model]
         parts = Parts(session, drawn, picture, examples, sees, talk, controls, panel, sides)
-        answering = _connect_questions(demo, parts)
-        _connect_pictures(demo, parts, page, answering)
+        _connect_questions(demo, parts)
+        _connect_pictures(demo, parts, page)
         _connect_views(demo, parts)
         if demo.feedback is not None:
             talk.chat.like(demo.vote, [session, model], None, show_progress="hidden", preprocess=False, **PRIVATE)
@@ -77,10 +77,12 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
     return page
 
 
-def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
-    """Connects the events that make the model answer and returns them; Stop cancels them."""
+def _connect_questions(demo: Demo, parts: Parts) -> None:
+    """Connects the events that make the model answer, and those that end answers."""
     # Not preprocessed, here and below: the handlers check the clients' values and report what is wrong.
-    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "show_progress": "hidden", "preprocess": False}
+    hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
+    # By default a press counts only once the button's last event has ended; here it ends what runs, see `Runs`.
+    waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "trigger_mode": "multiple", **hidden}
     talk, session = parts.talk, parts.session
     buttons, question = talk.buttons, talk.question
     conversation = [session, talk.chat, talk.spent]
@@ -98,26 +100,28 @@ def _connect_questions(demo: Demo, parts: Parts) -> list[Any]:
         demo.compare, asked, [parts.panel, *parts.sides], api_name="compare", **waiting
     )
     answering = [asking, *suggested, again, comparing]
-    _connect_ends(parts, answering)
+    _connect_ends(demo, parts, answering)
+    values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
     if demo.backend.explains:
-        values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
         for event in (asking, *suggested, again):
-            event.then(demo.draw_answer, values, shown, show_progress="hidden", preprocess=False, **PRIVATE)
-    gr.on(
+            event.then(demo.draw_answer, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
+    cleared = gr.on(
         [buttons["Clear"].click, talk.chat.clear],
         demo.clear,
         session,
         [*conversation, parts.panel],
         api_name="clear",
-        cancels=answering,
-    ).then(demo.show_strip, session, talk.strip, **PRIVATE)
-    buttons["Undo"].click(demo.undo, session, answered, cancels=answering, **PRIVATE)
-    return answering
+        trigger_mode="multiple",
+    )
+    undone = buttons["Undo"].click(demo.undo, session, answered, **PRIVATE)
+    cleared.then(demo.show_strip, session, talk.strip, **PRIVATE)
+    for event in (cleared, undone):  # another picture may be the last one, and another answer
+        event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 
-def _tools(talk: Talk) -> list[gr.Button]:
-    """Lists the buttons that are enabled while they have something to do; `page.js` counts running answers."""
-    return [talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")]
+def _tools(talk: Talk) -> list[Any]:
+    """Lists what is enabled while it has something to do; `page.js` counts running answers."""
+    return [*(talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")), talk.stopping]
 
 
 def _connect_starts(parts: Parts) -> None:
@@ -129,19 +133,22 @@ def _connect_starts(parts: Parts) -> None:
     talk.buttons["Compare"].click(None, None, _tools(talk), js="() => window.llavaPage.begin(true)")
 
 
-def _connect_ends(parts: Parts, answering: Sequence[Any]) -> None:
+def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
     """Counts the answers that have ended, and looks whether there is a conversation."""
     talk, tools = parts.talk, _tools(parts.talk)
     for event in answering:
-        event.then(None, None, tools, js="() => window.llavaPage.end()")
+        for ended in (event.then, event.failure):  # a browser runs one of the two
+            ended(None, None, tools, js="() => window.llavaPage.end()")
     stop = talk.buttons["Stop"]
     stop.click(None, None, tools, js="() => window.llavaPage.stop()")
-    stop.click(None, cancels=list(answering))
+    talk.buttons["Clear"].click(None, None, tools, js="() => window.llavaPage.stop()")
+    # Again until all have ended: an answer that waits in Gradio's queue cannot be stopped before it begins.
+    gr.on([stop.click, talk.stopping.tick], demo.stop, queue=False, trigger_mode="multiple", **PRIVATE)
     talk.chat.change(None, talk.chat, tools, js="(chat) => window.llavaPage.show(chat)")
 
 
-def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequence[Any]) -> None:
-    """Connects the events of pictures; a new one cancels running answers."""
+def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
+    """Connects the events of pictures."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     sees, talk = parts.sees, parts.talk
     values = [*parts.controls, parts.drawn]
@@ -154,9 +161,6 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks, answering: Sequ
         trigger_mode="always_last",  # a change during another is not lost
         **hidden,
     ).then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
-    # Not on `change`, which a browser may report again after the next question has been asked.
-    chosen = [parts.picture.input] if parts.examples is None else [parts.picture.input, parts.examples.dataset.click]
-    gr.on(chosen, None, cancels=list(answering))
     talk.add.upload(
         demo.add_picture,
         [parts.session, talk.add, *values],

@@ -17,6 +17,7 @@ from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
 from llava.serve.web.controls import CONTROLS, Controls, describe
 from llava.serve.web.leaf_map import leaf_map
+from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, open_upload, save_drawing
 from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
 
@@ -32,18 +33,15 @@ class PictureHandlers:
         """
         self.backend = backend
         self.curve = curve
-        self._running: dict[str | None, set[asyncio.Task[Any] | None]] = {}
+        self.runs = Runs()
         self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
 
-    def is_running(self, request: gr.Request) -> bool:
-        """Whether the visitor is being answered."""
-        return request.session_hash in self._running
-
-    def open_picture(
+    async def open_picture(
         self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *values: Any
     ) -> tuple[Any, ...]:
         """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
 
+        Ends running answers about the picture before.
         Returns the picture component's value, the session, the drawing, its cost, the chat, the last answer's cost and
         the comparison. A browser may report the same change more than once, even while the picture is being opened:
         the second report must not clear a conversation that has started meanwhile.
@@ -57,13 +55,15 @@ class PictureHandlers:
         self._opened[request.session_hash] = source
         picture, shown = None, gr.skip()
         try:
+            await self.runs.stop(request.session_hash)
             try:
-                picture = open_upload(upload) if upload else None
+                picture = await asyncio.to_thread(open_upload, upload) if upload else None
             except ImageError as error:
                 warn(with_advice(explain(error)), title="This picture cannot be used")
                 shown = None
             session = Session(picture, source)
-            return shown, session, *self.draw(session, *values), [], views.NO_COST, gr.update(visible=False)
+            drawn = await asyncio.to_thread(self.draw, session, *values)
+            return shown, session, *drawn, [], views.NO_COST, gr.update(visible=False)
         except BaseException:
             self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
             raise
@@ -76,7 +76,7 @@ class PictureHandlers:
             raise toast_error("There is no picture yet. Choose one, then add others.")
         if len(session.pictures) >= MAX_PICTURES:
             raise toast_error(f"There are {MAX_PICTURES} pictures already. Clear the conversation first.")
-        if self.is_running(request):  # its next step would replace the session
+        if self.runs.is_answering(request.session_hash):  # its next step would replace the session
             raise toast_error("Wait for the answer or press Stop, then add the picture.")
         if not isinstance(upload, Mapping):
             raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")

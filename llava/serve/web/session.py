@@ -68,6 +68,11 @@ class Session:
         return self.pictures[: len(self.pictures) - len(self.pending)]
 
     @property
+    def last_question(self) -> str:
+        """The last exchange's question; empty if there is no exchange."""
+        return self.exchanges[-1].question if self.exchanges else ""
+
+    @property
     def last_answer(self) -> str | None:
         """The last exchange's answer; None if there is no exchange, or it has no text."""
         return (self.exchanges[-1].answer or None) if self.exchanges else None

@@ -51,10 +51,10 @@ def test_a_vote_is_a_line_as_llava_s_server_writes_it(
     assert [text for _, text in state["messages"][state["offset"] :]] == [f"{engine.image_token}\nWhat?", "a circle"]
 
 
-def test_votes_are_appended_and_one_taken_back_is_none(engine: ChatEngine, tmp_path: Path) -> None:
+def test_votes_are_appended_once_and_one_taken_back_is_none(engine: ChatEngine, tmp_path: Path) -> None:
     demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path))
     session = Session(picture()).with_answer("What?", "a circle").with_answer("Where?", "left")
-    for index, liked in ((1, True), (1, None), (1, ""), ([3, 0], False)):
+    for index, liked in ((1, True), (1, None), (1, ""), ([3, 0], "Report"), ([3, 0], "Report")):
         asyncio.run(demo.vote(CLIENT, session, None, clicked(index, liked)))
     assert [line["state"]["messages"][-1][1] for line in lines_of(tmp_path)] == ["a circle", "left"]
 

@@ -40,8 +40,7 @@ def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo
             leaves = asyncio.create_task(read("leaves"))
             assert await asyncio.to_thread(gate.await_submitted, 2)
             await demo.leave(request("leaves"))
-            with pytest.raises(asyncio.CancelledError):
-                await leaves
+            assert len(await leaves) == 1  # the accepted question, without an answer
             assert await asyncio.to_thread(reaches, engine, lambda: engine.waiting == 0)
             gate.opened.set()
             (*_, (session, *_)) = await stays
@@ -49,7 +48,7 @@ def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo
 
     asyncio.run(leave())
     assert becomes_idle(engine)
-    assert demo._running == {}
+    assert len(demo.runs) == 0
 
 
 def test_a_closed_answer_makes_the_model_stop(demo: Demo, engine: ChatEngine) -> None:
@@ -62,7 +61,7 @@ def test_a_closed_answer_makes_the_model_stop(demo: Demo, engine: ChatEngine) ->
 
     asyncio.run(look_away())
     assert becomes_idle(engine)
-    assert demo._running == {}
+    assert len(demo.runs) == 0
 
 
 @pytest.mark.parametrize(

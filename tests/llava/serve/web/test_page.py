@@ -8,7 +8,9 @@ import httpx
 import pytest
 
 from llava.serve.web.handlers import Demo
+from llava.serve.web.launch import NO_LINK, serve
 from llava.serve.web.page import PageText, build_page
+from tests.llava.serve.web.pages import free_port
 
 
 @pytest.mark.parametrize("heading", [True, False])
@@ -23,3 +25,18 @@ def test_the_page_asks_nothing_of_other_hosts(page_url: str) -> None:
     assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//(?!127\.0\.0\.1)[^\"]+", page.text) == []
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["referrer-policy"] == "no-referrer"
+
+
+def test_without_a_tunnel_the_page_is_served_here_and_says_so_in_one_line(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", fail)
+    page = build_page(demo)
+    serve(page, "127.0.0.1", free_port(), share=True, block=False)
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (f"the page is at {page.local_url}\n", f"--share: {NO_LINK}\n")
+    assert httpx.get(page.local_url).status_code == 200
+    page.close()

@@ -15,6 +15,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import Demo
+from llava.serve.web.runs import TALK
 from llava.serve.web.session import MAX_PICTURES, Session
 from tests.llava.serve.openai.serving import QUESTION, picture
 from tests.llava.serve.web.clients import ALPHA, BUDGET, SECOND, controls, request
@@ -47,7 +48,7 @@ def test_a_picture_of_a_question_without_an_answer_goes_with_the_next() -> None:
 
 def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) -> None:
     session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_answer("Which?", "blue")
-    before, messages, _, box = demo.undo(session)
+    before, messages, _, box = asyncio.run(demo.undo(request("a"), session))
     assert box == "Which?"
     assert [message["content"] for message in messages] == ["What?", "red"]
     assert before.pending == (BLUE,) and images_of(before) == images_of(session)[:2]
@@ -55,11 +56,12 @@ def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) ->
 
 def test_undo_without_a_question_says_so(demo: Demo) -> None:
     with pytest.raises(gr.Error, match="There is no question to take back"):
-        demo.undo(Session(RED))
+        asyncio.run(demo.undo(request("a"), Session(RED)))
 
 
 def test_clearing_keeps_the_first_picture(demo: Demo) -> None:
-    assert demo.clear(Session(RED).with_picture(BLUE).with_answer("What?", "red"))[0].pictures == (RED,)
+    session = Session(RED).with_picture(BLUE).with_answer("What?", "red")
+    assert asyncio.run(demo.clear(request("a"), session))[0].pictures == (RED,)
 
 
 def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
@@ -83,13 +85,18 @@ def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEn
     demo, full = Demo(EngineBackend(engine)), Session(RED)
     for _ in range(MAX_PICTURES - 1):
         full = full.with_picture(BLUE)
-    demo._running["busy"] = set()
-    for visitor, session, sent, why in (
+    cases = (
         ("a", Session(), upload, "There is no picture yet"),
         ("a", full, upload, f"There are {MAX_PICTURES} pictures already. Clear the conversation first."),
         ("busy", Session(RED), upload, "Wait for the answer or press Stop"),
         ("a", Session(RED), "x", "no uploaded file"),
         ("a", Session(RED), {"path": "/etc/passwd"}, "It was not uploaded"),
-    ):
-        with pytest.raises(gr.Error, match=why):
-            demo.add_picture(request(visitor), session, sent, *controls())
+    )
+
+    async def add_each() -> None:
+        async with demo.runs.start("busy", TALK):
+            for visitor, session, sent, why in cases:
+                with pytest.raises(gr.Error, match=why):
+                    demo.add_picture(request(visitor), session, sent, *controls())
+
+    asyncio.run(add_each())

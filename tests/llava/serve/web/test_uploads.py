@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +123,24 @@ def test_a_picture_reported_again_while_it_is_opened_clears_no_conversation(
         return prepare(*arguments)
 
     monkeypatch.setattr(demo.backend, "prepare", prepare_slowly)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(demo.open_picture, request("a"), Session(), upload, *controls())
-        assert opening.wait(600)
-        again = demo.open_picture(request("a"), Session(), upload, *controls())
+
+    async def report_twice() -> None:
+        first = asyncio.create_task(demo.open_picture(request("a"), Session(), upload, *controls()))
+        assert await asyncio.to_thread(opening.wait, 600)
+        assert await demo.open_picture(request("a"), Session(), upload, *controls()) == (gr.skip(),) * 7
         go_on.set()
-        session = first.result()[1]
-    assert again == (gr.skip(),) * 7
-    assert session.source == upload["path"]
-    assert demo.open_picture(request("a"), session, upload, *controls()) == (gr.skip(),) * 7
-    assert demo.open_picture(request("b"), Session(), upload, *controls())[1].source == upload["path"]
+        session = (await first)[1]
+        assert session.source == upload["path"]
+        assert await demo.open_picture(request("a"), session, upload, *controls()) == (gr.skip(),) * 7
+        other = await demo.open_picture(request("b"), Session(), upload, *controls())
+        assert other[1].source == upload["path"]
+
+    asyncio.run(report_twice())
 
 
 def test_a_picture_whose_drawing_failed_may_be_opened_again(engine: ChatEngine, upload: dict[str, Any]) -> None:
     demo = Demo(EngineBackend(engine))
     with pytest.raises(gr.Error):
-        demo.open_picture(request("a"), Session(), upload, *controls(mode="neither"))
-    assert demo.open_picture(request("a"), Session(), upload, *controls())[1].source == upload["path"]
+        asyncio.run(demo.open_picture(request("a"), Session(), upload, *controls(mode="neither")))
+    opened = asyncio.run(demo.open_picture(request("a"), Session(), upload, *controls()))
+    assert opened[1].source == upload["path"]

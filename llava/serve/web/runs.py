@@ -1,0 +1,102 @@
+"""The answers that each visitor is waiting for, and how another event ends them.
+
+Gradio's own `cancels` ends all of an event's runs, also one that began after it; a press on its button in the meantime
+is dropped; and what the ended run still yields replaces what the other event made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+from llava.serve.web.session import Session
+
+TALK, COMPARISON = "talk", "comparison"
+"""Kinds of runs: a visitor has one of each at a time."""
+
+PATIENCE = 10
+"""Seconds to wait for a stopped run; one that Gradio has abandoned between two steps would never end."""
+
+Step = TypeVar("Step")
+
+
+class Run:
+    """One answer of the conversation, or one comparison, while it is generated."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        """The session that was yielded last, also by an earlier run that this one ended; None before."""
+        self.ended = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Makes `until_stopped` end, also amid a step."""
+        self._stopped.set()
+
+    async def until_stopped(self, steps: AsyncGenerator[Step, None]) -> AsyncGenerator[Step, None]:
+        """Yields steps until the last one or until the run is stopped, and closes them."""
+        stopped, step = asyncio.ensure_future(self._stopped.wait()), None
+        try:
+            while not stopped.done():
+                step = asyncio.ensure_future(anext(steps, None))
+                await asyncio.wait((step, stopped), return_when=asyncio.FIRST_COMPLETED)
+                value = step.result() if step.done() else None
+                if value is None:
+                    break
+                yield value
+        finally:
+            stopped.cancel()
+            if step is not None and not step.done():
+                step.cancel()
+                await asyncio.gather(step, return_exceptions=True)
+            await steps.aclose()
+
+
+class Runs:
+    """The runs of all visitors, by the hash of their session; None, a request without a session, has none."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str | None, str], Run] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def is_answering(self, visitor: str | None) -> bool:
+        """Whether the conversation waits for an answer."""
+        return (visitor, TALK) in self._runs
+
+    @asynccontextmanager
+    async def start(self, visitor: str | None, kind: str) -> AsyncIterator[Run]:
+        """Begins a run of a kind, once the visitor's earlier one has been stopped and has ended."""
+        run = Run()
+        while (visitor, kind) in self._runs:  # two that wait for the same one: the later one ends the other, too
+            run.session = await self.stop(visitor, kind) or run.session
+        if visitor is not None:
+            self._runs[visitor, kind] = run
+        try:
+            yield run
+        finally:
+            self._end(visitor, kind, run)
+
+    async def stop(self, visitor: str | None, *kinds: str) -> Session | None:
+        """Stops a visitor's current runs, by default of all kinds, and waits until they yield nothing more.
+
+        Returns:
+            The session that the last answer of the conversation left; None if there was none, or it left none.
+        """
+        session = None
+        for kind in kinds or (TALK, COMPARISON):
+            if (run := self._runs.get((visitor, kind))) is not None:
+                run.stop()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(run.ended.wait(), PATIENCE)
+                self._end(visitor, kind, run)
+                session = run.session or session
+        return session
+
+    def _end(self, visitor: str | None, kind: str, run: Run) -> None:
+        if self._runs.get((visitor, kind)) is run:
+            del self._runs[visitor, kind]
+        run.ended.set()
