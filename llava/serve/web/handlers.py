@@ -66,7 +66,8 @@ class Demo(PictureHandlers):
         with errors_as_toasts():
             text = read_question(question)
         if not text and self.runs.is_answering(request.session_hash):
-            return  # Enter was pressed twice
+            yield _unchanged(4)  # Enter was pressed twice
+            return
         async with self.runs.start(request.session_hash, TALK) as run:
             before = run.session or session
             if run.session is not None and before.last_question == text:  # the same again, before its answer was done
@@ -75,10 +76,12 @@ class Demo(PictureHandlers):
                 async for step in steps:
                     run.session = step[0]
                     yield step
+            if run.silent:
+                yield _unchanged(4)
 
     async def regenerate(
         self, request: gr.Request, session: Session, *controls: Any
-    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Asks the last question again with the current controls; the old answer stays until the new one starts."""
         async with self.runs.start(request.session_hash, TALK) as run:
             before = run.session or session
@@ -89,6 +92,8 @@ class Demo(PictureHandlers):
                 async for *step, _ in steps:
                     run.session = step[0]
                     yield step[0], step[1], step[2]
+            if run.silent:
+                yield _unchanged(3)
 
     async def compare(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
@@ -104,6 +109,8 @@ class Demo(PictureHandlers):
         ):
             async for step in steps:
                 yield step
+            if run.silent:
+                yield _unchanged(6)
 
     async def _compare(
         self, session: Session, question: Any, controls: tuple[Any, ...]
@@ -258,3 +265,8 @@ class Demo(PictureHandlers):
                     yield
         progress.end()
         yield
+
+
+def _unchanged(outputs: int) -> Any:
+    """Builds a step that leaves all outputs as they are."""
+    return (gr.skip(),) * outputs

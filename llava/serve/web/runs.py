@@ -28,6 +28,8 @@ class Run:
     def __init__(self) -> None:
         self.session: Session | None = None
         """The session that was yielded last, also by an earlier run that this one ended; None before."""
+        self.silent = True
+        """Whether it has yielded nothing: Gradio empties the outputs of a handler that yields nothing at all."""
         self.ended = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -45,6 +47,7 @@ class Run:
                 value = step.result() if step.done() else None
                 if value is None:
                     break
+                self.silent = False
                 yield value
         finally:
             stopped.cancel()
