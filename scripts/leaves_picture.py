@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     from playground.photographs import SPLITS, read_photograph
     from qlip import QLIPConfig
     from qlip.cutting import ImageCutter
-    from scripts.bench.evidence.report import fill
+    from scripts.bench.evidence.report import fill_page
 
     (photograph,) = (item for split in SPLITS.values() for item in split if item.name == PHOTOGRAPH)
     picture, cutter = Image.fromarray(read_photograph(photograph)), ImageCutter()
@@ -139,8 +139,7 @@ def run(options: argparse.Namespace) -> None:
         most=views[-1].tokens,
         times=views[-1].pixels.width / views[0].pixels.width,
     )
-    readme = options.readme.read_text(encoding="utf-8")
-    options.readme.write_text(fill(readme, {MARK: text}, partly=True), encoding="utf-8")
+    fill_page(options.readme, {MARK: text}, partly=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from llava.command import OneLineParser, parse_and_run, real
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
-from scripts.bench.evidence.report import fill
+from scripts.bench.evidence.report import fill_page
 
 if TYPE_CHECKING:
     from qlip import QLIPConfig
@@ -142,8 +142,7 @@ def command(options: argparse.Namespace) -> None:
     if options.page is None:
         print(ranking)
     else:
-        filled = fill(options.page.read_text(encoding="utf-8"), {options.mark: ranking}, partly=True)
-        options.page.write_text(filled, encoding="utf-8")
+        fill_page(options.page, {options.mark: ranking}, partly=True)
 
 
 def to_shares(cells: Mapping[str, Cell]) -> dict[tuple[str, str], float]:

@@ -44,15 +44,14 @@ def command(options: argparse.Namespace) -> None:
     import torch
 
     from scripts.bench.evidence.deletion_test import measure, table
-    from scripts.bench.evidence.report import fill
+    from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
     rows = measure(options)
     text = table(rows)
     print(text)
     if options.page.exists():
-        page = fill(options.page.read_text(encoding="utf-8"), {"deletion test": text}, partly=True)
-        options.page.write_text(page, encoding="utf-8")
+        fill_page(options.page, {"deletion test": text}, partly=True)
 
 
 if __name__ == "__main__":

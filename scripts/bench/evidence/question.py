@@ -51,7 +51,7 @@ def command(options: argparse.Namespace) -> None:
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
     from scripts.bench.evidence.question_ways import draw_scenes, make_ways, measure, table
-    from scripts.bench.evidence.report import fill
+    from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
     engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
@@ -62,8 +62,7 @@ def command(options: argparse.Namespace) -> None:
         text = table(tallies, tower.num_patches)
         print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{text}\n", flush=True)
         if options.page.exists():
-            page = fill(options.page.read_text(encoding="utf-8"), {f"question: {low}-{high} px": text}, partly=True)
-            options.page.write_text(page, encoding="utf-8")
+            fill_page(options.page, {f"question: {low}-{high} px": text}, partly=True)
     engine.close()
 
 

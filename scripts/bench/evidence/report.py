@@ -38,6 +38,16 @@ def fill(text: str, parts: Mapping[str, str], partly: bool = False) -> str:
     return re.sub(r"<!-- (?P<name>[^\n]+?) -->\n(?:.*?\n)?<!-- end (?P=name) -->", part, text, flags=re.DOTALL)
 
 
+def fill_page(page: Path, parts: Mapping[str, str], partly: bool = False) -> None:
+    """Writes each part between its marks in a file, as `fill` does.
+
+    Raises:
+        FileNotFoundError: there is no such page.
+        ValueError: it has a mark without a part.
+    """
+    page.write_text(fill(page.read_text(encoding="utf-8"), parts, partly), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
@@ -74,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")
         return
-    options.document.write_text(fill(options.document.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    fill_page(options.document, parts)
     fill_claims(options)
     token_figure(answers, options.figures / "tokens.svg")
     position_figure(answers, options.figures / "positions.svg")
@@ -89,7 +99,7 @@ def fill_claims(options: argparse.Namespace) -> None:
         print("\n\n".join(parts.values()))
         return
     for page in (options.document, options.readme):
-        page.write_text(fill(page.read_text(encoding="utf-8"), parts, partly=True), encoding="utf-8")
+        fill_page(page, parts, partly=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.claims import MEASURES
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, NATIVE
-from scripts.bench.evidence.report import fill
+from scripts.bench.evidence.report import fill_page
 from scripts.bench.evidence.scene_sets import MIXED, SPLITS
 from scripts.bench.evidence.settings import Way
 from scripts.bench.evidence.tables import Answers, Cell, interval
@@ -51,8 +51,7 @@ def command(options: argparse.Namespace) -> None:
     from llava.eval.sweep.grid import read_own_settings
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
-    text = fill(options.page.read_text(encoding="utf-8"), {"trained": compare(answers)})
-    options.page.write_text(text, encoding="utf-8")
+    fill_page(options.page, {"trained": compare(answers)})
 
 
 def compare(answers: Answers) -> str:

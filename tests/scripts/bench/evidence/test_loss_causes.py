@@ -12,7 +12,7 @@ from llava.utils import demo_model_path
 from qlip import Leaves
 from qlip.language_positions import ImageSpan
 from scripts.bench.evidence import loss_causes
-from scripts.bench.evidence.loss_causes import exchange_features
+from scripts.bench.evidence.exchange import exchange_features
 
 # 2 x 2 native cells of 2 x 2 cells each; the upper right one is split.
 TREE = Leaves(torch.tensor([[0, 0, 2], [0, 2, 1], [0, 3, 1], [1, 2, 1], [1, 3, 1], [2, 0, 2], [2, 2, 2]]), (4, 4))
