@@ -25,7 +25,7 @@ from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress
-from llava.serve.web.runs import COMPARISON, TALK
+from llava.serve.web.runs import COMPARISON, TALK, keep_outputs
 from llava.serve.web.session import Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.views import Cost
@@ -55,6 +55,7 @@ class Demo(PictureHandlers):
         self.feedback = feedback
         self._voted: dict[str | None, object] = {}  # each visitor's last vote
 
+    @keep_outputs(4)
     async def ask(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
@@ -66,8 +67,7 @@ class Demo(PictureHandlers):
         with errors_as_toasts():
             text = read_question(question)
         if not text and self.runs.is_answering(request.session_hash):
-            yield _unchanged(4)  # Enter was pressed twice
-            return
+            return  # Enter was pressed twice
         async with self.runs.start(request.session_hash, TALK) as run:
             before = run.session or session
             if run.session is not None and before.last_question == text:  # the same again, before its answer was done
@@ -76,12 +76,11 @@ class Demo(PictureHandlers):
                 async for step in steps:
                     run.session = step[0]
                     yield step
-            if run.silent:
-                yield _unchanged(4)
 
+    @keep_outputs(3)
     async def regenerate(
         self, request: gr.Request, session: Session, *controls: Any
-    ) -> AsyncGenerator[tuple[Any, ...], None]:
+    ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Asks the last question again with the current controls; the old answer stays until the new one starts."""
         async with self.runs.start(request.session_hash, TALK) as run:
             before = run.session or session
@@ -92,9 +91,8 @@ class Demo(PictureHandlers):
                 async for *step, _ in steps:
                     run.session = step[0]
                     yield step[0], step[1], step[2]
-            if run.silent:
-                yield _unchanged(3)
 
+    @keep_outputs(6)
     async def compare(
         self, request: gr.Request, session: Session, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
@@ -109,8 +107,6 @@ class Demo(PictureHandlers):
         ):
             async for step in steps:
                 yield step
-            if run.silent:
-                yield _unchanged(6)
 
     async def _compare(
         self, session: Session, question: Any, controls: tuple[Any, ...]
@@ -265,8 +261,3 @@ class Demo(PictureHandlers):
                     yield
         progress.end()
         yield
-
-
-def _unchanged(outputs: int) -> Any:
-    """Builds a step that leaves all outputs as they are."""
-    return (gr.skip(),) * outputs

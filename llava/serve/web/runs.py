@@ -7,9 +7,12 @@ is dropped; and what the ended run still yields replaces what the other event ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import wraps
+from typing import Any, TypeVar
+
+import gradio as gr
 
 from llava.serve.web.session import Session
 
@@ -20,6 +23,26 @@ PATIENCE = 10
 """Seconds to wait for a stopped run; one that Gradio has abandoned between two steps would never end."""
 
 Step = TypeVar("Step")
+Handler = Callable[..., AsyncGenerator[tuple[Any, ...], None]]
+
+
+def keep_outputs(count: int) -> Callable[[Handler], Handler]:
+    """Makes a handler that yields nothing leave its `count` outputs as they are; Gradio would empty them."""
+
+    def decorate(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def run(*args: Any) -> AsyncGenerator[tuple[Any, ...], None]:
+            is_silent = True
+            async with aclosing(handler(*args)) as steps:
+                async for step in steps:
+                    is_silent = False
+                    yield step
+            if is_silent:
+                yield (gr.skip(),) * count
+
+        return run
+
+    return decorate
 
 
 class Run:
@@ -28,8 +51,6 @@ class Run:
     def __init__(self) -> None:
         self.session: Session | None = None
         """The session that was yielded last, also by an earlier run that this one ended; None before."""
-        self.silent = True
-        """Whether it has yielded nothing: Gradio empties the outputs of a handler that yields nothing at all."""
         self.ended = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -47,7 +68,6 @@ class Run:
                 value = step.result() if step.done() else None
                 if value is None:
                     break
-                self.silent = False
                 yield value
         finally:
             stopped.cancel()
