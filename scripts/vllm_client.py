@@ -1,31 +1,42 @@
 """Asks a vLLM server about images that QLIP encodes here: `python -m scripts.vllm_client`.
 
-The server is started as docs/SCALING.md says. Written to vLLM's documented interface; not run against a live vLLM.
+The server is started as docs/SCALING.md says; `scripts.harness.vllm_check` holds its answers against transformers'.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import key_text
 from llava.utils import device_flag
-from qlip import QLIPConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SERVER = "http://localhost:8000/v1"
+FOLLOWED: Mapping[str, Any] = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each"}
+"""What vLLM can follow: it counts positions one by one and biases no attention."""
 
 
 def chat_request(
-    model: str, text: str, embeds: Sequence[Tensor], max_tokens: int, temperature: float
+    model: str, text: str, embeds: Sequence[Tensor], max_tokens: int, temperature: float, add_start: bool = True
 ) -> dict[str, Any]:
-    """Builds the body of a request to /v1/chat/completions: each image's embeddings, then the text."""
+    """Builds the body of a request to /v1/chat/completions: each image's embeddings, then the text.
+
+    Args:
+        model: the server's name for it.
+        text: the question.
+        embeds: one (N_i, D) tensor per image.
+        max_tokens: length of the answer, at most.
+        temperature: 0 for greedy answers.
+        add_start: let the tokenizer write the start token, which vLLM leaves to the chat template otherwise; see
+            `template_starts`.
+    """
     from qlip.integrations.vllm import encode_embeds
 
     images = [{"type": "image_embeds", "image_embeds": encode_embeds(image)} for image in embeds]
@@ -35,17 +46,26 @@ def chat_request(
         "messages": [{"role": "user", "content": content}],
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "add_special_tokens": add_start,
     }
 
 
-def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: float = 120.0) -> str:
-    """Sends a request and reads the answer's text.
+def template_starts(processor: Any) -> bool:
+    """Returns whether the checkpoint's chat template writes the start token; templates of llava-hf do not."""
+    if not getattr(processor, "chat_template", None) or not (start := processor.tokenizer.bos_token):
+        return False
+    content = [{"type": "text", "text": "Hi"}]
+    return processor.apply_chat_template([{"role": "user", "content": content}]).startswith(start)
+
+
+def post(server: str, body: Mapping[str, Any], api_key: str | None = None, timeout: float = 120.0) -> Any:
+    """Sends a request and reads the server's reply, parsed.
 
     Args:
         server: base address, such as "http://localhost:8000/v1".
         body: from `chat_request`.
         api_key: sent as a bearer token.
-        timeout: seconds to wait for the answer.
+        timeout: seconds to wait for the reply.
 
     Raises:
         RuntimeError: the server refused the request; the text is the server's.
@@ -61,33 +81,55 @@ def ask(server: str, body: dict[str, Any], api_key: str | None = None, timeout: 
         raise ConnectionError(f"no vLLM server answers at {server} ({why}); name yours by --server") from None
     if response.is_error:
         raise RuntimeError(f"the server answered {response.status_code}: {response.text[:500]}")
-    return response.json()["choices"][0]["message"]["content"]
+    return response.json()
 
 
-def load_vision_part(model_path: str, device: str, **settings: Any) -> Any:
-    """Loads a transformers checkpoint with QLIP attached as vLLM can follow it; keeps only the tower and projector."""
-    import torch
+def ask(server: str, body: Mapping[str, Any], api_key: str | None = None) -> str:
+    """Sends a request and reads the answer's text. For the arguments and errors see `post`."""
+    return post(server, body, api_key)["choices"][0]["message"]["content"]
+
+
+def load_attached(model_path: str, dtype: Any = "auto", **settings: Any) -> tuple[Any, Any]:
+    """Loads a checkpoint of transformers' format and attaches QLIP as vLLM can follow it.
+
+    Args:
+        model_path: folder or hub id.
+        dtype: of the weights.
+        **settings: fields of `QLIPConfig` that override the checkpoint's own; None keeps those.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        ValueError: a weight is missing.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import qlip
+    from llava.model.loading.strict import read_pretrained
 
-    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype="auto" if device == "cpu" else torch.float16)
-    processor = AutoProcessor.from_pretrained(model_path)
-    model, _ = qlip.attach(model, processor, llm_positions="sequential", llm_size_bias=0.0, **settings)
-    model.model.language_model = model.lm_head = None
-    return model.to(device)
+    loaded = read_pretrained(AutoModelForImageTextToText, model_path, dtype=dtype)
+    if loaded.missing:
+        raise ValueError(f"{model_path}: no file holds the weight {min(loaded.missing)!r}")
+    given = {name: value for name, value in settings.items() if value is not None}
+    return qlip.attach(loaded.model, AutoProcessor.from_pretrained(model_path), **FOLLOWED, **given)
 
 
 def command(args: argparse.Namespace) -> None:
     """Asks the server and prints its answer."""
+    import torch
+
     import qlip
     from llava.images import load_images
 
     images = load_images(args.image_file)
-    model = load_vision_part(args.model_path, args.device, alpha=args.alpha, max_tokens=args.max_tokens)
-    embeds = qlip.vllm_image_embeds(model, images)
+    dtype = "auto" if args.device == "cpu" else torch.float16
+    model, processor = load_attached(args.model_path, dtype, alpha=args.alpha, max_tokens=args.max_tokens)
+    model.model.language_model = model.lm_head = None
+    embeds = qlip.vllm_image_embeds(model.to(args.device), images)
     name = args.served_name or args.model_path
-    body = chat_request(name, args.query, embeds, args.max_new_tokens, args.temperature)
+    add_start = not template_starts(processor)
+    body = chat_request(name, args.query, embeds, args.max_new_tokens, args.temperature, add_start)
     print(ask(args.server or SERVER, body, args.api_key))
 
 
@@ -100,8 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--served-name", help="the server's name for it; by default the path")
     parser.add_argument("--image-file", nargs="+", required=True)
     parser.add_argument("--query", required=True)
-    parser.add_argument("--alpha", type=real(infinite=True), default=QLIPConfig.alpha)
-    parser.add_argument("--max-tokens", type=integer(), default=QLIPConfig.max_tokens, help="visual tokens an image")
+    parser.add_argument("--alpha", type=real(infinite=True), help="by default the checkpoint's, else 0.8")
+    parser.add_argument(
+        "--max-tokens", type=integer(), help="visual tokens of an image, at most; by default the checkpoint's"
+    )
     parser.add_argument("--max-new-tokens", type=integer(), default=512)
     parser.add_argument("--temperature", type=real(), default=0.0)
     parser.add_argument("--device", type=device_flag, default="cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: list(map(Requirement, texts)) for name, texts in PROJECT["optional-dependencies"].items()}
-NOT_OURS_TO_INSTALL = {"lmms-eval"}
+NOT_OURS_TO_INSTALL = {"lmms-eval", "vllm"}
 """Libraries that our code works with if they are installed."""
 ONLY_SCRIPTS = {"bench", "dev", "docs"}
 """Extras that programs of the checkout need; an installed package does without."""
@@ -73,3 +73,9 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
             pins[canonicalize_name(name)] = version
     for requirement in [*CORE, *(item for group in EXTRAS.values() for item in group)]:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("group", sorted(PROJECT["entry-points"]))
+def test_every_plugin_that_other_programs_find_here_loads(group: str) -> None:
+    for name, value in PROJECT["entry-points"][group].items():
+        assert callable(EntryPoint(name, value, group).load())

@@ -1,7 +1,7 @@
 """Image embeddings for vLLM: the tower and the projector run here, the language model there.
 
 For LLaVA and LLaVA-NeXT, vLLM takes one tensor of projected tokens per image, of any length. LLaVA-NeXT's is the leaves
-of one quadtree and its newline, without tiles. Written to vLLM's documented shapes and not run against a live vLLM.
+of one quadtree, or of one a tile, with its newlines. `scripts.harness.vllm_check` compares a live server's answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""scripts.vllm_client against a server that speaks vLLM's documented protocol. No vLLM runs here."""
+"""scripts.vllm_client against a server of vLLM's protocol. `scripts.harness.vllm_check` runs against a live vLLM."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def test_the_client_sends_every_image_and_reads_the_answer(server):
     path, key, sent = server.requests[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer secret")
     assert (sent["model"], sent["max_tokens"], sent["temperature"]) == ("llava", 9, 0.0)
+    assert sent["add_special_tokens"] is True
     assert sent["messages"][0]["content"][-1] == {"type": "text", "text": "what?"}
 
 
@@ -91,4 +92,31 @@ def test_command_line(server, tmp_path, capsys):
     arguments += ["--image-file", str(tmp_path / "picture.png"), "--alpha", "0.3"]
     assert main([*arguments, "--server", server.address]) == 0
     (count,) = map(len, qlip.vllm_image_embeds(qlip.attach(make_language_model("llava"), **SETTINGS)[0], PICTURES[1:2]))
+    assert capsys.readouterr().out == f"torch.float32 ({count}, {WIDTH})\n"
+
+
+@pytest.mark.parametrize(("start", "writes_it"), [("", False), ("{{ bos_token }}", True)])
+def test_the_start_token_is_asked_for_where_the_chat_template_leaves_it_out(server, tmp_path, start, writes_it):
+    """vLLM tokenises a chat without special tokens; a template of llava-hf's has none, and the model would miss one."""
+    processor = make_processor("llava")
+    processor.tokenizer.bos_token = processor.tokenizer.convert_ids_to_tokens(5)
+    processor.chat_template = (
+        start + "{% for message in messages %}USER: {{ message['content'][0]['text'] }}{% endfor %}"
+    )
+    make_language_model("llava").save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    PICTURES[1].save(tmp_path / "picture.png")
+    arguments = ["--model-path", str(tmp_path / "model"), "--query", "what?", "--server", server.address]
+    assert main([*arguments, "--image-file", str(tmp_path / "picture.png")]) == 0
+    assert server.requests[0][2]["add_special_tokens"] is not writes_it
+
+
+def test_the_checkpoints_own_settings_count(server, tmp_path, capsys):
+    model, _ = qlip.attach(make_language_model("llava"), **SETTINGS, max_tokens=8)
+    model.save_pretrained(tmp_path / "model")
+    make_processor("llava").save_pretrained(tmp_path / "model")
+    PICTURES[1].save(tmp_path / "picture.png")
+    arguments = ["--model-path", str(tmp_path / "model"), "--query", "what?", "--server", server.address]
+    assert main([*arguments, "--image-file", str(tmp_path / "picture.png")]) == 0
+    (count,) = map(len, qlip.vllm_image_embeds(model, PICTURES[1:2]))
     assert capsys.readouterr().out == f"torch.float32 ({count}, {WIDTH})\n"
