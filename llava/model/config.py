@@ -17,7 +17,7 @@ from llava.image_geometry import is_anyres, read_pinpoints
 
 FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
-MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad", "spatial_maxpool2x2")
 OTHER_TILINGS = ("anyres", "highres", "crop_split")
 """How names of LLaVA-NeXT's ways to cut tiles begin; of these there are "anyres" and "anyres_max_N"."""
 MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "qwen"))

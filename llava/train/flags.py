@@ -81,7 +81,7 @@ class ModelArguments:
     mm_projector_type: str | None = _flag("linear", "linear or mlp<N>x_gelu; LLaVA v1.5: mlp2x_gelu")
     mm_use_im_start_end: bool = _flag(False, "put an image between <im_start> and <im_end>")
     mm_use_im_patch_token: bool = _flag(True, "add <im_patch> to the vocabulary; LLaVA v1.5: False")
-    mm_patch_merge_type: str | None = _flag("flat", "how tiles of anyres are joined: flat, spatial or spatial_unpad")
+    mm_patch_merge_type: str | None = _flag("flat", "flat or spatial, spatial_unpad, spatial_maxpool2x2: joins tiles")
     mm_vision_select_feature: str | None = _flag("patch", "patch, or cls_patch to keep [CLS]")
     unfreeze_mm_vision_tower: bool = _flag(False, "train the vision tower, too")
     qlip: bool | None = _flag(

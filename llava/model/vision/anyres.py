@@ -2,8 +2,9 @@
 
 An image is its *base*, squeezed to one tile, and then the tiles of the resolution that suits it, padded to that. By
 `mm_patch_merge_type` their features follow each other as they are ("flat"), or the base's come first and the tiles make
-one raster ("spatial"), which "spatial_unpad" rids of its padding, closing each row by the model's `image_newline`.
-Pure functions. Sources: LLaVA's `prepare_inputs_labels_for_multimodal`; "anyres_max_N" as in LLaVA-NeXT's.
+one raster ("spatial"), which "spatial_unpad" rids of its padding, closing each row by the model's `image_newline`;
+"spatial_maxpool2x2" keeps the maximum of each 2 x 2 cells of it. Pure functions. Sources: LLaVA's
+`prepare_inputs_labels_for_multimodal`; "anyres_max_N" and "maxpool2x2" as in LLaVA-NeXT's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from qlip.tiles import Raster
 SHRINKS = 1.1
 """By how much a raster's side must exceed that of N tiles before "anyres_max_N" shrinks it."""
 
+POOLED, POOL = "maxpool2x2", 2
+
 
 @dataclass(frozen=True)
 class TileLayout:
@@ -45,6 +48,8 @@ class TileLayout:
     """Whether padding is cut off, and `image_newline` closes each row, or the base where it is alone."""
     most: int | None = None
     """The raster is shrunk to about as many cells as this many tiles have; None never shrinks it."""
+    pool: int = 1
+    """Cells per side of the squares of which the raster keeps the maximum; a last cell that fills none is left out."""
 
     def find_window(self, n: int) -> tuple[int, int, int, int]:
         """Finds what is kept of the raster of tiles of n x n cells: (top, left, rows, cols)."""
@@ -56,7 +61,7 @@ class TileLayout:
         """Finds (rows, cols) of the raster in tokens, newlines not counted."""
         _, _, rows, cols = self.find_window(n)
         times = 0.0 if self.most is None else math.sqrt(rows * cols / (self.most * n**2))
-        return (int(rows // times), int(cols // times)) if times > SHRINKS else (rows, cols)
+        return (int(rows // times), int(cols // times)) if times > SHRINKS else (rows // self.pool, cols // self.pool)
 
     def count(self, n: int) -> int:
         """Counts the tokens of an image whose tiles have n x n cells."""
@@ -98,7 +103,9 @@ class TileLayout:
         raster = raster.reshape(self.rows * n, self.cols * n, width)
         top, left, rows, cols = self.find_window(n)
         raster = raster[top : top + rows, left : left + cols]
-        if (shape := self.find_shape(n)) != (rows, cols):
+        if self.pool > 1:
+            raster = F.max_pool2d(raster.permute(2, 0, 1), self.pool).permute(1, 2, 0)
+        elif (shape := self.find_shape(n)) != (rows, cols):
             raster = F.interpolate(raster.permute(2, 0, 1)[None], list(shape), mode="bilinear")[0].permute(1, 2, 0)
         if self.unpad:
             raster = torch.cat([raster, end.expand(len(raster), 1, width)], dim=1)
@@ -167,4 +174,5 @@ def lay_out(config: Any, size: Sequence[int], side: int, tiles: int | None = Non
             f" pixels, but {tiles} were given"
         )
     unpad = has_newline(config)
-    return TileLayout(rows, cols, original, unpad, most_tiles(config.image_aspect_ratio) if unpad else None)
+    most = most_tiles(config.image_aspect_ratio) if unpad else None
+    return TileLayout(rows, cols, original, unpad, most, POOL if config.mm_patch_merge_type.endswith(POOLED) else 1)

@@ -121,6 +121,29 @@ def test_tiles_of_flat_follow_each_other(tmp_path):
     assert (ready.tokens, ready.tiles, ready.image_size) == (4 * 64, None, None)
 
 
+@torch.no_grad()
+def test_pooled_tiles_keep_the_largest_of_each_four_cells(tmp_path):
+    """As LLaVA-NeXT: over the joined raster, padding included, and without newlines; a single tile is as it is."""
+    folder = make_next_checkpoint(tmp_path, mm_patch_merge_type="spatial_maxpool2x2")
+    _, model, processor, _ = load_pretrained_model(str(folder), device="cpu")
+    image = picture(*SIZES["wide"])
+    pixels = process_images([image], processor, model.config)
+    (tokens,) = model.encode_tokens(pixels, image_sizes=[image.size])
+    base, *tiles = model.encode_images(pixels[0])
+    cols = max(width for width, height in PINPOINTS if height == 112) // 112
+    assert len(tiles) == cols
+    expected = []
+    for row in range(0, 8, 2):
+        for col in range(0, 8 * cols, 2):
+            four = [tiles[x // 8][y * 8 + x % 8] for y in (row, row + 1) for x in (col, col + 1)]
+            expected.append(torch.stack(four).amax(0))
+    torch.testing.assert_close(tokens.features, torch.cat([base, torch.stack(expected)]))
+    ready = prepare_pixels(image, processor, model.config, 64)
+    assert ready.tokens == len(tokens.features) == 64 + 16 * cols
+    (alone,) = model.encode_tokens([pixels[0][:1]])
+    assert torch.equal(alone.features, base)
+
+
 def test_a_surplus_image_keeps_the_sizes_in_order(loaded):
     """LLaVA's training gives a prompt without <image> one that it does not show."""
     model, _ = loaded
