@@ -8,7 +8,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from scripts.bench.evidence.scene_sets import DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
+from scripts.bench.evidence.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
 from scripts.bench.evidence.settings import Way
 
 CLIP = Way("CLIP", None)
@@ -232,6 +232,11 @@ def _geometry() -> list[Way]:
     return [CLIP, *(Way(name, change) for name, change in steps)]
 
 
+def _resized() -> list[Way]:
+    """The shipped settings on pictures resized to each size of the native geometry."""
+    return [CLIP, *(Way(f"{side} px", {"image_size": side}) for side in (112, 224, 448, 896, 1792))]
+
+
 def _choice() -> list[Way]:
     """Candidates for the defaults, those that were shipped before the choice among them."""
     earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS, **IN_GRID}
@@ -258,6 +263,7 @@ EXPERIMENTS = MappingProxyType(
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
         "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
+        "between": Experiment(_resized(), tuple(BETWEEN)),
         "choice": Experiment(_choice(), MIXED_SETS),
     }
 )

@@ -32,12 +32,19 @@ class SceneSet:
 
 
 DETAIL = PRESETS["detail"]
+BETWEEN = {
+    f"{low}-{high} px of {side}": SceneSet(replace(DETAIL, size=side, object_size=(low, high)))
+    for low, high in ((6, 12), (12, 24), (24, 48))
+    for side in (168, 336, 672, 1344)
+}
+"""Sets by the size of their objects in pictures whose side is midway between two sizes of the native geometry."""
 SCENE_SETS = {
     "base": SceneSet(PRESETS["base"]),
     "large": SceneSet(PRESETS["large"]),
     **{name: SceneSet(replace(DETAIL, object_size=sizes)) for name, sizes in SIZES.items()},
     "noise 20": SceneSet(DETAIL, 20.0),
     "noise 40": SceneSet(DETAIL, 40.0),
+    **BETWEEN,
 }
 DETAIL_SET = "12-24 px"
 MIXED = "mixed/"

@@ -147,15 +147,18 @@ def tables(answers: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("losses", "equal-flops", "choice")
+        if name not in ("losses", "equal-flops", "between", "choice")
         for chosen in experiment.sets
     }
-    losses, equal = EXPERIMENTS["losses"], EXPERIMENTS["equal-flops"]
+    losses, equal, between = EXPERIMENTS["losses"], EXPERIMENTS["equal-flops"], EXPERIMENTS["between"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
         parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
         by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
         parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)
         parts[f"equal-flops by ground: {name}"] = size_table(answers, equal.ways, GROUND_SETS, kinds)
+    for size in dict.fromkeys(name.split(" of ")[0] for name in between.sets):
+        sets = [name for name in between.sets if name.startswith(f"{size} of ")]
+        parts[f"between: {size}"] = size_table(answers, between.ways, sets, V_STAR)
     for chosen in EXPERIMENTS["rivals"].sets:
         for name in ("rivals", "equal-flops", "dear-rivals"):
             parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)
