@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, SiglipImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from llava import mm_utils
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -21,11 +21,11 @@ class NoBosTokenizer(BytesTokenizer):
 
 
 @pytest.fixture
-def processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+def processor() -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
 
 
-def clip(processor: CLIPImageProcessor, *images: Image.Image) -> torch.Tensor:
+def clip(processor: CLIPImageProcessorPil, *images: Image.Image) -> torch.Tensor:
     return processor(list(images), return_tensors="pt")["pixel_values"]
 
 
@@ -67,7 +67,7 @@ def test_only_torch_tensors_are_offered() -> None:
 # Image preparation
 
 
-def test_pad_equals_clips_processor_on_a_square_of_its_mean_colour(processor: CLIPImageProcessor) -> None:
+def test_pad_equals_clips_processor_on_a_square_of_its_mean_colour(processor: CLIPImageProcessorPil) -> None:
     wide = gradient(40, 20)
     square = Image.new("RGB", (40, 40), tuple(int(255 * mean) for mean in processor.image_mean))
     square.paste(wide, (0, 10))
@@ -78,13 +78,13 @@ def test_pad_equals_clips_processor_on_a_square_of_its_mean_colour(processor: CL
 @pytest.mark.parametrize(
     "config", [Namespace(), Namespace(image_aspect_ratio=None), Namespace(image_aspect_ratio="square")]
 )
-def test_without_a_padding_rule_clips_processor_decides(processor: CLIPImageProcessor, config: Namespace) -> None:
+def test_without_a_padding_rule_clips_processor_decides(processor: CLIPImageProcessorPil, config: Namespace) -> None:
     images = [gradient(40, 20), gradient(30, 50)]
     assert torch.equal(mm_utils.process_images(images, processor, config), clip(processor, *images))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_pad_takes_pictures_of_any_mode(processor: CLIPImageProcessor, mode: str) -> None:
+def test_pad_takes_pictures_of_any_mode(processor: CLIPImageProcessorPil, mode: str) -> None:
     image = gradient(40, 20, mode)
     config = Namespace(image_aspect_ratio="pad")
     expected = mm_utils.process_images([image.convert("RGB")], processor, config)
@@ -125,7 +125,7 @@ def test_pictures_of_several_sizes_are_converted_as_one_tensor_is() -> None:
 
 
 @pytest.mark.parametrize("pinpoints", [[(28, 56), (56, 28), (56, 56)], "[(28, 56), (56, 28), (56, 56)]"])
-def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProcessor, pinpoints: object) -> None:
+def test_anyres_gives_the_whole_picture_and_its_tiles(processor: CLIPImageProcessorPil, pinpoints: object) -> None:
     image = gradient(56, 28)
     config = Namespace(image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
     expected = clip(processor, image.resize((28, 28)), image.crop((0, 0, 28, 28)), image.crop((28, 0, 56, 28)))
