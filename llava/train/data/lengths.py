@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.eval.run.inputs.pictures import Preparer, Unreadable, without_pillows_limit
+from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
 from llava.mm_utils import find_tile_side
@@ -29,6 +29,7 @@ from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gat
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from qlip.patches import CutImage
+from qlip.pictures import without_pillows_limit
 
 logger = logging.getLogger(__name__)
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from llava.eval.run.inputs.questions import Question, chunk
 from llava.images import FORMATS
+from qlip.image_limits import check_header
+from qlip.pictures import BROKEN
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +104,21 @@ def find_fault(source: str | Path) -> str | None:
         if isinstance(source, Path):
             if not source.is_file():
                 return MISSING
-            with Image.open(source, formats=FORMATS):
-                return None
-        with Image.open(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)), formats=FORMATS):
-            return None
+            with source.open("rb") as file:
+                _read_header(file)
+        else:
+            _read_header(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
     except Image.DecompressionBombError:
         return None  # the runner has its own bound
-    except (OSError, ValueError, SyntaxError, binascii.Error):
+    except BROKEN:
         return UNREADABLE
+    return None
+
+
+def _read_header(file: BinaryIO) -> None:
+    check_header(file)
+    with Image.open(file, formats=FORMATS):
+        pass
 
 
 def _name(source: str | Path) -> str:
