@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.nn  # noqa: F401 - before a process group, which defaults of its functions would keep
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
