@@ -20,7 +20,7 @@ from llava.eval import (
     vstar_likelihood,
 )
 from llava.eval.run import batch_run, cluster, likelihood
-from llava.eval.run.inputs.checks import UNREADABLE, find_fault
+from llava.eval.run.inputs.checks import check_images, find_fault
 from llava.eval.sweep import command as sweep
 from llava.eval.sweep import measure
 from llava.utils import demo_picture_path
@@ -89,17 +89,23 @@ def test_missing_and_unreadable_pictures_are_said_once_before_the_model_is_loade
 
 
 @pytest.mark.parametrize(
-    "data",
-    [hostile.tiff_with_tags(tags=100, size=2**20), hostile.gif_with_comment(2**21), hostile.png_of_chunks(100_001)],
+    ("data", "limit"),
+    [
+        (hostile.tiff_with_tags(tags=100, size=2**20), "tags hold more bytes than the file"),
+        (hostile.gif_with_comment(2**21), "more than 1,048,576 bytes of comments"),
+        (hostile.png_of_chunks(100_001), "more than 100,000 chunks"),
+    ],
     ids=["TIFF", "GIF", "PNG"],
 )
 def test_a_header_that_costs_much_is_unreadable_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, limit: str
 ) -> None:
     (tmp_path / "picture").write_bytes(data)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     encoded = "data:image/x;base64," + base64.b64encode(data).decode()
-    assert [find_fault(source) for source in (tmp_path / "picture", encoded)] == [UNREADABLE] * 2
+    with pytest.raises(ValueError, match=f"1 of 1 pictures are unreadable, for example .*picture: .*{limit}"):
+        check_images([tmp_path / "picture"], tmp_path)
+    assert limit in str(find_fault(encoded))
 
 
 @pytest.mark.usefixtures("no_model")
