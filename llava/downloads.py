@@ -12,7 +12,7 @@ from functools import cache
 import httpx
 
 from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
-from llava.image_limits import ImageError, ImageLimits
+from qlip.image_limits import ImageError, ImageLimits
 
 _URL_FORM = "http(s)://HOST[:PORT]/PATH"
 

@@ -1,8 +1,6 @@
-"""Opens images from paths, URLs, base64 text and bytes: the one place that reads image files.
+"""Opens images from paths, URLs, base64 text and bytes; `qlip.pictures` decodes them.
 
-Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL. Every file
-may be hostile: its structure and declared size are checked before a pixel is decoded, and errors never repeat a
-library's message.
+Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL.
 """
 
 from __future__ import annotations
@@ -12,19 +10,15 @@ import binascii
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from llava.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_structure, drop_pixels
-from qlip.pictures import BROKEN
-from qlip.rgb import read_orientation, to_rgb
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+from qlip.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header, drop_pixels
+from qlip.pictures import FORMATS, clear_errors, decode_image
+from qlip.rgb import read_orientation
 
 Result = TypeVar("Result")
 
@@ -45,50 +39,6 @@ class ImageOpener(ABC):
     @abstractmethod
     def cancel(self) -> None:
         """Makes a call in another thread, and all later ones, raise."""
-
-
-def decode_image(
-    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, before_pixels: Callable[[int], None] = lambda pixels: None
-) -> Image.Image:
-    """Decodes an image file.
-
-    Args:
-        data: The file.
-        limits: On the image.
-        before_pixels: Called with width x height when the file is within the limits, before decoding.
-
-    Returns:
-        The first frame, upright, RGB; transparency is laid on white.
-
-    Raises:
-        ImageError: the file is not an image, broken, truncated, or beyond the limits.
-        MemoryError: there is not enough memory.
-    """
-    limits.check_bytes(len(data))
-    with _clear_errors(limits):
-        check_structure(data)
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            limits.check_size(*image.size)
-            before_pixels(image.width * image.height)
-            image.load()
-            return to_rgb(image)
-
-
-@contextmanager
-def _clear_errors(limits: ImageLimits) -> Iterator[None]:
-    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
-    except BROKEN as error:
-        # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
-        kinds = ", ".join(FORMATS)
-        raise ImageError(
-            f"not a readable image ({type(error).__name__}); it is broken, or not one of {kinds}"
-        ) from None
 
 
 def load_image(
@@ -155,7 +105,7 @@ def read_image(
             "local image files are not allowed here, and this text is no URL; send a data: URL (base64 text needs"
             " data:image/png;base64, before it) or an http(s) URL"
         )
-    return _use_file(Path(source), lambda file: file.read(limits.max_bytes + 1))
+    return _use_file(Path(source), limits.read)
 
 
 def read_size(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
@@ -231,12 +181,14 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
     start = file.read(4)
     file.seek(0)
     if start in TIFF_SIGNATURES:
-        return decode_image(file.read(limits.max_bytes + 1), limits).size
+        return decode_image(limits.read(file), limits).size
     limits.check_bytes(os.fstat(file.fileno()).st_size)
-    with _clear_errors(limits), Image.open(drop_pixels(file), formats=FORMATS) as image:
-        limits.check_size(*image.size)
-        width, height = image.size
-        return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
+    with clear_errors(limits):
+        check_header(file)
+        with Image.open(drop_pixels(file), formats=FORMATS) as image:
+            limits.check_size(*image.size)
+            width, height = image.size
+            return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
 
 
 def _read_url(

@@ -6,6 +6,7 @@ Imports nothing heavy, so that `--help` and a wrong flag answer at once.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -27,7 +28,7 @@ class OneLineParser(argparse.ArgumentParser):
 def run_command(
     program: str, work: Callable[[], int | None], *, debug: bool = False, interrupted: str | None = None
 ) -> int:
-    """Runs a command's work and turns its failure into one line on stderr.
+    """Runs a command's work and turns its failure into one line on stderr; ends torch's process group, if it began one.
 
     Args:
         program: name that the line begins with.
@@ -49,6 +50,20 @@ def run_command(
             raise
         print(f"{program}: error: {format_error(error)}", file=sys.stderr)
         return 2
+    finally:
+        end_process_group()
+
+
+def end_process_group() -> None:
+    """Ends the process group of torch that this process is in, if any, and its threads.
+
+    A thread that releases a tensor while the interpreter ends would abort the process. Threads end with the last
+    reference to the group, which a model in a cycle of objects may hold.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()
 
 
 def format_error(error: BaseException) -> str:

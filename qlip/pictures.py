@@ -1,17 +1,39 @@
-"""Finds and reads image files, with Pillow and numpy only."""
+"""Finds, reads and decodes image files, with Pillow and numpy only: the one place that decodes them.
+
+Every file may be hostile: its structure and declared size are checked before a pixel is decoded, and errors never
+repeat a library's message.
+"""
 
 from __future__ import annotations
 
 import logging
 import struct
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
+from qlip.image_limits import (
+    DEFAULT_LIMITS,
+    SHAPELESS_LIMITS,
+    ImageError,
+    ImageLimits,
+    check_scans,
+    check_structure,
+)
 from qlip.rgb import to_rgb
 
 logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What LLaVA opens."""
+MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
+"""What the method's own commands open: all that Pillow decodes in C, from one decoder."""
+MOST_IN_PYTHON = 2**24
+"""Most bytes, and most pixels, of a file whose decoder Pillow has in Python; some seconds of work."""
 
 BROKEN = (
     ArithmeticError,
@@ -44,19 +66,89 @@ def find_pictures(folder: str | Path) -> list[Path]:
     return paths
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def decode_image(
+    data: bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    before_pixels: Callable[[int], None] = lambda pixels: None,
+    formats: tuple[str, ...] = FORMATS,
+) -> Image.Image:
+    """Decodes an image file.
+
+    Args:
+        data: The file.
+        limits: On the image.
+        before_pixels: Called with width x height when the file is within the limits, before decoding.
+        formats: Pillow's names of those that are allowed.
+
+    Returns:
+        The first frame, upright, RGB; transparency is laid on white.
+
+    Raises:
+        ImageError: the file is not an image, broken, truncated, or beyond the limits.
+        MemoryError: there is not enough memory.
+    """
+    limits.check_bytes(len(data))
+    if data[4:8] == b"ftyp" and "AVIF" not in formats:  # what phones write: named, since its owner sees a picture in it
+        raise ImageError("not a readable image: HEIC, AVIF and videos are not supported; save it as JPEG or PNG")
+    with clear_errors(limits, formats):
+        check_structure(data)
+        with Image.open(BytesIO(data), formats=formats) as image:
+            limits.check_size(*image.size)
+            pixels = image.width * image.height
+            check_scans(data, pixels)
+            if image.tile and image.tile[0][0] in Image.DECODERS and max(pixels, len(data)) > MOST_IN_PYTHON:
+                raise ImageError(
+                    f"the {image.format} file is of a kind that takes long to decode, such as text or runs of pixels; "
+                    f"at most {MOST_IN_PYTHON:,} bytes and pixels of it are allowed; save it as PNG"
+                )
+            before_pixels(pixels)
+            image.load()
+            return to_rgb(image)
+
+
+@contextmanager
+def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
+    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
+    except BROKEN as error:
+        # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
+        raise ImageError(
+            f"not a readable image ({type(error).__name__}); it is broken, or not one of {', '.join(formats)}"
+        ) from None
+
+
+@contextmanager
+def without_pillows_limit() -> Iterator[None]:
+    """Lifts Pillow's own limit on pixels, which holds for the whole process and is lower than ours."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def open_picture(path: str | Path, limits: ImageLimits = SHAPELESS_LIMITS) -> Image.Image:
     """Reads a file as an upright RGB image.
 
     Raises:
-        ValueError: there is no such file, or it can't be read as an image.
+        ValueError: there is no such file, or it can't be read as an image within the limits.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        with Image.open(path) as picture:
-            return to_rgb(picture)
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image: {error}") from None
+        with path.open("rb") as file, without_pillows_limit():
+            return decode_image(limits.read(file), limits, formats=MORE_FORMATS)
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
 
 
 def read_picture(path: Path) -> Image.Image | None:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.command",
         "qlip.config",
         "qlip.rgb",
+        "qlip.image_limits",
         "qlip.backbones.base",
         "qlip.tools.intervals",
         "qlip.tools.plots",
@@ -61,7 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.prior.command",),
     ("qlip.cli",),
     ("qlip.__main__",),
-    ("llava.addresses", "llava.image_limits"),
+    ("llava.addresses",),
     ("llava.downloads",),
     ("llava.images",),
     ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping"),
@@ -87,6 +88,7 @@ SIBLINGS_ALLOWED = ("llava", "playground", "scripts")
 # an image's tokens.
 QLIP_USERS = (
     "llava.command",
+    "llava.downloads",
     "llava.images",
     "llava.model.llava_arch",
     "llava.model.multimodal_encoder.clip_encoder",

@@ -245,6 +245,8 @@ class LLaVATrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint under another name and renames it: one that has its name is whole."""
+        if not self.throughput.has_trained():
+            return
         final = Path(super()._get_output_dir(trial))
         name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
         self._staging, self.args.save_total_limit = final / STAGING, None
@@ -254,7 +256,6 @@ class LLaVATrainer(Trainer):
             self.accelerator.wait_for_everyone()
             with self.throughput.paused():
                 super()._save_checkpoint(model, trial)
-                self.throughput.update()
             staged = self._staging / name
             if self.args.should_save:
                 (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.nn  # noqa: F401 - before a process group, which defaults of its functions would keep
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
@@ -58,6 +59,8 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     log_plan(model, data["train_dataset"])
     trainer.train(resume_from_checkpoint=find_resume(training))
     trainer.throughput.finish()
+    if dropped := trainer.throughput.describe_dropped():
+        logger.warning(dropped)
     trainer.save_state()
     safe_save_model_for_hf_trainer(trainer, training.output_dir)
     return trainer

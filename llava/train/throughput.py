@@ -120,7 +120,7 @@ class Throughput:
         self.max_bad_samples = max_bad_samples
         self._gather = gather
         self._clock = clock
-        self._target_tokens = 0  # of all processes, as are the next two
+        self._target_tokens = self._samples = 0  # of all processes, as are the next two
         self._unused = self._dropped = unused
         self._bad: dict[str, None] = dict.fromkeys(malformed)
         self._warned: set[str] = set()
@@ -175,6 +175,7 @@ class Throughput:
         for counts, dropped, bad, memory in self._gather(mine):
             self._interval += counts
             self._target_tokens += counts.target_tokens
+            self._samples += counts.samples
             self._dropped += dropped
             self._bad.update(dict.fromkeys(bad))
             self._peak = max(self._peak, memory or 0.0)
@@ -190,6 +191,18 @@ class Throughput:
         """
         self.update()
         self._check_used()
+
+    def has_trained(self) -> bool:
+        """Whether anything was trained on, after `update`; warns if all samples were left out."""
+        self.update()
+        if self._dropped and not self._target_tokens:
+            logger.warning("no checkpoint is written: all of the first %d samples were left out", self._dropped)
+        return bool(self._target_tokens or not self._dropped)
+
+    def describe_dropped(self) -> str:
+        """Says how many samples were left out, of all processes and in each epoch again; empty if none was."""
+        text = f"{self._dropped} samples were left out and {self._samples} trained on; {self._count_kinds()}"
+        return text if self._dropped else ""
 
     def report(self) -> dict[str, float]:
         """Computes a log line's numbers since the last report; every process must call it at the same step.
@@ -223,11 +236,13 @@ class Throughput:
 
     def state(self) -> dict[str, Any]:
         """Totals of all processes at the last `update` or `report`, to be saved with a checkpoint as JSON."""
-        return {"target_tokens": self._target_tokens, "dropped_samples": self._dropped, "bad_samples": list(self._bad)}
+        counts = {"target_tokens": self._target_tokens, "samples": self._samples, "dropped_samples": self._dropped}
+        return {**counts, "bad_samples": list(self._bad)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues with the totals of a checkpoint."""
         self._target_tokens = int(state["target_tokens"])
+        self._samples = int(state.get("samples", 0))  # checkpoints of earlier versions lack it
         self._dropped = int(state["dropped_samples"])
         self._bad = dict.fromkeys(state["bad_samples"])
         self._warned |= self._bad.keys()
@@ -246,9 +261,12 @@ class Throughput:
         if self._dropped and not self._target_tokens:
             example = f", for example {min(self._warned)}" if self._warned else ""
             raise ValueError(
-                f"none of the first {self._dropped} samples could be trained on{example}. Check --image_folder and"
-                " --model_max_length"
+                f"none of the first {self._dropped} samples could be trained on{example}. {self._count_kinds()}. Check"
+                " --image_folder and --model_max_length"
             )
+
+    def _count_kinds(self) -> str:
+        return f"{len(self._bad)} are malformed or unreadable, the others too long"
 
     def _check(self, bad: Mapping[str, None]) -> None:
         if len(bad) > self.max_bad_samples:

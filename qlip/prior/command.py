@@ -99,4 +99,3 @@ def fit(args: argparse.Namespace) -> None:
             before, after, bicubic = result.consistency
             print(f"consistency  {before:.4g} before, {after:.4g} after; bicubic interpolation {bicubic:.4g}")
         print(f"prior        {args.out}")
-    state.destroy_process_group()

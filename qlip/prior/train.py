@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed.nn  # before a process group, which defaults of its functions would keep alive
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -23,6 +23,8 @@ DRAWN = ".leaves.png"
 """Ending of the files that are written by default; a folder's files with it are not read."""
 TILE = 320
 """Longer side of an image in a contact sheet, in pixels."""
+LARGEST_DRAWING = 4096
+"""Longer side of a single image's drawing, in pixels, if cells of 4 pixels allow; a larger PNG takes seconds."""
 ONE_CELL = "one_cell"
 """Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
 
@@ -66,7 +68,9 @@ def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: boo
     picture = open_picture(path)
     leaves = cutter.find_leaves(picture, settings)
     print(json.dumps(describe(path, leaves, cutter)) if as_json else format_leaves(leaves, cutter))
-    return draw_leaves(picture, leaves), find_idle(picture, leaves, cutter, settings)
+    longest = max(leaves.grid)
+    cell = max(4, LARGEST_DRAWING // longest) if max(picture.size) > LARGEST_DRAWING else None
+    return draw_leaves(picture, leaves, cell), find_idle(picture, leaves, cutter, settings)
 
 
 def show_several(

@@ -199,6 +199,20 @@ def tiff_with_tags(tags: int = 600, size: int = 14 * 2**20) -> bytes:
     return header + bytes(64 * 64) + directory(entries, tags, size, place) + bytes(size)
 
 
+def png_of_chunks(count: int) -> bytes:
+    """Makes a PNG with this number of empty chunks, which Pillow reads one by one in Python."""
+    png = saved(Image.new("L", (64, 64)))
+    return png[:33] + count * png_chunk(b"abCd", b"") + png[33:]
+
+
+def gif_with_comment(size: int, before: bytes = b"") -> bytes:
+    """Makes a GIF with a comment of about `size` bytes, which Pillow joins in time that grows with its square."""
+    gif = saved(Image.new("L", (64, 64)), "GIF")
+    start = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1))
+    comment = b"!\xfe" + size // 256 * (b"\xff" + 255 * b"a") + b"\0"
+    return gif[:start] + before + comment + gif[start:]
+
+
 def with_wrong_checksum() -> bytes:
     """Makes a PNG with a flipped bit in its pixels."""
     data = bytearray(saved(noise(64, 64)))
@@ -220,6 +234,8 @@ PICTURES: dict[str, tuple[Callable[[], bytes], bool]] = {
     "wrong checksum": (with_wrong_checksum, False),
     "45000 scans": (jpeg_of_scans, False),
     "tags in TIFF": (tiff_with_tags, False),
+    "comment in GIF": (lambda: gif_with_comment(15 * 2**20), False),
+    "chunks in PNG": (lambda: png_of_chunks(10**6), False),
     "tags in EXIF": (png_with_tags, True),
     "wide strip": (lambda: saved(Image.new("RGB", (16_384, 256))), True),
     "tall strip": (lambda: saved(Image.new("RGB", (256, 16_384))), True),

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
+import torch
+import torch.distributed.nn  # as commands do, before a process group
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from qlip.command import format_error, run_command
 
@@ -64,3 +70,29 @@ def test_a_missing_file_is_named_without_its_number(tmp_path) -> None:
 def test_a_failure_in_a_dataloader_worker_is_reported_by_the_last_line_of_its_traceback() -> None:
     text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nValueError: a b\n"
     assert format_error(ValueError(text)) == "ValueError: a b"
+
+
+class Trainer:
+    """Holds a model of several processes in a cycle of objects, as transformers' trainer does."""
+
+    def __init__(self) -> None:
+        self.callbacks = [self]
+        self.model = DistributedDataParallel(torch.nn.Linear(2, 1))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_group_and_its_threads_end_with_the_command(tmp_path: Path, fails: bool) -> None:
+    """Those that are left abort the process now and then, as they release tensors while the interpreter ends."""
+    threads = psutil.Process().num_threads()
+
+    def work() -> None:
+        distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+        assert psutil.Process().num_threads() > threads
+        trainer = Trainer()
+        trainer.model(torch.ones(1, 2)).sum().backward()
+        if fails:
+            raise ValueError("the loss is nan")
+
+    assert run_command("qa", work) == (2 if fails else 0)
+    assert not distributed.is_initialized()
+    assert psutil.Process().num_threads() <= threads

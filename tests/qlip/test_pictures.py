@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
+from qlip.image_limits import ImageError, check_scans
 from qlip.pictures import find_pictures, open_picture, read_picture
+from scripts.soak import hostile
 
 
 def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
@@ -27,11 +30,49 @@ def test_a_folder_without_images_is_refused(tmp_path, kind):
 
 def test_a_file_that_cannot_be_read_is_refused_or_logged(tmp_path, caplog):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png can't be read as an image: cannot identify"):
+    with pytest.raises(ValueError, match=r"text\.png: not a readable image \(UnidentifiedImageError\)"):
         open_picture(tmp_path / "text.png")
     with caplog.at_level(logging.WARNING):
         assert read_picture(tmp_path / "text.png") is None
-    assert "text.png can't be read" in caplog.text
+    assert "text.png: not a readable image" in caplog.text
+
+
+HOSTILE = {
+    "scans.jpg": (lambda: hostile.jpeg_of_scans(64, 1000), "1,006 scans; at most 500"),
+    "tags.tif": (lambda: hostile.tiff_with_tags(tags=100, size=2**20), "tags hold more bytes than the file"),
+    "chunks.png": (lambda: hostile.png_of_chunks(100_001), "more than 100,000 chunks"),
+    "comment.gif": (lambda: hostile.gif_with_comment(2**21), "more than 1,048,576 bytes of comments"),
+    "junk.gif": (lambda: hostile.gif_with_comment(2**21, before=b"\0"), "more than 1,048,576 bytes of comments"),
+    "deep.ppm": (lambda: b"P6 5000 4000 65535\n", "at most 16,777,216 bytes and pixels"),
+    "line.png": (lambda: hostile.saved(Image.new("1", (10**6, 1))), "may have at most 32768"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_small_file_that_costs_much_is_refused_before_its_pixels(tmp_path, monkeypatch, name):
+    make, words = HOSTILE[name]
+    (tmp_path / name).write_bytes(make())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{name}: .*{words}"):
+            open_picture(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 2**20 + 5 * (tmp_path / name).stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_jpeg_may_have_fewer_scans():
+    data = hostile.jpeg_of_scans(64, 300)
+    check_scans(data, pixels=64_000_000)
+    with pytest.raises(ImageError, match="306 scans; at most 200 are allowed at its size"):
+        check_scans(data, pixels=160_000_000)
+
+
+def test_an_image_of_40_megapixels_or_of_one_row_is_read(tmp_path):
+    for size in ((8000, 5000), (9000, 1)):
+        Image.new("L", size).save(tmp_path / "a.jpg", progressive=True)
+        assert open_picture(tmp_path / "a.jpg").size == size
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")

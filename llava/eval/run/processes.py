@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.distributed.nn  # before a process group, which defaults of its functions would keep alive
 
 from llava.eval.run.inputs.questions import chunk
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import (
 
 from llava.model.loading.files import read_json
 
+logger = logging.getLogger(__name__)
+
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "clip_vision_model": CLIPVisionConfig,
     "siglip_vision_model": SiglipVisionConfig,
@@ -28,6 +31,13 @@ PROCESSORS: dict[str, Any] = {
     "clip_vision_model": CLIPImageProcessorPil,
     "siglip_vision_model": SiglipImageProcessorPil,
 }
+
+PROCESSOR_CLASSES = {
+    "clip_vision_model": ("CLIP", "Llava", "LlavaNext", "QLIP"),
+    "siglip_vision_model": ("Siglip", "Llava", "LlavaNext", "QLIP"),
+}
+"""Whose image processors resize and normalise as the tower's own, by the same fields; what else they do is LLaVA's."""
+PROCESSOR_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
 DTYPE_NAMES = ("dtype", "torch_dtype")
 """Today's and the former name of a configuration's dtype."""
@@ -149,9 +159,46 @@ def holds_image_processor(folder: Path) -> bool:
 
 
 def load_image_processor(name: str, config: PreTrainedConfig, **hub: Any) -> Any:
-    """Loads the image processor in a folder or hub repository for a vision model of this configuration."""
+    """Loads the image processor in a folder or hub repository for a vision model of this configuration.
+
+    Raises:
+        ValueError: a damaged file, or an image processor of a class that prepares images otherwise.
+    """
     holds_image_processor(Path(name))  # names a damaged file
-    return PROCESSORS[config.model_type].from_pretrained(name, **hub)
+    processor = PROCESSORS[config.model_type].from_pretrained(name, **hub)
+    values, _ = processor.get_image_processor_dict(name, **hub)
+    check_processor_class(name, values, processor, config)
+    return processor
+
+
+def check_processor_class(name: str, values: Mapping[str, Any], processor: Any, config: PreTrainedConfig) -> None:
+    """Checks that an image processor's class prepares images as the one does that its values were loaded into.
+
+    A class that is not known is a warning where the values are those that the tower was trained with.
+
+    Raises:
+        ValueError: it is not known, and its values are others.
+    """
+    found = values.get("image_processor_type", values.get("feature_extractor_type"))
+    families = PROCESSOR_CLASSES[config.model_type]
+    if found is None or found in [family + ending for family in families for ending in PROCESSOR_ENDINGS]:
+        return
+    ours, default = (_without_type(one) for one in (processor, default_image_processor(config)))
+    text = f"{name}: the image processor is of class {found!r} (preprocessor_config.json or processor_config.json)"
+    if ours == default:
+        logger.warning("%s, which is not known; images are prepared by %s's", text, families[0])
+        return
+    other = sorted(field for field in {*ours, *default} if ours.get(field) != default.get(field))
+    allowed = ", ".join(f"{family}ImageProcessor" for family in families)
+    raise ValueError(
+        f"{text}; allowed for this tower are {allowed}, and others with the tower's own values, but"
+        f" {', '.join(other)} differ. If it resizes and normalises as one of these, name that class in the file"
+    )
+
+
+def _without_type(processor: Any) -> dict[str, Any]:
+    values = {field: value for field, value in processor.to_dict().items() if field != "image_processor_type"}
+    return {field: list(value) if isinstance(value, tuple) else value for field, value in values.items()}
 
 
 def find_image_processor(folder: Path, config: PreTrainedConfig) -> Any:

@@ -10,8 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from llava.image_limits import ImageError
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong, ran_out_of_memory
+from qlip.image_limits import ImageError
 
 logger = logging.getLogger(__name__)
 

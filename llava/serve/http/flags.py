@@ -6,11 +6,11 @@ import argparse
 import os
 
 from llava.command import integer
-from llava.image_limits import ImageLimits
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
 from llava.serve.http.limits import ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
+from qlip.image_limits import ImageLimits
 
 API_KEY_VARIABLE = "LLAVA_API_KEY"
 

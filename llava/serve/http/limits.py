@@ -6,8 +6,8 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from llava.image_limits import DEFAULT_LIMITS, ImageLimits
 from llava.serve.http.failures import RequestError
+from qlip.image_limits import DEFAULT_LIMITS, ImageLimits
 
 try:
     import resource

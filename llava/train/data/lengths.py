@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.eval.run.inputs.pictures import Preparer, Unreadable, without_pillows_limit
+from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
 from llava.mm_utils import find_tile_side
@@ -29,6 +29,7 @@ from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gat
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 from qlip.patches import CutImage
+from qlip.pictures import without_pillows_limit
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def measure_lengths(
         int64 (N,), 0 for samples that cannot be used.
 
     Raises:
-        ValueError: more unusable samples than `max_bad_samples` of the data set's arguments.
+        ValueError: more unusable samples than `max_bad_samples` of the data set's arguments, or no other.
     """
     file = None if folder is None else folder / LENGTHS_FILE
     mark = fingerprint(dataset) if file is not None and rank == 0 else ""
@@ -78,20 +79,26 @@ def measure_lengths(
     lengths = np.zeros(len(dataset), dtype=np.int64) if known is None else known.copy()
     wanted = (lengths == 0).nonzero()[0]
     own = wanted[rank::world_size]
-    measured, too_long, throughput = [], 0, Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
+    measured, too_long, reason = [], 0, ""
+    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
     for result in tqdm(
         _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own), delay=2
     ):
         measured.append(0 if isinstance(result, Skipped) else result)
         if isinstance(result, Skipped):
             too_long += not result.is_bad
+            reason = reason or result.reason
             if result.is_bad:
                 throughput.add(BatchCounts(skipped=(result,)))
     throughput.update()
-    shares = gather((np.array(measured, dtype=np.int64), too_long))
-    for number, (share, _) in enumerate(shares):
+    shares = gather((np.array(measured, dtype=np.int64), too_long, reason))
+    for number, (share, _, _) in enumerate(shares):
         lengths[wanted[number::world_size]] = share
-    _log(lengths, sum(count for _, count in shares), None if known is None else file)
+    too_long = sum(count for _, count, _ in shares)
+    _log(lengths, too_long, None if known is None else file)
+    if not lengths.any():
+        example = next((f", for example {text}" for _, _, text in shares if text), "")
+        raise ValueError(f"none of the {len(lengths)} samples can be used, {too_long} of them too long{example}")
     if file is not None and rank == 0 and len(wanted):
         _write(file, mark, lengths)
     return lengths

@@ -59,6 +59,27 @@ def test_images_are_prepared_by_the_saved_processor(folder: Path, whole: bool) -
         torch.testing.assert_close(process_images([image], found, None), expected)
 
 
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_an_image_processor_of_another_class_is_refused_by_name(folder: Path, file: str) -> None:
+    """Its values mean what its class makes of them."""
+    saved = {**OWN.to_dict(), "image_processor_type": "SquashingImageProcessor"}
+    (folder / file).write_text(json.dumps(saved if file == "preprocessor_config.json" else {"image_processor": saved}))
+    reason = rf"{folder}: .* class 'SquashingImageProcessor' .*{file}.*allowed .* CLIPImageProcessor, .*mean, image_std"
+    for load in (load_empty_tower, lambda path: load_pretrained_model(str(path), device="cpu")):
+        with pytest.raises(ValueError, match=reason):
+            load(folder)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("CLIPFeatureExtractor", False), ("MyImageProcessor", True)])
+def test_another_class_with_the_towers_values_is_a_warning_if_it_is_not_known(
+    folder: Path, caplog: pytest.LogCaptureFixture, name: str, warned: bool
+) -> None:
+    plain = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**plain.to_dict(), "image_processor_type": name}))
+    load_empty_tower(folder)
+    assert (f"{folder}: the image processor is of class '{name}'" in caplog.text) == warned
+
+
 def test_a_processors_file_without_image_processor_leaves_clips(folder: Path) -> None:
     """As transformers 4 wrote it, beside the image processor's own file."""
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaProcessor", "patch_size": 14}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -87,10 +88,13 @@ def break_images(data: Path, to: Path, count: int) -> Path:
     return to
 
 
-def test_unreadable_images_are_left_out_up_to_a_number(bases, data, tmp_path):
+def test_unreadable_images_are_left_out_up_to_a_number(bases, data, tmp_path, caplog):
     broken = break_images(data, tmp_path / "broken", 2)
-    train_on(bases / "llava", broken, tmp_path / "out", max_bad_samples=2)
+    with caplog.at_level(logging.WARNING):
+        train_on(bases / "llava", broken, tmp_path / "out", max_bad_samples=2)
     assert logged(tmp_path / "out", "dropped_samples")[-1] == 2
+    used = len(json.loads((data / "data.json").read_text())) - 2
+    assert f"2 samples were left out and {used} trained on; 2 are malformed or unreadable" in caplog.text
     with pytest.raises(ValueError, match="--max_bad_samples allows 1") as error:
         train_on(bases / "llava", broken, tmp_path / "ended", max_bad_samples=1)
     assert "data.json: sample 0" in str(error.value) and "0.png" in str(error.value)
@@ -116,8 +120,13 @@ def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_pa
 
 
 def test_a_run_or_an_evaluation_without_usable_samples_is_an_error(bases, data, tmp_path):
-    with pytest.raises(ValueError, match="none of the first 9 samples could be trained on"):
-        train_on(bases / "llava", data, tmp_path / "out", model_max_length=40)
+    reason = "none of the first 9 samples could be trained on, .* 0 are malformed or unreadable, the others too long"
+    with pytest.raises(ValueError, match=reason):
+        train_on(bases / "llava", data, tmp_path / "out", model_max_length=40, save_strategy="steps", save_steps=1)
+    assert not list(tmp_path.glob("out/checkpoint*"))
+    with pytest.raises(ValueError, match="none of the 9 samples can be used, 9 of them too long, for example .*ple 0"):
+        train_on(bases / "llava", data, tmp_path / "tokens", model_max_length=40, batch_tokens=200)
+    assert not list(tmp_path.glob("tokens/*"))
     text_only = tmp_path / "text.json"
     samples = json.loads((data / "data.json").read_text())
     text_only.write_text(json.dumps([row for row in samples if "image" not in row]))

@@ -149,7 +149,7 @@ def test_a_sample_that_is_bad_in_every_epoch_counts_once():
     for _ in range(3):
         throughput.add(BatchCounts(skipped=(Skipped("a", True),)))
         throughput.update()
-    assert throughput.state() == {"target_tokens": 0, "dropped_samples": 3, "bad_samples": ["a"]}
+    assert throughput.state() == {"target_tokens": 0, "samples": 0, "dropped_samples": 3, "bad_samples": ["a"]}
 
 
 def test_samples_that_are_too_long_are_not_bad():

@@ -38,7 +38,7 @@ def test_the_command_writes_means_settings_and_a_figure(workplace, tmp_path, cap
     flags = ["--sizes", "42", "56", "--alpha", "0.5", "--mlp", str(workplace / "prior.safetensors"), "--device", "cpu"]
     out = ["--out", str(tmp_path / "new" / "bias.json"), "--plot", str(tmp_path / "bias.svg")]
     assert run(workplace, *flags, *out) == 0
-    assert "broken.png can't be read" in caplog.text
+    assert "broken.png: not a readable image" in caplog.text
     captured = capsys.readouterr()
     assert captured.out.split() == ["means", out[1], "figure", out[3]]
     results = json.loads((tmp_path / "new" / "bias.json").read_text())

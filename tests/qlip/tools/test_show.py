@@ -135,14 +135,21 @@ def test_a_note_about_several_images_is_true_of_all(folder, capsys):
     assert [note.split()[1] for note in notes] == ["--image-size", "--seed"]  # 80 is a bound on one of them only
 
 
+def test_the_drawing_of_a_large_image_has_a_bounded_size(capsys, tmp_path):
+    Image.new("L", (8000, 500)).save(tmp_path / "wide.png")
+    show(capsys, tmp_path / "wide.png")
+    with Image.open(tmp_path / "wide.leaves.png") as drawing:
+        assert 3500 < drawing.width <= 4097
+
+
 def test_a_folder_s_drawings_and_damaged_files_are_left_out(folder, capsys, caplog):
     show(capsys, folder / "flat.png")
     assert (folder / "flat.leaves.png").is_file()
     (folder / "damaged.png").write_text("no image")
     assert any(line.endswith("mean of 2") for line in show(capsys, folder))
-    assert "damaged.png can't be read as an image" in caplog.text
+    assert "damaged.png: not a readable image" in caplog.text
     (line,) = show(capsys, folder / "flat.png", folder / "damaged.png", code=2)
-    assert "damaged.png can't be read as an image" in line
+    assert "damaged.png: not a readable image" in line
 
 
 def test_a_sheet_is_not_written_over_an_image_and_an_empty_folder_is_an_error(folder, capsys, tmp_path):

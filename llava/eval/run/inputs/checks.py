@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from llava.eval.run.inputs.questions import Question, chunk
-from llava.images import FORMATS
+from llava.images import FORMATS, ImageError
+from qlip.image_limits import check_header
+from qlip.pictures import BROKEN
 
 logger = logging.getLogger(__name__)
 
-MISSING, UNREADABLE = "missing", "unreadable"
+MISSING = "missing"
+UNREADABLE = f"not a readable image; broken, or not one of {', '.join(FORMATS)}"
 EXAMPLES = 2
 THREADS = 16
 """Files are checked in parallel, since folders of images are often on a network."""
@@ -82,34 +85,47 @@ def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool 
         faults = [(image, fault) for image, fault in zip(images, threads.map(find_fault, images), strict=True) if fault]
     if not faults:
         return
-    parts = []
-    kinds = {MISSING: "", UNREADABLE: f": not a readable image; broken, or not one of {', '.join(FORMATS)}"}
-    for kind, reason in kinds.items():
-        if own := [_name(image) for image, fault in faults if fault == kind]:
-            parts.append(
-                f"{len(own)} of {len(images)} pictures are {kind}, for example {' and '.join(own[:EXAMPLES])}{reason}"
-            )
-    report = "; ".join(parts)
+    report = "; ".join(_describe(faults, kind, len(images)) for kind in sorted({fault for _, fault in faults}))
     if not skip:
         other = "" if skip is None else ", or answer the other questions with --skip-unreadable"
         raise ValueError(f"{report}; check --image-folder{other}")
     logger.warning("%s; their questions stay without an answer", report)
 
 
+def _describe(faults: Sequence[tuple[str | Path, str]], kind: str, count: int) -> str:
+    """Says how many of `count` images have one kind of fault, with examples."""
+    own = [_name(image) for image, fault in faults if fault == kind]
+    state, reason = (kind, "") if kind == MISSING else ("unreadable", f": {kind}")
+    return f"{len(own)} of {count} pictures are {state}, for example {' and '.join(own[:EXAMPLES])}{reason}"
+
+
 def find_fault(source: str | Path) -> str | None:
-    """Finds whether an image is missing, or unreadable by its header; None if it is neither."""
+    """Finds whether an image is missing, or unreadable by its header; None if it is neither.
+
+    Returns:
+        `MISSING`, `UNREADABLE`, or the limit that the header breaks.
+    """
     try:
         if isinstance(source, Path):
             if not source.is_file():
                 return MISSING
-            with Image.open(source, formats=FORMATS):
-                return None
-        with Image.open(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)), formats=FORMATS):
-            return None
+            with source.open("rb") as file:
+                _read_header(file)
+        else:
+            _read_header(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
     except Image.DecompressionBombError:
         return None  # the runner has its own bound
-    except (OSError, ValueError, SyntaxError, binascii.Error):
+    except ImageError as error:
+        return str(error)
+    except BROKEN:
         return UNREADABLE
+    return None
+
+
+def _read_header(file: BinaryIO) -> None:
+    check_header(file)
+    with Image.open(file, formats=FORMATS):
+        pass
 
 
 def _name(source: str | Path) -> str:

@@ -6,7 +6,6 @@ The result is small: patches of leaves, not pixels. Workers load torch and Pillo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from llava.eval.run.inputs.image_workers import Ahead, ImageQueue
 from llava.images import ImageError, ImageLimits, load_image
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
+from qlip.image_limits import LOCAL_LIMITS
 from qlip.patches import CutImage
+from qlip.pictures import without_pillows_limit
 from qlip.quadtree import Leaves
 from qlip.question import QuestionCut
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from llava.model.multimodal_encoder.base import VisionTower
 
 Source = str | Path
-
-LOCAL_LIMITS = ImageLimits(max_bytes=512 * 2**20, max_pixels=500_000_000, max_side=32_768)
-"""Limits on images that the user of a command names; the defaults are for images from clients of a server."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +92,6 @@ class Preparer:
         if self.settings is not None:
             return prepare_leaves(image, self.processor, self.settings, self.tiling, self.side)
         return prepare_pixels(image, self.processor, self.tiling, self.native_tokens)
-
-
-@contextmanager
-def without_pillows_limit() -> Iterator[None]:
-    """Lifts Pillow's own limit on pixels, which holds for the whole process and is lower than ours."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 PreparePicture = Callable[[Source], PreparedImage | Unreadable]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from llava.eval import (
     model_vqa,
@@ -19,9 +20,11 @@ from llava.eval import (
     vstar_likelihood,
 )
 from llava.eval.run import batch_run, cluster, likelihood
+from llava.eval.run.inputs.checks import check_images, find_fault
 from llava.eval.sweep import command as sweep
 from llava.eval.sweep import measure
 from llava.utils import demo_picture_path
+from scripts.soak import hostile
 from tests.llava.eval.files import write_json, write_rows
 
 PICTURE = demo_picture_path().read_bytes()
@@ -83,6 +86,26 @@ def test_missing_and_unreadable_pictures_are_said_once_before_the_model_is_loade
     assert "not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; check --image-folder" in error
     assert ("--skip-unreadable" in error) == (name != "sweep")
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "limit"),
+    [
+        (hostile.tiff_with_tags(tags=100, size=2**20), "tags hold more bytes than the file"),
+        (hostile.gif_with_comment(2**21), "more than 1,048,576 bytes of comments"),
+        (hostile.png_of_chunks(100_001), "more than 100,000 chunks"),
+    ],
+    ids=["TIFF", "GIF", "PNG"],
+)
+def test_a_header_that_costs_much_is_unreadable_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, limit: str
+) -> None:
+    (tmp_path / "picture").write_bytes(data)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    encoded = "data:image/x;base64," + base64.b64encode(data).decode()
+    with pytest.raises(ValueError, match=f"1 of 1 pictures are unreadable, for example .*picture: .*{limit}"):
+        check_images([tmp_path / "picture"], tmp_path)
+    assert limit in str(find_fault(encoded))
 
 
 @pytest.mark.usefixtures("no_model")

@@ -1,11 +1,11 @@
-"""Limits on image files, and checks of their structure before a pixel is decoded."""
+"""Limits on image files, and checks of their structure before a pixel is decoded; the standard library only."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import BinaryIO
 
@@ -16,9 +16,18 @@ MAX_SCANS = 500
 """Most scans of a JPEG file. A progressive one has about ten; each costs a pass over all pixels, and an empty one takes
 ten bytes of the file."""
 
+MAX_SCANNED = 32 * 10**9
+"""Most scans times pixels of a JPEG file, some seconds of work."""
+MAX_CHUNKS = 100_000
+"""Most chunks of a PNG file, since each is read by Python. The largest file allowed has 65,536 of libpng's size."""
+MAX_GIF_EXTENSIONS = 2**20
+"""Most bytes of a GIF file before its first frame. Pillow joins comments in time that grows with their square."""
+
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GIF_SIGNATURES = (b"GIF87a", b"GIF89a")
+_JPEG_SIGNATURE = b"\xff\xd8"
 _PNG_FACTS = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"IEND")  # chunks with size and orientation
 
 
@@ -53,6 +62,12 @@ class ImageLimits:
         if size > self.max_bytes:
             raise self.too_large()
 
+    def read(self, file: BinaryIO) -> bytes:
+        """Reads a file on disk; raises ImageError, before, for one of more bytes than allowed."""
+        size = os.fstat(file.fileno()).st_size  # `read(max_bytes)` would allocate them all
+        self.check_bytes(size)
+        return file.read(size)
+
     def too_large(self) -> ImageError:
         """Builds the error for a file of more bytes than allowed."""
         return ImageError(f"the image file is larger than {self.max_bytes:,} bytes")
@@ -72,26 +87,29 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+"""For images from clients of a server."""
+LOCAL_LIMITS = ImageLimits(max_bytes=512 * 2**20, max_pixels=500_000_000, max_side=32_768)
+"""For images that the user of a command names."""
+SHAPELESS_LIMITS = replace(LOCAL_LIMITS, max_pixels=180_000_000, min_side=1, max_aspect=32_768)
+"""For commands of the method alone, which take images of any shape and keep several copies of one."""
 
 
 def check_structure(data: bytes) -> None:
-    """Checks what Pillow does not: a PNG's checksums and end, a JPEG's number of scans, a TIFF's size of tags.
+    """Checks what Pillow does not: a PNG's checksums and end, and what a TIFF's tags and a GIF's comments take.
 
     Args:
-        data: An image file of any format; only these three are checked, and HEIC and AVIF refused by name.
+        data: An image file of any format; only these three are checked.
 
     Raises:
         ImageError: the file is broken, truncated, not supported, or would take far more memory or time than its size.
-        struct.error: a TIFF file is truncated.
+        IndexError, struct.error: a GIF or TIFF file is truncated.
     """
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data)
-    elif data.startswith(b"\xff\xd8"):
-        _check_scans(data)
     elif data[:4] in TIFF_SIGNATURES:
         _check_tags(data)
-    elif data[4:8] == b"ftyp":  # what phones write: named, since its owner sees a picture in it
-        raise ImageError("not a readable image: HEIC, AVIF and videos are not supported; save it as JPEG or PNG")
+    elif data.startswith(_GIF_SIGNATURES):
+        _check_extensions(data)
 
 
 def _check_png(data: bytes) -> None:
@@ -101,7 +119,9 @@ def _check_png(data: bytes) -> None:
         ImageError: a checksum is wrong, or the file is truncated.
     """
     view, place = memoryview(data), len(_PNG_SIGNATURE)
-    while place + 12 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if place + 12 > len(data):
+            break
         (length,) = struct.unpack_from(">L", data, place)
         end = place + 8 + length
         if end + 4 > len(data):
@@ -111,14 +131,44 @@ def _check_png(data: bytes) -> None:
         if data[place + 4 : place + 8] == b"IEND":
             return
         place = end + 4
+    else:
+        raise too_many_chunks()
     raise ImageError("not a readable image: the PNG file is truncated")
 
 
-def _check_scans(data: bytes) -> None:
-    """Raises ImageError for a JPEG file with far more scans than cameras or programs write."""
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ImageError(f"the JPEG file has {scans:,} scans; at most {MAX_SCANS} are allowed")
+def too_many_chunks() -> ImageError:
+    """Builds the error for a PNG file of more chunks than allowed."""
+    return ImageError(f"the PNG file has more than {MAX_CHUNKS:,} chunks; save it again")
+
+
+def check_scans(data: bytes, pixels: int) -> None:
+    """Raises ImageError for a JPEG file of `pixels` pixels with far more scans than cameras or programs write."""
+    if not data.startswith(_JPEG_SIGNATURE):
+        return
+    scans, most = data.count(b"\xff\xda"), min(MAX_SCANS, MAX_SCANNED // pixels)
+    if scans > most:
+        raise ImageError(f"the JPEG file has {scans:,} scans; at most {most} are allowed at its size")
+
+
+def _check_extensions(data: bytes) -> None:
+    """Checks that little comes before a GIF file's first frame; walks over the blocks as Pillow does.
+
+    Raises:
+        ImageError: comments and other extensions take more than allowed.
+        IndexError: the file is truncated.
+    """
+    start = place = 13 + (3 * 2 ** ((data[10] & 7) + 1) if data[10] & 128 else 0)
+    while data[place : place + 1] not in (b",", b";"):
+        if data[place] != ord("!"):  # unknown: Pillow looks at the next byte
+            place += 1
+            continue
+        place += 2
+        while size := data[place]:
+            place += size + 1
+            if place - start > MAX_GIF_EXTENSIONS:
+                most = f"{MAX_GIF_EXTENSIONS:,} bytes"
+                raise ImageError(f"the GIF file has more than {most} of comments before its image; save it again")
+        place += 1
 
 
 def _check_tags(data: bytes) -> None:
@@ -150,13 +200,36 @@ def _check_tags(data: bytes) -> None:
                 places.append(struct.unpack(offset, value)[0])
 
 
+def check_header(file: BinaryIO) -> None:
+    """Checks what Pillow reads of a file to find its format and size.
+
+    Raises:
+        ImageError: the header would take far more memory or time than a header should.
+        IndexError, struct.error: a GIF or TIFF file is truncated.
+    """
+    start = file.read(8)
+    file.seek(0)
+    if start == _PNG_SIGNATURE:
+        drop_pixels(file)
+    elif start[:4] in TIFF_SIGNATURES or start[:6] in _GIF_SIGNATURES:
+        check_structure(file.read())
+    file.seek(0)
+
+
 def drop_pixels(file: BinaryIO) -> BinaryIO:
-    """Copies the size and metadata of a PNG file, where they may follow the pixels; returns others as they are."""
+    """Copies the size and metadata of a PNG file, where they may follow the pixels; returns others as they are.
+
+    Raises:
+        ImageError: the PNG file has too many chunks.
+    """
     if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
         file.seek(0)
         return file
     kept = [_PNG_SIGNATURE]
-    while len(head := file.read(8)) == 8:
+    for _ in range(MAX_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8:
+            break
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if kind in _PNG_FACTS:
             kept += [head, file.read(length + 4)]
@@ -164,4 +237,6 @@ def drop_pixels(file: BinaryIO) -> BinaryIO:
             file.seek(length + 4, os.SEEK_CUR)
         if kind == b"IEND":
             break
+    else:
+        raise too_many_chunks()
     return BytesIO(b"".join(kept))
