@@ -50,8 +50,8 @@ class Talk:
     suggestions: Sequence[gr.Button]
     add: gr.UploadButton
     strip: gr.HTML
-    stopping: gr.Timer
-    """Active from Stop until the answers have ended."""
+    press: gr.Button
+    """Hidden: an input that the browser fills with the number of a press. A button is no parameter of the API."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def talk_card(demo: Demo, text: PageText) -> Talk:
             for name, usable in (("Stop", False), ("Regenerate", False), ("Undo", False), ("Clear", True)):
                 buttons[name] = gr.Button(name, size="md", elem_id=name.lower(), interactive=usable)
             buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
-    return Talk(chat, spent, question, buttons, suggestions, add, strip, gr.Timer(0.5, active=False))
+    return Talk(chat, spent, question, buttons, suggestions, add, strip, gr.Button(visible=False))
 
 
 def compare_card() -> list[gr.HTML]:

@@ -15,7 +15,7 @@ from llava.serve.http.failures import explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
-from llava.serve.web.controls import CONTROLS, Controls, describe
+from llava.serve.web.controls import CONTROLS, Controls, describe, read_press
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, open_upload, save_drawing
@@ -37,7 +37,7 @@ class PictureHandlers:
         self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
 
     async def open_picture(
-        self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *values: Any
+        self, request: gr.Request, session: Session, press: Any, upload: Mapping[str, Any] | None, *values: Any
     ) -> tuple[Any, ...]:
         """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
 
@@ -55,7 +55,7 @@ class PictureHandlers:
         self._opened[request.session_hash] = source
         picture, shown = None, gr.skip()
         try:
-            await self.runs.stop(request.session_hash)
+            await self.runs.stop(request.session_hash, press=read_press(press))
             try:
                 picture = await asyncio.to_thread(open_upload, upload) if upload else None
             except ImageError as error:

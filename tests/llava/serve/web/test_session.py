@@ -48,7 +48,7 @@ def test_a_picture_of_a_question_without_an_answer_goes_with_the_next() -> None:
 
 def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) -> None:
     session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_answer("Which?", "blue")
-    before, messages, _, box = asyncio.run(demo.undo(request("a"), session))
+    before, messages, _, box = asyncio.run(demo.undo(request("a"), session, None))
     assert box == "Which?"
     assert [message["content"] for message in messages] == ["What?", "red"]
     assert before.pending == (BLUE,) and images_of(before) == images_of(session)[:2]
@@ -56,12 +56,12 @@ def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) ->
 
 def test_undo_without_a_question_says_so(demo: Demo) -> None:
     with pytest.raises(gr.Error, match="There is no question to take back"):
-        asyncio.run(demo.undo(request("a"), Session(RED)))
+        asyncio.run(demo.undo(request("a"), Session(RED), None))
 
 
 def test_clearing_keeps_the_first_picture(demo: Demo) -> None:
     session = Session(RED).with_picture(BLUE).with_answer("What?", "red")
-    assert asyncio.run(demo.clear(request("a"), session))[0].pictures == (RED,)
+    assert asyncio.run(demo.clear(request("a"), session, None))[0].pictures == (RED,)
 
 
 def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
@@ -72,7 +72,7 @@ def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
     assert drawing is not None and Image.open(drawing).format == "PNG"
 
     async def ask() -> list[Any]:
-        return [step async for step in demo.ask(request("a"), session, QUESTION, *controls())]
+        return [step async for step in demo.ask(request("a"), session, None, QUESTION, *controls())]
 
     *_, (session, _, cost, _) = asyncio.run(ask())
     options, sampling = QLIPOptions(alpha=ALPHA, max_tokens=BUDGET), Sampling(temperature=0, max_new_tokens=64)
