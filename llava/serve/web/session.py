@@ -144,13 +144,13 @@ def open_upload(upload: Mapping[str, Any]) -> Image.Image:
     Raises:
         ImageError: the file was not uploaded, cannot be read, is no picture, or exceeds the limits.
     """
-    picture = shared_decoders().decode(read_image(uploaded_file(upload)))
-    pixels = picture.width * picture.height
-    if pixels > MAX_PIXELS:
-        scale = math.sqrt(MAX_PIXELS / pixels)
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return picture
+    return shared_decoders().decode(read_image(uploaded_file(upload)), fit=fit_memory)
+
+
+def fit_memory(width: int, height: int) -> tuple[int, int]:
+    """Scales a picture's size down to `MAX_PIXELS`, if it has more; its decoder process resizes it."""
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def save_drawing(drawing: Image.Image) -> str:

@@ -95,13 +95,47 @@ def test_an_image_that_takes_too_long_ends_its_process_and_not_the_next_image() 
         pool.close()
 
 
-def test_an_image_that_hangs_is_ended_by_the_clock() -> None:
+def test_an_image_that_takes_for_ever_is_ended_by_the_clock() -> None:
     pool = DecoderPool(1, wall_seconds=60)
     try:
         pool.decode(GOOD)
         pool.wall_seconds = 0.3
         with pytest.raises(ImageError, match="takes more than"):
             pool.decode(SLOW)
+    finally:
+        pool.close()
+
+
+STARVED = """
+import json, sys, time
+size = json.loads(sys.stdin.buffer.readline())["bytes"]
+sys.stdin.buffer.read(size)
+for turn in range(12):
+    end = time.process_time() + SHARE
+    while time.process_time() < end:
+        pass
+    time.sleep(0.1)
+sys.stdout.buffer.write(b'{"size": [1, 1]}\\n' + bytes(3))
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@linux
+@pytest.mark.parametrize(("share", "opened"), [(0.02, True), (0, False)], ids=["slowly", "hanging"])
+def test_elapsed_time_ends_an_image_only_where_its_process_computes_nothing(
+    monkeypatch: pytest.MonkeyPatch, share: float, opened: bool
+) -> None:
+    command = [sys.executable, "-S", "-c", STARVED.replace("SHARE", str(share))]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    monkeypatch.setattr(pool_module, "start_process", lambda: subprocess.Popen(command, **pipes))
+    pool = DecoderPool(1, idle_seconds=0.8, wait_seconds=0.01)  # as on a machine that is busy with other processes
+    try:
+        if opened:
+            assert pool.decode(GOOD).size == (1, 1)
+        else:
+            with pytest.raises(ImageError):
+                pool.decode(GOOD)
     finally:
         pool.close()
 
@@ -209,7 +243,7 @@ def test_a_process_without_pipes_is_a_fault_of_the_server() -> None:
 
 
 def test_waiting_for_a_busy_pool_ends_with_503() -> None:
-    pool = DecoderPool(0, wall_seconds=0.01)
+    pool = DecoderPool(0, wait_seconds=0.01)
     with pytest.raises(RequestError, match="too many images are being opened") as caught:
         pool.decode(GOOD)
     assert caught.value.status == 503
