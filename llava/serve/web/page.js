@@ -47,6 +47,7 @@
   const STARTS = ["ask", "suggest", "regenerate", "compare"], EDITS = ["clear", "undo", "open", "add", "remove"];
   const PATIENCE = 30_000; // milliseconds
   const unsent = new Map(); // by name, the numbers of presses whose events are still to be sent
+  const removed = []; // pictures whose removal is still to be sent
   let presses = 0, edits = [];
   const count = (name) => {
     const number = presses += 1;
@@ -107,14 +108,34 @@
       await waitForEdits(number);
       return [inputs[0], number, ...inputs.slice(2)];
     },
+    // The button's number and that of all pictures, as the second input.
+    async remove(inputs) {
+      const [picture] = removed.splice(0, 1);
+      await waitForEdits(takeNumber("remove"));
+      return [inputs[0], picture, ...inputs.slice(2)];
+    },
     numberStop() { return takeNumber("stop"); },
     end() { running = Math.max(0, running - 1); return tools(); },
     endEdit(name) {
       const edit = edits.find((each) => each.name === name);
       edits = edits.filter((each) => each !== edit);
       edit?.end();
+      if (name === "remove") focusStrip();
     },
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
+  };
+
+  // Added pictures: a press on a thumbnail's button removes it, and the focus goes to the next one.
+  addEventListener("click", (event) => {
+    const button = event.target.closest?.("#strip button[data-picture]");
+    if (!button) return;
+    removed.push([Number(button.dataset.picture), Number(button.dataset.pictures)]);
+    document.querySelector("#remove-picture")?.click();
+  });
+  const focusStrip = () => {
+    if (document.activeElement && document.activeElement !== document.body) return; // the visitor is elsewhere
+    const buttons = document.querySelectorAll("#strip button[data-picture]");
+    (buttons[buttons.length - 1] ?? document.querySelector("#add-picture"))?.focus();
   };
 
   // Escape stops, as the button does, where it does nothing else.

@@ -89,22 +89,22 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     asked, answered = [session, press, question, *parts.controls], [*conversation, question]
     _connect_presses(parts)
     asking = gr.on(
-        [buttons["Ask"].click, question.submit], demo.ask, asked, answered, js=send("ask"), api_name="ask", **waiting
+        [buttons["Ask"].click, question.submit], demo.ask, asked, answered, js=_send("ask"), api_name="ask", **waiting
     )
     chosen = [talk.chat.example_select(example_text, None, question, show_progress="hidden", **PRIVATE)]
     for button in talk.suggestions:
         chosen.append(button.click(None, None, question, js=f"() => {json.dumps(button.value)}"))
-    suggested = [event.then(demo.ask, asked, answered, js=send("suggest"), **PRIVATE, **waiting) for event in chosen]
+    suggested = [event.then(demo.ask, asked, answered, js=_send("suggest"), **PRIVATE, **waiting) for event in chosen]
     again = buttons["Regenerate"].click(
         demo.regenerate,
         [session, press, *parts.controls],
         conversation,
-        js=send("regenerate"),
+        js=_send("regenerate"),
         api_name="regenerate",
         **waiting,
     )
     comparing = buttons["Compare"].click(
-        demo.compare, asked, [parts.panel, *parts.sides], js=send("compare"), api_name="compare", **waiting
+        demo.compare, asked, [parts.panel, *parts.sides], js=_send("compare"), api_name="compare", **waiting
     )
     answering = [asking, *suggested, again, comparing]
     _connect_ends(demo, parts, answering)
@@ -117,12 +117,12 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
         demo.clear,
         [session, press],
         [*conversation, parts.panel],
-        js=send("clear"),
+        js=_send("clear"),
         api_name="clear",
         trigger_mode="multiple",
     )
     undone = buttons["Undo"].click(
-        demo.undo, [session, press], answered, js=send("undo"), trigger_mode="multiple", **PRIVATE
+        demo.undo, [session, press], answered, js=_send("undo"), trigger_mode="multiple", **PRIVATE
     )
     _connect_edit("clear", cleared)
     _connect_edit("undo", undone)
@@ -136,9 +136,14 @@ def _tools(talk: Talk) -> list[Any]:
     return [talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")]
 
 
-def send(name: str) -> str:
+def _send(name: str) -> str:
     """Builds the browser's function that numbers a press in an event's second input, see `page.js`."""
     return f"(...inputs) => window.llavaPage.send('{name}', inputs)"
+
+
+def _wait(name: str) -> str:
+    """Builds the browser's function that lets an event wait for edits of the conversation before it."""
+    return f"(...inputs) => window.llavaPage.wait('{name}', inputs)"
 
 
 def _connect_presses(parts: Parts) -> None:
@@ -180,19 +185,27 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
         [parts.session, talk.press, parts.picture, *values],
         [parts.picture, parts.session, sees.seen, sees.cost, talk.chat, talk.spent, parts.panel],
         api_name="open_picture",
-        js=send("open"),
+        js=_send("open"),
         trigger_mode="always_last",  # a change during another is not lost
         **hidden,
     )
     _connect_edit("open", opened)
     opened.then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
-    talk.add.upload(
-        demo.add_picture,
-        [parts.session, talk.add, *values],
-        [parts.session, talk.strip, sees.seen, sees.cost],
+    strip = [parts.session, talk.strip, sees.seen, sees.cost]
+    hidden["trigger_mode"] = "multiple"
+    added = talk.add.upload(
+        demo.add_pictures, [parts.session, talk.add, *values], strip, js=_wait("add"), **PRIVATE, **hidden
+    )
+    removed = talk.remove.click(
+        demo.remove_picture,
+        [parts.session, talk.press, *values],
+        strip,
+        js="(...inputs) => window.llavaPage.remove(inputs)",
         **PRIVATE,
         **hidden,
     )
+    _connect_edit("add", added)
+    _connect_edit("remove", removed)
 
 
 def _connect_views(demo: Demo, parts: Parts) -> None:

@@ -85,6 +85,27 @@ def test_stop_regenerate_and_undo_are_enabled_while_they_have_something_to_do(
     expect(stop).to_be_disabled()
 
 
+def test_added_pictures_are_removed_by_mouse_and_by_keyboard_and_the_typed_text_stays(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    visitor.at("#question textarea").fill("Which one is")
+    visitor.at("#composer input[type=file]").set_input_files(FILES[1:4])
+    thumbnails, buttons = visitor.at("#strip li"), visitor.at("#strip button")
+    expect(thumbnails).to_have_count(4)
+    assert visitor.overflow() == []
+    buttons.nth(0).click()
+    expect(thumbnails).to_have_count(3)
+    buttons.nth(1).focus()
+    visitor.page.keyboard.press("Enter")
+    expect(thumbnails).to_have_count(2)
+    expect(buttons.last).to_be_focused()
+    expect(visitor.at("#question textarea")).to_have_value("Which one is")
+    visitor.page.keyboard.press("Space")
+    expect(thumbnails).to_have_count(0)
+    expect(visitor.at("#add-picture").first).to_be_focused()
+
+
 def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(come: Callable[..., Visitor]) -> None:
     visitor = come(color_scheme="light").sees_a_picture()
     dark = visitor.at("body.dark")
