@@ -121,6 +121,7 @@
       edits = edits.filter((each) => each !== edit);
       edit?.end();
       if (name === "remove") focusStrip();
+      if (name === "add") scrollTo("#strip", "center");
     },
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
   };

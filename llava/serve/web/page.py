@@ -109,6 +109,8 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     answering = [asking, *suggested, again, comparing]
     _connect_ends(demo, parts, answering)
     values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
+    for event in (asking, *suggested):  # pictures that have been asked about cannot be removed
+        event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
     if demo.backend.explains:
         for event in (asking, *suggested, again):
             event.then(demo.draw_answer, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
@@ -126,8 +128,8 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     )
     _connect_edit("clear", cleared)
     _connect_edit("undo", undone)
-    cleared.then(demo.show_strip, session, talk.strip, **PRIVATE)
     for event in (cleared, undone):  # another picture may be the last one, and another answer
+        event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
         event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 

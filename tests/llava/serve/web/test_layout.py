@@ -42,14 +42,19 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
             visitor.at("#clear").click()
             expect(visitor.at("#compare-card")).not_to_be_visible()
             expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            visitor.add(FILES[1:3])
+            expect(visitor.at("#strip button")).to_have_count(2)
             visitor.ask(QUESTION)
             expect(visitor.at("#spent")).to_contain_text("in total")
             expect(visitor.answer).to_be_in_viewport()
+            expect(visitor.at("#strip li")).to_have_count(3)
+            expect(visitor.at("#strip button")).to_have_count(0)  # they have been asked about
             visitor.at("#question textarea").fill("What colour is the ring?")
             visitor.at("#compare").click()
             expect(visitor.at("#side-qlip")).to_contain_text("in total")
             expect(visitor.at("#side-qlip .side-answer")).to_be_in_viewport(ratio=1)
             expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            visitor.at("#undo").click(trial=True)  # nothing covers it
             assert visitor.overflow() == []
         found = Axe().run(visitor.page).response["violations"]
         assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == []
@@ -90,7 +95,7 @@ def test_added_pictures_are_removed_by_mouse_and_by_keyboard_and_the_typed_text_
 ) -> None:
     visitor = come().sees_a_picture().greedy()
     visitor.at("#question textarea").fill("Which one is")
-    visitor.at("#composer input[type=file]").set_input_files(FILES[1:4])
+    visitor.add(FILES[1:4])
     thumbnails, buttons = visitor.at("#strip li"), visitor.at("#strip button")
     expect(thumbnails).to_have_count(4)
     assert visitor.overflow() == []
