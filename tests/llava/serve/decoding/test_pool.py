@@ -106,40 +106,6 @@ def test_an_image_that_takes_for_ever_is_ended_by_the_clock() -> None:
         pool.close()
 
 
-STARVED = """
-import json, sys, time
-size = json.loads(sys.stdin.buffer.readline())["bytes"]
-sys.stdin.buffer.read(size)
-for turn in range(12):
-    end = time.process_time() + SHARE
-    while time.process_time() < end:
-        pass
-    time.sleep(0.1)
-sys.stdout.buffer.write(b'{"size": [1, 1]}\\n' + bytes(3))
-sys.stdout.flush()
-sys.stdin.read()
-"""
-
-
-@linux
-@pytest.mark.parametrize(("share", "opened"), [(0.02, True), (0, False)], ids=["slowly", "hanging"])
-def test_elapsed_time_ends_an_image_only_where_its_process_computes_nothing(
-    monkeypatch: pytest.MonkeyPatch, share: float, opened: bool
-) -> None:
-    command = [sys.executable, "-S", "-c", STARVED.replace("SHARE", str(share))]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    monkeypatch.setattr(pool_module, "start_process", lambda: subprocess.Popen(command, **pipes))
-    pool = DecoderPool(1, idle_seconds=0.8, wait_seconds=0.01)  # as on a machine that is busy with other processes
-    try:
-        if opened:
-            assert pool.decode(GOOD).size == (1, 1)
-        else:
-            with pytest.raises(ImageError):
-                pool.decode(GOOD)
-    finally:
-        pool.close()
-
-
 def test_cancelling_ends_a_decoding_at_once() -> None:
     pool, cancellation, caught = DecoderPool(1, cpu_seconds=600, wall_seconds=600), Cancellation(), []
     before = {process.pid for process in children()}
