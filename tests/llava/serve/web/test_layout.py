@@ -20,6 +20,7 @@ from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
 FILES = [str(path) for path in picture_paths()]
 FOLLOWING = "How many objects are there?"
+THIRD = "What shape is the purple object?"
 
 pytestmark = needs_chromium
 
@@ -27,7 +28,7 @@ pytestmark = needs_chromium
 @pytest.fixture(scope="module")
 def url(engine: ChatEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path_factory.mktemp("votes")), curve=embedded_curve())
-    with page_of(demo, PageText("A notice.", FILES, [QUESTION, FOLLOWING])) as url:
+    with page_of(demo, PageText("A notice.", FILES, [QUESTION, FOLLOWING, THIRD])) as url:
         yield url
 
 
