@@ -17,13 +17,16 @@ from PIL import Image
 
 from llava.images import DEFAULT_LIMITS, Fit, ImageError, ImageLimits, ImageOpener
 from llava.serve.decoding.client import Faulty, Refused, end_process, exchange, start_process
+from llava.serve.decoding.watchdog import ended_if_it_hangs
 from llava.serve.http.failures import RequestError
 
 logger = logging.getLogger(__name__)
 
 PROCESSES = 8  # more than cores, so that a few slow images do not block the others; started on demand
 CPU_SECONDS = 5.0
-WALL_SECONDS = 8.0
+IDLE_SECONDS = 8.0
+WALL_SECONDS = 120.0  # a busy machine may give a process of low priority a twentieth of a core
+WAIT_SECONDS = 30.0
 UNOPENED = "the image could not be opened; save it again in another format"
 ENDED_BY_A_LIMIT = {-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)}
 
@@ -64,14 +67,24 @@ class Cancellation:
 class DecoderPool:
     """Processes that decode images; one that exceeds a limit is killed and replaced."""
 
-    def __init__(self, size: int, cpu_seconds: float = CPU_SECONDS, wall_seconds: float = WALL_SECONDS) -> None:
+    def __init__(
+        self,
+        size: int,
+        cpu_seconds: float = CPU_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        wall_seconds: float = WALL_SECONDS,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
         """
         Args:
             size: Number of processes, hence of images decoded at a time.
             cpu_seconds: Limit on the processor time for an image.
-            wall_seconds: Limit on the elapsed time for an image, and again on its wait for a free process.
+            idle_seconds: Limit on the elapsed time in which its process takes no processor time.
+            wall_seconds: Limit on the elapsed time for an image, however busy the machine is.
+            wait_seconds: Limit on an image's wait for a free process.
         """
-        self.cpu_seconds, self.wall_seconds = cpu_seconds, wall_seconds
+        self.cpu_seconds, self.idle_seconds, self.wall_seconds = cpu_seconds, idle_seconds, wall_seconds
+        self.wait_seconds = wait_seconds
         self._idle: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
         for _ in range(size):
             self._idle.put(None)  # started with the first image
@@ -100,7 +113,7 @@ class DecoderPool:
         limits.check_bytes(len(data))
         cancellation = cancellation or Cancellation()
         try:
-            process = self._idle.get(timeout=self.wall_seconds)
+            process = self._idle.get(timeout=self.wait_seconds)
         except queue.Empty:
             raise RequestError(503, "busy", "too many images are being opened; try again in some seconds", 5) from None
         healthy = True
@@ -138,11 +151,9 @@ class DecoderPool:
         cancellation: Cancellation,
         fit: Fit | None,
     ) -> Image.Image:
-        timer = threading.Timer(self.wall_seconds, process.kill)
-        timer.daemon = True
-        timer.start()
         try:
-            return exchange(process, data, limits, self.cpu_seconds, fit)
+            with ended_if_it_hangs(process, self.idle_seconds, self.wall_seconds):
+                return exchange(process, data, limits, self.cpu_seconds, fit)
         except Faulty as error:
             logger.warning("an image made its decoder process fail: %r", str(error))
             raise ImageError(UNOPENED) from None
@@ -150,8 +161,6 @@ class DecoderPool:
             if cancellation.cancelled:
                 raise client_gone() from None
             raise self._explain_end(process) from None
-        finally:
-            timer.cancel()
 
     def _explain_end(self, process: subprocess.Popen[bytes]) -> ImageError:
         code = process.wait()

@@ -13,6 +13,17 @@ from llava.serve.web.toasts import toast_error
 logger = logging.getLogger(__name__)
 
 
+def fill_buttons(block_fn: BlockFunction, inputs: list[Any]) -> list[Any]:
+    """Inserts None for inputs that are buttons, which a program leaves out: they are no parameters of the API."""
+    buttons = [place for place, block in enumerate(block_fn.inputs) if isinstance(block, gr.Button)]
+    if len(inputs) != len(block_fn.inputs) - len(buttons):
+        return inputs
+    filled = list(inputs)
+    for place in buttons:
+        filled.insert(place, None)
+    return filled
+
+
 class PageBlocks(gr.Blocks):
     """Blocks that show every failure as one of our toasts and log only errors of the server.
 
@@ -24,7 +35,7 @@ class PageBlocks(gr.Blocks):
     ) -> list[Any]:
         """Prepares a client's values for a handler; any failure here is the client's error."""
         try:
-            return await super().preprocess_data(block_fn, inputs, *args, **options)
+            return await super().preprocess_data(block_fn, fill_buttons(block_fn, inputs), *args, **options)
         except gr.Error as error:
             raise toast_error(f"{error.message.rstrip('.')}. Reload the page.") from None
         except Exception as error:

@@ -45,6 +45,7 @@ def accuracy_chart(curve: Curve | None, tokens: int) -> str:
     (clip_x, clip_y), here = curve.clip, _x(tokens)
     label, anchor = f"{tokens:,} tokens now", "end" if here > WIDTH * 0.7 else "start"
     shift = -4 if anchor == "end" else 4
+    last_x, last_y = curve.qlip[-1]
     best = max(curve.qlip, key=lambda point: point[1])
     text = f"Accuracy by visual tokens, {curve.note}: QLIP {best[1]:g} % at {best[0]:,} tokens, "
     text += f"CLIP {clip_y:g} % at {clip_x:,}; this picture has {tokens:,}"
@@ -55,7 +56,7 @@ def accuracy_chart(curve: Curve | None, tokens: int) -> str:
         f'<g class="qlip"><polyline points="{points}"/>{dots}</g>'
         f'<g class="clip"><rect x="{_x(clip_x) - 3.5:.1f}" y="{_y(clip_y) - 3.5:.1f}" width="7" height="7"/>'
         f'<text x="{_x(clip_x) - 7:.1f}" y="{_y(clip_y) + 4:.1f}" text-anchor="end">CLIP</text></g>'
-        f'<text class="qlip" x="{_x(best[0]):.1f}" y="{_y(best[1]) + 14:.1f}" text-anchor="middle">QLIP</text></svg>'
+        f'<text class="qlip" x="{_x(last_x):.1f}" y="{_y(last_y) + 14:.1f}" text-anchor="end">QLIP</text></svg>'
         f"<figcaption>Accuracy in % by visual tokens: {escape(curve.note)}</figcaption></figure>"
     )
 

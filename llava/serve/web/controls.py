@@ -118,6 +118,11 @@ class Controls:
         return Sampling(self.temperature, top_p, max_new_tokens=int(self.max_new_tokens))
 
 
+def read_press(value: Any) -> int | None:
+    """Reads the number that a browser gives a press; None where a client sends something else, or nothing."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 def read_question(value: Any) -> str:
     """Checks a question from a client and strips it.
 

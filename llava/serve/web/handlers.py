@@ -20,7 +20,7 @@ from llava.serve.engine.params import QLIPOptions
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve
-from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, QUESTION, Controls, read_question
+from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, QUESTION, Controls, read_press, read_question
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
@@ -57,7 +57,7 @@ class Demo(PictureHandlers):
 
     @keep_outputs(4)
     async def ask(
-        self, request: gr.Request, session: Session, question: Any, *controls: Any
+        self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str, Any], None]:
         """Streams the answer; yields session, chat, cost line and the question box's text.
 
@@ -68,7 +68,7 @@ class Demo(PictureHandlers):
             text = read_question(question)
         if not text and self.runs.is_answering(request.session_hash):
             return  # Enter was pressed twice
-        async with self.runs.start(request.session_hash, TALK) as run:
+        async with self.runs.start(request.session_hash, TALK, read_press(press)) as run:
             before = run.session or session
             if run.session is not None and before.last_question == text:  # the same again, before its answer was done
                 before = before.without_last()
@@ -79,10 +79,12 @@ class Demo(PictureHandlers):
 
     @keep_outputs(3)
     async def regenerate(
-        self, request: gr.Request, session: Session, *controls: Any
+        self, request: gr.Request, session: Session, press: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Asks the last question again with the current controls; the old answer stays until the new one starts."""
-        async with self.runs.start(request.session_hash, TALK) as run:
+        async with self.runs.start(request.session_hash, TALK, read_press(press)) as run:
+            if run.is_stopped:
+                return
             before = run.session or session
             if not before.exchanges:
                 raise toast_error("There is no answer to regenerate. Ask something first.")
@@ -94,7 +96,7 @@ class Demo(PictureHandlers):
 
     @keep_outputs(6)
     async def compare(
-        self, request: gr.Request, session: Session, question: Any, *controls: Any
+        self, request: gr.Request, session: Session, press: Any, question: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answers one question with CLIP's grid and with the quadtree, outside the conversation.
 
@@ -102,7 +104,7 @@ class Demo(PictureHandlers):
         other, so that each is timed alone.
         """
         async with (
-            self.runs.start(request.session_hash, COMPARISON) as run,
+            self.runs.start(request.session_hash, COMPARISON, read_press(press)) as run,
             aclosing(run.until_stopped(self._compare(session, question, controls))) as steps,
         ):
             async for step in steps:
@@ -146,18 +148,18 @@ class Demo(PictureHandlers):
                     left, right = bodies()
                     yield gr.skip(), gr.skip(), gr.skip(), left, gr.skip(), right
 
-    async def stop(self, request: gr.Request) -> None:
-        """Ends the visitor's answers; what has come of them stays."""
-        await self.runs.stop(request.session_hash)
+    async def stop(self, request: gr.Request, press: Any) -> None:
+        """Ends the visitor's answers, also those that wait to begin; what has come of them stays."""
+        await self.runs.stop(request.session_hash, press=read_press(press))
 
-    async def clear(self, request: gr.Request, session: Session) -> tuple[Session, Messages, str, Any]:
-        """Clears the conversation and keeps the first picture; ends running answers."""
-        await self.runs.stop(request.session_hash)
+    async def clear(self, request: gr.Request, session: Session, press: Any) -> tuple[Session, Messages, str, Any]:
+        """Clears the conversation and keeps the first picture; ends answers, also those that wait to begin."""
+        await self.runs.stop(request.session_hash, press=read_press(press))
         return replace(session, exchanges=(), pending=()), [], views.NO_COST, gr.update(visible=False)
 
-    async def undo(self, request: gr.Request, session: Session) -> tuple[Session, Messages, str, str]:
+    async def undo(self, request: gr.Request, session: Session, press: Any) -> tuple[Session, Messages, str, str]:
         """Takes the last question back into its box, to edit it; session, chat, cost line and the box's text."""
-        session = await self.runs.stop(request.session_hash, TALK) or session
+        session = await self.runs.stop(request.session_hash, TALK, press=read_press(press)) or session
         if not session.exchanges:
             raise toast_error("There is no question to take back. Ask something first.")
         before = session.without_last()
@@ -196,7 +198,7 @@ class Demo(PictureHandlers):
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
         self._opened.pop(request.session_hash, None)
         self._voted.pop(request.session_hash, None)
-        await self.runs.stop(request.session_hash)
+        await self.runs.forget(request.session_hash)
 
     async def models(self) -> Any:
         """Lists the currently available models in the dropdown."""

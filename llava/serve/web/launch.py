@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from io import StringIO
-from tempfile import TemporaryDirectory
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -23,6 +21,7 @@ from llava.serve.web.backend import Backend, EngineBackend
 from llava.serve.web.chart import embedded_curve
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.feedback import FeedbackLog
+from llava.serve.web.files import exit_at_sigterm, own_files
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
@@ -46,25 +45,13 @@ def run(args: argparse.Namespace) -> None:
         check_model_flags(args)
         if not args.model_path:
             print(DEMO_NOTICE, file=sys.stderr)
-    with own_files(), open_backend(args) as backend:
+    with exit_at_sigterm(), own_files(), open_backend(args) as backend:
         embedded = args.controller_url is None and not args.model_path
         demo = Demo(backend, moderator, feedback, embedded_curve() if embedded else None)
         page = build_page(demo, page_text(args), choose_model=args.controller_url is not None)
         with take_address(args.host, port):  # Gradio's message for a busy port names a variable, not the flag
             pass
         serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
-
-
-@contextmanager
-def own_files() -> Iterator[None]:
-    """Gives this server a folder for its pictures, unless the variable names one.
-
-    Gradio names files by their content, and a server that ends deletes its own: in a shared folder also those that
-    another server on the machine still shows.
-    """
-    with TemporaryDirectory(prefix="llava-page-") as folder:
-        os.environ.setdefault("GRADIO_TEMP_DIR", folder)
-        yield
 
 
 @contextmanager

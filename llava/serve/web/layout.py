@@ -50,8 +50,11 @@ class Talk:
     suggestions: Sequence[gr.Button]
     add: gr.UploadButton
     strip: gr.HTML
-    stopping: gr.Timer
-    """Active from Stop until the answers have ended."""
+    """Shows the pictures of the conversation, if there are several, with buttons to remove those not asked about."""
+    remove: gr.Button
+    """Hidden: pressed by the browser for the strip's buttons."""
+    press: gr.Button
+    """Hidden: an input that the browser fills with the number of a press. A button is no parameter of the API."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,15 @@ def talk_card(demo: Demo, text: PageText) -> Talk:
         feedback_options=None if demo.feedback is None else [LIKE, DISLIKE, REPORT],
     )
     strip = gr.HTML("", elem_id="strip")
+    remove = gr.Button("Remove", elem_id="remove-picture", visible="hidden")
     spent = gr.HTML(NO_COST, elem_id="spent")
     with gr.Row(elem_id="suggestions"):
         suggestions = [gr.Button(question, size="sm", min_width=0) for question in text.questions]
     with gr.Column(elem_id="ask-bar"):
         with gr.Row(elem_id="composer"):
-            add = gr.UploadButton("+ Picture", size="md", elem_id="add-picture", file_types=["image"], min_width=0)
+            add = gr.UploadButton(
+                "+ Picture", file_count="multiple", size="md", elem_id="add-picture", file_types=["image"], min_width=0
+            )
             question = gr.Textbox(
                 label="Question",
                 show_label=False,
@@ -182,7 +188,7 @@ def talk_card(demo: Demo, text: PageText) -> Talk:
             for name, usable in (("Stop", False), ("Regenerate", False), ("Undo", False), ("Clear", True)):
                 buttons[name] = gr.Button(name, size="md", elem_id=name.lower(), interactive=usable)
             buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
-    return Talk(chat, spent, question, buttons, suggestions, add, strip, gr.Timer(0.5, active=False))
+    return Talk(chat, spent, question, buttons, suggestions, add, strip, remove, gr.Button(visible=False))
 
 
 def compare_card() -> list[gr.HTML]:

@@ -34,11 +34,37 @@
     });
   };
 
+  // What the buttons Stop, Regenerate and Undo are enabled for.
   const tools = () => {
     stopping = stopping && running > 0;
     const update = (interactive) => ({ __type__: "update", interactive });
     const asked = update(answered && running === 0);
-    return [update(running > 0 && !stopping), asked, asked, { __type__: "update", active: stopping }];
+    return [update(running > 0 && !stopping), asked, asked];
+  };
+
+  // Presses are numbered, since the server may start their events in any order; see `Runs`. Those that edit the
+  // conversation, as Clear does, come first: what is pressed after one of them is sent once the page shows its result.
+  const STARTS = ["ask", "suggest", "regenerate", "compare"], EDITS = ["clear", "undo", "open", "add", "remove"];
+  const PATIENCE = 30_000; // milliseconds
+  const unsent = new Map(); // by name, the numbers of presses whose events are still to be sent
+  const removed = []; // pictures whose removal is still to be sent
+  let presses = 0, edits = [];
+  const count = (name) => {
+    const number = presses += 1;
+    if (EDITS.includes(name)) {
+      const edit = { name, number };
+      edit.done = new Promise((resolve) => { edit.end = resolve; });
+      edits.push(edit);
+    }
+    return number;
+  };
+  const takeNumber = (name) => unsent.get(name)?.shift() ?? count(name);
+  const waitForEdits = async (number) => {
+    const before = edits.filter((edit) => edit.number < number);
+    if (before.length === 0) return;
+    const ended = Promise.all(before.map((edit) => edit.done));
+    await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+    edits = edits.filter((edit) => !before.includes(edit));
   };
 
   // On a phone what is answered scrolls into view; on larger windows it is there already.
@@ -63,17 +89,54 @@
       try { localStorage.setItem(KEY, dark ? "dark" : "light"); } catch { /* private window: for this visit only */ }
       setDark(dark);
     },
-    // For the buttons Stop, Regenerate and Undo, and the timer that stops again.
-    begin(compares) {
-      running += 1;
-      stopping = false;
-      comparing = Boolean(compares);
-      if (comparing) showComparison(); else scrollTo("#chat", "center");
+    press(name) {
+      unsent.set(name, [...(unsent.get(name) ?? []), count(name)]);
+      if (STARTS.includes(name)) {
+        running += 1;
+        stopping = false;
+        comparing = name === "compare";
+        if (comparing) showComparison(); else scrollTo("#chat", "center");
+      } else {
+        stopping = true;
+      }
       return tools();
     },
+    // The inputs of an event once it may be sent; of one that starts or ends answers the second input is its number.
+    async wait(name, inputs) { await waitForEdits(takeNumber(name)); return inputs; },
+    async send(name, inputs) {
+      const number = takeNumber(name);
+      await waitForEdits(number);
+      return [inputs[0], number, ...inputs.slice(2)];
+    },
+    // The button's number and that of all pictures, as the second input.
+    async remove(inputs) {
+      const [picture] = removed.splice(0, 1);
+      await waitForEdits(takeNumber("remove"));
+      return [inputs[0], picture, ...inputs.slice(2)];
+    },
+    numberStop() { return takeNumber("stop"); },
     end() { running = Math.max(0, running - 1); return tools(); },
-    stop() { stopping = true; return tools(); },
+    endEdit(name) {
+      const edit = edits.find((each) => each.name === name);
+      edits = edits.filter((each) => each !== edit);
+      edit?.end();
+      if (name === "remove") focusStrip();
+      if (name === "add") scrollTo("#strip", "center");
+    },
     show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
+  };
+
+  // Added pictures: a press on a thumbnail's button removes it, and the focus goes to the next one.
+  addEventListener("click", (event) => {
+    const button = event.target.closest?.("#strip button[data-picture]");
+    if (!button) return;
+    removed.push([Number(button.dataset.picture), Number(button.dataset.pictures)]);
+    document.querySelector("#remove-picture")?.click();
+  });
+  const focusStrip = () => {
+    if (document.activeElement && document.activeElement !== document.body) return; // the visitor is elsewhere
+    const buttons = document.querySelectorAll("#strip button[data-picture]");
+    (buttons[buttons.length - 1] ?? document.querySelector("#add-picture"))?.focus();
   };
 
   // Escape stops, as the button does, where it does nothing else.

@@ -83,54 +83,86 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     # By default a press counts only once the button's last event has ended; here it ends what runs, see `Runs`.
     waiting: dict[str, Any] = {"concurrency_id": MODEL_EVENTS, "trigger_mode": "multiple", **hidden}
-    talk, session = parts.talk, parts.session
+    talk, session, press = parts.talk, parts.session, parts.talk.press
     buttons, question = talk.buttons, talk.question
     conversation = [session, talk.chat, talk.spent]
-    asked, answered = [session, question, *parts.controls], [*conversation, question]
-    _connect_starts(parts)
-    asking = gr.on([buttons["Ask"].click, question.submit], demo.ask, asked, answered, api_name="ask", **waiting)
+    asked, answered = [session, press, question, *parts.controls], [*conversation, question]
+    _connect_presses(parts)
+    asking = gr.on(
+        [buttons["Ask"].click, question.submit], demo.ask, asked, answered, js=_send("ask"), api_name="ask", **waiting
+    )
     chosen = [talk.chat.example_select(example_text, None, question, show_progress="hidden", **PRIVATE)]
     for button in talk.suggestions:
         chosen.append(button.click(None, None, question, js=f"() => {json.dumps(button.value)}"))
-    suggested = [event.then(demo.ask, asked, answered, **PRIVATE, **waiting) for event in chosen]
+    suggested = [event.then(demo.ask, asked, answered, js=_send("suggest"), **PRIVATE, **waiting) for event in chosen]
     again = buttons["Regenerate"].click(
-        demo.regenerate, [session, *parts.controls], conversation, api_name="regenerate", **waiting
+        demo.regenerate,
+        [session, press, *parts.controls],
+        conversation,
+        js=_send("regenerate"),
+        api_name="regenerate",
+        **waiting,
     )
     comparing = buttons["Compare"].click(
-        demo.compare, asked, [parts.panel, *parts.sides], api_name="compare", **waiting
+        demo.compare, asked, [parts.panel, *parts.sides], js=_send("compare"), api_name="compare", **waiting
     )
     answering = [asking, *suggested, again, comparing]
     _connect_ends(demo, parts, answering)
     values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
+    for event in (asking, *suggested):  # pictures that have been asked about cannot be removed
+        event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
     if demo.backend.explains:
         for event in (asking, *suggested, again):
             event.then(demo.draw_answer, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
     cleared = gr.on(
         [buttons["Clear"].click, talk.chat.clear],
         demo.clear,
-        session,
+        [session, press],
         [*conversation, parts.panel],
+        js=_send("clear"),
         api_name="clear",
         trigger_mode="multiple",
     )
-    undone = buttons["Undo"].click(demo.undo, session, answered, **PRIVATE)
-    cleared.then(demo.show_strip, session, talk.strip, **PRIVATE)
+    undone = buttons["Undo"].click(
+        demo.undo, [session, press], answered, js=_send("undo"), trigger_mode="multiple", **PRIVATE
+    )
+    _connect_edit("clear", cleared)
+    _connect_edit("undo", undone)
     for event in (cleared, undone):  # another picture may be the last one, and another answer
+        event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
         event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 
 def _tools(talk: Talk) -> list[Any]:
     """Lists what is enabled while it has something to do; `page.js` counts running answers."""
-    return [*(talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")), talk.stopping]
+    return [talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")]
 
 
-def _connect_starts(parts: Parts) -> None:
-    """Counts what starts an answer. Connected before it, since a browser runs a click's events in order."""
+def _send(name: str) -> str:
+    """Builds the browser's function that numbers a press in an event's second input, see `page.js`."""
+    return f"(...inputs) => window.llavaPage.send('{name}', inputs)"
+
+
+def _wait(name: str) -> str:
+    """Builds the browser's function that lets an event wait for edits of the conversation before it."""
+    return f"(...inputs) => window.llavaPage.wait('{name}', inputs)"
+
+
+def _connect_presses(parts: Parts) -> None:
+    """Counts presses. Connected before their other events, since a browser runs a click's events in order."""
     talk = parts.talk
-    begun = [talk.buttons[name].click for name in ("Ask", "Regenerate")]
-    begun += [talk.question.submit, talk.chat.example_select, *(button.click for button in talk.suggestions)]
-    gr.on(begun, None, None, _tools(talk), js="() => window.llavaPage.begin()")
-    talk.buttons["Compare"].click(None, None, _tools(talk), js="() => window.llavaPage.begin(true)")
+    pressed = {name.lower(): [button.click] for name, button in talk.buttons.items()}
+    pressed["ask"].append(talk.question.submit)
+    pressed["clear"].append(talk.chat.clear)
+    pressed["suggest"] = [talk.chat.example_select, *(button.click for button in talk.suggestions)]
+    for name, triggers in pressed.items():
+        gr.on(triggers, None, None, _tools(talk), js=f"() => window.llavaPage.press('{name}')")
+
+
+def _connect_edit(name: str, event: Any) -> None:
+    """Lets presses that wait for an edit of the conversation be sent once it has ended."""
+    for ended in (event.then, event.failure):  # a browser runs one of the two
+        ended(None, None, None, js=f"() => window.llavaPage.endEdit('{name}')")
 
 
 def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
@@ -139,11 +171,8 @@ def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
     for event in answering:
         for ended in (event.then, event.failure):  # a browser runs one of the two
             ended(None, None, tools, js="() => window.llavaPage.end()")
-    stop = talk.buttons["Stop"]
-    stop.click(None, None, tools, js="() => window.llavaPage.stop()")
-    talk.buttons["Clear"].click(None, None, tools, js="() => window.llavaPage.stop()")
-    # Again until all have ended: an answer that waits in Gradio's queue cannot be stopped before it begins.
-    gr.on([stop.click, talk.stopping.tick], demo.stop, queue=False, trigger_mode="multiple", **PRIVATE)
+    stopped: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **PRIVATE}
+    talk.buttons["Stop"].click(demo.stop, talk.press, None, js="() => window.llavaPage.numberStop()", **stopped)
     talk.chat.change(None, talk.chat, tools, js="(chat) => window.llavaPage.show(chat)")
 
 
@@ -152,22 +181,33 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     sees, talk = parts.sees, parts.talk
     values = [*parts.controls, parts.drawn]
-    gr.on(
+    opened = gr.on(
         [page.load, parts.picture.change],
         demo.open_picture,
-        [parts.session, parts.picture, *values],
+        [parts.session, talk.press, parts.picture, *values],
         [parts.picture, parts.session, sees.seen, sees.cost, talk.chat, talk.spent, parts.panel],
         api_name="open_picture",
+        js=_send("open"),
         trigger_mode="always_last",  # a change during another is not lost
         **hidden,
-    ).then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
-    talk.add.upload(
-        demo.add_picture,
-        [parts.session, talk.add, *values],
-        [parts.session, talk.strip, sees.seen, sees.cost],
+    )
+    _connect_edit("open", opened)
+    opened.then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
+    strip = [parts.session, talk.strip, sees.seen, sees.cost]
+    hidden["trigger_mode"] = "multiple"
+    added = talk.add.upload(
+        demo.add_pictures, [parts.session, talk.add, *values], strip, js=_wait("add"), **PRIVATE, **hidden
+    )
+    removed = talk.remove.click(
+        demo.remove_picture,
+        [parts.session, talk.press, *values],
+        strip,
+        js="(...inputs) => window.llavaPage.remove(inputs)",
         **PRIVATE,
         **hidden,
     )
+    _connect_edit("add", added)
+    _connect_edit("remove", removed)
 
 
 def _connect_views(demo: Demo, parts: Parts) -> None:

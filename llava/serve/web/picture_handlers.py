@@ -11,14 +11,14 @@ import gradio as gr
 
 from llava.images import ImageError
 from llava.serve.engine.explain import Explanation
-from llava.serve.http.failures import explain
+from llava.serve.http.failures import RequestError, explain
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve, accuracy_chart
-from llava.serve.web.controls import CONTROLS, Controls, describe
+from llava.serve.web.controls import CONTROLS, Controls, describe, read_press
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
-from llava.serve.web.session import MAX_PICTURES, Session, open_upload, save_drawing
+from llava.serve.web.session import MAX_PICTURES, Session, file_name, open_upload, save_drawing
 from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
 
 
@@ -37,7 +37,7 @@ class PictureHandlers:
         self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
 
     async def open_picture(
-        self, request: gr.Request, session: Session, upload: Mapping[str, Any] | None, *values: Any
+        self, request: gr.Request, session: Session, press: Any, upload: Mapping[str, Any] | None, *values: Any
     ) -> tuple[Any, ...]:
         """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
 
@@ -55,7 +55,7 @@ class PictureHandlers:
         self._opened[request.session_hash] = source
         picture, shown = None, gr.skip()
         try:
-            await self.runs.stop(request.session_hash)
+            await self.runs.stop(request.session_hash, press=read_press(press))
             try:
                 picture = await asyncio.to_thread(open_upload, upload) if upload else None
             except ImageError as error:
@@ -68,21 +68,60 @@ class PictureHandlers:
             self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
             raise
 
-    def add_picture(
-        self, request: gr.Request, session: Session, upload: Any, *values: Any
-    ) -> tuple[Session, str, str | None, str]:
-        """Adds an uploaded picture to the next question; session, strip of pictures, drawing and its cost."""
+    def add_pictures(self, request: gr.Request, session: Session, uploads: Any, *values: Any) -> tuple[Any, ...]:
+        """Adds uploaded pictures to the next question; session, strip of pictures, drawing and its cost.
+
+        Of several files those that are no pictures are left out, and those that are too many; a warning says which.
+        """
         if session.picture is None:
             raise toast_error("There is no picture yet. Choose one, then add others.")
-        if len(session.pictures) >= MAX_PICTURES:
-            raise toast_error(f"There are {MAX_PICTURES} pictures already. Clear the conversation first.")
-        if self.runs.is_answering(request.session_hash):  # its next step would replace the session
-            raise toast_error("Wait for the answer or press Stop, then add the picture.")
-        if not isinstance(upload, Mapping):
+        room = MAX_PICTURES - len(session.pictures)
+        if room <= 0:
+            raise toast_error(f"There are {MAX_PICTURES} pictures already. Remove one, or clear the conversation.")
+        self._require_no_answer(request)
+        files = uploads if isinstance(uploads, list) else [uploads]
+        if not files or not all(isinstance(file, Mapping) for file in files):
             raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
-        with errors_as_toasts():
-            session = session.with_picture(open_upload(upload))
+        refused = []
+        for file in files[:room]:
+            try:
+                session = session.with_picture(open_upload(file))
+            except (ImageError, RequestError) as error:
+                refused.append((file_name(file), with_advice(explain(error))))
+        if len(refused) == len(files):
+            raise toast_error(refused[0][1])
+        self._require_no_answer(request)  # that of a question which was asked meanwhile
+        for name, why in refused:
+            warn(why, title=f"{name} cannot be used")
+        if len(files) > room:
+            text = f"A conversation takes {MAX_PICTURES} pictures: the first {room} of {len(files)} files were taken."
+            warn(text, title="Too many pictures")
         return session, self.show_strip(session), *self.draw(session, *values)
+
+    def remove_picture(self, request: gr.Request, session: Session, chosen: Any, *values: Any) -> tuple[Any, ...]:
+        """Takes back a picture that no question has been asked about; the same outputs as those of `add_pictures`.
+
+        Args:
+            request: Says who the visitor is.
+            session: Their session.
+            chosen: [number of the picture, from 1; number of pictures that the browser shows].
+            values: See `draw`.
+        """
+        if not (isinstance(chosen, list) and len(chosen) == 2 and all(type(each) is int for each in chosen)):
+            raise toast_error("This is no picture of the conversation. Reload the page.")
+        number, shown = chosen
+        if shown != len(session.pictures):  # pressed twice
+            return (gr.skip(),) * 4
+        if not len(session.asked_pictures) < number <= shown:
+            raise toast_error("The model has been asked about this picture. Clear the conversation to remove it.")
+        self._require_no_answer(request)
+        session = session.without_picture(number)
+        return session, self.show_strip(session), *self.draw(session, *values)
+
+    def _require_no_answer(self, request: gr.Request) -> None:
+        """Raises an error while an answer is generated, since its next step would replace the session."""
+        if self.runs.is_answering(request.session_hash):
+            raise toast_error("Wait for the answer or press Stop, then change the pictures.")
 
     def show_strip(self, session: Session) -> str:
         """Formats the pictures of the conversation, if there are several."""

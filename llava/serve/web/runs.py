@@ -54,6 +54,11 @@ class Run:
         self.ended = asyncio.Event()
         self._stopped = asyncio.Event()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more is wanted of it, perhaps from the start."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Makes `until_stopped` end, also amid a step."""
         self._stopped.set()
@@ -62,7 +67,7 @@ class Run:
         """Yields steps until the last one or until the run is stopped, and closes them."""
         stopped, step = asyncio.ensure_future(self._stopped.wait()), None
         try:
-            while not stopped.done():
+            while not self.is_stopped:
                 step = asyncio.ensure_future(anext(steps, None))
                 await asyncio.wait((step, stopped), return_when=asyncio.FIRST_COMPLETED)
                 value = step.result() if step.done() else None
@@ -78,10 +83,16 @@ class Run:
 
 
 class Runs:
-    """The runs of all visitors, by the hash of their session; None, a request without a session, has none."""
+    """The runs of all visitors, by the hash of their session; None, a request without a session, has none.
+
+    A browser numbers a visitor's presses from 1, since Gradio starts queued events in any order, some of them much
+    later: a run whose press is older than one that has ended such runs ends before its first step. Presses without a
+    number, those of programs, count in the order in which they come.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str | None, str], Run] = {}
+        self._presses: dict[tuple[str | None, str], int] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -91,26 +102,38 @@ class Runs:
         return (visitor, TALK) in self._runs
 
     @asynccontextmanager
-    async def start(self, visitor: str | None, kind: str) -> AsyncIterator[Run]:
-        """Begins a run of a kind, once the visitor's earlier one has been stopped and has ended."""
+    async def start(self, visitor: str | None, kind: str, press: int | None = None) -> AsyncIterator[Run]:
+        """Begins a run of a kind, once the visitor's earlier one has been stopped and has ended.
+
+        It is stopped from the start if a later press has come already.
+        """
         run = Run()
-        while (visitor, kind) in self._runs:  # two that wait for the same one: the later one ends the other, too
+        self._record(visitor, press, kind)
+        while self._is_last(visitor, press, kind) and (visitor, kind) in self._runs:
             run.session = await self.stop(visitor, kind) or run.session
-        if visitor is not None:
+        if not self._is_last(visitor, press, kind):
+            run.stop()
+        elif visitor is not None:
             self._runs[visitor, kind] = run
         try:
             yield run
         finally:
             self._end(visitor, kind, run)
 
-    async def stop(self, visitor: str | None, *kinds: str) -> Session | None:
-        """Stops a visitor's current runs, by default of all kinds, and waits until they yield nothing more.
+    async def stop(self, visitor: str | None, *kinds: str, press: int | None = None) -> Session | None:
+        """Stops a visitor's runs, by default of all kinds, and waits until they yield nothing more.
+
+        Args:
+            visitor: The hash of the visitor's session.
+            kinds: Kinds of runs.
+            press: Number of the press; runs of earlier ones that are still to begin are stopped as well.
 
         Returns:
             The session that the last answer of the conversation left; None if there was none, or it left none.
         """
         session = None
         for kind in kinds or (TALK, COMPARISON):
+            self._record(visitor, press, kind)
             if (run := self._runs.get((visitor, kind))) is not None:
                 run.stop()
                 with suppress(TimeoutError):
@@ -118,6 +141,19 @@ class Runs:
                 self._end(visitor, kind, run)
                 session = run.session or session
         return session
+
+    async def forget(self, visitor: str | None) -> None:
+        """Stops the runs of a visitor who has left, and forgets their presses."""
+        await self.stop(visitor)
+        for kind in (TALK, COMPARISON):
+            self._presses.pop((visitor, kind), None)
+
+    def _record(self, visitor: str | None, press: int | None, kind: str) -> None:
+        if visitor is not None and press is not None:
+            self._presses[visitor, kind] = max(press, self._presses.get((visitor, kind), press))
+
+    def _is_last(self, visitor: str | None, press: int | None, kind: str) -> bool:
+        return press is None or press >= self._presses.get((visitor, kind), press)
 
     def _end(self, visitor: str | None, kind: str, run: Run) -> None:
         if self._runs.get((visitor, kind)) is run:

@@ -26,6 +26,8 @@ MAX_PIXELS = 8_000_000
 Messages = list[dict[str, str]]
 """Messages in the format of Gradio's chatbot."""
 
+MAX_NAME = 40  # characters of a file's name in a message
+
 MAX_PICTURES = 8
 """Pictures of a conversation; all are kept in memory."""
 
@@ -80,6 +82,11 @@ class Session:
     def with_picture(self, picture: Image.Image) -> Session:
         """Copies the session with one more picture for the next question."""
         return replace(self, pending=(*self.pending, picture))
+
+    def without_picture(self, number: int) -> Session:
+        """Copies the session without one of the pictures for the next question, by its number among all, from 1."""
+        place = number - 1 - len(self.asked_pictures)
+        return replace(self, pending=self.pending[:place] + self.pending[place + 1 :])
 
     def with_answer(self, question: str, answer: str) -> Session:
         """Copies the session with one more exchange."""
@@ -138,19 +145,25 @@ def uploaded_file(upload: Mapping[str, Any]) -> Path:
     return path
 
 
+def file_name(upload: Mapping[str, Any]) -> str:
+    """Reads the name that an upload had on the visitor's machine, shortened; as text that may hold HTML."""
+    name = str(upload.get("orig_name") or "A file")
+    return name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
+
+
 def open_upload(upload: Mapping[str, Any]) -> Image.Image:
     """Opens an uploaded picture within the limits for untrusted files.
 
     Raises:
         ImageError: the file was not uploaded, cannot be read, is no picture, or exceeds the limits.
     """
-    picture = shared_decoders().decode(read_image(uploaded_file(upload)))
-    pixels = picture.width * picture.height
-    if pixels > MAX_PIXELS:
-        scale = math.sqrt(MAX_PIXELS / pixels)
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return picture
+    return shared_decoders().decode(read_image(uploaded_file(upload)), fit=fit_memory)
+
+
+def fit_memory(width: int, height: int) -> tuple[int, int]:
+    """Scales a picture's size down to `MAX_PIXELS`, if it has more; its decoder process resizes it."""
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def save_drawing(drawing: Image.Image) -> str:

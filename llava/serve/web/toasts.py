@@ -48,7 +48,7 @@ def toast_error(text: str) -> gr.Error:
 
 def warn(text: str, title: str) -> None:
     """Shows the visitor a text as a toast, while the event continues."""
-    gr.Warning(as_html(text), title=title)
+    gr.Warning(as_html(text), title=as_html(title))
 
 
 @contextmanager

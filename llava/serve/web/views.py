@@ -182,8 +182,13 @@ def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
     for number, picture in enumerate(pictures, start=1):
         small = picture.copy()
         small.thumbnail((96, 96))
-        when = "in the conversation" if number <= asked else "goes with the next question"
-        items.append(f'<li><img src="{data_url(small)}" alt="Picture {number}, {when}"><span>{number}</span></li>')
+        when, button = "in the conversation", ""
+        if number > asked:
+            when = "goes with the next question"
+            button = f'<button type="button" data-picture="{number}" data-pictures="{len(pictures)}" '
+            button += f'aria-label="Remove picture {number}" title="Remove">&times;</button>'
+        image = f'<img src="{data_url(small)}" alt="Picture {number}, {when}">'
+        items.append(f"<li>{image}<span>{number}</span>{button}</li>")
     note = f"{len(pictures)} pictures in this conversation; the last is drawn. Clear keeps the first."
     return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 

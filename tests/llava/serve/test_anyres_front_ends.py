@@ -94,7 +94,7 @@ def test_the_terminal_chat(checkpoint, file, expected, capsys):
 @pytest.fixture
 def decoders(monkeypatch) -> Iterator[None]:
     """Decoders of images without effective time limits, for a busy machine."""
-    decoders = DecoderPool(1, cpu_seconds=DEADLINE, wall_seconds=DEADLINE)
+    decoders = DecoderPool(1, cpu_seconds=DEADLINE, idle_seconds=DEADLINE, wall_seconds=DEADLINE)
     monkeypatch.setattr(pool, "shared_decoders", lambda: decoders)
     yield
     decoders.close()

@@ -95,7 +95,7 @@ def test_an_image_that_takes_too_long_ends_its_process_and_not_the_next_image() 
         pool.close()
 
 
-def test_an_image_that_hangs_is_ended_by_the_clock() -> None:
+def test_an_image_that_takes_for_ever_is_ended_by_the_clock() -> None:
     pool = DecoderPool(1, wall_seconds=60)
     try:
         pool.decode(GOOD)
@@ -209,7 +209,7 @@ def test_a_process_without_pipes_is_a_fault_of_the_server() -> None:
 
 
 def test_waiting_for_a_busy_pool_ends_with_503() -> None:
-    pool = DecoderPool(0, wall_seconds=0.01)
+    pool = DecoderPool(0, wait_seconds=0.01)
     with pytest.raises(RequestError, match="too many images are being opened") as caught:
         pool.decode(GOOD)
     assert caught.value.status == 503

@@ -41,7 +41,7 @@ def url(engine: ChatEngine) -> Iterator[str]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
     """Decoders without effective time limits."""
-    decoders = DecoderPool(PREPARING, cpu_seconds=DEADLINE, wall_seconds=DEADLINE)
+    decoders = DecoderPool(PREPARING, cpu_seconds=DEADLINE, idle_seconds=DEADLINE, wall_seconds=DEADLINE)
     monkeypatch.setattr(pool, "shared_decoders", lambda: decoders)
     yield decoders
     decoders.close()

@@ -96,17 +96,17 @@ def test_replies_and_errors_are_counted_by_kind() -> None:
     assert found["request_seconds_count", ()] == 0
 
 
-def test_the_queue_is_told_while_it_stands() -> None:
-    with api(engine_limits=EngineLimits(max_batch=1)) as (engine, client), Gate(engine) as gate:
-        with ThreadPoolExecutor(3) as pool:
-            first = pool.submit(client.post, CHAT, json=body())
-            assert gate.reached.wait(DEADLINE)
-            others = [pool.submit(client.post, CHAT, json=body()) for _ in range(2)]
-            assert gate.await_submitted(3)
+def test_requests_that_run_and_requests_that_wait_are_counted() -> None:
+    with api(engine_limits=EngineLimits(max_batch=1)) as (engine, client), ThreadPoolExecutor(3) as pool:
+        with Gate(engine) as gate:  # opened before the pool waits for its requests, also where an assertion fails
+            requests = [pool.submit(client.post, CHAT, json=body())]
+            assert gate.await_submitted(1, requests) and gate.reached.wait(DEADLINE)
+            requests += [pool.submit(client.post, CHAT, json=body()) for _ in range(2)]
+            assert gate.await_submitted(3, requests)
             found = read(client)
             assert (found["requests_running", ()], found["requests_waiting", ()]) == (1, 2)
             gate.opened.set()
-            assert all(future.result(DEADLINE).status_code == 200 for future in (first, *others))
+            assert all(request.result(DEADLINE).status_code == 200 for request in requests)
         assert engine.waiting == 0
         assert read(client)["requests_waiting", ()] == 0
 

@@ -6,6 +6,7 @@ import base64
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -126,10 +127,18 @@ class Gate:
                 self.opened.set()
         return answer
 
-    def await_submitted(self, count: int) -> bool:
-        """Waits until `count` requests have been submitted; false once the deadline is past."""
+    def await_submitted(self, count: int, requests: Sequence[Future[Any]] = ()) -> bool:
+        """Waits until `count` requests have been submitted; false once one of `requests` has ended, or the deadline
+        is past."""
+        for request in requests:
+            request.add_done_callback(self.note_end)
         with self.counting:
-            return self.counting.wait_for(lambda: self.submitted >= count, DEADLINE)
+            self.counting.wait_for(lambda: self.submitted >= count or any(map(Future.done, requests)), DEADLINE)
+            return self.submitted >= count
+
+    def note_end(self, request: Future[Any]) -> None:
+        with self.counting:
+            self.counting.notify_all()
 
     def __enter__(self) -> Gate:
         self.engine._generate, self.engine._enqueue = self.held, self.enqueue  # type: ignore[method-assign]

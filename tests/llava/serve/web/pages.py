@@ -122,6 +122,12 @@ class Visitor:
         self.at("#picture input[type=file]").first.set_input_files(path)
         expect(self.at("#seen img")).not_to_have_attribute("src", before or "")
 
+    def add(self, paths: list[str]) -> None:
+        """Adds pictures to the next question."""
+        with self.page.expect_file_chooser() as chooser:
+            self.at("#add-picture").click()
+        chooser.value.set_files(paths)
+
     def ask(self, question: str) -> None:
         self.at("#question textarea").fill(question)
         self.at("#question textarea").press("Enter")

@@ -192,7 +192,7 @@ def test_a_clip_model_is_shown_as_it_sees_and_cannot_be_switched(tmp_path: Path)
 
         async def read() -> Session:
             (*_, (session, *_)) = [
-                s async for s in demo.ask(request("a"), Session(picture()), "What?", *controls(length=6))
+                s async for s in demo.ask(request("a"), Session(picture()), None, "What?", *controls(length=6))
             ]
             return session
 

@@ -32,7 +32,7 @@ from tests.llava.serve.web.clients import (
 def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo: Demo, engine: ChatEngine) -> None:
     async def leave() -> None:
         async def read(visitor: str) -> list[Any]:
-            return [step async for step in demo.ask(request(visitor), Session(picture()), QUESTION, *controls())]
+            return [step async for step in demo.ask(request(visitor), Session(picture()), None, QUESTION, *controls())]
 
         with Gate(engine) as gate:
             stays = asyncio.create_task(read("stays"))
@@ -53,7 +53,7 @@ def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo
 
 def test_a_closed_answer_makes_the_model_stop(demo: Demo, engine: ChatEngine) -> None:
     async def look_away() -> None:
-        answers = demo.ask(request("a"), Session(picture()), QUESTION, *controls(length=1000))
+        answers = demo.ask(request("a"), Session(picture()), None, QUESTION, *controls(length=1000))
         async for session, *_ in answers:
             if session.exchanges[-1].answer:
                 break
@@ -92,7 +92,7 @@ def test_a_question_that_cannot_be_asked_is_refused_with_a_way_out(
 
 def test_controls_beyond_their_range_are_refused(demo: Demo) -> None:
     async def ask_with(*said: Any) -> None:
-        async for _ in demo.ask(request("a"), Session(picture()), QUESTION, *said):
+        async for _ in demo.ask(request("a"), Session(picture()), None, QUESTION, *said):
             pass
 
     for said, told in [
@@ -112,7 +112,7 @@ def test_a_failure_of_the_model_is_told_without_its_cause(
         raise RuntimeError("a secret path")
 
     async def fails() -> None:
-        async for _ in demo.ask(request("a"), Session(picture()), QUESTION, *controls()):
+        async for _ in demo.ask(request("a"), Session(picture()), None, QUESTION, *controls()):
             pass
 
     monkeypatch.setattr(engine, "_generate", fail)
@@ -130,7 +130,7 @@ def test_what_moderation_refuses_is_not_asked(engine: ChatEngine) -> None:
     demo = Demo(EngineBackend(engine), Strict("key"))
 
     async def steps_of(event: Callable[..., Any]) -> list[Any]:
-        return [step async for step in event(request("a"), Session(picture()), "shouting", *controls())]
+        return [step async for step in event(request("a"), Session(picture()), None, "shouting", *controls())]
 
     with Gate(engine) as gate:
         for event in (demo.ask, demo.compare):

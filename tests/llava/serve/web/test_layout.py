@@ -20,6 +20,7 @@ from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
 FILES = [str(path) for path in picture_paths()]
 FOLLOWING = "How many objects are there?"
+THIRD = "What shape is the purple object?"
 
 pytestmark = needs_chromium
 
@@ -27,7 +28,7 @@ pytestmark = needs_chromium
 @pytest.fixture(scope="module")
 def url(engine: ChatEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     demo = Demo(EngineBackend(engine), feedback=FeedbackLog(tmp_path_factory.mktemp("votes")), curve=embedded_curve())
-    with page_of(demo, PageText("A notice.", FILES, [QUESTION, FOLLOWING])) as url:
+    with page_of(demo, PageText("A notice.", FILES, [QUESTION, FOLLOWING, THIRD])) as url:
         yield url
 
 
@@ -42,14 +43,19 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
             visitor.at("#clear").click()
             expect(visitor.at("#compare-card")).not_to_be_visible()
             expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            visitor.add(FILES[1:3])
+            expect(visitor.at("#strip button")).to_have_count(2)
             visitor.ask(QUESTION)
             expect(visitor.at("#spent")).to_contain_text("in total")
             expect(visitor.answer).to_be_in_viewport()
+            expect(visitor.at("#strip li")).to_have_count(3)
+            expect(visitor.at("#strip button")).to_have_count(0)  # they have been asked about
             visitor.at("#question textarea").fill("What colour is the ring?")
             visitor.at("#compare").click()
             expect(visitor.at("#side-qlip")).to_contain_text("in total")
             expect(visitor.at("#side-qlip .side-answer")).to_be_in_viewport(ratio=1)
             expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
+            visitor.at("#undo").click(trial=True)  # nothing covers it
             assert visitor.overflow() == []
         found = Axe().run(visitor.page).response["violations"]
         assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == []
@@ -83,6 +89,27 @@ def test_stop_regenerate_and_undo_are_enabled_while_they_have_something_to_do(
     expect(visitor.at("#chat .user.message")).to_have_text([QUESTION, FOLLOWING])
     expect(visitor.at("#chat .bot.message")).to_have_count(2)
     expect(stop).to_be_disabled()
+
+
+def test_added_pictures_are_removed_by_mouse_and_by_keyboard_and_the_typed_text_stays(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    visitor.at("#question textarea").fill("Which one is")
+    visitor.add(FILES[1:4])
+    thumbnails, buttons = visitor.at("#strip li"), visitor.at("#strip button")
+    expect(thumbnails).to_have_count(4)
+    assert visitor.overflow() == []
+    buttons.nth(0).click()
+    expect(thumbnails).to_have_count(3)
+    buttons.nth(1).focus()
+    visitor.page.keyboard.press("Enter")
+    expect(thumbnails).to_have_count(2)
+    expect(buttons.last).to_be_focused()
+    expect(visitor.at("#question textarea")).to_have_value("Which one is")
+    visitor.page.keyboard.press("Space")
+    expect(thumbnails).to_have_count(0)
+    expect(visitor.at("#add-picture").first).to_be_focused()
 
 
 def test_the_chosen_colours_are_kept_and_otherwise_the_system_s_are_followed(come: Callable[..., Visitor]) -> None:

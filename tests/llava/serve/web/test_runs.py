@@ -12,7 +12,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
-from llava.serve.web.runs import TALK, Runs
+from llava.serve.web.runs import COMPARISON, TALK, Runs
 from llava.serve.web.session import Session
 from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle, picture_paths
 from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
@@ -30,6 +30,49 @@ def talker(engine: ChatEngine) -> Iterator[Talker]:
     """A model that says "a purple ring" and then nothing more until it is stopped."""
     yield Talker(engine, "a purple ring")
     del engine._generate
+
+
+def test_a_run_whose_press_has_been_overtaken_ends_before_its_first_step() -> None:
+    runs, taken = Runs(), dict[int | None, list[int]]()
+
+    async def run(press: int | None, kind: str = TALK) -> None:
+        async with runs.start("a", kind, press) as run:
+            taken[press] = [number async for number in run.until_stopped(count(3))]
+
+    async def run_all() -> None:
+        await run(2)
+        await run(1)  # pressed before, and started after it
+        assert taken.pop(1) == []
+        await runs.stop("a", press=4)
+        await run(3)
+        await run(3, COMPARISON)
+        await run(None)  # a program's
+        await run(5)
+        await runs.forget("a")
+        await run(1, COMPARISON)  # of a page that was loaded again
+
+    asyncio.run(run_all())
+    assert taken == {2: [1, 2, 3], 3: [], None: [1, 2, 3], 5: [1, 2, 3], 1: [1, 2, 3]}
+    assert len(runs) == 0
+
+
+def test_a_run_that_waits_for_the_one_before_is_overtaken_by_a_stop_meanwhile() -> None:
+    async def run_all() -> bool:
+        runs = Runs()
+        async with runs.start("a", TALK, 1) as first:
+            second = asyncio.create_task(begin(runs, 2))
+            while not first.is_stopped:
+                await asyncio.sleep(0)
+            stop = asyncio.create_task(runs.stop("a", press=3))
+            await asyncio.sleep(0)
+        await stop
+        return await second
+
+    async def begin(runs: Runs, press: int) -> bool:
+        async with runs.start("a", TALK, press) as run:
+            return run.is_stopped
+
+    assert asyncio.run(run_all())
 
 
 async def count(until: int) -> AsyncGenerator[int, None]:
@@ -108,9 +151,7 @@ def test_whatever_is_pressed_the_last_press_counts_and_the_buttons_fit(
     visitor.ask("One?")
     expect(visitor.answer).to_have_text("a purple ring")
     box.fill("Two?")
-    press("#clear")
-    expect(visitor.at("#chat .user.message")).to_have_count(0)
-    press("#ask")
+    press("#clear", "#ask")
     expect(visitor.at("#chat .user.message")).to_have_text(["Two?"])
     expect(visitor.answer).to_have_text("a purple ring")
     visitor.ask("Three?")
@@ -121,8 +162,21 @@ def test_whatever_is_pressed_the_last_press_counts_and_the_buttons_fit(
     expect(visitor.at("#spent")).to_contain_text("to first token")
     is_idle(["Two?", "Three?"])
     box.fill("Four?")
-    press("#compare")
-    expect(side).to_have_text("a purple ring")
-    press("#clear")
+    press("#ask", "#clear")
+    is_idle([])
+    expect(box).to_have_value("Four?")
+    for question in ("Four?", "Five?"):
+        box.fill(question)
+        press("#clear", "#compare")
+        expect(visitor.at("#compare-question")).to_have_text(question)
+        expect(side).to_have_text("a purple ring")
+        is_idle([])
+        expect(side).to_be_visible()
+    press("#compare", "#clear")
     expect(side).to_be_hidden()
+    is_idle([])
+    expect(side).to_be_hidden()
+    visitor.ask("Six?")
+    expect(visitor.answer).to_have_text("a purple ring")
+    press("#clear", "#stop")
     is_idle([])

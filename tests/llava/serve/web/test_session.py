@@ -48,7 +48,7 @@ def test_a_picture_of_a_question_without_an_answer_goes_with_the_next() -> None:
 
 def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) -> None:
     session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_answer("Which?", "blue")
-    before, messages, _, box = asyncio.run(demo.undo(request("a"), session))
+    before, messages, _, box = asyncio.run(demo.undo(request("a"), session, None))
     assert box == "Which?"
     assert [message["content"] for message in messages] == ["What?", "red"]
     assert before.pending == (BLUE,) and images_of(before) == images_of(session)[:2]
@@ -56,23 +56,23 @@ def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) ->
 
 def test_undo_without_a_question_says_so(demo: Demo) -> None:
     with pytest.raises(gr.Error, match="There is no question to take back"):
-        asyncio.run(demo.undo(request("a"), Session(RED)))
+        asyncio.run(demo.undo(request("a"), Session(RED), None))
 
 
 def test_clearing_keeps_the_first_picture(demo: Demo) -> None:
     session = Session(RED).with_picture(BLUE).with_answer("What?", "red")
-    assert asyncio.run(demo.clear(request("a"), session))[0].pictures == (RED,)
+    assert asyncio.run(demo.clear(request("a"), session, None))[0].pictures == (RED,)
 
 
 def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
     demo: Demo, engine: ChatEngine, upload: dict[str, Any]
 ) -> None:
-    session, strip, drawing, _ = demo.add_picture(request("a"), Session(picture()), upload, *controls())
+    session, strip, drawing, _ = demo.add_pictures(request("a"), Session(picture()), [upload], *controls())
     assert strip.count("<li>") == 2 and "Picture 2, goes with the next question" in strip
     assert drawing is not None and Image.open(drawing).format == "PNG"
 
     async def ask() -> list[Any]:
-        return [step async for step in demo.ask(request("a"), session, QUESTION, *controls())]
+        return [step async for step in demo.ask(request("a"), session, None, QUESTION, *controls())]
 
     *_, (session, _, cost, _) = asyncio.run(ask())
     options, sampling = QLIPOptions(alpha=ALPHA, max_tokens=BUDGET), Sampling(temperature=0, max_new_tokens=64)
@@ -81,13 +81,47 @@ def test_an_added_picture_is_drawn_and_asked_about_with_the_first(
     assert f"<strong>{answer.usage.visual_tokens}</strong> visual tokens" in cost
 
 
+def test_several_pictures_are_added_at_once_and_what_cannot_be_is_named(
+    demo: Demo, upload: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, title: warned.append(f"{title}: {text}"))
+    (tmp_path / "letter").write_text("Dear Sir")
+    letter = {"path": str(tmp_path / "letter"), "orig_name": "<b>.png"}
+    session, strip, *_ = demo.add_pictures(request("a"), Session(RED), [upload, letter, upload], *controls())
+    assert [picture.size for picture in session.pictures] == [RED.size, picture(1).size, picture(1).size]
+    assert strip.count("<li>") == 3 and strip.count("<button") == 2  # not for the first, which has a card
+    (letter_warning,) = warned
+    assert letter_warning.startswith("&lt;b&gt;.png cannot be used: Not a readable image")
+    session, *_ = demo.add_pictures(request("a"), session, [upload] * MAX_PICTURES, *controls())
+    assert len(session.pictures) == MAX_PICTURES
+    assert warned[1:] == [
+        f"Too many pictures: A conversation takes {MAX_PICTURES} pictures: the first {MAX_PICTURES - 3} of "
+        f"{MAX_PICTURES} files were taken."
+    ]
+
+
+def test_a_picture_is_removed_until_it_has_been_asked_about(demo: Demo) -> None:
+    green = Image.new("RGB", (8, 8), "green")
+    session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_picture(green)
+    kept, strip, drawing, _ = demo.remove_picture(request("a"), session, [2, 3], *controls())
+    assert kept.pictures == (RED, green) and kept.exchanges == session.exchanges
+    assert 'aria-label="Remove picture 2"' in strip and drawing is not None
+    assert demo.remove_picture(request("a"), kept, [2, 3], *controls()) == (gr.skip(),) * 4  # pressed twice
+    asked = kept.with_answer("Which?", "green")
+    assert "<button" not in demo.show_strip(asked)
+    for chosen, why in (([2, 2], "has been asked about this picture"), ([1, 2], "has been"), ("x", "no picture")):
+        with pytest.raises(gr.Error, match=why):
+            demo.remove_picture(request("a"), asked, chosen, *controls())
+
+
 def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEngine, upload: dict[str, Any]) -> None:
     demo, full = Demo(EngineBackend(engine)), Session(RED)
     for _ in range(MAX_PICTURES - 1):
         full = full.with_picture(BLUE)
     cases = (
         ("a", Session(), upload, "There is no picture yet"),
-        ("a", full, upload, f"There are {MAX_PICTURES} pictures already. Clear the conversation first."),
+        ("a", full, upload, f"There are {MAX_PICTURES} pictures already. Remove one, or clear the conversation."),
         ("busy", Session(RED), upload, "Wait for the answer or press Stop"),
         ("a", Session(RED), "x", "no uploaded file"),
         ("a", Session(RED), {"path": "/etc/passwd"}, "It was not uploaded"),
@@ -97,6 +131,6 @@ def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEn
         async with demo.runs.start("busy", TALK):
             for visitor, session, sent, why in cases:
                 with pytest.raises(gr.Error, match=why):
-                    demo.add_picture(request(visitor), session, sent, *controls())
+                    demo.add_pictures(request(visitor), session, sent, *controls())
 
     asyncio.run(add_each())

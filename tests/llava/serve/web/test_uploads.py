@@ -125,14 +125,14 @@ def test_a_picture_reported_again_while_it_is_opened_clears_no_conversation(
     monkeypatch.setattr(demo.backend, "prepare", prepare_slowly)
 
     async def report_twice() -> None:
-        first = asyncio.create_task(demo.open_picture(request("a"), Session(), upload, *controls()))
+        first = asyncio.create_task(demo.open_picture(request("a"), Session(), None, upload, *controls()))
         assert await asyncio.to_thread(opening.wait, 600)
-        assert await demo.open_picture(request("a"), Session(), upload, *controls()) == (gr.skip(),) * 7
+        assert await demo.open_picture(request("a"), Session(), None, upload, *controls()) == (gr.skip(),) * 7
         go_on.set()
         session = (await first)[1]
         assert session.source == upload["path"]
-        assert await demo.open_picture(request("a"), session, upload, *controls()) == (gr.skip(),) * 7
-        other = await demo.open_picture(request("b"), Session(), upload, *controls())
+        assert await demo.open_picture(request("a"), session, None, upload, *controls()) == (gr.skip(),) * 7
+        other = await demo.open_picture(request("b"), Session(), None, upload, *controls())
         assert other[1].source == upload["path"]
 
     asyncio.run(report_twice())
@@ -141,6 +141,6 @@ def test_a_picture_reported_again_while_it_is_opened_clears_no_conversation(
 def test_a_picture_whose_drawing_failed_may_be_opened_again(engine: ChatEngine, upload: dict[str, Any]) -> None:
     demo = Demo(EngineBackend(engine))
     with pytest.raises(gr.Error):
-        asyncio.run(demo.open_picture(request("a"), Session(), upload, *controls(mode="neither")))
-    opened = asyncio.run(demo.open_picture(request("a"), Session(), upload, *controls()))
+        asyncio.run(demo.open_picture(request("a"), Session(), None, upload, *controls(mode="neither")))
+    opened = asyncio.run(demo.open_picture(request("a"), Session(), None, upload, *controls()))
     assert opened[1].source == upload["path"]
