@@ -184,11 +184,16 @@ def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None
     """Raises ValueError unless a row answers its question about its image."""
     index, image = row["metadata"]["index"], row["metadata"].get("image")
     asked = questions[index] if 0 <= index < len(questions) else None
-    if asked is None or (row.get("question_id"), row.get("prompt")) != (asked.question_id, asked.prompt):
+    if asked is None or row.get("question_id") != asked.question_id:
         found = "nothing" if asked is None else repr(asked.question_id)
         raise ValueError(
-            f"{where} answers question {row.get('question_id')!r}, but number {index} of the question file is {found}"
-            f" or has another text; {ADVICE}"
+            f"{where} answers question {row.get('question_id')!r}, but number {index} of the question file is {found};"
+            f" {ADVICE}"
+        )
+    if row.get("prompt") != asked.prompt:
+        raise ValueError(
+            f"{where} answers question {asked.question_id!r}, but its text (prompt) is not that of the question file;"
+            f" {ADVICE}"
         )
     if image != asked.image_name:
         raise ValueError(

@@ -132,8 +132,8 @@ def test_a_run_without_questions_leaves_an_empty_file(path: Path) -> None:
             "decoding.temperature is 0.2 there and 0.0 now",
         ),
         (row(0) | {"metadata": {"index": 0}}, "tower is null there"),
-        (row(0, prompt="Why?"), "answers question 'a', but number 0 of the question file is 'a' or has another text"),
-        (row(0, question_id="z"), "answers question 'z'"),
+        (row(0, prompt="Why?"), r"answers question 'a', but its text \(prompt\) is not that of the question file"),
+        (row(0, question_id="z"), "answers question 'z', but number 0 of the question file is 'a';"),
         (
             row(0) | {"metadata": {**row(0)["metadata"], "image": "b.png"}},
             "answers question 'a' about the picture 'b.png', but the question file has None",
