@@ -161,7 +161,7 @@ def read_questions(file: Path, folder: Path, folder_flag: str = "eval_image_fold
     if faults:
         image, fault = faults[0]
         raise ValueError(
-            f"{len(faults)} of {len(images)} images of {file} cannot be used; {image} is {fault}. Check --{folder_flag}"
+            f"{len(faults)} of {len(images)} images of {file} cannot be used; {image}: {fault}. Check --{folder_flag}"
         )
     return questions
 
