@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.eval.score.rows import read_rows
+from llava.eval.score.rows import Row, read_rows
 from llava.serve.http.addresses import server_url
 from llava.utils import device_flag
 from playground.presets import PRESETS
@@ -83,28 +83,27 @@ def check(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), PRESETS["detail"], SEED, args.scenes)
         rows = [row for _, row in read_rows(Path(folder) / "questions.jsonl")]
-        images = [load_image(Path(folder) / "images" / row["image"]) for row in rows]
-    embeds = qlip.vllm_image_embeds(model, images)
+        images = {row["image"]: load_image(Path(folder) / "images" / row["image"]) for row in rows}
+    embeds = dict(zip(images, qlip.vllm_image_embeds(model, list(images.values())), strict=True))
+    # First the first question about each picture, so that pictures with different numbers of tokens come together.
+    each = len(rows) // args.scenes
+    rows = [row for number in range(each) for row in rows[number::each]]
 
-    def ask(number: int) -> Answer:
-        return ask_server(server, name, rows[number]["text"], embeds[number], add_start)
+    def ask(row: Row) -> Answer:
+        return ask_server(server, name, row["text"], embeds[row["image"]], add_start)
 
     with ThreadPoolExecutor(args.clients) as clients:
-        # First the first question about each picture: pictures with other numbers of tokens are asked about at a time.
-        order = sorted(range(len(rows)), key=lambda number: number % (len(rows) // args.scenes))
-        asked = dict(zip(order, clients.map(ask, order), strict=True))
-    theirs = [asked[number] for number in range(len(rows))]
+        theirs = list(clients.map(ask, rows))
     gaps, differing = [0.0], 0
-    for row, image, answer in zip(rows, images, theirs, strict=True):
-        ours = ask_transformers(model, processor, row["text"], image)
+    for row, answer in zip(rows, theirs, strict=True):
+        ours = ask_transformers(model, processor, row["text"], images[row["image"]])
         if answer.text.strip() == ours.text.strip():
             gaps += [abs(a - b) for a, b in zip(ours.scores, answer.scores, strict=True)]
         else:
             differing += 1
             print(f"  {row['text']}: {ours.text!r}, vLLM {answer.text!r}")
-    tokens = [len(image) for image in embeds]
-    count = len(tokens)
-    print(f"{count - differing} of {count} answers the same, with {sum(tokens) / count:.1f} visual tokens on average")
+    count, tokens = len(rows), sum(map(len, embeds.values())) / len(embeds)
+    print(f"{count - differing} of {count} answers the same, with {tokens:.1f} visual tokens on average")
     print(f"log-probabilities of the tokens of same answers: differ by at most {max(gaps):.2g}")
     if differing or not all(gap <= args.tolerance for gap in gaps):
         raise RuntimeError("vLLM and transformers disagree")
