@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from qlip.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header, drop_pixels
+from qlip.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.pictures import FORMATS, clear_errors, decode_image
 from qlip.rgb import read_orientation
 
@@ -183,12 +183,10 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
     if start in TIFF_SIGNATURES:
         return decode_image(limits.read(file), limits).size
     limits.check_bytes(os.fstat(file.fileno()).st_size)
-    with clear_errors(limits):
-        check_header(file)
-        with Image.open(drop_pixels(file), formats=FORMATS) as image:
-            limits.check_size(*image.size)
-            width, height = image.size
-            return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
+    with clear_errors(limits), Image.open(check_header(file), formats=FORMATS) as image:
+        limits.check_size(*image.size)
+        width, height = image.size
+        return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
 
 
 def _read_url(

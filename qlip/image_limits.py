@@ -200,32 +200,34 @@ def _check_tags(data: bytes) -> None:
                 places.append(struct.unpack(offset, value)[0])
 
 
-def check_header(file: BinaryIO) -> None:
+def check_header(file: BinaryIO) -> BinaryIO:
     """Checks what Pillow reads of a file to find its format and size.
+
+    Returns:
+        A file that Pillow finds size and metadata in: of a PNG a copy without its pixels, else `file` itself. `file` is
+        at its beginning.
 
     Raises:
         ImageError: the header would take far more memory or time than a header should.
         IndexError, struct.error: a GIF or TIFF file is truncated.
     """
-    start = file.read(8)
+    start, header = file.read(8), file
     file.seek(0)
     if start == _PNG_SIGNATURE:
-        drop_pixels(file)
+        header = _drop_pixels(file)
     elif start[:4] in TIFF_SIGNATURES or start[:6] in _GIF_SIGNATURES:
         check_structure(file.read())
     file.seek(0)
+    return header
 
 
-def drop_pixels(file: BinaryIO) -> BinaryIO:
-    """Copies the size and metadata of a PNG file, where they may follow the pixels; returns others as they are.
+def _drop_pixels(file: BinaryIO) -> BinaryIO:
+    """Copies the size and metadata of a PNG file, where they may follow the pixels.
 
     Raises:
-        ImageError: the PNG file has too many chunks.
+        ImageError: the file has too many chunks.
     """
-    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
-        file.seek(0)
-        return file
-    kept = [_PNG_SIGNATURE]
+    kept = [file.read(len(_PNG_SIGNATURE))]
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
