@@ -156,29 +156,25 @@ def place_tokens(is_image: Tensor, images: Sequence[ImageSpan]) -> Placed:
         ValueError: another number of image tokens than the images have, or an image's tokens with text between them.
     """
     device = is_image.device
-    where = is_image.nonzero()[:, 0]
-    counts = [image.count for image in images]
-    if len(where) != sum(counts):
-        raise ValueError(f"the prompt holds {len(where)} image tokens, its {len(images)} images have {sum(counts)}")
-    step = (~is_image).long()  # how far each token moves those behind it
-    if images:
-        ends = torch.tensor(counts, device=device).cumsum(0) - 1
-        first, last = where[ends + 1 - torch.tensor(counts, device=device)], where[ends]
-        if (last - first != torch.tensor(counts, device=device) - 1).any():
+    where = is_image.nonzero()[:, 0].tolist()
+    if len(where) != (count := sum(image.count for image in images)):
+        raise ValueError(f"the prompt holds {len(where)} image tokens, its {len(images)} images have {count}")
+    fractional = any(image.positions is not None and image.positions.is_floating_point() for image in images)
+    # First as if every image took as many positions as it has tokens.
+    positions = torch.arange(len(is_image), dtype=torch.float32 if fractional else torch.int64, device=device)
+    sizes, end, done = torch.ones(len(is_image), device=device), len(is_image), 0
+    for image in images:
+        first, after = where[done], where[done] + image.count
+        if where[(done := done + image.count) - 1] != after - 1:
             raise ValueError("there is text between the tokens of one image")
-        step[last] = torch.tensor([image.length for image in images], device=device)
-    positions, sizes = step.cumsum(0) - step, torch.ones(len(is_image), device=device)
-    own = [
-        torch.arange(image.count, device=device) if image.positions is None else image.positions.to(device)
-        for image in images
-    ]
-    if own:
-        relative = torch.cat(own)
-        positions = positions.to(relative.dtype)
-        positions[where] += relative
-        weights = [torch.ones(i.count, device=device) if i.sizes is None else i.sizes.to(device) for i in images]
-        sizes[where] = torch.cat(weights)
-    return Placed(positions, sizes, step.sum())
+        if image.positions is not None:
+            positions[first:after] = positions[first] + image.positions.to(device)
+        if image.sizes is not None:
+            sizes[first:after] = image.sizes.to(device)
+        if more := image.length - image.count:
+            positions[after:] += more
+            end += more
+    return Placed(positions, sizes, torch.tensor(end, device=device))
 
 
 def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> Placed:
@@ -192,8 +188,9 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
     Raises:
         ValueError: image tokens and images do not match.
     """
-    left = list(images)
+    left, device = list(images), real.device
     rows = []
+    is_image, real = is_image.cpu(), real.cpu()  # row by row, a GPU would be waited for several times each
     for flags, keep in zip(is_image, real, strict=True):
         flags, own, found = flags[keep], [], 0
         while left and found < int(flags.sum()):
@@ -203,12 +200,12 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
     if left:
         raise ValueError(f"{len(images)} images were given, {len(left)} more than the prompts have tokens for")
     fractional = any(row.positions.is_floating_point() for row in rows)
-    positions = torch.zeros(real.shape, dtype=torch.float32 if fractional else torch.int64, device=real.device)
-    sizes = torch.ones(real.shape, device=real.device)
+    positions = torch.zeros(real.shape, dtype=torch.float32 if fractional else torch.int64)
+    sizes = torch.ones(real.shape)
     for index, row in enumerate(rows):
         positions[index, real[index]] = row.positions.to(positions.dtype)
         sizes[index, real[index]] = row.sizes
-    return Placed(positions, sizes, torch.stack([row.end for row in rows]))
+    return Placed(positions.to(device), sizes.to(device), torch.stack([row.end for row in rows]).to(device))
 
 
 def key_bias(sizes: Tensor, attention: str = "sdpa") -> Tensor | None:

@@ -6,6 +6,7 @@ Mixins over transformers' causal language models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.packing import attend_within_prompts, read_packs
-from llava.model.splice import PaddedBatch, bias_keys, collate, holds_images, share_images, splice_row, truncate
+from llava.model.splice import (
+    PaddedBatch,
+    bias_keys,
+    collate,
+    holds_images,
+    share_images,
+    splice_row,
+    stack_embeds,
+    truncate,
+)
 from llava.model.text_only import embed_text
 from llava.model.vision.anyres import has_newline, make_newline
 from llava.model.vision.image_tokens import ImageTokens
@@ -97,27 +107,33 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         Raises:
             ValueError: there are too few images, or one would be cut; or see `encode_tokens`.
         """
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
+        # Read once, on the CPU: row by row, a GPU would be waited for several times each.
+        ids = input_ids.cpu()
+        real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+        rows = [row[keep] for row, keep in zip(ids, real, strict=True)]
         shares = share_images(rows, 0 if images is None else len(images))
-        shown = [share if IMAGE_TOKEN_INDEX in ids else share[:0] for ids, share in zip(rows, shares, strict=True)]
+        shown = [share if IMAGE_TOKEN_INDEX in row else share[:0] for row, share in zip(rows, shares, strict=True)]
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
         needed = shares if self.training and torch.is_grad_enabled() else shown
         tokens = self._encode_some(images, image_sizes, needed)
         text = torch.cat(rows)
         # Once for the batch: under ZeRO-3 all processes gather the table together, and their batches differ in rows.
         alone = not tokens and (labels is not None or self.training)
-        embedded = embed_text(self, text.masked_fill(text == IMAGE_TOKEN_INDEX, 0), alone)
-        # No rows of the images that are not shown, but the gradient's path to the projector.
-        embedded = torch.cat([embedded, *(image.features[:0].to(embedded) for image in tokens.values())])
-        limit = None if labels is None else self.config.tokenizer_model_max_length
-        spliced = []
-        for index, embeds in enumerate(embedded.split([len(ids) for ids in rows])):
-            own = [tokens[i] for i in shown[index]]
-            row = splice_row(rows[index], embeds, own, None if labels is None else labels[index][real[index].bool()])
-            spliced.append(row if limit is None else truncate(row, limit))
+        embedded = embed_text(self, text.masked_fill(text == IMAGE_TOKEN_INDEX, 0).to(input_ids.device), alone)
+        # Images that are not shown are among them, for the gradient's path to the projector.
+        embeds, places = stack_embeds(embedded, list(tokens.values()))
+        stacked = dict(zip(tokens, places, strict=True))
+        begins = accumulate(map(len, rows), initial=0)
+        own = [[stacked[i] for i in share] for share in shown]
+        if labels is None:
+            spliced = [splice_row(*parts) for parts in zip(rows, begins, own, strict=False)]
+        else:
+            wanted = [row[keep] for row, keep in zip(labels.cpu(), real, strict=True)]
+            limit = self.config.tokenizer_model_max_length
+            whole = [splice_row(*parts) for parts in zip(rows, begins, own, wanted, strict=False)]
+            spliced = whole if limit is None else [truncate(row, limit) for row in whole]
         numbers = None if packs is None else read_packs(packs, len(rows), self.config._attn_implementation)
-        return collate(spliced, padding_side, numbers)
+        return collate(spliced, embeds, padding_side, numbers)
 
     def _encode_some(self, images: Images | None, sizes: ImageSizes, shares: Sequence[range]) -> dict[int, ImageTokens]:
         """Encodes the images in `shares`; returns their tokens by index."""

@@ -20,10 +20,18 @@ from qlip.language_positions import ImageSpan, Placed, key_bias, place_tokens
 
 
 @dataclass(frozen=True)
-class SplicedRow:
-    """One prompt with its images in place; T tokens."""
+class StackedImage:
+    """Where an image's tokens lie among the embeddings of a batch."""
 
-    embeds: Tensor  # (T, D)
+    start: int  # row of the first
+    span: ImageSpan  # of all
+
+
+@dataclass(frozen=True)
+class SplicedRow:
+    """One prompt with its images in place; T tokens. On the CPU: a GPU would be asked, and waited for, row by row."""
+
+    sources: Tensor  # int64 (T,), row of each token among the batch's embeddings, see `stack_embeds`
     labels: Tensor  # int64 (T,), IGNORE_INDEX on images
     is_image: Tensor  # bool (T,)
     spans: list[ImageSpan]  # of its images
@@ -37,6 +45,7 @@ class PaddedBatch:
     attention_mask: Tensor  # int64 (B, T), 1 on tokens, 0 on padding
     labels: Tensor  # int64 (B, T), IGNORE_INDEX on padding and images
     placed: Placed  # positions and weights of (B, T); each prompt's begin at 0
+    weighted: bool  # whether tokens may weigh other than one
     prompts: Tensor | None = None  # int64 (B, T), number of each token's prompt, -1 on padding; None: a prompt per row
 
 
@@ -69,31 +78,51 @@ def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
     return [range(end - count, end) for count, end in zip(takes, ends, strict=True)]
 
 
-def splice_row(ids: Tensor, embeds: Tensor, images: Sequence[ImageTokens], labels: Tensor | None = None) -> SplicedRow:
+def stack_embeds(text: Tensor, images: Sequence[ImageTokens]) -> tuple[Tensor, list[StackedImage]]:
+    """Stacks what a batch's tokens are taken from: text first, then its images, and at the end zeros for padding.
+
+    Args:
+        text: (L, D), the embeddings of all prompts.
+        images: of N tokens together, projected to width D.
+
+    Returns:
+        (L + N + 1, D) in the dtype and on the device of `text`, and where each image's tokens lie.
+
+    Raises:
+        ValueError: an image has another number of features than its span counts.
+    """
+    counts = [len(image.features) for image in images]
+    if counts != (spans := [image.span.count for image in images]):
+        raise ValueError(f"the images have {counts} features, and their spans count {spans} tokens")
+    starts = accumulate(counts, initial=len(text))
+    places = [StackedImage(start, image.span) for start, image in zip(starts, images, strict=False)]
+    return torch.cat([text, *(image.features.to(text) for image in images), text.new_zeros(1, text.shape[1])]), places
+
+
+def splice_row(ids: Tensor, start: int, images: Sequence[StackedImage], labels: Tensor | None = None) -> SplicedRow:
     """Replaces each placeholder of one prompt by the tokens of its image.
 
     Args:
-        ids: int64 (L,), IMAGE_TOKEN_INDEX where an image goes.
-        embeds: (L, D), embeddings of `ids`; those of placeholders are not read.
-        images: in the order of their placeholders, features projected to width D.
-        labels: int64 (L,); by default everything is ignored.
+        ids: int64 (L,) on the CPU, IMAGE_TOKEN_INDEX where an image goes.
+        start: row of the prompt's first element among the batch's embeddings; placeholders have a row, too.
+        images: in the order of their placeholders.
+        labels: int64 (L,) on the CPU; by default everything is ignored.
+
+    Raises:
+        ValueError: another number of images than placeholders.
     """
     labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
-    device = embeds.device
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # embeds, labels, is_image of each stretch
-    done = 0  # tokens of the prompt already taken
-    ends = (ids == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
-    for image, end in zip([*images, None], [*ends, len(ids)], strict=True):
-        text = slice(done, end)
-        parts.append((embeds[text], labels[text], torch.zeros(end - done, dtype=torch.bool, device=device)))
-        done = end + 1
-        if image is not None:
-            count = len(image.features)
-            ignored = torch.full((count,), IGNORE_INDEX, device=device)
-            here = torch.ones(count, dtype=torch.bool, device=device)
-            parts.append((image.features.to(embeds), ignored, here))
-    embeds, labels, is_image = (torch.cat(stretches) for stretches in zip(*parts, strict=True))
-    return SplicedRow(embeds, labels, is_image, [image.span for image in images])
+    holders = ids == IMAGE_TOKEN_INDEX
+    if (asked := int(holders.sum())) != len(images):
+        raise ValueError(f"the prompt holds {asked} <image>, but {len(images)} images were given")
+    counts = torch.ones_like(ids)
+    counts[holders] = torch.tensor([image.span.count for image in images], dtype=torch.int64)
+    is_image = holders.repeat_interleave(counts)
+    sources = torch.arange(start, start + len(ids)).repeat_interleave(counts)
+    if images:
+        sources[is_image] = torch.cat([torch.arange(image.start, image.start + image.span.count) for image in images])
+    labels = labels.repeat_interleave(counts).masked_fill(is_image, IGNORE_INDEX)
+    return SplicedRow(sources, labels, is_image, [image.span for image in images])
 
 
 def truncate(row: SplicedRow, limit: int) -> SplicedRow:
@@ -102,7 +131,7 @@ def truncate(row: SplicedRow, limit: int) -> SplicedRow:
     Raises:
         ValueError: an image's tokens would be cut.
     """
-    length = len(row.embeds)
+    length = len(row.sources)
     if length <= limit:
         return row
     if row.is_image[limit:].any():
@@ -110,14 +139,17 @@ def truncate(row: SplicedRow, limit: int) -> SplicedRow:
             f"the sequence has {length} tokens, {int(row.is_image.sum())} of them visual, and the limit is {limit}:"
             " it would cut through an image; shorten the text, lower max_tokens or raise the limit"
         )
-    return SplicedRow(row.embeds[:limit], row.labels[:limit], row.is_image[:limit], row.spans)
+    return SplicedRow(row.sources[:limit], row.labels[:limit], row.is_image[:limit], row.spans)
 
 
-def collate(rows: Sequence[SplicedRow], padding_side: str = "right", packs: Sequence[int] | None = None) -> PaddedBatch:
+def collate(
+    rows: Sequence[SplicedRow], embeds: Tensor, padding_side: str = "right", packs: Sequence[int] | None = None
+) -> PaddedBatch:
     """Pads prompts to one length, on the "right" or on the "left", and computes their positions.
 
     Args:
         rows: the prompts.
+        embeds: (S, D), what they are taken from, see `stack_embeds`; the batch is on its device.
         padding_side: "right" or "left".
         packs: a number for each prompt: those of equal numbers share a row, in their order; rows are in the order of
             the numbers. By default every prompt has a row.
@@ -130,10 +162,11 @@ def collate(rows: Sequence[SplicedRow], padding_side: str = "right", packs: Sequ
 
     def lay_out(sequences: Sequence[Tensor], padding: float) -> Tensor:
         joined = [torch.cat([sequences[i] for i in group]) for group in groups]
-        return pad_sequence(joined, True, padding, padding_side)
+        return pad_sequence(joined, True, padding, padding_side).to(embeds.device, non_blocking=True)
 
+    sources = lay_out([row.sources for row in rows], len(embeds) - 1)
     return PaddedBatch(
-        inputs_embeds=lay_out([row.embeds for row in rows], 0.0),
+        inputs_embeds=embeds.index_select(0, sources.flatten()).unflatten(0, sources.shape),
         attention_mask=lay_out([torch.ones_like(row.labels) for row in rows], 0),
         labels=lay_out(
             [_ignore_first(row.labels) if i in later else row.labels for i, row in enumerate(rows)], IGNORE_INDEX
@@ -141,8 +174,9 @@ def collate(rows: Sequence[SplicedRow], padding_side: str = "right", packs: Sequ
         placed=Placed(
             positions=lay_out([row.positions.to(dtype) for row in placed], 0),
             sizes=lay_out([row.sizes for row in placed], 1.0),
-            end=torch.stack([placed[group[-1]].end for group in groups]),
+            end=torch.stack([placed[group[-1]].end for group in groups]).to(embeds.device, non_blocking=True),
         ),
+        weighted=any(span.sizes is not None for row in rows for span in row.spans),
         prompts=lay_out([torch.full_like(row.labels, i) for i, row in enumerate(rows)], -1) if later else None,
     )
 
@@ -172,4 +206,5 @@ def bias_keys(batch: PaddedBatch, config: Any) -> Tensor | None:
     Raises:
         ValueError: there is a bias, and the language model's attention can't apply it.
     """
-    return key_bias(batch.placed.sizes, config._attn_implementation)
+    # A GPU's sizes are not looked at without need: that would wait for all that it has been given.
+    return key_bias(batch.placed.sizes, config._attn_implementation) if batch.weighted else None

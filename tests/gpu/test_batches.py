@@ -14,6 +14,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
+from scripts.bench.gpu.timing import count_launches
 from tests.gpu.cases import BIASED, GREEDY, IMAGES, ROWS, TREE, error, images_of, logits_of, pad_left
 
 TREES = pytest.mark.parametrize("qlip", [TREE, BIASED, {}], ids=["tree", "biased", "defaults"])
@@ -65,6 +66,19 @@ def test_a_size_bias_in_the_language_model_matters(folder, device):
     tower = model.get_vision_tower()
     tower.settings = replace(tower.settings, llm_size_bias=0.0)
     assert error(logits_of(model, ROWS[0], IMAGES[:1]), biased) > 0.02
+
+
+@TREES
+@torch.no_grad()
+def test_the_gpu_is_not_waited_for_row_by_row(folder, gpu, qlip):
+    model = load_pretrained_model(str(folder), device=gpu, torch_dtype=torch.float16, qlip=qlip)[1]
+    images = model.encode_tokens([image.to(gpu) for image in IMAGES])
+
+    def waits(times: int) -> int:
+        ids, mask = pad_left(ROWS * times, gpu)
+        return count_launches(lambda: model.splice_images(ids, mask, ids, images * times, "left"), gpu)["waits"]
+
+    assert waits(8) == waits(1) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

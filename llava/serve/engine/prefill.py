@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.splice import splice_row
+from llava.model.splice import splice_row, stack_embeds
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.slots import SlotCache, Writing
 from qlip.decoder_masks import layer_windows, mask_with_bias
@@ -27,15 +27,15 @@ class PlacedPrompt:
     embeds: Tensor
     """(N, D)."""
     positions: Tensor
-    """(T,), float32 where an image's are fractional."""
+    """(T,) on the CPU, float32 where an image's are fractional."""
     sizes: Tensor
-    """float32 (T,): the weight of each token as a key, see `Placed`; 1 on text."""
+    """float32 (T,) on the CPU: the weight of each token as a key, see `Placed`; 1 on text."""
     end: int
     """Position of the next token."""
 
     def continue_by(self, embeds: Tensor) -> PlacedPrompt:
         """Places text, (N, D), behind a prompt that has been run."""
-        more = torch.arange(self.end, self.end + len(embeds), device=embeds.device)
+        more = torch.arange(self.end, self.end + len(embeds))
         positions, sizes = torch.cat([self.positions, more]), torch.cat([self.sizes, torch.ones_like(more)])
         return PlacedPrompt(embeds, positions, sizes, self.end + len(embeds))
 
@@ -78,22 +78,25 @@ def place_prompt(
         known: How many of the first elements have keys and values already; they are placed, but not embedded.
         spans: Of the images among these.
     """
-    ids = ids.to(model.device)
-    new = ids[known:]
-    row = splice_row(new, model.get_input_embeddings()(new.masked_fill(new == IMAGE_TOKEN_INDEX, 0)), images)
+    new = ids[known:].cpu()
+    text = new.masked_fill(new == IMAGE_TOKEN_INDEX, 0).to(model.device)
+    embeds, stacked = stack_embeds(model.get_input_embeddings()(text), images)
+    row = splice_row(new, 0, stacked)
     is_image = row.is_image
     if known:
-        before = ids[:known] == IMAGE_TOKEN_INDEX
-        counts = torch.ones_like(ids[:known])
-        counts[before] = torch.tensor([span.count for span in spans], dtype=torch.int64, device=ids.device)
+        before = ids[:known].cpu() == IMAGE_TOKEN_INDEX
+        counts = torch.ones(known, dtype=torch.int64)
+        counts[before] = torch.tensor([span.count for span in spans], dtype=torch.int64)
         is_image = torch.cat([before.repeat_interleave(counts), is_image])
     placed = place_tokens(is_image, [*spans, *row.spans])
-    return PlacedPrompt(row.embeds, placed.positions, placed.sizes, int(placed.end))
+    return PlacedPrompt(embeds[row.sources.to(embeds.device)], placed.positions, placed.sizes, int(placed.end))
 
 
 def bias_prompts(model: Any, prompts: Sequence[PlacedPrompt]) -> Tensor | None:
     """Computes the bias on the keys of prompts, float32 (B, K); None for none."""
-    return key_bias(pad_sequence([prompt.sizes for prompt in prompts], True, 1.0), model.config._attn_implementation)
+    sizes = pad_sequence([prompt.sizes for prompt in prompts], True, 1.0)
+    bias = key_bias(sizes, model.config._attn_implementation)
+    return None if bias is None else bias.to(model.device)
 
 
 def prefill(
@@ -115,7 +118,7 @@ def prefill(
     places = [prompt.positions[len(prompt.positions) - n :] for prompt, n in zip(prompts, left, strict=True)]
     fractional = any(place.is_floating_point() for place in places)
     positions = pad_sequence([place.float() if fractional else place for place in places], True, 0, "left")
-    bias = bias_prompts(model, prompts)
+    positions, bias = positions.to(model.device), bias_prompts(model, prompts)
     cache.reserve(len(prompts), max(len(prompt.positions) for prompt in prompts))  # once, not piece by piece
     width = embeds.shape[1]
     pieces = -(-width // max(1, most_tokens // len(prompts)))

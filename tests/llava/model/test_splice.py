@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.splice import SplicedRow, collate, share_images, splice_row, truncate
+from llava.model.splice import SplicedRow, collate, share_images, splice_row, stack_embeds, truncate
 from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 
 WIDTH = 4
 IMAGE = IMAGE_TOKEN_INDEX
-
-
-def text(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids, and embeddings that carry the id."""
-    return torch.tensor(ids), torch.tensor(ids, dtype=torch.float32)[:, None].expand(-1, WIDTH)
 
 
 def image(count: int, value: float, positions: list[float] | None = None, length: int | None = None) -> ImageTokens:
@@ -25,37 +22,49 @@ def image(count: int, value: float, positions: list[float] | None = None, length
     return ImageTokens(torch.full((count, WIDTH), value), span)
 
 
-def positions(row: SplicedRow) -> torch.Tensor:
-    return collate([row]).placed.positions[0]
+def splice(*prompts: tuple[list[int], list[ImageTokens]]) -> tuple[list[SplicedRow], torch.Tensor]:
+    """Rows and embeddings of prompts with their images; the embeddings of text carry its ids."""
+    ids = torch.tensor([token for prompt, _ in prompts for token in prompt])
+    embeds, places = stack_embeds(
+        ids[:, None].expand(-1, WIDTH).float(), [own for _, images in prompts for own in images]
+    )
+    rows, start = [], 0
+    for prompt, images in prompts:
+        rows.append(splice_row(torch.tensor(prompt), start, [places.pop(0) for _ in images]))
+        start += len(prompt)
+    return rows, embeds
+
+
+def positions(*prompt) -> torch.Tensor:
+    return collate(*splice(prompt)).placed.positions[0]
 
 
 def test_text_and_images_keep_their_order():
-    ids, embeds = text([1, IMAGE, 7, 8, IMAGE])
-    row = splice_row(ids, embeds, [image(2, 100.0), image(3, 200.0)])
-    assert row.embeds[:, 0].tolist() == [1, 100, 100, 7, 8, 200, 200, 200]
-    assert positions(row).tolist() == list(range(8))
-    assert not positions(row).is_floating_point()
-    assert row.is_image.tolist() == [False, True, True, False, False, True, True, True]
+    prompt = ([1, IMAGE, 7, 8, IMAGE], [image(2, 100.0), image(3, 200.0)])
+    rows, embeds = splice(prompt)
+    assert collate(rows, embeds).inputs_embeds[0, :, 0].tolist() == [1, 100, 100, 7, 8, 200, 200, 200]
+    assert positions(*prompt).tolist() == list(range(8))
+    assert not positions(*prompt).is_floating_point()
+    assert rows[0].is_image.tolist() == [False, True, True, False, False, True, True, True]
 
 
 def test_text_continues_a_spans_length_after_the_images_start():
-    ids, embeds = text([1, 2, IMAGE, 7, IMAGE, 8])
     first = image(3, 100.0, [0.0, 4.5, 15.0], length=16)
-    row = splice_row(ids, embeds, [first, image(1, 200.0, [7.5], length=16)])
-    assert positions(row).tolist() == [0, 1, 2, 6.5, 17, 18, 19 + 7.5, 35]
+    found = positions([1, 2, IMAGE, 7, IMAGE, 8], [first, image(1, 200.0, [7.5], length=16)])
+    assert found.tolist() == [0, 1, 2, 6.5, 17, 18, 19 + 7.5, 35]
 
 
 def test_labels_are_ignored_on_images():
-    ids, embeds = text([1, IMAGE, 7])
-    row = splice_row(ids, embeds, [image(2, 1.0)], labels=torch.tensor([IGNORE_INDEX, 55, 7]))
+    places = stack_embeds(torch.zeros(3, WIDTH), [image(2, 1.0)])[1]
+    row = splice_row(torch.tensor([1, IMAGE, 7]), 0, places, labels=torch.tensor([IGNORE_INDEX, 55, 7]))
     assert row.labels.tolist() == [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 7]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_on_the_given_side_and_nothing_else_moves(side):
-    rows = [splice_row(*text([1, IMAGE, 7]), [image(2, 9.0, [0.5, 3.0], 4)]), splice_row(*text([5, 6]), [])]
-    batch = collate(rows, side)
+    batch = collate(*splice(([1, IMAGE, 7], [image(2, 9.0, [0.5, 3.0], 4)]), ([5, 6], [])), side)
     short = slice(2, None) if side == "left" else slice(0, 2)
+    assert batch.inputs_embeds[0, :, 0].tolist() == [1, 9, 9, 7]
     assert batch.inputs_embeds.shape == (2, 4, WIDTH)
     assert batch.attention_mask.sum(1).tolist() == [4, 2]
     assert batch.attention_mask[1, short].tolist() == [1, 1]
@@ -64,18 +73,51 @@ def test_padding_is_on_the_given_side_and_nothing_else_moves(side):
     assert batch.placed.end.tolist() == [6, 2]
     assert (batch.labels == IGNORE_INDEX).all()
     assert batch.inputs_embeds[1, short, 0].tolist() == [5, 6]
+    assert batch.inputs_embeds[1].sum() == 11 * WIDTH  # padding is zero
+
+
+def test_each_token_has_its_own_gradient_and_padding_none():
+    ids = torch.tensor([[1.0], [0.0], [7.0], [5.0]]).expand(-1, WIDTH).clone().requires_grad_()
+    features = torch.ones(2, WIDTH, requires_grad=True)
+    embeds, places = stack_embeds(ids, [ImageTokens(features, ImageSpan.sequential(2))])
+    rows = [splice_row(torch.tensor([1, IMAGE, 7]), 0, places), splice_row(torch.tensor([5]), 3, [])]
+    weights = torch.arange(1.0, 9.0).view(2, 4, 1)
+    (collate(rows, embeds).inputs_embeds * weights).sum().backward()
+    assert ids.grad[:, 0].tolist() == [1, 0, 4, 5]
+    assert features.grad[:, 0].tolist() == [2, 3]
+
+
+def test_weights_are_noticed():
+    plain, weighted = image(2, 1.0), image(2, 1.0)
+    weighted = replace(weighted, span=replace(weighted.span, sizes=torch.tensor([2.0, 1.0])))
+    assert not collate(*splice(([IMAGE, 1], [plain]), ([1], []))).weighted
+    assert collate(*splice(([IMAGE, 1], [plain]), ([IMAGE], [weighted]))).weighted
+
+
+def test_features_that_their_span_does_not_count_are_an_error():
+    wrong = ImageTokens(torch.zeros(3, WIDTH), ImageSpan.sequential(2))
+    with pytest.raises(ValueError, match=r"have \[2, 3\] features, and their spans count \[2, 2\]"):
+        stack_embeds(torch.zeros(1, WIDTH), [image(2, 1.0), wrong])
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_prompt_takes_as_many_images_as_it_has_places_for(given):
+    places = stack_embeds(torch.zeros(2, WIDTH), [image(2, 1.0)] * given)[1]
+    with pytest.raises(ValueError, match=f"holds 1 <image>, but {given} images were given"):
+        splice_row(torch.tensor([1, IMAGE]), 0, places)
 
 
 def test_truncation_cuts_text_after_the_last_image():
-    row = splice_row(*text([1, IMAGE, 7, 8, 9]), [image(3, 1.0)])
-    assert truncate(row, 5).embeds[:, 0].tolist() == [1, 1, 1, 1, 7]
-    assert collate([truncate(row, 5)]).placed.end.tolist() == [5]
+    (row,), embeds = splice(([1, IMAGE, 7, 8, 9], [image(3, 1.0)]))
+    cut = collate([truncate(row, 5)], embeds)
+    assert cut.inputs_embeds[0, :, 0].tolist() == [1, 1, 1, 1, 7]
+    assert cut.placed.end.tolist() == [5]
     assert truncate(row, 100) is row
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_truncation_never_cuts_an_image(limit):
-    row = splice_row(*text([1, IMAGE, 7]), [image(3, 1.0)])
+    (row,), _ = splice(([1, IMAGE, 7], [image(3, 1.0)]))
     with pytest.raises(ValueError, match=f"5 tokens, 3 of them visual, and the limit is {limit}"):
         truncate(row, limit)
 
