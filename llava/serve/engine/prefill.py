@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.splice import splice_row, stack_embeds
 from llava.model.vision.image_tokens import ImageTokens
-from llava.serve.engine.slots import SlotCache, Writing
+from llava.serve.engine.slots import SlotCache
 from qlip.decoder_masks import layer_windows, mask_with_bias
 from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens
 
@@ -148,8 +148,10 @@ def run_tokens(
     Returns:
         The logits behind each row's last token, (B, V).
     """
-    writing = cache.begin(counts)
-    masks = attention_masks(model, cache.lengths, counts, writing, bias)
+    writing, queries = cache.begin(counts), max(counts)
+    ends = torch.tensor([length + count for length, count in zip(cache.lengths, counts, strict=True)])
+    places = ends[:, None] - queries + torch.arange(queries)  # before the start on padding
+    masks = attention_masks(model, places.to(model.device, non_blocking=True), writing.end, bias)
     result = model(
         attention_mask=masks,
         position_ids=positions,
@@ -162,26 +164,20 @@ def run_tokens(
     return result.logits[:, -1]
 
 
-def attention_masks(
-    model: Any, lengths: Sequence[int], counts: Sequence[int], writing: Writing, bias: Tensor | None
-) -> Any:
+def attention_masks(model: Any, places: Tensor, keys: int, bias: Tensor | None) -> Any:
     """Builds the additive masks (B, 1, Q, K) of rows that are filled from their start.
 
     Args:
         model: Its language model's windows and type are read.
-        lengths: Tokens of each row before the pass.
-        counts: New tokens of each row; see `run_tokens`.
-        writing: Of the pass.
-        bias: See `run_tokens`.
+        places: int64 (B, Q), where each query's own key is.
+        keys: K.
+        bias: float32 (B, K0), of the first keys; None for none.
 
     Returns:
         A mask, or one for each kind of layer where their windows differ.
     """
-    device, queries = model.device, max(counts)
-    ends = torch.tensor([length + count for length, count in zip(lengths, counts, strict=True)], device=device)
-    place = ends[:, None] - queries + torch.arange(queries, device=device)  # before the start on padding
-    last, key = place[:, :, None], torch.arange(writing.end, device=device)
-    bias = torch.zeros(len(counts), 0, device=device) if bias is None else bias
+    last, key = places[:, :, None], torch.arange(keys, device=places.device)
+    bias = torch.zeros(len(places), 0, device=places.device) if bias is None else bias
     masks = {}
     for kind, window in layer_windows(model.config.get_text_config()).items():
         near = key <= last if window is None else (key <= last) & (key > last - window)  # (B, Q, K)

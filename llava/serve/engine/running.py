@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.serve.engine.prefill import run_tokens
 from llava.serve.engine.slots import SlotCache
+from llava.serve.engine.step_graph import StepGraph, can_capture
 from llava.serve.engine.streams import Stream, TokenChooser
 
 S = TypeVar("S", bound=Stream)
@@ -33,6 +34,7 @@ class RunningRows(Generic[S]):
         """Of the same rows."""
         self._bias: Tensor | None = None  # float32 (B, K0), of the rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the rows, until they change
+        self._graph = StepGraph(model) if can_capture(model) else None
 
     def add(self, streams: Sequence[S], cache: SlotCache, bias: Tensor | None) -> None:
         """Adds rows whose prompts have been run; all of them, or none if it raises.
@@ -50,10 +52,14 @@ class RunningRows(Generic[S]):
 
     def run(self) -> Tensor:
         """Runs each row's last token; gives the logits (B, V) behind it. One that raised may be repeated."""
-        device = self.model.device
-        tokens = torch.tensor([[stream.tokens[-1]] for stream in self.streams], device=device)
-        positions = torch.tensor([[stream.position] for stream in self.streams], device=device)
-        return run_tokens(self.model, self.cache, [1] * len(tokens), self._bias, positions, input_ids=tokens)
+        tokens = [stream.tokens[-1] for stream in self.streams]
+        positions = [stream.position for stream in self.streams]
+        if self._graph is not None:
+            logits = self._graph.run(self.cache, tokens, positions, self._bias)
+            if logits is not None:
+                return logits
+        ids, places = torch.tensor([tokens, positions], device=self.model.device)[:, :, None]
+        return run_tokens(self.model, self.cache, [1] * len(tokens), self._bias, places, input_ids=ids)
 
     def choose(self, logits: Tensor) -> None:
         """Chooses the rows' next tokens from the logits of `run`, and appends them to the answers."""
@@ -78,6 +84,8 @@ class RunningRows(Generic[S]):
         """Removes all rows, and frees their memory."""
         self.cache.clear()
         self.streams, self._bias, self._chooser = [], None, None
+        if self._graph is not None:
+            self._graph.forget()
 
     def _rows_of(self, bias: Tensor | None, count: int) -> list[Tensor]:
         return [torch.zeros(0, device=self.model.device)] * count if bias is None else list(bias)

@@ -1,0 +1,98 @@
+"""Steps in captured slots have the logits of steps that are run kernel by kernel, while rows come and go.
+
+There is no GPU here: what would be captured is run again each time, on the same inputs; `tests/gpu` captures it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import step_graph
+from llava.serve.engine.running import RunningRows
+from llava.serve.engine.step_graph import PATIENCE, StepGraph, can_capture
+from tests.llava.model.language_models import PIXELS, PROMPT, make_oracle, write_checkpoint
+from tests.llava.serve.engine.stepping import run_rows, weigh
+
+PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
+
+
+class Captures:
+    """Stands in for the GPU: counts captures and replays."""
+
+    def __init__(self) -> None:
+        self.count = self.replays = 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.count += 1
+
+        def replay() -> Tensor:
+            self.replays += 1
+            return work()
+
+        return replay
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "llama 3"])
+def test_logits_are_those_of_steps_run_kernel_by_kernel(tmp_path, kind, weighted):
+    model = load_pretrained_model(write_checkpoint(tmp_path, kind, make_oracle(kind)), device="cpu")[1]
+    images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)
+    captured, plain, captures = RunningRows(model), RunningRows(model), Captures()
+    captured._graph = StepGraph(model, captures)
+    found, expected = (run_rows(running, images, PROMPTS) for running in (captured, plain))
+    assert len(found) == len(expected) == 137
+    for step, (own, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5, msg=lambda text, at=step: f"step {at}: {text}")
+    assert captures.count == 4  # for two rows, for three, for longer slots, and after all had gone
+    assert captures.replays == 137 - captures.count * PATIENCE
+    assert captured.cache.lengths == plain.cache.lengths
+
+
+def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog):
+    model = load_pretrained_model(write_checkpoint(tmp_path, "llama 3", make_oracle("llama 3")), device="cpu")[1]
+
+    def fail(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    captured, plain = RunningRows(model), RunningRows(model)
+    captured._graph = StepGraph(model, fail)
+    with caplog.at_level(logging.WARNING):
+        found, expected = (run_rows(running, model.encode_tokens(PIXELS), PROMPTS) for running in (captured, plain))
+    assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
+    assert [record.message for record in caplog.records] == [
+        "steps run kernel by kernel, since no CUDA graph could be captured: operation not permitted when stream is"
+        " capturing"
+    ]
+
+
+def model_on(*devices: str, rope: dict[str, Any] | None = None, hook: bool = False, **options: Any) -> Any:
+    """What `can_capture` reads of a model."""
+    module = SimpleNamespace(_hf_hook=None) if hook else SimpleNamespace()
+    text = SimpleNamespace(rope_parameters=rope)
+    return SimpleNamespace(
+        parameters=lambda: [SimpleNamespace(device=torch.device(device)) for device in devices],
+        modules=lambda: [module],
+        config=SimpleNamespace(get_text_config=lambda: text),
+        **options,
+    )
+
+
+def test_models_of_one_gpu_whose_steps_are_alike_are_captured(monkeypatch):
+    assert can_capture(model_on("cuda:0", "cuda:0"))
+    assert can_capture(model_on("cuda:0", rope={"rope_type": "llama3", "rope_theta": 5e5}))
+    assert not can_capture(model_on("cpu")) and not can_capture(model_on("cuda:0", "cpu"))
+    assert not can_capture(model_on("cuda:0", "cuda:1"))
+    assert not can_capture(model_on("cuda:0", hook=True)) and not can_capture(model_on("cuda:0", is_quantized=True))
+    assert not can_capture(model_on("cuda:0", rope={"rope_type": "dynamic", "factor": 2.0}))
+    nested = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}
+    assert not can_capture(model_on("cuda:0", rope=nested))
+    monkeypatch.setenv(step_graph.SWITCH, "0")
+    assert not can_capture(model_on("cuda:0"))
