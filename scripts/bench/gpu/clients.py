@@ -1,8 +1,8 @@
 """Times the engine under 1, 8 and 32 clients against transformers' `generate`, one request at a time.
 
 A client sends its next request as soon as the last one is answered. Every request has another picture, opened already,
-of the same number of visual tokens; the longest answers are of three lengths in turn. Greedy. Random weights hardly
-ever end an answer early.
+of the same number of visual tokens; the longest answers are of three lengths in turn. Greedy. The model says words
+alone (`speak_words`), so that no answer ends early and each token has a text.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.serve.engine import ChatEngine
@@ -46,7 +47,20 @@ def build_engine(model: str, device: str, settings: QLIPConfig) -> ChatEngine:
     context = subject.model.config.max_position_embeddings
     limits = EngineLimits(max_batch=32, max_batch_tokens=32768)
     tokenizer = load_tokenizer(demo_model_path())
+    speak_words(subject.model, tokenizer)
     return ChatEngine(tokenizer, subject.model, tower.image_processor, context, "vicuna_v1", limits)
+
+
+@torch.no_grad()
+def speak_words(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets a model say words of a tokenizer alone, so that each of its tokens has a text and none ends an answer.
+
+    The logits of all others become 0, and among those of hundreds of words, which are random, some are larger.
+    """
+    words = [number for piece, number in tokenizer.get_vocab().items() if not piece.startswith("<")]
+    mute = torch.ones(model.lm_head.weight.shape[0], dtype=torch.bool, device=model.lm_head.weight.device)
+    mute[words] = False
+    model.lm_head.weight[mute] = 0
 
 
 def build_tower(model: str, device: str) -> CLIPVisionModel:

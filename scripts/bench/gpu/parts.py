@@ -27,7 +27,7 @@ class Part:
 PARTS = (
     Part("quadtree", "quadtree", "Quadtree", 90, 3),
     Part("first-token", "first_token", "Time to first token", 75, 6),
-    Part("engine", "clients", "Engine under load", 100, 3),
+    Part("engine", "clients", "Engine under load", 120, 3),
     Part("runner", "runner", "Batch runner", 90, 3),
     Part("tests", "selection", "Tests", 100, 1),
 )
