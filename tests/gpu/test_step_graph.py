@@ -16,8 +16,8 @@ PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "llama 3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["mistral, window", "llama 3"])
 @torch.inference_mode()
 def test_captured_steps_have_the_logits_of_others(tmp_path, gpu, kind, dtype, weighted):
     folder = write_checkpoint(tmp_path, kind, make_oracle(kind))
@@ -38,4 +38,4 @@ def test_captured_steps_have_the_logits_of_others(tmp_path, gpu, kind, dtype, we
     found, expected = (run_rows(running, images, PROMPTS) for running in (captured, plain))
     assert sum(replays) > 100
     for own, other in zip(found, expected, strict=True):
-        assert error(own, other) < {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+        assert error(own, other) < (1e-5 if dtype == torch.float32 else 5e-2)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 BLOCK = 64  # tokens by which slots grow at least
+ROW_BLOCK = 4  # rows by which they do
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """One row's keys and values in each layer, (H, T, D) both."""
@@ -117,6 +118,11 @@ def roomy(needed: int, block: int) -> int:
     return -(-(needed + needed // 8) // block) * block
 
 
+def roomy_rows(rows: int) -> int:
+    """Adds rows that are free, from the third on, so that requests which join one by one seldom move the slots."""
+    return rows if rows < 3 else roomy(rows, ROW_BLOCK)
+
+
 class SlotCache(Cache):
     """The keys and values of all layers, and the number of tokens of each row."""
 
@@ -157,7 +163,7 @@ class SlotCache(Cache):
 
     def reserve(self, rows: int, length: int) -> None:
         """Grows the slots to at least this number of rows and tokens; shrinks them where they are much larger."""
-        have, wanted = self.capacity, (roomy(rows, 1), roomy(length, BLOCK))
+        have, wanted = self.capacity, (roomy_rows(rows), roomy(length, BLOCK))
         new = tuple(
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)

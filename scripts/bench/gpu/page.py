@@ -43,8 +43,8 @@ answers of at most 24, 48 or 72 tokens. The engine answers up to 32 together. `g
 a time, greedy, with the same preparation. Text begins: from sending a request to the first piece of text. Same answers:
 a batch rounds otherwise in float16, and random weights make near ties.""",
     "runner": """\
-Questions about pictures of 672 px, 576 visual tokens, answers of 16 tokens; up to four processes prepare pictures, and
-their start is left out. One at a time: open, prepare, `generate`, next.""",
+Questions about pictures of 672 px, 576 visual tokens, answers of 16 tokens; up to four processes prepare pictures;
+the time includes their start. One at a time: open, prepare, `generate`, next.""",
 }
 
 

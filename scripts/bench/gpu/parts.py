@@ -29,7 +29,7 @@ PARTS = (
     Part("first-token", "first_token", "Time to first token", 75, 6),
     Part("engine", "clients", "Engine under load", 120, 3),
     Part("runner", "runner", "Batch runner", 90, 3),
-    Part("tests", "selection", "Tests", 100, 1),
+    Part("tests", "selection", "Tests", 150, 1),
 )
 
 LINE = "gpu-check: "
