@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from playground.questions import V_STAR
@@ -39,19 +39,20 @@ def position_figure(answers: Answers, path: Path) -> None:
 def size_figure(answers: Answers, kinds: Sequence[str], label: str, path: Path) -> None:
     """Draws accuracy against the size of objects."""
     points: dict[str, list[tuple[float, Estimate]]] = {}
-    for way in EXPERIMENTS["losses"].ways:
-        for name, (low, high) in SIZES.items():
-            if cell := answers.cell(way, name):
+    ways = EXPERIMENTS["losses"].ways
+    for way, cells in zip(ways, answers.compare(ways, [*SIZES]), strict=True):
+        for (low, high), cell in zip(SIZES.values(), cells, strict=True):
+            if cell:
                 points.setdefault(way.name, []).append(((low * high) ** 0.5, cell.accuracy(kinds)))
     if points:
         plot_curves(path, make_curves(points), "object size (pixels of 448)", label, log_x=True)
 
 
-def by_tokens(answers: Answers, ways: Iterable[Way], kinds: Sequence[str]) -> Points:
+def by_tokens(answers: Answers, ways: Sequence[Way], kinds: Sequence[str]) -> Points:
     """Collects accuracy by tokens of ways whose names end in ", TOKENS", a curve for all that begin alike."""
     points: dict[str, list[tuple[float, Estimate]]] = {}
-    for way in ways:
-        if cell := answers.cell(way, DETAIL_SET):
+    for way, (cell,) in zip(ways, answers.compare(ways, [DETAIL_SET]), strict=True):
+        if cell:
             label = way.name.rpartition(", ")[0] or way.name
             points.setdefault(label, []).append((cell.tokens, cell.accuracy(kinds)))
     return points

@@ -84,10 +84,27 @@ class Answers:
         found = self._cells.get((json.dumps(way.key(self.own), sort_keys=True), name))
         return Cell(list(found.values())) if found else None
 
+    def compare(self, ways: Iterable[Way], sets: Sequence[str]) -> list[list[Cell | None]]:
+        """Finds the answers of ways, a list each, on sets, of the checkpoints that were asked in all of them.
+
+        A way on a set that no checkpoint was asked is None, and is no reason to leave a checkpoint out.
+
+        Raises:
+            ValueError: there are answers, but no checkpoint was asked in all.
+        """
+        found = [[self.cell(way, name) for name in sets] for way in ways]
+        asked = [{row["model"] for row in cell.rows} for line in found for cell in line if cell]
+        common = set.intersection(*asked) if asked else set()
+        if asked and not common:
+            raise ValueError(f"no checkpoint was asked in all ways that were asked about {', '.join(sets)}")
+        return [
+            [cell and Cell([row for row in cell.rows if row["model"] in common]) for cell in line] for line in found
+        ]
+
 
 def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
     """Formats a Markdown table of ways on one set; V* of each checkpoint, too, if there are several."""
-    cells = [answers.cell(way, name) for way in ways]
+    cells = [cell for (cell,) in answers.compare(ways, [name])]
     several = any(cell and len(cell.rows) > 1 for cell in cells)
     columns = ["tokens", "GFLOPs", "V*", *(["V* by checkpoint"] if several else []), "count", "existence"]
     lines = [f"| seen by | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
@@ -104,7 +121,7 @@ def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
 
 def kind_table(answers: Answers, ways: Sequence[Way], name: str) -> str:
     """Formats a Markdown table of ways on one set: accuracy in each kind of question asked, tokens and FLOPs."""
-    cells = {way.name: answers.cell(way, name) for way in ways}
+    cells = {way.name: cell for way, (cell,) in zip(ways, answers.compare(ways, [name]), strict=True)}
     asked = dict.fromkeys(kind for cell in cells.values() if cell for row in cell.rows for kind in row["right"])
     kinds = list(asked or KINDS)
     lines = [f"| seen by | tokens | GFLOPs | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
@@ -133,8 +150,7 @@ def size_table(answers: Answers, ways: Sequence[Way], sets: Sequence[str], kinds
     FLOPs, in units of 10^9, are the mean over the sets that were measured.
     """
     lines = ["| seen by | GFLOPs | " + " | ".join(sets) + " |", "|---" * (len(sets) + 2) + "|"]
-    for way in ways:
-        cells = [answers.cell(way, name) for name in sets]
+    for way, cells in zip(ways, answers.compare(ways, sets), strict=True):
         texts = [f"{c.share(kinds):.1f} ({c.tokens:.0f})" if c else "not measured" for c in cells]
         counts = [cell.flops for cell in cells if cell and cell.flops is not None]
         flops = format_flops(sum(counts) / len(counts) if counts else None)

@@ -1,7 +1,8 @@
 """Compares the model that was trained as LLaVA is with the recipe `joint`: `python -m scripts.bench.evidence.trained`.
 
 Their answers come from `python -m scripts.bench.evidence.run --experiments geometry --split test --model
-trained=playground/llava-text-demo joint=playground/llava-demo`. Fills the table of docs/results/trained.md.
+trained=playground/llava-text-demo trained-2=... trained-3=... joint=playground/llava-demo`: three seeds of the one
+recipe, one of the other. Fills the table of docs/results/trained.md.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ WAYS: Mapping[str, Way] = {
     "QLIP, the paper's geometry": next(way for way in EXPERIMENTS["geometry"].ways if way.name == "grid"),
     "QLIP": Way("QLIP", NATIVE),
 }
-MODELS: Mapping[str, str] = {"trained": "as LLaVA is", "joint": "`joint`"}
-"""Names in the answers, and in the table."""
+MODELS: Mapping[str, Sequence[str]] = {
+    "as LLaVA is": ("trained", "trained-2", "trained-3"),
+    "`joint`": ("joint",),
+}
+"""Names in the table, and of each recipe's seeds in the answers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,23 +59,36 @@ def command(options: argparse.Namespace) -> None:
 
 
 def compare(answers: Answers) -> str:
-    """Formats V*, counting and existence of both models, on every set, by CLIP and by two kinds of trees.
+    """Formats V*, counting and existence by both recipes, on every set, by CLIP and by two kinds of trees.
+
+    Where a recipe has several seeds, their answers are pooled, and V* of each is beside.
 
     Raises:
         ValueError: a cell or one of the models is missing.
     """
-    columns = [f"{measure}, {label}" for label in MODELS.values() for measure in MEASURES]
+    columns = []
+    for label, seeds in MODELS.items():
+        columns += [f"V*, {label}", *(["of each seed"] if len(seeds) > 1 else []), f"count, {label}"]
+        columns.append(f"existence, {label}")
     lines = [f"| scenes | seen by | tokens | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
     for name in EXPERIMENTS["geometry"].sets:
         for label, way in WAYS.items():
-            cell = answers.cell(way, name)
-            by_model = {} if cell is None else {row["model"]: Cell([row]) for row in cell.rows}
-            if missing := MODELS.keys() - by_model:
+            by_model = {} if (cell := answers.cell(way, name)) is None else {row["model"]: row for row in cell.rows}
+            if missing := {model for seeds in MODELS.values() for model in seeds} - by_model.keys():
                 raise ValueError(f"no answers of {min(missing)!r} to {name!r} seen by {way.name!r}; run them first")
-            shares = [interval(by_model[model].accuracy(kinds)) for model in MODELS for kinds in MEASURES.values()]
+            recipes = [Cell([by_model[model] for model in seeds]) for seeds in MODELS.values()]
+            shares = [text for recipe in recipes for text in describe(recipe)]
             scenes = name.removeprefix(MIXED) if way is CLIP else ""
-            lines.append(f"| {scenes} | {label} | {by_model['trained'].tokens:.1f} | {' | '.join(shares)} |")
+            lines.append(f"| {scenes} | {label} | {recipes[0].tokens:.1f} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def describe(recipe: Cell) -> list[str]:
+    """Formats each measure of a recipe; behind the first, V*, its seeds' if there are several."""
+    texts = [interval(recipe.accuracy(kinds)) for kinds in MEASURES.values()]
+    if len(recipe.rows) > 1:
+        texts.insert(1, " / ".join(f"{value:.1f}" for value in recipe.by_checkpoint(MEASURES["V*"])))
+    return texts
 
 
 if __name__ == "__main__":

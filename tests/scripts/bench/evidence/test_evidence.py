@@ -122,6 +122,21 @@ def test_a_table_pools_checkpoints_and_says_what_was_not_measured(tmp_path):
     assert "| QLIP as shipped | not measured |" in text
 
 
+def test_ways_are_compared_on_the_checkpoints_that_were_asked_in_all_of_them(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    log, other = AnswerLog(path), Way("random", {"criterion": "random"})
+    log.add(journal_row(CLIP, "a", dict.fromkeys(KINDS, "1100")))
+    log.add(journal_row(CLIP, "b", dict.fromkeys(KINDS, "1111")))
+    log.add(journal_row(SHIPPED, "a", dict.fromkeys(KINDS, "1110")))
+    answers = Answers([path], "test", QLIPConfig())
+    text = table(answers, [CLIP, SHIPPED, other], "base")
+    assert "| CLIP | 64.0 | 2.5 | **50.0**" in text and "| QLIP as shipped | 64.0 | 2.5 | **75.0**" in text
+    assert "by checkpoint" not in text and "| random | not measured |" in text
+    log.add(journal_row(other, "b", dict.fromkeys(KINDS, "1111")))
+    with pytest.raises(ValueError, match="no checkpoint was asked in all ways that were asked about base"):
+        table(Answers([path], "test", QLIPConfig()), [CLIP, SHIPPED, other], "base")
+
+
 def test_tables_by_size_and_kind_show_tokens_and_operations(tmp_path):
     path = tmp_path / "answers.jsonl"
     right = {kind: "10" if kind == "count" else "11" for kind in KINDS}

@@ -16,11 +16,13 @@ RIGHT = {"CLIP": "1100", "QLIP, the paper's geometry": "1111", "QLIP": "1110"}
 
 @pytest.fixture
 def page(tmp_path):
-    """A page with an empty mark beside answers of four pictures; the other recipe's are all wrong."""
+    """A page with an empty mark beside answers of four pictures; the second seed's are all right, the other recipe's
+    all wrong."""
     own, log = read_own_settings(trained_path()), AnswerLog(tmp_path / "answers.jsonl")
     for name in EXPERIMENTS["geometry"].sets:
         for label, way in trained.WAYS.items():
-            for model, right in (("trained", RIGHT[label]), ("joint", "0000")):
+            seeds = {"trained": RIGHT[label], "trained-2": "1111", "trained-3": RIGHT[label]}
+            for model, right in {**seeds, "joint": "0000"}.items():
                 row = {"model": model, "split": "test", "set": name, "scenes": 4, "way": way.key(own), "seconds": 0.0}
                 row |= {"right": dict.fromkeys(KINDS, right), "pictures": dict.fromkeys(KINDS, [0, 1, 2, 3])}
                 log.add(row | {"tokens": [64] * 4})
@@ -35,9 +37,10 @@ def fill(page, *flags: str) -> int:
 def test_both_recipes_are_compared(page):
     assert fill(page) == 0
     text = page.read_text()
-    half, none = "**50.0** [0.0, 100.0]", "**0.0** [0.0, 0.0]"
-    assert f"| 6-12 px | CLIP | 64.0 | {' | '.join([half] * 3 + [none] * 3)} |" in text
-    assert "|  | QLIP | 64.0 | **75.0** [25.0, 100.0] |" in text
+    mean, none = "**66.7** [33.3, 100.0]", "**0.0** [0.0, 0.0]"
+    seeds = "50.0 / 100.0 / 50.0"
+    assert f"| 6-12 px | CLIP | 64.0 | {' | '.join([mean, seeds, mean, mean, none, none, none])} |" in text
+    assert "|  | QLIP | 64.0 | **83.3** [50.0, 100.0] | 75.0 / 100.0 / 75.0 |" in text
 
 
 def test_a_missing_answer_is_named(page, capsys):
