@@ -8,6 +8,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
+import qlip.config
 from scripts.bench.evidence.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
 from scripts.bench.evidence.settings import Way
 
@@ -42,11 +43,7 @@ BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
 PAPER: Mapping[str, object] = {
-    "criterion": "gradient",
-    "coarsest": "any",
-    "geometry": "grid",
-    "leaf_position": "centre",
-    "llm_size_bias": 0.0,
+    name: qlip.config.PAPER[name] for name in ("criterion", "coarsest", "geometry", "leaf_position", "llm_size_bias")
 }
 """The paper's rule, but with raster positions in the language model."""
 
