@@ -115,7 +115,7 @@ def splice_row(ids: Tensor, start: int, images: Sequence[StackedImage], labels: 
     holders = ids == IMAGE_TOKEN_INDEX
     if (asked := int(holders.sum())) != len(images):
         raise ValueError(f"the prompt holds {asked} <image>, but {len(images)} images were given")
-    counts = torch.ones_like(ids)
+    counts = torch.ones(len(ids), dtype=torch.int64)
     counts[holders] = torch.tensor([image.span.count for image in images], dtype=torch.int64)
     is_image = holders.repeat_interleave(counts)
     sources = torch.arange(start, start + len(ids)).repeat_interleave(counts)
@@ -160,9 +160,12 @@ def collate(
     fractional = any(row.positions.is_floating_point() for row in placed)
     dtype = torch.float32 if fractional else torch.int64
 
+    def send(tensor: Tensor) -> Tensor:
+        return tensor.to(embeds.device, non_blocking=embeds.is_cuda)
+
     def lay_out(sequences: Sequence[Tensor], padding: float) -> Tensor:
         joined = [torch.cat([sequences[i] for i in group]) for group in groups]
-        return pad_sequence(joined, True, padding, padding_side).to(embeds.device, non_blocking=True)
+        return send(pad_sequence(joined, True, padding, padding_side))
 
     sources = lay_out([row.sources for row in rows], len(embeds) - 1)
     return PaddedBatch(
@@ -174,7 +177,7 @@ def collate(
         placed=Placed(
             positions=lay_out([row.positions.to(dtype) for row in placed], 0),
             sizes=lay_out([row.sizes for row in placed], 1.0),
-            end=torch.stack([placed[group[-1]].end for group in groups]).to(embeds.device, non_blocking=True),
+            end=send(torch.stack([placed[group[-1]].end for group in groups])),
         ),
         weighted=any(span.sizes is not None for row in rows for span in row.spans),
         prompts=lay_out([torch.full_like(row.labels, i) for i, row in enumerate(rows)], -1) if later else None,

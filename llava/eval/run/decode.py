@@ -54,7 +54,7 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
         rows: the prompts, without beams, each with at most one image.
         images: each row's, projected; the same object for prompts about the same image.
     """
-    running = RunningRows[Stream](model)
+    running = RunningRows[Stream](model, joins=False)
     running.choose(_add_rows(running, rows, images))
     while running.streams:
         for row in running.ended():
@@ -68,7 +68,7 @@ def _add_rows(running: RunningRows[Stream], rows: Sequence[Row], images: Sequenc
     model, streams = running.model, [Stream(row) for row in rows]
     starts = [Start.of(row.prompt, image) for row, image in zip(rows, images, strict=True)]
     lengths = [len(row.prompt) - start.elements + start.tokens for row, start in zip(rows, starts, strict=True)]
-    cache = SlotCache(len(running.cache.layers), [0] * len(rows))
+    cache = SlotCache(len(running.cache.layers), [0] * len(rows), joins=False)
     cache.reserve(len(rows), max(lengths))
     heads: dict[Hashable, PlacedPrompt] = {}
     if is_worth_sharing(starts, lengths):
@@ -112,7 +112,7 @@ def _run_starts(
     for row, image, start in zip(rows, images, starts, strict=True):
         if image is not None and start.key not in heads:
             heads[start.key] = place_prompt(model, row.prompt[: start.elements], [image])
-    once = SlotCache(len(cache.layers), [0] * len(heads))
+    once = SlotCache(len(cache.layers), [0] * len(heads), joins=False)
     finish(prefill(model, list(heads.values()), once))
     numbers = {key: number for number, key in enumerate(heads)}
     begun = [row for row, start in enumerate(starts) if start.key in heads]

@@ -151,7 +151,7 @@ def run_tokens(
     writing, queries = cache.begin(counts), max(counts)
     ends = torch.tensor([length + count for length, count in zip(cache.lengths, counts, strict=True)])
     places = ends[:, None] - queries + torch.arange(queries)  # before the start on padding
-    masks = attention_masks(model, places.to(model.device, non_blocking=True), writing.end, bias)
+    masks = attention_masks(model, places.to(model.device), writing.end, bias)
     result = model(
         attention_mask=masks,
         position_ids=positions,

@@ -21,16 +21,17 @@ S = TypeVar("S", bound=Stream)
 class RunningRows(Generic[S]):
     """Rows whose prompts have been run, with their keys and values; they are added and removed between tokens."""
 
-    def __init__(self, model: Any, most_tokens: int = sys.maxsize) -> None:
+    def __init__(self, model: Any, most_tokens: int = sys.maxsize, joins: bool = True) -> None:
         """
         Args:
             model: A LLaVA model for which `can_continue` holds.
             most_tokens: Of all slots, see `SlotCache.bound`.
+            joins: Whether rows are added while others run.
         """
         self.model = model
         self.streams: list[S] = []
         """Row by row."""
-        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, most=most_tokens)
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, most=most_tokens, joins=joins)
         """Of the same rows."""
         self._bias: Tensor | None = None  # float32 (B, K0), of the rows' keys; None for none
         self._chooser: TokenChooser | None = None  # of the rows, until they change
@@ -73,6 +74,8 @@ class RunningRows(Generic[S]):
     def remove(self, row: int) -> None:
         """Removes a row as `SlotCache.remove` does: the last one takes its place."""
         self.cache.remove(row)
+        if self._graph is not None and not self.cache.lengths:
+            self._graph.forget()
         self.streams[row] = self.streams[-1]
         self.streams.pop()
         self._chooser = None

@@ -119,24 +119,25 @@ def roomy(needed: int, block: int) -> int:
 
 
 def roomy_rows(rows: int) -> int:
-    """Adds rows that are free, from the third on, so that requests which join one by one seldom move the slots."""
+    """Rounds up to whole blocks from three rows on, so that rows which join one by one seldom move the slots."""
     return rows if rows < 3 else roomy(rows, ROW_BLOCK)
 
 
 class SlotCache(Cache):
     """The keys and values of all layers, and the number of tokens of each row."""
 
-    def __init__(self, layers: int, lengths: Sequence[int] = (), most: int = sys.maxsize) -> None:
+    def __init__(self, layers: int, lengths: Sequence[int] = (), most: int = sys.maxsize, joins: bool = True) -> None:
         """
         Args:
             layers: Of the language model.
             lengths: Tokens of each row so far, 0 for new ones.
             most: See `bound`.
+            joins: Whether there is to be room for rows that join.
         """
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.lengths = list(lengths)
         self.capacity = (0, 0)
-        self.most = most
+        self.most, self.joins = most, joins
         self._counts: Sequence[int] = ()
 
     def begin(self, counts: Sequence[int]) -> Writing:
@@ -163,7 +164,7 @@ class SlotCache(Cache):
 
     def reserve(self, rows: int, length: int) -> None:
         """Grows the slots to at least this number of rows and tokens; shrinks them where they are much larger."""
-        have, wanted = self.capacity, (roomy_rows(rows), roomy(length, BLOCK))
+        have, wanted = self.capacity, (roomy_rows(rows) if self.joins else rows, roomy(length, BLOCK))
         new = tuple(
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)

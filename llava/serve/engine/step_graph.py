@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.prefill import attention_masks
 from llava.serve.engine.slots import SlotCache, Writing
 
@@ -28,15 +31,18 @@ CHANGING_ROTATIONS = ("dynamic", "longrope")
 """transformers' rotary embeddings that look at the positions, on the CPU, before they choose their frequencies."""
 
 Replay = Callable[[], Tensor]
-Capture = Callable[[Callable[[], Tensor]], Replay]
+Capture = Callable[[Callable[[], Tensor], torch.device], Replay]
+
+_CAPTURING = threading.Lock()  # a process may capture one graph at a time
+_UNFIT: weakref.WeakSet[Any] = weakref.WeakSet()  # models of which a capture has failed
 
 
 def can_capture(model: Any) -> bool:
     """Whether a step of a model is the same work whatever the tokens are, on one GPU.
 
-    Quantised weights, and weights that move between devices, are left out.
+    Quantised weights, and weights that move between devices, are left out; so is a model of which a capture has failed.
     """
-    if os.environ.get(SWITCH, "1") == "0" or getattr(model, "is_quantized", False):
+    if os.environ.get(SWITCH, "1") == "0" or getattr(model, "is_quantized", False) or model in _UNFIT:
         return False
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
@@ -48,27 +54,52 @@ def can_capture(model: Any) -> bool:
     return all(kind.get("rope_type", "default") not in CHANGING_ROTATIONS for kind in kinds)
 
 
-def capture_on_gpu(work: Callable[[], Tensor]) -> Replay:
-    """Captures work on the GPU, without running it; gives what runs it, into the same result each time."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the GPU meanwhile
-        try:
-            result = work()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+class _Capturer:
+    """Captures on one GPU, on one stream, into the memory that earlier graphs have left free."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return result
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.last: torch.cuda.CUDAGraph | None = None  # its memory is shared with the next
 
-    return replay
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
+        """See `capture_on_gpu`."""
+        with _CAPTURING, torch.cuda.device(self.device):
+            graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                pool = None if self.last is None else self.last.pool()
+                # Other threads may use the GPU meanwhile.
+                graph.capture_begin(pool, capture_error_mode="thread_local")
+                try:
+                    result = work()
+                finally:
+                    graph.capture_end()
+            current.wait_stream(self.stream)
+            self.last = graph
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+_capturer = lru_cache(_Capturer)
+
+
+def capture_on_gpu(work: Callable[[], Tensor], device: torch.device) -> Replay:
+    """Captures work on a GPU, without running it; gives what runs it, into the same result each time.
+
+    Graphs share memory, so that they must be replayed on one stream, and a result be read before the next replay.
+    """
+    return _capturer(device).capture(work)
 
 
 class StepGraph:
-    """The step of a batch in its present slots: all of them, those that are free included, up to their last token."""
+    """The step of a batch in its present slots: all of them, those that are free included, up to their last token.
+
+    The model's weights must stay where they are as long as there are rows.
+    """
 
     def __init__(self, model: Any, capture: Capture = capture_on_gpu) -> None:
         """
@@ -83,7 +114,7 @@ class StepGraph:
         self._replay: Replay | None = None
         self._read: tuple[Tensor, ...] = ()  # what the graph reads: inputs, bias of the keys, numbers of the rows
         self._bias: Tensor | None = None  # that was filled in last
-        self._usable = True
+        self._refused = False  # no memory was left for a graph of these slots
 
     def run(
         self, cache: SlotCache, tokens: Sequence[int], positions: Sequence[int], bias: Tensor | None
@@ -106,7 +137,7 @@ class StepGraph:
             self.forget()
             self._slots, self._biased = [weakref.ref(each) for each in slots], bias is not None
         self._steps += 1
-        if not self._usable or self._steps <= PATIENCE:
+        if self._refused or self._steps <= PATIENCE or self.model in _UNFIT:
             return None
         if self._replay is None and not self._begin(cache):
             return None
@@ -116,8 +147,9 @@ class StepGraph:
         return logits[: len(tokens)].clone()  # the next step overwrites them
 
     def forget(self) -> None:
-        """Frees the graph."""
+        """Lets go of the graph; its memory serves the next one."""
         self._slots, self._steps, self._replay, self._read, self._bias = [], 0, None, (), None
+        self._refused = False
 
     def _fits(self, slots: Sequence[Tensor], bias: Tensor | None) -> bool:
         same = len(slots) == len(self._slots) and all(
@@ -149,13 +181,23 @@ class StepGraph:
                 logits_to_keep=1,
             ).logits[:, -1]
 
-        try:
-            self._replay = self._capture(step)
-        except RuntimeError as error:  # torch's for CUDA, out of memory included
-            logger.warning("steps run kernel by kernel, since no CUDA graph could be captured: %s", error)
-            self._usable = False
+        failure: Exception | None = None
+        for _ in range(2):
+            try:
+                self._replay = self._capture(step, device)
+                return True
+            except Exception as error:
+                failure = error.with_traceback(None)  # which holds the tensors that did not fit
+            if not ran_out_of_memory(failure):
+                break
+            torch.cuda.empty_cache()  # a capture cannot take what the allocator has kept of earlier tensors
+        logger.warning("steps run kernel by kernel, since no CUDA graph could be captured: %s", failure)
+        if ran_out_of_memory(failure):
+            self._refused, self._read = True, ()
+        else:
+            _UNFIT.add(self.model)
             self.forget()
-        return self._usable
+        return False
 
     def _fill(self, cache: SlotCache, tokens: Sequence[int], positions: Sequence[int], bias: Tensor | None) -> None:
         """Sets what the graph reads. A free slot reads and writes its first place, which its next row overwrites."""
@@ -165,5 +207,6 @@ class StepGraph:
         inputs.copy_(values, non_blocking=True)
         if bias is not None and bias is not self._bias:
             key_bias.zero_()
-            key_bias[: bias.shape[0], : bias.shape[1]] = bias
+            width = min(bias.shape[1], key_bias.shape[1])  # a longer row may have left
+            key_bias[: len(bias), :width] = bias[:, :width]
             self._bias = bias

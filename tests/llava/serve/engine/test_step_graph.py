@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from llava.serve.engine import step_graph
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.step_graph import PATIENCE, StepGraph, can_capture
 from tests.llava.model.language_models import PIXELS, PROMPT, make_oracle, write_checkpoint
-from tests.llava.serve.engine.stepping import run_rows, weigh
+from tests.llava.serve.engine.stepping import add, run_rows, step, weigh
 
 PROMPTS = [PROMPT, PROMPT[:4], [1, 20, 33]]
 
@@ -30,7 +31,7 @@ class Captures:
     def __init__(self) -> None:
         self.count = self.replays = 0
 
-    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         self.count += 1
 
         def replay() -> Tensor:
@@ -40,27 +41,54 @@ class Captures:
         return replay
 
 
+def load(folder: Path, kind: str = "llama 3") -> Any:
+    return load_pretrained_model(write_checkpoint(folder, kind, make_oracle(kind)), device="cpu")[1]
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "llama 3"])
 def test_logits_are_those_of_steps_run_kernel_by_kernel(tmp_path, kind, weighted):
-    model = load_pretrained_model(write_checkpoint(tmp_path, kind, make_oracle(kind)), device="cpu")[1]
+    model = load(tmp_path, kind)
     images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)
     captured, plain, captures = RunningRows(model), RunningRows(model), Captures()
     captured._graph = StepGraph(model, captures)
     found, expected = (run_rows(running, images, PROMPTS) for running in (captured, plain))
     assert len(found) == len(expected) == 137
-    for step, (own, other) in enumerate(zip(found, expected, strict=True)):
-        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5, msg=lambda text, at=step: f"step {at}: {text}")
+    for number, (own, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5, msg=lambda text, at=number: f"step {at}: {text}")
     assert captures.count == 4  # for two rows, for three, for longer slots, and after all had gone
     assert captures.replays == 137 - captures.count * PATIENCE
     assert captured.cache.lengths == plain.cache.lengths
 
 
-def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog):
-    model = load_pretrained_model(write_checkpoint(tmp_path, "llama 3", make_oracle("llama 3")), device="cpu")[1]
+@torch.inference_mode()
+def test_a_long_row_that_leaves_takes_its_weights_along(tmp_path):
+    """The slots shrink below the number of keys that its weights were for."""
+    model = load(tmp_path)
+    images = weigh(model.encode_tokens(PIXELS))
+    found: list[list[Tensor]] = []
+    for graph in (StepGraph(model, Captures()), None):
+        running = RunningRows(model)
+        running._graph = graph
+        add(running, PROMPT[:4], images[:1])
+        add(running, PROMPT + [33] * 300, images)
+        logits = [*step(running, 4)]
+        running.remove(1)
+        logits += step(running, 6)
+        running.cache.shrink()
+        found.append([*logits, *step(running, 6)])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
 
-    def fail(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog, error):
+    """Also in the batches that follow, without another try."""
+    model, tries = load(tmp_path), []
+
+    def fail(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        tries.append(device)
+        raise error("not permitted when stream is capturing")
 
     captured, plain = RunningRows(model), RunningRows(model)
     captured._graph = StepGraph(model, fail)
@@ -68,16 +96,41 @@ def test_what_cannot_be_captured_is_run_kernel_by_kernel(tmp_path, caplog):
         found, expected = (run_rows(running, model.encode_tokens(PIXELS), PROMPTS) for running in (captured, plain))
     assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
     assert [record.message for record in caplog.records] == [
-        "steps run kernel by kernel, since no CUDA graph could be captured: operation not permitted when stream is"
-        " capturing"
+        "steps run kernel by kernel, since no CUDA graph could be captured: not permitted when stream is capturing"
     ]
+    assert tries == [torch.device("cpu")]
+
+
+def test_where_no_memory_is_left_the_next_slots_are_tried_again(tmp_path, caplog):
+    """Twice, the second time without what the allocator has kept."""
+    model, captures, tries = load(tmp_path), Captures(), []
+
+    def capture(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        tries.append(len(tries))
+        if len(tries) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return captures(work, device)
+
+    captured, plain = RunningRows(model), RunningRows(model)
+    captured._graph = StepGraph(model, capture)
+    found, expected = (run_rows(running, model.encode_tokens(PIXELS), PROMPTS) for running in (captured, plain))
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+    assert (len(tries), captures.count) == (5, 3)  # the first slots have no graph
+    assert "out of memory" in caplog.text
+
+
+class FakeModel(SimpleNamespace):
+    """What `can_capture` reads of a model."""
+
+    __hash__ = object.__hash__
 
 
 def model_on(*devices: str, rope: dict[str, Any] | None = None, hook: bool = False, **options: Any) -> Any:
-    """What `can_capture` reads of a model."""
+    """A model whose parameters are on these devices."""
     module = SimpleNamespace(_hf_hook=None) if hook else SimpleNamespace()
     text = SimpleNamespace(rope_parameters=rope)
-    return SimpleNamespace(
+    return FakeModel(
         parameters=lambda: [SimpleNamespace(device=torch.device(device)) for device in devices],
         modules=lambda: [module],
         config=SimpleNamespace(get_text_config=lambda: text),
