@@ -47,7 +47,7 @@ from qlip.integrations.mixins import ImagePositionsMixin
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
 
-MPT_NAMES = {r"^transformer\.": "^model.", **TOWER_NAMES}
+MPT_NAMES = {r"^transformer\.": "model.", **TOWER_NAMES}
 """The same for a trunk that MPT's files call "transformer"."""
 
 

@@ -19,8 +19,8 @@ from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionM
 from qlip.mlp import PRIOR_FILE
 
 
-COUNTING = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each"}
-"""The only values that a language model which counts tokens can apply."""
+COUNTING = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
+"""The only values that a language model which counts tokens, as MPT does, can apply."""
 
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
@@ -52,8 +52,9 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
     for name, allowed in COUNTING.items():
         if (value := getattr(settings, name)) != allowed:
             raise ValueError(
-                f"{name} is {value!r}; allowed on MPT, whose attention (ALiBi) counts tokens and takes no bias, is"
-                f" {allowed!r}: use QLIP with {', '.join(f'{key}={own!r}' for key, own in COUNTING.items())}"
+                f"{name} is {value!r}; allowed on MPT, whose attention (ALiBi) counts tokens, takes no bias and has no"
+                f" separate queries to read, is {allowed!r}: use QLIP with"
+                f" {', '.join(f'{key}={own!r}' for key, own in COUNTING.items())}"
             )
 
 
