@@ -142,7 +142,9 @@ def check_convertible(checkpoint: Checkpoint) -> None:
     """Raises unless the files hold every weight of the model, and its configuration says what the formats know."""
     config = checkpoint.config
     if isinstance(config, LlavaMptConfig):
-        raise ValueError("the language model is MPT, whose embeddings transformers' Llava can't tie; use LLaVA's format")
+        raise ValueError(
+            "the language model is MPT, whose embeddings transformers' Llava can't tie; use LLaVA's format"
+        )
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
     if config.s2:

@@ -286,7 +286,8 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
         """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`."""
-        return super().from_pretrained(*args, key_mapping=cls.weight_names if key_mapping is None else key_mapping, **kwargs)
+        names = cls.weight_names if key_mapping is None else key_mapping
+        return super().from_pretrained(*args, key_mapping=names, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes a checkpoint with LLaVA's parameter names, the tower included."""

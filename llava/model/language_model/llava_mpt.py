@@ -16,12 +16,11 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
     """MPT's trunk, a vision tower and a projector."""
 
     config_class = LlavaMptConfig
-    base_model_prefix = "model"
     embed_tokens = property(lambda self: self.wte)
     layers = property(lambda self: self.blocks)
 
     def build_mpt_alibi_tensor(self, num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Builds the distances' bias, also for slots of a cache that are roomier than the context; unused ones are cut."""
+        """Builds the bias by distance, also for a cache with more slots than the context; what is over is cut."""
         return super().build_mpt_alibi_tensor(num_heads, 2 * sequence_length, *args, **kwargs)
 
 

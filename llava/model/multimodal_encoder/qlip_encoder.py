@@ -18,7 +18,6 @@ from llava.model.vision.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 
-
 COUNTING = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
 """The only values that a language model which counts tokens, as MPT does, can apply."""
 
@@ -53,8 +52,8 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
         if (value := getattr(settings, name)) != allowed:
             raise ValueError(
                 f"{name} is {value!r}; allowed on MPT, whose attention (ALiBi) counts tokens, takes no bias and has no"
-                f" separate queries to read, is {allowed!r}: use QLIP with"
-                f" {', '.join(f'{key}={own!r}' for key, own in COUNTING.items())}"
+                f" separate queries to read, is {allowed!r}: load it with qlip={COUNTING}, or write these settings to"
+                " 'qlip' in config.json, or load it without QLIP (--no-qlip)"
             )
 
 

@@ -1,4 +1,4 @@
-"""LLaVA on Mistral, Llama 3, Yi, Qwen2 and MPT against transformers' Llava on them: same weights, logits and answers."""
+"""LLaVA on Mistral, Llama 3, Yi, Qwen2, MPT against transformers' Llava on them: same weights, logits and answers."""
 
 from __future__ import annotations
 
