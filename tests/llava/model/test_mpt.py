@@ -167,6 +167,12 @@ def test_tokens_with_positions_or_weights_from_elsewhere_are_refused(model: Any,
         place_prompt(model, torch.tensor(PROMPT[:4]), images)
 
 
+@pytest.mark.parametrize("given", [{"key_bias": torch.ones(1, 3)}, {"position_ids": torch.tensor([[0.0, 1.0, 1.5]])}])
+def test_a_bias_or_fractions_that_a_caller_gives_are_refused(model: Any, given: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="weights or fractional positions, which the attention of 'llava_mpt' can't"):
+        model(torch.tensor([SHORT]), **given)
+
+
 @torch.no_grad()
 def test_leaves_count_one_by_one_as_text_does(oracle: Any, quadtree: tuple[Any, ...]) -> None:
     model = quadtree[1]
