@@ -16,7 +16,12 @@ from types import ModuleType
 from typing import Any
 
 TABLE = "transformers.models.auto.configuration_auto"
-CONFIGS = {"llava_llama": "LlavaConfig", "llava_mistral": "LlavaMistralConfig", "llava_qwen": "LlavaQwenConfig"}
+CONFIGS = {
+    "llava_llama": "LlavaConfig",
+    "llava_mistral": "LlavaMistralConfig",
+    "llava_mpt": "LlavaMptConfig",
+    "llava_qwen": "LlavaQwenConfig",
+}
 """Model type -> class of `llava.model`."""
 
 MODULES = {f"transformers.models.{model_type}": model_type for model_type in CONFIGS}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SLIDING = "sliding_attention"
 """transformers' name of the kind of layer that attends to a window."""
 
+COUNTING = ("mpt", "llava_mpt")
+"""Language models whose attention (ALiBi) counts tokens, and makes True, that is hidden, of any number in a mask."""
+
 
 def layer_windows(config: Any) -> dict[str, int | None]:
     """Finds how many keys, itself included, a token attends to in each kind of a decoder's layers; None for all.
@@ -58,9 +61,17 @@ def decoder_mask(
 
     Returns:
         A mask as given; with a bias (B, 1, Q, K), additive, or one for each kind of layer where windows differ.
+
+    Raises:
+        ValueError: the language model can apply neither a bias nor fractional positions, and there are some.
     """
     queries = new.shape[1]
     fractional = position_ids is not None and position_ids.is_floating_point()
+    if (bias is not None or fractional) and (kind := model.config.get_text_config().model_type) in COUNTING:
+        raise ValueError(
+            f"image tokens have weights or fractional positions, which the attention of {kind!r} can't apply; give"
+            " llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
+        )
     if attention_mask is None and (bias is not None or fractional):
         # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
         past = 0 if cache is None else int(cache.get_seq_length())

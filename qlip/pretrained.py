@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from qlip.encoder import QLIPVisionModel
 
-LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_qwen")
+LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
 """Model types of checkpoints whose tower `scripts.extract_tower` writes."""
 
 LOAD_ERRORS = (OSError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError)

@@ -37,7 +37,7 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
-from llava.model.config import TEXT_CONFIGS, MultimodalConfig, with_old_names
+from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.loading.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
 from llava.model.loading.files import weight_files, weight_shapes
@@ -141,6 +141,10 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
 def check_convertible(checkpoint: Checkpoint) -> None:
     """Raises unless the files hold every weight of the model, and its configuration says what the formats know."""
     config = checkpoint.config
+    if isinstance(config, LlavaMptConfig):
+        raise ValueError(
+            "the language model is MPT, whose embeddings transformers' Llava can't tie; use LLaVA's format"
+        )
     if config.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type is {config.mm_projector_type!r}; transformers' format has 'mlp2x_gelu'")
     if config.s2:

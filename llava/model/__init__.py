@@ -1,8 +1,4 @@
-"""LLaVA's models, for transformers' auto classes too. Importing the package loads nothing heavy.
-
-There is none on MPT: transformers' MptForCausalLM has no `position_ids` and ignores an argument of that name (ALiBi
-counts tokens), so the positions of an image's tokens would be lost silently, and its attention takes no bias on keys.
-"""
+"""LLaVA's models, for transformers' auto classes too. Importing the package loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,9 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llava.model.config import LlavaConfig, LlavaMistralConfig, LlavaQwenConfig
+    from llava.model.config import LlavaConfig, LlavaMistralConfig, LlavaMptConfig, LlavaQwenConfig
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
     from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
 _HOMES = {
@@ -21,6 +18,8 @@ _HOMES = {
     "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
     "LlavaMistralConfig": "llava.model.config",
     "LlavaMistralForCausalLM": "llava.model.language_model.llava_mistral",
+    "LlavaMptConfig": "llava.model.config",
+    "LlavaMptForCausalLM": "llava.model.language_model.llava_mpt",
     "LlavaQwenConfig": "llava.model.config",
     "LlavaQwenForCausalLM": "llava.model.language_model.llava_qwen",
 }
@@ -29,6 +28,8 @@ __all__ = [
     "LlavaLlamaForCausalLM",
     "LlavaMistralConfig",
     "LlavaMistralForCausalLM",
+    "LlavaMptConfig",
+    "LlavaMptForCausalLM",
     "LlavaQwenConfig",
     "LlavaQwenForCausalLM",
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, MptConfig, Qwen2Config
+from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 
 from llava.image_geometry import is_anyres, read_pinpoints
 
@@ -20,7 +21,7 @@ PADDING_SIDES = ("right", "left")
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad", "spatial_maxpool2x2")
 OTHER_TILINGS = ("anyres", "highres", "crop_split")
 """How names of LLaVA-NeXT's ways to cut tiles begin; of these there are "anyres" and "anyres_max_N"."""
-MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "qwen"))
+MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "mpt", "qwen"))
 """The models, which register themselves with transformers' auto classes."""
 
 
@@ -143,12 +144,32 @@ class LlavaQwenConfig(MultimodalConfig, Qwen2Config):
     model_type = "llava_qwen"
 
 
-ImageLanguageConfig = LlavaConfig | LlavaMistralConfig | LlavaQwenConfig
+class LlavaMptConfig(MultimodalConfig, MptConfig):
+    """MPT's configuration with LLaVA's fields."""
+
+    model_type = "llava_mpt"
+    attribute_map = {**MptConfig.attribute_map, "max_position_embeddings": "max_seq_len"}  # noqa: RUF012 (as in its base)
+    counts_tokens = True
+    """Its attention (ALiBi) counts tokens one by one, and takes no bias on keys."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.use_cache = True  # LLaVA's training leaves false in the file, and every token would run the whole prompt
+        check_mpt(self)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its answer may take together; the attention's distances end at `max_seq_len`."""
+        return min(super().context_length, self.max_seq_len)
+
+
+ImageLanguageConfig = LlavaConfig | LlavaMistralConfig | LlavaMptConfig | LlavaQwenConfig
 
 CONFIGS: dict[str, type[ImageLanguageConfig]] = {
     "llava": LlavaConfig,
     "llava_llama": LlavaConfig,
     "llava_mistral": LlavaMistralConfig,
+    "llava_mpt": LlavaMptConfig,
     "llava_qwen": LlavaQwenConfig,
 }
 """`model_type` in LLaVA's format -> its configuration."""
@@ -156,12 +177,46 @@ CONFIGS: dict[str, type[ImageLanguageConfig]] = {
 TEXT_CONFIGS: dict[str, type[ImageLanguageConfig]] = {
     "llama": LlavaConfig,
     "mistral": LlavaMistralConfig,
+    "mpt": LlavaMptConfig,
     "qwen2": LlavaQwenConfig,
 }
 """`model_type` of a language model alone -> the configuration of LLaVA on it."""
 
 LLAVA_FIELDS = frozenset(MultimodalConfig.__annotations__)
 """The fields that LLaVA adds to the language model's."""
+
+
+MPT_FIELDS: dict[str, tuple[Any, ...]] = {
+    "expansion_ratio": (4,),
+    "logit_scale": (None,),
+    "no_bias": (True,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+}
+"""Fields of MPT that transformers' model does not read -> the values that it has built in."""
+
+MPT_ATTENTION: dict[str, tuple[Any, ...]] = {
+    "alibi": (True,),
+    "alibi_bias_max": (8,),
+    "attn_type": ("multihead_attention",),
+    "attn_uses_sequence_id": (False,),
+    "prefix_lm": (False,),
+    "qk_ln": (False,),
+}
+"""The same of its `attn_config`."""
+
+
+def check_mpt(config: MptConfig) -> None:
+    """Checks that transformers' MPT, which ignores several fields, is the model that a configuration describes.
+
+    Raises:
+        ValueError: it would be another model.
+    """
+    known = MptAttentionConfig()
+    for name, value in vars(config.attn_config).items():
+        if name in MPT_ATTENTION or not hasattr(known, name):
+            _check(f"attn_config.{name}", value, MPT_ATTENTION.get(name, (None, False)))
+    for name, allowed in {**MPT_FIELDS, **MPT_ATTENTION}.items():  # older files have some of them at the top
+        _check(name, getattr(config, name, allowed[0]), allowed)
 
 
 def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +267,6 @@ def check_merge_type(config: Any) -> None:
         )
 
 
-def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llava.model.loading.files import weight_files
 
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+VOCABULARY = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
 """Weights that may have more rows than the base's: LLaVA appends image tokens."""
 
 ADDED = re.compile(r"mm_projector|vision_tower|image_newline")

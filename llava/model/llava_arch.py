@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from llava.model.packing import attend_within_prompts, read_packs
 from llava.model.splice import (
     PaddedBatch,
     bias_keys,
+    check_spans,
     collate,
     holds_images,
     share_images,
@@ -45,6 +46,9 @@ from qlip.integrations.mixins import ImagePositionsMixin
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
+
+MPT_NAMES = {r"^transformer\.": "model.", **TOWER_NAMES}
+"""The same for a trunk that MPT's files call "transformer"."""
 
 
 class LlavaMetaModel(nn.Module):
@@ -78,6 +82,9 @@ class LlavaMetaModel(nn.Module):
 
 class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMixin):
     """Adds images to the forward pass and generation of a causal language model whose trunk has a `LlavaMetaModel`."""
+
+    weight_names: ClassVar[dict[str, str]] = TOWER_NAMES
+    """Regular expressions on the names of weights in LLaVA's files -> ours."""
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Adds the image tokens that training asks for: see `llava.model.vision_setup`."""
@@ -116,6 +123,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         # In training the others are encoded too: every process must use its projector, or the rest would wait for it.
         needed = shares if self.training and torch.is_grad_enabled() else shown
         tokens = self._encode_some(images, image_sizes, needed)
+        check_spans(self.config, tokens.values())
         text = torch.cat(rows)
         # Once for the batch: under ZeRO-3 all processes gather the table together, and their batches differ in rows.
         alone = not tokens and (labels is not None or self.training)
@@ -278,7 +286,8 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
     @classmethod
     def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
         """Loads as transformers does, from LLaVA's parameter names too. Most callers want `load_pretrained_model`."""
-        return super().from_pretrained(*args, key_mapping=TOWER_NAMES if key_mapping is None else key_mapping, **kwargs)
+        names = cls.weight_names if key_mapping is None else key_mapping
+        return super().from_pretrained(*args, key_mapping=names, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Writes a checkpoint with LLaVA's parameter names, the tower included."""
@@ -286,5 +295,5 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         if tower is not None and tower.is_loaded:
             self.config.mm_vision_config = tower.config.to_dict()
             tower.save_prior(Path(save_directory))
-        self._weight_conversions = [WeightRenaming(*names) for names in TOWER_NAMES.items()]
+        self._weight_conversions = [WeightRenaming(*names) for names in self.weight_names.items()]
         super().save_pretrained(save_directory, **kwargs)

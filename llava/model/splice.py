@@ -5,7 +5,7 @@ Positions and weights come from `qlip.language_positions`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -76,6 +76,21 @@ def share_images(rows: Sequence[Tensor], images: int) -> list[range]:
         takes = [max(1, count) for count in takes]
     ends = list(accumulate(takes))
     return [range(end - count, end) for count, end in zip(takes, ends, strict=True)]
+
+
+def check_spans(config: Any, images: Iterable[ImageTokens]) -> None:
+    """Checks that a language model can place and weigh the tokens of images; only MPT can't.
+
+    Raises:
+        ValueError: it would count tokens that have other positions, or lose their weights.
+    """
+    if getattr(config, "counts_tokens", False):
+        for image in images:
+            if image.span.positions is not None or image.span.sizes is not None:
+                raise ValueError(
+                    "an image's tokens have positions or weights, which MPT's attention (ALiBi) can't apply: encode it"
+                    " with llm_positions='sequential', llm_size_bias=0.0 and llm_weight='each', and keep all its tokens"
+                )
 
 
 def stack_embeds(text: Tensor, images: Sequence[ImageTokens]) -> tuple[Tensor, list[StackedImage]]:

@@ -238,6 +238,11 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             " give llm_positions='sequential'"
         )
     biased = settings.biases_language_model
+    if biased and text.model_type == "mpt":  # its attention makes a mask of True and False of any
+        raise ValueError(
+            f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language model"
+            " 'mpt' takes no bias; give llm_size_bias=0"
+        )
     if biased and text._attn_implementation not in BIASABLE:
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language"

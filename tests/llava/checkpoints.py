@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def llava_state(model: LlavaForConditionalGeneration, tower_prefix: str = "visio
         name = name.replace("model.multi_modal_projector.linear_1.", "model.mm_projector.0.")
         name = name.replace("model.multi_modal_projector.linear_2.", "model.mm_projector.2.")
         renamed[name] = tensor.clone()
+    if "model.wte.weight" in renamed:  # MPT's trunk
+        return {re.sub("^model\\.", "transformer.", name): tensor for name, tensor in renamed.items()}
     return renamed
 
 

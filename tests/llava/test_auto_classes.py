@@ -78,8 +78,8 @@ def test_a_submodule_is_found_as_an_attribute(name):
 
 def test_what_the_package_lacks_is_an_attribute_error():
     assert "LlavaLlamaForCausalLM" in dir(llava.model)
-    with pytest.raises(AttributeError, match="no attribute 'LlavaMptForCausalLM'"):
-        llava.model.LlavaMptForCausalLM  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'LlavaGemmaForCausalLM'"):
+        llava.model.LlavaGemmaForCausalLM  # noqa: B018
 
 
 def test_a_configuration_imported_alone_builds_its_model():

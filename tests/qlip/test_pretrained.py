@@ -77,7 +77,7 @@ WRONG = {
             r"is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m scripts\.extract_tower"
             r" --model-path .*broken --out TOWER` and give TOWER",
         )
-        for kind in ("llava", "llava_llama", "llava_mistral", "llava_qwen")
+        for kind in ("llava", "llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
     },
 }
 

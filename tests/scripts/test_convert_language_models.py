@@ -15,6 +15,13 @@ from tests.llava.checkpoints import IMAGE_TOKEN, VISION
 from tests.llava.model.language_models import LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
 
 
+def test_mpt_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "llava", "mpt", make_oracle("mpt"), mm_vision_config=VISION)
+    with pytest.raises(ValueError, match="the language model is MPT, whose embeddings transformers' Llava can't tie"):
+        convert(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "architecture"),
     [("mistral, window", "LlavaMistralForCausalLM"), ("qwen2, window", "LlavaQwenForCausalLM")],

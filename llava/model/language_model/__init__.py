@@ -1,1 +1,1 @@
-"""LLaVA's language models: Llama, Mistral and Qwen2."""
+"""LLaVA's language models: Llama, Mistral, Qwen2 and MPT."""

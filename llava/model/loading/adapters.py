@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava.model.llava_arch import TOWER_NAMES
+from llava.model.llava_arch import MPT_NAMES
 from llava.model.loading.checkpoint import LORA_FILE
 from llava.model.loading.files import load_tensors, read_json
 from llava.model.loading.weights import add_weights, llava_name, our_name
@@ -20,7 +20,8 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MATRIX = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.weight)?$")
 BIAS = re.compile(r"\.lora_B\.bias$")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
-LANGUAGE_LAYERS = "model.layers"
+LANGUAGE_LAYERS = {"model.layers", "model.blocks"}
+"""Ours of Llama, Mistral and Qwen2, and of MPT."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
         warnings.filterwarnings("error", "Found missing adapter keys")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft reads it
         try:
-            tuned = PeftModel.from_pretrained(model, adapter.folder, config=adapter.config, key_mapping=TOWER_NAMES)
+            tuned = PeftModel.from_pretrained(model, adapter.folder, config=adapter.config, key_mapping=MPT_NAMES)
         except UserWarning as warning:
             raise ValueError(f"{adapter.file}: {warning}") from warning
     return tuned.merge_and_unload()
@@ -148,7 +149,7 @@ def targets(layers: Mapping[str, nn.Module], adapter: Adapter) -> set[str]:
 
     if adapter.config.target_modules is None:
         return set()
-    parts = {LANGUAGE_LAYERS} | {part_of(name) for name in adapter.layers}
+    parts = LANGUAGE_LAYERS | {part_of(name) for name in adapter.layers}
     return {
         name
         for name, layer in layers.items()

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 )
 
 from llava.image_geometry import read_pinpoints
-from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig
-from llava.model.llava_arch import TOWER_NAMES
+from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
+from llava.model.llava_arch import MPT_NAMES, TOWER_NAMES
 from llava.model.loading.files import read_json, weight_files, weight_shapes
 from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
@@ -144,7 +144,7 @@ def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConf
         check_scales(config)
     if config.mm_vision_config is not None:
         check_select_feature(config.mm_vision_select_feature, vision_config(config.mm_vision_config))
-    return config, TOWER_NAMES
+    return config, MPT_NAMES if isinstance(config, LlavaMptConfig) else TOWER_NAMES
 
 
 def require_tower(config: ImageLanguageConfig, path: str | Path) -> None:
@@ -230,7 +230,7 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     shapes = {
         match[1]: shape
         for name, shape in weight_shapes(folder, "vision_tower.").items()
-        if (match := re.fullmatch(r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)", name))
+        if (match := re.fullmatch(r"(?:model|transformer)\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)", name))
     }
     if not shapes:
         return None

@@ -67,8 +67,13 @@ def multiplies_in_blocks() -> bool:
 
 
 def linear_layers(config: Any) -> Iterator[tuple[str, int, int]]:
-    """Yields name, inputs and outputs of each kind of linear layer in the blocks of Llama, Mistral and Qwen2."""
-    width, inner = config.hidden_size, config.intermediate_size
+    """Yields name, inputs and outputs of each kind of linear layer in the blocks of Llama, Mistral, Qwen2 and MPT."""
+    width = config.hidden_size
+    if config.model_type == "llava_mpt":
+        yield from (("Wqkv", width, 3 * width), ("out_proj", width, width))
+        yield from (("up_proj", width, 4 * width), ("down_proj", 4 * width, width))
+        return
+    inner = config.intermediate_size
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     yield from (("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys))

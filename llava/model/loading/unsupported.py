@@ -8,7 +8,7 @@ from typing import Any
 from llava.model.config import CONFIGS, TEXT_CONFIGS
 
 SUPPORTED = (
-    "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints on Llama, Mistral and Qwen2, LLaVA's own and transformers'"
+    "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints on Llama, Mistral, Qwen2 and MPT, LLaVA's own and transformers'"
     " (llava-hf/llava-1.5-7b-hf, llava-hf/llava-v1.6-mistral-7b-hf): docs/MODELS.md"
 )
 ATTACH = "load {what} by transformers' {model_class} and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
@@ -16,7 +16,6 @@ MODEL_CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaN
 """`model_type` of transformers' models that are supported on some language models -> their class."""
 
 LLAVA_TYPES = {
-    "llava_mpt": ("LLaVA on MPT, whose attention takes no positions of image tokens", SUPPORTED),
     "llava_gemma": ("LLaVA on Gemma", SUPPORTED),
     "llava_mixtral": ("LLaVA on Mixtral", SUPPORTED),
     "llava_qwen_moe": ("LLaVA-NeXT on Qwen's mixture of experts", SUPPORTED),

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.model.config import ImageLanguageConfig, LlavaConfig, LlavaMistralConfig, LlavaQwenConfig
+from llava.model.config import ImageLanguageConfig, LlavaConfig, LlavaMistralConfig, LlavaMptConfig, LlavaQwenConfig
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import TOWER_NAMES
 from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
@@ -29,6 +30,7 @@ TOWER = "model.vision_tower."
 MODELS: dict[type[ImageLanguageConfig], type[ImageLanguageModel]] = {
     LlavaConfig: LlavaLlamaForCausalLM,
     LlavaMistralConfig: LlavaMistralForCausalLM,
+    LlavaMptConfig: LlavaMptForCausalLM,
     LlavaQwenConfig: LlavaQwenForCausalLM,
 }
 """The class of the model that a configuration describes."""
@@ -141,7 +143,8 @@ def add_weights(model: ImageLanguageModel, weights: Mapping[str, Tensor], source
 
 
 def our_name(name: str) -> str:
-    """Strips the prefixes that peft and LLaVA's training leave on a parameter's name."""
+    """Strips the prefixes that peft and LLaVA's training leave on a parameter's name; MPT's trunk gets our name."""
+    name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?transformer\.", "model.", name)
     name = re.sub(r"^(?:base_model\.model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", name)
     name = re.sub(r"\.(?:base_layer|modules_to_save\.default)(?=\.)", "", name)
     for pattern, replacement in TOWER_NAMES.items():

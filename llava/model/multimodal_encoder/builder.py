@@ -8,7 +8,7 @@ from typing import Any
 from llava.model.config import LlavaConfig, MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, check_counting, read_settings
 from llava.model.multimodal_encoder.s2_encoder import CLIPVisionTowerS2, read_scales
 from llava.model.vision.quadtree_tiles import check_quadtree, has_tiles, takes_leaves
 
@@ -80,6 +80,8 @@ def override_flag(config: MultimodalConfig, qlip: Any) -> None:
         settings = read_settings(qlip)
         config.qlip = False if settings is None else settings.to_dict()
     check_scales(config)  # fail here, before any weight is read
+    if (asked := read_settings(config.qlip)) is not None:
+        check_counting(config, asked)
 
 
 def check_scales(config: MultimodalConfig) -> tuple[int, ...] | None:

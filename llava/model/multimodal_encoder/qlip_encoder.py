@@ -18,6 +18,9 @@ from llava.model.vision.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 
+COUNTING = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
+"""The only values that a language model which counts tokens, as MPT does, can apply."""
+
 
 def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPConfig | None:
     """Reads the settings that the flag `qlip` means; None for the CLIP tower.
@@ -37,6 +40,23 @@ def read_settings(flag: bool | Mapping[str, Any] | QLIPConfig | None) -> QLIPCon
     raise TypeError(f"qlip is {flag!r}; allowed are true, false, null, an object of QLIP settings and QLIPConfig")
 
 
+def check_counting(config: Any, settings: QLIPConfig) -> None:
+    """Checks that a language model can place and weigh image tokens as the settings ask; all but MPT can.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if not getattr(config, "counts_tokens", False):
+        return
+    for name, allowed in COUNTING.items():
+        if (value := getattr(settings, name)) != allowed:
+            raise ValueError(
+                f"{name} is {value!r}; allowed on MPT, whose attention (ALiBi) counts tokens, takes no bias and has no"
+                f" separate queries to read, is {allowed!r}: load it with qlip={COUNTING}, or write these settings to"
+                " 'qlip' in config.json, or load it without QLIP (--no-qlip)"
+            )
+
+
 class QLIPVisionTower(VisionTower):
     """Runs the same weights as the CLIP tower through `QLIPVisionModel`."""
 
@@ -45,6 +65,7 @@ class QLIPVisionTower(VisionTower):
             raise ValueError(
                 f"mm_vision_select_feature is {config.mm_vision_select_feature!r}; the QLIP tower gives 'patch' only"
             )
+        check_counting(config, settings)
         self._settings = settings
         super().__init__(config)
 
@@ -62,6 +83,7 @@ class QLIPVisionTower(VisionTower):
     @settings.setter
     def settings(self, settings: QLIPConfig) -> None:
         """Takes effect with the next image, also in the image processor that callers hold; weights do not change."""
+        check_counting(self.llava_config, settings)
         another_prior = settings.mlp != self._settings.mlp
         self._settings = settings
         self.llava_config.qlip = settings.to_dict()
@@ -119,5 +141,6 @@ class QLIPVisionTower(VisionTower):
         return stack_features(self._tokens(image_forward_outs))
 
     def _tokens(self, output: QLIPOutput, settings: QLIPConfig | None = None) -> list[ImageTokens]:
+        check_counting(self.llava_config, settings or self._settings)
         spans = [self.vision_tower.language_span(leaves, settings) for leaves in output.leaves]
         return [ImageTokens(*pair) for pair in zip(output.features, spans, strict=True)]

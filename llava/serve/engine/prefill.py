@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.splice import splice_row, stack_embeds
+from llava.model.splice import check_spans, splice_row, stack_embeds
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.slots import SlotCache
 from qlip.decoder_masks import layer_windows, mask_with_bias
@@ -78,6 +78,7 @@ def place_prompt(
         known: How many of the first elements have keys and values already; they are placed, but not embedded.
         spans: Of the images among these.
     """
+    check_spans(model.config, images)
     new = ids[known:].cpu()
     text = new.masked_fill(new == IMAGE_TOKEN_INDEX, 0).to(model.device)
     embeds, stacked = stack_embeds(model.get_input_embeddings()(text), images)

@@ -21,7 +21,7 @@ GUESSES = {
 """Part of a model's name -> LLaVA's template for it; the first part that occurs decides."""
 
 
-TYPES = {"llava_mistral": "mistral_instruct", "llava_qwen": "qwen_1_5"}
+TYPES = {"llava_mistral": "mistral_instruct", "llava_mpt": "mpt", "llava_qwen": "qwen_1_5"}
 """`model_type` -> the template that its checkpoints were trained with."""
 
 NAMES = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from llava.images import Fit
-from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, check_counting
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.model.vision.quadtree_tiles import has_tiles
@@ -29,7 +29,7 @@ Picture = Image.Image | Callable[[], Image.Image]
 RequestSettings = QLIPOptions | QLIPConfig | None
 """A request's own options, or what `VisionFrontend.settings` computed from them."""
 
-CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_size_bias=0.0)
+CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_positions="sequential", llm_size_bias=0.0)
 """The settings under which QLIP equals CLIP, for images that CLIP's own processor has prepared."""
 
 
@@ -85,6 +85,7 @@ class VisionFrontend:
             if name in changes and changes[name] > limit:
                 raise ValueError(f"{name} is {changes[name]}; this server allows at most {limit}")
         settings = replace(tower.settings, **changes)  # checks the values
+        check_counting(self.model.config, settings)
         enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
         return settings if enabled else None
 

@@ -42,7 +42,6 @@ SUPPORTED = "supported are LLaVA-1.5 and LLaVA-1.6 checkpoints"
     ("changes", "name", "way_out"),
     [
         ({"model_type": "llava_qwen_moe"}, "LLaVA-NeXT on Qwen's mixture of experts", SUPPORTED),
-        ({"model_type": "llava_mpt"}, "LLaVA on MPT, whose attention takes no positions of image tokens", SUPPORTED),
         ({"mm_resampler_type": "perceiver"}, "LLaVA with a resampler", SUPPORTED),
         ({"model_type": "gpt2"}, "of type 'gpt2'", SUPPORTED),
         ({"model_type": None}, "of type None", SUPPORTED),

@@ -23,13 +23,14 @@ from tests.llava.model.loading.test_tokenizer_released import LLAMA_3, QWEN, wri
 from tests.weights import randomise
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MPT_NAMES = ["Wqkv", "out_proj", "up_proj", "down_proj"]
 NO_PADDING = {
     "llama 3": (LLAMA_3, {"bos_token": LLAMA_3[0], "eos_token": LLAMA_3[1]}, "llava_llama_3"),
     "qwen2": (QWEN, {"bos_token": None, "eos_token": QWEN[2]}, "qwen_1_5"),
 }
 
 
-@pytest.fixture(params=["mistral", "qwen2"])
+@pytest.fixture(params=["mistral", "qwen2", "mpt"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -48,7 +49,7 @@ def logits(folder: Path, base: Path | None = None, **options: Any) -> torch.Tens
 
 def language_model(oracle: LlavaForConditionalGeneration) -> Any:
     text = AutoModelForCausalLM.from_config(oracle.config.get_text_config())
-    text.model.load_state_dict(oracle.model.language_model.state_dict())
+    text.base_model.load_state_dict(oracle.model.language_model.state_dict())
     text.lm_head.load_state_dict(oracle.lm_head.state_dict())
     return text
 
@@ -56,14 +57,15 @@ def language_model(oracle: LlavaForConditionalGeneration) -> Any:
 def test_a_lora_is_merged_as_peft_merges_it(tmp_path: Path, kind: str) -> None:
     oracle = make_oracle(kind)
     base = write_checkpoint(tmp_path / "base", kind, oracle)
+    names = MPT_NAMES if kind == "mpt" else NAMES
     adapted = get_peft_model(
-        language_model(oracle), LoraConfig(r=4, target_modules=NAMES, init_lora_weights=False, task_type="CAUSAL_LM")
+        language_model(oracle), LoraConfig(r=4, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
     )
     adapted.save_pretrained(tmp_path / "lora")
     own = {**KINDS[kind], "model_type": TYPES[KINDS[kind]["model_type"]]}
     (tmp_path / "lora" / "config.json").write_text(json.dumps(llava_config(**own)))
     plain = expect(oracle)
-    oracle.model.language_model.load_state_dict(adapted.merge_and_unload().model.state_dict())
+    oracle.model.language_model.load_state_dict(adapted.merge_and_unload().base_model.state_dict())
     merged = expect(oracle)
     assert (merged - plain).abs().max() > 0.1
     got = logits(tmp_path / "lora", base)

@@ -1,4 +1,4 @@
-"""LLaVA on Mistral, Llama 3, Yi and Qwen2 against transformers' Llava on them: same weights, logits and answers."""
+"""LLaVA on Mistral, Llama 3, Yi, Qwen2, MPT against transformers' Llava on them: same weights, logits and answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from transformers import AutoModelForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.loading.weights import MODELS
 from tests.llava.checkpoints import llava_state, write_tokenizer
-from tests.llava.model.language_models import KINDS, LONG, PIXELS, PROMPT, TYPES, make_oracle, write_checkpoint
+from tests.llava.model.language_models import (
+    COUNTED,
+    KINDS,
+    LONG,
+    PIXELS,
+    PROMPT,
+    TYPES,
+    make_oracle,
+    write_checkpoint,
+)
 
 NATIVE_TREE = {"alpha": 0.0, "max_tokens": None}
 
@@ -42,6 +51,7 @@ def expected(theirs):
 @pytest.mark.parametrize("qlip", [None, NATIVE_TREE], ids=["clip", "qlip at the native grid"])
 @torch.no_grad()
 def test_logits_and_greedy_answer_equal_transformers(theirs, folder, expected, kind, qlip):
+    qlip = {**qlip, **COUNTED} if qlip and kind == "mpt" else qlip
     _, ours, _, context = load_pretrained_model(folder, device="cpu", qlip=qlip)
     assert ours.config.model_type == TYPES[KINDS[kind]["model_type"]]
     assert type(ours) is MODELS[type(ours.config)] and context == 2048
@@ -61,9 +71,9 @@ def test_text_equals_the_language_model_alone(theirs, folder):
 
 
 @torch.no_grad()
-def test_a_saved_checkpoint_has_llavas_names_and_loads_by_the_auto_classes(theirs, folder, expected, tmp_path):
+def test_a_saved_checkpoint_has_llavas_names_and_loads_by_the_auto_classes(theirs, kind, folder, expected, tmp_path):
     load_pretrained_model(folder, device="cpu")[1].save_pretrained(tmp_path)
-    tied = {"lm_head.weight"} if theirs.config.tie_word_embeddings else set()
+    tied = {"lm_head.weight"} if KINDS[kind].get("tie_word_embeddings") else set()
     assert set(load_file(tmp_path / "model.safetensors")) == set(llava_state(theirs)) - tied
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is MODELS[type(again.config)]
@@ -83,7 +93,7 @@ def test_transformers_format_loads(theirs, expected, tmp_path):
 def test_the_language_model_alone_is_a_base(theirs, kind, tmp_path):
     """As its publisher's own checkpoint, of type "mistral", "llama" or "qwen2"."""
     text = AutoModelForCausalLM.from_config(theirs.config.get_text_config())
-    text.model.load_state_dict(theirs.model.language_model.state_dict())
+    text.base_model.load_state_dict(theirs.model.language_model.state_dict())
     text.lm_head.load_state_dict(theirs.lm_head.state_dict())
     text.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)

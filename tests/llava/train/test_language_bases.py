@@ -15,7 +15,7 @@ from tests.llava.checkpoints import write_tokenizer, write_tower
 from tests.llava.model.language_models import KINDS, LONG, PIXELS, PROMPT, TYPES, make_oracle
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-BASES = {"mistral": "mistral_instruct", "qwen2": "qwen_1_5", "llama 3": "llava_llama_3"}
+BASES = {"mistral": "mistral_instruct", "qwen2": "qwen_1_5", "llama 3": "llava_llama_3", "mpt": "mpt"}
 FLAGS = (
     "--output_dir {0}/out --data_path data.json --use_cpu True --report_to none --model_name_or_path {0}/base"
     " --vision_tower {0}/clip --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2 --mm_use_im_patch_token False"
@@ -27,7 +27,7 @@ FLAGS = (
 def test_a_language_model_alone_becomes_a_llava(tmp_path, kind):
     oracle = make_oracle(kind)
     text = AutoModelForCausalLM.from_config(oracle.config.get_text_config())
-    text.model.load_state_dict(oracle.model.language_model.state_dict())
+    text.base_model.load_state_dict(oracle.model.language_model.state_dict())
     text.lm_head.load_state_dict(oracle.lm_head.state_dict())
     text.save_pretrained(tmp_path / "base")
     write_tokenizer(tmp_path / "base")
@@ -53,4 +53,4 @@ def test_a_language_model_alone_becomes_a_llava(tmp_path, kind):
     model(ids, labels=ids).loss.backward()
     assert all(weight.grad is not None for weight in model.model.layers.parameters())
     adapted = assemble(parse_arguments(f"{flags} --lora_enable True".split()))[1]
-    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * 7
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * (4 if kind == "mpt" else 7)

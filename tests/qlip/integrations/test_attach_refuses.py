@@ -135,6 +135,17 @@ def test_language_models_without_rotary_positions():
     qlip.attach(model, llm_positions="sequential")
 
 
+def test_mpt_takes_neither_positions_nor_a_bias():
+    """Its attention makes True of any number in a mask, so a bias would hide its keys."""
+    text = {"model_type": "mpt", "vocab_size": 64, "d_model": 32, "n_heads": 2, "n_layers": 1}
+    model = with_text({**text, "tie_word_embeddings": False})
+    with pytest.raises(TypeError, match="'mpt' has no rotary positions, .* give llm_positions='sequential'"):
+        qlip.attach(model)
+    with pytest.raises(ValueError, match=r"llm_size_bias is -0.25 .* 'mpt' takes no bias; give llm_size_bias=0"):
+        qlip.attach(model, llm_positions="sequential")
+    qlip.attach(model, llm_positions="sequential", llm_size_bias=0.0)
+
+
 def test_attentions_that_take_no_bias_or_no_padding():
     model = make_language_model("llava")
     model.config.text_config._attn_implementation = "flash_attention_2"

@@ -99,7 +99,7 @@ def test_what_prompts_share_runs_once_and_ended_answers_leave(
     assert steps == [sum(length > step for length in lengths) for step in range(1, lengths[-1])]
 
 
-@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window"])
+@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "mpt"])
 def test_windows_count_the_tokens_of_each_row_alone(tmp_path: Path, kind: str) -> None:
     """They are shorter than the prompts, which differ in length; transformers' own model answers each alone."""
     oracle = make_oracle(kind)

@@ -23,7 +23,7 @@ IMAGES = [2, 1, 0]
 
 
 @pytest.mark.parametrize("most_tokens", [10_000, 100, 7])
-@pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window", "llama 3"])
+@pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window", "llama 3", "mpt"])
 @torch.inference_mode()
 def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, kind: str, most_tokens: int) -> None:
     """Its windows are shorter than the prompts; each row then continues by the same tokens."""
@@ -44,7 +44,7 @@ def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize("known", [2, 3, 5, len(PROMPT)])
-@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window"])
+@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "mpt"])
 @torch.inference_mode()
 def test_a_prompt_continues_keys_and_values_of_another_row(tmp_path: Path, kind: str, known: int) -> None:
     """The known elements end in front of an image, behind one, in the text and at the end."""

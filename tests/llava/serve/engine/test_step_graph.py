@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,8 +46,9 @@ def load(folder: Path, kind: str = "llama 3") -> Any:
     return load_pretrained_model(write_checkpoint(folder, kind, make_oracle(kind)), device="cpu")[1]
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "llama 3"])
+@pytest.mark.parametrize(
+    ("kind", "weighted"), [*product(["mistral, window", "qwen2, window", "llama 3"], [False, True]), ("mpt", False)]
+)
 def test_logits_are_those_of_steps_run_kernel_by_kernel(tmp_path, kind, weighted):
     model = load(tmp_path, kind)
     images = weigh(model.encode_tokens(PIXELS)) if weighted else model.encode_tokens(PIXELS)

@@ -60,6 +60,7 @@ def config(model_type: str, conv_mode: str | None = None) -> SimpleNamespace:
         ("my-model", "llava_mistral", "mistral_instruct"),
         ("lmms-lab/llama3-llava-next-8b", "llava_llama", "llava_llama_3"),
         ("lmms-lab/llava-next-72b", "llava_qwen", "qwen_1_5"),
+        ("models/any", "llava_mpt", "mpt"),
         ("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "llava_llama", "llava_llama_2"),
         ("liuhaotian/llava-v1.6-vicuna-7b", "llava_llama", "vicuna_v1"),
         ("liuhaotian/llava-v1.5-7b", "llava_llama", "vicuna_v1"),
