@@ -17,7 +17,8 @@ from llava.serve.web import launch
 from llava.serve.web.files import LOCK, PREFIX, remove_abandoned
 
 SERVER = """
-import os, threading
+import os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from llava.serve.web.files import exit_at_sigterm, own_files
 with exit_at_sigterm(), own_files():
     print("the page's folder is", os.environ["GRADIO_TEMP_DIR"], flush=True)
