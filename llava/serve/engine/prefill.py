@@ -153,6 +153,24 @@ def run_tokens(
     ends = torch.tensor([length + count for length, count in zip(cache.lengths, counts, strict=True)])
     places = ends[:, None] - queries + torch.arange(queries)  # before the start on padding
     masks = attention_masks(model, places.to(model.device), writing.end, bias)
+    logits = last_logits(model, cache, masks, positions, **inputs)
+    cache.advance()
+    return logits
+
+
+def last_logits(model: Any, cache: SlotCache, masks: Any, positions: Tensor, **inputs: Tensor) -> Tensor:
+    """Runs new tokens, whose places the cache knows, through the language model; see `run_tokens`.
+
+    Args:
+        model: A LLaVA model.
+        cache: Writes their keys and values.
+        masks: From `attention_masks`.
+        positions: (B, Q).
+        **inputs: `input_ids` (B, Q) or `inputs_embeds` (B, Q, D).
+
+    Returns:
+        The logits behind each row's last token, (B, V).
+    """
     result = model(
         attention_mask=masks,
         position_ids=positions,
@@ -161,7 +179,6 @@ def run_tokens(
         logits_to_keep=1,
         **inputs,
     )
-    cache.advance()
     return result.logits[:, -1]
 
 

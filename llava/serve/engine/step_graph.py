@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.engine.prefill import attention_masks
+from llava.serve.engine.prefill import attention_masks, last_logits
 from llava.serve.engine.slots import SlotCache, Writing
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class StepGraph:
         return logits[: len(tokens)].clone()  # the next step overwrites them
 
     def forget(self) -> None:
-        """Lets go of the graph; its memory serves the next one."""
+        """Drops the graph; its memory serves the next one."""
         self._slots, self._steps, self._replay, self._read, self._bias = [], 0, None, (), None
         self._refused = False
 
@@ -172,14 +172,7 @@ class StepGraph:
             for layer in cache.layers:
                 layer.writing = writing
             masks = attention_masks(self.model, places, length, key_bias)
-            return self.model(
-                input_ids=tokens,
-                attention_mask=masks,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            return last_logits(self.model, cache, masks, positions, input_ids=tokens)
 
         failure: Exception | None = None
         for _ in range(2):
