@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qlip.blocks import resize_blocks
 from qlip.config import QLIPConfig, check_count
-from qlip.patches import CutImage, downsize, extract_patches, patches_of_levels
+from qlip.patches import CutImage, cut_cells, downsize, extract_patches, patches_of_levels
 from qlip.quadtree import Leaves, partition_as
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
@@ -102,7 +103,10 @@ class ImageCutter:
 
     def to_tensor(self, image: Image.Image) -> Tensor:
         """Normalises an RGB image as it is: float32 (3, H, W)."""
-        levels = np.asarray(image)
+        return torch.from_numpy(self._normalise(np.asarray(image)))
+
+    def _normalise(self, levels: np.ndarray) -> np.ndarray:
+        """Normalises levels from 0 to 255: uint8 (H, W, 3) -> float32 (3, H, W)."""
         height, width, channels = levels.shape
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         pixels = np.empty((channels, height, width), np.float32)
@@ -113,7 +117,7 @@ class ImageCutter:
             band /= 255
             band -= mean
             band /= std
-        return torch.from_numpy(pixels)
+        return pixels
 
     def partition(self, pixels: Tensor, settings: QLIPConfig) -> Leaves:
         """Computes the leaves of a normalised image (3, H, W): those that a tower finds under these settings."""
@@ -129,7 +133,7 @@ class ImageCutter:
         pixels = self.normalise(image, settings)
         leaves = self._partition_original(image, pixels, settings)
         if settings.geometry == "native" and leaves.aligned:
-            patches = patches_of_levels(partial(self._level, image, pixels), leaves, self.patch_size)
+            patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
         else:
             patches = extract_patches(pixels, leaves, self.patch_size)
         return CutImage(leaves, patches, self._thumbnail(pixels, settings))
@@ -152,15 +156,15 @@ class ImageCutter:
         patches = extract_patches(pixels, leaves, self.patch_size, settings.geometry)
         return CutImage(leaves, patches, self._thumbnail(pixels, settings))
 
-    def _level(self, image: Image.Image, pixels: Tensor, size: int) -> Tensor:
-        """Resizes an image so that a block of `size` cells becomes one cell, without the blocks that stick out."""
+    def _cut_level(self, image: Image.Image, pixels: Tensor, size: int, places: Tensor) -> Tensor:
+        """Cuts blocks of `size` cells from an image resized so that each is one cell; see `patches_of_levels`."""
+        side = self.patch_size
         if size == 1:
-            return pixels
-        cells = [side // self.patch_size for side in pixels.shape[1:]]
-        rows, cols = (count // size for count in cells)
-        whole = (image.width * cols * size / cells[1], image.height * rows * size / cells[0])
-        out = (cols * self.patch_size, rows * self.patch_size)
-        return self.to_tensor(image.resize(out, Image.Resampling.BICUBIC, box=(0, 0, *whole)))
+            return cut_cells(pixels, places, side)
+        grid = pixels.shape[1] // side, pixels.shape[2] // side
+        levels = resize_blocks(image, grid, size, places.numpy(), side)
+        patches = self._normalise(levels.reshape(-1, side, 3)).reshape(3, -1, side, side)
+        return torch.from_numpy(patches.swapaxes(0, 1))
 
     def _thumbnail(self, pixels: Tensor, settings: QLIPConfig) -> Tensor | None:
         return downsize(pixels, self.native_size) if settings.thumbnail else None

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.command",
         "qlip.config",
         "qlip.rgb",
+        "qlip.blocks",
         "qlip.image_limits",
         "qlip.backbones.base",
         "qlip.tools.intervals",

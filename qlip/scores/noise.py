@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.scores.arrays import Array, as_array, as_tensor, namespace
+from qlip.scores.arrays import Array, as_array, as_tensor
 
 SAMPLES = 2**16
 """Most detail coefficients of a channel that are looked at; more hardly change a median."""
@@ -33,12 +33,14 @@ def estimate_noise(image: Tensor | Image.Image) -> Tensor:
         float32 (C,), in the image's units; zeros for an image of a single row or column.
     """
     if isinstance(image, Image.Image):
-        squares = _sample_squares(np.asarray(image).transpose(2, 0, 1)).astype(np.float32) / 255
+        corners = [corner.transpose(2, 0, 1).astype(np.float32) for corner in _sample_image(image)]
+        for corner in corners:
+            corner /= 255
     else:
-        squares = _sample_squares(as_array(image.float()))
-    if 0 in squares.shape:
-        return torch.zeros(len(squares))
-    a, b, c, d = (squares[:, corner] for corner in range(4))
+        corners = _sample_squares(as_array(image.float()))
+    a, b, c, d = corners
+    if 0 in a.shape:
+        return torch.zeros(len(a))
     medians = _quantile(_in_regions(abs((a - b - c + d) / 2)), 0.5)
     return as_tensor(_quantile(medians, QUIET_SHARE) / 0.6745).float()
 
@@ -62,8 +64,29 @@ def _in_regions(values: Array) -> Array:
     return split.swapaxes(2, 3).reshape(channels, down * across, -1)
 
 
-def _sample_squares(image: Array) -> Array:
-    """Chooses squares of 2 x 2 pixels, evenly spread over (C, H, W): (C, 4, rows, cols)."""
-    rows, cols = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
-    step = 2 * max(1, round((rows * cols / 4 / SAMPLES) ** 0.5))
-    return namespace(image).stack([image[:, i:rows:step, j:cols:step] for i in (0, 1) for j in (0, 1)], 1)
+def _sample_squares(image: Array) -> list[Array]:
+    """Chooses squares of 2 x 2 pixels, evenly spread over (C, H, W): their four corners, (C, rows, cols) each."""
+    height, width = image.shape[1] // 2 * 2, image.shape[2] // 2 * 2
+    step = _step(height, width)
+    return [image[:, i:height:step, j:width:step] for i in (0, 1) for j in (0, 1)]
+
+
+def _sample_image(image: Image.Image) -> list[np.ndarray]:
+    """Chooses the same squares of an RGB image, uint8 (rows, cols, 3) each; no other pixel is copied out of Pillow."""
+    height, width = image.height // 2 * 2, image.width // 2 * 2
+    step = _step(height, width)
+    size = len(range(0, width, step)), len(range(0, height, step))
+    if 0 in size:
+        return [np.empty((*size[::-1], 3), np.uint8)] * 4
+    # Pixel (x, y) is read at the centre of its square: (x + 1/2) step + offset = x step + j + 1/2.
+    offsets = [index + 0.5 - step / 2 for index in (0, 1)]
+    return [
+        np.asarray(image.transform(size, Image.Transform.AFFINE, (step, 0, across, 0, step, down)))
+        for down in offsets
+        for across in offsets
+    ]
+
+
+def _step(height: int, width: int) -> int:
+    """Chooses the distance between squares of 2 x 2 pixels so that about SAMPLES of them are looked at."""
+    return 2 * max(1, round((height * width / 4 / SAMPLES) ** 0.5))
