@@ -1,0 +1,149 @@
+"""Finds whether a question splits the right cells: `python -m scripts.bench.evidence.question_places`.
+
+Asks for the colour and the shape of objects whose place is known, as `question` does, and notes whether the object's
+cell is one of those that the question splits, in each layer whose attention could be read, and whether the answer is
+right. Fills the last table of docs/results/question.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, integer, parse_and_run
+from playground.objects import SceneObject
+from playground.questions import Question
+from scripts.bench.evidence.checkpoints import trained_path
+from scripts.bench.evidence.question import PAGE, pixels
+from scripts.markdown_table import table_head, table_row
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
+    from playground.scenes import Scene
+    from qlip.question import QuestionCut
+
+CELLS = (1, 2, 4)
+"""Numbers of cells that a question splits."""
+KINDS = ("colour", "shape")
+"""Kinds of questions about one object."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question, answered from the tree that it splits."""
+
+    found: Sequence[bool]
+    """Whether the object's cell is split, by the layer whose attention decides."""
+    right: bool
+    """Whether the answer is, where the middle layer decides."""
+
+
+def asked_object(question: Question, objects: Iterable[SceneObject]) -> SceneObject:
+    """Finds the object that a question of `KINDS` is about: no other has the shape, or the colour, that it names."""
+    words = question.text.rstrip("?").split()
+    (found,) = (item for item in objects if (item.shape if question.kind == "colour" else item.colour) in words)
+    return found
+
+
+def root_of(question: QuestionCut, place: tuple[float, float], size: tuple[int, int]) -> int:
+    """Finds the root that holds a place, (row, column) in pixels of an image of (height, width) `size`."""
+    roots, grid = question.roots, question.first.leaves.grid
+    row, col = (int(at * cells / side) for at, cells, side in zip(place, grid, size, strict=True))
+    across = -(-roots.cols // 2**roots.level)
+    return ((row - roots.top) >> roots.level) * across + ((col - roots.left) >> roots.level)
+
+
+def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) -> list[Asked]:
+    """Asks questions of `KINDS` about a scene, each splitting at most `cells` of CLIP's; none where none can split."""
+    import torch
+    from PIL import Image
+
+    from llava.eval.run.answerer import Answerer, same_answer
+    from llava.eval.run.generate import prompt_ids
+    from llava.model.vision.encoding import encode_prepared
+    from llava.model.vision.prepared_image import prepare_leaves
+    from llava.model.vision.question_budget import attention_on_images
+    from qlip.attention import find_layers, middle_layer
+
+    tower, trunk = engine.model.get_vision_tower(), engine.model.get_model()
+    settings = replace(tower.settings, budget="question", question_cells=cells, score_share=0.0, max_tokens=None)
+    prepared = prepare_leaves(Image.fromarray(made.image), tower.image_processor.cutter, settings)
+    if prepared.question is None:
+        return []
+    prompts = [prompt_ids(engine, question.text) for question in asked]
+    roots = [
+        root_of(prepared.question, asked_object(item, made.objects).centre, made.image.shape[:2]) for item in asked
+    ]
+    found, answering = [], []
+    with torch.inference_mode():
+        tokens = encode_prepared(engine.model, [prepared])
+        for layer in range(len(find_layers(trunk))):
+            rows = attention_on_images(engine.model, prompts, [0] * len(asked), [tokens] * len(asked), layer)
+            chosen = [prepared.question.choose_roots(prepared.question.relevance(row)) for (row,) in rows]
+            found.append([bool(own[root]) for own, root in zip(chosen, roots, strict=True)])
+            if layer == middle_layer(trunk):
+                answering = encode_prepared(engine.model, [prepared.refine(row) for (row,) in rows])
+        said = Answerer(engine, max_new_tokens=40).answer(answering, list(enumerate(item.text for item in asked)))
+    right = [same_answer(text, item.answer) for text, item in zip(said, asked, strict=True)]
+    return [Asked(layers, good) for layers, good in zip(zip(*found, strict=True), right, strict=True)]
+
+
+def row(name: str, cells: int, answers: Sequence[Asked], middle: int) -> str:
+    """Formats a row of the table: shares in %."""
+    found = [share([answer.found[layer] for answer in answers]) for layer in range(len(answers[0].found))]
+    right = [share([answer.right for answer in answers if answer.found[middle] == known]) for known in (True, False)]
+    return table_row([name, str(cells), *found, *right, share([answer.right for answer in answers])])
+
+
+def share(marks: Sequence[bool]) -> str:
+    """Formats the share of what is true in %."""
+    return f"{100 * sum(marks) / len(marks):.1f}" if marks else "none"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="question_places", description="Find whether a question splits the right cells.")
+    parser.add_argument("--model", default=trained_path(), help="checkpoint (default: the one of docs/RESULTS.md)")
+    parser.add_argument("--scenes", type=integer(), default=100, help="scenes, two questions each (%(default)s)")
+    parser.add_argument("--seed", type=integer(0), default=9101, help="series of scenes (%(default)s)")
+    parser.add_argument(
+        "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
+    )
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    parser.add_argument("--threads", type=integer(), default=1)
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Asks at every size, prints the table and fills the page."""
+    import torch
+
+    from llava.model.builder import load_pretrained_model
+    from llava.serve.engine import ChatEngine
+    from qlip.attention import find_layers, middle_layer
+    from scripts.bench.evidence.question_ways import draw_scenes
+    from scripts.bench.evidence.report import fill_page
+
+    torch.set_num_threads(options.threads)
+    engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
+    trunk = engine.model.get_model()
+    layers = [f"found by layer {layer}" for layer in range(len(find_layers(trunk)))]
+    lines = [table_head(["objects", "cells", *layers, "right if found", "right if not", "right"])]
+    for low, high in options.sizes:
+        for cells in CELLS:
+            answers = []
+            for made, asked in draw_scenes((low, high), options.seed, options.scenes):
+                answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
+            lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
+    engine.close()
+    print("\n".join(lines))
+    if options.page.exists():
+        fill_page(options.page, {"question: places": "\n".join(lines)}, partly=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
