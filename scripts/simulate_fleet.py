@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from llava.command import OneLineParser, integer, parse_and_run, real
+from scripts.bench.pictures import read_size
 from scripts.fleet.replica import Batching, Limits
 from scripts.fleet.simulation import Outcome, Routing, fewest_replicas, simulate, summarise
 from scripts.fleet.stages import Request, StageTimes, read_times
@@ -27,17 +28,6 @@ HEAD = (
     "  tokens  replicas  most/s each  answers/s  refused  first token p50    p95  whole p95"
     "  waits: thread  model  busy: threads  model"
 )
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """Reads WIDTHxHEIGHT.
-
-    Raises:
-        argparse.ArgumentTypeError: it is something else.
-    """
-    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 1280x960")
-    return int(found[1]), int(found[2])
 
 
 def read_stage(text: str) -> tuple[str, float]:

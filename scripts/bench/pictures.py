@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from llava.command import integer
 
@@ -17,3 +18,14 @@ def multiple_of_patch(text: str) -> int:
     if size % PATCH:
         raise argparse.ArgumentTypeError(f"{size} is no multiple of {PATCH} pixels")
     return size
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Reads WIDTHxHEIGHT.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 1280x960")
+    return int(found[1]), int(found[2])

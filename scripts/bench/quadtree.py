@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.pictures import PHOTOGRAPHS, multiple_of_patch
+from scripts.bench.pictures import PHOTOGRAPHS, multiple_of_patch, read_size
 
 CRITERIA = ("structure", "gradient")
 
@@ -27,6 +27,7 @@ INTRODUCTION = """\
 *copy* is the time to copy the image once and the patches once, below which no implementation can go; *recursive* finds
 the same leaves block by block, in torch. Medians over the photographs of the fastest of {repeats} turns, the ways in
 turns. *busy / quiet* compares the medians of all turns, with another process that computes on each core and without.
+The last table has the whole preparation of an image, which also resizes it.
 
 {machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""
 
@@ -36,6 +37,16 @@ HEADINGS = {
     "gradient": "## gradient, the paper's rule\n\nAlpha 0.1, no budget.",
 }
 
+PREPARATION = """\
+## The whole preparation
+
+The default settings, as a server uses them: the image is resized to whole cells and once for each size of leaves, its
+noise is estimated, it is cut, and the patches are normalised. *CLIP*: transformers' `CLIPImageProcessorPil`, which
+resizes once. The photographs were enlarged, and have a sensor's noise. Decoding the file is not included."""
+
+SIZES = ((640, 480), (1920, 1080), (4000, 3000))
+"""(width, height) of the photographs that are prepared."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
@@ -43,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="quadtree", description="Times partition + extract_patches against copying and a recursive peer."
     )
     parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=[448, 896, 1344, 1792], help="pixels")
+    parser.add_argument(
+        "--photographs", type=read_size, nargs="+", default=SIZES, metavar="WxH", help="sizes that are wholly prepared"
+    )
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--repeats", type=integer(), default=5, help="turns for each photograph (%(default)s)")
     parser.add_argument("--threads", type=integer(), default=1, help="threads of torch (%(default)s)")
@@ -56,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from scripts.bench.busy_cores import burners
+    from scripts.bench.preparation_times import measure_preparation, preparation_table
     from scripts.bench.quadtree_times import measure, table
 
     torch.set_num_threads(args.threads)
@@ -66,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
         for criterion in args.criteria:
             rows = [measure(criterion, size, args.repeats, busy) for size in args.sizes]
             parts += [HEADINGS[criterion], table(rows)]
+    prepared = [measure_preparation(size, args.repeats) for size in args.photographs]
+    parts += [PREPARATION, preparation_table(prepared)]
     args.out.mkdir(parents=True, exist_ok=True)
     page = args.out / "quadtree.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

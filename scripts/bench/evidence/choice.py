@@ -20,6 +20,7 @@ from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.report import fill_page
+from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
     from qlip import QLIPConfig
@@ -72,22 +73,32 @@ def rank(
     return sorted(losses, key=lambda pair: (not pair[0].is_allowed(most_on_scenes), sum(pair[1].values())))
 
 
-def table(clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float = MOST_ON_SCENES) -> str:
-    """Formats the ranking as a Markdown table."""
-    lines = [
-        "| settings | scenes, of CLIP's tokens | photographs | mean accuracy | mean loss | worst loss "
-        "| losses above a point |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def mean_losses(clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float) -> dict[str, float]:
+    """Computes each candidate's mean loss, by its name."""
+    ranking = rank(clip, candidates, most_on_scenes)
+    return {candidate.name: sum(losses.values()) / len(losses) for candidate, losses in ranking}
+
+
+def table(
+    clip: Shares,
+    candidates: Sequence[Candidate],
+    most_on_scenes: float = MOST_ON_SCENES,
+    by_checkpoint: Sequence[Mapping[str, float]] = (),
+) -> str:
+    """Formats the ranking as a Markdown table; with each checkpoint's `mean_losses`, too, if there are several."""
+    several = len(by_checkpoint) > 1
+    heads = ["settings", "scenes, of CLIP's tokens", "photographs", "mean accuracy", "mean loss"]
+    heads += [*(["by checkpoint"] if several else []), "worst loss", "losses above a point"]
+    lines = [table_head(heads)]
     for candidate, losses in rank(clip, candidates, most_on_scenes):
         worst = max(losses, key=losses.__getitem__)
         above = sum(loss > 1 for loss in losses.values())
-        lines.append(
-            f"| {candidate.name} | {candidate.on_scenes:.2f} | {candidate.on_photographs:.2f} "
-            f"| {sum(candidate.shares.values()) / len(candidate.shares):.1f} "
-            f"| {sum(losses.values()) / len(losses):.2f} | {losses[worst]:.1f} ({worst[0]}, {worst[1]}) "
-            f"| {above} of {len(losses)} |"
-        )
+        own = " / ".join(f"{means[candidate.name]:.2f}" for means in by_checkpoint)
+        figures = [f"{candidate.on_scenes:.2f}", f"{candidate.on_photographs:.2f}"]
+        figures += [f"{sum(candidate.shares.values()) / len(candidate.shares):.1f}"]
+        figures += [f"{sum(losses.values()) / len(losses):.2f}", *([own] if several else [])]
+        figures += [f"{losses[worst]:.1f} ({worst[0]}, {worst[1]})", f"{above} of {len(losses)}"]
+        lines.append(table_row([candidate.name, *figures]))
     return "\n".join(lines)
 
 
@@ -97,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument(
         "--sets", nargs="+", choices=EXPERIMENTS["choice"].sets, metavar="SET", help="only these of the sets"
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=[way.name for way in EXPERIMENTS["choice"].ways],
+        metavar="WAY",
+        help="only these candidates, by their names: of checkpoints that were not asked about all",
     )
     parser.add_argument(
         "--most-on-scenes",
@@ -122,27 +140,47 @@ def command(options: argparse.Namespace) -> None:
     own = read_own_settings(options.model_path)
     answers, wanted = Answers(options.answers_files, "validation", own), EXPERIMENTS["choice"]
     sets = options.sets or wanted.sets
-    cells = {way.name: {name: answers.cell(way, name) for name in sets} for way in wanted.ways}
-    whole = {name: {of: cell for of, cell in row.items() if cell} for name, row in cells.items() if all(row.values())}
+    ways = [way for way in wanted.ways if not options.ways or way.name in (CLIP.name, *options.ways)]
+    rows = {way.name: row for way, row in zip(ways, answers.compare(ways, sets), strict=True)}
+    whole = {name: dict(zip(sets, row, strict=True)) for name, row in rows.items() if all(row)}
     if CLIP.name not in whole or len(whole) < 2:
         raise ValueError(
             f"{', '.join(map(str, options.answers_files))} hold no complete answers of CLIP and a candidate; run"
             " python -m scripts.bench.evidence.run --experiments choice"
         )
-    clip_tokens = mean_tokens(whole[CLIP.name])
-    native = round(clip_tokens**0.5)
-    candidates = []
-    for way in wanted.ways:
-        settings = way.resolve(own)
-        if settings is not None and way.name in whole:
-            photographs = photograph_tokens(settings, native) / CLIP_CELLS**2
-            row = whole[way.name]
-            candidates.append(Candidate(way.name, to_shares(row), mean_tokens(row) / clip_tokens, photographs))
-    ranking = table(to_shares(whole[CLIP.name]), candidates, options.most_on_scenes)
+    native = round(mean_tokens(whole[CLIP.name]) ** 0.5)
+    settings = {way.name: way.resolve(own) for way in ways if way.name in whole}
+    photographs = {
+        name: photograph_tokens(known, native) / CLIP_CELLS**2 for name, known in settings.items() if known is not None
+    }
+    by_checkpoint = []
+    for model in sorted({row["model"] for cell in whole[CLIP.name].values() for row in cell.rows}):
+        of_one = {
+            name: {chosen: cell.of_checkpoint(model) for chosen, cell in cells.items()} for name, cells in whole.items()
+        }
+        by_checkpoint.append(mean_losses(*to_candidates(of_one, photographs), options.most_on_scenes))
+    ranking = table(*to_candidates(whole, photographs), options.most_on_scenes, by_checkpoint)
     if options.page is None:
         print(ranking)
     else:
         fill_page(options.page, {options.mark: ranking}, partly=True)
+
+
+def to_candidates(
+    cells: Mapping[str, Mapping[str, Cell]], photographs: Mapping[str, float]
+) -> tuple[Shares, list[Candidate]]:
+    """Builds CLIP's shares and the candidates.
+
+    Args:
+        cells: what was answered, by way and set; CLIP's, too.
+        photographs: each candidate's tokens on photographs, as a multiple of CLIP's.
+    """
+    clip = cells[CLIP.name]
+    found = [
+        Candidate(name, to_shares(cells[name]), mean_tokens(cells[name]) / mean_tokens(clip), count)
+        for name, count in photographs.items()
+    ]
+    return to_shares(clip), found
 
 
 def to_shares(cells: Mapping[str, Cell]) -> dict[tuple[str, str], float]:

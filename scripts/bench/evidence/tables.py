@@ -55,6 +55,10 @@ class Cell:
         """Computes the share of right answers of each checkpoint in %, in the order of their names."""
         return [Cell([row]).share(kinds) for row in sorted(self.rows, key=lambda row: row["model"])]
 
+    def of_checkpoint(self, model: str) -> Cell:
+        """Takes one checkpoint's answers alone."""
+        return Cell([row for row in self.rows if row["model"] == model])
+
 
 class Answers:
     """The answers to one split, by way and set."""

@@ -11,6 +11,7 @@ import torch
 import qlip
 from scripts.bench import quadtree, quadtree_times
 from scripts.bench.naive_quadtree import naive_partition, structure_score
+from scripts.bench.preparation_times import Preparation, measure_preparation, preparation_table
 from scripts.bench.quadtree_times import RULES, Row, check_equal, measure, photograph, table
 
 
@@ -44,10 +45,20 @@ def test_a_row_is_measured_and_its_ratios_are_those_of_its_times() -> None:
 
 
 def test_the_command_keeps_cores_busy_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--sizes", "224", "--criteria", "gradient", "--repeats", "1", "--out", str(tmp_path)]
+    flags = ["--sizes", "224", "--criteria", "gradient", "--photographs", "500x300", "--repeats", "1"]
+    flags += ["--out", str(tmp_path)]
     threads = torch.get_num_threads()
     assert quadtree.main([*flags, "--machine", "A machine", "--threads", str(threads)]) == 0
     page = (tmp_path / "quadtree.md").read_text(encoding="utf-8")
     assert page in capsys.readouterr().out
     assert "A machine; torch" in page and "the default settings" not in page
-    assert page.splitlines()[-1].startswith("| 224 px | ")
+    assert [line for line in page.splitlines() if line.startswith("| 224 px | ")]
+    assert page.splitlines()[-1].startswith("| 500 x 300 | ")
+
+
+def test_all_of_the_preparation_is_measured_against_clips() -> None:
+    row = measure_preparation((500, 300), 1)
+    assert row.tokens > 24 * 14
+    assert min(row.cut, row.clip, row.ratio) > 0
+    given = Preparation((500, 300), 600, cut=12.0, clip=4.0, ratio=3.1)
+    assert preparation_table([given]).splitlines()[-1] == "| 500 x 300 | 600 | 12.0 | 4.0 | 3.1 |"

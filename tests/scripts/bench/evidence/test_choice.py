@@ -11,7 +11,7 @@ from llava.eval.sweep.grid import read_own_settings
 from qlip import QLIPConfig
 from scripts.bench.evidence import choice
 from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.choice import Candidate, best_shares, photograph_tokens, rank, table
+from scripts.bench.evidence.choice import Candidate, best_shares, mean_losses, photograph_tokens, rank, table
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 
 CLIP_SHARES = {("a", "count"): 80.0, ("a", "colour"): 50.0}
@@ -37,6 +37,14 @@ def test_the_table_shows_the_worst_loss_and_how_many_exceed_a_point() -> None:
     assert rows[3] == "| weak | 1.00 | 1.00 | 81.0 | 5.00 | 10.0 (a, count) | 1 of 2 |"
 
 
+def test_with_several_checkpoints_each_ones_mean_loss_is_in_the_table() -> None:
+    means = [mean_losses(CLIP_SHARES, [WEAK, FINE], 1.2), {"fine": 0.5, "weak": 3.0}]
+    rows = table(CLIP_SHARES, [WEAK, FINE], 1.2, means).splitlines()
+    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+    assert rows[2] == "| fine | 1.20 | 1.50 | 84.8 | 1.25 | 1.25 / 0.50 | 2.0 (a, colour) | 1 of 2 |"
+    assert rows[3].split("|")[6] == " 5.00 / 3.00 "
+
+
 def test_photographs_are_counted_at_clips_grid_with_the_budget_scaled() -> None:
     assert photograph_tokens(QLIPConfig(alpha=0.0, max_tokens=64), 8) <= 576
     assert photograph_tokens(QLIPConfig(alpha=0.0, max_tokens=64), 8) > 540  # some are smaller than CLIP's input
@@ -56,6 +64,10 @@ def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.Capt
     (line,) = [line for line in capsys.readouterr().out.splitlines() if wanted.ways[2].name in line]
     assert line.split("|")[2].strip() == f"{70 / 64:.2f}"
     assert line.split("|")[5:7] == [" 0.00 ", " 0.0 (mixed/native, count) "]
+    second = [row | {"model": "seed 2", "right": {"count": "1111"}} for row in rows if row["way"] == rows[0]["way"]]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows + second))  # of CLIP's view alone
+    assert choice.main(["--answers-files", str(answers)]) == 0
+    assert line in capsys.readouterr().out
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     assert choice.main(["--answers-files", str(answers), "--sets", *wanted.sets[1:]]) == 0
     assert choice.main(["--answers-files", str(answers)]) == 2
