@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -98,7 +98,10 @@ class ImageCutter:
     def normalise(self, image: Image.Image, settings: QLIPConfig) -> Tensor:
         """Resizes an image of any mode to whole cells: float32 (3, H, W), normalised."""
         image = to_rgb(image)  # returns an image that `llava.images` decoded as it is
-        size = self._fitted_size(settings, *image.size)
+        return self._resize(image, self._fitted_size(settings, *image.size))
+
+    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        """Resizes an RGB image to (width, height) and normalises it."""
         return self.to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
 
     def to_tensor(self, image: Image.Image) -> Tensor:
@@ -125,26 +128,41 @@ class ImageCutter:
 
     def find_leaves(self, image: Image.Image, settings: QLIPConfig) -> Leaves:
         """Computes the leaves of an image of any mode: those that `prepare` cuts out."""
-        return self._partition_original(to_rgb(image), self.normalise(image, settings), settings)
+        image = to_rgb(image)
+        return self._partition_original(
+            image, self.normalise(image, settings), partial(estimate_noise, image), settings
+        )
 
     def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
         """Resizes an image of any mode and cuts out its leaves: all that a tower needs under these settings."""
-        image = to_rgb(image)
-        pixels = self.normalise(image, settings)
-        leaves = self._partition_original(image, pixels, settings)
-        if settings.geometry == "native" and leaves.aligned:
-            patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
-        else:
-            patches = extract_patches(pixels, leaves, self.patch_size)
-        return CutImage(leaves, patches, self._thumbnail(pixels, settings))
+        return self.preparer(image)(settings)
 
-    def _partition_original(self, image: Image.Image, pixels: Tensor, settings: QLIPConfig) -> Leaves:
+    def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+        """Builds `prepare` of one image, which computes once what several settings share: its pixels and its noise."""
+        image = to_rgb(image)
+        pixels_of = cache(partial(self._resize, image))
+        noise_of = cache(partial(estimate_noise, image))
+
+        def prepare(settings: QLIPConfig) -> CutImage:
+            pixels = pixels_of(self._fitted_size(settings, *image.size))
+            leaves = self._partition_original(image, pixels, noise_of, settings)
+            if settings.geometry == "native" and leaves.aligned:
+                patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
+            else:
+                patches = extract_patches(pixels, leaves, self.patch_size)
+            return CutImage(leaves, patches, self._thumbnail(pixels, settings))
+
+        return prepare
+
+    def _partition_original(
+        self, image: Image.Image, pixels: Tensor, noise_of: Callable[[], Tensor], settings: QLIPConfig
+    ) -> Leaves:
         """Partitions pixels with the noise of the image that they were resized from."""
         noise = None
         if settings.noise_floor and settings.criterion == "structure":
             scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
             # Enlarged noise is smooth, but averages out over as many original pixels as before.
-            noise = scale * estimate_noise(image) / torch.tensor(self.std)
+            noise = scale * noise_of() / torch.tensor(self.std)
         return partition_as(settings, pixels, self.patch_size, self.native_grid, noise)
 
     def cut(self, pixels: Tensor, settings: QLIPConfig) -> CutImage:

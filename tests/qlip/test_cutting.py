@@ -12,6 +12,7 @@ from llava.images import decode_image
 from qlip import QLIPConfig, QLIPImageProcessor
 from qlip.cutting import ImageCutter
 from qlip.rgb import to_rgb
+from qlip.scores.noise import estimate_noise
 from tests.qlip.test_image_processing import gradient_picture
 
 SETTINGS = {
@@ -32,6 +33,25 @@ def test_a_call_equals_a_processor_of_its_settings(settings: QLIPConfig) -> None
     assert torch.equal(ours.leaves.boxes, theirs.leaves.boxes)
     assert torch.equal(ours.patches, theirs.patches)
     assert (ours.thumbnail is None) == (theirs.thumbnail is None) == (not settings.thumbnail)
+
+
+def test_settings_of_one_image_share_its_pixels_and_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, cutter = gradient_picture(300, 200), ImageCutter(14, 112)
+    several = [*SETTINGS.values(), QLIPConfig(alpha=0.1), QLIPConfig(noise_floor=False), QLIPConfig()]
+    expected = [cutter.prepare(image, settings) for settings in several]
+    estimated: list[object] = []
+    resized: list[object] = []
+    resize = ImageCutter._resize
+    monkeypatch.setattr("qlip.cutting.estimate_noise", lambda own: estimated.append(own) or estimate_noise(own))
+    monkeypatch.setattr(ImageCutter, "_resize", lambda *own: resized.append(own[2]) or resize(*own))
+    prepare = cutter.preparer(image)
+    for settings, cut in zip(several, expected, strict=True):
+        found = prepare(settings)
+        assert torch.equal(found.leaves.boxes, cut.leaves.boxes)
+        assert torch.equal(found.patches, cut.patches)
+    assert len(estimated) == 1
+    assert sorted(resized) == sorted(set(resized))
+    assert len(resized) < len(several)
 
 
 def test_the_native_size_is_rounded_down_to_whole_cells() -> None:

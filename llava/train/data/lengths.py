@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,8 @@ def without_pixels(dataset: Any) -> Any:
 class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
-    def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
-        return CutImage(self.find_leaves(image, settings), torch.empty(0))
+    def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+        return lambda settings: CutImage(self.find_leaves(image, settings), torch.empty(0))
 
 
 @dataclass(frozen=True)
