@@ -26,9 +26,9 @@ def pixels(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
-    parser = OneLineParser(prog="question", description="Measure the question-aware budget.")
+def make_parser(prog: str, description: str) -> OneLineParser:
+    """Builds a parser with the flags of commands that ask questions about scenes over photographs."""
+    parser = OneLineParser(prog=prog, description=description)
     parser.add_argument(
         "--model", default=trained_path(), help="checkpoint (default: the one that was trained as LLaVA is)"
     )
@@ -38,9 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
     )
     parser.add_argument("--photos", choices=SPLITS, default="validation", help="split of the photographs (%(default)s)")
-    parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the marks to fill (%(default)s)")
     parser.add_argument("--threads", type=integer(), default=1)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = make_parser("question", "Measure the question-aware budget.")
+    parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
     return parse_and_run(parser, command, argv)
 
 

@@ -11,14 +11,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, integer, parse_and_run
+from llava.command import parse_and_run
 from playground.objects import SceneObject
 from playground.questions import Question
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.question import PAGE, pixels
+from scripts.bench.evidence.question import make_parser
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
@@ -106,15 +104,7 @@ def share(marks: Sequence[bool]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
-    parser = OneLineParser(prog="question_places", description="Find whether a question splits the right cells.")
-    parser.add_argument("--model", default=trained_path(), help="checkpoint (default: the one of docs/RESULTS.md)")
-    parser.add_argument("--scenes", type=integer(), default=100, help="scenes, two questions each (%(default)s)")
-    parser.add_argument("--seed", type=integer(0), default=9101, help="series of scenes (%(default)s)")
-    parser.add_argument(
-        "--sizes", type=pixels, nargs="+", default=[(12, 24), (16, 28), (24, 48)], help="object sizes, LOW-HIGH pixels"
-    )
-    parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
-    parser.add_argument("--threads", type=integer(), default=1)
+    parser = make_parser("question_places", "Find whether a question splits the right cells.")
     return parse_and_run(parser, command, argv)
 
 
@@ -136,7 +126,7 @@ def command(options: argparse.Namespace) -> None:
     for low, high in options.sizes:
         for cells in CELLS:
             answers = []
-            for made, asked in draw_scenes((low, high), options.seed, options.scenes):
+            for made, asked in draw_scenes((low, high), options.seed, options.scenes, options.photos):
                 answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
             lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
     engine.close()
