@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 MOST_WEIGHTS = 2**24
 """Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
+
+
+_STANCE = Lock()  # the compiler's stance is the process's: who sets it puts back the one before
 
 
 class _LayerReached(Exception):
@@ -91,7 +94,7 @@ def attention_on_keys(
 
     handle = attention.register_forward_pre_hook(catch, with_kwargs=True)  # type: ignore[union-attr]
     try:
-        with suppress(_LayerReached):
+        with suppress(_LayerReached), _STANCE, torch.compiler.set_stance("force_eager"):  # compiled code calls no hook
             run()
     finally:
         handle.remove()

@@ -18,9 +18,10 @@ from qlip.backbones.registry import VISION_MODELS, find_adapter
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
-from qlip.patches import CutImage, downsize, extract_patches, key_mask, native_cut, pad_ragged
+from qlip.patches import CutImage, downsize, key_mask, pad_ragged
 from qlip.positions import interpolate_positions
-from qlip.quadtree import Leaves, count_sizes, partition_as
+from qlip.quadtree import Leaves, count_sizes
+from qlip.untraced import extract_patches, native_cut, partition_as
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,7 @@ class QLIPVisionModel(nn.Module):
         hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else layers, positions, settings)
         features = self._features(hidden, layers)
         if (settings or self.qlip).thumbnail:
-            size = self.adapter.patch_size
-            small = [native_cut(cut.thumbnail, size) for cut in cuts if cut.thumbnail is not None]
+            small = [native_cut(cut.thumbnail, self.adapter.patch_size) for cut in cuts if cut.thumbnail is not None]
             native = self._features(self.hidden_states(small, layers, None, settings), layers)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
         return QLIPOutput(features, [cut.leaves for cut in cuts], self.pool(hidden) if pool else None)

@@ -225,8 +225,8 @@ def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     Returns:
         The batch (B, max N_i, ...), and `valid`, bool (B, max N_i), True on tokens.
     """
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    valid = torch.arange(int(lengths.max())) < lengths[:, None]
+    lengths = [len(sequence) for sequence in sequences]
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
 
 

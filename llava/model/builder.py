@@ -54,7 +54,7 @@ def load_pretrained_model(
     model_name: str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
-    device_map: str | dict[str, Any] | None = "auto",
+    device_map: str | int | torch.device | Mapping[str, Any] | None = "auto",
     device: str = "cuda",
     use_flash_attn: bool = False,
     *,

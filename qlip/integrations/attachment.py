@@ -49,6 +49,7 @@ class Attachment:
         """Whether an image is a base and tiles, with a quadtree in each."""
         return self.tiles is not None and self.vision.qlip.tiling == "tiles"
 
+    @torch.compiler.disable  # see `qlip.untraced`
     def cut(self, pixel_values: Any, leaf_boxes: Tensor | None, leaf_grids: Tensor | None) -> list[CutImage]:
         """Cuts images in either form that a model takes, on the tower's device.
 

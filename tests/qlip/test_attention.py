@@ -151,3 +151,15 @@ def test_a_forward_pass_of_another_thread_is_not_disturbed():
     got = attention_on_keys(model.model, 1, run, queries, queries)
     torch.testing.assert_close(got, alone)
     torch.testing.assert_close(others[0], expected)
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_read_as_before():
+    model, inputs = build(CONFIGS["llama"], "sdpa"), batch()
+    queries = torch.zeros(2, 9, dtype=torch.bool)
+    queries[:, -2:] = True
+    expected = found(model, inputs, 1, queries)
+    model.compile(backend="eager")
+    logits = model(**inputs).logits  # the compiler keeps the code that it made before there was a hook
+    torch.testing.assert_close(found(model, inputs, 1, queries), expected)
+    torch.testing.assert_close(model(**inputs).logits, logits)

@@ -91,9 +91,10 @@ def local_folder(path: str, **hub: Any) -> Path:
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(f"{path!r} is neither a folder nor a model id that the hub knows") from error
     except LocalEntryNotFoundError as error:
+        wanted = f"; wanted is its revision {hub['revision']!r}" if hub.get("revision") else ""
         raise FileNotFoundError(
             f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub cannot be asked "
-            "(no connection, HF_HUB_OFFLINE=1, or local_files_only)"
+            f"(no connection, HF_HUB_OFFLINE=1, or local_files_only){wanted}"
         ) from error
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from llava.utils import check_device
 
 logger = logging.getLogger(__name__)
 
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways of transformers to spread a model over GPUs."""
+
 
 def choose_options(
     device: str,
-    device_map: str | dict[str, Any] | None,
+    device_map: str | int | torch.device | Mapping[str, Any] | None,
     dtype: torch.dtype | str | None,
     attention: str | None,
     eight_bit: bool = False,
@@ -38,22 +42,40 @@ def choose_options(
     return options
 
 
-def choose_placement(device: str, device_map: str | dict[str, Any]) -> dict[str, Any] | str:
+def choose_placement(device: str, device_map: str | int | torch.device | Mapping[str, Any]) -> dict[str, Any] | str:
     """Chooses the device map that `device` and `device_map` mean on this machine.
 
     Raises:
-        ValueError: the machine has no such device.
+        ValueError: the machine has no such device, or `device_map` is an empty dict.
     """
     if device != "cuda":
         check_device(device, "device")
         return {"": device}
-    if device_map == "auto" and not torch.cuda.is_available():
+    if isinstance(device_map, Mapping):
+        for part, place in device_map.items():
+            if place != "disk":
+                check_device(name_device(place), f"device_map[{part!r}]")
+        if not device_map:
+            raise ValueError("device_map is {}; it must give each part a device, or '' the device of all")
+        return dict(device_map)
+    if device_map in SPREADING:
+        if torch.cuda.is_available():
+            return str(device_map)
         logger.warning("this machine has no CUDA device: loading the model on the CPU")
         return {"": "cpu"}
-    if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        check_device(device_map, "device_map")
-        return {"": "cuda:0" if device_map == "cuda" else device_map}
-    return device_map
+    name = name_device(device_map)
+    check_device(name, "device_map")
+    return {"": "cuda:0" if name == "cuda" else name}
+
+
+def name_device(place: str | int | torch.device) -> str:
+    """Names a device as torch does; a number is a CUDA device's."""
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+def is_on_cpu(placement: dict[str, Any] | str) -> bool:
+    """Whether a device map leaves the whole model on the CPU."""
+    return isinstance(placement, dict) and {name_device(place) for place in placement.values()} == {"cpu"}
 
 
 def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | str, widen: bool) -> torch.dtype | str:
@@ -63,7 +85,7 @@ def choose_dtype(dtype: torch.dtype | str | None, placement: dict[str, Any] | st
         ValueError: no floating-point dtype.
     """
     if dtype is None:
-        return torch.float32 if widen and placement == {"": "cpu"} else torch.float16
+        return torch.float32 if widen and is_on_cpu(placement) else torch.float16
     if dtype == "auto":
         return dtype
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

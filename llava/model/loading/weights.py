@@ -46,7 +46,7 @@ def load_weights(
 
     Raises:
         FileNotFoundError: there are no weights, or no tower.
-        ValueError: a file is damaged, or holds a weight of another shape.
+        ValueError: a file is damaged, or holds a weight of another shape; or the device map offloads the tower.
     """
     check_weights(checkpoint.folder)
     loaded = read_pretrained(
@@ -64,6 +64,8 @@ def load_weights(
             min(loaded.unread),
         )
     if (tower := loaded.model.get_vision_tower()) is not None:
+        if any(parameter.is_meta for parameter in tower.parameters()):  # it reads weights outside of modules
+            raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
         tower.load_model(dtype=loaded.model.dtype, device=loaded.model.device, **hub)
     return loaded.model, loaded.missing
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -108,6 +109,7 @@ class QLIPVisionTower(VisionTower):
         """Computes the leaves of one image (C, H, W)."""
         return self.vision_tower.partition(image.to(self.device))
 
+    @torch.compiler.disable  # see `qlip.untraced`
     def cut(self, image: Tensor | Cuts, layout: TileLayout) -> Cuts:
         """Cuts the pixels of one image, whole (C, H, W) or tiles (1 + T, C, S, S); returns leaves as they are."""
         if not isinstance(image, Tensor):

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import FROM_PRETRAINED, load_pretrained_model
-from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.checkpoints import logits, make_llava_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,16 @@ def test_an_unknown_argument_is_a_type_error_before_the_checkpoint_is_looked_for
 def test_a_file_format_that_is_not_there_is_an_error(folder: str) -> None:
     with pytest.raises(OSError, match="pytorch_model"):
         load_pretrained_model(folder, device="cpu", use_safetensors=False)
+
+
+def test_a_tower_left_on_disk_is_refused_as_it_loads(folder: str, tmp_path: Path) -> None:
+    """Its weights are also read outside of the modules that fetch them; the language model's may be on disk."""
+    names = ("vision_tower", "mm_projector", "embed_tokens", "layers", "norm", "rotary_emb")
+    parts = {**{f"model.{name}": "cpu" for name in names}, "lm_head": "cpu", "model.layers": "disk"}
+    expected = logits(load_pretrained_model(folder, device_map="cpu", torch_dtype=torch.float32)[1])
+    model = load_pretrained_model(folder, device_map=parts, torch_dtype=torch.float32, offload_folder=str(tmp_path))[1]
+    assert model.get_model().layers[0].self_attn.q_proj.weight.is_meta
+    torch.testing.assert_close(logits(model), expected)
+    for placement in ({"": "disk"}, {**parts, "model.vision_tower": "disk"}):
+        with pytest.raises(ValueError, match="the vision tower is offloaded; give it a device in device_map"):
+            load_pretrained_model(folder, device_map=placement, offload_folder=str(tmp_path))

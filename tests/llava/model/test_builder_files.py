@@ -244,6 +244,8 @@ def test_a_hub_id_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch, offl
     options = {"cache_dir": str(tmp_path), "local_files_only": offline == "local_files_only"}
     with pytest.raises(FileNotFoundError, match="'some/model' is neither a folder nor a model id that the local cache"):
         load_pretrained_model("some/model", device="cpu", **options)
+    with pytest.raises(FileNotFoundError, match=r"the local cache holds, .*; wanted is its revision 'v9'"):
+        load_pretrained_model("some/model", device="cpu", revision="v9", **options)
     with pytest.raises(
         FileNotFoundError, match="'no/such/model' is neither a folder nor a model id that the hub knows"
     ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,10 +28,44 @@ def test_plain_cuda_leaves_the_devices_to_transformers(monkeypatch: pytest.Monke
     }
 
 
-@pytest.mark.parametrize("device_map", ["sequential", {"model": 0, "lm_head": "cpu"}])
-def test_a_device_map_is_passed_on(monkeypatch: pytest.MonkeyPatch, device_map: str | dict[str, int | str]):
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("llava.utils.devices", lambda: ["cpu", "cuda:0"])
+
+
+@pytest.mark.parametrize("device_map", ["sequential", {"model": 0, "lm_head": "cpu"}, {"model": "disk", "lm_head": 0}])
+def test_a_device_map_is_passed_on(one_gpu: None, device_map: str | dict[str, int | str]):
     assert choose_options("cuda", device_map, "bfloat16", None) == {"dtype": torch.bfloat16, "device_map": device_map}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", 0, torch.device("cuda"), torch.device("cuda", 0)])
+def test_one_device_has_several_names(one_gpu: None, device: str | int | torch.device):
+    assert choose_options("cuda", device, None, None) == {"dtype": torch.float16, "device_map": {"": "cuda:0"}}
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "cpu", CPU, {"": CPU}, {"model": "cpu", "lm_head": "cpu"}])
+def test_without_a_gpu_weights_are_widened_however_the_device_map_names_the_cpu(device_map: Any):
+    assert choose_options("cuda", device_map, None, None)["dtype"] == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cuda:1", 1, torch.device("cuda", 1)])
+@pytest.mark.parametrize("part", ["", "model.layers.1", None])
+def test_a_device_that_the_machine_lacks_is_named_with_its_part(
+    one_gpu: None, device: str | int | torch.device, part: str | None
+):
+    device_map = device if part is None else {"lm_head": "cpu", part: device}
+    place = "device_map" if part is None else f"device_map['{part}']"
+    with pytest.raises(ValueError, match=re.escape(f"{place} is 'cuda:1', but this machine has cpu, cuda:0 only")):
+        choose_options("cuda", device_map, None, None)
+
+
+def test_an_empty_device_map_is_refused():
+    with pytest.raises(ValueError, match=r"device_map is {}; it must give each part a device"):
+        choose_options("cuda", {}, None, None)
 
 
 def test_products_of_4_bit_weights_have_the_callers_dtype():
