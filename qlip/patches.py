@@ -120,12 +120,17 @@ def _is_array(image: Tensor) -> bool:
 
 def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np.ndarray:
     """Resamples leaves with geometry "grid", on this thread: float32 (C, H, W), int64 (N, 3) -> (N, C, P, P)."""
-    patches = np.empty((len(boxes), len(image), patch_size, patch_size), np.float32)
-    for size in np.unique(boxes[:, 2]).tolist():
+    single = boxes[:, 2] == 1
+    if 2 * np.count_nonzero(single) > len(boxes):
+        patches = _copy_cells(image, boxes, patch_size)  # the others, too: sooner than the single ones in their places
+    else:
+        patches = np.empty((len(boxes), len(image), patch_size, patch_size), np.float32)
+        patches[single] = _copy_cells(image, boxes[single], patch_size)
+    for size in np.unique(boxes[~single, 2]).tolist():
         chosen, side = np.flatnonzero(boxes[:, 2] == size), size * patch_size
         column, first = np.divmod(boxes[chosen, 1], size)
         is_most = 2 * len(chosen) * side**2 > image[0].size and (first == first[0]).all()
-        if size > 1 and is_most and side**2 * patch_size <= SMALL_PRODUCT:
+        if is_most and side**2 * patch_size <= SMALL_PRODUCT:
             rows, starts = np.unique(boxes[chosen, 0], return_index=True)
             for row, start, end in zip(rows, starts, [*starts[1:], len(chosen)], strict=True):
                 band = image[:, row * patch_size :, first[0] * patch_size :]
@@ -135,10 +140,7 @@ def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np
         count = max(1, CHUNK // (len(image) * side**2))
         for start in range(0, len(chosen), count):
             part = chosen[start : start + count]
-            if size == 1:
-                patches[part] = _copy_cells(image, boxes[part], patch_size)
-            else:
-                patches[part] = _resample(windows[boxes[part, 0], boxes[part, 1]], weights)
+            patches[part] = _resample(windows[boxes[part, 0], boxes[part, 1]], weights)
     return patches
 
 
