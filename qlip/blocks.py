@@ -11,7 +11,8 @@ LARGEST_GAP = 1
 """Blocks that are resized in vain between two others of a row, since to begin again takes as long."""
 
 WHOLE_SHARE = 0.5
-"""Share of an image's blocks from which on all are resized at once: their surroundings are then read once only."""
+"""Largest share of an image's blocks, those in gaps included, that is resized by runs. More are resized all at once,
+since the surroundings of each are then read once only."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,16 @@ def resize_blocks(
 ) -> np.ndarray:
     """Resizes some blocks of an image to one cell each, antialiased bicubic, over their borders.
 
-    Where few blocks are wanted, only these are resized: a large photograph takes as long to resize as a tower takes to
-    encode it. Pillow takes their borders in single precision, so that one value in a thousand differs by one level.
+    Where few blocks are wanted, only these and small gaps between them are resized: a large photograph takes as long to
+    resize as a tower takes to encode it. Pillow takes their borders in single precision, so that one value in a
+    thousand differs by one level.
 
     Args:
         image: RGB.
         grid: (rows, cols) of the image in cells.
         size: side of the blocks in cells.
-        places: int (n, 2), row and column of the wanted blocks, counted in blocks, in raster order; none sticks out of
-            the grid.
+        places: int (n, 2), row and column of the wanted blocks, counted in blocks, in raster order; at least one, and
+            none sticks out of the grid.
         patch_size: P, pixels per side of a cell.
 
     Returns:
@@ -54,7 +56,7 @@ def resize_blocks(
         parts = [(whole, slice(None))]
     for area, own in parts:
         rows, cols = area.bottom - area.top, area.right - area.left
-        # In pixels of the image, which are whole numbers where the borders of blocks are.
+        # Multiplied first: a border that falls on a whole pixel is exact.
         left, right = (image.width * (size * column) / grid[1] for column in (area.left, area.right))
         top, bottom = (image.height * (size * row) / grid[0] for row in (area.top, area.bottom))
         shape = (cols * patch_size, rows * patch_size)

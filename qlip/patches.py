@@ -171,8 +171,10 @@ def _resample(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.ndarray:
     """Copies cells at (row, col, ...), (n, 2 or more), of (C, H, W): (n, C, P, P); faster than from `_windows`."""
     channels, height, width = image.shape
+    rows, cols = height // patch_size, width // patch_size
+    if len(places) and (places.min() < 0 or places[:, 0].max() >= rows or places[:, 1].max() >= cols):
+        raise ValueError(f"a leaf lies outside of the image's {rows} x {cols} cells")
     strips = image.reshape(-1, patch_size)  # one line of pixels of one cell each
-    cols = width // patch_size
     lines = np.arange(channels)[:, None] * (height * cols) + np.arange(patch_size) * cols
     corners = places[:, 0] * (patch_size * cols) + places[:, 1]
     return np.take(strips, corners[:, None, None] + lines, axis=0)

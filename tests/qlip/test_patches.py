@@ -104,6 +104,14 @@ def test_gradients_reach_the_pixels():
     assert (image.grad != 0).all()
 
 
+@pytest.mark.parametrize("geometry", ["grid", "native"])
+@pytest.mark.parametrize("place", [(0, 4), (3, 0), (0, -1)])
+def test_a_leaf_outside_of_the_image_is_refused(geometry, place):
+    leaves = qlip.Leaves(torch.tensor([[*place, 1]]), (3, 4))
+    with pytest.raises(ValueError, match="outside of the image's 3 x 4 cells"):
+        qlip.extract_patches(torch.zeros(3, 42, 56), leaves, 14, geometry)
+
+
 def test_leaves_of_another_grid_are_refused():
     leaves = paper_partition(torch.zeros(3, 8 * 14, 8 * 14), 14)
     with pytest.raises(ValueError, match="8"):

@@ -38,6 +38,8 @@ class Asked:
     """Whether the object's cell is split, by the layer whose attention decides."""
     right: bool
     """Whether the answer is, where the middle layer decides."""
+    unsplit: bool
+    """Whether the answer by CLIP's view is."""
 
 
 def asked_object(question: Question, objects: Iterable[SceneObject]) -> SceneObject:
@@ -85,16 +87,20 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
             found.append([bool(own[root]) for own, root in zip(chosen, roots, strict=True)])
             if layer == middle_layer(trunk):
                 answering = encode_prepared(engine.model, [prepared.refine(row) for (row,) in rows])
-        said = Answerer(engine, max_new_tokens=40).answer(answering, list(enumerate(item.text for item in asked)))
-    right = [same_answer(text, item.answer) for text, item in zip(said, asked, strict=True)]
-    return [Asked(layers, good) for layers, good in zip(zip(*found, strict=True), right, strict=True)]
+        texts = [*enumerate(item.text for item in asked), *((len(asked), item.text) for item in asked)]
+        said = Answerer(engine, max_new_tokens=40).answer([*answering, *tokens], texts)
+    right = [same_answer(text, item.answer) for text, item in zip(said, [*asked, *asked], strict=True)]
+    answers = zip(zip(*found, strict=True), right[: len(asked)], right[len(asked) :], strict=True)
+    return [Asked(layers, good, unsplit) for layers, good, unsplit in answers]
 
 
 def row(name: str, cells: int, answers: Sequence[Asked], middle: int) -> str:
     """Formats a row of the table: shares in %."""
-    found = [share([answer.found[layer] for answer in answers]) for layer in range(len(answers[0].found))]
-    right = [share([answer.right for answer in answers if answer.found[middle] == known]) for known in (True, False)]
-    return table_row([name, str(cells), *found, *right, share([answer.right for answer in answers])])
+    shares = [share(layer) for layer in zip(*(answer.found for answer in answers), strict=True)]
+    for known in (True, False):
+        those = [answer for answer in answers if answer.found[middle] == known]
+        shares += [share([answer.right for answer in those]), share([answer.unsplit for answer in those])]
+    return table_row([name, str(cells), *shares, share([answer.right for answer in answers])])
 
 
 def share(marks: Sequence[bool]) -> str:
@@ -122,13 +128,15 @@ def command(options: argparse.Namespace) -> None:
     engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
     trunk = engine.model.get_model()
     layers = [f"found by layer {layer}" for layer in range(len(find_layers(trunk)))]
-    lines = [table_head(["objects", "cells", *layers, "right if found", "right if not", "right"])]
+    right = ["right if found", "these by CLIP's view", "right if not", "these by CLIP's view", "right"]
+    lines = [table_head(["objects", "cells", *layers, *right])]
     for low, high in options.sizes:
         for cells in CELLS:
             answers = []
             for made, asked in draw_scenes((low, high), options.seed, options.scenes, options.photos):
                 answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
-            lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
+            if answers:
+                lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
     engine.close()
     print("\n".join(lines))
     if options.page.exists():

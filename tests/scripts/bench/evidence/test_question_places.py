@@ -56,5 +56,5 @@ def test_a_question_that_may_split_all_cells_finds_every_object_and_one_cell_som
 
 
 def test_shares_are_of_those_that_were_found_and_of_the_others() -> None:
-    answers = [Asked((True, False), True), Asked((True, True), True), Asked((False, False), False)]
-    assert row("12-24 px", 2, answers, 1) == "| 12-24 px | 2 | 66.7 | 33.3 | 100.0 | 50.0 | 66.7 |"
+    answers = [Asked((True, False), True, False), Asked((True, True), True, True), Asked((False, False), False, True)]
+    assert row("12-24 px", 2, answers, 1) == "| 12-24 px | 2 | 66.7 | 33.3 | 100.0 | 100.0 | 50.0 | 50.0 | 66.7 |"
