@@ -17,8 +17,8 @@ from torch import Tensor, nn
 MOST_WEIGHTS = 2**24
 """Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
 
-
-_STANCE = Lock()  # the compiler's stance is the process's: who sets it puts back the one before
+_STANCE = Lock()
+"""Held while the compiler's stance, which is the process's, is set: who sets it puts back the one before."""
 
 
 class _LayerReached(Exception):

@@ -128,24 +128,38 @@ class ImageCutter:
 
     def find_leaves(self, image: Image.Image, settings: QLIPConfig) -> Leaves:
         """Computes the leaves of an image of any mode: those that `prepare` cuts out."""
+        return self.finder(image)(settings)[1]
+
+    def finder(self, image: Image.Image) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
+        """Builds what finds one image's normalised pixels and leaves under settings.
+
+        What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
+        """
         image = to_rgb(image)
-        return self._partition_original(
-            image, self.normalise(image, settings), partial(estimate_noise, image), settings
-        )
+        pixels_of = cache(partial(self._resize, image))
+        noise_of = cache(partial(estimate_noise, image))
+
+        def find(settings: QLIPConfig) -> tuple[Tensor, Leaves]:
+            pixels, noise = pixels_of(self._fitted_size(settings, *image.size)), None
+            if settings.noise_floor and settings.criterion == "structure":
+                scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
+                # Enlarged noise is smooth, but averages out over as many original pixels as before.
+                noise = scale * noise_of() / torch.tensor(self.std)
+            return pixels, partition_as(settings, pixels, self.patch_size, self.native_grid, noise)
+
+        return find
 
     def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
         """Resizes an image of any mode and cuts out its leaves: all that a tower needs under these settings."""
         return self.preparer(image)(settings)
 
     def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        """Builds `prepare` of one image, which computes once what several settings share: its pixels and its noise."""
+        """Builds `prepare` of one image; see `finder`."""
         image = to_rgb(image)
-        pixels_of = cache(partial(self._resize, image))
-        noise_of = cache(partial(estimate_noise, image))
+        find = self.finder(image)
 
         def prepare(settings: QLIPConfig) -> CutImage:
-            pixels = pixels_of(self._fitted_size(settings, *image.size))
-            leaves = self._partition_original(image, pixels, noise_of, settings)
+            pixels, leaves = find(settings)
             if settings.geometry == "native" and leaves.aligned:
                 patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
             else:
@@ -153,17 +167,6 @@ class ImageCutter:
             return CutImage(leaves, patches, self._thumbnail(pixels, settings))
 
         return prepare
-
-    def _partition_original(
-        self, image: Image.Image, pixels: Tensor, noise_of: Callable[[], Tensor], settings: QLIPConfig
-    ) -> Leaves:
-        """Partitions pixels with the noise of the image that they were resized from."""
-        noise = None
-        if settings.noise_floor and settings.criterion == "structure":
-            scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
-            # Enlarged noise is smooth, but averages out over as many original pixels as before.
-            noise = scale * noise_of() / torch.tensor(self.std)
-        return partition_as(settings, pixels, self.patch_size, self.native_grid, noise)
 
     def cut(self, pixels: Tensor, settings: QLIPConfig) -> CutImage:
         """Cuts out the leaves of a normalised image (3, H, W).

@@ -161,7 +161,8 @@ class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
     def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        return lambda settings: CutImage(self.find_leaves(image, settings), torch.empty(0))
+        find = self.finder(image)
+        return lambda settings: CutImage(find(settings)[1], torch.empty(0))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run, real
@@ -76,7 +77,7 @@ def rank(
 def mean_losses(clip: Shares, candidates: Sequence[Candidate], most_on_scenes: float) -> dict[str, float]:
     """Computes each candidate's mean loss, by its name."""
     ranking = rank(clip, candidates, most_on_scenes)
-    return {candidate.name: sum(losses.values()) / len(losses) for candidate, losses in ranking}
+    return {candidate.name: fmean(losses.values()) for candidate, losses in ranking}
 
 
 def table(
@@ -95,8 +96,8 @@ def table(
         above = sum(loss > 1 for loss in losses.values())
         own = " / ".join(f"{means[candidate.name]:.2f}" for means in by_checkpoint)
         figures = [f"{candidate.on_scenes:.2f}", f"{candidate.on_photographs:.2f}"]
-        figures += [f"{sum(candidate.shares.values()) / len(candidate.shares):.1f}"]
-        figures += [f"{sum(losses.values()) / len(losses):.2f}", *([own] if several else [])]
+        figures += [f"{fmean(candidate.shares.values()):.1f}", f"{fmean(losses.values()):.2f}"]
+        figures += [own] if several else []
         figures += [f"{losses[worst]:.1f} ({worst[0]}, {worst[1]})", f"{above} of {len(losses)}"]
         lines.append(table_row([candidate.name, *figures]))
     return "\n".join(lines)

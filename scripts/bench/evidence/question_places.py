@@ -63,18 +63,16 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
     from PIL import Image
 
     from llava.eval.run.answerer import Answerer, same_answer
-    from llava.eval.run.generate import prompt_ids
     from llava.model.vision.encoding import encode_prepared
     from llava.model.vision.prepared_image import prepare_leaves
-    from llava.model.vision.question_budget import attention_on_images
     from qlip.attention import find_layers, middle_layer
+    from scripts.bench.evidence.question_ways import attend
 
     tower, trunk = engine.model.get_vision_tower(), engine.model.get_model()
     settings = replace(tower.settings, budget="question", question_cells=cells, score_share=0.0, max_tokens=None)
     prepared = prepare_leaves(Image.fromarray(made.image), tower.image_processor.cutter, settings)
     if prepared.question is None:
         return []
-    prompts = [prompt_ids(engine, question.text) for question in asked]
     roots = [
         root_of(prepared.question, asked_object(item, made.objects).centre, made.image.shape[:2]) for item in asked
     ]
@@ -82,11 +80,11 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
     with torch.inference_mode():
         tokens = encode_prepared(engine.model, [prepared])
         for layer in range(len(find_layers(trunk))):
-            rows = attention_on_images(engine.model, prompts, [0] * len(asked), [tokens] * len(asked), layer)
-            chosen = [prepared.question.choose_roots(prepared.question.relevance(row)) for (row,) in rows]
+            weights = attend(engine, tokens, asked, layer)
+            chosen = [prepared.question.choose_roots(prepared.question.relevance(own)) for own in weights]
             found.append([bool(own[root]) for own, root in zip(chosen, roots, strict=True)])
             if layer == middle_layer(trunk):
-                answering = encode_prepared(engine.model, [prepared.refine(row) for (row,) in rows])
+                answering = encode_prepared(engine.model, [prepared.refine(own) for own in weights])
         texts = [*enumerate(item.text for item in asked), *((len(asked), item.text) for item in asked)]
         said = Answerer(engine, max_new_tokens=40).answer([*answering, *tokens], texts)
     right = [same_answer(text, item.answer) for text, item in zip(said, [*asked, *asked], strict=True)]

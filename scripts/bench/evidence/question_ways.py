@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.eval.run.generate import prompt_ids
@@ -90,9 +91,16 @@ def see(engine: ChatEngine, way: Way, image: Image.Image, asked: Sequence[Questi
     if prepared.question is None:
         return [prepared] * len(asked)
     tokens = encode_prepared(engine.model, [prepared])
+    return [prepared.refine(part) for part in attend(engine, tokens, asked, way.layer)]
+
+
+def attend(
+    engine: ChatEngine, tokens: Sequence[ImageTokens], asked: Sequence[Question], layer: int | None
+) -> list[Tensor]:
+    """Computes how much each question attends to every token of one image, float32 (M,); see `attention_on_images`."""
     prompts = [prompt_ids(engine, question.text) for question in asked]
-    weights = attention_on_images(engine.model, prompts, [0] * len(asked), [tokens] * len(asked), way.layer)
-    return [prepared.refine(part) for (part,) in weights]
+    weights = attention_on_images(engine.model, prompts, [0] * len(asked), [tokens] * len(asked), layer)
+    return [part for (part,) in weights]
 
 
 @torch.inference_mode()
