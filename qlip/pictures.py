@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,15 +123,31 @@ def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS) -> Ite
         ) from None
 
 
-@contextmanager
-def without_pillows_limit() -> Iterator[None]:
-    """Lifts Pillow's own limit on pixels, which holds for the whole process and is lower than ours."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+class PillowsLimit:
+    """Pillow's own limit on pixels, one for the whole process and lower than ours: lifted while any thread asks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifted = 0
+        self._limit: int | None = None
+
+    @contextmanager
+    def lift(self) -> Iterator[None]:
+        """Lifts the limit; the last of several threads that does so restores it."""
+        with self._lock:
+            if not self._lifted:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._lifted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lifted -= 1
+                if not self._lifted:
+                    Image.MAX_IMAGE_PIXELS = self._limit
+
+
+without_pillows_limit = PillowsLimit().lift
 
 
 def open_picture(path: str | Path, limits: ImageLimits = SHAPELESS_LIMITS) -> Image.Image:

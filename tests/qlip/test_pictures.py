@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from qlip.image_limits import ImageError, check_scans
-from qlip.pictures import find_pictures, open_picture, read_picture
+from qlip.pictures import find_pictures, open_picture, read_picture, without_pillows_limit
 from scripts.soak import hostile
 
 
@@ -91,3 +91,13 @@ def test_an_image_is_upright_rgb(tmp_path):
     image.save(tmp_path / "turned.png", exif=image.getexif())
     assert (read := read_picture(tmp_path / "turned.png")) is not None
     assert (read.mode, read.size, read.getpixel((0, 0))) == ("RGB", (2, 4), (9, 9, 9))
+
+
+def test_pillows_limit_returns_with_the_last_of_several_threads_that_lifted_it() -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    first, second = without_pillows_limit(), without_pillows_limit()
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        assert Image.MAX_IMAGE_PIXELS is None
+    second.__exit__(None, None, None)
+    assert limit == Image.MAX_IMAGE_PIXELS

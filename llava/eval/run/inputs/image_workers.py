@@ -1,7 +1,7 @@
-"""Prepares images ahead of their reader: in the reader's thread at first, in worker processes once they pay and are up.
+"""Prepares images ahead of their reader: in a thread at first, in worker processes once they pay and are up.
 
-A worker imports torch before its first image, which takes seconds. The reader never waits for that: whatever no worker
-has taken it prepares itself.
+A worker imports torch before its first image, which takes seconds. The reader never waits for that, nor for the thread:
+whatever nobody has taken it prepares itself.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class ImageQueue:
             prepare: prepares one image.
             sources: the images.
             workers: most processes.
-            ahead: most images that are taken and not read yet.
+            ahead: most images that are taken and not read yet, if above `PROBED`.
         """
-        self.prepare, self.sources, self.workers, self.ahead = prepare, sources, workers, ahead
+        self.prepare, self.sources, self.workers, self.ahead = prepare, sources, workers, max(ahead, PROBED)
         self.read = 0
         """Number of images that were read."""
         self.started = 0
@@ -69,14 +69,24 @@ class ImageQueue:
         self._changed = threading.Condition()
         self._fault: str | None = None
         self._closed = False
-        self._fastest = math.inf
+        self._up = False
+        self._thread = threading.Thread(target=self._prepare_until_workers_are_up, daemon=True)
         self._processes: list[Any] = []
         self._threads_before: int | None = None
 
-    def probe(self) -> None:
-        """Prepares the first images here, and starts workers if what is left is worth it."""
-        while self._taken < min(PROBED, self.ahead) and (index := self._take()) is not None:
+    def begin(self) -> None:
+        """Prepares the first images, then starts the workers that the others are worth, and a thread until they are up.
+
+        PyTorch and Pillow compute without Python's lock, so the thread prepares while the model answers.
+        """
+        fastest = math.inf
+        while self._taken < PROBED and (index := self._take()) is not None:
+            start = time.perf_counter()
             self._prepare_here(index)
+            fastest = min(fastest, time.perf_counter() - start)
+        if count := choose_count(fastest, len(self.sources) - self._taken, self.workers):
+            self._start(count)
+        self._thread.start()
 
     def next(self) -> Any:
         """Returns the next image; prepares images here as long as it is not ready.
@@ -113,6 +123,8 @@ class ImageQueue:
         for process in self._processes:
             process.terminate()
             process.join()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()  # at most one image: a thread that computes must not meet the interpreter's end
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
             self._threads_before = None
@@ -135,17 +147,15 @@ class ImageQueue:
             self._changed.notify_all()
 
     def _prepare_here(self, index: int) -> None:
-        start = time.perf_counter()
         try:
             ready = self.prepare(self.sources[index])
         except Exception as error:  # the images before it are read first
             ready = Failed(error)
         self._put(index, ready)
-        self._fastest = min(self._fastest, time.perf_counter() - start)
-        if not self.started and index:
-            count = choose_count(self._fastest, len(self.sources) - self._taken, self.workers)
-            if count:
-                self._start(count)
+
+    def _prepare_until_workers_are_up(self) -> None:
+        while not self._up and (index := self._take(wait=True)) is not None:
+            self._prepare_here(index)
 
     def _start(self, count: int) -> None:
         """Starts workers; PyTorch's threads in this process leave them their cores."""
@@ -165,7 +175,8 @@ class ImageQueue:
     def _feed(self, worker: Connection) -> None:
         """Gives one worker images to prepare, until none are left."""
         try:
-            worker.recv()  # it is up
+            worker.recv()
+            self._up = True
             sent: list[int] = []
             while True:
                 while len(sent) < IN_FLIGHT and (index := self._take(wait=not sent)) is not None:

@@ -1,4 +1,4 @@
-"""Prepares images ahead of the model, in worker processes: opens, resizes and cuts them.
+"""Prepares images ahead of the model, in a thread or in worker processes: opens, resizes and cuts them.
 
 The result is small: patches of leaves, not pixels. Workers load torch and Pillow, no models.
 """
@@ -99,13 +99,13 @@ PreparePicture = Callable[[Source], PreparedImage | Unreadable]
 
 
 def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: int, ahead: int) -> Iterator[Any]:
-    """Prepares images in order, ahead of the reader once workers are up; see `llava.eval.run.inputs.image_workers`.
+    """Prepares images in order, ahead of the reader; see `llava.eval.run.inputs.image_workers`.
 
     Args:
         preparer: prepares one image.
         sources: the images.
-        workers: most processes; 0 prepares each image here when it is asked for. They start when they pay, at the
-            earliest now, and end when this process ends, even if it is killed.
+        workers: most processes; 0 prepares each image here when it is asked for. Those that pay start now, and end when
+            this process ends, even if it is killed; without any, and until they are up, a thread prepares ahead.
         ahead: most images that are ready and not taken yet.
 
     Returns:
@@ -119,7 +119,7 @@ def prepare_ahead(preparer: PreparePicture, sources: Sequence[Source], workers: 
         return map(preparer, sources)
     queue = ImageQueue(Packing(preparer), sources, workers, ahead)
     reader = Ahead(queue)
-    queue.probe()
+    queue.begin()
     return map(unpack, reader)
 
 

@@ -38,26 +38,45 @@ def test_workers_start_where_what_is_left_is_worth_it(seconds: float, left: int,
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
-def test_little_work_is_done_here_one_image_at_a_time(ahead: int) -> None:
+def test_a_little_work_is_done_here_ahead_of_the_reader(ahead: int) -> None:
     seen: list[int] = []
+    waiting: list[int] = []
 
     def double(source: int) -> int:
         seen.append(source)
+        waiting.append(source + 1 - queue.read)
         return 2 * source
 
     queue = ImageQueue(double, range(9), 4, ahead)
-    queue.probe()
-    assert seen == list(range(min(PROBED, ahead)))
+    queue.begin()
     reader = Ahead(queue)
-    for number in range(9):
-        assert next(reader) == 2 * number
-        assert len(seen) <= max(number + 1, PROBED)  # as without workers, none is prepared before it is wanted
-    assert list(reader) == [] and seen == list(range(9)) and queue.started == 0
+    assert next(reader) == 0
+    assert list(reader) == [2 * number for number in range(1, 9)]
+    assert sorted(seen) == list(range(9)) and queue.started == 0
+    assert max(waiting) <= max(ahead, PROBED)
+    assert not queue._thread.is_alive()
+
+
+def test_a_thread_prepares_while_the_reader_does_something_else() -> None:
+    prepared, done = [], threading.Event()
+
+    def prepare(source: int) -> int:
+        prepared.append(threading.current_thread())
+        if len(prepared) == PROBED + 3:
+            done.set()
+        return source
+
+    queue = ImageQueue(prepare, range(9), 4, PROBED + 3)
+    queue.begin()
+    assert done.wait(DEADLINE)
+    here = threading.current_thread()
+    assert [thread is here for thread in prepared] == [True] * PROBED + [False] * 3
+    assert list(Ahead(queue)) == list(range(9))
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Prepares images as (image, process); the starting process waits at its third image until a worker has one."""
+    """Prepares images as (image, process); after two, the starting process waits until a worker has one."""
 
     folder: Path
     home: int
@@ -78,11 +97,11 @@ def test_workers_take_over_once_they_are_up(tmp_path: Path, monkeypatch: pytest.
     threads = torch.get_num_threads()
     queue = ImageQueue(Meeting(tmp_path, os.getpid()), range(40), 1, 10)
     reader = Ahead(queue)
-    queue.probe()
+    queue.begin()
     found = list(reader)
     assert [source for source, _ in found] == list(range(40))
     here = [process == os.getpid() for _, process in found]
-    assert all(here[: PROBED + 1]) and not all(here)
+    assert all(here[:PROBED]) and not all(here)
     assert queue.started == 1 and not any(process.is_alive() for process in queue._processes)
     assert torch.get_num_threads() == threads
 
