@@ -140,13 +140,15 @@ class Demo(PictureHandlers):
         drawn = [asyncio.to_thread(views.compare_head, mode, images[mode], self.backend.pixels) for mode in images]
         heads = await asyncio.gather(*drawn)
         left, right = bodies()
-        yield gr.update(visible=True), views.compare_question(text), heads[0], left, heads[1], right
+        # In each step: a browser that gets several at once applies what they change within an output to the first.
+        visible = gr.update(visible=True)
+        yield visible, views.compare_question(text), heads[0], left, heads[1], right
         for mode, image in images.items():
             progress[mode] = AnswerProgress(image.tokens)
             async with aclosing(self._answer(queries[mode], progress[mode])) as steps:
                 async for _ in steps:
                     left, right = bodies()
-                    yield gr.skip(), gr.skip(), gr.skip(), left, gr.skip(), right
+                    yield visible, gr.skip(), gr.skip(), left, gr.skip(), right
 
     async def stop(self, request: gr.Request, press: Any) -> None:
         """Ends the visitor's answers, also those that wait to begin; what has come of them stays."""

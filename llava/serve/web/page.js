@@ -51,6 +51,8 @@
   let presses = 0, edits = [];
   const count = (name) => {
     const number = presses += 1;
+    // What a comparison yielded may reach the page after the result of Clear, which ended it and hid it.
+    if (name === "clear" || name === "compare") document.body.classList.toggle("no-comparison", name === "clear");
     if (EDITS.includes(name)) {
       const edit = { name, number };
       edit.done = new Promise((resolve) => { edit.end = resolve; });

@@ -6,7 +6,9 @@ import asyncio
 import re
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
@@ -143,6 +145,17 @@ def test_comparing_answers_both_ways_outside_the_conversation(new_visitor: NewVi
         assert f"<dd>{view.tokens}</dd><dt>visual tokens</dt>" in side
         assert "to first token" in side and "in total" in side
     assert len(ask(visitor, "Why?")[0]) == 3  # one exchange, and the new question
+
+
+def test_each_step_of_a_comparison_shows_it(demo: Demo) -> None:
+    """Gradio's browser side changes an output that it has not shown yet by what a later step leaves out of it."""
+    session = Session(picture())
+
+    async def panels() -> list[Any]:
+        return [panel async for panel, *_ in demo.compare(request("visitor"), session, None, QUESTION, *controls())]
+
+    found = asyncio.run(panels())
+    assert len(found) > 2 and all(panel == gr.update(visible=True) for panel in found)
 
 
 def test_the_question_decides_if_the_visitor_wants_that(new_visitor: NewVisitor, engine: ChatEngine) -> None:
