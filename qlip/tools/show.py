@@ -148,7 +148,7 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
 
 
 def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
-    """Finds the settings that change no leaf, though they are not the default, and `ONE_CELL` and `SPENT` if they hold."""
+    """Finds settings that are not the default, and change no leaf against it; `ONE_CELL` and `SPENT` if they hold."""
     default = QLIPConfig()
     changed = [
         field.name for field in fields(settings) if getattr(settings, field.name) != getattr(default, field.name)
