@@ -3,6 +3,7 @@
 `import llava` registers its checkpoints with transformers' auto classes and imports nothing heavy.
 """
 
+import logging
 from typing import Any
 
 from llava.auto_classes import register_lazily
@@ -10,6 +11,14 @@ from llava.auto_classes import register_lazily
 __all__ = ["LlavaLlamaForCausalLM"]
 
 register_lazily()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops the advice that bitsandbytes gives on some CPUs: to install a package that nothing here needs."""
+    return not (isinstance(record.args, tuple) and any(isinstance(arg, ModuleNotFoundError) for arg in record.args))
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
 
 
 def __getattr__(name: str) -> Any:

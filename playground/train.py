@@ -74,6 +74,8 @@ def command(options: argparse.Namespace) -> None:
         from playground.recipe import train_llava
 
         train_llava(config)
+    for file in sorted(options.out.glob("llava-*/config.json")):  # once the last stage has run
+        print(f"{file.parent}: the checkpoint")
 
 
 def default_workers() -> int:

@@ -129,6 +129,7 @@ def command(args: argparse.Namespace) -> None:
 
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; the bar of steps stays
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("llava.serve").setLevel(logging.WARNING)  # advice for servers
     torch.set_num_threads(args.threads)
     steps = {"pretrain": args.pretrain_steps, "finetune": args.finetune_steps}
     schedules = {stage: replace(schedule, steps=steps[stage]) for stage, schedule in DEMO_STAGES.items()}

@@ -25,6 +25,7 @@ def extract_tower(model_path: str, out: Path) -> None:
     _, model, processor, _ = load_pretrained_model(model_path, device="cpu", qlip=False)
     model.get_vision_tower().vision_tower.save_pretrained(out)
     processor.save_pretrained(out)
+    print(f"{out}: {type(model.get_vision_tower().vision_tower).__name__}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -128,18 +128,20 @@ def run(options: argparse.Namespace) -> None:
     captions = [f"CLIP, {views[0].tokens} tokens", *(f"QLIP, {view.tokens} tokens" for view in views[1:])]
     box = (col / cols, row / rows, (col + CROP[1]) / cols, (row + CROP[0]) / rows)
     draw_strip(list(zip(captions, views, strict=True)), box).save(options.out, quality=88, optimize=True)
+    budgets = ", ".join(str(view.tokens) for view in views[1:-1]) + f" and {views[-1].tokens}"
     text = TEXT.format(
         licence=photograph.licence,
         width=picture.width,
         height=picture.height,
         native=cutter.native_size,
         clip=views[0].tokens,
-        budgets=", ".join(str(view.tokens) for view in views[1:-1]) + f" and {views[-1].tokens}",
+        budgets=budgets,
         uniform=rows * cols,
         most=views[-1].tokens,
         times=views[-1].pixels.width / views[0].pixels.width,
     )
     fill_page(options.readme, {MARK: text}, partly=True)
+    print(f"{options.out}: CLIP, and QLIP by {budgets} tokens; {options.readme} has the numbers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

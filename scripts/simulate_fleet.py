@@ -121,7 +121,8 @@ def run(args: argparse.Namespace) -> None:
         visual = sum(request.visual for request in requests) / len(requests)
         mean = Request(0.0, *(sum(column) / len(requests) for column in zip(*map(_sizes, requests), strict=True)))
         most = times.most_per_second(replace(mean, answer=round(mean.answer)), limits.slots, limits.preparers)
-        print(format_row(visual, count, most, found))
+        label = budget if isinstance(budget, str) else f"{visual:.0f}"
+        print(format_row(label, count, most, found))
 
 
 def _sizes(request: Request) -> tuple[float, ...]:
@@ -153,10 +154,10 @@ def find_fewest(requests: Sequence[Request], times: StageTimes, limits: Limits, 
     return count
 
 
-def format_row(visual: float, replicas: int, most: float, found: Outcome) -> str:
+def format_row(tokens: str, replicas: int, most: float, found: Outcome) -> str:
     """Formats one line of the table."""
     return (
-        f"{visual:8.0f}  {replicas:8d}  {most:11.2f}  {found.per_second:9.2f}  {found.refused:7d}"
+        f"{tokens:>8}  {replicas:8d}  {most:11.2f}  {found.per_second:9.2f}  {found.refused:7d}"
         f"  {found.first_p50:15.3f}  {found.first_p95:5.3f}  {found.whole_p95:9.3f}"
         f"  {found.wait_to_prepare:13.3f}  {found.wait_for_model:5.3f}"
         f"  {found.preparing_busy:14.0%}  {found.model_busy:5.0%}"

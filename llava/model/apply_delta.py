@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Runs the command with parsed flags."""
     apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
+    print(f"{args.target_model_path}: {args.base_model_path} and {args.delta_path}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Runs the command with parsed flags."""
     consolidate_ckpt(args.src, args.dst)
+    print(f"{args.dst}: {args.src} in float16")
 
 
 if __name__ == "__main__":

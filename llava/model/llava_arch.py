@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
 from llava.model.config import MultimodalConfig
+from llava.model.guidance import add_negative_prompt
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -280,7 +281,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             position_ids=batch.placed.positions,
             key_bias=bias_keys(batch, self.config),
             next_positions=batch.placed.end,
-            **kwargs,
+            **add_negative_prompt(kwargs, self.generation_config, prompt, attention_mask),
         )
 
     @classmethod

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Runs the command with parsed flags."""
     make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
+    print(f"{args.delta_path}: {args.target_model_path} without {args.base_model_path}")
 
 
 if __name__ == "__main__":

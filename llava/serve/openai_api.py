@@ -28,7 +28,7 @@ DEFAULT_PORT = 8000
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
-    parser = OneLineParser(prog="llava.serve.openai_api", description="Serve the model in the OpenAI protocol.")
+    parser = OneLineParser(prog="openai_api", description="Serve the model in the OpenAI protocol.")
     add_model_flags(parser)
     add_server_flags(parser, DEFAULT_PORT)
     parser.add_argument(
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves a model until it gets a signal to stop; gives the exit code."""
     args = parse_args(argv)
-    return run_command("llava.serve.openai_api", lambda: run(args))
+    return run_command("openai_api", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:

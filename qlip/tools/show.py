@@ -27,6 +27,8 @@ LARGEST_DRAWING = 4096
 """Longer side of a single image's drawing, in pixels, if cells of 4 pixels allow; a larger PNG takes seconds."""
 ONE_CELL = "one_cell"
 """Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
+SPENT = "spent"
+"""The same where the coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
 
 
 def show_leaves(args: argparse.Namespace) -> None:
@@ -80,7 +82,7 @@ def show_several(
 
     A file that is no image is an error if the user names it; in a folder it is skipped with a warning.
     """
-    tiles, totals, idle = [], [], {ONE_CELL, *(field.name for field in fields(QLIPConfig))}
+    tiles, totals, idle = [], [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
     if not args.json:
         print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
@@ -146,7 +148,7 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
 
 
 def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
-    """Finds the settings other than their default whose default gives the same leaves, and `ONE_CELL` if it holds."""
+    """Finds settings that are not the default, and change no leaf against it; `ONE_CELL` and `SPENT` if they hold."""
     default = QLIPConfig()
     changed = [
         field.name for field in fields(settings) if getattr(settings, field.name) != getattr(default, field.name)
@@ -154,11 +156,21 @@ def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, setting
     idle = set()
     if allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
         idle.add(ONE_CELL)
+    if is_spent(picture, leaves, cutter, settings):
+        idle.add(SPENT)
     for name in changed:
         other = cutter.find_leaves(picture, replace(settings, **{name: getattr(default, name)}))
         if other.grid == leaves.grid and other.boxes.tolist() == leaves.boxes.tolist():
             idle.add(name)
     return idle
+
+
+def is_spent(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> bool:
+    """Whether the budget is the coarsest leaves', all of one size, and a few tokens more would split some."""
+    budget, enough = settings.max_tokens, len(leaves) + 3  # the first leaf that is split becomes four
+    if budget is None or budget >= enough or leaves.sizes.min() != leaves.sizes.max() or leaves.sizes.max() == 1:
+        return False
+    return len(cutter.find_leaves(picture, replace(settings, max_tokens=enough))) > len(leaves)
 
 
 def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: bool) -> str:
@@ -169,6 +181,8 @@ def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: boo
             f"no leaf may be larger than one cell, as the {reason} the native size {native_size}; give the tower's own "
             "--native-size, a larger --image-size, or --coarsest any"
         )
+    if name == SPENT:
+        return f"--max-tokens {settings.max_tokens} is spent on the coarsest leaves, and none is split; give some more"
     value, default = (getattr(source, name) for source in (settings, QLIPConfig))
     flag = f"--{name.replace('_', '-')}"
     if value is False:

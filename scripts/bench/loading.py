@@ -77,7 +77,7 @@ def measure(folder: str, dtype: str) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     model = load_pretrained_model(folder, device="cpu", torch_dtype=dtype)[1]
-    touched = sum(float(parameter.sum()) for parameter in model.parameters())  # mapped weights count once read
+    touched = sum(float(parameter.detach().sum()) for parameter in model.parameters())  # mapped weights count once read
     done.set()
     watcher.join()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20

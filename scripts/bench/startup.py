@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the command line."""
-    parser = OneLineParser(prog="python -m scripts.bench.startup", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="startup", description="Measures what it costs to start each command.")
     parser.add_argument("--repeats", type=integer(), default=5, help="runs of each command; medians are shown")
     parser.add_argument("--out", type=Path, help="write the medians here, as JSON")
     return parser

@@ -59,6 +59,8 @@ SCENES: dict[str, SceneSpec] = {
     **{f"448 px, {size} px": NAMED_PRESETS[f"validation/size {size}"] for size in ("12-24", "24-48", "48-96")},
 }
 """Pictures of 224 px with objects of 6-96 px, and larger ones by the size of their objects."""
+COUNTED = ("448 px, 24-48 px", "448 px, 48-96 px")
+"""Scenes of `COUNTING`: square, of objects that the base shows; the whole grid of a long one exceeds the context."""
 SERIES = 7600
 SHIPPED = CHECKPOINT.parent / "llava-tiles-demo"
 KINDS = ("count", "existence")
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=integer(), default=100, help="of each kind (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=SERIES, help="series of scenes (%(default)s)")
     parser.add_argument("--counting", action="store_true", help="ask in the ways that show what counting rests on")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help=", ".join(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help="; ".join(WAYS))
     parser.add_argument("--device", type=device_flag, help="default: the best device of this machine")
     return parse_and_run(parser, command, argv)
 
@@ -81,8 +83,9 @@ def command(options: argparse.Namespace) -> None:
     from llava.utils import default_device
     from playground.examination import Examinee, examination
 
-    print(f"| seen by | {' | '.join(SCENES)} |\n{'|---' * (1 + len(SCENES))}|")
-    exams = [examination(spec, options.seed, options.scenes) for spec in SCENES.values()]
+    scenes = COUNTED if options.counting else tuple(SCENES)
+    print(f"| seen by | {' | '.join(scenes)} |\n{'|---' * (1 + len(scenes))}|")
+    exams = [examination(SCENES[name], options.seed, options.scenes) for name in scenes]
     ways = COUNTING if options.counting else {name: WAYS[name] for name in options.ways}
     for name, way in ways.items():
         examinee = Examinee.load(options.model_path, way, options.device or default_device())

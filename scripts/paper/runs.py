@@ -26,7 +26,8 @@ class Run:
     """A tower of the table."""
 
     name: str
-    """Names the files of its answers."""
+    """Names the files of its answers: unlike the names that a benchmark's script makes of its flags (`--qlip`), since
+    a run continues only with the checkpoint and the settings it began with."""
 
     settings: str
     """Text for the table."""
@@ -51,7 +52,8 @@ def make_runs(variants: Sequence[str], alphas: Sequence[float], sizes: Sequence[
         raise ValueError(f"variant is {unknown[0]!r}; allowed are {', '.join(VARIANTS)}")
     defaults = QLIPConfig()
     text = f"{defaults.criterion}, alpha {defaults.alpha:g}, at most {defaults.max_tokens} tokens"
-    runs = {"clip": [Run("CLIP", "clip", "", None)], "qlip": [Run("QLIP", "qlip", f"defaults: {text}", defaults)]}
+    runs = {"clip": [Run("CLIP", "clip", "", None)]}
+    runs["qlip"] = [Run("QLIP", "qlip-defaults", f"defaults: {text}", defaults)]
     runs["paper"] = [_paper_run(alpha, size, prior) for alpha, size in product(alphas, sizes)]
     return [run for variant in VARIANTS if variant in variants for run in runs[variant]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -89,3 +90,11 @@ def test_a_configuration_imported_alone_builds_its_model():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == ["LlavaLlamaForCausalLM"], done.stderr
+
+
+def test_advice_to_install_what_nothing_needs_is_dropped(caplog):
+    """Of bitsandbytes, which peft and transformers import in every training; its other warnings pass."""
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load: %s", ModuleNotFoundError("No module named 'kernels'"))
+    log.warning("Failed to load: %s", RuntimeError("no such symbol"))
+    assert [record.getMessage() for record in caplog.records] == ["Failed to load: no such symbol"]

@@ -7,6 +7,7 @@ hold paths, addresses or keys.
 from __future__ import annotations
 
 import logging
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,22 @@ def explain(error: BaseException) -> Failure:
     elif failure.status >= 500 and not isinstance(error, EngineClosed):
         logger.error("%s", failure.message, exc_info=error)
     return failure
+
+
+def explain_routing(status: int, method: str, detail: str) -> Failure:
+    """Words what a router refuses: no such path (404), a path that takes other methods (405), or by its `detail`."""
+    if status == 404:
+        return Failure(404, "not_found", "there is nothing under this path")
+    if status == 405:
+        return Failure(405, "method_not_allowed", f"this path does not take {shortened(method)}")
+    return Failure(status, "invalid_request", detail)
+
+
+def shortened(value: object) -> str:
+    """Formats a value for an error, in about sixty characters at most."""
+    words = reprlib.Repr()
+    words.maxstring = words.maxother = words.maxlong = 60
+    return words.repr(value)
 
 
 def _failure(error: BaseException) -> Failure:

@@ -10,10 +10,10 @@ from llava.serve.decoding.pool import UnopenedImage
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn, build_conversation
-from llava.serve.http.failures import Failure
+from llava.serve.http.failures import Failure, shortened
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
-from llava.serve.openai.errors import Refusal, refusing, shortened
+from llava.serve.openai.errors import Refusal, refusing
 from llava.serve.openai.fields import QLIPFields
 from llava.serve.openai.requests import ChatRequest, ImagePart
 from llava.serve.openai.stream import Reply

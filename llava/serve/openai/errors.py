@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.http.failures import Failure, explain
+from llava.serve.http.failures import Failure, explain, explain_routing, shortened
 from llava.serve.http.metrics import Metrics
 from llava.serve.http.replies import error_response
 from llava.serve.openai.requests import field_path
@@ -74,12 +73,10 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def unroutable(request: Request, error: HTTPException) -> Response:
         if ran_out_of_memory(error.__cause__):  # FastAPI raises it as a malformed body
             return report(explain(error.__cause__))
-        known = {
-            404: ("not_found", replacement_route(request.url.path) or "there is nothing under this path"),
-            405: ("method_not_allowed", f"this path does not take {shortened(request.method)}"),
-        }
-        kind, message = known.get(error.status_code, ("invalid_request", error.detail))
-        return report(Failure(error.status_code, kind, message), headers=error.headers)
+        failure = explain_routing(error.status_code, request.method, error.detail)
+        if failure.status == 404 and (words := replacement_route(request.url.path)):
+            failure = replace(failure, message=words)
+        return report(failure, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
@@ -117,10 +114,3 @@ def explain_invalid(error: RequestValidationError) -> tuple[Failure, str | None]
 def clipped(text: str, most: int = 500) -> str:
     """Truncates a text to `most` characters: a reply need not repeat all of a request."""
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def shortened(value: object) -> str:
-    """Formats a value for an error, in about sixty characters at most."""
-    words = reprlib.Repr()
-    words.maxstring = words.maxother = words.maxlong = 60
-    return words.repr(value)

@@ -22,7 +22,7 @@ from llava.serve.http.addresses import host_of, is_loopback
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
 from llava.serve.http.disconnects import reply_unless_gone
-from llava.serve.http.failures import Failure, RequestError, explain
+from llava.serve.http.failures import RequestError, explain, explain_routing
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.replies import error_response
@@ -102,7 +102,9 @@ async def _report(request: Request, error: Exception) -> Response:
 
 
 async def _report_http(request: Request, error: HTTPException) -> Response:
-    return error_response(Failure(error.status_code, "invalid_request", str(error.detail)))
+    response = error_response(explain_routing(error.status_code, request.method, error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 class Routes:

@@ -19,10 +19,11 @@ from llava.serve.engine.errors import GenerationError
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
 from llava.serve.http.disconnects import reply_unless_gone
-from llava.serve.http.failures import explain
+from llava.serve.http.failures import explain, explain_routing
 from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
+from llava.serve.http.replies import error_response
 from llava.serve.openai.app import add_openai_routes
 from llava.serve.openai.chat import APISettings, qlip_of
 from llava.serve.openai.replies import CompletionUsage
@@ -30,6 +31,7 @@ from llava.serve.workers import protocol
 
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
 ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
+OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class ModelWorker:
@@ -166,6 +168,15 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     async def worker_get_status() -> protocol.WorkerStatus:
         return worker.status()
 
+    async def refuse_method(request: Request) -> Response:
+        failure = explain_routing(405, request.method, "")
+        metrics.failed(failure)
+        reply = error_response(failure)
+        reply.headers["Allow"] = "POST"
+        return reply
+
+    for path in (ANSWERS, STATUS):  # OpenAI's application takes every path that no route here takes in full
+        app.add_route(path, refuse_method, methods=OTHER_METHODS)
     settings = APISettings(tuple(worker.model_names), limits, tuple(keys))
     metrics = add_openai_routes(app, worker.engine, settings, checked=True)
     return app

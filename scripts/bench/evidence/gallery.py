@@ -128,6 +128,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
                 f"| QLIP | {item.tokens[1]} | {item.qlip} |",
             ]
     document.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{document} and its pictures")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

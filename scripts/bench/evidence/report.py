@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
     position_figure(answers, options.figures / "positions.svg")
     size_figure(answers, V_STAR, "V* (%)", options.figures / "sizes.svg")
     size_figure(answers, ("count",), "counting (%)", options.figures / "counting.svg")
+    print(f"{options.figures}: tokens.svg, positions.svg, sizes.svg, counting.svg")
 
 
 def fill_claims(options: argparse.Namespace) -> None:
@@ -100,6 +101,7 @@ def fill_claims(options: argparse.Namespace) -> None:
         return
     for page in (options.document, options.readme):
         fill_page(page, parts, partly=True)
+    print(f"filled {options.document} and {options.readme}")
 
 
 if __name__ == "__main__":

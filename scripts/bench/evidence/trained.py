@@ -56,6 +56,7 @@ def command(options: argparse.Namespace) -> None:
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
     fill_page(options.page, {"trained": compare(answers)})
+    print(f"filled {options.page}")
 
 
 def compare(answers: Answers) -> str:

@@ -76,6 +76,21 @@ def test_a_padded_batch_has_the_logits_of_transformers(ours, theirs, side):
     torch.testing.assert_close(got[long_mask.bool()], expected[long_mask.bool()], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@torch.no_grad()
+def test_guidance_answers_as_transformers(ours, theirs, beams):
+    """Away from each prompt's last token where no negative prompt is given; ours is padded on the other side."""
+    rows = [PROMPTS["one image"], PROMPTS["two images"]]
+    options = {"do_sample": False, "max_new_tokens": 8, "num_beams": beams, "guidance_scale": 3.0}
+    long, long_mask = pad([expanded(row) for row in rows], "left")
+    answer = theirs.generate(input_ids=long, attention_mask=long_mask, pixel_values=pictures(3), **options)
+    padded, mask = pad(rows, "right")
+    got = ours.generate(padded, attention_mask=mask, images=pictures(3), **options)
+    assert torch.equal(got, answer[:, long.shape[1] :])
+    unguided = ours.generate(padded, attention_mask=mask, images=pictures(3), **options | {"guidance_scale": None})
+    assert not torch.equal(got, unguided)
+
+
 @torch.no_grad()
 def test_loss_counts_text_only_and_equals_transformers(ours, theirs):
     prompt = PROMPTS["two images"]

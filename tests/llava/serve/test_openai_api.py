@@ -69,7 +69,7 @@ def test_a_program_open_to_all_says_so(monkeypatch: pytest.MonkeyPatch, caplog: 
 def test_wrong_flags_end_the_program_in_one_line(flags: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
     assert openai_api.main([*flags, "--port=0"]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("llava.serve.openai_api: error: ")
+    assert last.startswith("openai_api: error: ")
     assert words in last
 
 

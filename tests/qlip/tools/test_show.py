@@ -97,9 +97,14 @@ def test_json_has_a_line_for_each_image_and_nothing_else(folder, capsys):
             ["--image-size 448 has no effect on this image: the default, none, gives the same leaves"],
         ),
         ("--no-noise-floor", ["--no-noise-floor has no effect on this image"]),
+        (
+            "--max-tokens 66",  # CLIP's 8 x 8 cells; one of them split would be 67
+            ["--max-tokens 66 is spent on the coarsest leaves, and none is split; give some more"],
+        ),
+        ("--max-tokens 67", []),
     ],
 )
-def test_a_setting_that_changes_no_leaf_is_named(folder, capsys, flags, notes):
+def test_a_setting_that_changes_no_leaf_and_a_spent_budget_are_named(folder, capsys, flags, notes):
     lines = show(capsys, DEMO / "1-small-shapes.png", "--native-size", 112, "--out", "o.png", *flags.split())
     assert [line for line in lines if line.startswith("note")] == [f"note     {note}" for note in notes]
 

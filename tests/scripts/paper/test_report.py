@@ -113,10 +113,10 @@ def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.
     assert re.search(r"\| POPE F1 \| 7B \| CLIP \|  \| 74\.4 \| 100\.0 \| \+25\.6 \|", printed)
     assert re.search(r"\| POPE F1 \| 13B .* \| 83\.6 \| not measured: no weights \(.*absent\) \|  \|", printed)
     towers = {}
-    for name in ("clip", "qlip"):
+    for name in ("clip", "qlip-defaults"):
         rows = (tmp_path / "pope" / "answers" / f"llava-demo_{name}.jsonl").read_text().splitlines()
         towers[name] = {json.loads(row)["metadata"]["tower"] for row in rows}
-    assert towers == {"clip": {"clip"}, "qlip": {"qlip"}}
+    assert towers == {"clip": {"clip"}, "qlip-defaults": {"qlip"}}
 
 
 def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_columns_of_vstar_come_from_one_run_by_either_protocol(python: Path,
         ("V* rel", 60.5, 100.0),
     ]
     assert [path.name for path in (tmp_path / "vstar" / "answers").iterdir() if path.is_dir()] == [
-        "llava-demo_qlip_likelihood"
+        "llava-demo_qlip-defaults_likelihood"
     ]
 
 

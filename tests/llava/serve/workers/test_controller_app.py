@@ -206,10 +206,26 @@ def test_clients_need_a_key_where_there_are_keys_and_the_workers_secret_is_none(
         assert setup.post(route, ASKED, headers=bearer(key)).status_code != 401
 
 
-def test_health_needs_no_key() -> None:
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(Setup(keys=["k"]).app)
+def get(path: str, **options: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(Setup(**options).app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.get("/health")
+            return await client.get(path)
 
-    assert asyncio.run(get()).json() == {"status": "ok"}
+    return asyncio.run(ask())
+
+
+def test_health_needs_no_key() -> None:
+    assert get("/health", keys=["k"]).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("route", ["list_models", "register_worker", "worker_generate_stream"])
+def test_other_methods_are_405_and_name_the_one_allowed(route: str) -> None:
+    reply = get(f"/{route}")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_what_is_not_there_is_404() -> None:
+    reply = get("/nowhere")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")

@@ -97,11 +97,17 @@ def test_what_is_no_request_is_refused(url: str, content: bytes) -> None:
     assert told(reply)["error_code"] == 1
 
 
-@pytest.mark.parametrize(("method", "route"), [("GET", "/worker_generate_stream"), ("POST", "/nowhere")])
-def test_what_is_not_there_is_4xx(url: str, method: str, route: str) -> None:
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+@pytest.mark.parametrize("route", ["/worker_generate_stream", "/worker_get_status"])
+def test_other_methods_are_405_and_name_the_one_allowed(url: str, method: str, route: str) -> None:
     reply = httpx.request(method, url + route)
-    assert reply.status_code in (404, 405)
-    assert reply.json()["error"]["message"]
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert method == "HEAD" or reply.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_what_is_not_there_is_404(url: str) -> None:
+    reply = httpx.post(url + "/nowhere")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
 def test_more_than_may_wait_is_429_and_when_to_come_back(engine: ChatEngine, url: str) -> None:
