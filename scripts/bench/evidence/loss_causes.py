@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.evidence.checkpoints import trained_path
+from scripts.bench.evidence.claims import MEASURES
 from scripts.bench.evidence.scene_sets import SET_NAMES, SPLITS
+from scripts.markdown_table import table_head, table_row
+
+if TYPE_CHECKING:
+    from scripts.bench.evidence.tables import Cell
 
 SETS = ("48-96 px", "96-192 px", "mixed/size 48-96", "mixed/size 96-192")
 SCENES = 400
@@ -26,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="loss_causes", description="Exchange a quadtree's features with CLIP's.")
     parser.add_argument(
-        "--model-path", default=trained_path(), help="checkpoint (default: the one that was trained as LLaVA is)"
+        "--model-path",
+        nargs="+",
+        default=[trained_path()],
+        metavar="CHECKPOINT",
+        help="one or several, reported together (default: the one that was trained as LLaVA is)",
     )
     parser.add_argument("--sets", nargs="+", choices=SET_NAMES, default=list(SETS), metavar="SET")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="series of scenes (%(default)s)")
@@ -42,23 +52,41 @@ def command(options: argparse.Namespace) -> None:
 
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
-    from scripts.bench.evidence.claims import MEASURES
     from scripts.bench.evidence.exchange import examine
     from scripts.bench.evidence.report import fill_page
     from scripts.bench.evidence.sets import draw_set
-    from scripts.bench.evidence.tables import interval
-    from scripts.markdown_table import table_head, table_row
 
     torch.set_num_threads(options.threads)
-    engine = ChatEngine(*load_pretrained_model(options.model_path, device="cpu", qlip=True))
-    lines = [table_head(["scenes", "the language model gets", "tokens", *MEASURES])]
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model_path]
+    lines = [head(several=len(engines) > 1)]
     for name in options.sets:
-        for number, (way, cell) in enumerate(examine(engine, draw_set(name, options.split, options.scenes)).items()):
-            shares = [interval(cell.accuracy(kinds)) for kinds in MEASURES.values()]
-            lines.append(table_row(["" if number else name, way, f"{cell.tokens:.1f}", *shares]))
+        questions = draw_set(name, options.split, options.scenes)
+        lines += rows(name, [examine(engine, questions) for engine in engines])
         print("\n".join(lines), flush=True)
     if options.page.exists():
         fill_page(options.page, {MARK: "\n".join(lines)})
+
+
+def head(several: bool) -> str:
+    """Formats the head of the table, with V* by checkpoint if there are several."""
+    first, *others = MEASURES
+    own = [f"{first} by checkpoint"] if several else []
+    return table_head(["scenes", "the language model gets", "tokens", first, *own, *others])
+
+
+def rows(name: str, checkpoints: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """Formats the rows of one set: what each checkpoint answered to the same questions, by way."""
+    from scripts.bench.evidence.tables import Cell, interval
+
+    lines = []
+    for way in checkpoints[0]:
+        cells = [cells[way] for cells in checkpoints]
+        cell = Cell([row for one in cells for row in one.rows])
+        shares = [interval(cell.accuracy(kinds)) for kinds in MEASURES.values()]
+        if len(cells) > 1:
+            shares.insert(1, " / ".join(f"{one.share(MEASURES['V*']):.1f}" for one in cells))
+        lines.append(table_row(["" if lines else name, way, f"{cell.tokens:.1f}", *shares]))
+    return lines
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ def make_parser(prog: str, description: str) -> OneLineParser:
     """Builds a parser with the flags of commands that ask questions about scenes over photographs."""
     parser = OneLineParser(prog=prog, description=description)
     parser.add_argument(
-        "--model", default=trained_path(), help="checkpoint (default: the one that was trained as LLaVA is)"
+        "--model",
+        nargs="+",
+        default=[trained_path()],
+        metavar="CHECKPOINT",
+        help="one or several, reported together (default: the one that was trained as LLaVA is)",
     )
     parser.add_argument("--scenes", type=integer(), default=100, help="scenes, six questions each (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=9101, help="series of scenes (%(default)s)")
@@ -60,16 +64,20 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
-    engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
-    tower = engine.model.get_vision_tower()
-    ways = make_ways(tower.settings, tower.num_patches, options.layers)
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model]
+    towers = [engine.model.get_vision_tower() for engine in engines]
     for low, high in options.sizes:
-        tallies = measure(engine, ways, draw_scenes((low, high), options.seed, options.scenes, options.photos))
-        text = table(tallies, tower.num_patches)
+        scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))
+        tallies = [
+            measure(engine, make_ways(tower.settings, tower.num_patches, options.layers), scenes)
+            for engine, tower in zip(engines, towers, strict=True)
+        ]
+        text = table(tallies, towers[0].num_patches)
         print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{text}\n", flush=True)
         if options.page.exists():
             fill_page(options.page, {f"question: {low}-{high} px": text}, partly=True)
-    engine.close()
+    for engine in engines:
+        engine.close()
 
 
 if __name__ == "__main__":

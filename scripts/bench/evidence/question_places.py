@@ -123,19 +123,22 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
-    engine = ChatEngine(*load_pretrained_model(options.model, device="cpu", qlip=True))
-    trunk = engine.model.get_model()
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model]
+    trunk = engines[0].model.get_model()
     layers = [f"found by layer {layer}" for layer in range(len(find_layers(trunk)))]
     right = ["right if found", "these by CLIP's view", "right if not", "these by CLIP's view", "right"]
     lines = [table_head(["objects", "cells", *layers, *right])]
     for low, high in options.sizes:
+        scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))
         for cells in CELLS:
             answers = []
-            for made, asked in draw_scenes((low, high), options.seed, options.scenes, options.photos):
-                answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
+            for engine in engines:
+                for made, asked in scenes:
+                    answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
             if answers:
                 lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
-    engine.close()
+    for engine in engines:
+        engine.close()
     print("\n".join(lines))
     if options.page.exists():
         fill_page(options.page, {"question: places": "\n".join(lines)}, partly=True)

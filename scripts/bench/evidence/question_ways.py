@@ -5,7 +5,7 @@ A question's tree is its own, so tokens are counted by question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,9 @@ from playground.presets import PRESETS
 from playground.questions import KINDS, V_STAR, Question, scene_questions
 from playground.scenes import Scene, scene
 from qlip import QLIPConfig
+from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.question_cost import prefill_flops
+from scripts.bench.evidence.tables import interval
 from scripts.markdown_table import table_head, table_row
 
 COLUMNS = ("existence", "count", "listing")
@@ -83,6 +85,17 @@ class Tally:
         return 100 * float(np.mean([np.mean(self.right[kind]) for kind in kinds]))
 
 
+def accuracy(tallies: Sequence[Tally], kinds: Sequence[str]) -> Estimate:
+    """Computes the accuracy of several checkpoints on the same scenes in percent; a scene's answers are one group."""
+    marks = [
+        (100.0 * right, scene)
+        for tally in tallies
+        for kind in kinds
+        for scene, right in enumerate(tally.right[kind])  # each scene has one question of a kind
+    ]
+    return mean_interval([mark for mark, _ in marks], [scene for _, scene in marks])
+
+
 @torch.inference_mode()
 def see(engine: ChatEngine, way: Way, image: Image.Image, asked: Sequence[Question]) -> list[PreparedImage]:
     """Prepares an image for each question under one way."""
@@ -105,7 +118,7 @@ def attend(
 
 @torch.inference_mode()
 def measure(
-    engine: ChatEngine, ways: Sequence[Way], scenes: Iterator[tuple[Scene, list[Question]]]
+    engine: ChatEngine, ways: Sequence[Way], scenes: Iterable[tuple[Scene, list[Question]]]
 ) -> dict[str, Tally]:
     """Asks every question in every way; the ways of a scene are answered together."""
     answerer, tallies = Answerer(engine, max_new_tokens=40), {way.name: Tally() for way in ways}
@@ -124,14 +137,23 @@ def measure(
     return tallies
 
 
-def table(tallies: dict[str, Tally], native: int) -> str:
-    """Formats the accuracies in percent, the tokens, and the computation before the answer as LLaVA-1.5-7B has it."""
-    rows = [table_head(["way", "tokens", "x CLIP's", "7B prefill, x CLIP's", "V*", *COLUMNS])]
-    for name, tally in tallies.items():
-        first, second = np.mean(tally.first) / native, np.mean(tally.second) / native
+def table(checkpoints: Sequence[Mapping[str, Tally]], native: int) -> str:
+    """Formats the accuracies in percent, the tokens, and the computation before the answer as LLaVA-1.5-7B has it.
+
+    Args:
+        checkpoints: what each checkpoint answered to the same questions, by way; V* by checkpoint has its own column if
+            there are several.
+        native: tokens of an unsplit square image.
+    """
+    several = ["V* by checkpoint"] if len(checkpoints) > 1 else []
+    rows = [table_head(["way", "tokens", "x CLIP's", "7B prefill, x CLIP's", "V*", *several, *COLUMNS])]
+    for name in checkpoints[0]:
+        tallies = [checkpoint[name] for checkpoint in checkpoints]
+        tokens = np.mean([tally.second for tally in tallies])
+        first, second = np.mean([tally.first for tally in tallies]) / native, tokens / native
         cost = prefill_flops(float(second), float(first)) / prefill_flops(1.0)
-        figures = [np.mean(tally.second), second, cost, tally.percent(V_STAR)]
-        figures += [tally.percent([kind]) for kind in COLUMNS]
-        digits = (1, 2, 2, 1, 1, 1, 1)
-        rows.append(table_row([name, *(f"{value:.{n}f}" for value, n in zip(figures, digits, strict=True))]))
+        shares = [interval(accuracy(tallies, kinds)) for kinds in (V_STAR, *((kind,) for kind in COLUMNS))]
+        if several:
+            shares.insert(1, " / ".join(f"{tally.percent(V_STAR):.1f}" for tally in tallies))
+        rows.append(table_row([name, f"{tokens:.1f}", f"{second:.2f}", f"{cost:.2f}", *shares]))
     return "\n".join(rows)

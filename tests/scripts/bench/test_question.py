@@ -13,11 +13,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaMo
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
-from playground.questions import KINDS
+from playground.questions import KINDS, V_STAR
 from scripts.bench.cost_models import CLIP_LARGE, VICUNA_7B
 from scripts.bench.evidence.question import pixels
 from scripts.bench.evidence.question_cost import LAYERS, NATIVE, TEXT, WIDTH, prefill_flops
-from scripts.bench.evidence.question_ways import draw_scenes, make_ways, measure, table
+from scripts.bench.evidence.question_ways import Tally, draw_scenes, make_ways, measure, table
 
 
 def counted(model: torch.nn.Module, **inputs: torch.Tensor) -> int:
@@ -53,8 +53,24 @@ def test_every_way_answers_the_same_questions_and_only_a_question_takes_two_pass
     assert [set(tally.first) for tally in tallies.values()] == [{0}, {0}, {64}, {64}]
     assert set(tallies[ways[0].name].second) == {64} and max(tallies[ways[1].name].second) <= 76
     assert min(tallies[ways[2].name].second) > 64
-    assert len(table(tallies, 64).splitlines()) == 6
+    assert len(table([tallies], 64).splitlines()) == 6
     engine.close()
+
+
+def tally(right: list[bool], tokens: int) -> Tally:
+    made = Tally()
+    made.right = {kind: right if kind in V_STAR else [True, True] for kind in KINDS}
+    made.first, made.second = [64] * 2 * len(KINDS), [tokens] * 2 * len(KINDS)
+    return made
+
+
+def test_checkpoints_are_reported_together_and_the_answers_about_a_scene_are_one_group():
+    lines = table([{"way": tally([True, False], 64)}, {"way": tally([False, False], 128)}], 64).splitlines()
+    cost = prefill_flops(1.5, 1.0) / prefill_flops(1.0)
+    # V*: half of the answers about one scene are right and none about the other, so its interval is 0 to 50.
+    row = f"| way | 96.0 | 1.50 | {cost:.2f} | **25.0** [0.0, 50.0] | 50.0 / 0.0 |" + 3 * " **100.0** [100.0, 100.0] |"
+    assert lines[0].startswith("| way | tokens | x CLIP's | 7B prefill, x CLIP's | V* | V* by checkpoint | existence |")
+    assert lines[2:] == [row]
 
 
 def test_scenes_lie_over_photographs_and_are_the_same_every_time():

@@ -13,6 +13,7 @@ from qlip import Leaves
 from qlip.language_positions import ImageSpan
 from scripts.bench.evidence import loss_causes
 from scripts.bench.evidence.exchange import exchange_features
+from scripts.bench.evidence.tables import Cell
 
 # 2 x 2 native cells of 2 x 2 cells each; the upper right one is split.
 TREE = Leaves(torch.tensor([[0, 0, 2], [0, 2, 1], [0, 3, 1], [1, 2, 1], [1, 3, 1], [2, 0, 2], [2, 2, 2]]), (4, 4))
@@ -49,3 +50,16 @@ def test_every_way_is_asked_and_fills_the_page(tmp_path: Path, capsys: pytest.Ca
     rows = [row.split("|")[3:] for row in page.read_text().splitlines()[3:-1]]
     assert len(rows) == 6 and all(row == rows[0] for row in rows)
     assert page.read_text().splitlines()[1:-1] == capsys.readouterr().out.splitlines()
+
+
+def answered(colour: str) -> dict[str, Cell]:
+    right = {"colour": colour, "shape": "11", "relation": "11", "count": colour, "existence": "11"}
+    return {"a way": Cell([{"right": right, "pictures": dict.fromkeys(right, [0, 1]), "tokens": [64, 66]}])}
+
+
+def test_checkpoints_are_reported_together_with_their_own_shares():
+    (line,) = loss_causes.rows("base", [answered("00"), answered("10")])
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["base", "a way", "65.0"] and cells[3].startswith("**75.0** [")
+    assert cells[4] == "66.7 / 83.3" and cells[5] == "**25.0** [0.0, 50.0]"
+    assert len(loss_causes.head(several=True).splitlines()[0].split("|")) == len(line.split("|"))
