@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import NoReturn
 
 from safetensors import SafetensorError
+
+BAR_DELAY = "2"
+"""Seconds after which libraries' progress bars appear, as ours do: tqdm reads the variable as it is imported."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """What a wrong flag, file or machine raises; anything else is a fault of the program and keeps its traceback."""
@@ -39,6 +43,7 @@ def run_command(
     Returns:
         The exit code: that of `work`, 2 for one of `USER_ERRORS`, 130 after Ctrl-C.
     """
+    os.environ.setdefault("TQDM_DELAY", BAR_DELAY)
     try:
         return work() or 0
     except KeyboardInterrupt:

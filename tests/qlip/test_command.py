@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -96,3 +99,23 @@ def test_a_process_group_and_its_threads_end_with_the_command(tmp_path: Path, fa
     assert run_command("qa", work) == (2 if fails else 0)
     assert not distributed.is_initialized()
     assert psutil.Process().num_threads() <= threads
+
+
+SHORT_WORK = """
+from qlip.command import run_command
+
+def work():
+    from transformers.utils import logging
+    list(logging.tqdm(range(3), desc="Loading weights"))
+
+raise SystemExit(run_command("fit", work))
+"""
+
+
+@pytest.mark.parametrize(("wanted", "shown"), [(None, False), ("0", True)])
+def test_a_library_s_bar_appears_only_where_its_work_takes_long(wanted: str | None, shown: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DELAY"}
+    environment |= {} if wanted is None else {"TQDM_DELAY": wanted}
+    done = subprocess.run([sys.executable, "-c", SHORT_WORK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("Loading weights" in done.stderr) == shown
