@@ -19,24 +19,33 @@ def add_negative_prompt(
 
     Args:
         options: arguments of `generate`.
-        config: the model's generation config, for what `options` leave out.
+        config: the model's generation config, for what `options` and a generation config among them leave out.
         prompt: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes.
         attention_mask: (B, L), nonzero on real tokens; None if all are.
 
     Returns:
         The options with `negative_prompt_ids`, int64 (B * rows of an answer, 1), the last text token of each prompt; as
         they are without guidance, and where they hold a negative prompt.
+
+    Raises:
+        ValueError: with guidance, a prompt has no text.
     """
-    config = options.get("generation_config") or config
-    scale, beams, answers = (
-        options.get(name, getattr(config, name, None))
-        for name in ("guidance_scale", "num_beams", "num_return_sequences")
-    )
+    given = options.get("generation_config")
+
+    def find(name: str) -> Any:
+        if name in options:
+            return options[name]
+        value = getattr(given, name, None)
+        return getattr(config, name, None) if value is None else value
+
+    scale, beams, answers = map(find, ("guidance_scale", "num_beams", "num_return_sequences"))
     if scale in (None, 1) or options.get("negative_prompt_ids") is not None:
         return options
     text = prompt != IMAGE_TOKEN_INDEX
     if attention_mask is not None:
         text = text & (attention_mask != 0).to(text.device)
+    if not text.any(1).all():
+        raise ValueError("guidance_scale needs text in each prompt, or negative_prompt_ids; one is of images alone")
     last = text.shape[1] - 1 - text.flip(1).int().argmax(1, keepdim=True)
     tokens = prompt.gather(1, last).repeat_interleave(max(beams or 1, answers or 1), 0)
     return options | {"negative_prompt_ids": tokens}

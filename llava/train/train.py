@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from llava.command import run_command
 from llava.train.flags import format_help, modernise
 
@@ -85,6 +83,8 @@ def run_training(argv: Sequence[str] | None, attn_implementation: str | None) ->
     def work() -> None:
         modernise(arguments)  # wrong flags are reported before anything heavy is loaded
         set_up_logging(is_first=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+        from tqdm.contrib.logging import logging_redirect_tqdm  # not above: tqdm reads its settings as it is imported
+
         with logging_redirect_tqdm():  # lines do not run into the progress bar
             train(attn_implementation, arguments)
 

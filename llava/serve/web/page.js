@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const KEY = "llava-appearance";
-  let running = 0, stopping = false, answered = false;
+  let running = 0, ended = 0, stopping = false, answered = false;
 
   // Colours: the visitor's choice, kept for the next visit; without one the system's, also when that changes.
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -44,29 +44,35 @@
 
   // Presses are numbered, since the server may start their events in any order; see `Runs`. Those that edit the
   // conversation, as Clear does, come first: what is pressed after one of them is sent once the page shows its result.
+  // Clear and Undo stop what runs, and are sent once the page has shown the last of it, which else could replace theirs.
   const STARTS = ["ask", "suggest", "regenerate", "compare"], EDITS = ["clear", "undo", "open", "add", "remove"];
-  const PATIENCE = 30_000; // milliseconds
+  const STOPS = ["clear", "undo"];
+  const PATIENCE = 30_000, PATIENCE_FOR_RUNS = 10_000; // milliseconds
   const unsent = new Map(); // by name, the numbers of presses whose events are still to be sent
   const removed = []; // pictures whose removal is still to be sent
   let presses = 0, edits = [];
   const count = (name) => {
     const number = presses += 1;
-    // What a comparison yielded may reach the page after the result of Clear, which ended it and hid it.
-    if (name === "clear" || name === "compare") document.body.classList.toggle("no-comparison", name === "clear");
     if (EDITS.includes(name)) {
-      const edit = { name, number };
+      const edit = { name, number, runs: STOPS.includes(name) ? ended + running : 0 };
       edit.done = new Promise((resolve) => { edit.end = resolve; });
       edits.push(edit);
     }
     return number;
   };
   const takeNumber = (name) => unsent.get(name)?.shift() ?? count(name);
+  const wait = (promise, most) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, most))]);
   const waitForEdits = async (number) => {
     const before = edits.filter((edit) => edit.number < number);
     if (before.length === 0) return;
-    const ended = Promise.all(before.map((edit) => edit.done));
-    await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+    await wait(Promise.all(before.map((edit) => edit.done)), PATIENCE);
     edits = edits.filter((edit) => !before.includes(edit));
+  };
+  let runsAwaited = []; // the numbers of ended runs that are waited for
+  const waitForRuns = async (number) => {
+    const runs = edits.find((edit) => edit.number === number)?.runs ?? 0;
+    if (ended >= runs) return;
+    await wait(new Promise((resolve) => runsAwaited.push({ runs, resolve })), PATIENCE_FOR_RUNS);
   };
 
   // On a phone what is answered scrolls into view; on larger windows it is there already.
@@ -108,6 +114,7 @@
     async send(name, inputs) {
       const number = takeNumber(name);
       await waitForEdits(number);
+      await waitForRuns(number);
       return [inputs[0], number, ...inputs.slice(2)];
     },
     // The button's number and that of all pictures, as the second input.
@@ -116,8 +123,15 @@
       await waitForEdits(takeNumber("remove"));
       return [inputs[0], picture, ...inputs.slice(2)];
     },
-    numberStop() { return takeNumber("stop"); },
-    end() { running = Math.max(0, running - 1); return tools(); },
+    // The number of a press that stops what runs; that of an edit is still to be sent with its own event.
+    numberStop(name) { return name === "stop" ? takeNumber(name) : unsent.get(name)?.at(-1); },
+    end() {
+      running = Math.max(0, running - 1);
+      ended += 1;
+      for (const waiting of runsAwaited) if (waiting.runs <= ended) waiting.resolve();
+      runsAwaited = runsAwaited.filter((waiting) => waiting.runs > ended);
+      return tools();
+    },
     endEdit(name) {
       const edit = edits.find((each) => each.name === name);
       edits = edits.filter((each) => each !== edit);

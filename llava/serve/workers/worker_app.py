@@ -31,7 +31,7 @@ from llava.serve.workers import protocol
 
 SILENCE = 4.0  # seconds after which the last frame is repeated: LLaVA's web server gives up after 10
 ANSWERS, STATUS = "/worker_generate_stream", "/worker_get_status"
-OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
+OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 class ModelWorker:

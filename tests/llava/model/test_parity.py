@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
@@ -89,6 +90,31 @@ def test_guidance_answers_as_transformers(ours, theirs, beams):
     assert torch.equal(got, answer[:, long.shape[1] :])
     unguided = ours.generate(padded, attention_mask=mask, images=pictures(3), **options | {"guidance_scale": None})
     assert not torch.equal(got, unguided)
+
+
+@pytest.mark.parametrize(
+    ("own", "passed"),
+    [
+        ({"guidance_scale": 3.0}, {"do_sample": False, "max_new_tokens": 4}),
+        ({"num_beams": 2}, {"guidance_scale": 3.0, "do_sample": False, "max_new_tokens": 4}),
+    ],
+)
+def test_guidance_follows_a_passed_configuration_and_the_model_s_own_where_that_is_silent(
+    ours, theirs, monkeypatch, own, passed
+):
+    row, configuration = PROMPTS["one image"], GenerationConfig(**passed)
+    for model in (ours, theirs):
+        for name, value in own.items():
+            monkeypatch.setattr(model.generation_config, name, value)
+    long = torch.tensor([expanded(row)])
+    answer = theirs.generate(long, pixel_values=pictures(1), generation_config=configuration)
+    got = ours.generate(torch.tensor([row]), images=pictures(1), generation_config=configuration)
+    assert torch.equal(got, answer[:, long.shape[1] :])
+
+
+def test_guidance_of_a_prompt_without_text_says_what_it_needs(ours):
+    with pytest.raises(ValueError, match="guidance_scale needs text in each prompt, or negative_prompt_ids"):
+        ours.generate(torch.tensor([[IMAGE_TOKEN_INDEX]]), images=pictures(1), guidance_scale=2.0)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Prepares images ahead of their reader: in a thread at first, in worker processes once they pay and are up.
 
-A worker imports torch before its first image, which takes seconds. The reader never waits for that, nor for the thread:
-whatever nobody has taken it prepares itself.
+A worker imports torch before its first image, which takes seconds. The reader never waits for that, and for the thread
+or a worker only if it has begun the next image: whatever nobody has taken the reader prepares itself.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ImageQueue:
         """Returns the next image; prepares images here as long as it is not ready.
 
         Raises:
-            StopIteration: there is none.
+            StopIteration: there is none, or an image before it has failed.
             RuntimeError: a worker died, or its memory ran out.
             Others: what preparing this image raised, here or in a worker.
         """
@@ -100,7 +100,7 @@ class ImageQueue:
             with self._changed:
                 if self._fault is not None:
                     raise RuntimeError(self._fault)
-                if self.read == len(self.sources):
+                if self._closed or self.read == len(self.sources):
                     raise StopIteration
                 if self.read in self._ready:
                     ready = self._ready.pop(self.read)
@@ -123,8 +123,10 @@ class ImageQueue:
         for process in self._processes:
             process.terminate()
             process.join()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()  # at most one image: a thread that computes must not meet the interpreter's end
+        # At most one image's time: a thread that computes must not meet the interpreter's end. Another thread, in which
+        # the last reference may end, must not wait for it: it may hold the lock that the thread needs to end.
+        if self._thread.is_alive() and threading.current_thread() is threading.main_thread():
+            self._thread.join()
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
             self._threads_before = None
@@ -154,8 +156,14 @@ class ImageQueue:
         self._put(index, ready)
 
     def _prepare_until_workers_are_up(self) -> None:
-        while not self._up and (index := self._take(wait=True)) is not None:
-            self._prepare_here(index)
+        try:
+            while not self._up and (index := self._take(wait=True)) is not None:
+                self._prepare_here(index)
+        except BaseException as error:  # else the reader would wait for the image
+            with self._changed:
+                self._fault = f"the thread that prepares images ended: {type(error).__name__}: {error}"
+                self._changed.notify_all()
+            raise
 
     def _start(self, count: int) -> None:
         """Starts workers; PyTorch's threads in this process leave them their cores."""

@@ -74,6 +74,20 @@ def test_a_thread_prepares_while_the_reader_does_something_else() -> None:
     assert list(Ahead(queue)) == list(range(9))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_amid_an_image_is_an_error_of_the_reader() -> None:
+    def prepare(source: int) -> int:
+        if source >= PROBED:
+            raise SystemExit("the process is to end")
+        return source
+
+    queue = ImageQueue(prepare, range(9), 4, PROBED + 1)
+    queue.begin()
+    queue._thread.join(DEADLINE)
+    with pytest.raises(RuntimeError, match="the thread that prepares images ended: SystemExit: the process is to end"):
+        list(Ahead(queue))
+
+
 @dataclass(frozen=True)
 class Meeting:
     """Prepares images as (image, process); after two, the starting process waits until a worker has one."""
@@ -196,6 +210,7 @@ def test_an_error_of_one_image_is_raised_in_its_place(
         next(reader)
     assert type(caught.value) is raised[in_worker]
     assert queue._closed
+    assert next(reader, "no more") == "no more"
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_with_its_reason() -> None:
