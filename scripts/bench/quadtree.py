@@ -24,10 +24,10 @@ INTRODUCTION = """\
 
 `python -m scripts.bench.quadtree` writes this page. Partition and patches of four photographs,
 {photographs}, resized to squares.
-*copy* is the time to copy the image once and the patches once, below which no implementation can go (at 1792 px more, since
-an image of 39 MB gets new pages from the system each time); *recursive* finds the same leaves block by block, in torch.
-Medians over the photographs of the fastest of {repeats} turns, the ways in
-turns. *busy / quiet* compares the medians of all turns, with another process that computes on each core and without.
+*copy* is the time to copy the image once and the patches once, below which no implementation can go (at 1792 px more,
+since an image of 39 MB gets new pages from the system each time); *recursive* finds the same leaves block by block, in
+torch. Medians over the photographs of the fastest of {repeats} turns, the ways in turns. *busy / quiet* compares the
+medians of all turns, with another process that computes on each core and without.
 The last table has the whole preparation of an image, which also resizes it.
 
 {machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""
