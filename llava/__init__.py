@@ -13,12 +13,12 @@ __all__ = ["LlavaLlamaForCausalLM"]
 register_lazily()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drops the advice that bitsandbytes gives on some CPUs: to install a package that nothing here needs."""
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Whether to keep what bitsandbytes logs: all but its advice to install a package that nothing here needs."""
     return not (isinstance(record.args, tuple) and any(isinstance(arg, ModuleNotFoundError) for arg in record.args))
 
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_advice)
 
 
 def __getattr__(name: str) -> Any:

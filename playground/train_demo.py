@@ -125,9 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     """Trains as the flags say."""
     import torch
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # of loading and saving; the bar of steps stays
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("llava.serve").setLevel(logging.WARNING)  # advice for servers
     torch.set_num_threads(args.threads)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
@@ -29,6 +30,9 @@ ONE_CELL = "one_cell"
 """Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
 SPENT = "spent"
 """The same where the coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
+
+Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
+"""Finds one image's pixels and leaves under settings, from `ImageCutter.finder`."""
 
 
 def show_leaves(args: argparse.Namespace) -> None:
@@ -68,11 +72,12 @@ def list_pictures(given: Sequence[Path]) -> list[Path]:
 def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, set[str]]:
     """Prints an image's tree; its drawing, and the settings without effect."""
     picture = open_picture(path)
-    leaves = cutter.find_leaves(picture, settings)
+    find = cutter.finder(picture)
+    leaves = find(settings)[1]
     print(json.dumps(describe(path, leaves, cutter)) if as_json else format_leaves(leaves, cutter))
     longest = max(leaves.grid)
     cell = max(4, LARGEST_DRAWING // longest) if max(picture.size) > LARGEST_DRAWING else None
-    return draw_leaves(picture, leaves, cell), find_idle(picture, leaves, cutter, settings)
+    return draw_leaves(picture, leaves, cell), find_idle(find, leaves, cutter, settings)
 
 
 def show_several(
@@ -86,7 +91,8 @@ def show_several(
     if not args.json:
         print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
-        leaves = cutter.find_leaves(picture, settings)
+        find = cutter.finder(picture)
+        leaves = find(settings)[1]
         counts = count_tokens(leaves, cutter)
         totals.append(counts)
         row = f"{counts[0]:8d}{counts[1]:8d}{counts[2]:9d}  {path}"
@@ -94,7 +100,7 @@ def show_several(
         drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
         drawing.thumbnail((TILE, TILE))
         tiles.append((f"{path.name}: {counts[0]} tokens", drawing))
-        idle &= find_idle(picture, leaves, cutter, settings)
+        idle &= find_idle(find, leaves, cutter, settings)
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")
     means = [sum(row) / len(tiles) for row in zip(*totals, strict=True)]
@@ -147,7 +153,7 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
     return "\n".join(lines)
 
 
-def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
+def find_idle(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
     """Finds settings that are not the default, and change no leaf against it; `ONE_CELL` and `SPENT` if they hold."""
     default = QLIPConfig()
     changed = [
@@ -156,21 +162,21 @@ def find_idle(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, setting
     idle = set()
     if allowed_leaf(settings, leaves.grid, cutter.native_grid) == 1:
         idle.add(ONE_CELL)
-    if is_spent(picture, leaves, cutter, settings):
+    if is_spent(find, leaves, settings):
         idle.add(SPENT)
     for name in changed:
-        other = cutter.find_leaves(picture, replace(settings, **{name: getattr(default, name)}))
+        other = find(replace(settings, **{name: getattr(default, name)}))[1]
         if other.grid == leaves.grid and other.boxes.tolist() == leaves.boxes.tolist():
             idle.add(name)
     return idle
 
 
-def is_spent(picture: Image.Image, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> bool:
+def is_spent(find: Find, leaves: Leaves, settings: QLIPConfig) -> bool:
     """Whether the budget is the coarsest leaves', all of one size, and a few tokens more would split some."""
     budget, enough = settings.max_tokens, len(leaves) + 3  # the first leaf that is split becomes four
     if budget is None or budget >= enough or leaves.sizes.min() != leaves.sizes.max() or leaves.sizes.max() == 1:
         return False
-    return len(cutter.find_leaves(picture, replace(settings, max_tokens=enough))) > len(leaves)
+    return len(find(replace(settings, max_tokens=enough))[1]) > len(leaves)
 
 
 def explain_idle(name: str, settings: QLIPConfig, native_size: int, several: bool) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 
 from llava.serve.http.failures import Failure
 
 
-def error_response(failure: Failure, param: str | None = None) -> JSONResponse:
+def error_response(
+    failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """Builds the reply that reports a failure.
 
     Args:
         failure: What the client reads.
         param: The field of the request that caused it.
+        headers: Further headers, such as Allow.
     """
-    return JSONResponse(failure.body(param), failure.status, failure.headers)
+    return JSONResponse(failure.body(param), failure.status, {**failure.headers, **(headers or {})})
 
 
 def raw_reply(failure: Failure) -> bytes:

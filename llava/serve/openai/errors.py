@@ -57,9 +57,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     def report(failure: Failure, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
         metrics.failed(failure)
         failure = replace(failure, message=clipped(failure.message))
-        response = error_response(failure, param and clipped(param))
-        response.headers.update(headers or {})
-        return response
+        return error_response(failure, param and clipped(param), headers)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:

@@ -61,18 +61,18 @@
     return number;
   };
   const takeNumber = (name) => unsent.get(name)?.shift() ?? count(name);
-  const wait = (promise, most) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, most))]);
+  const atMost = (promise, most) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, most))]);
   const waitForEdits = async (number) => {
     const before = edits.filter((edit) => edit.number < number);
     if (before.length === 0) return;
-    await wait(Promise.all(before.map((edit) => edit.done)), PATIENCE);
+    await atMost(Promise.all(before.map((edit) => edit.done)), PATIENCE);
     edits = edits.filter((edit) => !before.includes(edit));
   };
   let runsAwaited = []; // the numbers of ended runs that are waited for
   const waitForRuns = async (number) => {
     const runs = edits.find((edit) => edit.number === number)?.runs ?? 0;
     if (ended >= runs) return;
-    await wait(new Promise((resolve) => runsAwaited.push({ runs, resolve })), PATIENCE_FOR_RUNS);
+    await atMost(new Promise((resolve) => runsAwaited.push({ runs, resolve })), PATIENCE_FOR_RUNS);
   };
 
   // On a phone what is answered scrolls into view; on larger windows it is there already.

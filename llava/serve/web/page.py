@@ -172,7 +172,7 @@ def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
         for ended in (event.then, event.failure):  # a browser runs one of the two
             ended(None, None, tools, js="() => window.llavaPage.end()")
     stopped: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **PRIVATE}
-    for name in ("Stop", "Clear", "Undo"):
+    for name in ("Stop", "Clear", "Undo"):  # the last two are sent themselves once these have ended
         triggers = [talk.buttons[name].click, *([talk.chat.clear] if name == "Clear" else [])]
         number = f"() => window.llavaPage.numberStop('{name.lower()}')"
         gr.on(triggers, demo.stop, talk.press, None, js=number, **stopped)

@@ -102,9 +102,8 @@ async def _report(request: Request, error: Exception) -> Response:
 
 
 async def _report_http(request: Request, error: HTTPException) -> Response:
-    response = error_response(explain_routing(error.status_code, request.method, error.detail))
-    response.headers.update(error.headers or {})
-    return response
+    failure = explain_routing(error.status_code, request.method, error.detail)
+    return error_response(failure, headers=error.headers)
 
 
 class Routes:

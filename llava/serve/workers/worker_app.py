@@ -171,9 +171,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     async def refuse_method(request: Request) -> Response:
         failure = explain_routing(405, request.method, "")
         metrics.failed(failure)
-        reply = error_response(failure)
-        reply.headers["Allow"] = "POST"
-        return reply
+        return error_response(failure, headers={"Allow": "POST"})
 
     for path in (ANSWERS, STATUS):  # OpenAI's application takes every path that no route here takes in full
         app.add_route(path, refuse_method, methods=OTHER_METHODS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.evidence.report import fill_page
-from scripts.markdown_table import table_head, table_row
+from scripts.markdown_table import join_values, table_head, table_row
 
 PAGE = Path("docs/results/checkpoints.md")
 SIZES = (70, 112, 154, 210, 266)
@@ -81,7 +81,7 @@ def bias_table(checkpoints: Sequence[Measured], sizes: Sequence[int]) -> str:
     lines = [table_head(["bias", "tiling", "interpolation", *(f"{size} px" for size in sizes)])]
     for kind in kinds:
         found = [find(checkpoints, (*kind, f"{size} px")) for size in sizes]
-        cells = [f"**{fmean(values):.2f}** ({' / '.join(f'{value:.2f}' for value in values)})" for values in found]
+        cells = [f"**{fmean(values):.2f}** ({join_values(values, 2)})" for values in found]
         lines.append(table_row([*kind, *cells]))
     return "\n".join(lines)
 
@@ -107,9 +107,10 @@ def sweep_table(checkpoints: Sequence[Measured]) -> str:
         records = find(checkpoints, key)
         shares = [100 * record["accuracy"]["mean"] for record in records]
         counts = [100 * record["categories"]["count"]["mean"] for record in records]
-        own = " / ".join(f"{share:.1f}" for share in shares)
         tokens = fmean(record["tokens"] for record in records)
-        lines.append(table_row([*key, f"{tokens:.1f}", f"{fmean(shares):.1f}", own, f"{fmean(counts):.1f}"]))
+        lines.append(
+            table_row([*key, f"{tokens:.1f}", f"{fmean(shares):.1f}", join_values(shares), f"{fmean(counts):.1f}"])
+        )
     return "\n".join(lines)
 
 

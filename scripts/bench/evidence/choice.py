@@ -21,7 +21,7 @@ from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.report import fill_page
-from scripts.markdown_table import table_head, table_row
+from scripts.markdown_table import join_values, table_head, table_row
 
 if TYPE_CHECKING:
     from qlip import QLIPConfig
@@ -94,7 +94,7 @@ def table(
     for candidate, losses in rank(clip, candidates, most_on_scenes):
         worst = max(losses, key=losses.__getitem__)
         above = sum(loss > 1 for loss in losses.values())
-        own = " / ".join(f"{means[candidate.name]:.2f}" for means in by_checkpoint)
+        own = join_values((means[candidate.name] for means in by_checkpoint), 2)
         figures = [f"{candidate.on_scenes:.2f}", f"{candidate.on_photographs:.2f}"]
         figures += [f"{fmean(candidate.shares.values()):.1f}", f"{fmean(losses.values()):.2f}"]
         figures += [own] if several else []

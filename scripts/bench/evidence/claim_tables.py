@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.bench.evidence.claims import MEASURES, Claim
+from scripts.bench.evidence.claims import Claim
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
+from scripts.bench.evidence.scene_sets import MEASURES
 
 SCENES = {
     "base": "base: 112 px, objects 6-48 px",

@@ -22,19 +22,13 @@ from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, SHIPPED
-from scripts.bench.evidence.scene_sets import SPLITS
+from scripts.bench.evidence.scene_sets import MEASURES, SPLITS
 from scripts.bench.evidence.settings import Way
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.tables import Cell
 
 CLAIMS_FILE = Path(__file__).with_name("claims.json")
-MEASURES: Mapping[str, tuple[str, ...]] = {
-    "V*": ("colour", "shape", "relation"),
-    "count": ("count",),
-    "existence": ("existence",),
-}
-"""Kinds of questions of each measure."""
 CONTROLS = ("random quadtree", "native grid, 1024 tokens")
 """Rows of the rivals that README shows beside CLIP and QLIP."""
 RESAMPLES = 20_000

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.claims import MEASURES
-from scripts.bench.evidence.scene_sets import SET_NAMES, SPLITS
+from scripts.bench.evidence.scene_sets import MEASURES, SET_NAMES, SPLITS
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
@@ -76,16 +75,12 @@ def head(several: bool) -> str:
 
 def rows(name: str, checkpoints: Sequence[Mapping[str, Cell]]) -> list[str]:
     """Formats the rows of one set: what each checkpoint answered to the same questions, by way."""
-    from scripts.bench.evidence.tables import Cell, interval
+    from scripts.bench.evidence.tables import Cell, describe
 
     lines = []
     for way in checkpoints[0]:
-        cells = [cells[way] for cells in checkpoints]
-        cell = Cell([row for one in cells for row in one.rows])
-        shares = [interval(cell.accuracy(kinds)) for kinds in MEASURES.values()]
-        if len(cells) > 1:
-            shares.insert(1, " / ".join(f"{one.share(MEASURES['V*']):.1f}" for one in cells))
-        lines.append(table_row(["" if lines else name, way, f"{cell.tokens:.1f}", *shares]))
+        cell = Cell([{**row, "model": number} for number, cells in enumerate(checkpoints) for row in cells[way].rows])
+        lines.append(table_row(["" if lines else name, way, f"{cell.tokens:.1f}", *describe(cell)]))
     return lines
 
 

@@ -27,7 +27,7 @@ from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.question_cost import prefill_flops
 from scripts.bench.evidence.tables import interval
-from scripts.markdown_table import table_head, table_row
+from scripts.markdown_table import join_values, table_head, table_row
 
 COLUMNS = ("existence", "count", "listing")
 
@@ -154,6 +154,6 @@ def table(checkpoints: Sequence[Mapping[str, Tally]], native: int) -> str:
         cost = prefill_flops(float(second), float(first)) / prefill_flops(1.0)
         shares = [interval(accuracy(tallies, kinds)) for kinds in (V_STAR, *((kind,) for kind in COLUMNS))]
         if several:
-            shares.insert(1, " / ".join(f"{tally.percent(V_STAR):.1f}" for tally in tallies))
+            shares.insert(1, join_values(tally.percent(V_STAR) for tally in tallies))
         rows.append(table_row([name, f"{tokens:.1f}", f"{second:.2f}", f"{cost:.2f}", *shares]))
     return "\n".join(rows)

@@ -20,7 +20,6 @@ from scripts.bench.evidence.answer_log import AnswerLog, read_cells
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.claims import (
     CLAIMS_FILE,
-    MEASURES,
     Claim,
     Verdict,
     claimed_ways,
@@ -29,7 +28,7 @@ from scripts.bench.evidence.claims import (
     read_claims,
 )
 from scripts.bench.evidence.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.scene_sets import new_series
+from scripts.bench.evidence.scene_sets import MEASURES, new_series
 
 SHIPPED_MODEL = "shipped"
 QUICK_SCENES = 120

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from playground.presets import PRESETS, SceneSpec, evaluation_presets
@@ -18,6 +19,12 @@ SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
 """One question of each about every scene; listing, a long answer that repeats the others, is left out. Scenes with
 signs have one of "sign" more."""
+MEASURES: Mapping[str, tuple[str, ...]] = {
+    "V*": ("colour", "shape", "relation"),
+    "count": ("count",),
+    "existence": ("existence",),
+}
+"""Kinds of questions of each measure."""
 SIZES = {f"{low}-{high} px": (low, high) for low, high in ((6, 12), (12, 24), (24, 48), (48, 96), (96, 192))}
 """Sets by the least and greatest size of their objects in pixels, in pictures of 448 px."""
 

@@ -13,8 +13,9 @@ from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answer_log import read_cells
 from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import GROUND_SETS, KINDS
+from scripts.bench.evidence.scene_sets import GROUND_SETS, KINDS, MEASURES
 from scripts.bench.evidence.settings import Way
+from scripts.markdown_table import join_values
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,17 @@ def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
         if cell is None:
             lines.append(f"| {way.name} | not measured |{' |' * (len(columns) - 1)}")
             continue
-        shares = [interval(cell.accuracy(kinds)) for kinds in (V_STAR, ("count",), ("existence",))]
-        if several:
-            shares.insert(1, " / ".join(f"{value:.1f}" for value in cell.by_checkpoint(V_STAR)))
+        shares = describe(cell)
         lines.append(f"| {way.name} | {cell.tokens:.1f} | {format_flops(cell.flops)} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def describe(cell: Cell) -> list[str]:
+    """Formats each of `MEASURES`; behind the first, V*, that of each checkpoint if there are several."""
+    texts = [interval(cell.accuracy(kinds)) for kinds in MEASURES.values()]
+    if len(cell.rows) > 1:
+        texts.insert(1, join_values(cell.by_checkpoint(MEASURES["V*"])))
+    return texts
 
 
 def kind_table(answers: Answers, ways: Sequence[Way], name: str) -> str:

@@ -15,12 +15,11 @@ from pathlib import Path
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.claims import MEASURES
 from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, NATIVE
 from scripts.bench.evidence.report import fill_page
 from scripts.bench.evidence.scene_sets import MIXED, SPLITS
 from scripts.bench.evidence.settings import Way
-from scripts.bench.evidence.tables import Answers, Cell, interval
+from scripts.bench.evidence.tables import Answers, Cell, describe
 
 PAGE = Path("docs/results/trained.md")
 WAYS: Mapping[str, Way] = {
@@ -82,14 +81,6 @@ def compare(answers: Answers) -> str:
             scenes = name.removeprefix(MIXED) if way is CLIP else ""
             lines.append(f"| {scenes} | {label} | {recipes[0].tokens:.1f} | {' | '.join(shares)} |")
     return "\n".join(lines)
-
-
-def describe(recipe: Cell) -> list[str]:
-    """Formats each measure of a recipe; behind the first, V*, its seeds' if there are several."""
-    texts = [interval(recipe.accuracy(kinds)) for kinds in MEASURES.values()]
-    if len(recipe.rows) > 1:
-        texts.insert(1, " / ".join(f"{value:.1f}" for value in recipe.by_checkpoint(MEASURES["V*"])))
-    return texts
 
 
 if __name__ == "__main__":
