@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.eval.run.inputs.questions import LETTER_ONLY
 from llava.eval.score.benchmark import Benchmark
-from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
+from llava.eval.score.choice import chosen_letter, labelled_main, right_letter
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 
@@ -53,7 +53,7 @@ def score(questions: Sequence[Row], said: Sequence[str]) -> Score:
     if unknown := set(sources) - set(known):
         raise ValueError(f"source is {min(unknown)!r}; CV-Bench has {', '.join(known)}")
     found = [chosen_letter(question, text) for question, text in zip(questions, said, strict=True)]
-    right = [letter == label_letter(question["answer"]) for question, letter in zip(questions, found, strict=True)]
+    right = [letter == right_letter(question, "answer") for question, letter in zip(questions, found, strict=True)]
     by_source = accuracy_by(right, sources)
     groups = {
         name: _mean([by_source[source]["accuracy"] for source in members])

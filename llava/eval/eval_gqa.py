@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.rows import Row, read_json
+from llava.eval.score.rows import Row, check_row, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -63,9 +63,10 @@ def score_files(args: argparse.Namespace) -> Score:
     """Scores the answers that the flags name."""
     questions = read_json(args.question_file, dict)
     for name, row in questions.items():
-        if not ("answer" in row and {"structural", "semantic"} <= set(row.get("types", ()))):
+        row = check_row(f"{args.question_file}: question {name!r}", row, ("answer", "types"))
+        if not isinstance(types := row["types"], dict) or not {"structural", "semantic"} <= types.keys():
             raise ValueError(
-                f"{args.question_file}: question {name!r} has no answer, or no structural and semantic type"
+                f"{args.question_file}: types of question {name!r} is {types!r}; it must have structural and semantic"
             )
     return score(questions, Results.of(args).texts([(name,) for name in questions]))
 

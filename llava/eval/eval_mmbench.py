@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, index_rows, read_sheet, read_table
+from llava.eval.score.rows import Key, Row, check_object, index_rows, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -157,11 +157,20 @@ def read_answer_table(rows: Sequence[Row], said: str, questions: Mapping[int, Ro
 
 
 def index_by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
-    """Sorts answers by index and round, and checks that each has the options as shown."""
+    """Sorts answers by index and round, and checks that each has the options as shown.
+
+    Raises:
+        ValueError: an index or a round is no number, or there are no options or not a letter for each.
+    """
     answers: dict[Order, Row] = {}
     for (index, turn), row in rows.items():
-        if missing := [name for name in ("options", "option_char") if name not in row]:
-            raise ValueError(f"{path}: the answer to question {index} has no {', '.join(missing)}")
+        place = f"{path}: the answer to question {index}"
+        if not index.isdigit() or not turn.isdigit():
+            raise ValueError(f"{place}: question_id is {index!r}, round_id {turn!r}; they must be whole numbers")
+        check_object(place, row, ("options", "option_char"))
+        shown, letters = row["options"], row["option_char"]
+        if not isinstance(shown, list) or not isinstance(letters, list | str) or len(letters) < len(shown):
+            raise ValueError(f"{place}: options are {shown!r}, option_char {letters!r}; every option needs a letter")
         answers[int(index), int(turn)] = row
     return answers
 

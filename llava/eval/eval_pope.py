@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import read_pope_answer
-from llava.eval.score.rows import Key, Row, read_labelled, read_rows
+from llava.eval.score.rows import Key, Row, check_row, read_labelled, read_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -93,8 +93,7 @@ def read_labels(folder: Path) -> dict[str, list[Row]]:
     for path in sorted(folder.glob("coco_pope_*.json")):
         own = labels.setdefault(path.stem.removeprefix("coco_pope_"), [])
         for number, row in read_rows(path):
-            if missing := [name for name in ("image", "text", "label") if name not in row]:
-                raise ValueError(f"{path}:{number}: the row has no {', '.join(missing)}")
+            row = check_row(f"{path}:{number}", row, ("image", "text", "label"))
             if row["label"] not in ("yes", "no"):
                 raise ValueError(f"{path}:{number}: label is {row['label']!r}; it must be 'yes' or 'no'")
             own.append(row)

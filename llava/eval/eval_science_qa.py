@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, index_rows, read_json
+from llava.eval.score.rows import Key, Row, check_object, index_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser, write_json
 
 SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
@@ -74,21 +74,23 @@ def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
 
 
 def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) -> dict[str, Row]:
-    """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have the `fields`.
+    """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have `fields` and choices.
 
     Raises:
-        ValueError: there is no such split, or a problem is missing or incomplete.
+        ValueError: there is no such split, or a problem is missing, incomplete or without a list of choices.
     """
     splits = read_json(base_dir / "pid_splits.json", dict)
     problems = read_json(base_dir / "problems.json", dict)
     if split not in splits:
         raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
-    for name in splits[split]:
-        if missing := [field for field in fields if field not in problems.get(name, {})]:
-            raise ValueError(f"{base_dir / 'problems.json'}: problem {name!r} has no {', '.join(missing)}")
-    if not splits[split]:
+    if not (own := splits[split]):
         raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is empty")
-    return {name: problems[name] for name in splits[split]}
+    for name in own:
+        place = f"{base_dir / 'problems.json'}: problem {name!r}"
+        check_object(place, problem := problems.get(name, {}), fields)
+        if not isinstance(choices := problem["choices"], list):
+            raise ValueError(f"{place}: choices is {choices!r}; it must be a list")
+    return {name: problems[name] for name in own}
 
 
 def read_asked(path: Path) -> dict[Key, Row]:

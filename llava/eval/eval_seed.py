@@ -10,7 +10,7 @@ from typing import Any
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Row, index_rows, read_json
+from llava.eval.score.rows import Row, index_rows, place_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 SOURCE = "https://huggingface.co/datasets/AILab-CVPR/SEED-Bench"
@@ -67,12 +67,13 @@ def read_questions(path: Path, only: str | None = None) -> tuple[dict[tuple[str,
     content: dict[str, Any] = read_json(path, dict)
     if missing := [name for name in ("questions", "question_type") if name not in content]:
         raise ValueError(f"{path} has no {', '.join(missing)}; it must be SEED-Bench.json")
-    places = [(f"{path}: questions[{index}]", row) for index, row in enumerate(content["questions"])]
-    questions = index_rows(path, places, FIELDS, ("question_id",))
+    if not isinstance(named := content["question_type"], dict):
+        raise ValueError(f"{path}: question_type is a {type(named).__name__}; it must map the types' names to numbers")
+    questions = index_rows(path, place_rows(path, "questions", content["questions"]), FIELDS, ("question_id",))
     kept = {key: row for key, row in questions.items() if only in (None, row["data_type"])}
     if not kept:
         raise ValueError(f"{path} holds no questions about {only}s")
-    types = {number: name for name, number in content["question_type"].items()}
+    types = {number: name for name, number in named.items()}
     if unknown := {row["question_type_id"] for row in kept.values()} - set(types):
         raise ValueError(f"{path}: question_type does not name the type {min(unknown)}")
     return kept, types

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
-from llava.eval.score.rows import Key, Row, format_key, index_rows, read_json
+from llava.eval.score.rows import Key, Row, format_key, index_rows, place_rows, read_json
 from llava.eval.score.score import Results, Score, accuracy, run_scorer, score_parser
 from llava.eval.score.vqa import soft_accuracy
 
@@ -101,10 +101,14 @@ def check_surplus(annotations: Mapping[Key, Row], answers: Mapping[Key, Row]) ->
 def score_files(args: argparse.Namespace) -> Score:
     """Reads the files that the flags name and scores them; of a folder of answers files, each gets a row."""
     content = read_json(args.annotation_file, dict)
-    if not isinstance(content.get("data"), list):
+    if "data" not in content:
         raise ValueError(f"{args.annotation_file} has no list `data`")
-    places = [(f"{args.annotation_file}: data[{index}]", row) for index, row in enumerate(content["data"])]
+    places = place_rows(args.annotation_file, "data", content["data"])
     annotations = index_rows(args.annotation_file, number_duplicates(places), ("answers",), ("image_id", "question"))
+    for key, row in annotations.items():
+        if not isinstance(row["answers"], list) or not all(isinstance(answer, str) for answer in row["answers"]):
+            words = f"{args.annotation_file}: answers of {format_key(key)} is {row['answers']!r}"
+            raise ValueError(f"{words}; it must list the annotators' texts")
     if args.result_dir is None:
         return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args)))
     files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]

@@ -27,6 +27,19 @@ def label_letter(label: str) -> str:
     return label.strip().strip("().").upper()
 
 
+def right_letter(question: Row, field: str) -> str:
+    """Reads the letter of a question's right option.
+
+    Raises:
+        ValueError: the field holds something else.
+    """
+    letter = label_letter(question[field])
+    if letter not in letters(26):
+        name, value = question.get("question_id"), question[field]
+        raise ValueError(f"question {name!r}: {field} is {value!r}; it must be an option's letter, such as 'B'")
+    return letter
+
+
 def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Scorer, argv: Sequence[str] | None) -> int:
     """Runs a scorer's command line: reads the two files, checks that every question has `fields`, and scores."""
 

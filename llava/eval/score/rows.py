@@ -23,6 +23,9 @@ Row = dict[str, Any]
 Key = tuple[str, ...]
 """Identifies a question: one or more fields of its row, as text."""
 
+TEXTS = frozenset({"answer", "category", "data_type", "image", "label", "prompt", "question", "source", "task", "text"})
+"""Fields that hold text, in every file of questions, answers and annotations."""
+
 LONGEST_CELL = 2**30
 """Characters of a table's cell; MMBench's hold images as base64 text."""
 END = "\x1e"
@@ -55,8 +58,7 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: no JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: a {type(row).__name__}; it must be an object")
+        check_object(f"{path}:{number}", row)
         rows.append((number, row))
     return rows
 
@@ -133,7 +135,7 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
     """Reads a file of JSON lines by `key`; every row must have the key's fields and `fields`.
 
     Raises:
-        ValueError: a field is missing, two rows have the same key, or there are no rows.
+        ValueError: a field is missing or no text, two rows have the same key, or there are no rows.
     """
     return index_rows(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
 
@@ -149,8 +151,7 @@ def index_rows(
     """Maps keys to rows, which come with their places for error messages; raises as `read_labelled` does."""
     found: dict[Key, Row] = {}
     for place, row in rows:
-        if missing := [name for name in dict.fromkeys((*key, *fields)) if name not in row]:
-            raise ValueError(f"{place}: the row has no {', '.join(missing)}")
+        row = check_row(place, row, (*key, *fields))
         name = tuple(str(row[field]) for field in key)
         if name in found:
             raise ValueError(f"{place}: {format_key(name)} appears twice")
@@ -158,6 +159,43 @@ def index_rows(
     if not found:
         raise ValueError(f"{path} holds no rows")
     return found
+
+
+def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
+    """Checks that a row has `fields`, and turns numbers in those of `TEXTS` into text.
+
+    Raises:
+        ValueError: it is no object, lacks a field, or a field of `TEXTS` holds neither text nor a number.
+    """
+    fields = list(fields)
+    check_object(place, row, fields)
+    texts = {name: row[name] for name in fields if name in TEXTS and not isinstance(row[name], str)}
+    for name, value in texts.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{place}: {name} is {value!r}; it must be text")
+    return {**row, **{name: str(value) for name, value in texts.items()}}
+
+
+def check_object(place: str, row: Any, fields: Iterable[str] = ()) -> None:
+    """Raises ValueError unless a row is an object that has `fields`."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: a {type(row).__name__}; it must be an object")
+    if missing := [name for name in dict.fromkeys(fields) if name not in row]:
+        raise ValueError(f"{place}: the row has no {', '.join(missing)}")
+
+
+def place_rows(path: Path, name: str, rows: Any) -> list[tuple[str, Row]]:
+    """Gives each row of the list `name` in a JSON file its place.
+
+    Raises:
+        ValueError: there is no such list, or a row is no object.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: {name} is a {type(rows).__name__}; it must be a list")
+    places = [(f"{path}: {name}[{index}]", row) for index, row in enumerate(rows)]
+    for place, row in places:
+        check_object(place, row)
+    return places
 
 
 def find_texts(
@@ -174,7 +212,7 @@ def find_texts(
     Raises:
         ValueError: an answer is missing, with how many are.
     """
-    return [str(row["text"]) for row in find_answers(wanted, answers, path, what)]
+    return [row["text"] for row in find_answers(wanted, answers, path, what)]
 
 
 def find_answers(

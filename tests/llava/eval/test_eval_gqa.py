@@ -44,4 +44,4 @@ def test_gqas_questions_need_their_types(tmp_path: Path, capsys: pytest.CaptureF
     file = write_json(tmp_path / "q.json", {"1": {"answer": "yes"}})
     answers = write_answers(tmp_path / "a.jsonl", {"1": "yes"})
     assert eval_gqa.main(["--question-file", str(file), "--result-file", str(answers)]) == 2
-    assert "question '1' has no answer, or no structural and semantic type" in capsys.readouterr().err
+    assert "question '1': the row has no types" in capsys.readouterr().err

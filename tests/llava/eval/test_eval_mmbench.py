@@ -198,7 +198,10 @@ def test_circular_eval_is_the_share_of_indices_that_are_right_in_all_their_rows(
         (ROUNDS[:-1], "question 3 was asked in 1 orders; CircularEval needs all 2"),
         ([*ROUNDS, ROUNDS[0]], "'1' / '0' appears twice"),
         ([row(1, "B") | {"question_id": 9}], "there is an answer to question 9, which the table does not have"),
-        ([{"question_id": 1, "round_id": 0, "text": "A"}], "the answer to question 1 has no options, option_char"),
+        (
+            [{"question_id": 1, "round_id": 0, "text": "A"}],
+            "the answer to question 1: the row has no options, option_char",
+        ),
     ],
 )
 def test_missing_second_and_stray_answers_are_named(
