@@ -7,6 +7,7 @@ the answer included; the option with the lowest loss is chosen. Source: arXiv 23
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from llava.eval.run.generate import prompt_ids, show
 from llava.eval.run.inputs.checks import read_inputs
 from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.eval.run.inputs.questions import Question
-from llava.eval.score.choice import label_letter
-from llava.eval.score.parse import find_listed_options
+from llava.eval.score.choice import right_letter
+from llava.eval.score.parse import find_listed_options, letters
 from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
@@ -52,13 +53,15 @@ def read_choice(question: Row, image_folder: Path) -> Choice:
     Raises:
         ValueError: there are fewer than two options, or the label is not one of them.
     """
-    label = label_letter(question["label"])
+    label = right_letter(question, "label")
     annotation = (image_folder / question["image"]).with_suffix(".json")
     if annotation.is_file():
         content = read_json(annotation, dict)
         if not isinstance(content.get("options"), list) or "question" not in content:
             raise ValueError(f"{annotation} has no question, or no list of options")
-        others = [letter for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter != label]
+        if len(content["options"]) < 2:
+            raise ValueError(f"{annotation} lists {len(content['options'])} options; there must be at least two")
+        others = [letter for letter in letters(26) if letter != label]
         return Choice(content["question"], dict(zip([label, *others], content["options"], strict=False)))
     options = find_listed_options(question["text"])
     if len(options) < 2 or label not in options:
@@ -129,8 +132,11 @@ def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: C
     except PromptTooLong as error:
         return Answer(question, None, str(error), picture)
     by_letter = dict(zip(choice.options, losses, strict=True))
-    answered = replace(question, extra={"options": choice.options, "losses": by_letter})
-    return Answer(answered, min(by_letter, key=by_letter.__getitem__), None, picture)
+    if not all(map(math.isfinite, losses)):
+        return Answer(question, None, f"the options' losses are not finite: {by_letter}", picture)
+    # In order of the letters: of equal losses the first would win, and an annotation's first option is the right one.
+    chosen = min(sorted(by_letter), key=by_letter.__getitem__)
+    return Answer(replace(question, extra={"options": choice.options, "losses": by_letter}), chosen, None, picture)
 
 
 def run(name: str, args: argparse.Namespace) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
+from llava.eval.run import likelihood
 from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.likelihood import Choice, choose, option_losses, read_choice
@@ -90,9 +92,26 @@ def test_a_question_without_options_or_with_a_label_outside_them_is_refused(tmp_
     for wrong in ({"text": QUESTION}, {"label": "C"}):
         with pytest.raises(ValueError, match="question 0 lists the options"):
             read_choice(LISTED | wrong, tmp_path)
+    with pytest.raises(ValueError, match=r"question 0: label is 'purple'; it must be an option's letter"):
+        read_choice(LISTED | {"label": "purple"}, tmp_path)
     write_json(tmp_path / "direct_attributes" / "sa_1.json", {"question": "Which?"})
     with pytest.raises(ValueError, match=r"sa_1\.json has no question, or no list of options"):
         read_choice(LISTED, tmp_path)
+    write_json(tmp_path / "direct_attributes" / "sa_1.json", {"question": "Which?", "options": ["It is red."]})
+    with pytest.raises(ValueError, match=r"sa_1\.json lists 1 options; there must be at least two"):
+        read_choice(LISTED, tmp_path)
+
+
+@pytest.mark.parametrize(("losses", "text"), [([math.nan] * 2, None), ([0.1, math.nan], None), ([0.5, 0.5], "A")])
+def test_losses_that_decide_nothing_choose_no_option_for_being_the_right_one(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, losses: list[float], text: str | None
+) -> None:
+    """The annotation's first option is right; here its letter is B."""
+    monkeypatch.setattr(likelihood, "option_losses", lambda *_: losses)
+    preparer, asked = Preparer.of(engine.model.get_vision_tower()), Question(0, QUESTION, QUESTION, demo_picture_path())
+    answer = choose(engine, preparer, asked, Choice(QUESTION, {"B": "purple", "A": "red"}))
+    assert answer.text == text
+    assert (text is None) == ("losses are not finite" in str(answer.error))
 
 
 def test_the_command_continues_where_it_was_stopped_and_is_scored_as_generated_letters_are(
