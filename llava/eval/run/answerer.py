@@ -8,7 +8,7 @@ from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import PromptTooLong
+from llava.serve.engine.errors import GenerationError, PromptTooLong
 from llava.serve.engine.params import Sampling
 
 
@@ -45,6 +45,7 @@ class Answerer:
 
         Raises:
             PromptTooLong: a prompt and the longest answer exceed the context; raised before anything is computed.
+            GenerationError: the model failed on one of them.
         """
         prompts = [prompt_ids(self.engine, text) for _, text in questions]
         owners = [pictures[owner] for owner, _ in questions]
@@ -59,5 +60,7 @@ class Answerer:
         for batch in form_batches(lengths, limits):
             said = generate(self.engine, [prompts[i] for i in batch], [owners[i] for i in batch], self.sampling)
             for index, text in zip(batch, said, strict=True):
+                if isinstance(text, GenerationError):
+                    raise text
                 answers[index] = text
         return answers

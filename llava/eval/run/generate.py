@@ -19,6 +19,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.chat_engine import ChatEngine
+from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.generate import Row, generate_rows
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prefill import can_continue
@@ -75,8 +76,8 @@ def generate(
     pictures: Sequence[ImageTokens | None],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
-) -> list[str]:
-    """Generates the answers to a batch of prompts, in their order.
+) -> list[str | GenerationError]:
+    """Generates the answers to a batch of prompts, in their order; of one that fails alone, the error.
 
     Args:
         engine: the model.
@@ -103,7 +104,4 @@ def generate(
     else:
         images = [picture for picture in pictures if picture is not None]
         generate_rows(engine.model, rows, images, engine.padding_id)
-    for row in rows:
-        if row.error is not None:
-            raise row.error
-    return ["".join(pieces).strip() for pieces in answers]
+    return [row.error or "".join(pieces).strip() for row, pieces in zip(rows, answers, strict=True)]

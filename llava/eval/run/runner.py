@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llava.command import format_error
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
@@ -23,7 +24,7 @@ from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.errors import ran_out_of_memory
+from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.halving import halve
 from llava.serve.engine.params import Sampling
 
@@ -134,7 +135,9 @@ class Runner:
             texts = []  # outside of this block the error, which holds the tensors that did not fit, is gone
         if texts:
             return [
-                Answer(prompt.question, text, None, picture)
+                Answer(prompt.question, None, format_error(text), picture)
+                if isinstance(text, GenerationError)
+                else Answer(prompt.question, text, None, picture)
                 for prompt, text, picture in zip(batch, texts, pictures, strict=True)
             ]
         if len(batch) == 1:

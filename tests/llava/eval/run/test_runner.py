@@ -14,6 +14,7 @@ from PIL import Image
 from llava.eval.run import runner as module
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
+from llava.eval.run.generate import prompt_ids
 from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.runner import Runner, list_pictures
@@ -198,3 +199,25 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(
     assert [found[index].question.question_id for index in lost] == ["imageless"]
     assert "more than the device's memory can take" in str(found[lost[0]].error)
     assert all(answer.text == alone[index] for index, answer in found.items() if index not in lost)
+
+
+def test_what_the_model_fails_on_is_an_error_and_the_rest_of_its_batch_is_answered(
+    engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, bad = module.show, prompt_ids(engine, TEXTS[0])
+
+    def spoil(engine: ChatEngine, prompts: list[torch.Tensor], pictures: Any, seen: Any) -> Any:
+        pictures, seen = show(engine, prompts, pictures, seen)
+        spoilt = [torch.equal(ids, bad) for ids in prompts]
+        nothing = [replace(tokens, features=tokens.features * torch.nan) if tokens else None for tokens in seen]
+        return pictures, [none if bad else tokens for bad, none, tokens in zip(spoilt, nothing, seen, strict=True)]
+
+    monkeypatch.setattr(module, "show", spoil)
+    found = answers(Runner(engine, GREEDY, limits=BatchLimits(64, waste=1.0)), asked)
+    spoilt = {question.index for question in asked if question.image and question.text == TEXTS[0]}
+    assert len(spoilt) == 4
+    for index, answer in found.items():
+        if index in spoilt:
+            assert (answer.text, answer.error) == (None, "the model's logits have no finite maximum: nan")
+        else:
+            assert (answer.text, answer.error) == (alone[index], None)

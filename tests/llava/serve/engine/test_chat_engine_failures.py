@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llava.eval.run import generate
+from llava.eval.run.answerer import Answerer
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, continuous, sampling
 from llava.serve.engine.answer_stream import Answer
@@ -242,12 +243,17 @@ def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeyp
     assert batches == [1, ROWS]
 
 
-def test_a_run_without_readers_raises_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_readers_gets_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation must not take the beginning of an answer for all of it."""
     monkeypatch.setattr(Detokenizer, "push", after(3, Detokenizer.push))
     prompt = generate.prompt_ids(engine, "Hello", 0)
+    (error,) = generate.generate(engine, [prompt], [None], Sampling(0, max_new_tokens=8))
+    assert isinstance(error, GenerationError) and type(error.__cause__) is Spoilt
+    answerer = Answerer(engine, max_new_tokens=8)
+    with torch.inference_mode():
+        pictures = engine.model.encode_tokens(list(engine.prepare_images([picture()])))
     with pytest.raises(GenerationError, match=r"the model failed \(Spoilt\)"):
-        generate.generate(engine, [prompt], [None], Sampling(0, max_new_tokens=8))
+        answerer.answer(pictures, [(0, QUESTION)])
 
 
 @pytest.mark.parametrize("stream", [False, True])
