@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -108,7 +108,7 @@ class DecoderPool:
 
         Raises:
             ImageError: the file is no image, broken, or above a limit, including those on time and memory.
-            RequestError: all processes were busy for too long, or the decoding was cancelled.
+            RequestError: all processes were busy for too long, none can be started, or the decoding was cancelled.
         """
         limits.check_bytes(len(data))
         cancellation = cancellation or Cancellation()
@@ -119,7 +119,8 @@ class DecoderPool:
         healthy = True
         try:
             if process is None or process.poll() is not None:
-                process = start_process()
+                process = None  # one that has ended is not released again
+                process = self._start()
             cancellation.watch(process)
             healthy = False  # until the exchange is complete
             image = self._exchange(process, data, limits, cancellation, fit)
@@ -175,8 +176,21 @@ class DecoderPool:
             end_process(process)
             process = None
         if process is None and not self._closed:
-            process = start_process()  # now, so that the next image does not wait for it
+            with suppress(RequestError):  # else with the next image
+                process = self._start()  # now, so that the next image does not wait for it
         self._idle.put(process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Starts a process.
+
+        Raises:
+            RequestError: the system has no files, processes or memory left for one.
+        """
+        try:
+            return start_process()
+        except OSError as error:
+            logger.error("no process that opens images can be started: %s", error)
+            raise RequestError(503, "busy", "the server cannot open images now; try again in some seconds", 5) from None
 
 
 @dataclass

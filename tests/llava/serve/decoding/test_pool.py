@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -213,6 +214,23 @@ def test_waiting_for_a_busy_pool_ends_with_503() -> None:
     with pytest.raises(RequestError, match="too many images are being opened") as caught:
         pool.decode(GOOD)
     assert caught.value.status == 503
+
+
+def test_a_pool_whose_processes_cannot_be_started_answers_503_until_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_process() -> subprocess.Popen[bytes]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    fresh = DecoderPool(2, wait_seconds=0.01)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "start_process", start_process)
+            for _ in range(3):  # more often than there are processes
+                with pytest.raises(RequestError, match="the server cannot open images now") as caught:
+                    fresh.decode(GOOD)
+                assert caught.value.status == 503
+        assert fresh.decode(GOOD).size == (64, 64)
+    finally:
+        fresh.close()
 
 
 @linux
