@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava.eval.run.answers.jsonl import Rows, read_rows
+from llava.eval.run.answers.metadata import checkpoint_hash
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
@@ -41,6 +42,9 @@ class Task:
     model_base: str | None
     """Base of a LoRA or projector-only checkpoint."""
 
+    checkpoint: str
+    """Hash of the files of both, see `hash_files`."""
+
     quantised: str | None
     """"8bit", "4bit", or None."""
 
@@ -49,6 +53,9 @@ class Task:
 
     questions_sha256: str
     """Hash of the question file."""
+
+    image_folder: str
+    """Folder of the images, whose content is not compared."""
 
     answers_sha256: str | None
     """Hash of the file of right answers, if there is one."""
@@ -61,18 +68,24 @@ class Task:
 
 
 def make_task(args: Namespace) -> Task:
-    """Builds the task of the flags; a local checkpoint is named by its full path."""
-    model = Path(args.model_path or demo_model_path())
+    """Builds the task of the flags; local checkpoints are named by their full paths."""
     return Task(
-        model=str(model.resolve()) if model.is_dir() else str(args.model_path),
-        model_base=args.model_base,
+        model=_full_name(args.model_path or demo_model_path()),
+        model_base=args.model_base and _full_name(args.model_base),
+        checkpoint=checkpoint_hash(args.model_path, args.model_base),
         quantised="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
         conv_mode=args.conv_mode,
         questions_sha256=sha256(args.question_file.read_bytes()).hexdigest(),
+        image_folder=str(args.image_folder.resolve()),
         answers_sha256=args.answers_file and sha256(args.answers_file.read_bytes()).hexdigest(),
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
     )
+
+
+def _full_name(model: str | Path) -> str:
+    """Names a checkpoint by its folder's full path, or by its hub id."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
 
 
 def read_axes(args: Namespace) -> dict[str, list[Any]]:

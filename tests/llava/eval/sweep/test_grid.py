@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava.eval.sweep import command, measure
-from llava.eval.sweep.grid import make_cells, parse_value, read_axes
+from llava.eval.sweep.grid import make_cells, make_task, parse_value, read_axes
 from llava.utils import demo_model_path
 from qlip import QLIPConfig, cli
 
@@ -118,6 +119,26 @@ def test_impossible_flags_are_reported_in_one_line(
     assert error.startswith("sweep: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_another_checkpoint_in_the_same_folder_or_other_images_are_another_task(material: Path, tmp_path: Path) -> None:
+    """Else a sweep after more training would report the cells of the weights before."""
+    model = Path(shutil.copytree(demo_model_path(), tmp_path / "model"))
+    given = {
+        **dict.fromkeys(("model_base", "conv_mode", "answers_file", "limit"), None),
+        **dict.fromkeys(("load_8bit", "load_4bit"), False),
+        "max_new_tokens": 8,
+        "question_file": material / "questions.jsonl",
+    }
+    before = make_task(argparse.Namespace(**given, model_path=str(model), image_folder=material))
+    assert make_task(argparse.Namespace(**given, model_path=f"{model}/.", image_folder=material / ".")) == before
+    other = make_task(argparse.Namespace(**given, model_path=str(model), image_folder=tmp_path))
+    assert replace(other, image_folder=before.image_folder) == before != other
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    after = make_task(argparse.Namespace(**given, model_path=str(model), image_folder=material))
+    assert replace(after, checkpoint=before.checkpoint) == before != after
 
 
 def test_a_missing_picture_is_named(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
