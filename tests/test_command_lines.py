@@ -91,7 +91,7 @@ NUMBERS = [
     ),
     ("llava.serve.openai_api", "max-body-bytes 0", "max-prompt-chars 0", "port 65536"),
     ("llava.serve.controller", "max-body-bytes 0"),
-    ("llava.serve.gradio_web_server", "concurrency-count 0", "native-size 0"),
+    ("llava.serve.gradio_web_server", "concurrency-count 0", "max-visitors 0", "native-size 0"),
     ("llava.serve.test_message", "max-new-tokens 0", "temperature nan"),
     ("scripts.vllm_client", "alpha nan", "max-tokens 0", "max-new-tokens 0", "temperature -1"),
     ("scripts.bench.batch", "repeats 0", "workers -1", "batch-size 0"),

@@ -48,6 +48,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--concurrency-count", type=integer(), default=16, help="most answers generated at a time (default: 16)"
     )
+    parser.add_argument(
+        "--max-visitors",
+        type=integer(),
+        default=64,
+        help="most visitors whose pictures are kept, up to 190 MB each; the one idle longest is dropped (default: 64)",
+    )
     parser.add_argument("--moderate", action="store_true", help="check each question with OpenAI's moderation")
     parser.add_argument(
         "--feedback-dir",

@@ -30,7 +30,6 @@ from llava.serve.web.theme import css, head, theme
 from llava.utils import demo_model_path, demo_picture_paths
 
 NO_LINK = "no public link, since Gradio's servers or its program frpc cannot be reached; the page is served without one"
-MAX_SESSIONS = 256  # visitors whose pictures are kept; the one idle longest is dropped first
 DEMO_QUESTIONS = ("What colour is the ring?", "What shape is the purple object?", "Is there a yellow triangle?")
 """The embedded model answers these rightly about each example picture, in any order in one conversation."""
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         page = build_page(demo, page_text(args), choose_model=args.controller_url is not None)
         with take_address(args.host, port):  # Gradio's message for a busy port names a variable, not the flag
             pass
-        serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
+        serve(page, args.host, port, args.share, concurrency=args.concurrency_count, visitors=args.max_visitors)
 
 
 @contextmanager
@@ -93,9 +92,25 @@ def example_pictures() -> list[str]:
 
 
 def serve(
-    page: gr.Blocks, host: str, port: int, share: bool = False, block: bool = True, concurrency: int = 16
+    page: gr.Blocks,
+    host: str,
+    port: int,
+    share: bool = False,
+    block: bool = True,
+    concurrency: int = 16,
+    visitors: int = 64,
 ) -> None:
-    """Serves the page with system fonts, bounded uploads and no log of questions; prints its address."""
+    """Serves the page with system fonts, bounded uploads and no log of questions; prints its address.
+
+    Args:
+        page: from `build_page`.
+        host: address to listen on.
+        port: where to listen.
+        share: make a public link.
+        block: wait until interrupted.
+        concurrency: most answers at a time.
+        visitors: most sessions that are kept; the one idle longest is dropped first.
+    """
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
     with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
         page.launch(
@@ -107,7 +122,7 @@ def serve(
             css=css(),
             head=head(),
             max_file_size=DEFAULT_LIMITS.max_bytes,
-            state_session_capacity=MAX_SESSIONS,
+            state_session_capacity=visitors,
             app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
             run_history=False,
             ssr_mode=False,
