@@ -27,7 +27,9 @@ from playground.stages import normalise, split_labels
 DESCRIPTION_WEIGHT = 0.1
 """Weight in the loss of tokens that are no answers: most of them are random, and cannot be predicted."""
 REPETITIONS_UNTIL, REPETITIONS_AFTER = 0.1, 0.1
-"""Share of the stage that sees repetitions alone, and the share of repetitions thereafter.
+"""Share of the stage that sees repetitions alone, and the share of repetitions thereafter."""
+REPETITION_STEPS = 300
+"""Fewest steps that see repetitions alone, however short the stage.
 
 To find an answer in a text takes heads that find where a token has occurred before. Repetitions teach them; questions
 alone left the answers guesses for 2000 steps."""
@@ -70,7 +72,8 @@ class LanguageStage(nn.Module):
 
     def draw(self, step: int) -> TextBatch:
         """Draws the windows of a step."""
-        repetitions = 1.0 if step < REPETITIONS_UNTIL * self.schedule.steps else REPETITIONS_AFTER
+        alone = max(REPETITION_STEPS, REPETITIONS_UNTIL * self.schedule.steps)
+        repetitions = 1.0 if step < alone else REPETITIONS_AFTER
         return self.sources.corpus.batch(self.schedule.batch, self.sources.generator(self.number, step), repetitions)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

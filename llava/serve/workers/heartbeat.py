@@ -91,6 +91,9 @@ class Registration:
                 reached = False
                 await asyncio.sleep(min(pause, self.interval))
                 pause *= 2
+            except Exception:  # a fault of this worker, which the next heartbeat need not meet
+                logger.exception("a heartbeat failed; trying again")
+                await asyncio.sleep(self.interval)
 
     async def _post(self, route: str, more: dict[str, Any]) -> httpx.Response:
         reply = await self.client.post(f"{self.controller}/{route}", json={"worker_name": self.worker, **more})

@@ -59,14 +59,16 @@ def controller(registry: Registry, port: int = 0, token: str | None = None) -> I
 
 
 @contextmanager
-def registering(url: str, token: str | None = None) -> Iterator[None]:
+def registering(
+    url: str, token: str | None = None, status: Callable[[], WorkerStatus] = lambda: STATUS
+) -> Iterator[None]:
     """A worker that registers, as long as the block runs."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def make() -> Registration:
-        return Registration(url, WORKER, lambda: STATUS, token, interval=0.02)
+        return Registration(url, WORKER, status, token, interval=0.02)
 
     def run(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(DEADLINE)
@@ -98,6 +100,20 @@ def test_a_worker_that_was_dropped_registers_again() -> None:
         for _ in range(3):
             assert registry.has_worker()
             registry.remove(WORKER, "a test")
+
+
+def test_a_status_that_cannot_be_read_once_costs_one_heart_beat(caplog: pytest.LogCaptureFixture) -> None:
+    faults = iter([ZeroDivisionError("no speed yet")])
+
+    def status() -> WorkerStatus:
+        if fault := next(faults, None):
+            raise fault
+        return STATUS
+
+    registry = Watched()
+    with controller(registry) as url, registering(url, status=status):
+        assert registry.has_worker()
+    assert "no speed yet" in caplog.text
 
 
 def test_a_worker_takes_the_place_of_an_earlier_one_at_its_address(caplog: pytest.LogCaptureFixture) -> None:
