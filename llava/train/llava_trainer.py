@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, trainer_pt_utils
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
 from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
-from llava.train.sampler import LengthGroupedSampler
+from llava.train.sampler import choose_sampler
 from llava.train.saving import (
     STAGING,
     cache_in_config,
+    check_loaded,
     load_trained,
     name_checkpoint,
     projector_state,
@@ -78,19 +79,8 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
-            # transformers would open every image to count the tokens of its text
-            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return trainer_pt_utils.LengthGroupedSampler(size, lengths=dataset.lengths)
-        if dataset is None or not self.args.group_by_modality_length:
-            return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(
-            self.args.train_batch_size,
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            lengths=dataset.modality_lengths,
-            group_by_modality=True,
-            seed=self._seed,
-        )
+        sampler = choose_sampler(dataset, self.args, self._seed)
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
     @property
     def _seed(self) -> int:
@@ -283,18 +273,23 @@ class LLaVATrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads what `save_model` wrote into a checkpoint."""
         folder = Path(resume_from_checkpoint)
-        own: Any = self.model if model is None else model
         if (folder / TOTALS_FILE).is_file():
             self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
+        self._load_weights(folder, self.model if model is None else model)
+
+    def _load_weights(self, folder: Path, model: Any) -> None:
         if self._is_projector_only:
-            load_trained(own, folder / PROJECTOR_FILE)
+            load_trained(model, folder / PROJECTOR_FILE)
             return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(str(folder), model)
         if self._is_lora:
-            load_trained(own, folder / NON_LORA_FILE)
+            load_trained(model, folder / NON_LORA_FILE)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_loaded(self.accelerator.unwrap_model(self.model), load_result)
 
     def _load_best_model(self) -> None:
         if self._is_projector_only or self._is_lora:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+            self._load_weights(Path(str(self.state.best_model_checkpoint)), self.model)  # the totals are the run's
         else:
             super()._load_best_model()

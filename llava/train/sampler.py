@@ -6,10 +6,35 @@ A megabatch is a global batch: what all processes take together before an optimi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Generator
 from torch.utils.data import Sampler
+from transformers import trainer_pt_utils
+
+
+def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
+    """Makes the sampler of a training run; None where transformers' own is asked for.
+
+    Args:
+        dataset: the training data, with `lengths` and `modality_lengths`; or None.
+        args: `TrainingArguments`.
+        seed: of the order.
+    """
+    if args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
+        # transformers would open every image to count the tokens of its text
+        size = args.train_batch_size * args.gradient_accumulation_steps
+        return trainer_pt_utils.LengthGroupedSampler(size, lengths=dataset.lengths)
+    if dataset is None or not args.group_by_modality_length:
+        return None
+    return LengthGroupedSampler(
+        args.train_batch_size,
+        world_size=args.world_size * args.gradient_accumulation_steps,
+        lengths=dataset.modality_lengths,
+        group_by_modality=True,
+        seed=seed,
+    )
 
 
 class LengthGroupedSampler(Sampler[int]):

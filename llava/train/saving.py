@@ -147,6 +147,20 @@ def load_trained(model: nn.Module, file: Path) -> None:
             own[name].copy_(tensor)
 
 
+def check_loaded(model: Any, result: Any) -> None:
+    """Raises ValueError if a checkpoint lacked weights, with which transformers would train on after a warning.
+
+    Args:
+        model: that was to get them.
+        result: what `load_state_dict` returned, or transformers' `load_sharded_checkpoint`.
+    """
+    tied = set(getattr(model, "all_tied_weights_keys", ()))
+    # Of shards transformers compares the names in the files with the model's; the weights themselves have been read.
+    read = {model.own_name(name) for name in result.unexpected_keys}
+    if missing := set(result.missing_keys) - tied - read:
+        raise ValueError(f"the checkpoint lacks {len(missing)} weights, for example {min(missing)!r}")
+
+
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Lists the checkpoints in an output folder, the oldest first."""
     folder = Path(output_dir)

@@ -201,8 +201,8 @@ class Throughput:
 
     def describe_dropped(self) -> str:
         """Says how many samples were left out, of all processes and in each epoch again; empty if none was."""
-        text = f"{self._dropped} samples were left out and {self._samples} trained on; {self._count_kinds()}"
-        return text if self._dropped else ""
+        times = f"samples were left out {self._dropped} times, in every epoch again, and used {self._samples} times"
+        return f"{times}; {self._count_kinds()}" if self._dropped else ""
 
     def report(self) -> dict[str, float]:
         """Computes a log line's numbers since the last report; every process must call it at the same step.
@@ -266,7 +266,7 @@ class Throughput:
             )
 
     def _count_kinds(self) -> str:
-        return f"{len(self._bad)} are malformed or unreadable, the others too long"
+        return f"{len(self._bad)} of them are malformed or unreadable, any others too long"
 
     def _check(self, bad: Mapping[str, None]) -> None:
         if len(bad) > self.max_bad_samples:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
@@ -28,6 +30,19 @@ class ImageLanguageModel(LlavaMetaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def own_name(cls, name: str) -> str:
+        """Finds a parameter's name in the model from that in LLaVA's files."""
+        for pattern, new in cls.weight_names.items():
+            name = re.sub(pattern, new, name)
+        return name
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Loads parameters, also by the names that `save_pretrained` writes, as a resumed training does."""
+        return super().load_state_dict(
+            {self.own_name(name): value for name, value in state_dict.items()}, *args, **kwargs
+        )
 
 
 def register(model_class: Any) -> None:

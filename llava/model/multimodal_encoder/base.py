@@ -43,7 +43,6 @@ class VisionTower(nn.Module, ABC):
         self.native_processor: Any = None
         self.is_loaded = False
         self._config_only: PreTrainedConfig | None = None
-        self.register_load_state_dict_pre_hook(_rename_llavas_keys)
         if config.mm_vision_config is not None:
             self._adopt(AutoModel.from_config(vision_config(config.mm_vision_config), attn_implementation="sdpa"))
 
@@ -222,10 +221,3 @@ class VisionTower(nn.Module, ABC):
     def dummy_feature(self) -> Tensor:
         """Zeros (1, D)."""
         return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
-
-
-def _rename_llavas_keys(tower: VisionTower, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Lets `load_state_dict` read the names that `save_pretrained` writes, as a resumed training does."""
-    old, new = f"{prefix}vision_tower.vision_model.", f"{prefix}vision_tower."
-    for name in [name for name in state_dict if name.startswith(old)]:
-        state_dict[new + name.removeprefix(old)] = state_dict.pop(name)

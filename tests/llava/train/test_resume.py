@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.train.saving import checkpoints, rotate
+from tests.llava.checkpoints import write_shards, write_tokenizer
+from tests.llava.model.language_models import KINDS
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import flags, logged, train_on
 
@@ -49,6 +54,48 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(bases, data, tmp_p
         train_on(bases / "llava", data, out, **chosen)
         assert logged(out) == pytest.approx(losses, abs=1e-6)
         assert logged(out, "target_tokens") == logged(tmp_path / "whole", "target_tokens")
+
+
+def write_text_model(folder: Path, kind: str) -> Path:
+    """A language model of another type, with random weights."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**KINDS[kind])).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["mpt", "qwen2"])
+def test_the_language_model_is_restored_under_its_files_names(bases, data, tmp_path, kind):
+    """MPT's files call the trunk "transformer"; with steps this large a trunk that is not restored shows."""
+    base = write_text_model(tmp_path / kind, kind)
+    more = {"version": "mpt"} if kind == "mpt" else {}
+    chosen = {"vision_tower": bases / "clip", **more, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2}
+    train_on(base, data, tmp_path / "whole", **chosen)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    train_on(base, data, tmp_path / "again", **chosen)
+    assert logged(tmp_path / "again") == pytest.approx(logged(tmp_path / "whole"), abs=1e-5)
+
+
+def test_a_checkpoint_in_shards_is_resumed(bases, data, tmp_path):
+    chosen = {"save_strategy": "steps", "save_steps": 2}
+    train_on(bases / "llava", data, tmp_path / "whole", **chosen)
+    folder = tmp_path / "again" / "checkpoint-2"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", folder)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    write_shards(folder, state, ".safetensors")
+    train_on(bases / "llava", data, tmp_path / "again", **chosen)
+    assert logged(tmp_path / "again") == pytest.approx(logged(tmp_path / "whole"), abs=1e-6)
+
+
+def test_a_checkpoint_without_some_weights_is_not_trained_on(bases, data, tmp_path):
+    train_on(bases / "llava", data, tmp_path / "o", save_strategy="steps", save_steps=2)
+    file = checkpoints(tmp_path / "o")[-1] / "model.safetensors"
+    state = load_file(file)
+    del state["model.norm.weight"]
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"the checkpoint lacks 1 weights, for example 'model\.norm\.weight'"):
+        train_on(bases / "llava", data, tmp_path / "o", save_strategy="steps", save_steps=2, num_train_epochs=2)
 
 
 KILLED = """
@@ -99,3 +146,4 @@ def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path):
     assert losses[0] == max(losses) > losses[-1]
     assert Path(trainer.state.best_model_checkpoint) == tmp_path / "checkpoint-1"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-6)
+    assert trainer.throughput.state()["samples"] == 12  # of the whole run, not of its best checkpoint

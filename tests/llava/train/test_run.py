@@ -94,7 +94,10 @@ def test_unreadable_images_are_left_out_up_to_a_number(bases, data, tmp_path, ca
         train_on(bases / "llava", broken, tmp_path / "out", max_bad_samples=2)
     assert logged(tmp_path / "out", "dropped_samples")[-1] == 2
     used = len(json.loads((data / "data.json").read_text())) - 2
-    assert f"2 samples were left out and {used} trained on; 2 are malformed or unreadable" in caplog.text
+    assert (
+        f"samples were left out 2 times, in every epoch again, and used {used} times; 2 of them are malformed"
+        in caplog.text
+    )
     with pytest.raises(ValueError, match="--max_bad_samples allows 1") as error:
         train_on(bases / "llava", broken, tmp_path / "ended", max_bad_samples=1)
     assert "data.json: sample 0" in str(error.value) and "0.png" in str(error.value)
@@ -120,7 +123,7 @@ def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_pa
 
 
 def test_a_run_or_an_evaluation_without_usable_samples_is_an_error(bases, data, tmp_path):
-    reason = "none of the first 9 samples could be trained on, .* 0 are malformed or unreadable, the others too long"
+    reason = "none of the first 9 samples could be trained on, .* 0 of them are malformed or unreadable, any others"
     with pytest.raises(ValueError, match=reason):
         train_on(bases / "llava", data, tmp_path / "out", model_max_length=40, save_strategy="steps", save_steps=1)
     assert not list(tmp_path.glob("out/checkpoint*"))
