@@ -291,10 +291,10 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         return super().from_pretrained(*args, key_mapping=names, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Writes a checkpoint with LLaVA's parameter names, the tower included."""
-        tower = self.get_vision_tower()
+        """Writes a checkpoint with LLaVA's parameter names, the tower and its image processor included."""
+        tower = self.get_model()._modules.get("vision_tower")  # not one in a list, whose weights are not written
         if tower is not None and tower.is_loaded:
             self.config.mm_vision_config = tower.config.to_dict()
-            tower.save_prior(Path(save_directory))
+            tower.save_files(Path(save_directory))
         self._weight_conversions = [WeightRenaming(*names) for names in self.weight_names.items()]
         super().save_pretrained(save_directory, **kwargs)

@@ -32,14 +32,15 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         args: `vision_tower`, a folder or hub id; and, where it has them, `mm_vision_select_layer`,
             `mm_vision_select_feature`, `mm_projector_type` ("linear"), `mm_patch_merge_type` ("flat"), `qlip`, and
             `pretrain_mm_mlp_adapter`, a file with the projector's weights, and perhaps the newline of tiles.
-        fsdp: if it is set, the tower is kept in a list, so that FSDP does not shard it.
+        fsdp: LLaVA's; if it is set, the tower is kept in a list: FSDP does not shard it, the model does not save it.
 
     Raises:
         ValueError: an unknown way of joining tiles, or a file that holds another projector.
     """
     config = model.config
     config.mm_patch_merge_type = getattr(args, "mm_patch_merge_type", None) or "flat"
-    config.mm_vision_tower = str(args.vision_tower)
+    if args.vision_tower is not None:
+        config.mm_vision_tower = str(args.vision_tower)
     for name in SETTINGS:
         if hasattr(args, name):
             setattr(config, name, getattr(args, name))

@@ -72,7 +72,7 @@ def assemble(
     add_padding_token(tokenizer, model, name)
     tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
     if vision is not None:
-        model.get_model().initialize_vision_modules(vision, args.training.fsdp)
+        model.get_model().initialize_vision_modules(vision)
         model.initialize_vision_tokenizer(vision, tokenizer)
     finish_tower(model, checkpoint.folder)
     record_settings(model, args, name, vision)

@@ -21,6 +21,7 @@ from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.sampler import choose_sampler
 from llava.train.saving import (
     STAGING,
+    adapter_state,
     cache_in_config,
     check_loaded,
     load_trained,
@@ -30,7 +31,6 @@ from llava.train.saving import (
     save_adapters,
     save_config,
     save_projector,
-    trained_state,
 )
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
@@ -213,7 +213,7 @@ class LLaVATrainer(Trainer):
             if self.args.should_save:
                 save_projector(model, state, folder)
         elif self._is_lora:
-            state = trained_state(model)
+            state = adapter_state(model)
             if self.args.should_save:
                 save_adapters(model, state, folder)
         else:

@@ -59,10 +59,17 @@ def projector_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gathers all trained parameters by name."""
+def adapter_state(model: Any) -> dict[str, Tensor]:
+    """Gathers what an adapters' checkpoint holds: trained parameters, and frozen ones that its base may not have.
+
+    These are the projector, the newline of tiles, and the input embeddings if <im_start> is used: a run may have read
+    them from `--pretrain_mm_mlp_adapter`.
+    """
+    table = model.get_input_embeddings().weight if model.config.mm_use_im_start_end else None
     return {
-        name: gather_parameter(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        name: gather_parameter(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or "mm_projector" in name or "image_newline" in name or parameter is table
     }
 
 
@@ -74,11 +81,11 @@ def save_projector(model: Any, state: Mapping[str, Tensor], folder: Path) -> Non
 
 
 def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes config.json, the adapters, and the other trained weights (non_lora_trainables.bin).
+    """Writes config.json, the adapters, and the other weights (non_lora_trainables.bin).
 
     Args:
         model: in peft's wrapper.
-        state: all trained parameters.
+        state: see `adapter_state`.
         folder: where to.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -123,6 +123,11 @@ class VisionTower(nn.Module, ABC):
     def save_prior(self, folder: Path) -> None:
         """Writes what `load_prior` reads."""
 
+    def save_files(self, folder: Path) -> None:
+        """Writes what a checkpoint that holds the tower needs besides its weights and configuration."""
+        self.native_processor.save_pretrained(folder)
+        self.save_prior(folder)
+
     def forward(self, images: Tensor | Sequence[Any], as_tokens: bool = False, **options: Any) -> Any:
         """Computes features of images.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def arguments(files: Path, **changes: Any) -> Namespace:
 
 @pytest.mark.parametrize("fsdp", [None, "", ["full_shard"]], ids=str)
 @torch.no_grad()
-def test_a_text_only_model_gets_images(model, oracle, files, fsdp):
+def test_a_text_only_model_gets_images(model, oracle, files, fsdp, tmp_path):
     model.get_model().initialize_vision_modules(model_args=arguments(files), fsdp=fsdp)
     long = torch.tensor([[1, 20, *[IMAGE_TOKEN] * 64, 30]])
     expected = oracle(long, pixel_values=PIXELS, attention_mask=torch.ones_like(long)).logits
@@ -68,6 +69,8 @@ def test_a_text_only_model_gets_images(model, oracle, files, fsdp):
     assert (model.config.mm_hidden_size, model.config.mm_projector_type) == (64, "mlp2x_gelu")
     assert model.config.use_mm_proj is True
     assert any("vision_tower" in name for name in model.state_dict()) is not bool(fsdp)
+    model.save_pretrained(tmp_path)  # the configuration says whether the tower's weights are there
+    assert (json.loads((tmp_path / "config.json").read_text()).get("mm_vision_config") is None) is bool(fsdp)
 
 
 def test_the_projector_is_trained_and_the_tower_is_not(model, files):

@@ -13,7 +13,7 @@ from llava.train import arguments
 from llava.train.arguments import parse_arguments
 from llava.train.assemble import assemble
 from llava.train.lora import find_all_linear_names
-from tests.llava.checkpoints import PICTURE, PROMPT, logits, oracle_logits, transformers_model
+from tests.llava.checkpoints import PICTURE, PROMPT, logits, oracle_logits, transformers_model, write_tokenizer
 
 PARTS = (
     "--model_name_or_path {0}/vicuna --vision_tower {0}/clip --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2"
@@ -104,6 +104,19 @@ def test_trained_weights_are_float32_and_frozen_ones_compact(bases, monkeypatch,
     _, model, _ = assemble(parse_arguments(given.format(bases).split()))
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == of_trained
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == of_frozen
+
+
+def test_a_sharded_model_holds_its_tower(build):
+    """LLaVA keeps it in a list, and a checkpoint without its weights."""
+    _, model, _ = build(f"{PARTS} --fsdp full_shard --unfreeze_mm_vision_tower True")
+    assert any("vision_tower" in name and weight.requires_grad for name, weight in model.named_parameters())
+
+
+def test_a_base_in_transformers_format_names_no_tower(build, tmp_path):
+    """It holds its own; "None" is not the name of one."""
+    transformers_model().save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    assert build(f"--model_name_or_path {tmp_path}")[1].config.mm_vision_tower is None
 
 
 def test_four_bits(build):

@@ -126,6 +126,33 @@ def test_adapters(bases, tmp_path, train, flags):
     torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_frozen_weights_that_the_base_lacks_are_in_an_adapters_checkpoint(bases, tmp_path, train):
+    """A projector and embeddings of <im_start> that a first stage trained, and adapters beside them."""
+    marks = {"mm_use_im_start_end": True}
+    train(tmp_path / "stage1", tune_mm_mlp_adapter=True, pretrain_mm_mlp_adapter=None, **marks)
+    adapter = tmp_path / "stage1" / "mm_projector.bin"
+    frozen = {"freeze_mm_mlp_adapter": True, "pretrain_mm_mlp_adapter": adapter}
+    trainer = train(tmp_path / "llava-lora", **LORA, **marks, **frozen)
+    loaded, first = load(tmp_path / "llava-lora", bases / "vicuna"), torch.load(adapter, weights_only=True)
+    table = loaded.get_input_embeddings().weight[360:]  # the marks
+    torch.testing.assert_close(table, first["model.embed_tokens.weight"][360:], atol=0, rtol=0)
+    projector = loaded.get_model().mm_projector[0].weight
+    torch.testing.assert_close(projector, first["model.mm_projector.0.weight"], atol=0, rtol=0)
+    torch.testing.assert_close(logits(loaded)[..., :360], logits(bare(trainer))[..., :360], atol=1e-4, rtol=1e-4)
+
+
+def test_a_whole_model_normalises_images_as_its_tower_did(bases, tmp_path, train):
+    """Not as CLIP does by default: the tower's own folder is not needed any more."""
+    shutil.copytree(bases / "clip", tmp_path / "clip")
+    file = tmp_path / "clip" / "preprocessor_config.json"
+    values = json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    file.write_text(json.dumps(values))
+    train(tmp_path / "out", vision_tower=tmp_path / "clip")
+    shutil.rmtree(tmp_path / "clip")
+    processor = load(tmp_path / "out").get_vision_tower().native_processor
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.25] * 3)
+
+
 @pytest.mark.parametrize("rows", [360, 384])
 @pytest.mark.parametrize("flags", [LORA, {"tune_mm_mlp_adapter": True}])
 def test_tokens_that_training_adds(bases, tmp_path, train, flags, rows):
