@@ -68,7 +68,8 @@ def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[Size]:
 def find_padding(frame: Size, original: Size) -> Size:
     """Computes the padding of an image of size `original` that was fitted into `frame`: (each side, above and below).
 
-    In the frame's unit, which may be cells; rounded as LLaVA does. One of the two is 0.
+    In the frame's unit, which may be cells; one of the two is 0. Exact, as in transformers' LlavaNext. LLaVA's product
+    of floats falls below a whole number at one size in 6000, such as 984 x 205 pixels, where it cuts one row less off.
     """
     (width, height), (original_width, original_height) = frame, original
     if original_width * height > original_height * width:  # wider than the frame

@@ -122,11 +122,12 @@ def _mean_weights(
     for row, chosen in enumerate(queries.to(hidden.device)):
         own = chosen.nonzero()[:, 0]
         turn = tuple(part[row if len(part) > 1 else 0] for part in rotation)
-        key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0)
+        key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0).float()
         total = torch.zeros(len(token), device=hidden.device)
         for some in own.split(max(1, MOST_WEIGHTS // (len(key) * len(token)))):
-            query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn))
-            logits = (query @ key.transpose(1, 2)).float() * attention.scaling  # (heads, Q, T)
+            # In float32: where biases are large, as Qwen2's, products exceed half precision before they are scaled.
+            query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn)).float()
+            logits = query @ key.transpose(1, 2) * attention.scaling  # (heads, Q, T)
             if key_bias is not None:
                 logits = logits + key_bias[row].to(logits)
             distance = some[:, None] - token

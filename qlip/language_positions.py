@@ -52,7 +52,12 @@ class ImageSpan:
 
         Args:
             keep: bool (count,).
+
+        Raises:
+            ValueError: all are left out.
         """
+        if not keep.any():
+            raise ValueError(f"all {self.count} tokens of the image are left out; at least one must stay")
         positions = torch.arange(self.count) if self.positions is None else self.positions
         own = keep.to(positions.device)
         sizes = None if self.sizes is None else self.sizes[keep.to(self.sizes.device)]

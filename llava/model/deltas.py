@@ -5,16 +5,18 @@ Works on the weights' files; builds no model. Tensors keep the dtype of the chec
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llava.model.loading.files import weight_files
+from llava.model.loading.files import damaged, load_tensors, read_json, weight_files
 
 VOCABULARY = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
 """Weights that may have more rows than the base's: LLaVA appends image tokens."""
@@ -32,7 +34,7 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint whose names contain `part`, by name.
 
     Raises:
-        ValueError: the folder holds no weights.
+        ValueError: the folder holds no weights, or a file is damaged.
     """
     files = weight_files(folder)
     if not files:
@@ -42,12 +44,14 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".bin":
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            weights |= {name: tensor for name, tensor in state.items() if part in name}
+            weights |= {name: tensor for name, tensor in load_tensors(file).items() if part in name}
             continue
-        with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if part in name]  # noqa: SIM118 (no mapping)
-            weights |= {name: tensors.get_tensor(name) for name in names}
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = [name for name in tensors.keys() if part in name]  # noqa: SIM118 (no mapping)
+                weights |= {name: tensors.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise damaged(file, error) from error
     return {name: tensor for name, tensor in weights.items() if not BUFFERS.search(name)}
 
 
@@ -80,13 +84,34 @@ def add_base(folder: Path, base: Path, sign: int) -> dict[str, Tensor]:
 
 
 def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> None:
-    """Writes weights as safetensors, with the configuration and tokenizer of the checkpoint that they come from."""
+    """Writes weights as safetensors, with what else is in the checkpoint that they come from, but for other folders.
+
+    These are configuration, tokenizer, and the prior and the tower that the configuration names. The configuration
+    says the weights' dtype.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not WEIGHTS.search(file.name):
-            shutil.copyfile(file, out / file.name)
+    config = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    named = named_places(config)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and (path.name in named or not WEIGHTS.search(path.name)):
+            shutil.copyfile(path, out / path.name)
+        elif path.is_dir() and path.name in named:
+            shutil.copytree(path, out / path.name)
+    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    if config and len(dtypes) == 1:
+        name = str(dtypes.pop()).removeprefix("torch.")
+        values = config | {"torch_dtype": name} | ({"dtype": name} if "dtype" in config else {})
+        (out / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_torch_state_dict(contiguous, out, max_shard_size="5GB", metadata={"format": "pt"})
+
+
+def named_places(config: Mapping[str, Any]) -> set[str]:
+    """Finds the names, in a checkpoint's folder, of what its configuration may refer to there: prior and tower."""
+    settings = config.get("qlip")
+    paths = [config.get("mm_vision_tower"), settings.get("mlp") if isinstance(settings, dict) else None]
+    relative = [Path(path) for path in paths if isinstance(path, str) and not Path(path).is_absolute()]
+    return {path.parts[0] for path in relative if path.parts and path.parts[0] != ".."}
 
 
 def check_empty(out: Path) -> None:

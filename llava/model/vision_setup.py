@@ -16,6 +16,7 @@ from llava.model.config import check_merge_type
 from llava.model.loading.files import load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.sharding import whole_parameters
 from llava.model.vision.anyres import has_newline, make_newline
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -64,9 +65,10 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
         if unlike := model.mm_projector.state_dict().keys() ^ state.keys():
             raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
-        model.mm_projector.load_state_dict(state)
+        with whole_parameters(*model.mm_projector.parameters()):
+            model.mm_projector.load_state_dict(state)
         if has_newline(config) and NEWLINE in saved:
-            with torch.no_grad():
+            with torch.no_grad(), whole_parameters(model.image_newline):
                 model.image_newline.copy_(saved[NEWLINE])
 
 
@@ -95,7 +97,7 @@ def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     given, output = model.get_input_embeddings(), model.get_output_embeddings()
-    with torch.no_grad():
+    with torch.no_grad(), whole_parameters(given.weight, output.weight):
         for table in (given.weight, output.weight):
             table[old : old + new] = table[:old].float().mean(0).to(table.dtype)
     if ends and new and (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
@@ -111,12 +113,13 @@ def _copy_rows(table: Tensor, rows: list[int], file: Any) -> None:
     saved = _read(file).get(EMBEDDINGS)
     if saved is None:
         raise ValueError(f"{file} holds no {EMBEDDINGS!r}, which mm_use_im_start_end needs")
-    if saved.shape not in (table.shape, (len(rows), table.shape[1])):
-        raise ValueError(
-            f"{file}: {EMBEDDINGS} is {tuple(saved.shape)}; allowed are {tuple(table.shape)} and the"
-            f" {len(rows)} new rows alone"
-        )
-    table[rows] = (saved[rows] if saved.shape == table.shape else saved).to(table)
+    with whole_parameters(table):
+        if saved.shape not in (table.shape, (len(rows), table.shape[1])):
+            raise ValueError(
+                f"{file}: {EMBEDDINGS} is {tuple(saved.shape)}; allowed are {tuple(table.shape)} and the"
+                f" {len(rows)} new rows alone"
+            )
+        table[rows] = (saved[rows] if saved.shape == table.shape else saved).to(table)
 
 
 def _read(file: Any) -> dict[str, Tensor]:

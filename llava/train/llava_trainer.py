@@ -226,9 +226,11 @@ class LLaVATrainer(Trainer):
             if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 super().save_model(str(folder), is_checkpoint)
             elif self.args.should_save:
+                tied = model.all_tied_weights_keys  # as copies they would be written a second time
                 state = {
                     name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor
                     for name, tensor in model.state_dict().items()
+                    if name not in tied
                 }
                 self._save(str(folder), state_dict=state)
                 save_config(model, folder, dtype)

@@ -68,6 +68,20 @@ def test_equals_what_eager_attention_returns(config, attention):
         torch.testing.assert_close(got.sum(1), torch.ones(2))
 
 
+@torch.no_grad()
+def test_products_beyond_half_precision_are_still_weights():
+    """Biases of queries and keys as large as Qwen2's: the model's own attention scales before it exceeds 65504."""
+    model, inputs = build(CONFIGS["qwen2"], "sdpa"), batch()
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.bias.fill_(150.0)
+    queries = torch.zeros(2, 9, dtype=torch.bool)
+    queries[:, -3:] = True
+    got = found(model.half(), inputs, 1, queries)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.sum(1), torch.ones(2), atol=1e-3, rtol=0)
+
+
 class LargestWeights(TorchFunctionMode):
     """Notes how many elements softmax gives at a time."""
 

@@ -89,3 +89,8 @@ def test_a_bias_needs_an_attention_that_takes_it():
     assert torch.equal(key_bias(torch.tensor([[1.0, 2.0]]), "sdpa"), 2 * torch.tensor([[1.0, 2.0]]).log())
     with pytest.raises(ValueError, match="'flash_attention_2' can't do"):
         key_bias(torch.tensor([[1.0, 2.0]]), "flash_attention_2")
+
+
+def test_an_image_without_any_of_its_tokens_has_no_place() -> None:
+    with pytest.raises(ValueError, match="all 4 tokens of the image are left out; at least one must stay"):
+        ImageSpan.sequential(4).select(torch.zeros(4, dtype=torch.bool))

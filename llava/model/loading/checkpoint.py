@@ -29,6 +29,7 @@ from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
+    fit_vision_config,
     infer_vision_config,
     vision_config,
 )
@@ -235,9 +236,9 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     }
     if not shapes:
         return None
-    if (config_file := Path(tower) / "config.json").is_file():
-        return vision_config(read_json(config_file)).to_dict()
     try:
+        if (config_file := Path(tower) / "config.json").is_file():
+            return fit_vision_config(vision_config(read_json(config_file)), shapes).to_dict()
         return infer_vision_config(shapes).to_dict()
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -21,6 +21,7 @@ from llava.model.llava_arch import TOWER_NAMES
 from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, TOWER_PREFIX, Checkpoint
 from llava.model.loading.files import check_weights, load_tensors
 from llava.model.loading.strict import read_pretrained
+from llava.model.sharding import whole_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +165,14 @@ def grow_vocabulary(model: ImageLanguageModel, rows: int) -> None:
 
     So an added token that was never trained has the mean of the others' logits, never the largest.
     """
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    old = layers[0].weight.shape[0]
-    means = [layer.weight.detach().float().mean(0) for layer in layers]
+    tables = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    with whole_parameters(*tables):
+        old, means = len(tables[0]), [table.detach().float().mean(0) for table in tables]
     model.resize_token_embeddings(rows, mean_resizing=False)
-    with torch.no_grad():
-        for layer, mean in zip((model.get_input_embeddings(), model.get_output_embeddings()), means, strict=True):
-            layer.weight[old:] = mean.to(layer.weight)
+    tables = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    with torch.no_grad(), whole_parameters(*tables):
+        for table, mean in zip(tables, means, strict=True):
+            table[old:] = mean.to(table)
 
 
 def fill_rows(model: ImageLanguageModel, start: int, end: int) -> None:

@@ -89,6 +89,26 @@ def read_vision_config(name: str, **hub: Any) -> PreTrainedConfig:
         raise ValueError(f"the vision tower {name!r} (mm_vision_tower): {error}") from error
 
 
+def fit_vision_config(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> PreTrainedConfig:
+    """Adapts a tower's published configuration to those of its weights that a LLaVA checkpoint holds.
+
+    LLaVA-NeXT drops SigLIP's last layer and head.
+
+    Args:
+        config: changed in place, and returned.
+        shapes: see `infer_vision_config`.
+    """
+    config.num_hidden_layers = count_layers(shapes)
+    if config.model_type == "siglip_vision_model":
+        config.vision_use_head = "head.probe" in shapes
+    return config
+
+
+def count_layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Counts the layers of a vision model from the names of its weights."""
+    return len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
+
+
 def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig | SiglipVisionConfig:
     """Infers the configuration of a vision model whose weights are in a LLaVA checkpoint without their config.
 
@@ -119,7 +139,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
     sizes = {
         "hidden_size": width,
         "intermediate_size": inner,
-        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_hidden_layers": count_layers(shapes),
         "num_attention_heads": width // head,
         "num_channels": channels,
         "patch_size": patch_size,

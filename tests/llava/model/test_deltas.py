@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import apply_delta, consolidate, make_delta
 from llava.model.builder import load_pretrained_model
 from llava.model.utils import auto_upgrade
-from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, llava_config, llava_state, transformers_model, write_tokenizer
+from qlip.mlp import CoordinateMLP
+from tests.llava.checkpoints import (
+    IMAGE_TOKEN,
+    TEXT,
+    llava_config,
+    llava_state,
+    transformers_model,
+    write_tokenizer,
+    write_tower,
+)
 
 PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 NEW_ROWS = 2  # of <im_start> and <im_end>, which the base lacks
@@ -128,6 +138,44 @@ def test_consolidating_writes_half_precision(target, oracle, tmp_path):
     for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items():
         assert torch.equal(tensor, llava_state(oracle)[name].half())
     load_pretrained_model(tmp_path / "half", device="cpu")
+
+
+def test_a_prior_and_a_tower_beside_the_weights_come_along_and_the_dtype_is_the_weights(oracle, tmp_path):
+    source = tmp_path / "source"
+    write_tower(source / "tower", oracle)
+    state = {name: tensor for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    CoordinateMLP(64, hidden=8, depth=1).save(source / "prior.safetensors")
+    qlip = {"interpolation": "mlp", "mlp": "prior.safetensors"}
+    config = llava_config(mm_vision_tower="tower", qlip=qlip, torch_dtype="bfloat16") | {"mm_vision_config": None}
+    (source / "config.json").write_text(json.dumps(config))
+    write_tokenizer(source)
+    for other in ("checkpoint-1", "optimizer.pt"):
+        (source / other).mkdir()
+    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 0
+    kept = {
+        "config.json",
+        "model.safetensors",
+        "prior.safetensors",
+        "tower",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    assert {file.name for file in (tmp_path / "half").iterdir()} == kept
+    model = load_pretrained_model(tmp_path / "half", device="cpu", torch_dtype="auto")[1]
+    assert model.dtype == torch.float16
+    assert model.get_vision_tower().settings.interpolation == "mlp"
+
+
+def test_old_bin_files_are_read_and_cut_ones_named(target, oracle, tmp_path, capsys):
+    old, cut = Path(shutil.copytree(target, tmp_path / "old")), Path(shutil.copytree(target, tmp_path / "cut"))
+    (old / "model.safetensors").unlink()
+    torch.save(llava_state(oracle), old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert consolidate.main(["--src", str(old), "--dst", str(tmp_path / "half")]) == 0
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert consolidate.main(["--src", str(cut), "--dst", str(tmp_path / "none")]) == 2
+    assert "model.safetensors is damaged or cut short" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answer", ["y", "no", None])

@@ -94,14 +94,19 @@ def test_the_uniform_tree_gives_the_same(theirs, expected, tmp_path):
     assert processor.crop_size["height"] == CELLS * 14
 
 
+@pytest.mark.parametrize("published", [False, True])
 @torch.no_grad()
-def test_a_tower_without_its_last_layer_and_head_is_read_at_its_end(tmp_path):
-    """As LLaVA-NeXT's checkpoints hold it: its features are then those of the second last layer."""
+def test_a_tower_without_its_last_layer_and_head_is_read_at_its_end(tmp_path, published):
+    """As LLaVA-NeXT's checkpoints hold it: its features are then those of the second last layer.
+
+    Also where mm_vision_tower is the folder of the published tower, whose configuration has all layers.
+    """
     side = CELLS * 14
     theirs = make_oracle(image_size=side)
     last = f"encoder.layers.{SIGLIP['num_hidden_layers'] - 1}."
     state = {n: t for n, t in llava_state(theirs).items() if last not in n and ".head." not in n}
-    model = load_pretrained_model(write(tmp_path, state), device="cpu")[1]
+    named = {"mm_vision_tower": write_tower(tmp_path / "tower", theirs)} if published else {}
+    model = load_pretrained_model(write(tmp_path, state, **named), device="cpu")[1]
     pixels = PIXELS[..., :side, :side]
     expected = theirs(LONG, pixel_values=pixels, attention_mask=torch.ones_like(LONG)).logits
     torch.testing.assert_close(model(PROMPT, images=pixels).logits, expected, atol=1e-4, rtol=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,3 +170,46 @@ def test_embeddings_of_other_tokens_are_refused(model, tmp_path, files):
         ValueError, match=r"adapter\.bin: model\.embed_tokens\.weight is \(3, 64\); allowed are \(386, 64\)"
     ):
         model.initialize_vision_tokenizer(args, Words())
+
+
+class GatheredParameters:
+    """DeepSpeed's context, for one process: parameters are whole inside, and changes stay."""
+
+    def __init__(self, parameters, modifier_rank):
+        assert modifier_rank == 0
+        self.parameters = parameters
+
+    def __enter__(self):
+        for parameter in self.parameters:
+            parameter.data = parameter.whole
+
+    def __exit__(self, *_):
+        for parameter in self.parameters:
+            parameter.whole, parameter.data = parameter.data, torch.empty(0)
+
+
+def shard(model: torch.nn.Module) -> None:
+    """Leaves parameters as ZeRO-3 does outside of its context: with an id, and without elements."""
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.whole, parameter.data = number, parameter.data, torch.empty(0)
+
+
+def test_sharded_parameters_are_made_whole_to_be_set(model, oracle, files, tmp_path, monkeypatch):
+    """Outside of DeepSpeed's context what is written to them is lost, without an error."""
+    module = ModuleType("deepspeed")
+    module.zero = SimpleNamespace(GatheredParameters=GatheredParameters)
+    monkeypatch.setitem(sys.modules, "deepspeed", module)
+    marks = torch.randn(2, TEXT["hidden_size"])
+    state = torch.load(files / "mm_projector.bin") | {"model.embed_tokens.weight": marks}
+    torch.save(state, tmp_path / "stage1.bin")
+    given = arguments(files, mm_use_im_start_end=True, pretrain_mm_mlp_adapter=str(tmp_path / "stage1.bin"))
+    model.get_model().initialize_vision_modules(arguments(files, pretrain_mm_mlp_adapter=None))
+    mean = model.lm_head.weight.detach().mean(0)
+    model.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)  # DeepSpeed's own part of transformers
+    shard(model)
+    model.get_model().initialize_vision_modules(given)
+    model.initialize_vision_tokenizer(given, Words())
+    projector = model.get_model().mm_projector[0].weight.whole
+    assert torch.equal(projector, state["model.mm_projector.0.weight"])
+    assert torch.equal(model.get_input_embeddings().weight.whole[-2:], marks)
+    torch.testing.assert_close(model.lm_head.weight.whole[-2:], mean.expand(2, -1))

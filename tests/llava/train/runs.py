@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from llava.train.train import train
+from tests.llava.checkpoints import write_tokenizer
+from tests.llava.model.language_models import KINDS
 
 DEFAULTS = {
     "version": "v1",
@@ -50,3 +55,11 @@ def logged(out: Path, name: str = "loss") -> list[float]:
     """What the log of a run says of `name`, step by step."""
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [line[name] for line in history if name in line]
+
+
+def write_text_model(folder: Path, kind: str) -> Path:
+    """A language model of another type, with random weights."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**KINDS[kind])).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder

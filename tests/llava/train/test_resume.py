@@ -10,15 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.train.saving import checkpoints, rotate
-from tests.llava.checkpoints import write_shards, write_tokenizer
-from tests.llava.model.language_models import KINDS
+from tests.llava.checkpoints import write_shards
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import flags, logged, train_on
+from tests.llava.train.runs import flags, logged, train_on, write_text_model
 
 MODES = {
     "projector": {"tune_mm_mlp_adapter": True},
@@ -54,14 +51,6 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(bases, data, tmp_p
         train_on(bases / "llava", data, out, **chosen)
         assert logged(out) == pytest.approx(losses, abs=1e-6)
         assert logged(out, "target_tokens") == logged(tmp_path / "whole", "target_tokens")
-
-
-def write_text_model(folder: Path, kind: str) -> Path:
-    """A language model of another type, with random weights."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**KINDS[kind])).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["mpt", "qwen2"])

@@ -19,7 +19,7 @@ from llava.train.saving import load_trained
 from scripts import merge_lora_weights
 from tests.llava.checkpoints import PICTURE, logits
 from tests.llava.train.handwritten import write_data
-from tests.llava.train.runs import train_on
+from tests.llava.train.runs import train_on, write_text_model
 
 PARTS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "image_aspect_ratio": "pad"}
 
@@ -100,6 +100,14 @@ def test_a_whole_model_is_saved_in_the_dtype_that_it_computed_in(tmp_path, train
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
     kept = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     assert kept["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
+
+
+def test_tied_weights_are_written_once(tmp_path, train):
+    train(tmp_path / "out", model_name_or_path=write_text_model(tmp_path / "qwen2", "qwen2"), bf16=True)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
+    model = load(tmp_path / "out")
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
 
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 16}
