@@ -142,7 +142,7 @@ def _budgets() -> list[Way]:
 
 
 def _equal_flops() -> list[Way]:
-    """Ways as dear as the quadtree at `BUDGET`, for the embedded model.
+    """Ways that compute as much as the quadtree at `BUDGET`, for the embedded model.
 
     A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
     """
@@ -161,17 +161,17 @@ def _equal_flops() -> list[Way]:
 
 
 def _dear_rivals() -> list[Way]:
-    """Rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree as dear as it is."""
+    """Rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
     weighted = {"alpha": 0.0, "llm_weight": "native"}
     return [
         Way("question-aware", {"budget": "question"}),
-        Way("quadtree, as dear as the question", {**weighted, "max_tokens": ASKED_TOKENS}),
+        Way("quadtree, about the cost of the question", {**weighted, "max_tokens": ASKED_TOKENS}),
         Way("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
-        Way("quadtree, as dear as the crop", {**weighted, "max_tokens": CROP_TOKENS}),
+        Way("quadtree, about the cost of the crop", {**weighted, "max_tokens": CROP_TOKENS}),
         Way("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),
-        Way("quadtree, as dear as ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
+        Way("quadtree, about the cost of ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
         Way("[CLS] pruning, 96 of 32 x 32", {"max_tokens": BUDGET}, "cls"),
-        Way("quadtree, as dear as pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
+        Way("quadtree, about the cost of pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
     ]
 
 
