@@ -135,7 +135,6 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
         raise ValueError(f"{model_path} has no vision tower, so it is not a LLaVA checkpoint")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    model.get_vision_tower().native_processor.save_pretrained(out)
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:
