@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from llava.conversation import conv_templates
 from llava.model.loading.tokenizer import load_tokenizer
@@ -25,6 +27,8 @@ from playground.corpus import (
     sentences,
 )
 from playground.objects import COLOURS, SHAPES, SceneObject, Sign
+from playground.pretraining import LanguageStage, Sources
+from playground.schedules import Schedule
 from playground.signs import WORDS
 from playground.vocabulary import prompt, train_vocabulary
 
@@ -144,3 +148,15 @@ def test_the_prompt_needs_no_bytes_but_for_its_line_break(tokenizer):
 
 def test_sentences_hold_no_special_tokens():
     assert not any(corpus.conv_templates["v1"].sep2 in text or "\n" in text for text in sentences(20))
+
+
+@pytest.mark.parametrize(("steps", "alone"), [(6000, 600), (1500, 300), (100, 100)])
+def test_a_stage_begins_with_repetitions_alone_long_enough_to_teach_them(steps, alone):
+    """A tenth of its steps, and in a shorter stage at least 300."""
+    asked = []
+    corpus = SimpleNamespace(batch=lambda size, rng, repetitions: asked.append(repetitions))
+    sources = Sources(corpus, None, None, 0, torch.device("cpu"))
+    stage = LanguageStage(SimpleNamespace(decoder=None), sources, Schedule(steps=steps, rate=1e-3))
+    for step in range(steps):
+        stage.draw(step)
+    assert asked == [1.0] * alone + [0.1] * (steps - alone)
