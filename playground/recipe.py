@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 TEXT_DEMO = "llava-text-demo"
 """Folder of the finished checkpoint."""
 PROJECTOR_FILE = "mm_projector.bin"
+WORKERS = "--dataloader_num_workers="
 RECORD = "stage.json"
 """File in a stage's folder: the flags that it is run with, and whether it is done."""
 
@@ -114,7 +115,7 @@ def common_flags(schedule: LlavaSchedule, folder: Path, seed: int, workers: int 
         f"--logging_steps={max(1, schedule.steps // 50)}",
         "--save_steps=200",
         "--save_total_limit=1",
-        f"--dataloader_num_workers={workers}",
+        f"{WORKERS}{workers}",
         "--report_to=none",
         f"--seed={seed}",
     ]
@@ -144,7 +145,8 @@ def is_finished(folder: Path, flags: list[str]) -> bool:
     if not (file := folder / RECORD).exists():
         return False
     record = json.loads(file.read_text(encoding="utf-8"))
-    if other := sorted(set(flags) - set(record["flags"])):
+    others = {flag for flag in flags if not flag.startswith(WORKERS)}  # any number draws the same batches
+    if other := sorted(others - set(record["flags"])):
         raise ValueError(f"{folder} holds a run without {other[0]}; remove it, or give another --out")
     return bool(record["finished"])
 

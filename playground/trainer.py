@@ -73,7 +73,7 @@ class Trainer:
     def load(self) -> None:
         """Loads saved progress, if there is any."""
         if self.file.exists():
-            kept = torch.load(self.file, weights_only=True)
+            kept = torch.load(self.file, map_location="cpu", weights_only=True)
             self.stage.load_state_dict(kept["weights"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step = kept["step"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -156,6 +157,9 @@ class QLIPConfig:
     """Bound on the cells of an image's grid; larger images are resized to fit. 16384 cells of 14 px: 1792 x 1792 px."""
 
     def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Real) and type(value) not in (bool, int, float):  # numpy's, as of a range
+                object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
         check_choice("criterion", self.criterion, Criterion)
         check_choice("geometry", self.geometry, Geometry)
         check_choice("layout", self.layout, Layout)

@@ -18,7 +18,7 @@ from qlip.backbones.registry import VISION_MODELS, find_adapter
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
-from qlip.patches import CutImage, downsize, key_mask, pad_ragged
+from qlip.patches import CutImage, check_cuts, downsize, key_mask, pad_ragged
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, count_sizes
 from qlip.untraced import extract_patches, native_cut, partition_as
@@ -226,12 +226,13 @@ class QLIPVisionModel(nn.Module):
             settings: see the class.
 
         Raises:
-            ValueError: positions of another number than the tokens, or a thumbnail is missing.
+            ValueError: no image, positions of another number than the tokens, or a thumbnail is missing.
         """
         layers = self.select_layers if select is None else tuple(select)
+        check_cuts(cuts, thumbnail := (settings or self.qlip).thumbnail)
         hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else layers, positions, settings)
         features = self._features(hidden, layers)
-        if (settings or self.qlip).thumbnail:
+        if thumbnail:
             small = [native_cut(cut.thumbnail, self.adapter.patch_size) for cut in cuts if cut.thumbnail is not None]
             native = self._features(self.hidden_states(small, layers, None, settings), layers)
             features = [torch.cat(pair) for pair in zip(native, features, strict=True)]
@@ -295,6 +296,5 @@ class QLIPVisionModel(nn.Module):
         tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
         sequences = list(tokens.split([len(patch) for patch in patches]))
         if self.adapter.prefix:
-            first = self.adapter.prefix_tokens.to(dtype)
-            sequences = [torch.cat([first, sequence]) for sequence in sequences]
+            sequences = [torch.cat([self.adapter.prefix_tokens.to(dtype), sequence]) for sequence in sequences]
         return [sequence + added.to(dtype) for sequence, added in zip(sequences, positions, strict=True)]

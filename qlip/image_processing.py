@@ -1,7 +1,7 @@
 """QLIP's image processor: normalised tensors whose sides are whole cells, at native resolution or a chosen size.
 
 A replacement for transformers' CLIPImageProcessor with the same attributes, `preprocess` and files. Nothing is cropped
-and the aspect ratio is kept to within half a cell.
+and the aspect ratio is kept to within half a cell, with geometry "native" half a native cell.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
         Args:
             images: a Pillow image of any mode; an array or tensor, uint8 or float in [0, 1], (H, W), (H, W, C) or
-                (C, H, W); or a sequence of these.
+                (C, H, W); or a sequence of these, or an array or tensor of several (B, ...).
             return_tensors: "pt" or "np". One array (B, 3, H, W) where all sizes agree, else a list. None: a list.
 
         Raises:
@@ -101,9 +101,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         """
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; allowed are 'pt', 'np' and None")
-        batch = images if isinstance(images, Sequence) else [images]
-        if not batch:
-            raise ValueError("there is no image; give at least one")
+        batch = list_images(images)
         tensors = [self.cutter.normalise(to_pillow(image), self.qlip) for image in batch]
         alike = len({tensor.shape for tensor in tensors}) == 1
         if return_tensors == "pt":
@@ -124,9 +122,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
             TypeError: an option that the settings decide.
         """
         refuse_own_options(options)
-        batch = images if isinstance(images, Sequence) else [images]
-        if not batch:
-            raise ValueError("there is no image; give at least one")
+        batch = list_images(images)
         return BatchFeature(pack(self.cut_originals(batch), self.patch_size))
 
     def cut_originals(self, images: Sequence[Any]) -> list[CutImage]:
@@ -187,15 +183,30 @@ def refuse_own_options(options: Mapping[str, Any]) -> None:
         raise TypeError(f"{', '.join(refused)} can't be given: QLIP prepares images by its own settings")
 
 
+def list_images(images: Any) -> Sequence[Any]:
+    """Lists one image, a sequence of images, or an array or a tensor of several (B, ...).
+
+    Raises:
+        ValueError: there is none.
+    """
+    is_batch = isinstance(images, Sequence) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+    batch = list(images) if is_batch else [images]
+    if not batch:
+        raise ValueError("there is no image; give at least one")
+    return batch
+
+
 def to_pillow(image: Any) -> Image.Image:
     """Converts an array or a tensor, see `preprocess`, to a Pillow image; returns Pillow images unchanged.
 
     Raises:
         TypeError: the image is none of these.
-        ValueError: floats outside of [0, 1].
+        ValueError: floats outside of [0, 1], or an array of another shape.
     """
     image = _as_array(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        if not image.size or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(f"the image is an array of {image.shape}; it must be (H, W), or with 1, 3 or 4 channels")
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     if not isinstance(image, Image.Image):
         kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__

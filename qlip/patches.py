@@ -40,6 +40,14 @@ class CutImage:
         return CutImage(self.leaves, self.patches.to(device), small)
 
 
+def check_cuts(cuts: Sequence[CutImage], thumbnail: bool) -> None:
+    """Raises ValueError if there is no image, or one without its thumbnail where that is needed."""
+    if not cuts:
+        raise ValueError("there is no image; give at least one")
+    if thumbnail and (missing := [number for number, cut in enumerate(cuts) if cut.thumbnail is None]):
+        raise ValueError(f"image {missing[0]} has no thumbnail, but the settings ask for one (thumbnail)")
+
+
 def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometry: Geometry = "grid") -> Tensor:
     """Resamples every leaf to one patch.
 

@@ -28,18 +28,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image to upright RGB; returns the image itself if it is RGB without metadata.
 
     Applies the EXIF orientation and puts transparency on white. Grey of more than 8 bits is scaled down: integers above
-    255 count as 16-bit, floats up to 1 as fractions of white.
+    255 count as 16-bit, floats up to 1 as fractions of white; NaN is black.
     """
     image.load()
     if image.mode == "RGB" and not image.info:
         return image  # copying a photograph takes as long as decoding it
     turn = TURNS.get(read_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
+        original = image
         grey = np.array(image, dtype=np.float32)  # scaled in place: a large image has room for one copy
-        top = grey.max(initial=0.0)
+        top = np.nanmax(grey, initial=0.0)
         grey *= np.float32(255.0 if image.mode == "F" and top <= 1 else 1 / 257 if top > 255 else 1.0)
-        image = Image.fromarray(np.clip(grey, 0, 255, out=grey).round(out=grey).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        levels = np.nan_to_num(np.clip(grey, 0, 255, out=grey), copy=False).round(out=grey).astype(np.uint8)
+        clear, image = image.info.get("transparency"), Image.fromarray(levels)
+        if isinstance(clear, int):  # one level of grey
+            opaque = np.where(np.asarray(original) == clear, 0, 255).astype(np.uint8)
+            image.putalpha(Image.fromarray(opaque))
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")

@@ -16,13 +16,15 @@ from llava.utils import demo_model_path
 def extract_tower(model_path: str, out: Path) -> None:
     """Saves the tower and image processor of the checkpoint `model_path` in folder `out`, in transformers' format.
 
+    In the checkpoint's dtype.
+
     Raises:
         FileExistsError: `out` is not empty; it may be the checkpoint itself.
     """
     from llava.model.builder import load_pretrained_model
 
     check_new_folder(out)
-    _, model, processor, _ = load_pretrained_model(model_path, device="cpu", qlip=False)
+    _, model, processor, _ = load_pretrained_model(model_path, device="cpu", dtype="auto", qlip=False)
     model.get_vision_tower().vision_tower.save_pretrained(out)
     processor.save_pretrained(out)
     print(f"{out}: {type(model.get_vision_tower().vision_tower).__name__}")

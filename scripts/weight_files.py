@@ -96,7 +96,12 @@ def read_one(file: Path, name: str) -> Tensor:
 def write(out: Path, file_name: str, tensors: dict[str, Tensor], written: dict[str, str]) -> None:
     """Writes one safetensors file and notes in `written` what it holds."""
     name = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file_name)
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, out / name, {"format": "pt"})
+    whole, seen = {}, set[int]()  # safetensors takes no two tensors that share memory, as tied weights do
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        whole[key] = tensor.clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    save_file(whole, out / name, {"format": "pt"})
     written.update(dict.fromkeys(tensors, name))
 
 

@@ -43,11 +43,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.encoder",
         "qlip.prior.batches",
         "qlip.tools.show",
-        "qlip.integrations.processor",
         "qlip.integrations.next_tiles",
     ),
     ("qlip.integrations.attachment",),
-    ("qlip.integrations.llava_trunk", "qlip.integrations.vision"),
+    ("qlip.integrations.llava_trunk", "qlip.integrations.processor", "qlip.integrations.vision"),
     ("qlip.integrations.llava",),
     ("qlip.integrations.question", "qlip.prior.loss", "qlip.pretrained"),
     (

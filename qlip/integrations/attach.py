@@ -27,11 +27,19 @@ from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
-from qlip.integrations.attachment import Attachment, check_not_part, find_attachment, mark_part, patch_class, unpatch
+from qlip.integrations.attachment import (
+    AttachedMixin,
+    Attachment,
+    check_not_part,
+    find_attachment,
+    mark_part,
+    patch_class,
+    unpatch,
+)
 from qlip.integrations.llava import LlavaMixin
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
 from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
-from qlip.integrations.processor import attach_processor, detach_processor
+from qlip.integrations.processor import attach_processor, check_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
 
@@ -115,8 +123,9 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         TypeError: the model is not attached, or is a part of one that is, or is no model.
     """
     check_model(model)
-    if find_attachment(model) is None:
-        raise TypeError(f"{type(model).__name__} is not attached")
+    if not isinstance(model, AttachedMixin):
+        inside = "" if find_attachment(model) is None else ", but a model inside it is: detach that one"
+        raise TypeError(f"{type(model).__name__} is not attached{inside}")
     plain = restore_processor(model, processor)
     unpatch(model)
     if isinstance(model, PreTrainedModel):
@@ -135,17 +144,6 @@ def check_model(model: object) -> None:
     elif isinstance(getattr(model, "model", None), nn.Module):
         hint = "give its attribute `model`"
     raise TypeError(f"model is {what}; it must be one of {NAMES}, or a vision model such as CLIPVisionModel; {hint}")
-
-
-def check_processor(processor: Any) -> None:
-    """Raises TypeError unless `processor` is None or has the values that images are normalised with."""
-    plain = getattr(processor, "image_processor", processor)
-    if plain is not None and getattr(plain, "image_mean", None) is None:
-        what = repr(plain) if isinstance(plain, (str, type)) else f"a {type(plain).__name__}"
-        raise TypeError(
-            f"processor is {what}; it must be the model's processor (AutoProcessor), or for a vision model its image"
-            " processor (AutoImageProcessor), or None"
-        )
 
 
 def restore_processor(model: nn.Module, processor: Any) -> Any:

@@ -215,6 +215,21 @@ def check_not_part(model: nn.Module) -> None:
         raise TypeError(f"this {type(model).__name__} is a part of an attached {whole}; attach or detach the whole")
 
 
+def check_same_tower(tower: nn.Module, attachment: Attachment) -> None:
+    """Raises TypeError unless an attached model's tower is the one that was attached, perhaps compiled.
+
+    Another one, such as the copy that PEFT trains for `modules_to_save`, would not run, without an error.
+    """
+    own = getattr(tower, "_orig_mod", tower)  # what torch.compile wraps
+    layer = attachment.vision.adapter.layers[0]
+    if "attached_within" not in vars(own) or all(module is not layer for module in own.modules()):
+        raise TypeError(
+            f"the vision tower was replaced by a {type(tower).__name__} after qlip.attach, which runs the one it was"
+            " given; detach the model, replace the tower, and attach again. To train the tower with PEFT, set"
+            " requires_grad on it instead of naming it in modules_to_save"
+        )
+
+
 def find_attachment(model: nn.Module) -> Attachment | None:
     """Finds what is attached to a model, or to a part of it; None if nothing is."""
     return next((module.attachment for module in model.modules() if isinstance(module, AttachedMixin)), None)

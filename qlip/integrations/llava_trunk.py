@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
+from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, measure
 
 
 class LlavaTrunkMixin(AttachedPreTrainedMixin):
@@ -41,8 +41,13 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
 
         Returns:
             `pooler_output`: a list of (M_i, D), in the language model's width; in LLaVA-NeXT with newlines.
+
+        Raises:
+            TypeError: the tower was replaced after `attach`.
+            ValueError: see `Attachment.cut`.
         """
         attachment = self.attachment
+        check_same_tower(self.vision_tower, attachment)
         images = attachment.cut(pixel_values, leaf_boxes, leaf_grids)
         sizes = measure(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
         orders = attachment.order([image.leaves for image in images], sizes)

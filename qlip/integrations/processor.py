@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from qlip.image_processing import QLIPImageProcessor
+from qlip.integrations.attachment import find_base
 
 
 class AttachedProcessorMixin:
@@ -40,6 +41,16 @@ class AttachedProcessorMixin:
         values["image_processor"] = self.plain_image_processor.to_dict()
         return values
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles the class that this one is made of, since it can't be imported under a name."""
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new_instance, (find_base(self),), *parts[2:]
+
+
+def _new_instance(base: type[ProcessorMixin]) -> Any:
+    attached: Any = make_processor_class(base)
+    return attached.__new__(attached)
+
 
 @cache
 def make_processor_class(base: type[ProcessorMixin]) -> type:
@@ -63,6 +74,17 @@ def detach_processor(processor: Any) -> Any:
     if not isinstance(processor, AttachedProcessorMixin):
         return processor
     plain = copy.copy(processor)
-    plain.__class__ = type(processor).__bases__[1]
+    plain.__class__ = find_base(processor)
     plain.image_processor = plain.__dict__.pop("plain_image_processor")
     return plain
+
+
+def check_processor(processor: Any) -> None:
+    """Raises TypeError unless `processor` is None or has the values that images are normalised with."""
+    plain = getattr(processor, "image_processor", processor)
+    if plain is not None and getattr(plain, "image_mean", None) is None:
+        what = repr(plain) if isinstance(plain, (str, type)) else f"a {type(plain).__name__}"
+        raise TypeError(
+            f"processor is {what}; it must be the model's processor (AutoProcessor), or for a vision model its image"
+            " processor (AutoImageProcessor), or None"
+        )

@@ -94,8 +94,7 @@ def mark_questions(
         questions: see `process_for_question`.
         image: the id of an image's tokens.
     """
-    real = inputs["attention_mask"].bool()
-    asks = real & (inputs["input_ids"] != image)
+    asks = inputs["attention_mask"].bool() & (inputs["input_ids"] != image)
     if questions is None:
         return asks
     prompts = [text] if isinstance(text, str) else list(text)
@@ -103,8 +102,9 @@ def mark_questions(
     for row, (prompt, question) in enumerate(zip(prompts, asked, strict=True)):
         if (start := prompt.rfind(question)) < 0:
             raise ValueError(f"the question {question!r} is not in its prompt {prompt!r}")
-        count = len(processor.tokenizer(prompt[start:], add_special_tokens=False).input_ids)
-        own = real[row].nonzero()[:, 0]
+        # Without images: each is one token there, and as many as it has leaves in the inputs.
+        after = processor.tokenizer(prompt[start:], add_special_tokens=False).input_ids
+        count, own = sum(token != image for token in after), asks[row].nonzero()[:, 0]
         asks[row, own[: max(0, len(own) - count)]] = False
     return asks
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qlip.quadtree import Leaves
+from qlip.rgb import to_rgb
 
 CAPTION = 20
 """Height of a line of text in a sheet, in pixels."""
@@ -36,7 +37,7 @@ def draw_leaves(
     a uniform grid is drawn whole.
 
     Args:
-        image: the image of the leaves; its size need not be whole cells.
+        image: the image of the leaves, of any mode; drawn upright. Its size need not be whole cells.
         leaves: its tree.
         cell: side of a cell in the drawing, in pixels; by default the image's own, but at least 4.
         colour: of the lines; by default each pixel becomes darker where the image around it is bright, else brighter,
@@ -46,11 +47,12 @@ def draw_leaves(
     Returns:
         A new RGB image of cols * cell by rows * cell pixels, plus one for the last line.
     """
+    image = to_rgb(image)
     rows, cols = leaves.grid
     if cell is None:
         cell = max(4, round(image.width / cols))
     canvas = Image.new("RGB", (cols * cell + 1, rows * cell + 1))
-    resized = image.convert("RGB").resize((cols * cell, rows * cell), Image.Resampling.BICUBIC)
+    resized = image.resize((cols * cell, rows * cell), Image.Resampling.BICUBIC)
     for corner in ((1, 1), (1, 0), (0, 1), (0, 0)):  # the column and row of the last line continue the image's
         canvas.paste(resized, corner)
     lines = _draw_lines(leaves, cell, canvas.size, width or max(1, round(max(canvas.size) / SCREEN)))

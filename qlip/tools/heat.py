@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from qlip.quadtree import Leaves
+from qlip.rgb import to_rgb
 
 PLASMA = np.array(
     [
@@ -46,7 +47,7 @@ def draw_weights(
     """Fills each leaf with the colour of its weight, more opaque the greater it is, over a paler copy of the image.
 
     Args:
-        image: the image of the leaves.
+        image: the image of the leaves, of any mode; drawn upright.
         leaves: N leaves.
         weights: float (N,), not negative.
         frame: where the leaves' grid lies in the image: (left, top, right, bottom) in shares of its width and height;
@@ -54,14 +55,15 @@ def draw_weights(
         top: the weight of the brightest colour; by default the greatest of these.
 
     Returns:
-        A new RGB image of the same size.
+        A new RGB image of the size of the upright one.
 
     Raises:
         ValueError: there are not as many weights as leaves.
     """
     if weights.shape != (len(leaves),):
         raise ValueError(f"weights are {tuple(weights.shape)}; they must be ({len(leaves)},), one for each leaf")
-    below = np.asarray(image.convert("RGB"), dtype=np.float32)
+    image = to_rgb(image)
+    below = np.asarray(image, dtype=np.float32)
     grey = below.mean(2, keepdims=True)
     below = SHADE * (GREY * grey + (1 - GREY) * below)
     top = float(weights.max()) if top is None else top

@@ -5,11 +5,12 @@ from PIL import Image
 from transformers import AutoModel
 
 import qlip
+from qlip.rgb import to_rgb
 from scripts.examples import run
 
 
 def main(picture: str, out: str, model_path: str = "facebook/dinov2-base") -> None:
-    image = Image.open(picture).convert("RGB")
+    image = to_rgb(Image.open(picture))
     model, processor = qlip.attach(AutoModel.from_pretrained(model_path), alpha=0.5)
     with torch.inference_mode():
         output = model(**processor.pack([image]))

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
     prepare, encode = measure_images(engine, args.repeats)
     prefill, decode = measure_language(engine, args.repeats)
     engine.close()
-    times = replace(StageTimes(*prepare, *encode, *prefill, *decode))
+    times = StageTimes(*prepare, *encode, *prefill, *decode)
     name = torch.cuda.get_device_name() if engine.model.device.type == "cuda" else platform.machine()
     write_times(args.out, times, f"{name}, {args.model_path or 'the embedded model'}")
     for stage, seconds in vars(times).items():

@@ -69,11 +69,12 @@ def _paper_run(alpha: float, size: int, prior: Path | None) -> Run:
 def with_settings(checkpoint: Path, settings: QLIPConfig | None, folder: Path) -> Path:
     """Makes a folder of links to a checkpoint's files with these settings in its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():
+        if link.is_symlink():  # perhaps to another checkpoint's files
+            link.unlink()
     for file in checkpoint.resolve().iterdir():
-        link = folder / file.name
         if file.name != "config.json":
-            link.unlink(missing_ok=True)
-            link.symlink_to(file)
+            (folder / file.name).symlink_to(file)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", config | {"qlip": False if settings is None else settings.to_dict()})
     return folder

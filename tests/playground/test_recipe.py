@@ -98,6 +98,7 @@ def test_a_stage_that_is_done_is_not_run_again(trained, monkeypatch):
     monkeypatch.setattr(recipe, "llava_train", lambda argv: pytest.fail("trained again"))
     run = LlavaRun(trained)
     run.train("pretrain", TINY["pretrain"])
+    LlavaRun(trained, workers=7).train("pretrain", TINY["pretrain"])  # on a machine with more cores
     with pytest.raises(ValueError, match=r"pretrain holds a run without --max_steps=3; remove it"):
         run.train("pretrain", replace(TINY["pretrain"], steps=3))
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from transformers import PreTrainedConfig
 
@@ -149,3 +150,12 @@ def test_settings_that_are_no_object_are_refused(values):
 def test_an_infinite_threshold_that_transformers_wrote_is_read():
     written = json.loads(PreTrainedConfig(qlip={"alpha": math.inf}).to_json_string())["qlip"]
     assert written["alpha"] != math.inf and QLIPConfig.from_dict(written).alpha == math.inf
+
+
+def test_numbers_of_numpy_are_kept_as_pythons() -> None:
+    """As of a range of values; JSON takes no others."""
+    settings = QLIPConfig(alpha=np.float32(0.5), max_tokens=np.int64(96), score_share=np.float64(0.5), seed=np.uint8(3))
+    assert settings == QLIPConfig(alpha=0.5, max_tokens=96, score_share=0.5, seed=3)
+    assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
+    with pytest.raises(TypeError, match=r"max_tokens is 96\.0; it must be an integer"):
+        QLIPConfig(max_tokens=np.float64(96))

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPImageProcessor, QLIPVisionModel
 from qlip.backbones.transformers import run_one_by_one
+from qlip.patches import CutImage
 
 SHAPE = {
     "hidden_size": 48,
@@ -234,3 +235,12 @@ def test_layers_that_take_no_mask_run_image_by_image():
         torch.testing.assert_close(output[1:, :3], layer(hidden[1:, :3]))
     with pytest.raises(ValueError, match="size_bias is set"):
         run_one_by_one(layer, hidden, mask + 1)
+
+
+def test_images_without_what_the_settings_ask_for_are_named(wrapped):
+    model = QLIPVisionModel(wrapped, dataclasses.replace(TREE, thumbnail=True))
+    with pytest.raises(ValueError, match="there is no image; give at least one"):
+        model.encode_cut([])
+    whole = CutImage(Leaves.uniform((2, 2)), torch.zeros(4, 3, 14, 14))
+    with pytest.raises(ValueError, match=r"image 0 has no thumbnail, but the settings ask for one"):
+        model.encode_cut([whole])

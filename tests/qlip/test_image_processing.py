@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,8 @@ def test_a_native_picture_gives_the_pixels_of_clips_processor():
 
 
 @pytest.mark.parametrize(
-    "mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "I", "F", "I;16"]
+    "mode",
+    ["RGB", "RGBA", "RGBa", "L", "LA", "La", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "I", "F", "I;16"],
 )
 def test_every_pillow_mode_is_read(mode):
     picture = gradient_picture(28, 42)
@@ -42,8 +45,10 @@ def test_every_pillow_mode_is_read(mode):
         picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     elif mode == "I":
         picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.int32) * 257)
-    elif mode == "PA":
-        picture = picture.convert("LA").convert("PA")
+    elif mode in ("PA", "La"):
+        picture = picture.convert("LA").convert(mode)
+    elif mode == "RGBa":
+        picture = picture.convert("RGBA").convert(mode)
     else:
         picture = picture.convert(mode)
     assert picture.mode == mode
@@ -58,6 +63,10 @@ def test_sixteen_bit_grey_keeps_its_brightness():
     assert to_rgb(grey).getpixel((0, 0)) == (128, 128, 128)
 
 
+def test_floats_that_are_no_numbers_are_black():
+    assert to_rgb(Image.fromarray(np.float32([[np.nan, 1.0]]))).tobytes() == bytes([0] * 3 + [255] * 3)
+
+
 @pytest.mark.parametrize(("values", "grey"), [([0.0, 0.5, 1.0], 128), ([0.0, 128.0, 255.0], 128)])
 def test_float_pictures_keep_their_brightness(values, grey):
     assert to_rgb(Image.fromarray(np.float32([values]))).getpixel((1, 0)) == (grey,) * 3
@@ -66,6 +75,9 @@ def test_float_pictures_keep_their_brightness(values, grey):
 def test_transparency_is_laid_over_white():
     picture = Image.new("RGBA", (14, 14), (0, 0, 0, 0))
     assert to_rgb(picture).getpixel((5, 5)) == (255, 255, 255)
+    grey = Image.fromarray(np.array([[0, 257]], np.uint16))
+    grey.info["transparency"] = 0  # as of a PNG file with 16 bits
+    assert [to_rgb(grey).getpixel((column, 0)) for column in (0, 1)] == [(255,) * 3, (1,) * 3]
     palette = Image.new("P", (14, 14), 0)
     palette.info["transparency"] = 0
     assert to_rgb(palette).getpixel((5, 5)) == (255, 255, 255)
@@ -169,3 +181,19 @@ def test_errors_name_the_value():
         QLIPImageProcessor().preprocess(gradient_picture(14, 14), return_tensors="tf")
     with pytest.raises(ValueError, match="native_size is 10;"):
         QLIPImageProcessor(14, 10)
+
+
+def test_a_batch_in_one_array_is_a_batch_of_images():
+    batch = np.stack([np.array(gradient_picture(28, 42))] * 2)
+    for images in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2)):
+        assert torch.equal(
+            GRID.preprocess(images, return_tensors="pt")["pixel_values"],
+            GRID.preprocess(list(batch), return_tensors="pt")["pixel_values"],
+        )
+        assert torch.equal(GRID.pack(images)["leaf_boxes"], GRID.pack(list(batch))["leaf_boxes"])
+
+
+@pytest.mark.parametrize("shape", [(0, 30, 3), (30, 0), (30, 30, 5), (30, 30, 2), (30,), (2, 2, 2, 2, 3)])
+def test_an_array_of_another_shape_is_named(shape):
+    with pytest.raises(ValueError, match=re.escape(f"the image is an array of {shape}; it must be (H, W), or with")):
+        GRID.preprocess([np.zeros(shape, np.uint8)])

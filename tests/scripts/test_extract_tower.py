@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, CLIPVisionModel
 
 from llava.model.builder import load_pretrained_model
@@ -15,7 +16,9 @@ def test_the_extracted_tower_is_the_checkpoints_own(tmp_path):
     assert main(["--out", str(tmp_path / "tower")]) == 0
     model = load_pretrained_model(demo_model_path(), device="cpu", qlip=False)[1]
     pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    extracted = CLIPVisionModel.from_pretrained(tmp_path / "tower")
+    weights = load_file(tmp_path / "tower" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}  # the checkpoint's
+    extracted = CLIPVisionModel.from_pretrained(tmp_path / "tower", dtype=torch.float32)
     own = model.get_vision_tower()(pixels)[0]
     torch.testing.assert_close(extracted(pixels, output_hidden_states=True).hidden_states[-2][0, 1:], own)
     assert AutoImageProcessor.from_pretrained(tmp_path / "tower").crop_size["height"] == 112

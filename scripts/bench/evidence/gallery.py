@@ -104,8 +104,8 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
         "# What the two towers see",
         "",
         f'`playground/llava-text-demo`, asked "{QUESTION}". The first scenes of the test split, set after set, on',
-        "which one tower lists all objects from left to right and the other does not; `python -m scripts.bench.evidence.gallery` writes",
-        "this page.",
+        "which one tower lists all objects from left to right and the other does not;",
+        "`python -m scripts.bench.evidence.gallery` writes this page.",
         "Each picture, what CLIP's tower is given of it, and what QLIP's is: every leaf in the pixels of one patch.",
     ]
     number = 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import qlip
+from qlip.integrations.question import mark_questions
 from qlip.packing import unpack_leaves
 from qlip.roots import allowed_leaf
 from tests.qlip.integrations.models import (
@@ -49,6 +50,16 @@ def relevance(kind: str, image, tail: int | None) -> torch.Tensor:
     asks = ~is_image if tail is None else torch.arange(len(is_image)) >= len(is_image) - tail
     found = weights[asks].mean(0)[is_image]
     return found.view(4, 5)[:, :4].flatten() if kind == "llava_next" else found  # newlines close its four rows
+
+
+def test_an_image_behind_the_question_takes_none_of_its_words():
+    """In the text it is one token, in the inputs as many as it has leaves."""
+    model, processor = attached("llava", **SETTINGS)
+    text = f"USER: <image>\n{NEWEST} <image>\nor here? ASSISTANT:"
+    inputs = ask(processor, [text], [[picture(112, 112, 5), picture(112, 112, 6)]])
+    asks = mark_questions(processor, inputs, text, NEWEST, model.config.image_token_id)
+    marked = processor.tokenizer.decode(inputs["input_ids"][0][asks[0]])
+    assert marked.replace(" ", "") == text[text.index(NEWEST) :].replace("<image>", "").replace(" ", "")
 
 
 @pytest.mark.parametrize("question", [None, NEWEST], ids=["all text", "the newest"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -216,20 +215,6 @@ def test_other_models_of_the_class_are_untouched():
     inputs = ask(make_processor("llava"), PROMPTS[:1], PICTURES[:1])
     assert inputs["pixel_values"].shape == (1, 3, NATIVE, NATIVE)
     assert make_language_model("llava")(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
-
-
-@pytest.mark.parametrize(
-    "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
-)
-def test_a_copy_is_attached_to_its_own_weights(clone):
-    model, processor = attached("llava", **TREE)
-    other = clone(model)
-    assert type(other) is type(model)
-    assert other.attachment.vision.encoder is other.model.vision_tower.encoder
-    with torch.no_grad():
-        other.model.vision_tower.embeddings.patch_embedding.weight.zero_()
-        inputs = ask(processor, PROMPTS[:1], PICTURES[1:2])
-        assert not torch.allclose(other(**inputs).logits, model(**inputs).logits)
 
 
 def test_what_does_not_belong_together_is_an_error():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qlip import Leaves, draw_leaves
+from qlip import Leaves, draw_leaves, draw_weights
 
 
 def test_every_border_of_every_leaf_is_drawn():
@@ -55,3 +55,23 @@ def test_lines_of_a_drawing_larger_than_a_screen_are_wider():
     assert (drawing[600, 1150:1250] > 0).all(-1).sum() == 2
     thin = np.asarray(draw_leaves(Image.new("L", (24, 12)), Leaves.uniform((1, 2)), cell=1200, width=1))
     assert (thin[600, 1150:1250] > 0).all(-1).sum() == 1
+
+
+def turned() -> Image.Image:
+    """A photograph that is red above and blue below, stored on its side, as cameras do."""
+    upright = Image.new("RGB", (28, 56), (0, 0, 200))
+    upright.paste((200, 0, 0), (0, 0, 28, 28))
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.info["exif"] = exif.tobytes()
+    return stored
+
+
+def test_a_picture_is_drawn_upright_as_its_leaves_are():
+    leaves = Leaves.uniform((4, 2))
+    for drawing in (draw_leaves(turned(), leaves), draw_weights(turned(), leaves, torch.zeros(8))):
+        pixels = np.asarray(drawing).astype(int)
+        assert pixels.shape[0] > pixels.shape[1]
+        top, bottom = pixels[5:20].mean((0, 1)), pixels[-20:-5].mean((0, 1))
+        assert top[0] > top[2] + 50 and bottom[2] > bottom[0] + 50

@@ -66,7 +66,9 @@ def test_the_papers_rule_is_run_for_each_alpha_and_size() -> None:
 @pytest.mark.parametrize("settings", [None, QLIPConfig(alpha=0.3, max_tokens=70)])
 def test_a_checkpoint_is_given_settings_without_a_copy(tmp_path: Path, settings: QLIPConfig | None) -> None:
     folder = with_settings(demo_model_path(), QLIPConfig(), tmp_path / "new")
+    (folder / "pytorch_model.bin").symlink_to(demo_model_path() / "model.safetensors")  # of another checkpoint
     folder = with_settings(demo_model_path(), settings, folder)  # over an older one
+    assert not (folder / "pytorch_model.bin").is_symlink()
     assert (folder / "model.safetensors").resolve() == (demo_model_path() / "model.safetensors").resolve()
     tower = load_pretrained_model(str(folder), device="cpu")[1].get_vision_tower()
     assert getattr(tower, "settings", None) == settings
