@@ -48,7 +48,7 @@ class AttachedProcessorMixin:
 
 
 def _new_instance(base: type[ProcessorMixin]) -> Any:
-    attached: Any = make_processor_class(base)
+    attached: Any = make_processor_class(base)  # type: ignore[arg-type]
     return attached.__new__(attached)
 
 
