@@ -18,7 +18,10 @@ from llava.constants import IGNORE_INDEX
 from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
+from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # LLaVA's path of this and the next two
 from llava.train.sampler import choose_sampler
+from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
+from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
 from llava.train.saving import (
     STAGING,
     adapter_state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prefill import can_continue, place_prompt
+from llava.serve.loading import add_model_flags, load_engine
 from qlip.language_positions import ImageSpan
 from tests.llava.checkpoints import write_tokenizer
 from tests.llava.model.language_models import COUNTED, KINDS, LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
@@ -238,3 +240,20 @@ def test_a_projector_of_llavas_training_has_mpts_names(folder: Path, model: Any,
     torch.save(theirs, tmp_path / "mm_projector.bin")
     loaded = load_pretrained_model(tmp_path, folder, device="cpu")[1].state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-qlip"]], ids=str)
+def test_a_server_starts_with_clips_grid_and_takes_the_quadtree_on_request(folder: Path, flags: list[str]) -> None:
+    """A server's tower runs both; MPT's settings of the quadtree are then those that it can apply."""
+    parser = argparse.ArgumentParser()
+    add_model_flags(parser)
+    engine = load_engine(parser.parse_args(["--model-path", str(folder), "--device", "cpu", *flags]), switchable=True)
+    picture = Image.new("RGB", (448, 448), "white")
+    picture.paste("black", (100, 100, 112, 112))
+    tokens = []
+    for options in (None, QLIPOptions(enabled=True, max_tokens=90)):
+        answer = engine.submit(engine.question("What?", 1), [picture], Sampling(0, max_new_tokens=2), options)
+        "".join(answer)
+        tokens.append(answer.usage.visual_tokens)
+    engine.close()
+    assert tokens[0] == 64 < tokens[1] <= 90

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava.train import llava_trainer, sampler
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -107,3 +108,8 @@ def test_what_cannot_be_ordered_is_an_error():
         LengthGroupedSampler(2, 2)
     with pytest.raises(ValueError, match="batch_size is 0 and world_size 2"):
         LengthGroupedSampler(0, 2, [1])
+
+
+def test_llavas_import_path_holds() -> None:
+    for name in ("LengthGroupedSampler", "get_modality_length_grouped_indices", "split_to_even_chunks"):
+        assert getattr(llava_trainer, name) is getattr(sampler, name)
