@@ -29,6 +29,7 @@ from llava.serve.web.runs import COMPARISON, TALK, keep_outputs
 from llava.serve.web.session import Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.views import Cost
+from llava.serve.web.visitors import Latest
 
 SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
 
@@ -53,7 +54,7 @@ class Demo(PictureHandlers):
         super().__init__(backend, curve)
         self.moderator = moderator
         self.feedback = feedback
-        self._voted: dict[str | None, object] = {}  # each visitor's last vote
+        self._voted: Latest[str | None, int] = Latest()  # the hash of each visitor's last vote
 
     @keep_outputs(4)
     async def ask(
@@ -68,6 +69,7 @@ class Demo(PictureHandlers):
             text = read_question(question)
         if not text and self.runs.is_answering(request.session_hash):
             return  # Enter was pressed twice
+        self.note_visit(request, session)
         async with self.runs.start(request.session_hash, TALK, read_press(press)) as run:
             before = run.session or session
             if run.session is not None and before.last_question == text:  # the same again, before its answer was done
@@ -82,6 +84,7 @@ class Demo(PictureHandlers):
         self, request: gr.Request, session: Session, press: Any, *controls: Any
     ) -> AsyncGenerator[tuple[Session, Messages, str], None]:
         """Asks the last question again with the current controls; the old answer stays until the new one starts."""
+        self.note_visit(request, session)
         async with self.runs.start(request.session_hash, TALK, read_press(press)) as run:
             if run.is_stopped:
                 return
@@ -103,6 +106,7 @@ class Demo(PictureHandlers):
         Yields the panel, its question, and the head and body of each side. The answers are generated one after the
         other, so that each is timed alone.
         """
+        self.note_visit(request, session)
         async with (
             self.runs.start(request.session_hash, COMPARISON, read_press(press)) as run,
             aclosing(run.until_stopped(self._compare(session, question, controls))) as steps,
@@ -182,7 +186,7 @@ class Demo(PictureHandlers):
             exchange = session.exchanges[session.exchange_of(message)]
         except LookupError:
             raise toast_error("That answer is no longer in the conversation.") from None
-        vote = (kind, message, exchange.texts())
+        vote = hash((kind, message, exchange.texts()))
         if self._voted.get(request.session_hash) == vote:
             return
         self._voted[request.session_hash] = vote
@@ -200,6 +204,7 @@ class Demo(PictureHandlers):
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
         self._opened.pop(request.session_hash, None)
         self._voted.pop(request.session_hash, None)
+        self.holders.forget(request.session_hash)
         await self.runs.forget(request.session_hash)
 
     async def models(self) -> Any:

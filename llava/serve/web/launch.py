@@ -47,10 +47,11 @@ def run(args: argparse.Namespace) -> None:
     with exit_at_sigterm(), own_files(), open_backend(args) as backend:
         embedded = args.controller_url is None and not args.model_path
         demo = Demo(backend, moderator, feedback, embedded_curve() if embedded else None)
+        demo.holders.most = args.max_visitors
         page = build_page(demo, page_text(args), choose_model=args.controller_url is not None)
         with take_address(args.host, port):  # Gradio's message for a busy port names a variable, not the flag
             pass
-        serve(page, args.host, port, args.share, concurrency=args.concurrency_count, visitors=args.max_visitors)
+        serve(page, args.host, port, args.share, concurrency=args.concurrency_count)
 
 
 @contextmanager
@@ -98,7 +99,6 @@ def serve(
     share: bool = False,
     block: bool = True,
     concurrency: int = 16,
-    visitors: int = 64,
 ) -> None:
     """Serves the page with system fonts, bounded uploads and no log of questions; prints its address.
 
@@ -109,7 +109,6 @@ def serve(
         share: make a public link.
         block: wait until interrupted.
         concurrency: most answers at a time.
-        visitors: most sessions that are kept; the one idle longest is dropped first.
     """
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
     with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
@@ -122,7 +121,6 @@ def serve(
             css=css(),
             head=head(),
             max_file_size=DEFAULT_LIMITS.max_bytes,
-            state_session_capacity=visitors,
             app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
             run_history=False,
             ssr_mode=False,

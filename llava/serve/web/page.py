@@ -74,6 +74,7 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
         if choose_model:
             page.load(demo.models, None, model, show_progress="hidden", **PRIVATE)
         page.unload(demo.leave)
+    demo.holders.drop.append(lambda visitor: page.state_holder.session_data.pop(visitor, None))  # their session
     return page
 
 

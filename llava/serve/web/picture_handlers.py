@@ -20,6 +20,9 @@ from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.runs import Runs
 from llava.serve.web.session import MAX_PICTURES, Session, file_name, open_upload, save_drawing
 from llava.serve.web.toasts import errors_as_toasts, toast_error, warn, with_advice
+from llava.serve.web.visitors import Latest, PictureHolders
+
+MAX_PATH = 4096  # characters of an uploaded file's path that are compared
 
 
 class PictureHandlers:
@@ -34,7 +37,9 @@ class PictureHandlers:
         self.backend = backend
         self.curve = curve
         self.runs = Runs()
-        self._opened: dict[str | None, str | None] = {}  # the file that each visitor opened last, or is opening
+        self.holders = PictureHolders()
+        self._opened: Latest[str | None, str | None] = Latest()  # the file that each opened last, or is opening
+        self.holders.drop.append(lambda visitor: self._opened.pop(visitor, None))  # who may open it again
 
     async def open_picture(
         self, request: gr.Request, session: Session, press: Any, upload: Mapping[str, Any] | None, *values: Any
@@ -48,7 +53,7 @@ class PictureHandlers:
         """
         if not (upload is None or isinstance(upload, Mapping)):
             raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
-        source = str(upload.get("path")) if upload else None
+        source = str(upload.get("path"))[:MAX_PATH] if upload else None
         before = self._opened.get(request.session_hash, session.source)
         if source == before:
             return (gr.skip(),) * 7
@@ -63,10 +68,16 @@ class PictureHandlers:
                 shown = None
             session = Session(picture, source)
             drawn = await asyncio.to_thread(self.draw, session, *values)
+            self.note_visit(request, session)
             return shown, session, *drawn, [], views.NO_COST, gr.update(visible=False)
         except BaseException:
             self._opened[request.session_hash] = before  # nothing was opened: the same file may be tried again
             raise
+
+    def note_visit(self, request: gr.Request, session: Session) -> None:
+        """Notes that a visitor who has a picture is not idle."""
+        if session.picture is not None:
+            self.holders.hold(request.session_hash)
 
     def add_pictures(self, request: gr.Request, session: Session, uploads: Any, *values: Any) -> tuple[Any, ...]:
         """Adds uploaded pictures to the next question; session, strip of pictures, drawing and its cost.
@@ -75,6 +86,7 @@ class PictureHandlers:
         """
         if session.picture is None:
             raise toast_error("There is no picture yet. Choose one, then add others.")
+        self.note_visit(request, session)
         room = MAX_PICTURES - len(session.pictures)
         if room <= 0:
             raise toast_error(f"There are {MAX_PICTURES} pictures already. Remove one, or clear the conversation.")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from llava.serve.web.session import Session
+from llava.serve.web.visitors import Latest
 
 TALK, COMPARISON = "talk", "comparison"
 """Kinds of runs: a visitor has one of each at a time."""
@@ -92,7 +93,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str | None, str], Run] = {}
-        self._presses: dict[tuple[str | None, str], int] = {}
+        self._presses: Latest[tuple[str | None, str], int] = Latest()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -136,7 +137,7 @@ class Runs:
             self._record(visitor, press, kind)
             if (run := self._runs.get((visitor, kind))) is not None:
                 run.stop()
-                with suppress(TimeoutError):
+                with suppress(asyncio.TimeoutError):  # another class than TimeoutError on Python 3.10
                     await asyncio.wait_for(run.ended.wait(), PATIENCE)
                 self._end(visitor, kind, run)
                 session = run.session or session

@@ -38,7 +38,7 @@ def test_without_flags_the_embedded_models_page_is_served(
     monkeypatch.setattr(launch, "serve", lambda *args, **options: served.append((*args, options)))
     assert main(["--port=0", "--concurrency-count=3", "--max-visitors=5", "--embed"]) == 0
     ((page, host, port, share, options),) = served
-    assert (host, share, options) == ("127.0.0.1", False, {"concurrency": 3, "visitors": 5})
+    assert (host, share, options) == ("127.0.0.1", False, {"concurrency": 3})
     assert port > 0
     assert {"ask", "look", "compare"} <= {event.api_name for event in page.fns.values()}
     assert "a tiny model that only knows coloured shapes" in capsys.readouterr().err
