@@ -208,7 +208,7 @@ def tokenizer_image_token(
 
 def get_model_name_from_path(model_path: str) -> str:
     """Finds the last folder's name; for a `checkpoint-N` folder, its parent's name comes first."""
-    parts = str(model_path).strip("/").split("/")
+    parts = str(model_path).replace("\\", "/").strip("/").split("/")  # Windows' paths, too
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
     return parts[-1]

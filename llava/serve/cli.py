@@ -137,6 +137,8 @@ def answer_prompts(
         sampling: how tokens are chosen.
         args: the flags of `--prompt`.
     """
+    from llava.serve.engine.prompting import break_image_token
+
     pairs = list(zip(images, sources, strict=True))
     for number, group in enumerate([[pair] for pair in pairs] if args.each_image else [pairs], start=1):
         conversation, shown = None, [image for image, _ in group]
@@ -150,7 +152,7 @@ def answer_prompts(
             asked = conversation.copy()
             answer = engine.submit(conversation, shown, sampling)
             text = "".join(answer).strip()
-            conversation.messages[-1][1] = text or EMPTY
+            conversation.messages[-1][1] = break_image_token(text) or EMPTY
             print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
         write_attributions(engine, asked, shown, text, args.show_attribution, number)
 
@@ -181,6 +183,8 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         sampling: how tokens are chosen.
         args: `debug` and `show_attribution` are read.
     """
+    from llava.serve.engine.prompting import break_image_token
+
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
@@ -195,7 +199,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
             del conversation.messages[-2:]
             continue
         write_attributions(engine, conversation, images, text, args.show_attribution)
-        conversation.messages[-1][1] = text or EMPTY
+        conversation.messages[-1][1] = break_image_token(text) or EMPTY
 
 
 def read_line(prompt: str) -> str:

@@ -50,11 +50,14 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
 
     Args:
         arguments: Flag name, with or without dashes -> value: true for a flag without a value, false for its `--no-`
-            form, a list for several values.
+            form, also as the texts that `serve run` gives; a list for several values; null leaves a flag out.
     """
     flags: list[str] = []
     for name, value in arguments.items():
         flag = name.strip("-").replace("_", "-")
+        value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+        if value is None:
+            continue
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, (list, tuple)):

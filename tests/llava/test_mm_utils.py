@@ -159,6 +159,7 @@ def test_base64_text_opens_as_the_picture_it_encodes() -> None:
         ("/models/llava-v1.5-7b/", "llava-v1.5-7b"),
         ("/models/my-llava/checkpoint-500", "my-llava_checkpoint-500"),
         ("checkpoint-500", "checkpoint-500"),
+        (r"C:\models\llama-3\vicuna-7b", "vicuna-7b"),
     ],
 )
 def test_a_models_name_is_its_last_folder(path: str, name: str) -> None:

@@ -87,12 +87,10 @@ def generate(
         seeds: of sampled answers, each in [0, 2^32); None for 0.
     """
     seeds = [0] * len(prompts) if seeds is None else seeds
-    if sampling.num_beams > 1 and not sampling.greedy:
+    if sampling.num_beams > 1 and not sampling.greedy and len(prompts) > 1:
         # Sampled beams draw from the one global generator, so that neighbours would change what a row draws.
-        if len(prompts) > 1:
-            singles = zip(prompts, pictures, seeds, strict=True)
-            return [generate(engine, [ids], [picture], sampling, [seed])[0] for ids, picture, seed in singles]
-        torch.manual_seed(seeds[0])
+        singles = zip(prompts, pictures, seeds, strict=True)
+        return [generate(engine, [ids], [picture], sampling, [seed])[0] for ids, picture, seed in singles]
     stops = (*sampling.stop, *separators(engine.new_conversation()))
     answers: list[list[str]] = [[] for _ in prompts]
     rows = [

@@ -165,15 +165,28 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
     """Checks that a row has `fields`, and turns numbers in those of `TEXTS` into text.
 
     Raises:
-        ValueError: it is no object, lacks a field, or a field of `TEXTS` holds neither text nor a number.
+        ValueError: it is no object, lacks a field, or a field of `TEXTS` holds neither text nor a number, or a text
+            that cannot be encoded.
     """
     fields = list(fields)
     check_object(place, row, fields)
     texts = {name: row[name] for name in fields if name in TEXTS and not isinstance(row[name], str)}
+    for name in TEXTS.intersection(fields) - texts.keys():
+        check_encodable(place, name, row[name])
     for name, value in texts.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{place}: {name} is {value!r}; it must be text")
     return {**row, **{name: str(value) for name, value in texts.items()}}
+
+
+def check_encodable(place: str, name: str, text: str) -> None:
+    """Raises ValueError if a text holds half a character, which JSON can spell and no tokenizer takes."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: {name} holds half a character, {text[error.start]!r}") from None
 
 
 def check_object(place: str, row: Any, fields: Iterable[str] = ()) -> None:

@@ -49,6 +49,7 @@ def start_process() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # Pillow's warnings
         env=environment,
+        cwd=Path(__file__).parent,  # -m imports from there first: the server's folder may hold a json.py
     )
     for pipe in (process.stdin, process.stdout):
         widen_pipe(pipe)
@@ -64,7 +65,7 @@ def widen_pipe(pipe: IO[bytes] | None) -> None:
 
 def _import_path() -> list[str | Path]:
     """Lists the import path of this process, for a source tree that is not installed."""
-    return [Path(__file__).parents[3], *filter(None, sys.path)]
+    return [Path(__file__).parents[3], *(Path(entry).absolute() for entry in filter(None, sys.path))]
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -131,7 +131,7 @@ class DecoderPool:
             raise ImageError(str(error)) from None
         finally:
             cancellation.watch(None)
-            self._release(process, healthy)
+            self._release(process, healthy and not cancellation.cancelled)  # who may have killed it at the end
 
     def close(self) -> None:
         """Ends the idle processes now, and the others once they are idle."""

@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,6 +125,17 @@ class Row:
             self.emit(passed)
 
 
+@contextmanager
+def seeded(sampling: Sampling, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators for sampled beams, which draw from these alone, and restores them."""
+    if sampling.num_beams == 1 or sampling.greedy or sampling.seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        yield
+
+
 class _RowStreamer(BaseStreamer):
     """Appends each step's tokens to their rows; an error in one row fails that row only."""
 
@@ -181,7 +193,7 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         options |= {"top_k": sampling.top_k} if sampling.top_k > 0 else {}
         options |= {"min_p": sampling.min_p} if sampling.min_p > 0 else {}
-    with torch.inference_mode():
+    with torch.inference_mode(), seeded(sampling, device):
         ids = model.generate(
             pad_sequence(prompts, batch_first=True, padding_value=padding_id, padding_side="left").to(device),
             attention_mask=mask.to(device),

@@ -10,6 +10,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import BARE_STYLES, Conversation, SeparatorStyle
 from llava.serve.engine.vision import Picture
 
+ZERO_WIDTH_SPACE = "\u200b"
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -44,7 +46,7 @@ def build_conversation(engine: PromptFormat, turns: Sequence[Turn]) -> tuple[Con
 
     Raises:
         ValueError: the first or last turn is not the user's, a system turn follows another role, a user's turn is
-            empty, another role has images, or a text contains the image token.
+            empty, another role has images, or the user's or the system's text contains the image token.
     """
     conversation = engine.new_conversation()
     system = [turn for turn in turns if turn.role == "system"]
@@ -120,10 +122,15 @@ def _joined(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _checked(turn: Turn) -> str:
-    if DEFAULT_IMAGE_TOKEN in turn.text:
+    if turn.role != "assistant" and DEFAULT_IMAGE_TOKEN in turn.text:
         raise ValueError(f"a message's text may not hold {DEFAULT_IMAGE_TOKEN!r}: it marks where a picture is")
     if turn.images and turn.role != "user":
         raise ValueError(f"only the user may show pictures; the {turn.role}'s message has {len(turn.images)}")
     if turn.role == "user" and not turn.text.strip() and not turn.images:
         raise ValueError(f"the {turn.role}'s message is empty")
-    return turn.text
+    return break_image_token(turn.text) if turn.role == "assistant" else turn.text
+
+
+def break_image_token(text: str) -> str:
+    """Breaks the image token in an answer by a space of no width: a model that says it must not end a conversation."""
+    return text.replace(DEFAULT_IMAGE_TOKEN, f"{DEFAULT_IMAGE_TOKEN[:1]}{ZERO_WIDTH_SPACE}{DEFAULT_IMAGE_TOKEN[1:]}")

@@ -43,7 +43,7 @@ def sample(
         int64 (B,).
     """
     # In float32 a very low temperature becomes 0 and a very high one infinite; 0 / 0 and inf / inf would be NaN.
-    scale = temperature.double().clamp(FLOAT32.tiny, FLOAT32.max).float()
+    scale = temperature.float().clamp(FLOAT32.tiny, FLOAT32.max)  # not in float64, which Apple's GPUs lack
     shifted = logits.float() - logits.max(-1, keepdim=True).values.float()
     ordered, order = shifted.sort(dim=-1, descending=True, stable=True)
     weights = (ordered / scale[:, None]).exp()  # 1 for the likeliest token
@@ -76,7 +76,7 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     Returns:
         float32 (B, V); finite where `logits` is.
     """
-    factor = penalty.double().clamp(FLOAT32.tiny, FLOAT32.max).float()[:, None]
+    factor = penalty.float().clamp(FLOAT32.tiny, FLOAT32.max)[:, None]
     penalized = torch.where(logits < 0, logits * factor, logits / factor).clamp(FLOAT32.min, FLOAT32.max)
     return torch.where(seen & logits.isfinite(), penalized, logits)
 

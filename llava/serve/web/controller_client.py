@@ -20,7 +20,6 @@ from transformers import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
-from llava.mm_utils import encode_image_to_base64
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from llava.serve.engine.explain import Explanation
 from llava.serve.engine.params import QLIPOptions
@@ -30,6 +29,7 @@ from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import Piece, Query, pixels_of
 from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
+from llava.serve.web.encoded_pictures import encode_pictures
 from llava.serve.workers import protocol
 from llava.serve.workers.protocol import ErrorCode
 from qlip.config import QLIPConfig
@@ -177,7 +177,7 @@ class ControllerBackend:
             "top_p": query.sampling.top_p or 1.0,
             "max_new_tokens": query.sampling.max_new_tokens,
             "stop": next(iter(separators(conversation)), None),
-            "images": await asyncio.to_thread(lambda: [encode_image_to_base64(image, "PNG") for image in images]),
+            "images": await asyncio.to_thread(encode_pictures, images),
             "qlip": {name: value for name, value in asdict(query.qlip).items() if value is not None},
         }
         shown = len(prompt)

@@ -127,6 +127,10 @@ def test_arguments_become_flags() -> None:
     arguments = {"model_path": "m", "qlip": False, "load_4bit": True, "served-model-name": ["a", "b"], "alpha": 0.5}
     expected = ["--model-path=m", "--no-qlip", "--load-4bit", "--served-model-name", "a", "b", "--alpha=0.5"]
     assert flags_of(arguments) == expected
+    assert flags_of({"qlip": "true", "load_4bit": "False", "alpha": None}) == [
+        "--qlip",
+        "--no-load-4bit",
+    ]  # serve run's
 
 
 def test_wrong_arguments_are_refused_before_anything_is_deployed() -> None:

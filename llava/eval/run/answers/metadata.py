@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llava.model.loading.checkpoint import local_folder
+from llava.model.loading.checkpoint import inspect, local_folder
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
@@ -63,10 +63,16 @@ def run_settings(engine: ChatEngine, sampling: Sampling, seed: int, args: Namesp
 
 
 def checkpoint_hash(model_path: str | None, model_base: str | None) -> str:
-    """Hashes weights, configuration and tokenizer, the base model's too; see `hash_files`."""
+    """Hashes weights, configuration and tokenizer, also of the base model and of a tower in a folder; see `hash_files`.
+
+    A tower that the configuration names by its hub id is hashed by that name.
+    """
     folders = [local_folder(str(model_path or demo_model_path()))]
     if model_base:
         folders.append(local_folder(model_base))
+    configs = [inspect(folder).config for folder in folders]
+    towers = {str(config.mm_vision_tower) for config in configs if config.has_tower and config.mm_vision_config is None}
+    folders += [Path(tower) for tower in sorted(towers) if Path(tower).is_dir()]
     return hash_files([file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import Row, read_rows, read_table, read_text
+from llava.eval.score.rows import Row, check_encodable, read_rows, read_table, read_text
 
 T = TypeVar("T")
 
@@ -104,11 +104,8 @@ def _read_value(place: str, row: Row, key: str) -> Any:
     if not isinstance(value, (str, int, float) if is_id else str):
         allowed = "a text or a number" if is_id else "a text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: {key} holds half a character, {value[error.start]!r}") from None
+    if isinstance(value, str):
+        check_encodable(place, key, value)
     return value
 
 
@@ -135,6 +132,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
             file = None if image is None else folder / image
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is no object with id and conversations") from None
+        check_encodable(f"{path}: entry {number}", "the question", text)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"

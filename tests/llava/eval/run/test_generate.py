@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -87,3 +89,13 @@ def test_seeds_of_rows_differ_by_run_and_by_place() -> None:
     seeds = {row_seed(seed, index) for seed in range(3) for index in range(100)}
     assert len(seeds) == 300
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_sampled_beams_are_those_of_their_seed_in_a_chat_too(engine: ChatEngine, pictures: list[Image.Image]) -> None:
+    """They draw from torch's global generator, which is left as it was."""
+    sampling = Sampling(20.0, num_beams=2, max_new_tokens=8, seed=7)
+    state = torch.random.get_rng_state()
+    said = {engine.ask(TEXTS[0], pictures[:1], sampling) for _ in range(3)}
+    assert len(said) == 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert engine.ask(TEXTS[0], pictures[:1], replace(sampling, seed=8)) not in said

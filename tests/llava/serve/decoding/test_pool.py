@@ -257,6 +257,33 @@ def test_closing_ends_the_processes() -> None:
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def test_files_in_the_servers_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    pool = DecoderPool(1)
+    try:
+        assert pool.decode(GOOD).size == (64, 64)
+    finally:
+        pool.close()
+
+
+def test_a_process_that_is_cancelled_at_the_end_of_its_image_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, cancellation, exchange = DecoderPool(1), Cancellation(), pool_module.exchange
+
+    def cancel_at_the_end(*given: Any) -> Image.Image:
+        image = exchange(*given)
+        cancellation.cancel()
+        return image
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "exchange", cancel_at_the_end)
+            pool.decode(GOOD, cancellation=cancellation)
+        assert pool.decode(GOOD).size == (64, 64)
+    finally:
+        pool.close()
+
+
 def test_a_source_tree_that_is_not_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)

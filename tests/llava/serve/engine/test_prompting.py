@@ -63,6 +63,14 @@ def test_a_checkpoint_that_marks_its_pictures_gets_them_marked() -> None:
     assert "USER: <im_start><image><im_end>\nHi" in conversation.get_prompt()
 
 
+def test_an_answer_that_says_the_image_token_does_not_end_the_conversation() -> None:
+    turns = [Turn("user", "Hi", (RED,)), Turn("assistant", "an <image> of"), Turn("user", "And?")]
+    conversation, images = build_conversation(engine(), turns)
+    prompt = conversation.get_prompt()
+    assert prompt.count("<image>") == len(images) == 1
+    assert "an <\u200bimage> of" in prompt
+
+
 @pytest.mark.parametrize(
     ("turns", "complaint"),
     [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from llava.serve.engine.params import Sampling
-from llava.serve.engine.sampling import RowSampler, sample
+from llava.serve.engine.sampling import RowSampler, penalize, sample
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 3.0, -4.0, 0.4])
 
@@ -84,3 +85,21 @@ def test_greedy_rows_keep_their_scores() -> None:
 def test_impossible_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be .*, got {value}"):
         Sampling(**{setting: value})
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without 64-bit floats, as Apple's GPUs are."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, function
+        return result
+
+
+def test_tokens_are_drawn_without_64_bit_floats() -> None:
+    logits, one = torch.randn(2, 9), torch.ones(2)
+    with NoFloat64():
+        tokens = sample(logits, 0.2 * one, 0.9 * one, 0.5 * one, torch.tensor([3, 9]), 0.1 * one)
+        penalized = penalize(logits, torch.ones(2, 9, dtype=torch.bool), 1.5 * one)
+    assert tokens.shape == (2,) and penalized.dtype == torch.float32
