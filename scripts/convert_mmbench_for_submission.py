@@ -26,6 +26,7 @@ def submission(table: Sequence[Row], answers: Mapping[Key, Row], path: Path) -> 
 def convert(args: argparse.Namespace) -> None:
     """Writes UPLOAD_DIR/EXPERIMENT.xlsx from RESULT_DIR/EXPERIMENT.jsonl."""
     import openpyxl  # an extra
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     result_file = args.result_dir / f"{args.experiment}.jsonl"
     rows = submission(
@@ -39,7 +40,11 @@ def convert(args: argparse.Namespace) -> None:
     book.active.title = "Sheet1"  # as pandas writes it
     book.active.append(list(rows[0]) if rows else [])
     for row in rows:
-        book.active.append(list((row | {"index": int(row["index"])}).values()))
+        texts = {name: ILLEGAL_CHARACTERS_RE.sub("", text) for name, text in row.items()}
+        book.active.append(list((texts | {"index": int(row["index"])}).values()))
+        for cell in book.active[book.active.max_row]:
+            if cell.data_type == "f":  # an answer that begins with "="
+                cell.data_type = "s"
     book.save(target)
     print(f"{target}: {len(rows)} predictions")
 

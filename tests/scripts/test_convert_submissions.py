@@ -95,3 +95,14 @@ def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -
         (2, "Which?", "red", "blue", None, None, "A", "A"),
         (3, "Which?", "one", "two", None, None, "B", "A"),
     ]
+
+
+def test_an_answer_that_excel_would_not_take_as_text_is_written_as_text(tmp_path: Path) -> None:
+    """A formula would reach the server as an empty cell, and a control character ends openpyxl."""
+    openpyxl = pytest.importorskip("openpyxl")
+    annotation = table(tmp_path)
+    write_rows(tmp_path / "answers" / "run.jsonl", [*ROUNDS[1:], row(1, "=B\x0b")])
+    flags = ["--annotation-file", annotation, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up"]
+    assert convert_mmbench_for_submission.main([*map(str, flags), "--experiment", "run"]) == 0
+    sheet = openpyxl.load_workbook(tmp_path / "up" / "run.xlsx", data_only=True).active
+    assert sheet["H2"].value == "=B"

@@ -25,7 +25,9 @@ _LETTER = rf"(?<!{_WORD})(?<!{_WORD}')(?<![A-Za-z]\.)(?!{_ARTICLE})[A-Z]{_BEHIND
 _AND = r"(?:\s*[,，]\s*(?:and|or|nor)\s|\s+(?:and|or|nor)\s|\s*[/&、和或与及]|以及)"
 _NAMED = r"(?i:(?:the\s+)?(?:options?|choices?|answers?|letters?)\s+)?"
 _LETTERS = rf"{_OPEN}{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{0,25}}"
-_LIST = re.compile(rf"{_LETTER}{_CLOSE}(?:{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{1,25}}")
+# "A, B" is a list where the next letter ends it or is followed by another one, not in "B, A is on the left".
+_COMMA = rf"\s*[,;]\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}(?=\s*(?:[,;.!]|\Z)|\n|\s+(?i:and|or)\s)"
+_LIST = re.compile(rf"{_LETTER}{_CLOSE}(?:{_COMMA}|{_AND}\s*{_NAMED}{_OPEN}{_LETTER}{_CLOSE}){{1,25}}")
 
 # Letters that the answer rules out: "not B", "instead of B", "A and C are wrong", "不是B", "A不正确".
 _NOT = r"\b(?i:not|never|neither|nor|except|unlike|(?:rather|other)\s+than|instead\s+of"
@@ -57,6 +59,7 @@ _RIGHT += r"|\s*(?:选项)?(?:才)?(?:是|为)?(?:最)?(?:正确|正解|答案|�
 _DECLARATION = re.compile(rf"{_DECLARED}|({_LETTER})(?={_CLOSE}(?:{_RIGHT}))")
 
 _WHOLE = re.compile(rf"{_AROUND}([A-Za-z]){_AROUND}")
+_SEVERAL = re.compile(rf"{_OPEN}([A-Z]){_CLOSE}(?:(?:\s*[,;]\s*|\s+){_OPEN}[A-Z]{_CLOSE})+[.\s]*")
 _LEADING = re.compile(
     rf"{_OPEN}(?:({_LETTER})(?:[)\]}}】]|{_CLOSE}(?:[.,:;](?=[\s{_CJK}]|$)|[。，、：]|\s+[-–—]\s|[ \t]*(?:\n|\Z)))"
     r"|([a-z])\))"
@@ -74,8 +77,8 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
     ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a
-    letter, in any case and decoration; the last letter that it declares ("the answer is B", "I choose B", "B is
-    correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
+    letter, in any case and decoration, or several ("A, B"), which choose none; the last letter that it declares ("the
+    answer is B", "I choose B", "B is correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
     one; it is an option's text, except for a leading article; exactly one option's letter is alone in it; exactly one
     option's text is in it.
 
@@ -90,6 +93,9 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     if whole := _WHOLE.fullmatch(text):
         letter = whole[1].upper()
         return letter if letter in options else None
+    if _SEVERAL.fullmatch(text):
+        named = set(re.findall("[A-Z]", text))
+        return named.pop() if len(named) == 1 and named <= options.keys() else None
     texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
     left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
     single = _without_ties(left, options)

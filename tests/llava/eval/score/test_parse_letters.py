@@ -79,6 +79,9 @@ def test_an_option_in_chinese_is_found_in_a_sentence_and_a_shorter_one_inside_it
         ("Option A is incorrect. Option B is correct.", "B"),
         # two at once are none
         ("The answer is A or B.", None),
+        ("The answer is A, B and C.", None),
+        ("Answer: A, B, C, D", None),
+        ("The answer is B, A is on the left.", "B"),
         ("The answer to whether it is A or B is C.", "C"),
         # lines and quotes
         ("B\nThe bus is blue, A is red.", "B"),
@@ -175,3 +178,8 @@ def test_an_answer_that_repeats_itself_is_read_at_once() -> None:
     """A pattern that backtracks takes minutes over each of these."""
     said = ["A and " * 3000, "the answer is " * 2000, "(" * 20_000 + "A", "answer is" + " " * 20_000, "not the " * 3000]
     assert [option_letter(text, OPTIONS) for text in said] == ["A", None, "A", None, None]
+
+
+@pytest.mark.parametrize("text", ["A, B", "A, B, C, D", "A; B", "(A) (B)", "(A), (B), (C)", "A\nB", "B, C."])
+def test_an_answer_that_names_several_letters_chooses_none(text: str) -> None:
+    assert option_letter(text, letters(6)) is None

@@ -141,7 +141,7 @@ def test_pooled_tiles_keep_the_largest_of_each_four_cells(tmp_path):
     ready = prepare_pixels(image, processor, model.config, 64)
     assert ready.tokens == len(tokens.features) == 64 + 16 * cols
     (alone,) = model.encode_tokens([pixels[0][:1]])
-    assert torch.equal(alone.features, base)
+    torch.testing.assert_close(alone.features, base, atol=1e-4, rtol=1e-4)  # kernels may differ with the batch
 
 
 def test_a_surplus_image_keeps_the_sizes_in_order(loaded):
