@@ -76,11 +76,11 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Finds the option that an answer to a multiple-choice question chooses.
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
-    ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a
-    letter, in any case and decoration, or several ("A, B"), which choose none; the last letter that it declares ("the
-    answer is B", "I choose B", "B is correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is
-    one; it is an option's text, except for a leading article; exactly one option's letter is alone in it; exactly one
-    option's text is in it.
+    ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a letter,
+    in any case and decoration, or several ("A, B"), which choose none; the last letter that it declares ("the answer
+    is B", "I choose B", "B is correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate
+    line), or its last line is one; it is an option's text, except for a leading article; exactly one option's letter
+    is alone in it; exactly one option's text is in it.
 
     Args:
         text: The model's answer.
