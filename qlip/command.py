@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import select
 import sys
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -41,22 +42,40 @@ def run_command(
         interrupted: what to say after Ctrl-C; None says nothing.
 
     Returns:
-        The exit code: that of `work`, 2 for one of `USER_ERRORS`, 130 after Ctrl-C.
+        The exit code: that of `work`, 2 for one of `USER_ERRORS`, 130 after Ctrl-C, 141 where the reader of the output,
+        such as `head`, has ended.
     """
     os.environ.setdefault("TQDM_DELAY", BAR_DELAY)
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()  # a pipe that nobody reads any more shows here, not as Python ends
+        return code
     except KeyboardInterrupt:
         if interrupted is not None:
             print(f"{program}: {interrupted}", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and is_output_closed():
+            return 141  # as a program that SIGPIPE ends
         if debug:
             raise
         print(f"{program}: error: {format_error(error)}", file=sys.stderr)
         return 2
     finally:
         end_process_group()
+
+
+def is_output_closed() -> bool:
+    """Whether nobody reads the standard output any more; what is still written to it is then dropped."""
+    try:
+        poller, output = select.poll(), sys.stdout.fileno()
+        poller.register(output, 0)
+        closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+    except (AttributeError, OSError):  # Windows, or no file
+        return False
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return closed
 
 
 def end_process_group() -> None:

@@ -51,6 +51,13 @@ BROKEN = (
 """What Pillow's decoders raise over a file that is no image, or is damaged."""
 
 
+def check_drawing_name(flag: str, path: Path) -> None:
+    """Raises ValueError unless a file's ending is that of a format in which Pillow writes images."""
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{flag} {path}: use the ending of an image format, for example .png")
+
+
 def find_pictures(folder: str | Path) -> list[Path]:
     """Finds the files anywhere below a folder whose suffix is that of an image format, sorted.
 

@@ -26,15 +26,13 @@ def check_drawings(flags: dict[str, Path | None], sources: Sequence[str | Path])
         flags: the file that each flag names, if it was given.
         sources: of the pictures.
     """
-    from PIL import Image
+    from qlip.pictures import check_drawing_name
 
     written: dict[Path, str] = {}
     for flag, path in flags.items():
         if path is None:
             continue
-        Image.init()
-        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-            raise ValueError(f"{flag} {path}: use the ending of an image format, for example .png")
+        check_drawing_name(flag, path)
         for place in range(1, len(sources) + 1):
             target = drawing_path(path, place)
             if target.is_dir():

@@ -57,7 +57,17 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     )
     trainer.evaluator = evaluator
     log_plan(model, data["train_dataset"])
-    trainer.train(resume_from_checkpoint=find_resume(training))
+    begun = find_resume(training)
+    if begun is not None:
+        logger.info("continuing from %s", begun)
+    trainer.train(resume_from_checkpoint=begun)
+    if begun is not None and Path(begun).name == f"checkpoint-{trainer.state.global_step}":
+        logger.warning(
+            "%s has all %d steps already: nothing was trained; give another --output_dir, or more --num_train_epochs or"
+            " --max_steps",
+            begun,
+            trainer.state.global_step,
+        )
     trainer.throughput.finish()
     if dropped := trainer.throughput.describe_dropped():
         logger.warning(dropped)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
-from qlip.pictures import find_pictures, open_picture, read_picture
+from qlip.pictures import check_drawing_name, find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
 from qlip.roots import allowed_leaf
 from qlip.tools.draw import draw_leaves, draw_sheet
@@ -43,6 +43,7 @@ def show_leaves(args: argparse.Namespace) -> None:
     paths = list_pictures(args.images)
     single = paths == args.images and len(paths) == 1
     out = args.out or (paths[0].with_suffix(DRAWN) if single else Path(f"sheet{DRAWN}"))
+    check_drawing_name("--out", out)
     for path in paths:
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(

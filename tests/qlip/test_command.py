@@ -119,3 +119,16 @@ def test_a_library_s_bar_appears_only_where_its_work_takes_long(wanted: str | No
     done = subprocess.run([sys.executable, "-c", SHORT_WORK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("Loading weights" in done.stderr) == shown
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "amid the work"])
+def test_output_that_nobody_reads_any_more_ends_a_command_silently(lines: int) -> None:
+    """As of `qlip show FOLDER --json | head -1`."""
+    program = "import sys, time; from qlip.command import run_command\nsys.stdin.readline()\n"
+    program += f"sys.exit(run_command('show', lambda: [print('x' * 99) for _ in range({lines})] and None))"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
+        process.stdout.close()
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)

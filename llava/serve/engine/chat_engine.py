@@ -42,7 +42,7 @@ from llava.serve.engine.prompting import find_end_tokens, question_start, separa
 from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
-from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
+from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -152,6 +152,7 @@ class ChatEngine:
 
     def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
         """Answers one question about images; greedy by default."""
+        check_pictures(images)
         sampling = sampling or Sampling(temperature=0.0)
         return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
 

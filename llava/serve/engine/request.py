@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llava.conversation import Conversation
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import Sampling
-from llava.serve.engine.vision import Picture
+from llava.serve.engine.vision import Picture, check_pictures
 from qlip import QLIPConfig
 
 
@@ -22,6 +22,9 @@ class Request:
     sampling: Sampling
     settings: QLIPConfig | None
     shorten: bool
+
+    def __post_init__(self) -> None:
+        check_pictures(self.images)
 
 
 def cancel_prepared(preparing: Future[Answer]) -> None:

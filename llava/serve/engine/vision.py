@@ -33,6 +33,16 @@ CLIP_VIEW = QLIPConfig(alpha=0.0, max_tokens=None, llm_positions="sequential", l
 """The settings under which QLIP equals CLIP, for images that CLIP's own processor has prepared."""
 
 
+def check_pictures(images: Any) -> None:
+    """Raises TypeError unless `images` is a sequence of `Picture`s."""
+    advice = "it must be a list of Pillow images, as llava.images.load_image opens them"
+    if isinstance(images, Image.Image | str | bytes) or not isinstance(images, Sequence):
+        raise TypeError(f"images is a {type(images).__name__}; {advice}")
+    for image in images:
+        if not (isinstance(image, Image.Image) or callable(image)):
+            raise TypeError(f"images holds a {type(image).__name__}; {advice}")
+
+
 class VisionFrontend:
     """Turns images into projected tokens with a loaded model."""
 

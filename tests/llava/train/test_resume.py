@@ -136,3 +136,11 @@ def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path):
     assert Path(trainer.state.best_model_checkpoint) == tmp_path / "checkpoint-1"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-6)
     assert trainer.throughput.state()["samples"] == 12  # of the whole run, not of its best checkpoint
+
+
+def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, caplog):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 3}
+    train_on(bases / "llava", data, tmp_path, **chosen)
+    assert "nothing was trained" not in caplog.text
+    train_on(bases / "llava", data, tmp_path, **chosen, learning_rate=1e-2)
+    assert "checkpoint-3 has all 3 steps already: nothing was trained; give another --output_dir" in caplog.text

@@ -170,3 +170,9 @@ def test_a_long_name_is_cut_at_its_start():
     sheet = np.asarray(draw_sheet([("long name " * 20 + ": 91 tokens", Image.new("RGB", (50, 50)))], 100))
     assert (sheet[:, GAP + 101 :] == 255).all()
     assert (sheet[GAP + 50 : GAP + 50 + CAPTION] < 128).any()
+
+
+@pytest.mark.parametrize("name", ["o", "o.xyz"])
+def test_a_drawing_needs_the_ending_of_an_image(name, capsys, tmp_path):
+    (line,) = show(capsys, DEMO / "1-small-shapes.png", "--out", tmp_path / name, code=2)
+    assert line == f"qlip: error: --out {tmp_path / name}: use the ending of an image format, for example .png"

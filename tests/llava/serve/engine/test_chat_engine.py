@@ -163,3 +163,10 @@ def test_a_reply_ends_at_its_formats_separator(name: str, end: str) -> None:
     conversation.append_message(conversation.roles[1], None)
     assert "".join(engine(model).reply(conversation, [PICTURE], Sampling())) == "Hello"
     assert model.prompts == [conversation.get_prompt()]
+
+
+@pytest.mark.parametrize("images", [PICTURE, "x.png", ["x.png"], [None], None])
+def test_what_is_no_list_of_pictures_is_named(images: Any) -> None:
+    held = images[0] if isinstance(images, list) else images
+    with pytest.raises(TypeError, match=rf"images \w+ a {type(held).__name__}; it must be a list of Pillow images"):
+        engine(ScriptedModel(["yes"])).ask("Hi", images)
