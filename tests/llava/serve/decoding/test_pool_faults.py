@@ -1,4 +1,4 @@
-"""A pool of decoder processes survives what goes wrong around it: no process to be had, strange files, a late cancel."""
+"""A pool of decoder processes survives faults around it: no process to be had, strange files, a late cancellation."""
 
 from __future__ import annotations
 
