@@ -199,7 +199,9 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     generation = checkpoint.folder / "generation_config.json"
     generated = GenerationConfig.from_pretrained(checkpoint.folder) if generation.is_file() else GenerationConfig()
-    generated.update(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
+    for name in ("bos_token_id", "eos_token_id"):  # its own may be several, of which config.json names one
+        if getattr(generated, name) is None:
+            setattr(generated, name, getattr(config, name))
     generated.pad_token_id = tokenizer.pad_token_id
     generated.save_pretrained(out)
     processor = (LlavaNextProcessor if tiles else LlavaProcessor)(

@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     """Writes the checkpoint at `src_path` into the folder `dst_path`, its weights in float16.
 
     Raises:
-        ValueError: there are no weights, or the folder is not empty.
+        ValueError: there are no weights, or ones that float16 does not hold, or the folder is not empty.
     """
     from llava.model.deltas import check_empty, read_weights, write_checkpoint
     from llava.model.loading.checkpoint import local_folder
@@ -24,8 +28,20 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     auto_upgrade(src_path)
     source = local_folder(src_path)
     weights = read_weights(source)
-    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    halves = {name: to_half(name, tensor) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     write_checkpoint(Path(dst_path), halves, source)
+
+
+def to_half(name: str, tensor: Tensor) -> Tensor:
+    """Converts a weight to float16.
+
+    Raises:
+        ValueError: it holds a value that float16 does not.
+    """
+    half = tensor.half()
+    if half.isinf().any() and not tensor.isinf().any():
+        raise ValueError(f"{name} holds values up to {tensor.abs().max():g}; float16 holds up to 65504")
+    return half
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,9 +66,12 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         if unlike := model.mm_projector.state_dict().keys() ^ state.keys():
             raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
         with whole_parameters(*model.mm_projector.parameters()):
+            for name, own in model.mm_projector.state_dict().items():
+                _check_shape(file, f"mm_projector.{name}", state[name], own)
             model.mm_projector.load_state_dict(state)
         if has_newline(config) and NEWLINE in saved:
             with torch.no_grad(), whole_parameters(model.image_newline):
+                _check_shape(file, NEWLINE, saved[NEWLINE], model.image_newline)
                 model.image_newline.copy_(saved[NEWLINE])
 
 
@@ -120,6 +123,12 @@ def _copy_rows(table: Tensor, rows: list[int], file: Any) -> None:
                 f" {len(rows)} new rows alone"
             )
         table[rows] = (saved[rows] if saved.shape == table.shape else saved).to(table)
+
+
+def _check_shape(file: Any, name: str, given: Tensor, own: Tensor) -> None:
+    """Raises ValueError if a file's tensor has another shape than the model's, as of another size of model."""
+    if given.shape != own.shape:
+        raise ValueError(f"{file}: {name} is {tuple(given.shape)}, the model's {tuple(own.shape)}")
 
 
 def _read(file: Any) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Generator
 from torch.utils.data import Sampler
-from transformers import trainer_pt_utils
 
 
 def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
@@ -22,17 +21,15 @@ def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
         args: `TrainingArguments`.
         seed: of the order.
     """
-    if args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
-        # transformers would open every image to count the tokens of its text
-        size = args.train_batch_size * args.gradient_accumulation_steps
-        return trainer_pt_utils.LengthGroupedSampler(size, lengths=dataset.lengths)
-    if dataset is None or not args.group_by_modality_length:
+    # transformers' own would open every image to count the tokens of its text, and its order is not a resumed run's.
+    by_length = args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths")
+    if dataset is None or not (by_length or args.group_by_modality_length):
         return None
     return LengthGroupedSampler(
         args.train_batch_size,
         world_size=args.world_size * args.gradient_accumulation_steps,
-        lengths=dataset.modality_lengths,
-        group_by_modality=True,
+        lengths=dataset.lengths if by_length else dataset.modality_lengths,
+        group_by_modality=not by_length,
         seed=seed,
     )
 

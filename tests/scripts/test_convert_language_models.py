@@ -45,3 +45,11 @@ def test_both_formats_hold_the_same_model(tmp_path, kind, architecture):
         (tmp_path / "saved" / file.name).write_bytes(file.read_bytes())
     convert(str(tmp_path / "saved"), tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [architecture]
+
+
+def test_all_tokens_that_end_an_answer_are_kept(tmp_path):
+    """config.json names one of them; chats of Llama 3 end with another."""
+    source = write_checkpoint(tmp_path / "llava", "llama 3", make_oracle("llama 3"), mm_vision_config=VISION)
+    (source / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [5, 6]}))
+    convert(str(source), tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / "generation_config.json").read_text())["eos_token_id"] == [5, 6]

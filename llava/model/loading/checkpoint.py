@@ -83,7 +83,8 @@ def local_folder(path: str, **hub: Any) -> Path:
     small = ["*.json", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
     try:
         folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
-        if not any(folder.glob("*.safetensors")):
+        found = [file.name for file in folder.glob("*.safetensors")]
+        if not any(name.startswith(("model", "adapter_model")) for name in found):  # not a prior alone
             folder = Path(snapshot_download(path, allow_patterns=[*small, "pytorch_model*.bin"], **hub))
     except GatedRepoError as error:
         raise PermissionError(f"{path!r} is gated: accept its terms on the hub, then log in or give token") from error

@@ -30,6 +30,9 @@ SPEAKERS = ("human", "gpt")
 SHOWN = 5
 """Malformed samples that an error shows."""
 
+UNREAD = ("video", "videos", "images", "audio")
+"""Fields of other projects' samples: one of them without an image would teach answers about what is not seen."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,6 +64,8 @@ def _check_sample(value: Any) -> tuple[tuple[str, ...], int]:
         hint = f", not {other!r}" if other else ""
         raise ValueError(f'conversations is missing; it must be a list of {{"from", "value"}}{hint}')
     images = _parse_images(value.get("image"))
+    if other := next((name for name in UNREAD if value.get(name) and not images), None):
+        raise ValueError(f"{other} is given, which training does not read; allowed is image")
     turns = value["conversations"]
     if not isinstance(turns, list):
         raise ValueError(f'conversations is {_show(turns)}; it must be a list of {{"from", "value"}}')

@@ -178,6 +178,15 @@ def test_old_bin_files_are_read_and_cut_ones_named(target, oracle, tmp_path, cap
     assert "model.safetensors is damaged or cut short" in capsys.readouterr().err
 
 
+def test_a_weight_beyond_half_precision_is_named(target, tmp_path, capsys):
+    source = Path(shutil.copytree(target, tmp_path / "wide"))
+    state = load_file(source / "model.safetensors")
+    state["model.mm_projector.0.bias"][0] = 1e5
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 2
+    assert "model.mm_projector.0.bias holds values up to 100000; float16 holds up to 65504" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("answer", ["y", "no", None])
 def test_a_first_versions_checkpoint_is_renamed_if_the_user_agrees(tmp_path, monkeypatch, answer):
     old = llava_config(model_type="llama", architectures=["LlamaForCausalLM"], mm_projector_type="linear")

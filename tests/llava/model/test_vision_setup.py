@@ -92,6 +92,13 @@ def test_what_does_not_fit_is_refused(model, files):
         model.get_model().initialize_vision_modules(arguments(files, mm_patch_merge_type="unpad"))
 
 
+def test_a_projector_of_another_size_of_model_is_named(model, files, tmp_path):
+    state = {name: tensor[:5] for name, tensor in torch.load(files / "mm_projector.bin").items()}
+    torch.save(state, tmp_path / "13b.bin")
+    with pytest.raises(ValueError, match=r"13b\.bin: mm_projector\.0\.weight is \(5, 64\), the model's \(64, 64\)"):
+        model.get_model().initialize_vision_modules(arguments(files, pretrain_mm_mlp_adapter=tmp_path / "13b.bin"))
+
+
 def test_a_newline_is_drawn_once_and_taken_from_a_first_stage(model, files, tmp_path):
     """LLaVA's first stage does not write it: without it in the file it stays as drawn, of deviation 1 / sqrt(64)."""
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ MODES = {
     "bf16": {"bf16": True},
     "packed": {"pack": True, "batch_tokens": 400, "train_sampling_strategy": "random"},
     "by modality": {"group_by_modality_length": True},
+    "by length": {"train_sampling_strategy": "group_by_length"},
     "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "lora_enable": True},
 }
 STEPWISE = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, "weight_decay": 0.1}

@@ -32,6 +32,7 @@ MALFORMED = [
     (None, "it is None"),
     ({"id": "x"}, "conversations is missing"),
     ({"messages": [{"role": "user"}]}, "conversations is missing.*not 'messages'"),
+    ({"video": "x.mp4", "conversations": []}, "video is given, which training does not read; allowed is image"),
     ({"conversations": None}, "conversations is None; it must be a list"),
     ({"conversations": {"from": "human"}}, "conversations is {'from': 'human'}; it must be a list"),
     (sample(), "conversations holds nothing; it must begin with a question"),
