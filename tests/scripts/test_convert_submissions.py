@@ -82,13 +82,18 @@ def test_seed_bench_is_scored_and_its_letters_written(tmp_path: Path, capsys: py
     assert capsys.readouterr().out.startswith("SEED-Bench")
 
 
-def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
+def mmbench_upload(tmp_path: Path, said: str) -> Path:
+    """The workbook that MMBench's converter writes where question 1 was answered with `said`."""
     annotation = table(tmp_path)
-    write_rows(tmp_path / "answers" / "run.jsonl", [*ROUNDS[1:], row(1, "B. dog")])
+    write_rows(tmp_path / "answers" / "run.jsonl", [*ROUNDS[1:], row(1, said)])
     flags = ["--annotation-file", annotation, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up"]
     assert convert_mmbench_for_submission.main([*map(str, flags), "--experiment", "run"]) == 0
-    rows = list(openpyxl.load_workbook(tmp_path / "up" / "run.xlsx").active.values)
+    return tmp_path / "up" / "run.xlsx"
+
+
+def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = list(openpyxl.load_workbook(mmbench_upload(tmp_path, "B. dog")).active.values)
     assert rows == [
         ("index", "question", "A", "B", "C", "D", "answer", "prediction"),
         (1, "Which?", "cat", "dog", "cow", "ant", "B", "B. dog"),
@@ -100,9 +105,5 @@ def test_mmbenchs_table_holds_what_was_said_to_the_first_order(tmp_path: Path) -
 def test_an_answer_that_excel_would_not_take_as_text_is_written_as_text(tmp_path: Path) -> None:
     """A formula would reach the server as an empty cell, and a control character ends openpyxl."""
     openpyxl = pytest.importorskip("openpyxl")
-    annotation = table(tmp_path)
-    write_rows(tmp_path / "answers" / "run.jsonl", [*ROUNDS[1:], row(1, "=B\x0b")])
-    flags = ["--annotation-file", annotation, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up"]
-    assert convert_mmbench_for_submission.main([*map(str, flags), "--experiment", "run"]) == 0
-    sheet = openpyxl.load_workbook(tmp_path / "up" / "run.xlsx", data_only=True).active
+    sheet = openpyxl.load_workbook(mmbench_upload(tmp_path, "=B\x0b"), data_only=True).active
     assert sheet["H2"].value == "=B"
