@@ -236,7 +236,7 @@ class Demo(PictureHandlers):
         try:
             async with aclosing(self._answer(query, progress)) as steps:
                 async for _ in steps:
-                    answered = session.with_answer(question, progress.text.strip())
+                    answered = session.with_answer(question, progress.text.strip(), options)
                     yield answered, answered.messages(), views.cost_line(progress.cost), box
                     box = gr.skip()  # the visitor may be typing the next question
         except gr.Error:

@@ -158,6 +158,8 @@ class PictureHandlers:
     def draw(self, session: Session, *values: Any) -> tuple[str | None, str]:
         """Draws the last picture, and describes its cost; no model runs, unless an answer is explained.
 
+        What an answer depended on is drawn as the pictures were cut for that answer, whatever the controls say now.
+
         Args:
             session: The visitor's session.
             values: Those of the controls, and one of `views` unless it is the lines.
@@ -169,25 +171,26 @@ class PictureHandlers:
                 raise ValueError(f"the view is {describe(view)}; it must be one of {', '.join(self.views)}")
         if session.picture is None:
             return None, views.NO_PICTURE
-        picture, explained = session.pictures[-1], None
+        explains = view == views.ANSWER and session.last_answer is not None
         with errors_as_toasts():
-            prepared = self.backend.prepare(picture, settings.options(self.backend))
-            if view == views.ANSWER and session.last_answer is not None:
+            if explains:
+                picture = session.asked_pictures[-1]
+                prepared = self.backend.prepare(picture, session.exchanges[-1].options)
                 explained = self._explain(session, settings)
-            if explained is None:
-                shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
-                about = leaf_map(prepared.leaves, picture.size)
-            else:
                 *_, shown = explained.draw([views.enlarge(each) for each in session.asked_pictures])
                 part = explained.images[-1]
-                picture = session.asked_pictures[-1]
                 about = leaf_map(part.leaves, picture.size, part.weights, part.frame)
+            else:
+                picture = session.pictures[-1]
+                prepared = self.backend.prepare(picture, settings.options(self.backend))
+                shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
+                about = leaf_map(prepared.leaves, picture.size)
             drawing = save_drawing(shown)
         meter = views.token_meter(prepared, picture, self.backend.native_tokens)
         return drawing, about + meter + accuracy_chart(self.curve, prepared.tokens)
 
     def _explain(self, session: Session, settings: Controls) -> Explanation:
-        """Computes what the last answer depended on, under the current settings of the picture."""
+        """Computes what the last answer depended on, with the pictures cut as they were for it."""
         last, before = session.exchanges[-1], replace(session.without_last(), pending=session.exchanges[-1].pictures)
-        query = Query(before.turns(last.question), settings.sampling(), settings.options(self.backend), settings.model)
+        query = Query(before.turns(last.question), settings.sampling(), last.options, settings.model)
         return self.backend.explain(query, last.answer)

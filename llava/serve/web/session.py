@@ -17,6 +17,7 @@ from PIL import Image
 
 from llava.images import ImageError, read_image
 from llava.serve.decoding.pool import shared_decoders
+from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from llava.serve.engine.prompting import Turn
 from llava.serve.web.toasts import as_html
 
@@ -41,6 +42,8 @@ class Exchange:
     """The text so far."""
     pictures: tuple[Image.Image, ...] = ()
     """Pictures that were added with the question."""
+    options: QLIPOptions = SERVER_DEFAULTS
+    """How the pictures were cut for the answer."""
 
     def texts(self) -> tuple[str, str]:
         """Lists question and answer."""
@@ -88,9 +91,9 @@ class Session:
         place = number - 1 - len(self.asked_pictures)
         return replace(self, pending=self.pending[:place] + self.pending[place + 1 :])
 
-    def with_answer(self, question: str, answer: str) -> Session:
+    def with_answer(self, question: str, answer: str, options: QLIPOptions = SERVER_DEFAULTS) -> Session:
         """Copies the session with one more exchange."""
-        exchange = Exchange(question, answer, self.pending)
+        exchange = Exchange(question, answer, self.pending, options)
         return replace(self, exchanges=(*self.exchanges, exchange), pending=())
 
     def without_last(self) -> Session:

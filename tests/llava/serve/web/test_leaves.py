@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,14 +19,14 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controller_client import ControllerBackend
-from llava.serve.web.controls import CLIP
+from llava.serve.web.controls import CLIP, QLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.layout import PageText
 from llava.serve.web.leaf_map import leaf_map
 from llava.serve.web.session import Session
 from llava.serve.web.views import ANSWER, LINES, PICTURE, VIEWS
 from tests.llava.serve.openai.serving import QUESTION, picture
-from tests.llava.serve.web.clients import FIRST, controls
+from tests.llava.serve.web.clients import ALPHA, BUDGET, FIRST, controls, count, request
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
 LINE = "#leaf"
@@ -50,20 +51,34 @@ def test_leaves_are_listed_with_their_size_in_the_picture(engine: ChatEngine) ->
     assert leaf_map(None, (10, 10)) == ""
 
 
-def test_the_last_answer_is_explained_under_the_current_settings(engine: ChatEngine, demo: Demo) -> None:
-    before, session = Session(picture()), Session(picture()).with_answer(QUESTION, "a ring")
+def test_the_last_answer_is_explained_as_its_picture_was_cut(engine: ChatEngine, demo: Demo) -> None:
+    options = QLIPOptions(enabled=True, alpha=0.8, max_tokens=128, budget="score")
+    before, session = Session(picture()), Session(picture()).with_answer(QUESTION, "a ring", options)
     view, plain, about = demo.set_view(before, ANSWER, *controls())
     assert view == ANSWER and known(about)["shares"] is None
-    _, heat, about = demo.set_view(session, ANSWER, *controls())
+    _, heat, about = demo.set_view(session, ANSWER, *controls(mode=CLIP))  # set since
     with Image.open(plain) as one, Image.open(heat) as other:
         assert one.size == other.size
         assert np.abs(np.asarray(one.convert("RGB")).astype(int) - np.asarray(other.convert("RGB"))).max() > 60
     shares = np.array(known(about)["shares"], dtype=float)
-    options = QLIPOptions(enabled=True, alpha=0.8, max_tokens=128, budget="score")
     expected = engine.explain(QUESTION, [picture()], "a ring", qlip=options).images[0].weights
     assert np.abs(shares / 100 - expected.numpy()).max() < 0.001
-    squares = known(demo.draw(session, *controls(mode=CLIP), ANSWER)[1])
+    assert count(about) == len(shares)
+    with_clip = Session(picture()).with_answer(QUESTION, "a ring", QLIPOptions(enabled=False))
+    squares = known(demo.draw(with_clip, *controls(), ANSWER)[1])
     assert squares["grid"] == [8, 8] and squares["frame"] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [(CLIP, QLIPOptions(enabled=False)), (QLIP, QLIPOptions(True, ALPHA, BUDGET, budget="score"))],
+)
+def test_an_answer_keeps_the_settings_that_it_was_given_with(demo: Demo, mode: str, options: QLIPOptions) -> None:
+    async def ask() -> Session:
+        steps = demo.ask(request(mode), Session(picture()), 1, QUESTION, *controls(mode, length=2))
+        return [session async for session, *_ in steps][-1]
+
+    assert asyncio.run(ask()).exchanges[-1].options == options
 
 
 def test_an_answer_is_drawn_again_only_where_it_is_shown(demo: Demo) -> None:
