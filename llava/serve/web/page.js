@@ -34,6 +34,16 @@
     });
   };
 
+  // Sliders: Gradio gives all their reset buttons one name.
+  const nameResets = () => {
+    for (const button of document.querySelectorAll(".reset-button:not([data-named])")) {
+      const slider = button.closest(".block")?.querySelector("input[type=range]")?.getAttribute("aria-label");
+      if (!slider) continue;
+      button.setAttribute("aria-label", `Reset ${slider.replace(/^range slider for /, "")} to its default`);
+      button.dataset.named = "";
+    }
+  };
+
   // What the buttons Stop, Regenerate and Undo are enabled for.
   const tools = () => {
     stopping = stopping && running > 0;
@@ -46,7 +56,7 @@
   // conversation, as Clear does, come first: what is pressed after one of them is sent once the page shows its result.
   // Clear and Undo stop what runs, and are sent once the page has shown the last of it, which else could replace theirs.
   const STARTS = ["ask", "suggest", "regenerate", "compare"], EDITS = ["clear", "undo", "open", "add", "remove"];
-  const STOPS = ["clear", "undo"];
+  const STOPS = ["clear", "undo"], DISABLED = ["stop", "regenerate", "undo"];
   const PATIENCE = 30_000, PATIENCE_FOR_RUNS = 10_000; // milliseconds
   const unsent = new Map(); // by name, the numbers of presses whose events are still to be sent
   const removed = []; // pictures whose removal is still to be sent
@@ -75,6 +85,13 @@
     await atMost(new Promise((resolve) => runsAwaited.push({ runs, resolve })), PATIENCE_FOR_RUNS);
   };
 
+  // A button that a key has pressed loses the focus when it is disabled; the question box takes it instead.
+  const keepFocus = (name) => {
+    if (DISABLED.includes(name) && document.activeElement?.matches("button:focus-visible")) {
+      document.querySelector("#question textarea")?.focus();
+    }
+  };
+
   // On a phone what is answered scrolls into view; on larger windows it is there already.
   let comparing = false;
   const scrollTo = (selector, block) => {
@@ -98,6 +115,7 @@
       setDark(dark);
     },
     press(name) {
+      keepFocus(name);
       unsent.set(name, [...(unsent.get(name) ?? []), count(name)]);
       if (STARTS.includes(name)) {
         running += 1;
@@ -166,10 +184,11 @@
   if (write) navigator.clipboard.writeText = (text) => write(shown(text));
 
   const start = () => {
-    const look = () => { hideRepeatedToasts(); nameExamples(); showComparison(); };
+    const look = () => { hideRepeatedToasts(); nameExamples(); nameResets(); showComparison(); };
     follow();
     measure();
     nameExamples();
+    nameResets();
     new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["class"] });
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
     new ResizeObserver(measure).observe(document.body);

@@ -153,7 +153,7 @@ def seconds(cost: Cost) -> list[tuple[str, str]]:
 
 def compare_question(question: str) -> str:
     """Formats the question of a comparison as HTML."""
-    return f"<h2>{escape(question)}</h2>"
+    return f'<h2 tabindex="0">{escape(question)}</h2>'  # long ones scroll, also by the keyboard
 
 
 def compare_head(title: str, prepared: PreparedImage, pixels: Pixels) -> str:
@@ -208,4 +208,4 @@ def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost) -> s
         for name, value in [("visual tokens", f"{cost.tokens:,}"), *seconds(cost)]
     )
     head = f"<h3>{escape(title)} <small>{escape(subtitle)}</small></h3>"
-    return f'{head}<p class="side-answer">{text}</p><dl class="figures">{figures}</dl>'
+    return f'{head}<p class="side-answer" tabindex="0">{text}</p><dl class="figures">{figures}</dl>'

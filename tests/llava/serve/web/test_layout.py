@@ -21,6 +21,7 @@ SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
 FILES = [str(path) for path in picture_paths()]
 FOLLOWING = "How many objects are there?"
 THIRD = "What shape is the purple object?"
+LONG = "What colour is the ring that lies left of all the others? " * 12
 
 pytestmark = needs_chromium
 
@@ -50,7 +51,7 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
             expect(visitor.answer).to_be_in_viewport()
             expect(visitor.at("#strip li")).to_have_count(3)
             expect(visitor.at("#strip button")).to_have_count(0)  # they have been asked about
-            visitor.at("#question textarea").fill("What colour is the ring?")
+            visitor.at("#question textarea").fill(LONG)
             visitor.at("#compare").click()
             expect(visitor.at("#side-qlip")).to_contain_text("in total")
             expect(visitor.at("#side-qlip .side-answer")).to_be_in_viewport(ratio=1)
@@ -89,6 +90,24 @@ def test_stop_regenerate_and_undo_are_enabled_while_they_have_something_to_do(
     expect(visitor.at("#chat .user.message")).to_have_text([QUESTION, FOLLOWING])
     expect(visitor.at("#chat .bot.message")).to_have_count(2)
     expect(stop).to_be_disabled()
+
+
+def test_the_question_box_takes_the_focus_of_a_button_that_is_disabled_when_pressed_by_a_key(
+    come: Callable[..., Visitor],
+) -> None:
+    visitor = come().sees_a_picture().greedy()
+    question = visitor.at("#question textarea")
+    visitor.ask(QUESTION)
+    for name, said in (("regenerate", ""), ("undo", QUESTION)):
+        button = visitor.at(f"#{name}")
+        expect(button).to_be_enabled()
+        button.focus()
+        visitor.page.keyboard.press("Enter")
+        expect(question).to_be_focused()
+        expect(question).to_have_value(said)
+    expect(visitor.at("#chat .message")).to_have_count(0)
+    resets = [button.get_attribute("aria-label") for button in visitor.at(".reset-button").all()]
+    assert len(resets) == len(set(resets)) == 5 and "Reset Token budget to its default" in resets
 
 
 def test_added_pictures_are_removed_by_mouse_and_by_keyboard_and_the_typed_text_stays(
