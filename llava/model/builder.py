@@ -5,6 +5,7 @@ What is loaded follows from the checkpoint's own files (`llava.model.loading.che
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from llava.model.multimodal_encoder.pretrained import (
     read_vision_config,
     set_own_processor,
 )
+
+logger = logging.getLogger(__name__)
 
 FROM_PRETRAINED = frozenset(
     ["device_mesh", "distributed_config", "kernel_config", "low_cpu_mem_usage"]
@@ -171,6 +174,8 @@ def find_base(
         ValueError: the checkpoint is on a base model, and none is given.
     """
     if checkpoint.kind == "full":
+        if model_base is not None:
+            logger.warning("%s has all weights: the base model %s is not used", model_path, model_base)
         return checkpoint.folder
     if model_base is None:
         raise ValueError(

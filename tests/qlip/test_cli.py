@@ -117,6 +117,13 @@ def test_an_error_of_the_user_is_one_line_in_every_command(capsys, monkeypatch, 
     assert capsys.readouterr().err == "qlip: error: a b\n"
 
 
+@pytest.mark.parametrize("flag", ["--epochs 3", "--random-start", "--mixed-precision bf16", "--alpha 0 1", "--resume"])
+def test_flags_of_training_on_images_need_images(capsys, flag):
+    assert main(["fit", "--tower", "t", "--out", "o.safetensors", *flag.split()]) == 2
+    name = flag.split()[0]
+    assert capsys.readouterr().err.startswith(f"qlip: error: {name} is for training on images; give their folder")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback_and_ctrl_c_says_nothing(capsys, monkeypatch):
     flags = ["bias", "--tower", "t", "--images", "i", "--out", "o.json"]
     monkeypatch.setattr("qlip.tools.bias_report.find_pictures", raising(AssertionError("a fault")))

@@ -194,6 +194,11 @@ def test_a_base_model_is_whole(tmp_path, oracle, whole):
         load_pretrained_model(str(folder), device="cpu")
 
 
+def test_a_whole_checkpoint_says_that_it_does_not_use_a_base(whole, vicuna, caplog):
+    load(whole, vicuna)
+    assert f"{whole} has all weights: the base model {vicuna} is not used" in caplog.text
+
+
 def test_added_tokens_begin_as_the_mean_of_the_others(tmp_path, oracle, vicuna, clip):
     """As LLaVA's training adds them; what was trained of them lies in the projector's file."""
     embeddings = torch.cat([llava_state(oracle)["model.embed_tokens.weight"], torch.full((2, 64), 0.5)])
