@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 ALL_TOKENS = -1  # a `top_k` that keeps all tokens, as 0 does
 MAX_LOGPROBS = 20  # alternatives listed with each token
 GROWTH = 64  # tokens by which answers may grow, after a request has joined, before one of them has to wait
+
+INTEGERS = {"num_beams", "max_new_tokens", "seed", "top_k", "logprobs"}  # fields of `Sampling`
+MAY_BE_NONE = {"top_p", "seed", "repetition_penalty", "logprobs"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Sampling:
     """Number of likeliest tokens listed with each chosen one; None for no log-probabilities at all."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not (_is_finite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -48,7 +53,7 @@ class Sampling:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be a 64-bit integer, got {self.seed}")
-        if not isinstance(self.top_k, int) or self.top_k < ALL_TOKENS:
+        if self.top_k < ALL_TOKENS:
             raise ValueError(f"top_k must be a positive integer, or -1 or 0 for all tokens, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
@@ -59,6 +64,16 @@ class Sampling:
             raise ValueError(f"logprobs must be in [0, {MAX_LOGPROBS}], got {self.logprobs}")
         if self.num_beams > 1 and (penalty not in (None, 1) or self.logprobs is not None):
             raise ValueError(f"num_beams must be 1 with a repetition_penalty or logprobs, got {self.num_beams}")
+
+    def _check_types(self) -> None:
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise TypeError(f"stop is {self.stop!r}; it must be a tuple of strings, as in ('###',)")
+        for name, value in vars(self).items():
+            if name == "stop" or (value is None and name in MAY_BE_NONE):
+                continue
+            kind, words = (Integral, "an integer") if name in INTEGERS else (Real, "a number")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}; it must be {words}")
 
     @property
     def greedy(self) -> bool:
@@ -112,7 +127,7 @@ class EngineLimits:
 
 @dataclass(frozen=True)
 class QLIPOptions:
-    """A request's QLIP settings; None keeps the server's."""
+    """A request's QLIP settings; None keeps the server's. Values are checked as part of the tower's settings."""
 
     enabled: bool | None = None
     """Whether to use the quadtree; False uses CLIP's uniform grid."""
@@ -124,6 +139,10 @@ class QLIPOptions:
     """Shorter side, in pixels, to which an image is resized."""
     budget: str | None = None
     """What decides where tokens are spent: "score" or "question"."""
+
+    def __post_init__(self) -> None:
+        if self.enabled not in (None, True, False):
+            raise TypeError(f"enabled is {self.enabled!r}; it must be True, False or None")
 
     def changes(self) -> dict[str, Any]:
         """Lists the quadtree settings that the request overrides."""

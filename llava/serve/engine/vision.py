@@ -91,10 +91,10 @@ class VisionFrontend:
             if options.enabled or changes:
                 raise ValueError("this model has CLIP's uniform grid only; leave the qlip options out")
             return None
+        settings = replace(tower.settings, **changes)  # checks the values
         for name, limit in self.limits.items():
             if name in changes and changes[name] > limit:
                 raise ValueError(f"{name} is {changes[name]}; this server allows at most {limit}")
-        settings = replace(tower.settings, **changes)  # checks the values
         check_counting(self.model.config, settings)
         enabled = bool(changes) or self.quadtree if options.enabled is None else options.enabled
         return settings if enabled else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -164,7 +166,6 @@ def test_what_a_request_may_ask_for_can_be_sampled(fields: dict[str, Any]) -> No
     [
         ("temperature", 10**400),
         ("top_k", -2),
-        ("top_k", 1.5),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("min_p", math.nan),
@@ -178,6 +179,30 @@ def test_what_a_request_may_ask_for_can_be_sampled(fields: dict[str, Any]) -> No
 def test_impossible_settings_are_refused_with_their_range(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be .*, got {value}"):
         Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("stop", "###", "a tuple of strings"),  # else each of its characters would end the answer
+        ("stop", (1,), "a tuple of strings"),
+        ("temperature", "0.2", "a number"),
+        ("temperature", None, "a number"),
+        ("top_p", True, "a number"),
+        ("max_new_tokens", 64.0, "an integer"),
+        ("num_beams", "2", "an integer"),
+        ("seed", 1.5, "an integer"),
+        ("top_k", 1.5, "an integer"),
+    ],
+)
+def test_settings_of_another_type_are_refused(setting: str, value: Any, allowed: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"{setting} is {value!r}; it must be {allowed}")):
+        Sampling(**{setting: value})
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    row = Sampling(np.float32(0.5), np.float64(0.9), max_new_tokens=np.int64(7), seed=np.int64(3))
+    assert (row.temperature, row.max_new_tokens, row.seed) == (0.5, 7, 3)
 
 
 @pytest.mark.parametrize("setting", [{"repetition_penalty": 1.1}, {"logprobs": 0}])

@@ -72,6 +72,13 @@ def test_impossible_options_are_refused(vision: VisionFrontend, options: QLIPOpt
         vision.settings(options)
 
 
+@pytest.mark.parametrize("options", [{"max_tokens": "96"}, {"alpha": "high"}, {"enabled": "no"}])
+def test_options_of_another_type_are_named(vision: VisionFrontend, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(TypeError, match=f"{name} is '{value}'; it must be"):
+        vision.settings(QLIPOptions(**options))
+
+
 @pytest.mark.parametrize("options", [QLIPOptions(enabled=True), QLIPOptions(alpha=0.3)])
 def test_a_clip_tower_refuses_quadtree_options(options: QLIPOptions) -> None:
     clip = VisionFrontend(*load(False))
