@@ -266,7 +266,8 @@ class Throughput:
             )
 
     def _count_kinds(self) -> str:
-        return f"{len(self._bad)} of them are malformed or unreadable, any others too long"
+        others = "any others too long, or left out as lengths were measured"
+        return f"{len(self._bad)} of them are malformed or unreadable, {others}"
 
     def _check(self, bad: Mapping[str, None]) -> None:
         if len(bad) > self.max_bad_samples:

@@ -71,7 +71,8 @@ def measure_lengths(
         int64 (N,), 0 for samples that cannot be used.
 
     Raises:
-        ValueError: more unusable samples than `max_bad_samples` of the data set's arguments, or no other.
+        ValueError: more malformed and unreadable samples than `max_bad_samples` of the data set's arguments, or
+            no sample that can be used.
     """
     file = None if folder is None else folder / LENGTHS_FILE
     mark = fingerprint(dataset) if file is not None and rank == 0 else ""
@@ -81,7 +82,8 @@ def measure_lengths(
     wanted = (lengths == 0).nonzero()[0]
     own = wanted[rank::world_size]
     measured, too_long, reason = [], 0, ""
-    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather)
+    malformed = getattr(getattr(dataset, "samples", None), "malformed", ())
+    throughput = Throughput(getattr(dataset.data_args, "max_bad_samples", 10), gather, malformed=malformed)
     for result in tqdm(
         _measure(dataset, own, workers), "measuring samples", len(own), disable=rank > 0 or not len(own), delay=2
     ):

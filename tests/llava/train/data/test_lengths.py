@@ -235,6 +235,16 @@ def test_too_many_unreadable_images_end_the_run(folder, workers):
         measure_lengths(open_dataset(folder), workers)
 
 
+def test_malformed_samples_and_unreadable_images_are_counted_together(folder):
+    samples = json.loads((folder / "samples.json").read_text())
+    (folder / "samples.json").write_text(json.dumps([{"id": "no conversation"}, *samples[1:]]))
+    (folder / samples[1]["image"]).write_bytes(b"no image")
+    unreadable = sum(sample.get("image") == samples[1]["image"] for sample in samples[1:])
+    measure_lengths(open_dataset(folder, max_bad_samples=1 + unreadable))
+    with pytest.raises(ValueError, match=f"{1 + unreadable} samples cannot be used, and .* allows {unreadable}: "):
+        measure_lengths(open_dataset(folder, max_bad_samples=unreadable))
+
+
 def test_unreadable_images_of_all_processes_are_added_up(folder):
     (folder / "a.png").write_bytes(b"no image")
     dataset = open_dataset(folder, max_bad_samples=2)
