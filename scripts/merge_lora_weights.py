@@ -9,8 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def merge_lora(args: argparse.Namespace) -> None:
@@ -24,9 +28,21 @@ def merge_lora(args: argparse.Namespace) -> None:
     tokenizer, model, _, _ = load_pretrained_model(
         args.model_path, args.model_base, name, device_map="cpu", torch_dtype=args.dtype
     )
+    check_finite(model, args.dtype)
     model.save_pretrained(args.save_model_path)
     tokenizer.save_pretrained(args.save_model_path)
     print(f"{args.save_model_path}: {type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters")
+
+
+def check_finite(model: nn.Module, dtype: str) -> None:
+    """Checks that every weight is a number; one that is too large for `dtype` has become infinite.
+
+    Raises:
+        ValueError: a weight is infinite or NaN.
+    """
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} is not finite in {dtype}; give a --dtype that holds it, bfloat16 or float32")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

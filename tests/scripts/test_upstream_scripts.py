@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -71,6 +71,20 @@ def test_a_merged_lora_is_a_checkpoint_of_its_own(tmp_path, oracle, capsys):
         torch.nn.functional.cosine_similarity(got.flatten(), expected.flatten(), dim=0) > 0.999
     )  # it is half precision
     assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+
+def test_a_merged_weight_that_float16_does_not_hold_is_named(tmp_path, capsys):
+    base = make_llava_checkpoint(tmp_path / "base")
+    make_lora(tmp_path / "llava-lora", base)
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][3] = 70_000
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    flags = ["--model-path", str(tmp_path / "llava-lora"), "--model-base", str(base), "--save-model-path"]
+    assert merge_lora_weights.main([*flags, str(tmp_path / "half")]) == 2
+    assert "model.norm.weight is not finite in float16; give a --dtype" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+    assert merge_lora_weights.main([*flags, str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert load_pretrained_model(tmp_path / "out", device="cpu")[1].model.norm.weight[3] == 70_144  # the nearest
 
 
 @pytest.mark.parametrize("kind", ["llava", "transformers"])
