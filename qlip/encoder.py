@@ -85,6 +85,7 @@ class QLIPVisionModel(nn.Module):
         self.adapter = kind.of(self, vision_model)
         self.qlip = config or QLIPConfig()
         self.prior = None
+        self.prior_file: str | None = None  # the setting `mlp` that the prior belongs to
         self.select_layers = self.resolve_layers(select_layer)
         self.select_layer = max(self.select_layers)  # the highest that runs
 
@@ -116,11 +117,25 @@ class QLIPVisionModel(nn.Module):
 
     def load_prior(self) -> None:
         """Reads the MLP prior that the settings name, if any. After the model's weights, which do not include it."""
-        if self.qlip.interpolation == "mlp" and self.qlip.mlp is not None:
-            self.set_prior(CoordinateMLP.load(self.qlip.mlp))
+        self.change_settings(self.qlip)
 
-    def set_prior(self, prior: CoordinateMLP) -> None:
+    def change_settings(self, settings: QLIPConfig) -> None:
+        """Uses other settings from now on, and the prior that they name; an error changes nothing.
+
+        Raises:
+            OSError, ValueError: the prior cannot be read, or is of another width.
+        """
+        wanted = settings.mlp if settings.interpolation == "mlp" else None
+        if wanted is not None and (self.prior is None or wanted != self.prior_file):
+            self.set_prior(CoordinateMLP.load(wanted), wanted)
+        self.qlip = settings
+
+    def set_prior(self, prior: CoordinateMLP, file: str | None = None) -> None:
         """Uses `prior` for positions; kept in float32 and out of the state dict.
+
+        Args:
+            prior: the MLP.
+            file: where it was read, as `QLIPConfig.mlp` names it; None: it is used instead of the one of the settings.
 
         Raises:
             ValueError: its width is not the model's.
@@ -128,6 +143,7 @@ class QLIPVisionModel(nn.Module):
         if (width := prior.layers[-1].out_features) != self.adapter.width:
             raise ValueError(f"the prior gives embeddings of {width}, the model has {self.adapter.width}")
         object.__setattr__(self, "prior", prior.requires_grad_(False))  # past nn.Module's registration
+        self.prior_file = self.qlip.mlp if file is None else file
 
     @property
     def native_grid(self) -> int:
@@ -154,8 +170,17 @@ class QLIPVisionModel(nn.Module):
         return partition_as(settings or self.qlip, image, self.adapter.patch_size, self.native_grid)
 
     def positions(self, leaves: Leaves, settings: QLIPConfig | None = None) -> Tensor:
-        """Computes an image's position embeddings, float32 ([CLS] +) N, D; [CLS] keeps its own."""
+        """Computes an image's position embeddings, float32 ([CLS] +) N, D; [CLS] keeps its own.
+
+        Raises:
+            ValueError: the settings name another prior than the model's.
+        """
         table, config = self.position_table, settings or self.qlip
+        if config.interpolation == "mlp" and config.mlp not in (None, self.qlip.mlp, self.prior_file):
+            raise ValueError(
+                f"mlp is {config.mlp!r}, the model has the prior {self.prior_file!r}; a single call takes that alone:"
+                " change the model's own settings"
+            )
         prior = None if self.prior is None else self.prior.to(table.device)
         placed = interpolate_positions(
             table, leaves, config.interpolation, prior, config.leaf_position, config.mlp_residual, config.placement

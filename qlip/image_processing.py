@@ -6,6 +6,7 @@ and the aspect ratio is kept to within half a cell, with geometry "native" half 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ OWN_OPTIONS = frozenset(
     + ("resample", "rescale_factor", "image_mean", "image_std")
 )
 """Options of transformers' image processors that QLIP's settings replace."""
+CHANNELS = (1, 3, 4)
+VALUES = ("patch_size", "crop_size", "image_mean", "image_std", "qlip")
+"""What the file of a `QLIPImageProcessor` must hold."""
 
 
 class QLIPImageProcessor(ImageProcessingMixin):
@@ -63,11 +67,9 @@ class QLIPImageProcessor(ImageProcessingMixin):
         self.qlip = qlip if isinstance(qlip, QLIPConfig) else QLIPConfig.from_dict(qlip or {})
 
     @classmethod
-    def from_clip(cls, processor: Any, patch_size: int, qlip: QLIPConfig) -> QLIPImageProcessor:
-        """Takes over the native size, mean and standard deviation of a CLIP or SigLIP image processor."""
-        size = processor.crop_size or processor.size
-        native_size = size.get("height") or size["shortest_edge"]
-        return cls(patch_size, native_size, processor.image_mean, processor.image_std, qlip)
+    def from_clip(cls, processor: Any, patch_size: int, native_size: int, qlip: QLIPConfig) -> QLIPImageProcessor:
+        """Takes over how a CLIP or SigLIP image processor normalises; the sizes are the tower's."""
+        return cls(patch_size, native_size, *find_normalisation(processor), qlip)
 
     @property
     def takes_tiles(self) -> bool:
@@ -92,7 +94,8 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
         Args:
             images: a Pillow image of any mode; an array or tensor, uint8 or float in [0, 1], (H, W), (H, W, C) or
-                (C, H, W); or a sequence of these, or an array or tensor of several (B, ...).
+                (C, H, W); or a sequence of these, or an array or tensor of several (B, ...). Where both the first and
+                the last axis may be channels, a tensor's are the first, an array's the last.
             return_tensors: "pt" or "np". One array (B, 3, H, W) where all sizes agree, else a list. None: a list.
 
         Raises:
@@ -170,11 +173,47 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Inverts `to_dict`; `kwargs` are transformers' own (`return_unused_kwargs`)."""
-        values = image_processor_dict
-        native_size = values["crop_size"]["height"]
-        processor = cls(values["patch_size"], native_size, values["image_mean"], values["image_std"], values["qlip"])
-        return (processor, kwargs) if kwargs.pop("return_unused_kwargs", False) else processor
+        """Inverts `to_dict`.
+
+        Args:
+            image_processor_dict: what `to_dict` builds.
+            **kwargs: values that replace those of the same name; and transformers' `return_unused_kwargs`.
+
+        Raises:
+            TypeError: there is no such value.
+            ValueError: the values are those of another image processor.
+        """
+        keeps_unused = kwargs.pop("return_unused_kwargs", False)
+        values = {**image_processor_dict, **{name: kwargs.pop(name) for name in VALUES if name in kwargs}}
+        if missing := [name for name in VALUES if name not in values]:
+            raise ValueError(
+                f"preprocessor_config.json lacks {missing[0]!r}: it is no QLIP image processor's; give the model's own"
+                " to qlip.attach, or call QLIPImageProcessor with the tower's sizes"
+            )
+        if kwargs and not keeps_unused:
+            raise TypeError(f"{sorted(kwargs)[0]!r} is no value of QLIPImageProcessor; it has {', '.join(VALUES)}")
+        sizes = values["patch_size"], values["crop_size"]["height"]
+        processor = cls(*sizes, values["image_mean"], values["image_std"], values["qlip"])
+        return (processor, kwargs) if keeps_unused else processor
+
+
+def find_normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Finds the mean and standard deviation, of pixels in [0, 1], that an image processor normalises with.
+
+    `do_normalize`, `do_rescale` and `rescale_factor` of transformers' image processors are part of both: they compute
+    (levels * rescale_factor - mean) / std, of levels from 0 to 255.
+    """
+    mean, std = [0.0] * 3, [1.0] * 3
+    if getattr(processor, "do_normalize", True) is not False:
+        mean, std = _per_channel(processor.image_mean), _per_channel(processor.image_std)
+    factor = 1.0 if getattr(processor, "do_rescale", True) is False else getattr(processor, "rescale_factor", None)
+    if factor is None or math.isclose(255 * factor, 1.0, abs_tol=1e-6):  # the usual one: nothing changes
+        return mean, std
+    return [value / (255 * factor) for value in mean], [value / (255 * factor) for value in std]
+
+
+def _per_channel(value: Any) -> list[float]:
+    return [value] * 3 if isinstance(value, int | float) else list(value)
 
 
 def refuse_own_options(options: Mapping[str, Any]) -> None:
@@ -220,12 +259,12 @@ def _as_array(image: Any) -> Any:
     Raises:
         ValueError: floats outside of [0, 1].
     """
-    if isinstance(image, Tensor):
+    if is_tensor := isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     if not isinstance(image, np.ndarray):
         return image
-    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
+    if image.ndim == 3 and image.shape[0] in CHANNELS and (is_tensor or image.shape[2] not in CHANNELS):
         image = image.transpose(1, 2, 0)
     if np.issubdtype(image.dtype, np.floating) and image.size:
         low, high = image.min(), image.max()

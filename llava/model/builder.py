@@ -105,7 +105,7 @@ def load_pretrained_model(
     attention = attn_implementation or ("flash_attention_2" if use_flash_attn else None)
     dtype = torch_dtype if dtype is None else dtype
     options = choose_options(str(device), device_map, dtype, attention, load_8bit, load_4bit) | kwargs
-    checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub))
+    checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub), **hub)
     override_flag(checkpoint.config, qlip)
     base = find_base(checkpoint, model_path, model_base, hub)
     if load_4bit:
@@ -211,7 +211,7 @@ def load_on_base(
         FileNotFoundError: a part has no weights.
         ValueError: weights are missing, or of another shape.
     """
-    below = inspect(base)
+    below = inspect(base, **hub)
     if below.kind != "full":
         raise ValueError(f"{base}, given as the base model, is a {below.kind} checkpoint; it must be a whole model")
     wanted, found = checkpoint.config.model_type, below.config.model_type

@@ -14,10 +14,13 @@ from torch import Tensor
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.config import check_merge_type
 from llava.model.loading.files import load_tensors
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import whole_parameters
 from llava.model.vision.anyres import has_newline, make_newline
+from qlip import QLIPConfig
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEWLINE = "model.image_newline"
@@ -36,43 +39,71 @@ def initialize_vision_modules(model: Any, args: Any, fsdp: Any = None) -> None:
         fsdp: LLaVA's; if it is set, the tower is kept in a list: FSDP does not shard it, the model does not save it.
 
     Raises:
-        ValueError: an unknown way of joining tiles, or a file that holds another projector.
+        ValueError: an unknown way of joining tiles, a file that holds another projector, or other settings than those
+            of the tower and the projector that the model has already.
     """
     config = model.config
+    tower = model.get_vision_tower()
+    if tower is not None:
+        check_own_parts(model, tower, args)
     config.mm_patch_merge_type = getattr(args, "mm_patch_merge_type", None) or "flat"
     if args.vision_tower is not None:
         config.mm_vision_tower = str(args.vision_tower)
     for name in SETTINGS:
-        if hasattr(args, name):
+        if hasattr(args, name) and not (name == "qlip" and args.qlip is None):
             setattr(config, name, getattr(args, name))
     check_merge_type(config)
-    tower = model.get_vision_tower()
     if tower is None:
         tower = build_vision_tower(config)
         model.vision_tower = [tower] if fsdp else tower
     tower.load_model()
 
     config.use_mm_proj = True  # read by LLaVA, not by us
-    config.mm_projector_type = getattr(args, "mm_projector_type", "linear")
     config.mm_hidden_size = tower.hidden_size
-    if getattr(model, "mm_projector", None) is None:
-        model.mm_projector = build_vision_projector(config)
-    model.mm_projector.requires_grad_(True)
+    projector = getattr(model, "mm_projector", None)
+    if projector is None:
+        config.mm_projector_type = getattr(args, "mm_projector_type", "linear")
+        projector = build_vision_projector(config)
+    projector.requires_grad_(True)
     if has_newline(config) and getattr(model, "image_newline", None) is None:
         model.image_newline = make_newline(config, like=model.embed_tokens.weight)
     if (file := getattr(args, "pretrain_mm_mlp_adapter", None)) is not None:
         saved = _read(file)
         state = {name.split("mm_projector.")[1]: tensor for name, tensor in saved.items() if "mm_projector." in name}
-        if unlike := model.mm_projector.state_dict().keys() ^ state.keys():
+        if unlike := projector.state_dict().keys() ^ state.keys():
             raise ValueError(f"{file} is not of this {config.mm_projector_type!r} projector: see {sorted(unlike)[0]!r}")
-        with whole_parameters(*model.mm_projector.parameters()):
-            for name, own in model.mm_projector.state_dict().items():
+        with whole_parameters(*projector.parameters()):
+            for name, own in projector.state_dict().items():
                 _check_shape(file, f"mm_projector.{name}", state[name], own)
-            model.mm_projector.load_state_dict(state)
+            projector.load_state_dict(state)
         if has_newline(config) and NEWLINE in saved:
             with torch.no_grad(), whole_parameters(model.image_newline):
                 _check_shape(file, NEWLINE, saved[NEWLINE], model.image_newline)
                 model.image_newline.copy_(saved[NEWLINE])
+    model.mm_projector = projector
+
+
+def check_own_parts(model: Any, tower: VisionTower, args: Any) -> None:
+    """Checks that arguments ask for the tower and the projector that a model has; both stay as they are.
+
+    Raises:
+        ValueError: they ask for others, which the configuration would name and the weights would not follow.
+    """
+    own = {"mm_vision_select_layer": tower.select_layer, "mm_vision_select_feature": tower.select_feature}
+    if getattr(model, "mm_projector", None) is not None:
+        own["mm_projector_type"] = model.config.mm_projector_type
+    for name, value in own.items():
+        if (given := getattr(args, name, value)) != value:
+            raise ValueError(f"{name} is {given!r}, the model was loaded with {value!r}; give that, or leave it out")
+    wanted = getattr(args, "qlip", None)
+    settings = tower.settings if isinstance(tower, QLIPVisionTower) else None
+    if wanted is not None and _without_prior(read_settings(wanted)) != _without_prior(settings):
+        raise ValueError(f"qlip is {wanted!r}, the model was loaded with {settings!r}; give the flag as it is loaded")
+
+
+def _without_prior(settings: QLIPConfig | None) -> dict[str, Any] | None:
+    """Lists the settings but the path of the prior, which a checkpoint names within its own folder."""
+    return None if settings is None else {**settings.to_dict(), "mlp": None}
 
 
 def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:

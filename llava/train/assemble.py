@@ -96,7 +96,8 @@ def find_base(args: ParsedArguments) -> Checkpoint:
         ValueError: it is no language model or whole LLaVA checkpoint.
     """
     path = str(args.model.model_name_or_path)
-    checkpoint = inspect(local_folder(path, cache_dir=args.training.cache_dir))
+    hub = {"cache_dir": args.training.cache_dir}
+    checkpoint = inspect(local_folder(path, **hub), **hub)
     if checkpoint.kind != "full":
         way_out = "merge it by scripts/merge_lora_weights.py" if checkpoint.kind == "lora" else (
             "give its language model, and it as --pretrain_mm_mlp_adapter"

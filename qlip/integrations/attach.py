@@ -26,7 +26,7 @@ from qlip.backbones import open_clip
 from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
-from qlip.image_processing import QLIPImageProcessor
+from qlip.image_processing import QLIPImageProcessor, find_normalisation
 from qlip.integrations.attachment import (
     AttachedMixin,
     Attachment,
@@ -273,7 +273,7 @@ def make_image_processor(vision: QLIPVisionModel, processor: Any, tiles: NextTil
     """Makes QLIP's image processor with the mean and standard deviation of the model's own."""
     plain = getattr(processor, "image_processor", processor)
     adapter = vision.adapter
-    mean, std = adapter.normalisation if plain is None else (plain.image_mean, plain.image_std)
+    mean, std = adapter.normalisation if plain is None else find_normalisation(plain)
     kind = QLIPImageProcessor if tiles is None else NextImageProcessor
     ours = kind(adapter.patch_size, adapter.native_grid * adapter.patch_size, mean, std, vision.qlip)
     ours.plain = plain

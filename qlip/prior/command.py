@@ -86,12 +86,12 @@ def fit(args: argparse.Namespace) -> None:
     values = {field.name: getattr(args, field.name) for field in fields(FitConfig) if field.name in args}
     if "init" in values and "frequencies" in values:
         raise ValueError(f"--frequencies {args.frequencies} goes without --init, whose weights have their own")
-    if "images" not in values and (idle := sorted(values.keys() - WITHOUT_IMAGES)):
-        flag = "random-start" if idle[0] == "exact_start" else idle[0].replace("_", "-")
-        raise ValueError(f"--{flag} is for training on images; give their folder (--images), or leave it out")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
     config = FitConfig.from_recipe(getattr(args, "recipe", "paper"), **values)
+    if "images" not in values and (idle := sorted(values.keys() - WITHOUT_IMAGES)):
+        flag = "random-start" if idle[0] == "exact_start" else idle[0].replace("_", "-")
+        raise ValueError(f"--{flag} is for training on images; give their folder (--images), or leave it out")
 
     from accelerate import PartialState  # heavy, so only for settings that are allowed
 

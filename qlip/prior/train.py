@@ -129,7 +129,7 @@ def make_batches(
     tower.qlip = QLIPConfig.paper(criterion=config.criterion, max_tokens=most)
     return PictureBatches(
         paths,
-        QLIPImageProcessor(patch_size, n * patch_size, processor.image_mean, processor.image_std, tower.qlip),
+        QLIPImageProcessor.from_clip(processor, patch_size, n * patch_size, tower.qlip),
         batch=config.batch,
         largest_size=largest,
         alpha=config.alpha,

@@ -110,7 +110,8 @@ def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIP
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))
     model.to(probe.device).requires_grad_(False)
-    return model, QLIPImageProcessor.from_clip(pixels, model.config.patch_size, QLIPConfig())
+    config = model.config
+    return model, QLIPImageProcessor.from_clip(pixels, config.patch_size, config.image_size, QLIPConfig())
 
 
 def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:

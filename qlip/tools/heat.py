@@ -67,7 +67,7 @@ def draw_weights(
     grey = below.mean(2, keepdims=True)
     below = SHADE * (GREY * grey + (1 - GREY) * below)
     top = float(weights.max()) if top is None else top
-    share = np.clip(weights.detach().cpu().numpy() / (top or 1.0), 0, 1)
+    share = np.clip(weights.detach().float().cpu().numpy() / (top or 1.0), 0, 1)
     heat = np.zeros(below.shape[:2], dtype=np.float32)
     columns = _edges(leaves.grid[1], frame[0], frame[2], image.width)
     rows = _edges(leaves.grid[0], frame[1], frame[3], image.height)

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from qlip import QLIPConfig, QLIPImageProcessor
+from qlip.image_processing import to_pillow
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
 
@@ -33,6 +34,28 @@ def test_a_native_picture_gives_the_pixels_of_clips_processor():
     expected = clip.preprocess(picture, return_tensors="pt")["pixel_values"]
     ours = QLIPImageProcessor().preprocess(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "do_normalize": False},
+        {"image_mean": 0.5, "image_std": 0.25},
+    ],
+    ids=lambda fields: ", ".join(fields),
+)
+def test_every_field_of_clips_normalisation_is_taken_over(fields):
+    picture = gradient_picture(112, 112)
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}, do_convert_rgb=True, **fields
+    )
+    expected = clip.preprocess(picture, return_tensors="pt")["pixel_values"].float()
+    ours = QLIPImageProcessor.from_clip(clip, 14, 112, QLIPConfig())
+    got = ours.preprocess(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +180,13 @@ def test_tensors_and_arrays_are_the_pictures_they_hold(dtype, form, first):
     assert np.abs(got.numpy().round() - expected).max() <= atol
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_pictures_as_narrow_as_channels_are_read_channels_first_from_a_tensor(width):
+    pixels = np.array(gradient_picture(width, 20))
+    assert np.array_equal(to_pillow(torch.from_numpy(pixels).permute(2, 0, 1)), pixels)
+    assert np.array_equal(to_pillow(pixels), pixels)
+
+
 def test_settings_survive_save_and_load(tmp_path):
     processor = QLIPImageProcessor(16, 224, (0.5,) * 3, (0.25,) * 3, QLIPConfig(alpha=float("inf"), image_size=448))
     processor.save_pretrained(tmp_path)
@@ -165,6 +195,18 @@ def test_settings_survive_save_and_load(tmp_path):
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.crop_size == {"height": 224, "width": 224}
     assert loaded.size == {"shortest_edge": 224}
+
+
+def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path):
+    QLIPImageProcessor(16, 224, qlip=QLIPConfig(max_tokens=50)).save_pretrained(tmp_path)
+    changed = {"qlip": {"max_tokens": 10}, "image_mean": [0.0] * 3}
+    loaded = QLIPImageProcessor.from_pretrained(tmp_path, **changed)
+    assert (loaded.qlip.max_tokens, loaded.image_mean, loaded.patch_size) == (10, [0.0] * 3, 16)
+    with pytest.raises(TypeError, match="'nonsense' is no value of QLIPImageProcessor; it has patch_size, crop_size"):
+        QLIPImageProcessor.from_pretrained(tmp_path, nonsense=3)
+    CLIPImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 'patch_size': it is no QLIP .* give the model's own to qlip\.attach"):
+        QLIPImageProcessor.from_pretrained(tmp_path)
 
 
 def test_errors_name_the_value():

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
+from transformers import PreTrainedConfig
 
 from llava.image_geometry import read_pinpoints
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
@@ -28,9 +29,13 @@ from llava.model.loading.files import read_json, weight_files, weight_shapes
 from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
 from llava.model.multimodal_encoder.pretrained import (
+    OPENAI_CLIP,
     check_select_feature,
+    drops_last_layer,
     fit_vision_config,
     infer_vision_config,
+    is_siglip,
+    read_vision_config,
     vision_config,
 )
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
@@ -101,8 +106,12 @@ def local_folder(path: str, **hub: Any) -> Path:
     return folder
 
 
-def inspect(folder: Path) -> Checkpoint:
+def inspect(folder: Path, **hub: Any) -> Checkpoint:
     """Inspects a checkpoint folder and completes its configuration.
+
+    Args:
+        folder: the checkpoint.
+        **hub: `cache_dir`, `token`, ..., where a tower's configuration has to be looked up.
 
     Raises:
         FileNotFoundError: it has no config.json.
@@ -130,9 +139,11 @@ def inspect(folder: Path) -> Checkpoint:
     if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
         return Checkpoint(folder, "projector", config, names)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
-        config.mm_vision_config = tower = tower_config_inside(folder, config.mm_vision_tower)
-        if tower is not None and tower.get("vision_use_head") is False:
-            config.mm_vision_select_layer = -1  # LLaVA-NeXT dropped the layer above, and the head
+        tower = tower_config_inside(folder, config.mm_vision_tower, **hub)
+        if tower is not None:
+            config.mm_vision_config = tower.to_dict()
+            if drops_last_layer(tower):
+                config.mm_vision_select_layer = -1  # of all layers it is the second last
     return Checkpoint(folder, "full", config, names)
 
 
@@ -228,8 +239,19 @@ def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
-    """Finds the tower's configuration if the checkpoint holds its weights, else None."""
+def tower_config_inside(folder: Path, tower: str, **hub: Any) -> PreTrainedConfig | None:
+    """Finds the tower's configuration if the checkpoint holds its weights, else None.
+
+    It is the published one, where the weights alone do not show it, fitted to the weights.
+
+    Args:
+        folder: the checkpoint.
+        tower: `mm_vision_tower`, a folder or hub id.
+        **hub: `cache_dir`, `token`, ...
+
+    Raises:
+        ValueError: it cannot be found, or is of another type.
+    """
     shapes = {
         match[1]: shape
         for name, shape in weight_shapes(folder, "vision_tower.").items()
@@ -238,8 +260,14 @@ def tower_config_inside(folder: Path, tower: str) -> dict[str, Any] | None:
     if not shapes:
         return None
     try:
-        if (config_file := Path(tower) / "config.json").is_file():
-            return fit_vision_config(vision_config(read_json(config_file)), shapes).to_dict()
-        return infer_vision_config(shapes).to_dict()
+        is_published = (Path(tower) / "config.json").is_file()
+        if not is_published and (is_siglip(shapes) or OPENAI_CLIP.fullmatch(tower)):
+            return infer_vision_config(shapes)
+        return fit_vision_config(read_vision_config(tower, **hub), shapes)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds the weights of its vision tower, which do not show its heads and activation, and {error};"
+            " set mm_vision_config in config.json"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

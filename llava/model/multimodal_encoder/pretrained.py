@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ PROCESSOR_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil"
 DTYPE_NAMES = ("dtype", "torch_dtype")
 """Today's and the former name of a configuration's dtype."""
 
-CLIP_HEAD_WIDTH = 64  # of every CLIP that OpenAI released; the shapes do not show it
-SIGLIP_HEAD_WIDTHS = {1152: 72}  # width of the model -> of its heads: so400m; others have CLIP's
+OPENAI_CLIP = re.compile(r"(.*/)?clip-vit-(base-patch32|base-patch16|large-patch14|large-patch14-336)/?")
+"""Names of the CLIPs that OpenAI released. Others have other heads and activations, which the shapes do not show."""
+CLIP_HEAD_WIDTH = 64  # of all of OpenAI's
+SIGLIP_HEAD_WIDTHS = {1152: 72, 1536: 96}  # width of the model -> of its heads: so400m, giant; others have CLIP's
+SIGLIP_LAYERS = {768: 12, 1024: 24, 1152: 27, 1536: 40}  # width of the model -> layers of the published ones
 UNEVEN_SIZES = {(27, 14): 384}  # (cells per side, patch size) -> pixels that are no whole cells: so400m-patch14-384
 
 
@@ -109,8 +113,13 @@ def count_layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
 
 
+def is_siglip(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the weights of a vision model are SigLIP's: CLIP's patches have no bias."""
+    return "embeddings.patch_embedding.bias" in shapes
+
+
 def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig | SiglipVisionConfig:
-    """Infers the configuration of a vision model whose weights are in a LLaVA checkpoint without their config.
+    """Infers the configuration of one of OpenAI's CLIPs, or of a SigLIP, from the weights in a LLaVA checkpoint.
 
     LLaVA-NeXT drops SigLIP's last layer and head; what is left is then the configuration.
 
@@ -120,8 +129,8 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
     Raises:
         ValueError: the tensors are those of neither CLIP nor SigLIP.
     """
-    is_siglip = "embeddings.patch_embedding.bias" in shapes  # CLIP has none
-    kind = "SigLIP" if is_siglip else "CLIP"
+    siglip = is_siglip(shapes)
+    kind = "SigLIP" if siglip else "CLIP"
     try:
         width, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
         positions = shapes["embeddings.position_embedding.weight"][0]
@@ -129,9 +138,9 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
     except KeyError as missing:
         raise ValueError(f"the checkpoint's vision tower is no {kind} vision model: it has no {missing}") from None
     has_cls = "embeddings.class_embedding" in shapes
-    head = SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH) if is_siglip else CLIP_HEAD_WIDTH
+    head = SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH) if siglip else CLIP_HEAD_WIDTH
     side = round(max(0, positions - has_cls) ** 0.5)
-    if has_cls == is_siglip or side**2 + has_cls != positions or width % head:
+    if has_cls == siglip or side**2 + has_cls != positions or width % head:
         raise ValueError(
             f"the checkpoint's vision tower has {positions} positions of width {width}, with{'' if has_cls else 'out'}"
             f" [CLS]: not a {kind} that can be recognised by its weights; set mm_vision_config in config.json"
@@ -145,10 +154,21 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
         "patch_size": patch_size,
     }
     pixels = side * patch_size
-    if not is_siglip:
+    if not siglip:
         return CLIPVisionConfig(**sizes, image_size=pixels, hidden_act="quick_gelu")
     pixels = UNEVEN_SIZES.get((side, patch_size), pixels)
     return SiglipVisionConfig(**sizes, image_size=pixels, vision_use_head="head.probe" in shapes)
+
+
+def drops_last_layer(config: PreTrainedConfig) -> bool:
+    """Whether a SigLIP lacks its head and the layer below it, as in LLaVA-NeXT's checkpoints.
+
+    Of a width that no published SigLIP has, one without a head is taken for such a one.
+    """
+    if config.model_type != "siglip_vision_model" or config.vision_use_head:
+        return False
+    layers = SIGLIP_LAYERS.get(config.hidden_size)
+    return layers is None or config.num_hidden_layers < layers
 
 
 def check_select_feature(feature: str, config: PreTrainedConfig) -> None:

@@ -74,7 +74,8 @@ class QLIPVisionTower(VisionTower):
         return QLIPVisionModel(model, self._settings, self.select_layer)
 
     def _prepare(self, processor: Any) -> QLIPImageProcessor:
-        return QLIPImageProcessor.from_clip(processor, self.config.patch_size, self._settings)
+        patch_size, native_size = self.config.patch_size, self.config.image_size
+        return QLIPImageProcessor.from_clip(processor, patch_size, native_size, self._settings)
 
     @property
     def settings(self) -> QLIPConfig:
@@ -85,13 +86,11 @@ class QLIPVisionTower(VisionTower):
     def settings(self, settings: QLIPConfig) -> None:
         """Takes effect with the next image, also in the image processor that callers hold; weights do not change."""
         check_counting(self.llava_config, settings)
-        another_prior = settings.mlp != self._settings.mlp
+        if self.is_loaded:
+            self.vision_tower.change_settings(settings)  # first: it may fail to read a prior
+            self.image_processor.qlip = settings
         self._settings = settings
         self.llava_config.qlip = settings.to_dict()
-        if self.is_loaded:
-            self.vision_tower.qlip = self.image_processor.qlip = settings
-            if another_prior or self.vision_tower.prior is None:
-                self.vision_tower.load_prior()
 
     def load_prior(self, folder: Path) -> None:
         """Reads the MLP prior that the settings name, relative to the checkpoint's folder or absolute."""

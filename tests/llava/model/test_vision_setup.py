@@ -92,6 +92,32 @@ def test_what_does_not_fit_is_refused(model, files):
         model.get_model().initialize_vision_modules(arguments(files, mm_patch_merge_type="unpad"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1, the model was loaded with -2"),
+        (
+            {"mm_vision_select_feature": "cls_patch"},
+            "mm_vision_select_feature is 'cls_patch', the model .* 'patch'",
+        ),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear', the model was loaded with 'mlp2x_gelu'"),
+        ({"qlip": {"alpha": 0.5}}, r"qlip is {'alpha': 0\.5}, the model was loaded with None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_model_that_has_its_parts_keeps_them_and_its_configuration_says_so(model, files, changes, words):
+    parts = model.get_model()
+    parts.initialize_vision_modules(arguments(files))
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match=words):
+        parts.initialize_vision_modules(arguments(files, **changes))
+    assert model.config.to_dict() == before
+    again = arguments(files)
+    del again.mm_projector_type, again.mm_vision_select_layer
+    parts.initialize_vision_modules(again)
+    assert model.config.to_dict() == before
+
+
 def test_a_projector_of_another_size_of_model_is_named(model, files, tmp_path):
     state = {name: tensor[:5] for name, tensor in torch.load(files / "mm_projector.bin").items()}
     torch.save(state, tmp_path / "13b.bin")

@@ -1,0 +1,86 @@
+"""A tower whose weights are in the checkpoint, without its configuration, as `unfreeze_mm_vision_tower` leaves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_encoder.pretrained import drops_last_layer, infer_vision_config
+from tests.llava.checkpoints import (
+    IMAGE_TOKEN,
+    TEXT,
+    VISION,
+    llava_state,
+    logits,
+    oracle_logits,
+    write_config,
+)
+from tests.weights import randomise
+
+OTHER = VISION | {"num_attention_heads": 2, "hidden_act": "gelu"}  # neither is seen in the weights
+NAME = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+@pytest.fixture
+def oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlavaForConditionalGeneration:
+    """Transformers' model on a CLIP that is not OpenAI's; its weights as a checkpoint in `tmp_path / "llava"`."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    text = {"model_type": "llama", **TEXT}
+    config = LlavaConfig(vision_config=OTHER, text_config=text, image_token_index=IMAGE_TOKEN, image_seq_length=64)
+    model = randomise(LlavaForConditionalGeneration(config))
+    write_config(tmp_path / "llava", mm_vision_tower=NAME, unfreeze_mm_vision_tower=True)
+    save_file(llava_state(model), tmp_path / "llava" / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def test_its_heads_and_activation_are_those_that_the_hub_or_the_cache_gives(oracle, tmp_path):
+    repository = tmp_path / f"models--{NAME.replace('/', '--')}"
+    (repository / "snapshots" / "1a2b").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1a2b")
+    published = {"model_type": "clip", "vision_config": OTHER | {"num_hidden_layers": 5}}
+    (repository / "snapshots" / "1a2b" / "config.json").write_text(json.dumps(published))
+    model = load_pretrained_model(tmp_path / "llava", device="cpu", cache_dir=str(tmp_path))[1]
+    torch.testing.assert_close(logits(model), oracle_logits(oracle), atol=1e-4, rtol=0)
+
+
+def test_without_the_published_configuration_nothing_is_guessed(oracle, tmp_path):
+    with pytest.raises(
+        ValueError, match=rf"heads and activation, and the vision tower '{NAME}' .*set mm_vision_config"
+    ):
+        load_pretrained_model(tmp_path / "llava", device="cpu", cache_dir=str(tmp_path))
+    write_config(tmp_path / "llava", mm_vision_tower=NAME, mm_vision_config=OTHER)
+    model = load_pretrained_model(tmp_path / "llava", device="cpu")[1]
+    torch.testing.assert_close(logits(model), oracle_logits(oracle), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "missing"),
+    [(768, 12, 12, False), (1152, 27, 16, False), (1152, 26, 16, True), (1536, 40, 16, False)],
+    ids=["base", "so400m", "LLaVA-NeXT's so400m", "giant"],
+)
+def test_a_siglip_without_a_head_has_all_layers_unless_one_of_the_published_ones_is_missing(
+    width, layers, heads, missing
+):
+    shapes = {
+        "embeddings.patch_embedding.weight": (width, 3, 16, 16),
+        "embeddings.patch_embedding.bias": (width,),
+        "embeddings.position_embedding.weight": (576, width),
+        **{f"encoder.layers.{i}.mlp.fc1.weight": (4 * width, width) for i in range(layers)},
+    }
+    config = infer_vision_config(shapes)
+    assert (config.num_attention_heads, config.image_size) == (heads, 384)
+    assert drops_last_layer(config) is missing
+    assert not drops_last_layer(infer_vision_config({**shapes, "head.probe": (1, 1, width)}))
+
+
+def test_other_vision_models_drop_nothing():
+    assert not drops_last_layer(CLIPVisionConfig())
+    assert not drops_last_layer(SiglipVisionConfig())
