@@ -27,19 +27,24 @@ def refusal(token: str | None) -> RequestError:
 class WorkersOnly:
     """ASGI middleware: workers' routes need the token; without a token, the request must come from this machine."""
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], token: str | None, on_loopback: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, on_loopback: bool, paths: Collection[str] | None = None
+    ) -> None:
         """
         Args:
-            app: The application.
-            paths: The workers' routes.
+            app: The application, or a single route.
             token: The shared token.
             on_loopback: Whether the server listens on loopback addresses only.
+            paths: The workers' routes; None checks every request.
         """
-        self.app, self.paths, self.token, self.on_loopback = app, frozenset(paths), token, on_loopback
+        self.app, self.token, self.on_loopback = app, token, on_loopback
+        self.paths = None if paths is None else frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        if scope["type"] == "http" and scope["path"] in self.paths and not self._is_allowed(scope):
+        # A route's pattern, which ends in `$`, also matches its path with a line feed behind it.
+        is_worker = scope["type"] == "http" and (self.paths is None or scope["path"].rstrip("\n") in self.paths)
+        if is_worker and not self._is_allowed(scope):
             error = refusal(self.token)
             await error_response(Failure(error.status, error.kind, str(error)))(scope, receive, send)
             return

@@ -96,11 +96,19 @@ class WorkerClient:
             return None
 
     async def is_own_address(self, name: str) -> bool:
-        """Whether an address leads to this controller; one that does not answer (a worker that starts) does not."""
+        """Whether an address leads to this controller; one that does not answer (a worker that starts) does not.
+
+        It gets no token: it is asked before it is known as a worker.
+        """
+        asked = self._client.build_request("GET", f"{name}/health", timeout=self.timeouts.recognise)
+        asked.headers.pop("Authorization", None)
 
         async def ask() -> bool:
-            async with self._client.stream("GET", f"{name}/health", timeout=self.timeouts.recognise) as reply:
+            reply = await self._client.send(asked, stream=True)
+            try:
                 return reply.headers.get(INSTANCE) == self.instance
+            finally:
+                await reply.aclose()
 
         try:
             return await asyncio.wait_for(ask(), self.timeouts.recognise)

@@ -73,6 +73,8 @@ def create_app(
     """
 
     routes = Routes(dispatcher, token)
+    # Once before a body is read, and once in the routes themselves, whatever way a request has found them.
+    of_workers = Middleware(WorkersOnly, token=token, on_loopback=on_loopback)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -82,14 +84,17 @@ def create_app(
     return Starlette(
         routes=[
             Route("/health", routes.health),
-            *(Route(path, call, methods=["POST"]) for path, call in routes.calls()),
+            *(
+                Route(path, call, methods=["POST"], middleware=[of_workers] if path in WORKERS_PATHS else None)
+                for path, call in routes.calls()
+            ),
         ],
         # No body is read before its sender is authenticated.
         middleware=[
             Middleware(MemoryGuard),
             Middleware(SameOrigin),
             Middleware(RequireKey, keys=keys, open_paths={"/health", *WORKERS_PATHS}),
-            Middleware(WorkersOnly, paths=WORKERS_PATHS, token=token, on_loopback=on_loopback),
+            Middleware(WorkersOnly, token=token, on_loopback=on_loopback, paths=WORKERS_PATHS),
             Middleware(BodyLimits, limits=limits or RequestLimits()),
         ],
         exception_handlers={RequestError: _report, HTTPException: _report_http, Exception: _report},

@@ -39,6 +39,7 @@ class Setup:
     def __init__(self, workers: dict[str, Handler] | None = None, **options: Any) -> None:
         self.workers = workers or {}
         self.asked: list[httpx.Request] = []
+        self.recognised: list[httpx.Request] = []
         self.registry = Registry()
         token = options.get("token")
         timeouts = options.pop("timeouts", AT_ONCE)
@@ -47,6 +48,7 @@ class Setup:
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/health":  # who registers is asked whether it is the controller itself
+            self.recognised.append(request)
             return httpx.Response(404)
         self.asked.append(request)
         reply = self.workers.get(f"{request.url.scheme}://{request.url.netloc.decode()}", unreachable)(request)

@@ -71,6 +71,37 @@ def test_where_there_is_a_secret_workers_must_know_it(route: str, headers: dict[
     assert list(setup.registry.workers()) == [A]
 
 
+@pytest.mark.parametrize("ending", ["%0A", "%0A%0A", "%0D%0A", "/", "%00"])
+@pytest.mark.parametrize("route", ["register_worker", "receive_heart_beat", "unregister_worker"])
+@pytest.mark.parametrize(
+    ("options", "sender"),
+    [
+        ({"token": "s3cret"}, {}),
+        ({"token": "s3cret", "keys": ["k1"]}, {"headers": bearer("k1")}),
+        ({}, {"peer": ("203.0.114.9", 1), "host": "evil.example.com"}),
+    ],
+    ids=["a secret", "a client's key", "no secret"],
+)
+def test_no_spelling_of_a_path_leads_around_the_secret(
+    route: str, ending: str, options: dict[str, Any], sender: dict[str, Any]
+) -> None:
+    """The pattern of a route matches its path with a line feed behind it as well."""
+    setup = Setup(**options)
+    setup.registry.register(A, WorkerStatus.model_validate(STATUS), True)
+    body = {**registration(B), "queue_length": 0}
+    assert setup.post(f"{route}{ending}", body, **sender).status_code in (307, 401, 403, 404)
+    body["worker_name"] = A
+    assert setup.post(f"{route}{ending}", body, **sender).status_code in (307, 401, 403, 404)
+    assert list(setup.registry.workers()) == [A] and setup.recognised == []
+
+
+def test_the_secret_is_sent_to_workers_only_once_they_are_known() -> None:
+    setup = Setup(token="s3cret", on_loopback=False)
+    assert setup.post("register_worker", registration(B), headers=bearer("s3cret")).status_code == 200
+    (asked,) = setup.recognised
+    assert str(asked.url) == f"{B}/health" and "authorization" not in asked.headers
+
+
 def test_with_the_secret_workers_may_be_anywhere() -> None:
     setup = Setup(token="s3cret", on_loopback=False)
     far = "http://gpu.example.com:21002"
