@@ -142,6 +142,8 @@ class Scheduler:
         self._run_calls()
         with self._lock:
             self._note_ended(active)
+            if self._waiting and self._waiting[0].row.sampling.num_beams > 1:
+                return []  # it runs alone, as a batch of its own, once the others have ended
             return self._pop_batch(active, most_rows)
 
     def _drain(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.serve.engine import scheduler
+from llava.serve.engine import chat_engine, scheduler
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded
 from llava.serve.engine.params import GROWTH, QLIPOptions, Sampling
@@ -82,6 +82,29 @@ def test_requests_join_within_the_limits_and_in_order(
     texts = ["".join(answer) for answer in [*quadtrees, *clip, beams, last]]
     assert gate.batches == [1, 2, 2, 2, 1, 1, 1]
     assert len(set(texts[:3])) == len(set(texts[3:7])) == 1
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_beam_search_that_has_waited_is_a_beam_search(
+    new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    engine, searched = new_engine(), []
+    generate_rows = chat_engine.generate_rows
+    monkeypatch.setattr(
+        chat_engine,
+        "generate_rows",
+        lambda model, rows, *rest, **options: (
+            searched.append([row.sampling.num_beams for row in rows]) or generate_rows(model, rows, *rest, **options)
+        ),
+    )
+    gate, first = hold(engine)
+    first.row.sampling = one = Sampling(temperature=0, max_new_tokens=length)
+    beams = Sampling(temperature=0, num_beams=3, max_new_tokens=8)
+    waiting = [submit(engine, pictures[0], sampling=sampling) for sampling in (beams, one, beams)]
+    gate.opened.set()
+    texts = ["".join(answer) for answer in waiting]
+    assert searched == [[3], [3]]
+    assert texts[0] == texts[2] == "".join(submit(new_engine(), pictures[0], sampling=beams))
 
 
 @pytest.mark.parametrize("joins", [False, True])
