@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llava.serve.http.failures import Failure, RequestError, explain
 from llava.serve.http.replies import error_response
 
-MAX_VALUES = 1_000_000  # JSON values; parsing takes up to a hundred times their bytes, and blocks the event loop
+MAX_VALUES = 150_000
+"""Most JSON values of a body: parsing and checking them takes up to a hundred times their bytes, and the event loop for
+about 2 us each. Counted are brackets and commas, in texts as well, so that the longest text (`max_prompt`) passes."""
 LEAST_BUDGET = 256 * 2**20  # bytes
 LARGE = 2**20  # bytes; larger bodies are collected outside the allocator's heap, which does not shrink by itself
 UNCOUNTED = 2**16  # bytes of each body that do not count: requests without images always fit

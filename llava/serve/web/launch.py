@@ -25,7 +25,7 @@ from llava.serve.web.files import exit_at_sigterm, own_files
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText, build_page
-from llava.serve.web.security import PageHeaders, RefuseMalformedCalls
+from llava.serve.web.security import LimitBodies, PageHeaders, RefuseMalformedCalls
 from llava.serve.web.theme import css, head, theme
 from llava.utils import demo_model_path, demo_picture_paths
 
@@ -121,7 +121,7 @@ def serve(
             css=css(),
             head=head(),
             max_file_size=DEFAULT_LIMITS.max_bytes,
-            app_kwargs={"middleware": [Middleware(PageHeaders), Middleware(RefuseMalformedCalls)]},
+            app_kwargs={"middleware": [Middleware(each) for each in (PageHeaders, LimitBodies, RefuseMalformedCalls)]},
             run_history=False,
             ssr_mode=False,
             footer_links=[],

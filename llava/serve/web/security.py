@@ -1,4 +1,4 @@
-"""ASGI middleware of the page's server: headers that restrict a browser to this host, and 400 for malformed calls."""
+"""ASGI middleware of the page's server: headers for browsers, a limit on bodies, and 400 for malformed calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from gradio.route_utils import FnIndexInferError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava.serve.http.bodies import BodyLimit
 from llava.serve.http.guards import ErrorGuard
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,10 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",
 }
+
+UPLOADS = "/gradio_api/upload"
+MAX_BODY = 2**20  # bytes of an event's values; pictures are uploaded before
+BODY_TIMEOUT = 60.0  # seconds
 
 
 class PageHeaders:
@@ -39,6 +44,18 @@ class PageHeaders:
             await send(message)
 
         await self.app(scope, receive, send_on)
+
+
+class LimitBodies:
+    """ASGI middleware: bounds the body of every request but uploads, which Gradio writes to files of bounded size."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.bounded = app, BodyLimit(app, MAX_BODY, BODY_TIMEOUT)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        is_upload = scope["type"] == "http" and scope["path"].endswith(UPLOADS)
+        await (self.app if is_upload else self.bounded)(scope, receive, send)
 
 
 class RefuseMalformedCalls(ErrorGuard):

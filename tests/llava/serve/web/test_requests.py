@@ -155,6 +155,18 @@ def test_a_call_that_fits_no_event_is_refused(page: httpx.Client, route: str, bo
     assert reply.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("body", [json.dumps({"data": ["a" * 2**20]}), '{"data": [' + "[]," * 200_000 + "0]}"])
+@pytest.mark.parametrize("route", ["call/ask", "queue/join", "run/predict", "nothing"])
+def test_a_body_that_is_larger_than_any_event_s_is_refused(page: httpx.Client, route: str, body: str) -> None:
+    reply = page.post(f"gradio_api/{route}", content=body, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_an_upload_may_be_larger(page: httpx.Client) -> None:
+    reply = page.post("gradio_api/upload", files={"files": ("a.png", b"0" * 2**21)})
+    assert reply.status_code == 200 and len(reply.json()) == 1
+
+
 def test_every_event_of_the_page_bears_garbage(page: httpx.Client) -> None:
     """Those included that programs have no use for: whatever is listed in the page's own configuration."""
     events = page.get("config").json()["dependencies"]
