@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, exit_on_interrupt, integer, real, run_command
+from llava.command import OneLineParser, exit_on_interrupt, format_error, integer, real, run_command
 from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
@@ -183,6 +183,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         sampling: how tokens are chosen.
         args: `debug` and `show_attribution` are read.
     """
+    from llava.serve.engine.errors import GenerationError, ran_out_of_memory
     from llava.serve.engine.prompting import break_image_token
 
     conversation = engine.new_conversation()
@@ -194,11 +195,21 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         show_prompt(conversation, args.debug)
         try:
             text = stream_answer(engine, conversation, images, sampling)
-        except ValueError as error:  # too long for the context: drop this question only
+        except (
+            ValueError,
+            GenerationError,
+        ) as error:  # too long for the context or memory: drop this one only
+            if isinstance(error, GenerationError) and not error.out_of_memory:
+                raise
             print(f"llava: error: {error}", file=sys.stderr)
             del conversation.messages[-2:]
             continue
-        write_attributions(engine, conversation, images, text, args.show_attribution)
+        try:
+            write_attributions(engine, conversation, images, text, args.show_attribution)
+        except (OSError, ValueError, RuntimeError) as error:  # the answer stands
+            if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
+                raise
+            print(f"llava: error: no attribution: {format_error(error)}", file=sys.stderr)
         conversation.messages[-1][1] = break_image_token(text) or EMPTY
 
 

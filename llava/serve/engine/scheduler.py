@@ -166,12 +166,25 @@ class Scheduler:
                 future, work = self._calls.popleft()
                 self.release()
             try:
-                result = work()
+                result = self._call(work)
             except BaseException as error:  # its caller's
                 future.set_exception(error)
             else:
                 future.set_result(result)
             del future, work  # with their tensors
+
+    def _call(self, work: Callable[[], T]) -> T:
+        """Does other work; out of memory, once more if some could be freed."""
+        try:
+            return work()
+        except Exception as error:
+            failure = error
+        if ran_out_of_memory(failure):
+            failure = failure.with_traceback(None)  # which holds the tensors that did not fit
+            if self.free():
+                logger.warning("out of memory; dropped the keys and values of earlier prompts")
+                return work()
+        raise failure
 
     def _note_ended(self, active: Sequence[Answer]) -> None:
         """Counts the requests that are being answered, and keeps the time that the last one took."""

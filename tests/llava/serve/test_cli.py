@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
@@ -152,6 +153,17 @@ def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     assert "exceed the model's context of 4096" in capsys.readouterr().err
     assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
+
+
+def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "Long?", "What?")
+    loader.model.script += [torch.OutOfMemoryError("CUDA out of memory"), "a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("llava: error: the model ran out of memory; shorten the prompt") and "a ring" in said.out
+    assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
 
 
 # Which model, and how it sees

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
 import qlip
 from llava.serve import cli
+from llava.serve.engine import explain
 from llava.utils import demo_model_path, demo_picture_path
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
 
@@ -204,3 +207,14 @@ def test_a_chat_draws_what_each_answer_depended_on(
     seen = tmp_path / "heat.png"
     assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(seen)]) == 0
     assert capsys.readouterr().err.count(f"{seen}: ") == 2 and seen.is_file()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError("No space left")])
+def test_an_answer_that_cannot_be_drawn_is_answered_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    lines = iter(["What is in the picture?", "Is there a ring?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(explain, "attribute_answer", Mock(side_effect=error))
+    assert cli.main(["--device", "cpu", "--max-new-tokens", "4", "--show-attribution", str(tmp_path / "heat.png")]) == 0
+    assert capsys.readouterr().err.count(f"llava: error: no attribution: {error}") == 2

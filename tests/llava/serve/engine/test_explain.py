@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import ChatEngine
+from llava.serve.engine import ChatEngine, explain
 from llava.serve.engine.errors import EngineClosed
 from llava.serve.engine.params import QLIPOptions
 from llava.utils import demo_model_path
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
-from tests.llava.serve.openai.serving import QUESTION
+from tests.llava.serve.openai.serving import QUESTION, becomes_idle
 
 CLIP = QLIPOptions(enabled=False)
 
@@ -51,6 +51,25 @@ def test_an_answer_is_generated_and_attributed_to_the_leaves_of_each_picture(
     both = engine.explain(QUESTION, pictures[:2], "a ring")
     check_shares(both)
     assert [drawing.size for drawing in both.draw(pictures[:2])] == [image.size for image in pictures[:2]]
+
+
+def test_what_is_kept_of_earlier_prompts_is_dropped_where_attribution_runs_out_of_memory(
+    new_engine: NewEngine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    expected = engine.explain(QUESTION, pictures[:1], FIRST_ANSWER).images[0].weights
+    list(submit(engine, pictures[0]))
+    assert becomes_idle(engine) and len(engine.prefixes) == 1
+    attribute = explain.attribute_answer
+
+    def attribute_in_what_is_free(*args: Any, **options: Any) -> Any:
+        if len(engine.prefixes):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attribute(*args, **options)
+
+    monkeypatch.setattr(explain, "attribute_answer", attribute_in_what_is_free)
+    again = engine.explain(QUESTION, pictures[:1], FIRST_ANSWER).images[0].weights
+    torch.testing.assert_close(again, expected)
 
 
 def test_the_last_answer_of_a_conversation_is_attributed(new_engine: NewEngine, pictures: list[Image.Image]) -> None:
