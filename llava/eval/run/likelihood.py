@@ -32,6 +32,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.prefill import rotates_by_length
 from llava.serve.loading import check_model_flags, load_engine
 
 
@@ -84,6 +85,8 @@ def option_losses(engine: ChatEngine, picture: ImageTokens, question: str, optio
     Raises:
         PromptTooLong: the longest option exceeds the context.
     """
+    if len(options) > 1 and rotates_by_length(engine.model):
+        return [loss for option in options for loss in option_losses(engine, picture, question, [option])]
     prompt, answers = prompt_and_answers(engine, question, options)
     visual = picture.span.context
     longest = max(len(answer) for answer in answers)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -20,11 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.logprobs import AnswerLogprob, LogprobRecorder, StepLogprobs, describe_step
 from llava.serve.engine.params import Sampling
+from llava.serve.engine.prefill import rotates_by_length
 from llava.serve.engine.sampling import RowSampler, find_penalty
 
 logger = logging.getLogger(__name__)
@@ -168,7 +171,7 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
     """Generates the answers of a batch and streams them through the rows' `emit` and `on_end`.
 
     An error in the work for one row sets that row's `error`, and the others are answered; errors of the model are
-    raised.
+    raised. Rows that would change each other (`rotates_by_length`) are answered one after the other.
 
     Args:
         model: A LLaVA model; its `generate` takes encoded images and returns new tokens only.
@@ -176,6 +179,12 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
         images: Projected tokens of all rows' images, in the order of their placeholders.
         padding_id: Token that pads shorter prompts and ended rows.
     """
+    if len(rows) > 1 and rotates_by_length(model):
+        waiting = iter(images)
+        for row in rows:
+            count = int((row.prompt == IMAGE_TOKEN_INDEX).sum())
+            generate_rows(model, [row], list(islice(waiting, count)), padding_id)
+        return
     device, sampling = model.device, rows[0].sampling
     prompts = [row.prompt for row in rows]
     mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left")

@@ -54,16 +54,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Values of these fields by which it does not; those of the others are None, 0, False and what is empty."""
 
 
+CHANGING_ROTATIONS = ("dynamic", "longrope")
+"""transformers' rotary embeddings that choose their frequencies by the longest position of the whole batch."""
+
+
+def rotates_by_length(model: Any) -> bool:
+    """Whether rows of one batch change each other: the longest decides on the rotary frequencies of all."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rotations = getattr(text, "rope_parameters", None) or {}
+    kinds = [kind for kind in rotations.values() if isinstance(kind, dict)] or [rotations]
+    return any(kind.get("rope_type", "default") in CHANGING_ROTATIONS for kind in kinds)
+
+
 def can_continue(model: Any) -> bool:
     """Whether a model's prompts can be run here.
 
-    Its attention must take a separate mask for each row and layer, and its generation config must not ask for what
-    transformers' `generate` alone does.
+    Its attention must take a separate mask for each row and layer, the rows must not change each other's rotary
+    frequencies, and its generation config must not ask for what transformers' `generate` alone does.
     """
     config = getattr(model, "generation_config", None)
     values = [(name, getattr(config, name, None)) for name in SHAPING]
     shaped = any(value not in NEUTRAL[name] if name in NEUTRAL else bool(value) for name, value in values)
-    return getattr(model.config, "_attn_implementation", None) in BIASABLE and not shaped
+    return getattr(model.config, "_attn_implementation", None) in BIASABLE and not (shaped or rotates_by_length(model))
 
 
 def place_prompt(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.engine.prefill import attention_masks, last_logits
+from llava.serve.engine.prefill import attention_masks, last_logits, rotates_by_length
 from llava.serve.engine.slots import SlotCache, Writing
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ PATIENCE = 2
 """Steps in the same slots before a capture, which costs about as much: requests that join may move the slots."""
 SWITCH = "LLAVA_CUDA_GRAPHS"
 """Environment variable; 0 lets every step run kernel by kernel."""
-CHANGING_ROTATIONS = ("dynamic", "longrope")
-"""transformers' rotary embeddings that look at the positions, on the CPU, before they choose their frequencies."""
 
 Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[], Tensor], torch.device], Replay]
@@ -49,9 +47,7 @@ def can_capture(model: Any) -> bool:
         return False
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
-    rotations = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [kind for kind in rotations.values() if isinstance(kind, dict)] or [rotations]
-    return all(kind.get("rope_type", "default") not in CHANGING_ROTATIONS for kind in kinds)
+    return not rotates_by_length(model)
 
 
 class _Capturer:
