@@ -79,6 +79,12 @@ def find_conflict(args: argparse.Namespace) -> str | None:
             continue
         if not args.worker_token and not is_loopback(host_of(address)):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
+    worker = args.worker_address or "http://localhost"  # with port 0
+    if not is_loopback(host_of(args.controller_address)) and is_loopback(host_of(worker)):
+        return (
+            f"--controller-address {args.controller_address} is another machine's, which does not reach this one at"
+            f" {worker}; give --worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
+        )
     if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
     return None

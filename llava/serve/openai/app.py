@@ -191,6 +191,7 @@ def operation_routes(engine: ChatEngine, metrics: Metrics) -> APIRouter:
     """Builds the routes for the server's operator."""
     router = APIRouter(tags=["operation"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> Health:
         """Whether the server accepts requests; needs no key."""

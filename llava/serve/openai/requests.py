@@ -105,6 +105,12 @@ def _describe_optional_content(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [given, {"properties": {"role": {"const": "assistant"}}}]
 
 
+def _refusal_as_text(part: Any) -> Any:
+    """Converts a part of type "refusal", of the assistant's messages only, to text; returns others unchanged."""
+    is_refusal = isinstance(part, dict) and part.keys() == {"type", "refusal"} and part["type"] == "refusal"
+    return {"type": "text", "text": part["refusal"]} if is_refusal else part
+
+
 class Message(_Cacheable):
     """One message of a conversation; `content` may be null or missing in the assistant's messages only."""
 
@@ -129,10 +135,14 @@ class Message(_Cacheable):
     @model_validator(mode="before")
     @classmethod
     def _complete_assistant(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("role") != "assistant" or value.get("content") is not None:
+        if not isinstance(value, dict) or value.get("role") != "assistant":
             return value
-        refusal = value.get("refusal")
-        return value | {"content": refusal if isinstance(refusal, str) else ""}
+        content, refusal = value.get("content"), value.get("refusal")
+        if content is None:
+            content = refusal if isinstance(refusal, str) else ""
+        elif isinstance(content, list):
+            content = [_refusal_as_text(part) for part in content]
+        return value | {"content": content}
 
     @field_validator("refusal")
     @classmethod

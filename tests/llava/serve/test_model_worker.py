@@ -50,6 +50,14 @@ def test_an_address_may_end_in_a_slash() -> None:
         (["--worker-token", ""], "argument --worker-token: a secret may not be empty"),
         (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so that --worker-token is needed"),
         (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),
+        (
+            ["--controller-address", "http://front:21001", "--worker-token", "s", "--host", "0.0.0.0"],
+            "at http://localhost:21002; give --worker-address, such as http://THIS-MACHINE:21002",
+        ),
+        (
+            ["--controller-address", "http://front:21001", "--worker-token", "s", "--port", "0"],
+            "at http://localhost; give --worker-address, such as http://THIS-MACHINE:PORT",
+        ),
         (["--api-key", "k"], "--worker-token"),
         (["--load-4bit", "--load-8bit"], "not allowed with"),
     ],

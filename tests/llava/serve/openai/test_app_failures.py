@@ -134,11 +134,13 @@ def test_a_full_queue_says_when_to_come_again(stream: bool) -> None:
 def test_a_server_that_shuts_down_is_not_healthy_but_ends_its_answers() -> None:
     with api() as (engine, client), ThreadPoolExecutor(2) as pool, Gate(engine) as gate:
         assert client.get("/health").json() == {"status": "ok"}
+        assert client.head("/health").status_code == 200
         taken = pool.submit(client.post, CHAT, json=body())
         assert gate.reached.wait(DEADLINE)
         closing = pool.submit(engine.close)
         assert reaches(engine, lambda: engine.closed)
         health = client.get("/health")
+        assert client.head("/health").status_code == 503
         assert error_of(health, 503, "shutting_down")["type"] == "server_error"
         assert int(health.headers["retry-after"]) >= 1
         error_of(client.post(CHAT, json=body()), 503, "shutting_down")

@@ -83,7 +83,9 @@ def test_an_assistant_may_have_said_nothing(client: OpenAI, silent: dict[str, An
     assert text(ask(client, *asked)) == text(ask(client, HELLO, {"role": "assistant", "content": ""}, HELLO))
 
 
-@pytest.mark.parametrize("content", [{}, {"content": None}])
+@pytest.mark.parametrize(
+    "content", [{}, {"content": None}, {"content": [{"type": "refusal", "refusal": "I will not."}]}]
+)
 def test_a_refusal_is_what_the_assistant_said(client: OpenAI, content: dict[str, Any]) -> None:
     found = ask(client, HELLO, {"role": "assistant", "refusal": "I will not.", **content}, HELLO)
     plain = ask(client, HELLO, {"role": "assistant", "content": "I will not."}, HELLO)
@@ -140,6 +142,7 @@ URL = data_url()
             "not supported here",
         ),
         ({"role": "assistant", "content": None, "refusal": 5}, "messages[0].refusal", "valid string, got 5"),
+        ({"role": "user", "content": [{"type": "refusal", "refusal": "No"}]}, "messages[0].content[0]", "'text'"),
     ],
 )
 def test_an_error_in_a_message_names_its_field(client: OpenAI, message: dict[str, Any], param: str, words: str) -> None:
