@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -15,6 +16,7 @@ from transformers import HfArgumentParser
 from llava.command import OneLineParser
 from llava.image_geometry import is_anyres, read_pinpoints
 from llava.model.config import FEATURE_SELECTIONS, MERGE_TYPES
+from llava.model.loading.files import read_json
 from llava.train.flags import DataArguments, LlavaTrainingFields, ModelArguments, modernise
 
 __all__ = ["DataArguments", "ModelArguments", "ParsedArguments", "TrainingArguments", "parse_arguments"]
@@ -84,6 +86,8 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
         raise ImportError(
             '--deepspeed needs the package of this name: pip install ".[deepspeed]", or leave the flag out'
         )
+    if values["deepspeed"] is not None:
+        check_deepspeed_file(Path(values["deepspeed"]), values["mm_projector_lr"], given)
     if values["output_dir"] is None:
         raise ValueError("--output_dir is missing: the folder that checkpoints and the model are written to")
     values["run_name"] = values["run_name"] or values["output_dir"]
@@ -95,7 +99,42 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     if settings:
         model.qlip = settings
     check_arguments(model, data, training)
+    use_one_gpu(training)
     return ParsedArguments(model, data, training, given)
+
+
+def use_one_gpu(training: TrainingArguments) -> None:
+    """Lets a process that was started without a launcher train on the first GPU alone.
+
+    transformers would train on all by `nn.DataParallel`, which gives every replica all images of a batch, and some of
+    its prompts.
+    """
+    if training.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible, and one process trains on the first; for all: torchrun --nproc-per-node %d -m"
+            " llava.train.train ...",
+            training.n_gpu,
+            training.n_gpu,
+        )
+        training._n_gpu = 1
+
+
+def check_deepspeed_file(file: Path, projector_rate: float | None, given: frozenset[str]) -> None:
+    """Checks that DeepSpeed's settings leave the learning rates to the flags.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object, or its optimizer would give the projector the rate of all other weights.
+    """
+    settings = read_json(file)
+    if projector_rate is not None and "optimizer" in settings:
+        raise ValueError(
+            f"--mm_projector_lr needs an optimizer of two learning rates, but {file} has its own 'optimizer', of one;"
+            ' remove that from the file (with an offloaded optimizer, add "zero_force_ds_cpu_optimizer": false), or'
+            " leave the flag out"
+        )
+    if "scheduler" in settings and "lr_scheduler_type" in given:
+        logger.warning("--lr_scheduler_type is not used: %s has its own 'scheduler'", file)
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ from llava import conversation
 from llava.conversation import Conversation
 from llava.eval.run.inputs.pictures import Preparer
 from llava.model.loading.checkpoint import LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.files import read_json
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
 from llava.train.data.dataset import make_supervised_data_module
@@ -24,6 +25,9 @@ from llava.train.saving import checkpoints, safe_save_model_for_hf_trainer
 from llava.train.throughput import gather_objects
 
 logger = logging.getLogger(__name__)
+
+OPTIMIZER_FILES = ("optimizer*", "global_step*")
+"""What holds an optimizer's state in a checkpoint: torch's file, FSDP's file or folder, DeepSpeed's folder."""
 
 
 def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATrainer:
@@ -58,7 +62,9 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     trainer.evaluator = evaluator
     log_plan(model, data["train_dataset"])
     begun = find_resume(training)
+    check_same_step(gather_objects(None if begun is None else Path(begun).name))
     if begun is not None:
+        check_adapter(Path(begun), model)
         logger.info("continuing from %s", begun)
     trainer.train(resume_from_checkpoint=begun)
     if begun is not None and Path(begun).name == f"checkpoint-{trainer.state.global_step}":
@@ -119,7 +125,42 @@ def find_resume(training: Any) -> str | None:
             f"{folder} is a checkpoint of training {kind}, which these flags do not; give its flags, or another"
             " --output_dir"
         )
+    if not any(next(folder.glob(pattern), None) for pattern in OPTIMIZER_FILES):
+        raise ValueError(
+            f"{folder} has no state of an optimizer, as --save_only_model leaves it, so that its learning rates would"
+            " begin again; give another --output_dir, and it as --model_name_or_path to start from its weights"
+        )
     return str(folder)
+
+
+def check_same_step(names: Sequence[str | None]) -> None:
+    """Checks that all processes continue from a checkpoint of the same name.
+
+    Raises:
+        ValueError: they do not; without a shared folder, each machine keeps checkpoints of its own.
+    """
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"the processes would continue from different checkpoints: {', '.join(str(name) for name in names)}; copy"
+            " the last one that every machine has, or remove the others"
+        )
+
+
+def check_adapter(folder: Path, model: Any) -> None:
+    """Checks that the adapters in a checkpoint are those that the flags have made.
+
+    Raises:
+        ValueError: they are of another rank or scale.
+    """
+    if not (folder / LORA_FILE).is_file():
+        return
+    saved, (config, *_) = read_json(folder / LORA_FILE), model.peft_config.values()
+    for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_bias", "bias")):
+        if (value := getattr(config, name)) != saved.get(name, value):
+            raise ValueError(
+                f"--{flag} is {value!r}, but {folder} was trained with {saved[name]!r}; give that, or another"
+                " --output_dir"
+            )
 
 
 def log_plan(model: Any, samples: Any) -> None:

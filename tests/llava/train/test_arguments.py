@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 
-from llava.train.arguments import TrainingArguments, parse_arguments
+from llava.train.arguments import TrainingArguments, check_deepspeed_file, parse_arguments, use_one_gpu
+
+ROOT = Path(__file__).parents[3]
 
 NEEDED = "--output_dir out --data_path data.json --use_cpu True"
 
@@ -106,3 +111,22 @@ def test_an_absent_deepspeed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("llava.train.arguments.find_spec", {}.get)
     with pytest.raises(ImportError, match=r'--deepspeed needs .*: pip install "\.\[deepspeed\]"'):
         parse("--deepspeed scripts/zero2.json")
+
+
+@pytest.mark.parametrize(("visible", "warned"), [(0, False), (1, False), (4, True)])
+def test_a_process_without_a_launcher_trains_on_one_gpu(visible, warned, caplog):
+    training = parse().training
+    training._n_gpu = visible  # as transformers counts them
+    use_one_gpu(training)
+    assert training.n_gpu == min(visible, 1) and training.train_batch_size == training.per_device_train_batch_size
+    assert ("torchrun --nproc-per-node 4" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
+def test_deepspeeds_own_optimizer_has_one_learning_rate_and_its_scheduler_is_the_files(name, caplog):
+    file = ROOT / "scripts" / f"{name}.json"
+    check_deepspeed_file(file, None, frozenset({"lr_scheduler_type"}))
+    own = name == "zero3_offload"
+    assert (f"--lr_scheduler_type is not used: {file}" in caplog.text) is own
+    with pytest.raises(ValueError, match="has its own 'optimizer'") if own else nullcontext():
+        check_deepspeed_file(file, 2e-5, frozenset())

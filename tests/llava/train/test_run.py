@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.train import train as command
+from llava.train.run import check_same_step
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import flags, logged, train_on
 
@@ -195,6 +197,33 @@ def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, ca
     assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, which these flags do not" in line
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="False"), capsys)
     assert code == 2 and "--resume_from_checkpoint False is no folder" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ({"lora_alpha": 64}, "--lora_alpha is 64, but .*checkpoint-3 was trained with 16"),
+        ({"lora_r": 4}, "--lora_r is 4"),
+    ],
+)
+def test_adapters_are_not_continued_with_another_rank_or_scale(bases, data, tmp_path, capsys, flag, words):
+    chosen = {"lora_enable": True, "save_strategy": "steps", "save_steps": 2}
+    train_on(bases / "llava", data, tmp_path / "out", **chosen)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen, **flag), capsys)
+    assert code == 2 and re.search(words, line)
+
+
+def test_a_checkpoint_without_an_optimizers_state_is_not_continued(bases, data, tmp_path, capsys):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
+    train_on(bases / "llava", data, tmp_path / "out", **chosen, save_only_model=True)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
+    assert code == 2 and "checkpoint-3 has no state of an optimizer, as --save_only_model leaves it" in line
+
+
+def test_processes_continue_from_one_checkpoint():
+    check_same_step(["checkpoint-2", "checkpoint-2"])
+    with pytest.raises(ValueError, match="different checkpoints: checkpoint-2, None; copy the last one"):
+        check_same_step(["checkpoint-2", None])
 
 
 def test_a_projector_or_lora_checkpoint_is_no_start(bases, data, tmp_path, capsys):
