@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
-from llava.eval.score.rows import Key, Row, check_object, index_rows, read_sheet, read_table
+from llava.eval.score.rows import Key, Row, check_object, index_rows, is_missing, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
 BENCHMARK = Benchmark(
@@ -36,7 +36,6 @@ BENCHMARK = Benchmark(
 
 COPY = 1_000_000
 LETTERS = "ABCD"
-NO_OPTION = ("", "nan", "none")
 
 Order = tuple[int, int]
 """Index in the table, round."""
@@ -120,7 +119,7 @@ def read_questions(path: Path) -> dict[int, Row]:
 def find_options(row: Row) -> dict[str, str]:
     """Finds the options of a row by letter, up to the first empty one."""
     texts = [str(row.get(letter) or "") for letter in LETTERS]
-    count = next((i for i, text in enumerate(texts) if text.strip().lower() in NO_OPTION), len(texts))
+    count = next((i for i, text in enumerate(texts) if is_missing(text)), len(texts))
     return dict(zip(LETTERS, texts[:count], strict=False))
 
 

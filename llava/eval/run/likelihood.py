@@ -45,6 +45,11 @@ class Choice:
     options: dict[str, str]
     """Letter -> answer."""
 
+    @property
+    def text(self) -> str:
+        """The question and what it can be answered with, a line each."""
+        return "\n".join([self.question, *(f"{letter}. {option}" for letter, option in self.options.items())])
+
 
 def read_choice(question: Row, image_folder: Path) -> Choice:
     """Reads a question and its options, from V* Bench's annotation beside the image or else from the question's text.
@@ -156,8 +161,15 @@ def run(name: str, args: argparse.Namespace) -> int:
         rows = read_labelled(args.question_file, ("image", "text", "label")).values()
         choices.extend(read_choice(row, args.image_folder) for row in rows)
         return [
-            Question(row["question_id"], text, text, args.image_folder / row["image"], row["image"], index=index)
-            for index, (row, text) in enumerate(zip(rows, (choice.question for choice in choices), strict=True))
+            Question(
+                row["question_id"],
+                choice.question,
+                choice.text,
+                args.image_folder / row["image"],
+                row["image"],
+                index=index,
+            )
+            for index, (row, choice) in enumerate(zip(rows, choices, strict=True))
         ]
 
     questions = read_inputs(args, read)

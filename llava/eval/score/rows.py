@@ -26,10 +26,21 @@ Key = tuple[str, ...]
 TEXTS = frozenset({"answer", "category", "data_type", "image", "label", "prompt", "question", "source", "task", "text"})
 """Fields that hold text, in every file of questions, answers and annotations."""
 
+MISSING = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA")
+    + ("NULL", "NaN", "None", "n/a", "nan", "null")
+)
+"""Cells that pandas, by which LLaVA reads tables, takes for missing by default."""
+
 LONGEST_CELL = 2**30
 """Characters of a table's cell; MMBench's hold images as base64 text."""
 END = "\x1e"
 """Follows a table's last line; inside a cell, it shows that the cell's quotation mark is not closed."""
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a table's cell holds no value, as LLaVA reads it: pandas' spellings, and "nan" and "none" in any case."""
+    return cell in MISSING or cell.strip().lower() in ("", "nan", "none")
 
 
 def read_text(path: Path) -> str:

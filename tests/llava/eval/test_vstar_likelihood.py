@@ -141,6 +141,9 @@ def test_the_command_continues_where_it_was_stopped_and_is_scored_as_generated_l
     assert files["--answers-file"].read_bytes() == whole
     assert vstar_likelihood.main([*run, "--no-qlip"]) == 2
     assert 'was made with other settings: tower is "qlip" there and "clip" now' in capsys.readouterr().err
+    (tmp_path / "direct_attributes" / "sa_1.json").write_text(json.dumps({"question": QUESTION, "options": ["x", "y"]}))
+    assert vstar_likelihood.main(run) == 2
+    assert "but with another instruction or other options than these flags and files give" in capsys.readouterr().err
     metadata = json.loads(whole.splitlines()[0])["metadata"]
     assert (metadata["protocol"], metadata["tower"], metadata["decoding"]) == ("likelihood", "qlip", None)
     score = ["--result-file", str(files["--answers-file"]), "--json", str(tmp_path / "s.json")]

@@ -46,6 +46,7 @@ def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[
         metadata = {
             "index": question.index,
             "image": question.image_name,
+            "text": question.text_hash,
             "image_size": list(picture.size) if picture else None,
             "visual_tokens": picture.tokens if picture else 0,
             "uniform_tokens": picture.uniform_tokens if picture else 0,

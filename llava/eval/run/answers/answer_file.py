@@ -16,7 +16,7 @@ from typing import Any
 from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
 from llava.eval.run.inputs.questions import Question
 
-PER_ROW = ("index", "image", "image_size", "visual_tokens", "uniform_tokens")
+PER_ROW = ("index", "image", "text", "image_size", "visual_tokens", "uniform_tokens")
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""
 
 ADVICE = "name another answers file or start over with --no-resume"
@@ -194,6 +194,11 @@ def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None
         raise ValueError(
             f"{where} answers question {asked.question_id!r}, but its text (prompt) is not that of the question file;"
             f" {ADVICE}"
+        )
+    if row["metadata"].get("text", asked.text_hash) != asked.text_hash:  # answers of earlier versions lack it
+        raise ValueError(
+            f"{where} answers question {asked.question_id!r}, but with another instruction or other options than these"
+            f" flags and files give; {ADVICE}"
         )
     if image != asked.image_name:
         raise ValueError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import Row, check_encodable, read_rows, read_table, read_text
+from llava.eval.score.rows import Row, check_encodable, is_missing, read_rows, read_table, read_text
 
 T = TypeVar("T")
 
@@ -49,6 +49,11 @@ class Question:
     answer: str | None = None
     """The right answer, where it is known."""
     category: str = "all"
+
+    @property
+    def text_hash(self) -> str:
+        """Identifies the text that the model gets, of which `prompt` may be a part."""
+        return f"sha256:{sha256(self.text.encode()).hexdigest()[:16]}"
 
 
 def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> list[Question]:
@@ -177,12 +182,12 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
     """
     options = []
     for letter in OPTIONS:
-        if _is_none(row[letter]):
+        if is_missing(row[letter]):
             break
         options.append(row[letter])
     letters = list(OPTIONS[: len(options)])
     image_name = f"sha256:{sha256(image.encode()).hexdigest()[:16]}"
-    stem = row["question"] if _is_none(row["hint"]) else f"{row['hint']}\n{row['question']}"
+    stem = row["question"] if is_missing(row["hint"]) else f"{row['hint']}\n{row['question']}"
     name = int(row["index"]) if row["index"].isdecimal() else row["index"]
     questions = []
     for turn in range(max(1, len(options)) if all_rounds else 1):
@@ -191,11 +196,6 @@ def _make_rounds(row: Mapping[str, str], image: str, ending: str, all_rounds: bo
         extra = {"round_id": turn, "options": moved, "option_char": moved_letters}
         questions.append(Question(name, prompt, prompt + ending, image, image_name, extra, start + turn))
     return questions
-
-
-def _is_none(value: str) -> bool:
-    """Whether a cell of a table means that there is no value."""
-    return value.strip().lower() in ("", "nan", "none")
 
 
 def chunk(items: Sequence[T], count: int, index: int) -> range:

@@ -7,11 +7,12 @@ import gzip
 import json
 import lzma
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from llava.eval.score.rows import find_texts, read_answers, read_json, read_rows, read_table
+from llava.eval.score.rows import MISSING, find_texts, is_missing, read_answers, read_json, read_rows, read_table
 from llava.eval.score.score import Score, accuracy_by, run_scorer, score_parser
 from tests.llava.eval.files import write_rows
 
@@ -76,6 +77,17 @@ def test_a_table_keeps_its_text_as_it_is(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(ValueError, match=r"a\.tsv is no tab-separated table"):
         read_table(path)
+
+
+@pytest.mark.parametrize("cell", [*sorted(MISSING - {""}), "0", "na", "Nan's", "nothing", "-", "NAN or not", "n/a?"])
+def test_cells_are_missing_that_pandas_takes_for_missing(cell: str) -> None:
+    pandas = pytest.importorskip("pandas")  # gradio's
+    assert is_missing(cell) == pandas.read_csv(StringIO(f"x\n{cell}\n"), sep="\t").x.isna().all()
+
+
+@pytest.mark.parametrize("cell", ["", "none", "NONE", " nan "])
+def test_cells_are_missing_that_llava_takes_for_missing(cell: str) -> None:
+    assert is_missing(cell)
 
 
 def test_a_table_may_have_a_byte_order_mark_huge_cells_short_rows_and_quotes_inside(tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def test_a_run_without_questions_leaves_an_empty_file(path: Path) -> None:
         ),
         (row(0) | {"metadata": {"index": 0}}, "tower is null there"),
         (row(0, prompt="Why?"), r"answers question 'a', but its text \(prompt\) is not that of the question file"),
+        (
+            row(0) | {"metadata": {**row(0)["metadata"], "text": "sha256:0123456789abcdef"}},
+            "answers question 'a', but with another instruction or other options than these flags",
+        ),
         (row(0, question_id="z"), "answers question 'z', but number 0 of the question file is 'a';"),
         (
             row(0) | {"metadata": {**row(0)["metadata"], "image": "b.png"}},

@@ -59,6 +59,18 @@ def test_mmbench_puts_hint_question_and_options_under_each_other(tmp_path: Path)
     assert question.extra == {"round_id": 0, "options": ["red", "blue"], "option_char": ["A", "B"]}
 
 
+def test_mmbenchs_cells_are_missing_where_pandas_finds_them_missing(tmp_path: Path) -> None:
+    (question,) = read_mmbench(table(tmp_path / "q.tsv", ROW | {"hint": "NA", "B": "N/A", "C": "green"}))
+    assert question.prompt == "Which?\nA. red"
+
+
+def test_an_instruction_changes_what_identifies_a_question(tmp_path: Path) -> None:
+    file = table(tmp_path / "q.tsv", ROW)
+    ways: tuple[dict[str, Any], ...] = ({}, *({"single_pred_prompt": True, "lang": lang} for lang in ("en", "cn")))
+    asked = [read_mmbench(file, **way)[0] for way in ways]
+    assert len({question.prompt for question in asked}) == 1 and len({question.text_hash for question in asked}) == 3
+
+
 def test_mmbench_rounds_move_the_options_up_under_fixed_letters(tmp_path: Path) -> None:
     file = table(tmp_path / "q.tsv", ROW | {"C": "green"})
     rounds = read_mmbench(file, all_rounds=True)
