@@ -26,13 +26,13 @@ FORMAT = re.compile(r"([QCMLE]+)-([LEA]*A[LE]*|LEPA)")
 
 
 def texts_of(problem: Mapping[str, Any]) -> dict[str, str]:
-    """Builds the text of each letter of a format."""
+    """Builds the text of each letter of a format; a line feed that is spelt out, backslash and n, becomes one."""
     return {
         "Q": f"Question: {problem['question']}",
         "C": f"Context: {problem['hint'].strip() or 'N/A'}",
         "M": "Options: " + " ".join(f"({LETTERS[i]}) {text}" for i, text in enumerate(problem["choices"])),
-        "L": problem["lecture"].replace("\n", "\\n"),
-        "E": problem["solution"].replace("\n", "\\n"),
+        "L": problem["lecture"].replace("\\n", "\n"),
+        "E": problem["solution"].replace("\\n", "\n"),
         "A": LETTERS[problem["answer"]],
     }
 

@@ -24,11 +24,16 @@ def extract(args: argparse.Namespace) -> None:
 
     from llava.model.deltas import read_weights
     from llava.model.loading.checkpoint import inspect, local_folder
+    from llava.model.loading.weights import read_extra_weights
     from llava.model.vision_setup import NEWLINE
 
     checkpoint = inspect(local_folder(args.model_path))
     folder, projector = checkpoint.folder, {}
-    for name, tensor in (read_weights(folder, "projector") | read_weights(folder, "image_newline")).items():
+    if checkpoint.kind == "full":
+        weights = read_weights(folder, "projector") | read_weights(folder, "image_newline")
+    else:
+        weights = read_extra_weights(checkpoint)
+    for name, tensor in weights.items():
         for pattern, replacement in checkpoint.names.items():  # transformers has other names
             name = re.sub(pattern, replacement, name)
         if "mm_projector." in name or name == NEWLINE:

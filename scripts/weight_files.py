@@ -106,8 +106,8 @@ def write(out: Path, file_name: str, tensors: dict[str, Tensor], written: dict[s
 
 
 def write_index(out: Path, written: dict[str, str]) -> None:
-    """Writes the index of several weight files; a single one needs none."""
-    if len(set(written.values())) > 1:
+    """Writes the index of weight files; a single one of the usual name needs none."""
+    if set(written.values()) != {"model.safetensors"}:
         size = sum(file.stat().st_size for file in out.glob("model*.safetensors"))
         index = {"metadata": {"total_size": size}, "weight_map": written}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))

@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_conversations_hold_question_picture_and_reasoned_answer(base: Path) -> None:
-    """The default format, QCM-LEA; the picture goes behind the question; line feeds of a lecture are spelt out."""
+    """The default format, QCM-LEA; the picture goes behind the question; a lecture keeps its line feeds."""
     assert convert_sqa_to_llava.main(["convert_to_llava", "--base-dir", str(base), "--split", "train"]) == 0
     assert json.loads((base / "llava_train_QCM-LEA.json").read_text()) == [
         {
@@ -46,7 +46,7 @@ def test_conversations_hold_question_picture_and_reasoned_answer(base: Path) -> 
             "image": "7/image.png",
             "conversations": [
                 {"from": "human", "value": "Which is red?\nContext: Look.\nOptions: (A) sky (B) rose\n<image>"},
-                {"from": "gpt", "value": "Colours\\ndiffer. Roses are red. The answer is B."},
+                {"from": "gpt", "value": "Colours\ndiffer. Roses are red. The answer is B."},
             ],
         },
     ]
@@ -61,7 +61,7 @@ def test_lines_hold_instruction_and_output(base: Path) -> None:
             "id": "7",
             "image": "7/image.png",
             "instruction": "Which is red?\nContext: Look.\nOptions: (A) sky (B) rose\n<image>",
-            "output": "LECTURE: Colours\\ndiffer.\nSOLUTION: Roses are red.\n###\nANSWER: B.",
+            "output": "LECTURE: Colours\ndiffer.\nSOLUTION: Roses are red.\n###\nANSWER: B.",
         },
     ]
 
@@ -69,15 +69,15 @@ def test_lines_hold_instruction_and_output(base: Path) -> None:
 FORMATS = {
     "CQM-A": ("Context: Look.\nQuestion: Which is red?\nOptions: (A) sky (B) rose", "The answer is B."),
     "QCML-A": (
-        "Which is red?\nContext: Look.\nOptions: (A) sky (B) rose\nBECAUSE: Colours\\ndiffer.", "The answer is B.",
+        "Which is red?\nContext: Look.\nOptions: (A) sky (B) rose\nBECAUSE: Colours\ndiffer.", "The answer is B.",
     ),
     "QCLEM-A": (
-        "Which is red?\nContext: Look.\nBECAUSE: Colours\\ndiffer. Roses are red.\nOptions: (A) sky (B) rose",
+        "Which is red?\nContext: Look.\nBECAUSE: Colours\ndiffer. Roses are red.\nOptions: (A) sky (B) rose",
         "The answer is B.",
     ),
     "QCM-ALE": (
         "Which is red?\nContext: Look.\nOptions: (A) sky (B) rose",
-        "The answer is B. BECAUSE: Colours\\ndiffer. Roses are red.",
+        "The answer is B. BECAUSE: Colours\ndiffer. Roses are red.",
     ),
     "QCM-EA": ("Which is red?\nContext: Look.\nOptions: (A) sky (B) rose", "Roses are red. The answer is B."),
 }  # fmt: skip

@@ -103,6 +103,15 @@ def test_a_projector_is_taken_out_by_llavas_names(tmp_path, kind):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_a_projector_is_taken_out_of_a_lora_too(tmp_path):
+    make_lora(tmp_path / "llava-lora", make_llava_checkpoint(tmp_path / "base"))
+    out = tmp_path / "mm_projector.bin"
+    assert extract_mm_projector.main(["--model-path", str(tmp_path / "llava-lora"), "--output", str(out)]) == 0
+    expected = {n: tensor for n, tensor in llava_state(transformers_model()).items() if "mm_projector" in n}
+    found = torch.load(out, weights_only=True)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("kind", ["llava", "transformers"])
 def test_the_newline_of_tiles_goes_with_its_projector(tmp_path, kind):
     """And training on tiles reads it from there; without tiles it is not asked for."""

@@ -7,6 +7,7 @@ A sample is {"id", optional "image": path or list of paths, "conversations": [{"
 from __future__ import annotations
 
 import logging
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from llava.train.data.json_stream import Decoder, scan_items
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".json", ".jsonl")
-"""Names of files that are taken from a folder."""
+"""Names of files that are taken from a folder, in any case."""
+COMPRESSED = re.compile(r"\.jsonl?\.\w+$", re.IGNORECASE)
 
 SPEAKERS = ("human", "gpt")
 """Values of "from": who asks, and who answers."""
@@ -254,9 +256,17 @@ def open_samples(path: str | Path, max_bad: int = 10, flag: str = "--data_path")
 
 def _find_files(path: Path, flag: str) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        found = sorted(path.iterdir())
+        files = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
         if not files:
             raise FileNotFoundError(f"{path} holds no {' or '.join(SUFFIXES)} files; {flag} names a file or folder")
+        if others := [file.name for file in found if file.is_dir() or COMPRESSED.search(file.name)]:
+            logger.warning(
+                "not read: %s in %s; its %s files are read, not those in folders or compressed ones",
+                ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else ""),
+                path,
+                " and ".join(SUFFIXES),
+            )
         return files
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}; {flag} names a file or folder of samples")

@@ -7,7 +7,6 @@ decoded, so a truncated file shows only when its question is asked.
 from __future__ import annotations
 
 import argparse
-import base64
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +18,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from llava.eval.run.inputs.questions import Question, chunk
-from llava.images import FORMATS, ImageError
-from qlip.image_limits import check_header
+from llava.images import FORMATS, ImageError, read_base64
+from qlip.image_limits import LOCAL_LIMITS, check_header
 from qlip.pictures import BROKEN
 
 logger = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def find_fault(source: str | Path) -> str | None:
             with source.open("rb") as file:
                 _read_header(file)
         else:
-            _read_header(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
+            _read_header(BytesIO(read_base64(source.partition(",")[2], LOCAL_LIMITS)))
     except Image.DecompressionBombError:
         return None  # the runner has its own bound
     except ImageError as error:

@@ -161,6 +161,15 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path):
     assert [bool(one.images) for one in samples] == [False, True, False]
 
 
+def test_what_is_not_read_of_a_folder_is_named(tmp_path, caplog):
+    write_list(tmp_path / "A.JSON", [TEXT_ONLY])
+    (tmp_path / "more").mkdir()
+    for name in ("b.json.gz", "c.jsonl.zst", "readme.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(open_samples(tmp_path)) == 1
+    assert f"not read: b.json.gz, c.jsonl.zst, more in {tmp_path}" in caplog.text
+
+
 def test_words_are_counted_as_by_llava(tmp_path):
     dropped, empty = sample(ANSWER, ASK, ANSWER), sample(turn("human", ""), turn("gpt", " "))
     samples = open_samples(write_list(tmp_path / "a.json", [TEXT_ONLY, WITH_IMAGE, dropped, empty]))

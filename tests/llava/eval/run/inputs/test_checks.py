@@ -23,6 +23,7 @@ from llava.eval.run import batch_run, cluster, likelihood
 from llava.eval.run.inputs.checks import check_images, find_fault
 from llava.eval.sweep import command as sweep
 from llava.eval.sweep import measure
+from llava.images import load_image
 from llava.utils import demo_picture_path
 from scripts.soak import hostile
 from tests.llava.eval.files import write_json, write_rows
@@ -131,6 +132,17 @@ def test_a_picture_inside_mmbenchs_table_is_checked_too(tmp_path: Path, capsys: 
     flags = ["--question-file", str(tmp_path / "q.tsv"), "--answers-file", str(tmp_path / "a.jsonl")]
     assert model_vqa_mmbench.main([*flags, "--image-folder", str(tmp_path / "nowhere")]) == 2
     assert "2 of 3 pictures are unreadable, for example data:image;base64," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["plain", "MIME", "data URL"])
+def test_base64_is_checked_as_it_is_read(form: str) -> None:
+    text = {
+        "plain": base64.b64encode(PICTURE).decode(),
+        "MIME": base64.encodebytes(PICTURE).decode(),  # with line breaks
+        "data URL": f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}",
+    }[form]
+    source = f"data:image;base64,{text}"  # as MMBench's cells become
+    assert find_fault(source) is None and load_image(source)
 
 
 def test_questions_without_pictures_need_no_folder(tmp_path: Path) -> None:
