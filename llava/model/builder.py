@@ -25,6 +25,7 @@ from llava.model.loading.weights import (
     TOWER,
     add_weights,
     check_complete,
+    check_projector,
     extra_file,
     fill_rows,
     grow_vocabulary,
@@ -238,6 +239,7 @@ def load_on_base(
     known = len(tokenizer)
     add_image_tokens(tokenizer, model)
     fill_rows(model, known, len(tokenizer))
+    check_projector(model, extra, extra_file(checkpoint))
     add_weights(model, extra, extra_file(checkpoint))
     return merge_adapter(model, adapter) if adapter else model
 

@@ -43,7 +43,7 @@ from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.mixins import ImagePositionsMixin
+from qlip.integrations.mixins import ImagePositionsMixin, refuse_chunks
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -266,11 +266,18 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             The output of transformers' `generate`, new tokens only.
 
         Raises:
-            ValueError: no prompt, embeddings instead of a prompt, or too few images.
+            ValueError: no prompt, embeddings instead of a prompt, too few images, or an option that does not go with
+                images.
         """
         prompt = inputs if inputs is not None else input_ids
         if "packs" in kwargs:
             raise ValueError("generate takes no packs: they are for training; it pads the prompts of a batch itself")
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "assistant_model is not supported by these classes; load the checkpoint by transformers' own and attach"
+                " QLIP (qlip.attach, docs/TRANSFORMERS.md)"
+            )
+        refuse_chunks(self, kwargs)
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
         images = refine_pixels(self, prompt, attention_mask, images)

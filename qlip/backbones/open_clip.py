@@ -70,6 +70,15 @@ class OpenCLIPAdapter(LibraryAdapter):
         return pooled if self.model.proj is None else pooled @ self.model.proj
 
 
+def check_fits(model: Any) -> None:
+    """Raises TypeError if a model needs more than the pooled output: CoCa's text decoder takes all tokens."""
+    if getattr(model, "output_tokens", False):
+        raise TypeError(
+            f"this {type(model).__name__} of open_clip returns its tokens beside the embedding, as in CoCa; QLIP gives"
+            " the embedding alone"
+        )
+
+
 def find_tower(model: Any) -> nn.Module | None:
     """Finds the vision transformer of an open_clip model, or of the timm model that it wraps; None for other models."""
     if type(model).__module__.split(".")[0] != "open_clip" or not hasattr(model, "visual"):

@@ -50,6 +50,7 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
             return adapter
     library = next((base.__module__.split(".")[0] for base in kind.__mro__ if base.__name__ == "VisionTransformer"), "")
     if library == "open_clip":
+        open_clip.check_fits(vision_model)
         return open_clip.OpenCLIPAdapter
     if library == "timm":
         timm.check_fits(vision_model)

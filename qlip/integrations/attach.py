@@ -37,7 +37,7 @@ from qlip.integrations.attachment import (
     unpatch,
 )
 from qlip.integrations.llava import LlavaMixin
-from qlip.integrations.llava_trunk import LlavaTrunkMixin
+from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers
 from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, check_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
@@ -188,9 +188,7 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         TypeError: QLIP does not support this model.
     """
     if isinstance(model, LANGUAGE_MODELS):
-        # VipLlava's configuration has used its own name for it.
-        name = "vision_feature_layers" if hasattr(model.config, "vision_feature_layers") else "vision_feature_layer"
-        return model.model.vision_tower, getattr(model.config, name)
+        return model.model.vision_tower, feature_layers(model.config)
     if isinstance(model, CONTRASTIVE_MODELS):
         return model.vision_model, -1
     if (tower := open_clip.find_tower(model)) is not None:

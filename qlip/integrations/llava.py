@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
-from qlip.integrations.mixins import ImagePositionsMixin
+from qlip.integrations.mixins import ImagePositionsMixin, refuse_chunks
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
@@ -157,7 +157,8 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         """Encodes the images and computes the prompt's positions, then runs transformers' `generate`.
 
         Raises:
-            ValueError: embeddings are given instead of a prompt, or image tokens do not match the images.
+            ValueError: embeddings are given instead of a prompt, image tokens do not match the images, or an option
+                does not go with images.
         """
         given = PackedImages(*(kwargs.pop(name, None) for name in PackedImages._fields))
         encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
@@ -166,6 +167,13 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
                 raise ValueError(NO_PROMPT)
+            refuse_chunks(self, kwargs)
+            assistant = kwargs.get("assistant_model")
+            if assistant is not None and not isinstance(assistant, LlavaMixin):
+                raise ValueError(
+                    f"assistant_model is a {type(assistant).__name__} without QLIP, which takes no positions of images;"
+                    " attach it as well (qlip.attach), or use prompt_lookup_num_tokens"
+                )
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids, sizes)
             kwargs["key_bias"] = self._bias(placed)
             if kwargs.get("position_ids") is None:

@@ -12,6 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, measure
 
 
+def feature_layers(config: Any) -> int | list[int]:
+    """Reads which hidden states of the tower a LLaVA model uses; VipLlava's configuration has its own name for it."""
+    name = "vision_feature_layers" if hasattr(config, "vision_feature_layers") else "vision_feature_layer"
+    return getattr(config, name)
+
+
 class LlavaTrunkMixin(AttachedPreTrainedMixin):
     """Mixin for LlavaModel, LlavaNextModel and VipLlavaModel."""
 
@@ -51,8 +57,8 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         images = attachment.cut(pixel_values, leaf_boxes, leaf_grids)
         sizes = measure(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
         orders = attachment.order([image.leaves for image in images], sizes)
-        select = None if vision_feature_layer is None else attachment.vision.resolve_layers(vision_feature_layer)
-        encoded = attachment.encode(images, select)
+        layers = feature_layers(self.config) if vision_feature_layer is None else vision_feature_layer
+        encoded = attachment.encode(images, attachment.vision.resolve_layers(layers))
         projected = self.multi_modal_projector(torch.cat(encoded))
         features = list(projected.split([len(own) for own in encoded]))
         if orders is not None:

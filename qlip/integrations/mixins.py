@@ -1,17 +1,45 @@
 """Positions of generated tokens: they continue from the prompt's end, not from the position of its last token.
 
-Overrides the one method that transformers' generation loop calls after every step.
+Overrides the methods that transformers' generation loop calls before and after every step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def refuse_chunks(model: Any, options: Mapping[str, Any]) -> None:
+    """Raises ValueError if `generate` is asked to run the prompt in chunks, each with the positions of the whole."""
+    config = options.get("generation_config") or model.generation_config
+    size = options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+    if size is not None:
+        raise ValueError(f"prefill_chunk_size is {size}; a prompt with images runs whole, leave it out")
 
 
 class ImagePositionsMixin:
     """For a model whose `generate` gets `next_positions`, int64 (B,): the first new position of each prompt."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Prepares as transformers does; behind a prompt of embeddings it puts the candidates of assisted decoding.
+
+        transformers leaves them out in the first step, and then reads the prompt's logits as theirs.
+        """
+        known = 0 if inputs_embeds is None else inputs_embeds.shape[1]
+        if inputs_embeds is not None and kwargs.get("is_first_iteration") and input_ids.shape[1] > known > 0:
+            candidates = self.get_input_embeddings()(input_ids[:, known:])  # type: ignore[attr-defined]
+            inputs_embeds = torch.cat([inputs_embeds, candidates.to(inputs_embeds)], dim=1)
+            if (start := kwargs.get("next_positions")) is not None:
+                kwargs["position_ids"] = kwargs["position_ids"].clone()
+                _place_after(start, kwargs["position_ids"][:, known:])
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -23,6 +51,10 @@ class ImagePositionsMixin:
             outputs, model_kwargs, *args, **kwargs
         )
         if start is not None:
-            new = model_kwargs["position_ids"][:, before:]
-            new.copy_(start[:, None] + torch.arange(new.shape[1], device=new.device))
+            _place_after(start, model_kwargs["position_ids"][:, before:])
         return model_kwargs
+
+
+def _place_after(start: Tensor, positions: Tensor) -> None:
+    """Writes consecutive positions (B, N), from `start` (B,) on."""
+    positions.copy_(start[:, None] + torch.arange(positions.shape[1], device=positions.device))

@@ -53,7 +53,7 @@ class VisionMixin(AttachedPreTrainedMixin):
             pixel_values: packed, or whole images; see `Attachment.cut`.
             leaf_boxes: int64 (B, N, 3), of packed images.
             leaf_grids: int64 (B, 2), of packed images.
-            output_hidden_states: return all layers too.
+            output_hidden_states: return all layers too; this and the next two are by default the configuration's.
             output_attentions: must not be true.
             return_dict: False returns a tuple.
             interpolate_pos_encoding: ignored; positions always fit the image.
@@ -62,6 +62,10 @@ class VisionMixin(AttachedPreTrainedMixin):
         Raises:
             ValueError: attentions are requested, there are no images, or the tensors do not match each other.
         """
+        config: Any = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
         if output_attentions:
             raise ValueError("output_attentions is true; an attached model does not return them")
         if pixel_values is None:

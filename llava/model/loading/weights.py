@@ -114,6 +114,17 @@ def holds_part(weights: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
+def check_projector(model: ImageLanguageModel, weights: Iterable[str], source: Path) -> None:
+    """Checks that weights hold the whole projector or nothing of it.
+
+    Raises:
+        ValueError: they hold a part of it.
+    """
+    projector = {name for name in model.state_dict() if name.startswith(PROJECTOR)}
+    if (absent := projector - set(weights)) and absent != projector:
+        raise ValueError(f"{source} holds a part of the projector, {PROJECTOR}*: it lacks {min(absent)!r}")
+
+
 def add_weights(model: ImageLanguageModel, weights: Mapping[str, Tensor], source: Path) -> None:
     """Copies tensors into the model.
 
@@ -123,8 +134,7 @@ def add_weights(model: ImageLanguageModel, weights: Mapping[str, Tensor], source
         source: their file, for errors.
 
     Raises:
-        ValueError: the model has no such weight, or one of another shape, quantised or offloaded; or the projector is
-            incomplete.
+        ValueError: the model has no such weight, or one of another shape, quantised or offloaded.
     """
     own = model.state_dict()
     if quantised := sorted(name for name in set(weights) & set(own) if not own[name].is_floating_point()):
@@ -133,9 +143,6 @@ def add_weights(model: ImageLanguageModel, weights: Mapping[str, Tensor], source
         )
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"{source} holds {unknown[0]!r}, which the model has no place for")
-    projector = {name for name in own if name.startswith(PROJECTOR)}
-    if (absent := projector - set(weights)) and absent != projector:
-        raise ValueError(f"{source} holds a part of the projector, {PROJECTOR}*: it lacks {min(absent)!r}")
     with torch.no_grad():
         for name, tensor in weights.items():
             if own[name].shape != tensor.shape:

@@ -17,6 +17,7 @@ from llava.model.loading.strict import read_pretrained
 from llava.model.multimodal_encoder.pretrained import (
     check_select_feature,
     default_image_processor,
+    find_image_processor,
     load_image_processor,
     read_vision_config,
     vision_config,
@@ -105,7 +106,9 @@ class VisionTower(nn.Module, ABC):
             )
         self._adopt(loaded.model if device is None else loaded.model.to(device))
         self.vision_tower.requires_grad_(False)
-        self.set_image_processor(load_image_processor(name, config, **hub))
+        is_folder = Path(name).is_dir()
+        processor = find_image_processor(Path(name), config) if is_folder else load_image_processor(name, config, **hub)
+        self.set_image_processor(processor)
 
     def _name(self) -> str:
         if self.vision_tower_name is None:

@@ -129,6 +129,8 @@ class QLIPVisionTower(VisionTower):
         if len(images) == 0 or isinstance(images[0], Tensor):
             return super()._encode_all(images, settings=settings)
         parts = [image if isinstance(image, tuple) else (image,) for image in images]
+        if isinstance(images[0], tuple):  # the base is the thumbnail
+            settings = replace(settings or self._settings, thumbnail=False)
         cuts = [cut.to(self.device) for part in parts for cut in part]
         tokens = iter(self._tokens(self.vision_tower.encode_cut(cuts, settings=settings), settings))
         return [ImageTokens.join([next(tokens) for _ in part]) for part in parts]

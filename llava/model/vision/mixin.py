@@ -72,6 +72,8 @@ class ImageEncodingMixin:
         """Projects the tower's tokens of some images to the language model's width, in one pass, and joins tiles."""
         projector, newline = self.get_model().mm_projector, getattr(self.get_model(), "image_newline", None)
         features = torch.cat([image.features for image in tokens])
+        if (weight := next(projector.parameters(), None)) is not None and weight.is_floating_point():
+            features = features.to(weight.dtype)  # LLaVA's callers convert the tower alone
         projected = projector(features).split([len(image.features) for image in tokens])
         images = [image.with_features(feature) for image, feature in zip(tokens, projected, strict=True)]
         return [image.join_tiles(newline) for image in images]

@@ -87,6 +87,26 @@ def test_the_tower_may_lie_in_a_folder_of_its_own(tmp_path, oracle, expected, pl
         torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
 
 
+def test_a_towers_folder_without_an_image_processor_gets_its_models(tmp_path, oracle, expected):
+    write_tower(tmp_path / "tower", oracle)
+    (tmp_path / "tower" / "preprocessor_config.json").unlink()
+    write_config(tmp_path, mm_vision_tower="tower")
+    state = {name: tensor for name, tensor in llava_state(oracle).items() if "vision_tower" not in name}
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    _, model, processor, _ = load_pretrained_model(str(tmp_path), device="cpu")
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=0)
+    assert processor.crop_size["height"] == 112
+
+
+@pytest.mark.parametrize("qlip", [False, True])
+def test_the_tower_alone_may_be_converted_to_half_precision(folder, expected, qlip):
+    """As scripts for LLaVA do: model.get_vision_tower().to(dtype=torch.float16)."""
+    settings = {"alpha": 0.0, "max_tokens": None} if qlip else False
+    model = load_pretrained_model(str(folder), device="cpu", qlip=settings)[1]
+    model.get_vision_tower().to(dtype=torch.bfloat16)
+    torch.testing.assert_close(logits(model), expected, atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("old_names", [False, True], ids=["today's names", "names of 2023"])
 def test_transformers_checkpoints_load(tmp_path, oracle, expected, old_names):
     oracle.save_pretrained(tmp_path)

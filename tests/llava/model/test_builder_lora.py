@@ -215,6 +215,15 @@ def test_layers_that_were_trained_whole_are_taken_whole(tmp_path, weights, whole
     assert_close(logits(load(folder, whole)), expect(weights, changed))
 
 
+def test_trained_biases_are_taken_with_the_adapter(tmp_path, weights, whole):
+    """bias="all" of peft over the whole model: of the projector only the biases are in the adapter's file."""
+    lora = Lora(weights, LANGUAGE)
+    saved = {name: weights[name] + 0.3 for name in projector_state(transformers_model()) if name.endswith(".bias")}
+    folder = lora.write(tmp_path, {f"base_model.model.{name}": tensor for name, tensor in saved.items()}, bias="all")
+    changed = saved | {name: weights[name] + 2 * delta for name, delta in lora.deltas().items()}
+    assert_close(logits(load(folder, whole)), expect(weights, changed))
+
+
 def test_an_adapter_in_a_bin_file_is_read(tmp_path, weights, whole):
     lora = Lora(weights, LANGUAGE)
     folder = lora.write(tmp_path)

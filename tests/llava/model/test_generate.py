@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.model.builder import load_pretrained_model
-from tests.llava.checkpoints import make_llava_checkpoint
+from tests.llava.checkpoints import PICTURE, make_llava_checkpoint
 
 TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.7, "max_tokens": 90, "llm_size_bias": 0.0}
 SETTINGS = {
@@ -52,6 +52,27 @@ def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
     ids = [torch.tensor(row) for row in rows]
     real = [torch.ones_like(row) for row in ids]
     return tuple(torch.nn.utils.rnn.pad_sequence(x, True, 0, side) for x in (ids, real))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prefill_chunk_size": 16}, "prefill_chunk_size is 16; a prompt with images runs whole"),
+        ({"assistant_model": object()}, "assistant_model is not supported by these classes; .*attach QLIP"),
+    ],
+)
+def test_options_that_do_not_go_with_images_are_named(folder, options, words):
+    model = load_pretrained_model(str(folder), device="cpu")[1]
+    with pytest.raises(ValueError, match=words):
+        model.generate(torch.tensor([ROWS[0]]), images=[PICTURE[0]], **GREEDY, **options)
+
+
+@torch.no_grad()
+def test_prompt_lookup_gives_the_greedy_answer(model):
+    prompt = {"inputs": torch.tensor([ROWS[1]]), "images": IMAGES[:2]}
+    expected = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 12})
+    found = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 12}, prompt_lookup_num_tokens=3)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

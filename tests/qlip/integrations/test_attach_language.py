@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -39,6 +41,42 @@ ENDS_IN_A_LARGE_LEAF.paste((128, 128, 128), (56, 56, 112, 112))
 def rows():
     left = iter(PICTURES)
     return [(prompt, [next(left) for _ in range(prompt.count("<image>"))]) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("kind", ["llava", "vipllava"])
+@torch.no_grad()
+def test_the_configurations_feature_layer_is_read_at_every_call(kind):
+    model, processor = attached(kind, **UNIFORM)
+    inputs = ask(processor, PROMPTS[:1], [picture(NATIVE, NATIVE, 0)] * PROMPTS[0].count("<image>"))
+    before = model(**inputs).logits
+    name, other = ("vision_feature_layers", [1, -1, -2]) if kind == "vipllava" else ("vision_feature_layer", 1)
+    setattr(model.config, name, other)
+    plain = make_language_model(kind)
+    setattr(plain.config, name, other)
+    theirs, processor = qlip.attach(plain, make_processor(kind), **UNIFORM)
+    torch.testing.assert_close(model(**inputs).logits, theirs(**inputs).logits)
+    assert not torch.allclose(model(**inputs).logits, before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_options_of_generate_that_do_not_go_with_images_are_named():
+    model, processor = attached("llava", **UNIFORM)
+    inputs = ask(processor, PROMPTS[:1], [picture(NATIVE, NATIVE, 0)] * PROMPTS[0].count("<image>"))
+    with pytest.raises(ValueError, match="prefill_chunk_size is 4; a prompt with images runs whole, leave it out"):
+        model.generate(**inputs, **GREEDY, prefill_chunk_size=4)
+    with pytest.raises(ValueError, match="assistant_model is a LlavaForConditionalGeneration without QLIP"):
+        model.generate(**inputs, **GREEDY, assistant_model=make_language_model("llava"))
+
+
+@pytest.mark.parametrize("prompt", ["USER: <image>\nwhat? ASSISTANT:", "see <image>"], ids=["text", "image"])
+@torch.no_grad()
+def test_assisted_decoding_gives_the_greedy_answer_from_its_first_step_on(model_and_processor, prompt):
+    """Candidates follow the prompt's embeddings there; behind an image they begin at its end, not at its last token."""
+    model, processor = model_and_processor
+    inputs = ask(processor, [prompt], [picture(56, 98, 2)])
+    expected = model.generate(**inputs, **GREEDY)
+    for helper in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": copy.deepcopy(model)}):
+        assert torch.equal(model.generate(**inputs, **GREEDY, **helper), expected)
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_siglip", "llava_dinov2", "vipllava"])

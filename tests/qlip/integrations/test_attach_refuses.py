@@ -37,6 +37,21 @@ from tests.qlip.integrations.models import (
     make_vision_model,
 )
 
+
+class VisionTransformer(torch.nn.Module):
+    """Stands for open_clip's, of CoCa, where open_clip is not installed."""
+
+    output_tokens = True
+
+
+VisionTransformer.__module__ = "open_clip.transformer"
+
+
+def test_a_model_that_needs_the_tokens_beside_its_embedding_is_refused():
+    with pytest.raises(TypeError, match="VisionTransformer of open_clip returns its tokens beside .*, as in CoCa"):
+        qlip.attach(VisionTransformer())
+
+
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 

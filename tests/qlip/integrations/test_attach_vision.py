@@ -41,6 +41,15 @@ def test_at_the_native_grid_everything_is_the_untouched_models(kind):
     assert model(pixels, return_dict=False)[0].shape == expected.last_hidden_state.shape
 
 
+@torch.no_grad()
+def test_what_is_returned_is_by_default_what_the_configuration_says():
+    model, _ = qlip.attach(make_vision_model("clip"), **UNIFORM)
+    model.config.output_hidden_states = True
+    assert len(model([torch.zeros(3, NATIVE, NATIVE)]).hidden_states) == model.config.num_hidden_layers + 1
+    model.config.return_dict = False
+    assert isinstance(model([torch.zeros(3, NATIVE, NATIVE)]), tuple)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_an_image_is_the_same_in_any_batch(kind):

@@ -90,7 +90,9 @@ def test_cells_of_all_tiles_are_llava_nexts_image(model, plain, name):
 
 
 @pytest.mark.parametrize(
-    "settings", [IN_CELLS, replace(IN_CELLS, thumbnail=True), IN_TILES], ids=["image", "base", "tiles"]
+    "settings",
+    [IN_CELLS, replace(IN_CELLS, thumbnail=True), IN_TILES, replace(IN_TILES, thumbnail=True)],
+    ids=["image", "base", "tiles", "tiles, whose base it is"],
 )
 @pytest.mark.parametrize("name", ["photograph", "tall"])
 @torch.no_grad()
