@@ -193,6 +193,8 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
         return model.vision_model, -1
     if (tower := open_clip.find_tower(model)) is not None:
         return tower, -1
+    if hasattr(model, "_orig_mod"):
+        raise TypeError(f"{type(model).__name__} is compiled; attach model._orig_mod, and compile it afterwards")
     if hasattr(model, "get_base_model"):
         raise TypeError(f"{type(model).__name__} is wrapped by PEFT; attach model.get_base_model()")
     if hasattr(model, "get_vision_tower"):

@@ -12,6 +12,7 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     CLIPImageProcessorPil,
+    CLIPVisionModelWithProjection,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     Gemma3Config,
@@ -50,6 +51,20 @@ VisionTransformer.__module__ = "open_clip.transformer"
 def test_a_model_that_needs_the_tokens_beside_its_embedding_is_refused():
     with pytest.raises(TypeError, match="VisionTransformer of open_clip returns its tokens beside .*, as in CoCa"):
         qlip.attach(VisionTransformer())
+
+
+def test_the_part_of_a_model_that_can_be_attached_is_named():
+    config = make_vision_model("clip").config
+    model = CLIPVisionModelWithProjection(config)
+    with pytest.raises(TypeError, match="CLIPVisionModelWithProjection is none of .* its part 'vision_model' is"):
+        qlip.attach(model)
+    qlip.attach(model.vision_model, alpha=0.0, max_tokens=None)
+    assert model([torch.zeros(3, 56, 56)]).image_embeds.shape == (1, config.projection_dim)
+
+
+def test_a_compiled_model_is_attached_before():
+    with pytest.raises(TypeError, match=r"OptimizedModule is compiled; attach model\._orig_mod"):
+        qlip.attach(torch.compile(make_vision_model("clip")))
 
 
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
