@@ -194,6 +194,8 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
     if (activation := values.get("projector_hidden_act", "gelu")) != "gelu":
         raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACHED}")
+    if (bias := values.get("multimodal_projector_bias", True)) is not True:
+        raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACHED}")
     text = dict(values["text_config"])
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))

@@ -116,9 +116,10 @@ def test_embeddings_are_tied_where_either_configuration_says_so(tmp_path: Path, 
             {"vision_feature_layer": [-2, -3]},
             r"vision_feature_layer is \[-2, -3\]; allowed is one layer; .*attach",
         ),
+        ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False; allowed is true; .*attach"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'; allowed is 'gelu'; .*attach"),
     ],
-    ids=["layers", "activation"],
+    ids=["layers", "no biases", "activation"],
 )
 def test_what_llavas_projector_cannot_do_is_refused(folder: Path, values: dict[str, Any], message: str) -> None:
     """Loaded, its answers would be wrong."""
