@@ -2,7 +2,7 @@
 
 Their answers come from `python -m scripts.bench.evidence.run --experiments geometry --split test --model
 trained=playground/llava-text-demo trained-2=... trained-3=... joint=playground/llava-demo`: three seeds of the one
-recipe, one of the other. Fills the table of docs/results/trained.md.
+recipe, one of the other. Fills the table of docs/results/trained.md; `--recipes` compares others, under a `--mark`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ WAYS: Mapping[str, Way] = {
     "QLIP, the paper's geometry": next(way for way in EXPERIMENTS["geometry"].ways if way.name == "grid"),
     "QLIP": Way("QLIP", NATIVE),
 }
-MODELS: Mapping[str, Sequence[str]] = {
+Recipes = Mapping[str, Sequence[str]]
+"""Label in the table -> names of the recipe's seeds in the answers."""
+MODELS: Recipes = {
     "as LLaVA is": ("trained", "trained-2", "trained-3"),
     "`joint`": ("joint",),
 }
-"""Names in the table, and of each recipe's seeds in the answers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    parser.add_argument("--mark", default="trained", help="the table's mark in the page (%(default)s)")
+    parser.add_argument(
+        "--recipes", nargs="+", type=read_recipe, metavar="LABEL=MODEL[,MODEL]", help="names of answers to compare"
+    )
     return parse_and_run(parser, command, argv)
 
 
@@ -54,12 +59,21 @@ def command(options: argparse.Namespace) -> None:
     from llava.eval.sweep.grid import read_own_settings
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
-    fill_page(options.page, {"trained": compare(answers)})
+    recipes = dict(options.recipes) if options.recipes else MODELS
+    fill_page(options.page, {options.mark: compare(answers, recipes)}, partly=True)
     print(f"filled {options.page}")
 
 
-def compare(answers: Answers) -> str:
-    """Formats V*, counting and existence by both recipes, on every set, by CLIP and by two kinds of trees.
+def read_recipe(text: str) -> tuple[str, list[str]]:
+    """Reads a flag's LABEL=MODEL[,MODEL]."""
+    label, equals, models = text.partition("=")
+    if not (label and equals and all(models.split(","))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL=MODEL[,MODEL]")
+    return label, models.split(",")
+
+
+def compare(answers: Answers, models: Recipes = MODELS) -> str:
+    """Formats V*, counting and existence by each recipe, on every set, by CLIP and by two kinds of trees.
 
     Where a recipe has several seeds, their answers are pooled, and V* of each is beside.
 
@@ -67,16 +81,16 @@ def compare(answers: Answers) -> str:
         ValueError: a cell or one of the models is missing.
     """
     columns = []
-    for label, seeds in MODELS.items():
+    for label, seeds in models.items():
         columns += [f"V*, {label}", *(["of each seed"] if len(seeds) > 1 else []), f"count, {label}"]
         columns.append(f"existence, {label}")
     lines = [f"| scenes | seen by | tokens | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
     for name in EXPERIMENTS["geometry"].sets:
         for label, way in WAYS.items():
             by_model = {} if (cell := answers.cell(way, name)) is None else {row["model"]: row for row in cell.rows}
-            if missing := {model for seeds in MODELS.values() for model in seeds} - by_model.keys():
+            if missing := {model for seeds in models.values() for model in seeds} - by_model.keys():
                 raise ValueError(f"no answers of {min(missing)!r} to {name!r} seen by {way.name!r}; run them first")
-            recipes = [Cell([by_model[model] for model in seeds]) for seeds in MODELS.values()]
+            recipes = [Cell([by_model[model] for model in seeds]) for seeds in models.values()]
             shares = [text for recipe in recipes for text in describe(recipe)]
             scenes = name.removeprefix(MIXED) if way is CLIP else ""
             lines.append(f"| {scenes} | {label} | {recipes[0].tokens:.1f} | {' | '.join(shares)} |")

@@ -46,3 +46,14 @@ def test_both_recipes_are_compared(page):
 def test_a_missing_answer_is_named(page, capsys):
     assert fill(page, "--split", "validation") != 0
     assert "no answers of 'joint' to 'base' seen by 'CLIP'" in capsys.readouterr().err
+
+
+def test_other_recipes_are_compared_under_their_own_mark(page, capsys):
+    page.write_text(page.read_text() + "<!-- two-cores -->\n<!-- end two-cores -->\n")
+    assert fill(page, "--mark", "two-cores", "--recipes", "two cores=joint", "a GPU=trained,trained-3") == 0
+    text = page.read_text()
+    assert text.startswith("<!-- trained -->\n<!-- end trained -->\n")
+    assert "| V*, two cores | count, two cores | existence, two cores | V*, a GPU | of each seed |" in text
+    with pytest.raises(SystemExit):
+        fill(page, "--recipes", "two cores")
+    assert "'two cores' is not LABEL=MODEL[,MODEL]" in capsys.readouterr().err
