@@ -94,19 +94,19 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
             reader = csv.reader(chain(file, [END]), delimiter="\t")
             lines = [line for line in reader if line[1:] or "".join(line).strip(" ")]  # not those of blanks alone
     except (csv.Error, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} is no tab-separated table: {error}") from None
+        raise ValueError(f"{path} is not a tab-separated table: {error}") from None
     finally:
         csv.field_size_limit(found)
     if lines.pop() != [END]:
-        raise ValueError(f"{path} is no tab-separated table: a quotation mark is not closed")
+        raise ValueError(f"{path} is not a tab-separated table: a quotation mark is not closed")
     if not lines:
-        raise ValueError(f"{path} is no tab-separated table: it is empty")
+        raise ValueError(f"{path} is not a tab-separated table: it is empty")
     header, *rows = lines
     if missing := [name for name in columns if name not in header]:
         raise ValueError(f"{path} has no column {', '.join(missing)}")
     if wide := next((number for number, row in enumerate(rows, start=1) if len(row) > len(header)), None):
         cells = f"{len(rows[wide - 1])} cells and the header {len(header)}"
-        raise ValueError(f"{path} is no tab-separated table: row {wide} has {cells}")
+        raise ValueError(f"{path} is not a tab-separated table: row {wide} has {cells}")
     return [dict(zip_longest(header, row, fillvalue="")) for row in rows]
 
 
@@ -135,7 +135,7 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
     """Reads a file of JSON lines by `key`; every row must have the key's fields and `fields`.
 
     Raises:
-        ValueError: a field is missing or no text, two rows have the same key, or there are no rows.
+        ValueError: a field is missing or not text, two rows have the same key, or there are no rows.
     """
     return index_rows(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
 
@@ -165,7 +165,7 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
     """Checks that a row has `fields`, and turns numbers in those of `TEXTS` into text.
 
     Raises:
-        ValueError: it is no object, lacks a field, or a field of `TEXTS` holds neither text nor a number, or a text
+        ValueError: it is not an object, lacks a field, or a field of `TEXTS` holds neither text nor a number, or a text
             that cannot be encoded.
     """
     fields = list(fields)
@@ -201,7 +201,7 @@ def place_rows(path: Path, name: str, rows: Any) -> list[tuple[str, Row]]:
     """Gives each row of the list `name` in a JSON file its place.
 
     Raises:
-        ValueError: there is no such list, or a row is no object.
+        ValueError: there is no such list, or a row is not an object.
     """
     if not isinstance(rows, list):
         raise ValueError(f"{path}: {name} is a {type(rows).__name__}; it must be a list")

@@ -85,7 +85,7 @@ def scan_items(path: Path) -> Iterator[Item]:
     """Reads the items of a JSON list, or of a file with a JSON object per line; which, its first character says.
 
     Raises:
-        ValueError: the file is empty, neither of both, or damaged; a damaged line is an `Item` with an error.
+        ValueError: the file is empty, neither of these, or damaged; a damaged line is an `Item` with an error.
     """
     with path.open("rb") as file:
         head = file.read(4)
@@ -125,7 +125,7 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
                 problem = str(error)
             if is_first and path.suffix != ".jsonl" and (problem or "conversations" not in value):
                 raise ValueError(
-                    f"{path} begins with an object that {'does not end on its line' if problem else 'is no sample'};"
+                    f"{path} begins with an object that {'does not end on its line' if problem else 'is not a sample'};"
                     " allowed are a JSON list of samples, and a sample per line"
                 )
             yield Item(start, len(line), value, problem)

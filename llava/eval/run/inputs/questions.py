@@ -131,7 +131,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
             text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             file = None if image is None else folder / image
         except (AttributeError, KeyError, IndexError, TypeError):
-            raise ValueError(f"{path}: entry {number} is no object with id and conversations") from None
+            raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
         check_encodable(f"{path}: entry {number}", "the question", text)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
@@ -162,7 +162,7 @@ def read_mmbench(
     for row in rows:
         image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else pictures.get(row["image"])
         if not image:
-            raise ValueError(f"{path}: row {row['index']} has no picture")
+            raise ValueError(f"{path}: row {row['index']} has no image")
         ending = f"\n{LETTER_ONLY[lang]}" if single_pred_prompt else ""
         questions += _make_rounds(row, f"data:image;base64,{image}", ending, all_rounds, len(questions))
     if not questions:

@@ -89,7 +89,7 @@ def test_lines_may_be_called_json(write):
         (LINE.encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (f'[{LINE}, {{"id": "é"}}]'.encode("latin-1"), "is not UTF-8 at byte 43; save it as UTF-8"),
         (b'[{"id": "\xc3', "is not UTF-8 at byte 9"),
-        (json.dumps({"data": [SAMPLE]}), "begins with an object that is no sample"),
+        (json.dumps({"data": [SAMPLE]}), "begins with an object that is not a sample"),
         (json.dumps({"data": [SAMPLE]}, indent=2), "begins with an object that does not end on its line"),
         (f"[{LINE},\n{LINE},\n]", "sample 1, line 3: a comma follows the last item; remove it"),
         (f"[{LINE}\n{LINE}]", r"sample 0, line 2: another item, a comma or \] must follow it"),
