@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def read_rows(path: Path) -> list[tuple[int, Row]]:
@@ -125,7 +125,7 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
         sheet = openpyxl.load_workbook(path, read_only=True).worksheets[0]
         lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
     except (BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise ValueError(f"{path} is no Excel file: {error}") from None
+        raise ValueError(f"{path} is not an Excel file: {error}") from None
     if not lines:
         raise ValueError(f"{path} holds no rows")
     return [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]

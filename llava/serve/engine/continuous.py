@@ -62,9 +62,7 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def run(self, first: Sequence[Answer], take_waiting: TakeWaiting) -> None:
-        """Answers requests, and those that arrive in the meantime, until there are none.
-
-        Errors reach the answers' readers.
+        """Answers requests, and those that arrive in the meantime, until none are left. Errors reach their readers.
 
         Args:
             first: Requests to begin with.

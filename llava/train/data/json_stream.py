@@ -103,8 +103,8 @@ def scan_items(path: Path) -> Iterator[Item]:
             yield from _scan_lines(path, file)
         elif blank:
             raise ValueError(
-                f"{path} is no JSON file: it begins with {file.read(16)!r}; allowed are a list of objects and an object"
-                " per line"
+                f"{path} is not a JSON file: it begins with {file.read(16)!r}; allowed are a list of objects and an"
+                " object per line"
             )
         else:
             raise ValueError(f"{path} is empty; allowed are a JSON list of objects and an object per line")

@@ -119,7 +119,7 @@ def test_a_checkpoint_whose_tower_states_half_precision_answers(
         ("config.json", b"", "config.json is not valid JSON"),
         ("preprocessor_config.json", b"{", "preprocessor_config.json is not valid JSON"),
         ("tokenizer.model", None, "has no tokenizer.model and no tokenizer.json"),
-        ("tokenizer.model", b"\0" * 99, "tokenizer.model is no SentencePiece model"),
+        ("tokenizer.model", b"\0" * 99, "tokenizer.model is not a SentencePiece model"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not valid JSON"),
         (
             "adapter_config.json",

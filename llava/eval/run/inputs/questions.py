@@ -102,7 +102,7 @@ def _read_value(place: str, row: Row, key: str) -> Any:
     """Reads a text that can be encoded, or a question's id: a text or a number; raises ValueError for another value."""
     value, is_id = row[key], key == "question_id"
     if not isinstance(value, (str, int, float) if is_id else str):
-        allowed = "a text or a number" if is_id else "a text"
+        allowed = "text or a number" if is_id else "text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
     if isinstance(value, str):
         check_encodable(place, key, value)
@@ -123,7 +123,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
     try:
         entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error.msg}") from None
+        raise ValueError(f"{path} is not JSON: {error.msg}") from None
     questions = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:

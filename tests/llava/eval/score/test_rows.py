@@ -65,7 +65,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> N
     path = tmp_path / "a.json"
     path.write_text('{"text": "é"}', encoding=encoding)
     for read in (read_rows, lambda path: read_json(path, dict)):
-        with pytest.raises(ValueError, match=r"a\.json is no UTF-8 text: .* at byte"):
+        with pytest.raises(ValueError, match=r"a\.json is not UTF-8 text: .* at byte"):
             read(path)
 
 

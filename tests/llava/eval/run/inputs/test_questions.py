@@ -97,7 +97,7 @@ def test_a_row_of_mmbench_may_name_the_row_that_holds_its_picture(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "holds no questions"),
         ('[{"id": 1}]', "entry 0 is not an object with id and conversations"),
         ('[{"id": 1, "conversations": []}]', "entry 0"),
