@@ -67,7 +67,7 @@ def _split_url(url: str) -> tuple[httpx.URL, str, int]:
     except ValueError:
         valid = False
     if not valid:
-        raise ImageError(f"the image URL's host {host[:100]!r} is no host name; it must read {_URL_FORM}")
+        raise ImageError(f"the image URL's host {host[:100]!r} is not a host name; it must read {_URL_FORM}")
     port = {"http": 80, "https": 443}[parsed.scheme] if parsed.port is None else parsed.port
     if not 0 < port < 2**16:
         raise ImageError(f"the image URL's port is {port}; it must be 1 to 65535")

@@ -43,7 +43,7 @@ def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[Size]:
         tile: Side of a tile in pixels.
 
     Raises:
-        ValueError: it is none of these, or a width or height is no multiple of `tile`.
+        ValueError: it is none of these, or a width or height is not a multiple of `tile`.
     """
     allowed = "allowed are a list of (width, height) in pixels, its text, and '(1x1),...,(6x6)'"
     read = pinpoints

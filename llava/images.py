@@ -102,7 +102,7 @@ def read_image(
             return _read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback, allowed_hosts)
     if not allow_paths:
         raise ImageError(
-            "local image files are not allowed here, and this text is no URL; send a data: URL (base64 text needs"
+            "local image files are not allowed here, and this text is not a URL; send a data: URL (base64 text needs"
             " data:image/png;base64, before it) or an http(s) URL"
         )
     return _use_file(Path(source), limits.read)

@@ -131,7 +131,7 @@ def _cell(place: float) -> int:
 
 
 def _album(rng: np.random.Generator) -> list[Piece]:
-    """Two to five scenes, each with a number, and questions about one or the other."""
+    """Describes two to five scenes, each with a number, and questions about one or the other."""
     scenes = [imagine(rng) for _ in range(rng.integers(2, 6))]
     describe = (describe_by_listing, describe_by_places)[rng.integers(2)]
     text = " ".join(f"Picture {number + 1}: {describe(made, rng)}" for number, made in enumerate(scenes))

@@ -104,7 +104,7 @@ def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> tuple[np.
 
 
 def _encode(objects: Sequence[SceneObject]) -> np.ndarray:
-    """Objects as float32 rows (label, row, col, size); unused rows have label -1."""
+    """Encodes objects as float32 rows (label, row, col, size); unused rows have label -1."""
     table = np.full((MOST_OBJECTS, 4), -1, np.float32)
     for row, item in zip(table, objects, strict=False):
         row[:] = label_of(item), *item.centre, item.size

@@ -68,7 +68,7 @@ def ask(
 
 
 def read_sign(sign: Sign | None) -> str:
-    """What a sign says, as an answer."""
+    """Reads a sign: the answer to what it says."""
     if sign is None:
         return NONE
     return sign.text if sign.readable else UNKNOWN

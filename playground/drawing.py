@@ -40,7 +40,7 @@ def _flat(base: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _gradient(base: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
-    """A linear blend of two colours along a random direction."""
+    """Draws a linear blend of two colours along a random direction."""
     other = np.clip(base + rng.uniform(-60, 60) + rng.uniform(-20, 20, 3), 40, 235)
     angle = rng.uniform(0, 2 * np.pi)
     rows, cols = (np.arange(side, dtype=np.float32) / side - 0.5 for side in size)
@@ -49,7 +49,7 @@ def _gradient(base: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndar
 
 
 def _low_frequency(base: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
-    """A 4x4 field of colours, interpolated bilinearly."""
+    """Draws a 4x4 field of colours, interpolated bilinearly."""
     knots = base + rng.uniform(-35, 35, (4, 4, 1)) + rng.uniform(-15, 15, (4, 4, 3))
     rows, cols = (  # hat functions: (height, 4) and (width, 4)
         np.maximum(0, 1 - np.abs(np.linspace(0, 3, side)[:, None] - np.arange(4))).astype(np.float32) for side in size
@@ -62,7 +62,7 @@ def _noise(size: Size, rng: np.random.Generator) -> np.ndarray:
 
 
 def _texture(size: Size, rng: np.random.Generator) -> np.ndarray:
-    """Stripes or, half of the time, a weave of two stripe patterns."""
+    """Draws stripes or, half of the time, a weave of two stripe patterns."""
     wavelength, angle, amplitude = rng.uniform(5, 24), rng.uniform(0, np.pi), rng.uniform(4, 14)
     down, across = (np.arange(side, dtype=np.float32) * (2 * np.pi / wavelength) for side in size)
     rows, cols = down[:, None], across[None]
@@ -75,7 +75,7 @@ def _texture(size: Size, rng: np.random.Generator) -> np.ndarray:
 def coverage(
     shape: str, centre: tuple[float, float], size: float, canvas: int | Size
 ) -> tuple[slice, slice, np.ndarray]:
-    """How much of each pixel a shape covers.
+    """Computes how much of each pixel a shape covers.
 
     Args:
         shape: one of `SHAPES`.
@@ -98,7 +98,7 @@ def coverage(
 
 
 def _signed_distance(shape: str, row: np.ndarray, col: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels to the shape's outline, negative inside."""
+    """Computes the distance in pixels to the shape's outline, negative inside."""
     height, width = np.abs(row), np.abs(col)
     if shape == "square":
         return np.maximum(height, width) - 0.92 * radius

@@ -99,7 +99,7 @@ def decoder_config(vocab_size: int, architecture: Architecture = EMBEDDED) -> Ll
 
 
 def sincos_2d(side: int, width: int) -> Tensor:
-    """Smooth codes of the places on a `side x side` grid: float (side * side, width), raster order."""
+    """Computes smooth codes of the places on a `side x side` grid: float (side * side, width), raster order."""
     frequencies = math.pi * torch.exp(torch.linspace(math.log(0.25), math.log(2.5), width // 4))
     angles = torch.linspace(-1, 1, side)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -109,7 +109,7 @@ def sincos_2d(side: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def _initialise(model: DemoModel) -> None:
-    """Scales weights by fan-in (a small model starves on the library's 0.02) and gives the tower a sense of place."""
+    """Scales weights by fan-in, since std 0.02 is too small here, and sets the position table to 2-D sines."""
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             weight.zero_()
@@ -126,7 +126,7 @@ def _initialise(model: DemoModel) -> None:
 
 
 def llava_state_dict(model: DemoModel) -> dict[str, Tensor]:
-    """The weights in float16 under the keys of LLaVA v1.5 checkpoints."""
+    """Collects the weights in float16 under the keys of LLaVA v1.5 checkpoints."""
     parts = {
         "": model.decoder,
         "model.mm_projector.": model.projector,
@@ -187,7 +187,7 @@ def save_checkpoint(model: DemoModel, tokenizer_folder: Path, folder: Path, qlip
 
 
 def preprocessor_config(size: int) -> dict:
-    """CLIP's image processing for square images of `size` pixels, as transformers saves it."""
+    """Describes CLIP's image processing for square images of `size` pixels, as transformers saves it."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -205,7 +205,7 @@ def preprocessor_config(size: int) -> dict:
 
 
 def _fields(config: PreTrainedConfig) -> dict:
-    """What describes the architecture: the fields of the config's own class, without those common to all."""
+    """Collects what describes the architecture: the fields of the config's own class, without those common to all."""
     common = PreTrainedConfig().to_dict()
     tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
     own = {name: value for name, value in config.to_dict().items() if name not in common or name == "model_type"}

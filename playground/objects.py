@@ -53,5 +53,5 @@ class Sign:
 
 
 def height_and_width(size: int | Size) -> Size:
-    """The (height, width) of a picture given by its side, if it is a square, or by both."""
+    """Finds the (height, width) of a picture given by its side, if it is a square, or by both."""
     return (size, size) if isinstance(size, int) else size

@@ -34,12 +34,12 @@ class PackedQuestions:
     offsets: Tensor
     """Place of the token in its segment, from 0."""
     targets: Tensor
-    """The id that should follow where an answer is spoken, `</s>` included; `IGNORED` elsewhere."""
+    """The next id where it belongs to an answer, `</s>` included; `IGNORED` elsewhere."""
     kinds: Tensor
     """Index into `KINDS` of the conversation."""
 
     def to(self, device: torch.device) -> PackedQuestions:
-        """The same on another device."""
+        """Copies the tensors to another device."""
         return PackedQuestions(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
@@ -79,7 +79,7 @@ class Packer:
 
     @staticmethod
     def _segment(number: int, kind: int, ids: list[int], answer_start: int) -> Tensor:
-        """int64 (T, 5): token, segment, offset, target, kind."""
+        """Builds int64 (T, 5): token, segment, offset, target, kind."""
         tokens = torch.tensor(ids)
         targets = torch.full_like(tokens, IGNORED)
         targets[answer_start - 1 : -1] = tokens[answer_start:]
@@ -88,7 +88,7 @@ class Packer:
 
 
 def segment_mask(prefix: int, image: int, segments: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The additive attention mask of image tokens and segments behind a prefix of text.
+    """Builds the additive attention mask of image tokens and segments behind a prefix of text.
 
     Args:
         prefix: number of text tokens in front of the image, which are keys only.
@@ -110,7 +110,7 @@ def segment_mask(prefix: int, image: int, segments: Tensor, dtype: torch.dtype =
 def answer_logits(
     decoder: LlamaForCausalLM, head: Tensor, image: Tensor, places: Tensor, span: int, packed: PackedQuestions
 ) -> tuple[Tensor, Tensor]:
-    """What the decoder says where answers are due.
+    """Computes the decoder's logits at answer tokens.
 
     Args:
         decoder: the language model.

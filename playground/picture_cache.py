@@ -83,7 +83,7 @@ class PictureCache:
 
 
 def encode_text(sign: Sign | None) -> np.ndarray:
-    """The characters that can be read on a sign: uint8 (LONGEST_TEXT,), 1 + index into `CHARACTERS`, 0 for none."""
+    """Encodes a sign's readable characters: uint8 (LONGEST_TEXT,), 1 + index into `CHARACTERS`, 0 for none."""
     codes = np.zeros(LONGEST_TEXT, np.uint8)
     if sign is not None and sign.readable:
         codes[: len(sign.text)] = [1 + CHARACTERS.index(character) for character in sign.text]
@@ -91,7 +91,7 @@ def encode_text(sign: Sign | None) -> np.ndarray:
 
 
 def cell_characters(sign: Sign | None, side: int) -> np.ndarray:
-    """The character in each cell of a square picture: the one that takes most of the cell's width.
+    """Finds the character in each cell of a square picture: the one that takes most of the cell's width.
 
     Returns:
         uint8 (side / CELL, side / CELL), as in `encode_text`; 0 where less than `LEAST_PART` pixels of a readable

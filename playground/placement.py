@@ -69,7 +69,7 @@ def _place_plate(plate: Size, size: Size, rng: np.random.Generator) -> Place:
 def _scatter(
     sizes: np.ndarray, canvas: Size, rng: np.random.Generator, sign: Place | None, plate: Size | None
 ) -> np.ndarray | None:
-    """Random centres `(n, 2)` whose boxes lie inside and 2 pixels apart, the largest placed first; None if stuck."""
+    """Draws centres `(n, 2)` whose boxes lie inside and 2 pixels apart, the largest placed first; None if stuck."""
     centres = np.zeros((len(sizes), 2))
     placed: list[int] = []
     for i in np.argsort(-sizes):

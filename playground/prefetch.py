@@ -39,7 +39,7 @@ class Prefetcher(Generic[T]):
         self._coming: Iterator[T] = iter(())
 
     def take(self, step: int) -> T:
-        """Returns a step's batch; steps are best taken in order, since another order starts the workers again."""
+        """Takes a step's batch; steps are best taken in order, since any other order restarts the workers."""
         if self.workers == 0:
             return self.draw(step)
         if step != self._next or step == 0:

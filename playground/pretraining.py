@@ -25,7 +25,7 @@ from playground.signs import CHARACTERS, LONGEST_TEXT
 from playground.stages import normalise, split_labels
 
 DESCRIPTION_WEIGHT = 0.1
-"""Weight in the loss of tokens that are no answers: most of them are random, and cannot be predicted."""
+"""Weight in the loss of tokens that are not answers: most of them are random, and cannot be predicted."""
 REPETITIONS_UNTIL, REPETITIONS_AFTER = 0.1, 0.1
 """Share of the stage that sees repetitions alone, and the share of repetitions thereafter."""
 REPETITION_STEPS = 300
@@ -56,7 +56,7 @@ class Sources:
     """Processes that draw batches ahead."""
 
     def generator(self, stage: int, step: int) -> np.random.Generator:
-        """The generator of a step's choices."""
+        """Builds the generator of a step's choices."""
         return np.random.default_rng((self.seed, stage, step))
 
 
@@ -77,7 +77,7 @@ class LanguageStage(nn.Module):
         return self.sources.corpus.batch(self.schedule.batch, self.sources.generator(self.number, step), repetitions)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step; `progress` is the share of the stage that is done."""
+        """Computes the loss of one step; `progress` is the share of the stage that is done."""
         batch = self._batches.take(step)
         ids, answers, documents, positions = (torch.from_numpy(array).to(self.sources.device) for array in batch)
         mask = document_mask(documents)
@@ -95,7 +95,7 @@ class LanguageStage(nn.Module):
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """The additive attention mask of packed documents: each token sees its own document up to itself.
+    """Builds the additive attention mask of packed documents: each token sees its own document up to itself.
 
     Args:
         documents: int64 (B, T), the number of each token's document.
@@ -121,7 +121,7 @@ class CaptionEncoder(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask, int64 (B, T), to float (B, D)."""
+        """Encodes ids and mask, int64 (B, T), as float (B, D)."""
         hidden = self.tokens(ids) + self.places.weight[: ids.shape[1]]
         hidden = self.layers(hidden, src_key_padding_mask=mask == 0)
         pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
@@ -141,7 +141,7 @@ class CaptionedPictures(NamedTuple):
     """int64 (B, T): 0 beyond a caption."""
 
     def to(self, device: torch.device) -> CaptionedPictures:
-        """The same on another device."""
+        """Copies the tensors to another device."""
         return CaptionedPictures(*(tensor.to(device) for tensor in self))
 
 
@@ -180,7 +180,7 @@ class VisionStage(nn.Module):
         return CaptionedPictures(*map(torch.from_numpy, arrays), encoded.input_ids, encoded.attention_mask)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step; `progress` is the share of the stage that is done."""
+        """Computes the loss of one step; `progress` is the share of the stage that is done."""
         batch = self._batches.take(step).to(self.sources.device)
         features, pooled = self._look(normalise(batch.images))
         dense, seen = self._dense_loss(features, batch)
@@ -188,7 +188,7 @@ class VisionStage(nn.Module):
         return dense + 0.5 * contrast, {"dense": dense.detach(), "contrast": contrast.detach(), **seen, **matched}
 
     def _dense_loss(self, features: Tensor, batch: CaptionedPictures) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropies of each cell's colour and shape, and of what is written on signs."""
+        """Computes cross entropies of each cell's colour and shape, and of what is written on signs."""
         labels = batch.labels.long().flatten(1)
         colour, shape = split_cells(labels)
         said_colour, said_shape = self.colour(features), self.shape(features)
@@ -204,7 +204,7 @@ class VisionStage(nn.Module):
     def _reading_loss(
         self, features: Tensor, batch: CaptionedPictures, on_sign: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropies of the character in each of the S cells of signs, and of the sign's whole text."""
+        """Computes cross entropies of the character in each of the S cells of signs, and of the sign's whole text."""
         texts, here = batch.texts.long(), batch.characters.long().flatten(1)[on_sign]
         wanted = texts[:, None].expand(-1, on_sign.shape[1], -1)[on_sign]  # (S, LONGEST_TEXT)
         said_here = self.character(features)
@@ -217,7 +217,7 @@ class VisionStage(nn.Module):
         return loss, report
 
     def _contrast(self, pooled: Tensor, batch: CaptionedPictures) -> tuple[Tensor, dict[str, Tensor]]:
-        """CLIP's loss: each picture finds its caption among the batch's, and each caption its picture."""
+        """Computes CLIP's loss: each picture finds its caption among the batch's, and each caption its picture."""
         texts = self.captions(batch.ids, batch.mask)
         pictures = F.normalize(self.project(pooled), dim=-1)
         logits = self.scale.clamp(max=4.6).exp() * pictures @ texts.T
@@ -227,7 +227,7 @@ class VisionStage(nn.Module):
 
 
 def cell_loss(logits: Tensor, wanted: Tensor, shows: Tensor) -> Tensor:
-    """Mean cross entropy of cells, in which those that show something weigh `OBJECT_WEIGHT` times as much.
+    """Computes the mean cross entropy of cells, in which those that show something weigh `OBJECT_WEIGHT` times as much.
 
     Args:
         logits: float (B, N, classes).
@@ -240,7 +240,7 @@ def cell_loss(logits: Tensor, wanted: Tensor, shows: Tensor) -> Tensor:
 
 
 def split_cells(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cell labels to colour and shape, each 0 for background; a sign is a shape after all others, without colour."""
+    """Splits cell labels into colour and shape, each 0 for background; a sign is the last shape, without colour."""
     sign = labels == SIGN_LABEL
     colour, shape = split_labels(labels.masked_fill(sign, 0))
     return colour, shape.masked_fill(sign, 1 + len(SHAPES))

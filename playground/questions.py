@@ -132,7 +132,7 @@ def _pick(objects: Sequence[SceneObject], rng: np.random.Generator) -> SceneObje
 
 
 def _absent_name(objects: Sequence[SceneObject], rng: np.random.Generator) -> str:
-    """A name that no object has; more often than not it shares its colour or its shape with one."""
+    """Chooses a name that no object has; more often than not it shares its colour or its shape with one."""
     colours, present = list(COLOURS), {item.name for item in objects}
     while True:
         colour, shape = colours[rng.integers(len(colours))], SHAPES[rng.integers(len(SHAPES))]

@@ -68,7 +68,7 @@ class LlavaRun:
         return self.folder / "data"
 
     def stage_folder(self, stage: str) -> Path:
-        """The output folder of a stage."""
+        """Finds the output folder of a stage."""
         return self.folder / stage
 
     def flags(self, stage: str, schedule: LlavaSchedule) -> list[str]:

@@ -96,7 +96,7 @@ def _make_sign(spec: SceneSpec, size: Size, rng: np.random.Generator) -> tuple[S
 
 
 def sign_area(sign: Sign) -> tuple[slice, slice]:
-    """The rows and columns of a sign's plate."""
+    """Finds the rows and columns of a sign's plate."""
     top, left = (round(middle - side / 2) for middle, side in zip(sign.centre, sign.box, strict=True))
     return slice(top, top + sign.box[0]), slice(left, left + sign.box[1])
 

@@ -25,11 +25,11 @@ class Schedule:
     """Last learning rate as a share of the peak."""
 
     def scaled(self, factor: float) -> Schedule:
-        """The same with `factor` times the steps."""
+        """Builds the same schedule with `factor` times the steps."""
         return replace(self, steps=max(1, round(self.steps * factor)))
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Computes the learning rate of a step."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.rate * min(1.0, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
 
@@ -60,7 +60,7 @@ class LlavaSchedule:
     """Samples a step."""
 
     def scaled(self, factor: float) -> LlavaSchedule:
-        """The same with `factor` times the steps."""
+        """Builds the same schedule with `factor` times the steps."""
         return replace(self, steps=max(1, round(self.steps * factor)))
 
 
@@ -77,7 +77,7 @@ Scaled = TypeVar("Scaled", Schedule, LlavaSchedule)
 
 
 def scale(schedules: Mapping[str, Scaled], factor: float) -> dict[str, Scaled]:
-    """The same schedules with `factor` times the steps."""
+    """Builds the same schedules with `factor` times the steps."""
     return {name: schedule.scaled(factor) for name, schedule in schedules.items()}
 
 

@@ -1,7 +1,7 @@
 """What the three stages of training learn: each is a loss as a function of the step.
 
-Every random choice of a step comes from (seed, stage, step), so a run can stop and go on anywhere. How a loss is
-minimised is `train.py`'s business.
+Every random choice of a step comes from (seed, stage, step), so a run can stop and resume at any step.
+`trainer.py` minimises the losses.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Surroundings:
     device: torch.device
 
     def draw(self, stage: int, step: int) -> tuple[SceneBatch, np.random.Generator]:
-        """The scenes of a step, and the generator for its other choices."""
+        """Draws the scenes of a step, and the generator for its other choices."""
         rng = np.random.default_rng((self.seed, stage, step))
         return self.scenes.batch(self.batch, rng), rng
 
     def questions(self, scenes: SceneBatch, rng: np.random.Generator) -> PackedQuestions:
-        """Fresh questions about the scenes, packed."""
+        """Draws fresh questions about the scenes, and packs them."""
         size = self.scenes.spec.size
         return self.packer.pack([scene_questions(row, size, rng, ASKED) for row in scenes.objects]).to(self.device)
 
@@ -60,7 +60,7 @@ class Symbols(nn.Module):
         self.register_buffer("codes", sincos_2d(GRID, PLACE_WIDTH), persistent=False)
 
     def forward(self, labels: Tensor, cells: Tensor) -> Tensor:
-        """Labels and cells, int64 (B, N), to tokens (B, N, D)."""
+        """Maps labels and cells, int64 (B, N), to tokens (B, N, D)."""
         colour, shape = split_labels(labels)
         return self.colour(colour) + self.shape(shape) + self.place(self.codes[cells])
 
@@ -75,7 +75,7 @@ class Readout(nn.Module):
         self.pairs = nn.Linear(WIDTH, PAIRS)
 
     def loss(self, features: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropies of the labels int64 (B, N), and accuracies of object cells and of the pairs present."""
+        """Computes cross entropies of the labels int64 (B, N), and accuracies of object cells and present pairs."""
         colour, shape = split_labels(labels)
         said_colour, said_shape = self.colour(features), self.shape(features)
         present = F.one_hot(labels, 1 + PAIRS).amax(1)[:, 1:].float()
@@ -94,31 +94,31 @@ class Readout(nn.Module):
 
 
 def split_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cell labels to colour and shape, each 0 for background."""
+    """Splits cell labels into colour and shape, each 0 for background."""
     pair = (labels - 1).clamp(min=0)
     inside = labels > 0
     return (pair // len(SHAPES) + 1) * inside, (pair % len(SHAPES) + 1) * inside
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) as CLIP's image processor does it."""
+    """Normalises uint8 (B, H, W, 3) to float (B, 3, H, W) as CLIP's image processor does it."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels - mean) / std
 
 
 def images_of(scenes: SceneBatch, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3)."""
+    """Copies the scenes' images to a device: uint8 (B, H, W, 3)."""
     return torch.from_numpy(scenes.images).to(device)
 
 
 def cell_labels_of(scenes: SceneBatch, device: torch.device) -> Tensor:
-    """int64 (B, cells)."""
+    """Copies the scenes' cell labels to a device: int64 (B, cells)."""
     return torch.from_numpy(scenes.labels).to(device).long().flatten(1)
 
 
 def answer_loss(logits: Tensor, targets: Tensor, packed: PackedQuestions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of the answers, and the share of right answers by kind."""
+    """Computes the cross entropy of the answers, and the share of right answers by kind."""
     right, kinds = answers_right(logits.detach(), targets, packed)
     shares = {kind: right[kinds == number].mean() for number, kind in enumerate(KINDS) if kind in ASKED}
     return F.cross_entropy(logits, targets), shares
@@ -135,7 +135,7 @@ class DecoderStage(nn.Module):
         self.decoder, self.symbols, self.around = model.decoder, symbols, around
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step; `progress` is the share of the stage that is done."""
+        """Computes the loss of one step; `progress` is the share of the stage that is done."""
         around = self.around
         scenes, rng = around.draw(self.number, step)
         labels = cell_labels_of(scenes, around.device)
@@ -163,7 +163,7 @@ class TowerStage(nn.Module):
         self._look = model.look
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step; `progress` is the share of the stage that is done."""
+        """Computes the loss of one step; `progress` is the share of the stage that is done."""
         scenes, _ = self.around.draw(self.number, step)
         features, pooled = self._look(normalise(images_of(scenes, self.around.device)))
         return self.readout.loss(features, pooled, cell_labels_of(scenes, self.around.device))
@@ -183,7 +183,7 @@ class JointStage(nn.Module):
         self._symbols = (symbols,)  # in a tuple: known here, but not trained here
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step; `progress` is the share of the stage that is done."""
+        """Computes the loss of one step; `progress` is the share of the stage that is done."""
         around = self.around
         scenes, rng = around.draw(self.number, step)
         labels = cell_labels_of(scenes, around.device)
@@ -202,7 +202,7 @@ class JointStage(nn.Module):
         return total, report | seen_report
 
     def _misalignment(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Squared distance of tokens from symbols, object cells five times, in units of the symbols' variance."""
+        """Computes tokens' squared distance from symbols, in units of their variance; object cells count five times."""
         with torch.no_grad():
             wanted = self._symbols[0](labels, self.cells.expand_as(labels))
         weight = 1 + 4 * (labels > 0).float()

@@ -79,7 +79,10 @@ def command(options: argparse.Namespace) -> None:
 
 
 def default_workers() -> int:
-    """Processes that draw batches: a GPU waits for one process that draws, two CPU cores gain nothing by a second."""
+    """Chooses how many processes draw batches.
+
+    With one, a GPU has to wait; two CPU cores gain nothing from a second.
+    """
     import torch
 
     return max(1, (os.cpu_count() or 1) - 2) if torch.cuda.is_available() else 0

@@ -172,7 +172,7 @@ def run_stages(
 
 
 def training_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
+    """Chooses a GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

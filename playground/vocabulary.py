@@ -27,7 +27,7 @@ LEAST_TRAINER = (0, 2, 3)
 
 
 def prompt(question: str) -> tuple[str, str]:
-    """The vicuna_v1 prompt in front of the image, and after it up to where the answer begins."""
+    """Builds the vicuna_v1 prompt in front of the image, and after it up to where the answer begins."""
     conversation = conv_templates["vicuna_v1"].copy()
     conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
     conversation.append_message(conversation.roles[1], None)
@@ -87,7 +87,7 @@ def train_vocabulary(folder: Path, sentences: Iterable[str] | None = None, size:
 
 
 def _corpus() -> Iterator[str]:
-    """Sentences to learn pieces from; a quote before a question replaces the line break that it follows in use."""
+    """Yields sentences to learn pieces from; a quote before a question stands for the line break before it in use."""
     before, after = prompt("")
     yield from itertools.repeat(before + after.strip(), 200)
     for colour, shape in itertools.product(COLOURS, SHAPES):

@@ -18,7 +18,7 @@ MOST_WEIGHTS = 2**24
 """Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
 
 _STANCE = Lock()
-"""Held while the compiler's stance, which is the process's, is set: who sets it puts back the one before."""
+"""Guards torch.compiler.set_stance, which is process-wide; the holder restores the previous stance."""
 
 
 class _LayerReached(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 LARGEST_GAP = 1
-"""Blocks that are resized in vain between two others of a row, since to begin again takes as long."""
+"""Unneeded blocks that may lie between two needed ones of a run: starting a new run costs as much."""
 
 WHOLE_SHARE = 0.5
 """Largest share of an image's blocks, those in gaps included, that is resized by runs. More are resized all at once,

@@ -65,7 +65,7 @@ class QLIPConfig:
     paper's, cuts along their edges; on small objects they do equally well."""
 
     max_tokens: int | None = 1152
-    """Budget: the most leaves an image may have; None is no bound. The thumbnail's tokens are extra.
+    """Budget: the most leaves an image may have; None: no bound. The thumbnail's tokens are extra.
 
     1152 is twice CLIP-L's 576; few images need all of it, so the mean stays below one and a half times."""
 
@@ -111,7 +111,7 @@ class QLIPConfig:
     authors' code ("cell"); or the mean over its cells ("mean")."""
 
     placement: Placement = "whole"
-    """Where an image that is no square lies on the native grid, in the tower ("native" positions) and in the language
+    """Where an image that is not square lies on the native grid, in the tower ("native" positions) and in the language
     model: stretched over the whole of it, or where it lies in the square that LLaVA pads it to."""
 
     coarsest: Coarsest = "native"
@@ -232,7 +232,7 @@ class QLIPConfig:
         if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
             alpha = alpha["__float__"]  # transformers writes an infinite number into config.json so
         if isinstance(alpha, str):
-            with suppress(ValueError):  # the field's own check reports a text that is no number
+            with suppress(ValueError):  # the field's own check reports a text that is not a number
                 values = {**values, "alpha": float(alpha)}
         return cls(**values)
 

@@ -201,7 +201,7 @@ class QLIPVisionModel(nn.Module):
             Features in the model's dtype; an image's do not depend on its batch, to float tolerance.
 
         Raises:
-            TypeError, ValueError: an image is not floating point, or of sides that are no whole cells.
+            TypeError, ValueError: an image is not floating point, or its sides are not whole cells.
         """
         leaves = [self.partition(image, settings) for image in images]
         return self.encode(images, leaves, [self.positions(tree, settings) for tree in leaves], pool, settings)

@@ -187,11 +187,11 @@ class QLIPImageProcessor(ImageProcessingMixin):
         values = {**image_processor_dict, **{name: kwargs.pop(name) for name in VALUES if name in kwargs}}
         if missing := [name for name in VALUES if name not in values]:
             raise ValueError(
-                f"preprocessor_config.json lacks {missing[0]!r}: it is no QLIP image processor's; give the model's own"
-                " to qlip.attach, or call QLIPImageProcessor with the tower's sizes"
+                f"preprocessor_config.json lacks {missing[0]!r}: it is not a QLIP image processor's; give the model's"
+                " own to qlip.attach, or call QLIPImageProcessor with the tower's sizes"
             )
         if kwargs and not keeps_unused:
-            raise TypeError(f"{sorted(kwargs)[0]!r} is no value of QLIPImageProcessor; it has {', '.join(VALUES)}")
+            raise TypeError(f"{sorted(kwargs)[0]!r} is not a value of QLIPImageProcessor; it has {', '.join(VALUES)}")
         sizes = values["patch_size"], values["crop_size"]["height"]
         processor = cls(*sizes, values["image_mean"], values["image_std"], values["qlip"])
         return (processor, kwargs) if keeps_unused else processor

@@ -44,7 +44,7 @@ class ImageSpan:
 
     @property
     def context(self) -> int:
-        """How much of the context window the image takes: tokens or positions, whichever are more."""
+        """How much of the context window the image takes: the larger of its token and position counts."""
         return max(self.count, self.length)
 
     def select(self, keep: Tensor) -> ImageSpan:
@@ -195,7 +195,7 @@ def place_batch(is_image: Tensor, real: Tensor, images: Sequence[ImageSpan]) -> 
     """
     left, device = list(images), real.device
     rows = []
-    is_image, real = is_image.cpu(), real.cpu()  # row by row, a GPU would be waited for several times each
+    is_image, real = is_image.cpu(), real.cpu()  # reading a GPU's values would synchronize for every row
     for flags, keep in zip(is_image, real, strict=True):
         flags, own, found = flags[keep], [], 0
         while left and found < int(flags.sum()):

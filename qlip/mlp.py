@@ -138,9 +138,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[name]
             break
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}, which is no MLP prior; {EXPECTED}")
+        raise ValueError(f"{path} holds a {type(state).__name__}, which is not an MLP prior; {EXPECTED}")
     if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path} is no MLP prior: {others[0]!r} is no tensor; {EXPECTED}")
+        raise ValueError(f"{path} is not an MLP prior: {others[0]!r} is not a tensor; {EXPECTED}")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -150,13 +150,13 @@ def _linear_layers(state: Mapping[str, Tensor], path: Path) -> tuple[list[Tensor
     for name, tensor in state.items():
         match = re.fullmatch(r"layers\.(\d+)\.(weight|bias)", name)
         if match is None:
-            raise ValueError(f"{path} is no MLP prior: it holds {name!r}; {EXPECTED}")
+            raise ValueError(f"{path} is not an MLP prior: it holds {name!r}; {EXPECTED}")
         parts[match[2]][int(match[1])] = tensor.float()
     weights, biases = ([tensors[number] for number in sorted(tensors)] for tensors in parts.values())
     if parts["weight"].keys() != parts["bias"].keys() or not _is_chain(weights, biases):
         raise ValueError(
-            f"{path} is no MLP prior: linear layers of shapes {[tuple(weight.shape) for weight in weights]}; expected"
-            " (hidden, 2 + 4 bands), (hidden, hidden) ..., (embedding, hidden), each with a bias"
+            f"{path} is not an MLP prior: linear layers of shapes {[tuple(weight.shape) for weight in weights]};"
+            " expected (hidden, 2 + 4 bands), (hidden, hidden) ..., (embedding, hidden), each with a bias"
         )
     return weights, biases
 

@@ -130,7 +130,7 @@ def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np
     """Resamples leaves with geometry "grid", on this thread: float32 (C, H, W), int64 (N, 3) -> (N, C, P, P)."""
     single = boxes[:, 2] == 1
     if 2 * np.count_nonzero(single) > len(boxes):
-        patches = _copy_cells(image, boxes, patch_size)  # the others, too: sooner than the single ones in their places
+        patches = _copy_cells(image, boxes, patch_size)  # larger ones are overwritten below; faster than indexing
     else:
         patches = np.empty((len(boxes), len(image), patch_size, patch_size), np.float32)
         patches[single] = _copy_cells(image, boxes[single], patch_size)

@@ -48,7 +48,7 @@ BROKEN = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's decoders raise over a file that is no image, or is damaged."""
+"""What Pillow's decoders raise over a file that is not an image, or is damaged."""
 
 
 def check_drawing_name(flag: str, path: Path) -> None:

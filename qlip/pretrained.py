@@ -76,7 +76,7 @@ def _model_type(path: str) -> Any:
     """Reads the model type from a checkpoint's config.json."""
     try:
         config = _read(path, lambda: PreTrainedConfig.get_config_dict(path)[0])
-    except TypeError:  # transformers 5.17, of a config.json that is no object
+    except TypeError:  # transformers 5.17, of a config.json that is not an object
         config = None
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"no tower can be loaded from {path!r}: it has no config.json with a model_type")

@@ -109,8 +109,8 @@ def partition(
         splittable: bool, shaped like the roots (see `choose_splits`): only these may split; by default all.
         geometry: "native" takes the native cells of an image that was resized to a multiple of them as roots.
         noise_floor: lower the scores of "structure" by the image's noise.
-        noise: float (C,), its standard deviation, if it is known; by default `estimate_noise` of the image, too little
-            where the image was enlarged.
+        noise: float (C,), its standard deviation, if it is known; by default `estimate_noise(image)`, which is
+            too low for an enlarged image.
 
     Raises:
         TypeError: the image is not floating point.
@@ -169,7 +169,7 @@ def count_sizes(leaves: Leaves, native_grid: int, geometry: Geometry) -> Tensor:
 
 
 def spare_splits(max_tokens: int | None, fewest: int, trees: str, remedy: str) -> int | None:
-    """Counts the splits that a budget allows beyond the `fewest` leaves of the coarsest trees; None is no bound.
+    """Counts the splits that a budget allows beyond the `fewest` leaves of the coarsest trees; None: no bound.
 
     Raises:
         ValueError: the budget is smaller than that; `trees` and `remedy` are words of the message.

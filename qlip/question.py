@@ -32,7 +32,7 @@ class QuestionCut:
     """What the question is asked about first: the unsplit image."""
 
     kept: CutImage
-    """What the answer comes from where the question does not attend to."""
+    """The cut used where the question does not attend."""
 
     fine: CutImage
     """All cells as fine as alpha asks."""

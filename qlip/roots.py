@@ -61,7 +61,7 @@ def find_native_cell(grid: tuple[int, int], native_grid: int, geometry: Geometry
 
 
 def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int | None:
-    """Finds the bound on a leaf's side that the settings set for a grid; None is no bound."""
+    """Finds the bound on a leaf's side that the settings set for a grid; None: no bound."""
     return find_max_leaf(grid, native_grid, settings.coarsest, settings.layout, settings.max_tokens, settings.geometry)
 
 
@@ -79,7 +79,7 @@ def find_max_leaf(
     max_tokens: int | None,
     geometry: Geometry = "grid",
 ) -> int | None:
-    """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None is no bound.
+    """Finds the bound on a leaf's side, in cells, that `coarsest` sets for a grid; None: no bound.
 
     A budget below the number of native cells lifts the bound as far as it must: coarser leaves rather than a smaller
     image.

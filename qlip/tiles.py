@@ -123,7 +123,7 @@ def cut_tiles(
     Args:
         pixels: float (1 + T, C, S, S), normalised: the base, then T tiles in raster order.
         shape: (rows, columns) of tiles; T is their product.
-        image: what is no padding of the joined tiles, in pixels.
+        image: the part of the joined tiles that is not padding, in pixels.
         settings: see `partition_tiles`; `geometry` decides how leaves are resampled.
         patch_size: P. Pixels of a tile beyond its last whole cell are dropped, as a vision transformer does.
         native_grid: n, cells per side of a tile.
@@ -152,12 +152,12 @@ def partition_tiles(
 
     Roots are aligned with the tiles. With `coarsest` "native" no leaf is longer than a cell of the base along the
     image's longer side, as far as the budget allows. Padding is scored as if the image's edge went on, so that the
-    border between both is no detail.
+    border between the two is not detail.
 
     Args:
         tiles: float (T, C, S, S), normalised, in raster order; S at least n * P.
         shape: (rows, columns) of tiles.
-        image: what is no padding of the joined tiles, in pixels.
+        image: the part of the joined tiles that is not padding, in pixels.
         settings: `alpha`, `criterion`, `max_tokens`, `coarsest`, `structure_size`, `noise_floor` and `seed` decide.
         patch_size: P.
         native_grid: n, cells per side of a tile.
@@ -200,7 +200,7 @@ def partition_tiles(
 
 
 def merge_tiles(trees: list[Leaves], shape: tuple[int, int], window: Box) -> tuple[Leaves, Tensor]:
-    """Joins the leaves of tiles to those of the window, in cells, that is no padding.
+    """Joins the leaves of tiles to those of the window, in cells, that is not padding.
 
     Returns:
         The leaves that reach into the window, on its grid, which they may stick out of; and which they are of all, in

@@ -50,7 +50,7 @@ def prepare(benchmark: Benchmark, folder: Path) -> int:
         content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
         ending = SIGNATURES.get(content[:2]) if isinstance(content, bytes) else None
         if ending is None:
-            raise ValueError(f"row {number}: image is no JPEG, PNG or WebP file")
+            raise ValueError(f"row {number}: image is not a JPEG, PNG or WebP file")
         name = f"images/{made['question_id']}{ending}"
         (folder / name).write_bytes(content)
         lines.append(json.dumps({**made, "image": name}, ensure_ascii=False) + "\n")

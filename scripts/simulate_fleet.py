@@ -34,16 +34,16 @@ def read_stage(text: str) -> tuple[str, float]:
     """Reads STAGE=SECONDS.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such stage, or no number.
+        argparse.ArgumentTypeError: a name is not a stage, or a value not a number.
     """
     name, _, value = text.partition("=")
     known = [field.name for field in fields(StageTimes)]
     if name not in known:
-        raise argparse.ArgumentTypeError(f"{name!r} is no stage; allowed are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{name!r} is not a stage; allowed are {', '.join(known)}")
     try:
         return name, float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds") from None
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds") from None
 
 
 def read_budget(text: str) -> int | str:
@@ -53,7 +53,7 @@ def read_budget(text: str) -> int | str:
         argparse.ArgumentTypeError: it is neither.
     """
     if not re.fullmatch(r"(fixed)?[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no budget; write a number of tokens, or fixed576")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a budget; write a number of tokens, or fixed576")
     return text if text.startswith("fixed") else int(text)
 
 

@@ -51,7 +51,7 @@ def chat_request(
 
 
 def template_starts(processor: Any) -> bool:
-    """Returns whether the checkpoint's chat template writes the start token; templates of llava-hf do not."""
+    """Finds whether the checkpoint's chat template writes the start token; templates of llava-hf do not."""
     if not getattr(processor, "chat_template", None) or not (start := processor.tokenizer.bos_token):
         return False
     content = [{"type": "text", "text": "Hi"}]

@@ -159,7 +159,7 @@ def index_by_order(rows: Mapping[Key, Row], path: Path) -> dict[Order, Row]:
     """Sorts answers by index and round, and checks that each has the options as shown.
 
     Raises:
-        ValueError: an index or a round is no number, or there are no options or not a letter for each.
+        ValueError: an index or a round is not a number, or there are no options or not a letter for each.
     """
     answers: dict[Order, Row] = {}
     for (index, turn), row in rows.items():

@@ -20,7 +20,7 @@ FEATURE_SELECTIONS = ("patch", "cls_patch")
 PADDING_SIDES = ("right", "left")
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad", "spatial_maxpool2x2")
 OTHER_TILINGS = ("anyres", "highres", "crop_split")
-"""How names of LLaVA-NeXT's ways to cut tiles begin; of these there are "anyres" and "anyres_max_N"."""
+"""Prefixes of LLaVA-NeXT's tiling modes; of these only "anyres" and "anyres_max_N" are supported."""
 MODEL_MODULES = tuple(f"llava.model.language_model.llava_{name}" for name in ("llama", "mistral", "mpt", "qwen"))
 """The models, which register themselves with transformers' auto classes."""
 

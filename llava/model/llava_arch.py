@@ -115,7 +115,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         Raises:
             ValueError: there are too few images, or one would be cut; or see `encode_tokens`.
         """
-        # Read once, on the CPU: row by row, a GPU would be waited for several times each.
+        # Copied to the CPU once: reading a GPU's values would synchronize several times for every row.
         ids = input_ids.cpu()
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         rows = [row[keep] for row, keep in zip(ids, real, strict=True)]

@@ -29,7 +29,10 @@ class StackedImage:
 
 @dataclass(frozen=True)
 class SplicedRow:
-    """One prompt with its images in place; T tokens. On the CPU: a GPU would be asked, and waited for, row by row."""
+    """One prompt with its images in place; T tokens.
+
+    On the CPU: reading a GPU's values would synchronize for every row.
+    """
 
     sources: Tensor  # int64 (T,), row of each token among the batch's embeddings, see `stack_embeds`
     labels: Tensor  # int64 (T,), IGNORE_INDEX on images
@@ -224,5 +227,5 @@ def bias_keys(batch: PaddedBatch, config: Any) -> Tensor | None:
     Raises:
         ValueError: there is a bias, and the language model's attention can't apply it.
     """
-    # A GPU's sizes are not looked at without need: that would wait for all that it has been given.
+    # The sizes are read only if needed: reading values from a GPU synchronizes with it.
     return key_bias(batch.placed.sizes, config._attn_implementation) if batch.weighted else None

@@ -1,1 +1,1 @@
-"""Front ends that talk about pictures: image loading, the generation engine and the terminal chat."""
+"""Serves models: the terminal chat, the servers, the web page, and the generation engine behind them."""

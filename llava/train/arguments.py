@@ -68,7 +68,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     Raises:
         ImportError: DeepSpeed is asked for, but not installed.
         ValueError: an unknown flag, a value out of range, or flags that contradict each other.
-        SystemExit: a value that is no number, no truth value, ...
+        SystemExit: a value is not a number, not a truth value, ...
     """
     arguments, settings, warnings = modernise(argv)
     for warning in warnings:
@@ -82,7 +82,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
             logger.warning("--tf32 is not read: this machine has no GPU")
             values["tf32"] = None
         values["use_cpu"] = True
-    if values["deepspeed"] is not None and find_spec("deepspeed") is None:  # transformers' words garble its name
+    if values["deepspeed"] is not None and find_spec("deepspeed") is None:  # transformers' own message misspells it
         raise ImportError(
             '--deepspeed needs the package of this name: pip install ".[deepspeed]", or leave the flag out'
         )

@@ -93,7 +93,7 @@ def find_base(args: ParsedArguments) -> Checkpoint:
     """Finds and inspects the checkpoint that training starts from.
 
     Raises:
-        ValueError: it is no language model or whole LLaVA checkpoint.
+        ValueError: it is neither a language model nor a whole LLaVA checkpoint.
     """
     path = str(args.model.model_name_or_path)
     hub = {"cache_dir": args.training.cache_dir}
@@ -115,7 +115,7 @@ def resolve_version(args: ParsedArguments) -> str:
     version = str(args.model.version)
     if version in conv_templates:
         return version
-    logger.warning("--version %r is no template's name; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
+    logger.warning("--version %r is not the name of a template; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
     return DEFAULT_TEMPLATE
 
 

@@ -113,8 +113,8 @@ def find_resume(training: Any) -> str | None:
         folder = Path(given)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"--resume_from_checkpoint {given} is no folder; name a checkpoint-N, or leave the flag out to continue"
-                " from the last one in --output_dir"
+                f"--resume_from_checkpoint {given} is not a folder; name a checkpoint-N, or leave the flag out to"
+                " continue from the last one in --output_dir"
             )
     if folder is None:
         return None

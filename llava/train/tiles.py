@@ -42,7 +42,7 @@ def record_tiles(model: Any, args: ParsedArguments) -> None:
     """Writes into the configuration how images are prepared, resolutions in pixels.
 
     Raises:
-        ValueError: a resolution is no multiple of the tower's.
+        ValueError: a resolution is not a multiple of the tower's.
     """
     config, tower = model.config, model.get_vision_tower()
     config.image_aspect_ratio = args.data.image_aspect_ratio

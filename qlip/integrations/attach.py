@@ -120,7 +120,7 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         The model, and the processor that `attach` was given.
 
     Raises:
-        TypeError: the model is not attached, or is a part of one that is, or is no model.
+        TypeError: the model is not attached, or is a part of one that is, or is not a model.
     """
     check_model(model)
     if not isinstance(model, AttachedMixin):

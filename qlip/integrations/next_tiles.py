@@ -41,7 +41,7 @@ class NextLayout:
     """(rows, columns) of tiles, the base not counted."""
 
     window: Box
-    """What is no padding of the joined tiles, in cells; at least one cell."""
+    """The part of the joined tiles that is not padding, in cells; at least one cell."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def process_for_question(
         ValueError: there is no image, a question is not in its prompt, or what the processor and the model raise.
     """
     if not isinstance(model, LlavaMixin):
-        raise TypeError(f"{type(model).__name__} is no attached model with a language model; see qlip.attach")
+        raise TypeError(f"{type(model).__name__} is not an attached model with a language model; see qlip.attach")
     own = getattr(processor, "image_processor", None)
     if not isinstance(own, QLIPImageProcessor):
         raise TypeError(f"the processor is a {type(processor).__name__}; give the one that qlip.attach returned")

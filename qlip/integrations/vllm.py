@@ -40,7 +40,9 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
         TypeError: the model is not attached, or has no language model.
     """
     if not isinstance(model, LlavaMixin):
-        raise TypeError(f"{type(model).__name__} is no attached LLaVA model; call qlip.attach(model, processor) first")
+        raise TypeError(
+            f"{type(model).__name__} is not an attached LLaVA model; call qlip.attach(model, processor) first"
+        )
     settings = model.attachment.vision.qlip
     lost = [f"llm_positions={settings.llm_positions!r}"] if settings.llm_positions != "sequential" else []
     lost += [f"llm_size_bias={settings.llm_size_bias}"] if settings.llm_size_bias else []

@@ -98,7 +98,7 @@ def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIP
     """Loads a frozen tower in float32 with its prior on a device, and the processor of its images.
 
     Raises:
-        ValueError: there is no such tower or device, or the file is no prior or one of another width.
+        ValueError: there is no such tower or device, or the file is not a prior, or one of another width.
     """
     try:
         probe = torch.zeros(1, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -86,7 +86,7 @@ def show_several(
 ) -> tuple[Image.Image, set[str]]:
     """Prints the tokens of each image and of all; a contact sheet, and the settings that change no image's leaves.
 
-    A file that is no image is an error if the user names it; in a folder it is skipped with a warning.
+    A file that is not an image is an error if the user names it; in a folder it is skipped with a warning.
     """
     tiles, totals, idle = [], [], {ONE_CELL, SPENT, *(field.name for field in fields(QLIPConfig))}
     if not args.json:

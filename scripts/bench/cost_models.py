@@ -101,7 +101,7 @@ class Subject:
 
 
 def load_demo(device: str) -> Subject:
-    """The embedded checkpoint, which looks at synthetic scenes of small shapes."""
+    """Loads the embedded checkpoint, which looks at synthetic scenes of small shapes."""
     tokenizer, model, _, _ = load_pretrained_model(demo_model_path(), device=device, qlip=True)
     clip = load_pretrained_model(demo_model_path(), device=device, qlip=False)[1].get_vision_tower()
     tower = model.get_vision_tower()
@@ -111,7 +111,7 @@ def load_demo(device: str) -> Subject:
 
 
 def build_random(name: str, shape: Shape, device: str, dtype: torch.dtype) -> Subject:
-    """A LLaVA with random weights, made where it stays, which looks at photographs."""
+    """Builds a LLaVA with random weights on its device, which looks at photographs."""
     shared = {"mm_vision_config": dict(shape.vision), "mm_projector_type": "mlp2x_gelu"}
     config = LlavaConfig(**shape.text, **shared, qlip=True)
     with torch.device(device):
@@ -127,11 +127,11 @@ def build_random(name: str, shape: Shape, device: str, dtype: torch.dtype) -> Su
 
 
 def demo_scene(size: int, number: int) -> Image.Image:
-    """A scene of small shapes, of another background for most numbers."""
+    """Draws a scene of small shapes; most numbers have different backgrounds."""
     return Image.fromarray(scene(replace(PRESETS["detail"], size=size), SCENE_SERIES, number).image)
 
 
 def photograph(size: int, number: int) -> Image.Image:
-    """One of scikit-image's photographs, resized to a square."""
+    """Loads one of scikit-image's photographs, resized to a square."""
     pixels = getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])()
     return Image.fromarray(pixels).convert("RGB").resize((size, size))

@@ -69,13 +69,13 @@ class Row:
     """Milliseconds by stage, one entry per run; stages that a way or a model lacks are absent."""
 
     def median(self, *stages: str) -> float | None:
-        """Milliseconds that the stages take together; None where one is absent."""
+        """Sums the milliseconds of stages; None where one is absent."""
         if any(stage not in self.runs for stage in stages):
             return None
         return sum(statistics.median(self.runs[stage]) for stage in stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Builds a dict for JSON."""
         medians = {stage: self.median(stage) for stage in STAGES if stage in self.runs}
         return {
             "model": self.model, "size": self.size, "way": self.way, "tokens": self.tokens, "median_ms": medians,
@@ -84,7 +84,7 @@ class Row:
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What `work` gives, and the milliseconds until all that it started on the device is done."""
+    """Runs `work`; its result, and the milliseconds until all that it started on the device is done."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     wait(device)
     start = time.perf_counter()
@@ -124,7 +124,7 @@ def measure(subject: Subject, ways: Sequence[Way], size: int, repeats: int, new_
 
 @torch.inference_mode()
 def run_once(subject: Subject, way: Way, picture: Image.Image, new_tokens: int) -> tuple[int, Milliseconds]:
-    """Visual tokens of one picture and the time of every stage."""
+    """Measures the visual tokens of one picture and the time of every stage."""
     device, model = subject.model.device, subject.model
     settings = None if way.settings is None else replace(subject.own, **way.settings)
     tower = subject.use_tower(settings)
@@ -152,14 +152,14 @@ def run_once(subject: Subject, way: Way, picture: Image.Image, new_tokens: int) 
 
 
 def time_tower(tower: VisionTower, image: Tensor) -> tuple[ImageTokens, Milliseconds]:
-    """Tokens of an image (C, H, W) on the tower's device, and the time of the quadtree's two stages and of the rest."""
+    """Encodes an image (C, H, W) on the tower's device; its tokens, and the times of the quadtree and the rest."""
     with quadtree_laps(image.device) as laps:
         (tokens,), whole = timed(lambda: tower.encode_tokens([image]), image.device)
     return tokens, {**laps, "tower": whole - sum(laps.values())}
 
 
 def time_quadtree(tower: VisionTower, image: Tensor) -> tuple[int, Milliseconds]:
-    """The number of leaves and the time of the quadtree's two stages, without running the tower."""
+    """Measures the number of leaves and the time of the quadtree's two stages, without running the tower."""
     with quadtree_laps(image.device) as laps:
         leaves = tower.partition(image)
         qlip.encoder.extract_patches(image, leaves, tower.config.patch_size)
@@ -168,7 +168,7 @@ def time_quadtree(tower: VisionTower, image: Tensor) -> tuple[int, Milliseconds]
 
 @contextmanager
 def quadtree_laps(device: torch.device) -> Iterator[Milliseconds]:
-    """A context that times the encoder's calls of partition and extraction, from within its own run."""
+    """Enters a context that times the encoder's calls of partition and extraction, from within its own run."""
     laps: Milliseconds = {}
 
     def clocked(stage: str, work: Callable[..., Result]) -> Callable[..., Result]:
@@ -188,7 +188,7 @@ def quadtree_laps(device: torch.device) -> Iterator[Milliseconds]:
 
 
 def time_decoder(subject: Subject, tokens: ImageTokens, new_tokens: int) -> Milliseconds:
-    """The time to the first token of an answer about an encoded image, and of each of `new_tokens` more."""
+    """Measures the time to the first token of an answer about an encoded image, and of each of `new_tokens` more."""
     device = subject.model.device
     _, prefill = timed(lambda: answer(subject, tokens, 1), device)
     _, longer = timed(lambda: answer(subject, tokens, 1 + new_tokens), device)
@@ -196,16 +196,16 @@ def time_decoder(subject: Subject, tokens: ImageTokens, new_tokens: int) -> Mill
 
 
 def answer(subject: Subject, image: Tensor | ImageTokens, length: int) -> Tensor:
-    """int64 (1, length): the likeliest tokens, and never an end."""
+    """Generates int64 (1, length): the likeliest tokens, and never an end."""
     return subject.model.generate(
         subject.prompt, images=[image], do_sample=False, min_new_tokens=length, max_new_tokens=length, pad_token_id=0
     )
 
 
 def matching(settings: QLIPConfig | None, image: Tensor, tower: VisionTower) -> QLIPConfig:
-    """Settings that cut an image by a threshold alone as `settings` do with a budget; the recursive peer knows none.
+    """Finds settings that cut an image by a threshold alone as `settings` do with a budget.
 
-    Where blocks tie at the budget's end, the largest tree within it.
+    The recursive peer has no budget. Where blocks tie at the budget's end, the largest tree within it.
 
     Raises:
         ValueError: settings that the recursive peer does not know.
@@ -235,7 +235,7 @@ def matching(settings: QLIPConfig | None, image: Tensor, tower: VisionTower) -> 
 
 @contextmanager
 def recursive_quadtree(alpha: float, device: str) -> Iterator[None]:
-    """A context in which QLIP's encoder uses the recursive peer, on `device`, in the paper's geometry."""
+    """Enters a context in which QLIP's encoder uses the recursive peer, on `device`, in the paper's geometry."""
 
     def cut(_: QLIPConfig, image: Tensor, patch_size: int, __: int) -> Leaves:
         boxes = naive_partition(image.to(device), patch_size, alpha)

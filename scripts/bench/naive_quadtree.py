@@ -21,7 +21,7 @@ WINDOW = 5
 
 
 def gradient_score(image: Tensor, patch_size: int, box: Box) -> float:
-    """Largest |d/drow| + |d/dcol| over channels and pixels; differences beyond the block count as zero."""
+    """Computes the largest |d/drow| + |d/dcol| over channels and pixels; differences beyond the block count as zero."""
     pixels = _pixels(image, box, patch_size)
     steps = torch.zeros_like(pixels)
     steps[:, :-1] += (pixels[:, 1:] - pixels[:, :-1]).abs()
@@ -30,7 +30,7 @@ def gradient_score(image: Tensor, patch_size: int, box: Box) -> float:
 
 
 def structure_score(image: Tensor, patch_size: int, box: Box) -> float:
-    """Largest top-hat or bottom-hat of the block sampled to one patch; at least its children's."""
+    """Computes the largest top-hat or bottom-hat of the block sampled to one patch; at least its children's."""
     if box[2] == 1:
         return 0.0
     return max(_largest_hat(image, patch_size, box), *(structure_score(image, patch_size, c) for c in _children(box)))
@@ -44,7 +44,7 @@ def naive_partition(
     max_leaf: int | None = None,
     max_tokens: int | None = None,
 ) -> list[Box]:
-    """Leaves as (row, col, size) in cells, in raster order.
+    """Finds the leaves as (row, col, size) in cells, in raster order.
 
     Args:
         image: float (C, H, W), normalised; H and W multiples of `patch_size`.
@@ -70,7 +70,7 @@ def naive_partition(
 
 
 def naive_patches(image: Tensor, leaves: list[Box], patch_size: int) -> Tensor:
-    """(N, C, P, P): one resampling per leaf."""
+    """Resamples each leaf by itself: (N, C, P, P)."""
     shape = (patch_size, patch_size)
     patches = []
     for box in leaves:

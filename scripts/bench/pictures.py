@@ -16,7 +16,7 @@ def multiple_of_patch(text: str) -> int:
     """Parses an image size in pixels, for argparse's `type`."""
     size = integer(PATCH)(text)
     if size % PATCH:
-        raise argparse.ArgumentTypeError(f"{size} is no multiple of {PATCH} pixels")
+        raise argparse.ArgumentTypeError(f"{size} is not a multiple of {PATCH} pixels")
     return size
 
 
@@ -27,5 +27,5 @@ def read_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: it is something else.
     """
     if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 1280x960")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT in pixels, such as 1280x960")
     return int(found[1]), int(found[2])

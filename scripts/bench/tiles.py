@@ -149,7 +149,7 @@ def count_ways(pictures: Sequence[Image.Image]) -> dict[str, tuple[float, float]
 
 
 def llava_7b() -> ModelCost:
-    """The sizes of LLaVA-1.6-7B."""
+    """Builds the sizes of LLaVA-1.6-7B."""
     from scripts.bench.evidence.flops import LayerCost, ModelCost, TowerCost
 
     vision, text, hidden = 1024, 4096, 11008

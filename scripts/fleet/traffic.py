@@ -70,6 +70,6 @@ def read_trace(path: Path) -> list[Request]:
             if not (request.answer >= 1 and min(request.at, request.megapixels, request.visual, request.text) >= 0):
                 raise ValueError("values must be at least 0, and answer at least 1")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{number} is no request of a trace: {error}") from None
+            raise ValueError(f"{path}:{number} is not a request of a trace: {error}") from None
         found.append(request)
     return sorted(found, key=lambda request: request.at)

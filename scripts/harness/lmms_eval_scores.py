@@ -45,7 +45,7 @@ def theirs(task: str) -> Any:
 
 
 def vstar(draw: random.Random) -> Pair:
-    """V* Bench, overall."""
+    """Scores V* Bench, overall."""
     categories = list(eval_vstar.CATEGORIES)
     rows = [
         {"question_id": i, "text": LISTED, "category": draw.choice(categories), "label": draw.choice("ABCD")}
@@ -60,7 +60,7 @@ def vstar(draw: random.Random) -> Pair:
 
 
 def cvbench(draw: random.Random) -> Pair:
-    """CV-Bench, overall."""
+    """Scores CV-Bench, overall."""
     rows = [
         {"idx": i, "text": LISTED, "type": "", "task": "Count", "source": source, "answer": f"({draw.choice('ABCD')})"}
         for i, source in enumerate(draw.choices(("ADE20K", "COCO", "Omni3D"), k=200))
@@ -74,7 +74,7 @@ def cvbench(draw: random.Random) -> Pair:
 
 
 def mme(draw: random.Random) -> Pair:
-    """MME, perception plus cognition."""
+    """Scores MME, perception plus cognition."""
     tasks = (*eval_mme.PERCEPTION, *eval_mme.COGNITION)
     labels: dict[Key, str] = {
         (task, f"{task}{image}", question): draw.choice(("yes", "no"))
@@ -96,7 +96,7 @@ def mme(draw: random.Random) -> Pair:
 
 
 def pope(draw: random.Random) -> Pair:
-    """POPE, F1 of one category."""
+    """Scores POPE, F1 of one category."""
     labels: list[tuple[Key, str]] = [((str(i), "?"), draw.choice(("yes", "no"))) for i in range(200)]
     said = {key: draw.choice(("yes", "no")) for key, _ in labels}
     utils = theirs("pope.utils")
@@ -109,7 +109,7 @@ def pope(draw: random.Random) -> Pair:
 
 
 def textvqa(draw: random.Random) -> Pair:
-    """TextVQA."""
+    """Scores TextVQA."""
     words = ("cat", "The cat.", "two", "2", "dont", "a dog")
     rows = [{"question_id": i, "answers": [draw.choice(words) for _ in range(10)]} for i in range(100)]
     said = [draw.choice(words) for _ in rows]
@@ -120,7 +120,7 @@ def textvqa(draw: random.Random) -> Pair:
 
 
 def seed_bench(draw: random.Random) -> Pair:
-    """SEED-Bench."""
+    """Scores SEED-Bench."""
     choices = {f"choice_{letter.lower()}": text for letter, text in CHOICES.items()}
     rows = [
         {"question_id": i, "answer": draw.choice("ABCD"), "data_type": "image", "question_type_id": 1, **choices}
@@ -134,7 +134,7 @@ def seed_bench(draw: random.Random) -> Pair:
 
 
 def mmbench(draw: random.Random) -> Pair:
-    """MMBench, CircularEval over rows of the table."""
+    """Scores MMBench, CircularEval over rows of the table."""
     questions, answers, rows = {}, {}, []
     for base in range(1, 101):
         right, steady = draw.choice("ABCD"), draw.random() < 0.5
@@ -154,7 +154,7 @@ def mmbench(draw: random.Random) -> Pair:
 
 
 def normalisations(draw: random.Random, count: int = 20_000) -> Pair:
-    """VQA answers that are normalised to another text; theirs is 0."""
+    """Counts VQA answers that are normalised to another text; theirs is 0."""
     normalise = theirs("_task_utils.vqa_eval_metric").EvalAIAnswerProcessor()
     pieces, gaps = PIECES.split(), (" ", "", "\n", "\t")
     texts = ("".join(draw.choice(pieces) + draw.choice(gaps) for _ in range(draw.randint(1, 6))) for _ in range(count))
@@ -174,7 +174,7 @@ COMPARED: dict[str, Callable[[random.Random], Pair]] = {
 
 
 def compare() -> Iterator[tuple[str, float, float]]:
-    """Name, ours and theirs of every comparison."""
+    """Lists the name, ours and theirs of every comparison."""
     for name, scores in COMPARED.items():
         ours, other = scores(random.Random(SEED))
         yield name, ours, other

@@ -15,7 +15,8 @@ from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from scripts.bench.gpu.timing import count_launches
-from tests.gpu.cases import BIASED, GREEDY, IMAGES, ROWS, TREE, error, images_of, logits_of, pad_left
+from tests.gpu.cases import BIASED, GREEDY, TREE, error, logits_of, pad_left
+from tests.llava.model.prompts import IMAGES, ROWS, images_of
 
 TREES = pytest.mark.parametrize("qlip", [TREE, BIASED, {}], ids=["tree", "biased", "defaults"])
 QUESTIONS = ["What is in the picture?", "How many objects are there?", "Is there a red circle?"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llava.model.builder import load_pretrained_model
-from tests.gpu.cases import BIASED, IMAGES, error
+from tests.gpu.cases import BIASED, error
+from tests.llava.model.prompts import IMAGES
 
 
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="there is no C compiler")

@@ -16,8 +16,9 @@ from transformers import LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from tests.gpu.cases import BIASED, IMAGES, ROWS, error, logits_of
+from tests.gpu.cases import BIASED, error, logits_of
 from tests.llava.checkpoints import IMAGE_TOKEN, PICTURE, oracle_logits, transformers_model
+from tests.llava.model.prompts import IMAGES, ROWS
 
 PROMPT = [1, 20, IMAGE_TOKEN_INDEX, 30, 31]
 NATIVE_TREE = {"alpha": 0.0, "max_tokens": None}

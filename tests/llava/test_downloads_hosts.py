@@ -110,7 +110,7 @@ def test_a_host_of_the_flag_is_one_that_a_url_can_name_or_refused_in_words(host:
     try:
         allowed = media_domain(host)
     except argparse.ArgumentTypeError as error:
-        assert "is no host name; give it without scheme, port or path" in str(error)
+        assert "is not a host name; give it without scheme, port or path" in str(error)
     else:
         with pytest.raises(Connecting):
             load_image(f"http://{host}/a.png", allowed_hosts={allowed})
@@ -152,9 +152,9 @@ def request(address: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://xn--/", "host 'xn--' is no host name"),
-        ("http://*/", "host '\\*' is no host name"),
-        ("http://a..b/", "host 'a..b' is no host name; it must read http"),
+        ("http://xn--/", "host 'xn--' is not a host name"),
+        ("http://*/", "host '\\*' is not a host name"),
+        ("http://a..b/", "host 'a..b' is not a host name; it must read http"),
         ("http://h:99999/", "port is 99999; it must be 1 to 65535"),
         ("http://h:0/", "port is 0; it must be 1 to 65535"),
         ("http://h/\ud800", r"cannot be read \(UnicodeEncodeError\); it must read http"),

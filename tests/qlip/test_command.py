@@ -121,7 +121,7 @@ def test_a_library_s_bar_appears_only_where_its_work_takes_long(wanted: str | No
     assert ("Loading weights" in done.stderr) == shown
 
 
-@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "amid the work"])
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "during the work"])
 def test_output_that_nobody_reads_any_more_ends_a_command_silently(lines: int) -> None:
     """As of `qlip show FOLDER --json | head -1`."""
     program = "import sys, time; from qlip.command import run_command\nsys.stdin.readline()\n"

@@ -50,7 +50,7 @@ def test_the_grid_is_the_native_one_times_a_power_of_two(height, width, max_toke
     assert longest == 24 * cell
     assert cell & (cell - 1) == 0
     assert min(rows, cols) == cell * max(1, round(24 * min(height, width) / max(height, width)))
-    assert cell == 2**level or (cell < 2**level and rows * cols * 4 > max_cells) or max_tokens is not None
+    assert cell == 2**level or (cell < 2**level and rows * cols * 4 > max_cells)
 
 
 @pytest.mark.parametrize("side", [300, 2673])

@@ -65,7 +65,7 @@ def test_a_missing_picture_ends_the_script_before_anything_is_answered(run: Run,
     data = pope(tmp_path)
     (data / "val2014" / "1.png").unlink()
     (line,) = run("pope", check=2).stderr.splitlines()
-    assert line.startswith("model_vqa_loader: error: 1 of 3 pictures are missing, for example ")
+    assert line.startswith("model_vqa_loader: error: 1 of 3 images are missing, for example ")
     assert list((data / "answers").rglob("*.jsonl")) == []
 
 
@@ -107,6 +107,6 @@ def test_popes_label_files_are_named_by_the_commit_that_fits(run: Run, tmp_path:
 def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "realworldqa"
     parquet(data / "data" / "a.parquet", [{"image": {"bytes": b"text", "path": ""}, "question": "?", "answer": "A"}])
-    assert "row 0: image is no JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    assert "row 0: image is not a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
     (data / "data" / "a.parquet").rename(data / "data" / "a.txt")
     assert "there is no .parquet file" in run("realworldqa", check=2).stderr

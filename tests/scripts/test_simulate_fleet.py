@@ -60,10 +60,10 @@ def test_a_larger_budget_needs_no_fewer_replicas(capsys: pytest.CaptureFixture[s
     [
         ([], "there are no stage times"),
         (["--set", "decode=0"], "all stage times are 0"),
-        (["--set", "speed=1"], "'speed' is no stage; allowed are prepare"),
-        (["--set", "decode=x"], "'x' is no number of seconds"),
-        ([*TIMES, "--sizes", "10"], "'10' is no size; write WIDTHxHEIGHT"),
-        ([*TIMES, "--budgets", "some"], "'some' is no budget"),
+        (["--set", "speed=1"], "'speed' is not a stage; allowed are prepare"),
+        (["--set", "decode=x"], "'x' is not a number of seconds"),
+        ([*TIMES, "--sizes", "10"], "'10' is not a size; write WIDTHxHEIGHT"),
+        ([*TIMES, "--budgets", "some"], "'some' is not a budget"),
         ([*TIMES, "--requests", "5", "--p95", "0.01"], "no number of replicas answers within 0.01 s"),
     ],
 )

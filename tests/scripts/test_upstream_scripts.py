@@ -155,5 +155,5 @@ def test_a_language_model_has_no_projector(tmp_path, capsys):
 )
 def test_scripts_can_be_started_by_their_files_as_llavas_are(script):
     source = (ROOT / "scripts" / script).read_text(encoding="utf-8")
-    assert "from scripts" not in source and "import scripts" not in source  # the folder is no package then
+    assert "from scripts" not in source and "import scripts" not in source  # the folder is not a package then
     assert 'if __name__ == "__main__":' in source

@@ -22,7 +22,7 @@ from llava.serve.engine.slots import SlotCache
 from llava.serve.engine.streams import Stream, finish
 
 WORTH = 0.8
-"""What prompts share is run once if this lowers the number of tokens to this share at least."""
+"""A shared prefix is run once if that cuts the tokens to at most this fraction."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Runner:
         wanted = 0 if picture is None else 1
         ids = prompt_ids(self.engine, question.text, wanted)
         if (found := int((ids == IMAGE_TOKEN_INDEX).sum())) != wanted:
-            return Answer(question, None, f"the prompt has {found} places for pictures instead of {wanted}")
+            return Answer(question, None, f"the prompt has {found} places for images instead of {wanted}")
         try:
             visual = picture.context if picture else 0
             self.engine.check_length(len(ids) - wanted, visual, self.sampling.max_new_tokens)

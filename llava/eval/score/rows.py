@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def read_rows(path: Path) -> list[tuple[int, Row]]:
@@ -105,19 +105,19 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
             reader = csv.reader(chain(file, [END]), delimiter="\t")
             lines = [line for line in reader if line[1:] or "".join(line).strip(" ")]  # not those of blanks alone
     except (csv.Error, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} is no tab-separated table: {error}") from None
+        raise ValueError(f"{path} is not a tab-separated table: {error}") from None
     finally:
         csv.field_size_limit(found)
     if lines.pop() != [END]:
-        raise ValueError(f"{path} is no tab-separated table: a quotation mark is not closed")
+        raise ValueError(f"{path} is not a tab-separated table: a quotation mark is not closed")
     if not lines:
-        raise ValueError(f"{path} is no tab-separated table: it is empty")
+        raise ValueError(f"{path} is not a tab-separated table: it is empty")
     header, *rows = lines
     if missing := [name for name in columns if name not in header]:
         raise ValueError(f"{path} has no column {', '.join(missing)}")
     if wide := next((number for number, row in enumerate(rows, start=1) if len(row) > len(header)), None):
         cells = f"{len(rows[wide - 1])} cells and the header {len(header)}"
-        raise ValueError(f"{path} is no tab-separated table: row {wide} has {cells}")
+        raise ValueError(f"{path} is not a tab-separated table: row {wide} has {cells}")
     return [dict(zip_longest(header, row, fillvalue="")) for row in rows]
 
 
@@ -136,7 +136,7 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
         sheet = openpyxl.load_workbook(path, read_only=True).worksheets[0]
         lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
     except (BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise ValueError(f"{path} is no Excel file: {error}") from None
+        raise ValueError(f"{path} is not an Excel file: {error}") from None
     if not lines:
         raise ValueError(f"{path} holds no rows")
     return [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
@@ -146,7 +146,7 @@ def read_labelled(path: Path, fields: Sequence[str], key: Sequence[str] = ("ques
     """Reads a file of JSON lines by `key`; every row must have the key's fields and `fields`.
 
     Raises:
-        ValueError: a field is missing or no text, two rows have the same key, or there are no rows.
+        ValueError: a field is missing or not text, two rows have the same key, or there are no rows.
     """
     return index_rows(path, [(f"{path}:{number}", row) for number, row in read_rows(path)], fields, key)
 
@@ -176,7 +176,7 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
     """Checks that a row has `fields`, and turns numbers in those of `TEXTS` into text.
 
     Raises:
-        ValueError: it is no object, lacks a field, or a field of `TEXTS` holds neither text nor a number, or a text
+        ValueError: it is not an object, lacks a field, or a field of `TEXTS` holds neither text nor a number, or a text
             that cannot be encoded.
     """
     fields = list(fields)
@@ -212,7 +212,7 @@ def place_rows(path: Path, name: str, rows: Any) -> list[tuple[str, Row]]:
     """Gives each row of the list `name` in a JSON file its place.
 
     Raises:
-        ValueError: there is no such list, or a row is no object.
+        ValueError: there is no such list, or a row is not an object.
     """
     if not isinstance(rows, list):
         raise ValueError(f"{path}: {name} is a {type(rows).__name__}; it must be a list")

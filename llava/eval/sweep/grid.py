@@ -182,7 +182,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
         ValueError: no sweep wrote the file.
     """
     try:
-        rows = read_rows(path, "cell of a sweep", _is_cell, is_cell_start)
+        rows = read_rows(path, "a cell of a sweep", _is_cell, is_cell_start)
     except ValueError as error:
         raise ValueError(f"{error}; take the line out, or name another --out") from None
     records = []
@@ -191,7 +191,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
         try:
             settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number} is no cell of a sweep ({error}); take it out to continue") from None
+            raise ValueError(f"{path}:{number} is not a cell of a sweep ({error}); take it out to continue") from None
         records.append(record | {"settings": settings})
     return records, rows
 

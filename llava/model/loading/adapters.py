@@ -47,7 +47,7 @@ def read_adapter(folder: Path) -> Adapter:
 
     Raises:
         FileNotFoundError: it has no weights.
-        ValueError: a file is damaged, or it is no LoRA.
+        ValueError: a file is damaged, or it is not a LoRA.
     """
     file = adapter_file(folder)
     layers: dict[str, dict[str, Tensor]] = {}

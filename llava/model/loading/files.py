@@ -30,7 +30,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON: {error}") from error
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} holds no JSON object")
     return values
@@ -107,7 +107,7 @@ def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Reads the tensors of a file, by name. Runs no pickled code.
 
     Raises:
-        ValueError: the file is damaged, or holds other objects than tensors.
+        ValueError: the file is damaged, or holds objects other than tensors.
     """
     try:
         if file.suffix == ".safetensors":
@@ -120,7 +120,7 @@ def load_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
             f"{file} is damaged, or holds Python objects, which are never loaded (weights_only); allowed are tensors"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{file} holds something else than tensors by name")
+        raise ValueError(f"{file} holds something other than named tensors")
     return dict(state)
 
 

@@ -28,7 +28,7 @@ def choose_options(
     """Chooses the arguments of transformers' `from_pretrained`; `load_pretrained_model` explains these.
 
     Raises:
-        ValueError: the machine has no such device, or `dtype` is no floating-point dtype.
+        ValueError: the machine has no such device, or `dtype` is not a floating-point dtype.
     """
     placement = choose_placement(device, "auto" if device_map is None else device_map)
     # Weights that are moved from the CPU to a GPU are not widened, nor those in 8 bits, whose products are in float16.

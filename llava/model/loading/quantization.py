@@ -47,7 +47,7 @@ def check_four_bit(config: ImageLanguageConfig, placement: dict[str, Any] | str)
         placement: its device map. Only CPUs with AVX512-BF16 multiply in blocks; all others support any width.
 
     Raises:
-        ValueError: a layer's width is no multiple of a block's.
+        ValueError: a layer's width is not a multiple of a block's.
     """
     if placement != {"": "cpu"} or not multiplies_in_blocks():
         return

@@ -26,9 +26,9 @@ def parse_model(content: bytes, file: str) -> Any:
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except Exception as error:  # protobuf's DecodeError is not public
-        raise ValueError(f"{file} is no SentencePiece model; it may be truncated") from error
+        raise ValueError(f"{file} is not a SentencePiece model; it may be truncated") from error
     if not proto.pieces:
-        raise ValueError(f"{file} is no SentencePiece model: it is empty or truncated")
+        raise ValueError(f"{file} is not a SentencePiece model: it is empty or truncated")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     oddities = {
         "model_type other than BPE": trainer.model_type != trainer.BPE,

@@ -94,7 +94,7 @@ class LlavaTokenizer(PreTrainedTokenizerFast):
             **kwargs: other fields of `tokenizer_config.json`.
 
         Raises:
-            ValueError: the file is no SentencePiece model of Llama's kind.
+            ValueError: the file is not a SentencePiece model of Llama's kind.
         """
         self.legacy = legacy is None or bool(legacy)
         # An empty name, as in the first conversions of Llama, means none; as a token it would match everywhere.

@@ -88,7 +88,7 @@ def check_scales(config: MultimodalConfig) -> tuple[int, ...] | None:
     """Reads the scales of S2; None for one scale.
 
     Raises:
-        ValueError: a wrong setting, or QLIP is on, too, or tiles are.
+        ValueError: a setting is wrong, or S2 is combined with QLIP or with tiles.
     """
     scales = read_scales(config)
     if scales is not None and has_tiles(config):

@@ -48,7 +48,7 @@ OPENAI_CLIP = re.compile(r"(.*/)?clip-vit-(base-patch32|base-patch16|large-patch
 CLIP_HEAD_WIDTH = 64  # of all of OpenAI's
 SIGLIP_HEAD_WIDTHS = {1152: 72, 1536: 96}  # width of the model -> of its heads: so400m, giant; others have CLIP's
 SIGLIP_LAYERS = {768: 12, 1024: 24, 1152: 27, 1536: 40}  # width of the model -> layers of the published ones
-UNEVEN_SIZES = {(27, 14): 384}  # (cells per side, patch size) -> pixels that are no whole cells: so400m-patch14-384
+UNEVEN_SIZES = {(27, 14): 384}  # (cells per side, patch size) -> pixels that are not whole cells: so400m-patch14-384
 
 
 def vision_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:
@@ -136,7 +136,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConf
         positions = shapes["embeddings.position_embedding.weight"][0]
         inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
     except KeyError as missing:
-        raise ValueError(f"the checkpoint's vision tower is no {kind} vision model: it has no {missing}") from None
+        raise ValueError(f"the checkpoint's vision tower is not a {kind} vision model: it has no {missing}") from None
     has_cls = "embeddings.class_embedding" in shapes
     head = SIGLIP_HEAD_WIDTHS.get(width, CLIP_HEAD_WIDTH) if siglip else CLIP_HEAD_WIDTH
     side = round(max(0, positions - has_cls) ** 0.5)

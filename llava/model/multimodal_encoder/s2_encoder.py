@@ -19,7 +19,7 @@ def read_scales(config: MultimodalConfig) -> tuple[int, ...] | None:
     """Reads `s2_scales`, in ascending order; None if `s2` is off.
 
     Raises:
-        ValueError: they are no sizes, or not multiples of the first.
+        ValueError: they are not sizes, or not multiples of the first.
     """
     if not config.s2:
         return None

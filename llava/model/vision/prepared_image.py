@@ -63,7 +63,7 @@ class PreparedImage:
 
     @property
     def context(self) -> int:
-        """How much of the context window it takes: tokens or positions, whichever are more."""
+        """How much of the context window it takes: the larger of its token and position counts."""
         return max(self.tokens, self.positions)
 
     @cached_property

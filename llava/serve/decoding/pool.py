@@ -107,7 +107,7 @@ class DecoderPool:
                 that less is transferred.
 
         Raises:
-            ImageError: the file is no image, broken, or above a limit, including those on time and memory.
+            ImageError: the file is not an image, is broken, or is above a limit, including those on time and memory.
             RequestError: all processes were busy for too long, none can be started, or the decoding was cancelled.
         """
         limits.check_bytes(len(data))

@@ -62,7 +62,7 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def run(self, first: Sequence[Answer], take_waiting: TakeWaiting) -> None:
-        """Answers requests, and those that come meanwhile, until there are none. Errors reach the answers' readers.
+        """Answers requests, and those that arrive in the meantime, until none are left. Errors reach their readers.
 
         Args:
             first: Requests to begin with.
@@ -205,7 +205,7 @@ class ContinuousBatch:
             failure = failure.with_traceback(None)  # which holds the tensors that did not fit
             if self._make_room():
                 return
-        logger.warning("%d answers failed amid their generation", len(self._running.streams), exc_info=failure)
+        logger.warning("%d answers failed during generation", len(self._running.streams), exc_info=failure)
         self._fail(self._running.streams, failure)
 
     def _choose(self, streams: Sequence[RequestStream], choose: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ CHATS = 4
 LEAST = 2**30
 """Bytes that are kept also for a smaller model, and where the system does not say what is free."""
 SHARE = 0.25
-"""Most of the free memory: the answers that run need the rest."""
+"""Largest share of the free memory to use; running answers need the rest."""
 
 
 def choose_prefix_bytes(model: Any, context_len: int, limits: EngineLimits) -> int:

@@ -101,7 +101,7 @@ class SlotLayer(CacheLayerMixin):
         return 0 if self.writing is None else self.writing.end
 
     def get_max_length(self) -> int:
-        """Returns -1: slots grow."""
+        """Gives -1, no bound: slots grow."""
         return -1
 
 
@@ -193,7 +193,7 @@ class SlotCache(Cache):
         self.capacity = (rows, length)
 
     def append(self, other: SlotCache) -> None:
-        """Adds the rows of another cache, which is of no use any more, behind this one's."""
+        """Adds the rows of another cache behind this one's; the other must not be used afterwards."""
         if not self.lengths:
             self.layers, self.lengths, self.capacity = other.layers, other.lengths, other.capacity
             return

@@ -74,7 +74,7 @@ class TokenChooser:
     def take(self, logits: Tensor) -> None:
         """Chooses a token for each stream from the logits (B, V), and appends it to the answers.
 
-        A stream that has ended, or ends by it, keeps its tokens: they are of no use any more.
+        A stream that has ended, or ends with this token, is treated alike: its tokens are not read again.
         """
         scores = logits.float()
         if self.recorder.counts:

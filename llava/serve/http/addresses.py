@@ -74,7 +74,7 @@ def media_host(text: str) -> str:
     except (httpx.InvalidURL, ValueError):  # unpaired surrogates
         host = ""
     if not is_host_name(host) or any(sign in text for sign in ":/@?# "):
-        raise argparse.ArgumentTypeError(f"{text!r} is no host name; give it without scheme, port or path")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name; give it without scheme, port or path")
     return host
 
 

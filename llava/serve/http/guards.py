@@ -12,7 +12,7 @@ from llava.serve.http.replies import error_response
 
 
 class ErrorGuard(ABC):
-    """Answers some exceptions of an application; any other one, or one amid a reply, is raised again."""
+    """Answers some exceptions of an application; any other one, or one during a reply, is raised again."""
 
     def __init__(self, app: ASGIApp) -> None:
         """

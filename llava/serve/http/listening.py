@@ -82,7 +82,9 @@ def _bind(one: socket.socket, family: int, address: Any) -> None:
 
 
 def _no_address(host: str) -> ValueError:
-    return ValueError(f"--host {host} is no address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 is all")
+    return ValueError(
+        f"--host {host} is not an address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 is all"
+    )
 
 
 def _explained(error: OSError, host: str, port: int) -> ValueError:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def fill_buttons(block_fn: BlockFunction, inputs: list[Any]) -> list[Any]:
-    """Inserts None for inputs that are buttons, which a program leaves out: they are no parameters of the API."""
+    """Inserts None for inputs that are buttons, which a program leaves out: they are not parameters of the API."""
     buttons = [place for place, block in enumerate(block_fn.inputs) if isinstance(block, gr.Button)]
     if len(inputs) != len(block_fn.inputs) - len(buttons):
         return inputs

@@ -83,7 +83,7 @@ class ControllerBackend:
             native_size: Side, in pixels, of the images that the workers' towers were trained on.
 
         Raises:
-            ValueError: the address is no http(s) URL, the prompt format is unknown, or the native size is too small.
+            ValueError: the address is not an http(s) URL, the prompt format is unknown, or the native size too small.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the controller's address is {url!r}; it must begin with http:// or https://")

@@ -32,7 +32,7 @@ class Range:
         """Checks a value from a client.
 
         Raises:
-            ValueError: the value is no number, or out of range.
+            ValueError: the value is not a number, or is out of range.
         """
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         # NaN is in no range, and an int may be too large for a float.
@@ -127,7 +127,7 @@ def read_question(value: Any) -> str:
     """Checks a question from a client and strips it.
 
     Raises:
-        ValueError: the question is no text, too long, or not encodable.
+        ValueError: the question is not text, is too long, or cannot be encoded.
     """
     if not (value is None or isinstance(value, str)):
         raise ValueError(f"the question is {describe(value)}; it must be text")

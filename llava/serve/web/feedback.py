@@ -65,8 +65,8 @@ def read_vote(data: Any) -> tuple[str | None, int]:
     if isinstance(index, (list, tuple)):  # the chatbot's messages may be numbered by group and place
         index = index[0] if index else None
     if not isinstance(data, Mapping) or not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError("this is no feedback on an answer; reload the page")
+        raise ValueError("this is not feedback on an answer; reload the page")
     liked = data.get("liked")
     if liked is not None and liked != "" and not (isinstance(liked, (bool, str)) and liked in KINDS):
-        raise ValueError("this is no kind of feedback; reload the page")
+        raise ValueError("this is not a kind of feedback; reload the page")
     return (None if liked is None or liked == "" else KINDS[liked]), index

@@ -54,7 +54,7 @@ class Talk:
     remove: gr.Button
     """Hidden: pressed by the browser for the strip's buttons."""
     press: gr.Button
-    """Hidden: an input that the browser fills with the number of a press. A button is no parameter of the API."""
+    """Hidden: an input that the browser fills with the number of a press. A button is not a parameter of the API."""
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def example_text(chosen: gr.EventData) -> str:
     try:
         return str(chosen._data["value"]["text"])  # gr.SelectData raises where a client sends something else
     except (LookupError, TypeError):
-        raise toast_error("This is no example question. Reload the page.") from None
+        raise toast_error("This is not an example question. Reload the page.") from None
 
 
 def enable_sliders(mode: str) -> list[Any]:

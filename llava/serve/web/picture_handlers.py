@@ -52,7 +52,7 @@ class PictureHandlers:
         the second report must not clear a conversation that has started meanwhile.
         """
         if not (upload is None or isinstance(upload, Mapping)):
-            raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
+            raise toast_error("The picture is not an uploaded file. Choose one, or reload the page.")
         source = str(upload.get("path"))[:MAX_PATH] if upload else None
         before = self._opened.get(request.session_hash, session.source)
         if source == before:
@@ -82,7 +82,7 @@ class PictureHandlers:
     def add_pictures(self, request: gr.Request, session: Session, uploads: Any, *values: Any) -> tuple[Any, ...]:
         """Adds uploaded pictures to the next question; session, strip of pictures, drawing and its cost.
 
-        Of several files those that are no pictures are left out, and those that are too many; a warning says which.
+        Of several files those that are not pictures are left out, and those that are too many; a warning says which.
         """
         if session.picture is None:
             raise toast_error("There is no picture yet. Choose one, then add others.")
@@ -93,7 +93,7 @@ class PictureHandlers:
         self._require_no_answer(request)
         files = uploads if isinstance(uploads, list) else [uploads]
         if not files or not all(isinstance(file, Mapping) for file in files):
-            raise toast_error("The picture is no uploaded file. Choose one, or reload the page.")
+            raise toast_error("The picture is not an uploaded file. Choose one, or reload the page.")
         refused = []
         for file in files[:room]:
             try:
@@ -120,7 +120,7 @@ class PictureHandlers:
             values: See `draw`.
         """
         if not (isinstance(chosen, list) and len(chosen) == 2 and all(type(each) is int for each in chosen)):
-            raise toast_error("This is no picture of the conversation. Reload the page.")
+            raise toast_error("This is not a picture of the conversation. Reload the page.")
         number, shown = chosen
         if shown != len(session.pictures):  # pressed twice
             return (gr.skip(),) * 4

@@ -61,7 +61,7 @@ class Run:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """Makes `until_stopped` end, also amid a step."""
+        """Makes `until_stopped` end, also during a step."""
         self._stopped.set()
 
     async def until_stopped(self, steps: AsyncGenerator[Step, None]) -> AsyncGenerator[Step, None]:

@@ -56,7 +56,7 @@ class Session:
 
     picture: Image.Image | None = None
     source: str | None = None
-    """The uploaded file that was opened last, even if it was no picture."""
+    """The uploaded file that was opened last, even if it was not a picture."""
     exchanges: tuple[Exchange, ...] = ()
     pending: tuple[Image.Image, ...] = ()
     """Pictures that go with the next question."""
@@ -158,7 +158,7 @@ def open_upload(upload: Mapping[str, Any]) -> Image.Image:
     """Opens an uploaded picture within the limits for untrusted files.
 
     Raises:
-        ImageError: the file was not uploaded, cannot be read, is no picture, or exceeds the limits.
+        ImageError: the file was not uploaded, cannot be read, is not a picture, or exceeds the limits.
     """
     return shared_decoders().decode(read_image(uploaded_file(upload)), fit=fit_memory)
 

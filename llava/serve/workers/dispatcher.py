@@ -165,7 +165,7 @@ class Dispatcher:
             yield protocol.error_frame(self._unreachable(name, error), ErrorCode.UNREACHABLE)
         except ValueError as error:
             logger.error("%s sent an invalid frame: %s", name, error)
-            yield protocol.error_frame(_invalid_answer("what is no answer"))
+            yield protocol.error_frame(_invalid_answer("something other than an answer"))
 
     async def _refusal(self, name: str, reply: httpx.Response) -> Response:
         """Builds the reply to a client whose worker did not answer with a stream."""

@@ -85,7 +85,7 @@ def scan_items(path: Path) -> Iterator[Item]:
     """Reads the items of a JSON list, or of a file with a JSON object per line; which, its first character says.
 
     Raises:
-        ValueError: the file is empty, neither of both, or damaged; a damaged line is an `Item` with an error.
+        ValueError: the file is empty, neither of these, or damaged; a damaged line is an `Item` with an error.
     """
     with path.open("rb") as file:
         head = file.read(4)
@@ -103,8 +103,8 @@ def scan_items(path: Path) -> Iterator[Item]:
             yield from _scan_lines(path, file)
         elif blank:
             raise ValueError(
-                f"{path} is no JSON file: it begins with {file.read(16)!r}; allowed are a list of objects and an object"
-                " per line"
+                f"{path} is not a JSON file: it begins with {file.read(16)!r}; allowed are a list of objects and an"
+                " object per line"
             )
         else:
             raise ValueError(f"{path} is empty; allowed are a JSON list of objects and an object per line")
@@ -125,7 +125,7 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
                 problem = str(error)
             if is_first and path.suffix != ".jsonl" and (problem or "conversations" not in value):
                 raise ValueError(
-                    f"{path} begins with an object that {'does not end on its line' if problem else 'is no sample'};"
+                    f"{path} begins with an object that {'does not end on its line' if problem else 'is not a sample'};"
                     " allowed are a JSON list of samples, and a sample per line"
                 )
             yield Item(start, len(line), value, problem)

@@ -21,7 +21,7 @@ def read_cells(path: Path) -> Rows:
     Raises:
         ValueError: it is another kind of file.
     """
-    return read_rows(path, "cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
+    return read_rows(path, "a cell of these experiments", lambda row: set(CELL) <= set(row), _begins_row)
 
 
 class AnswerLog:

@@ -26,7 +26,7 @@ def headline_table(claims: Sequence[Claim]) -> str:
     rows: dict[tuple[str, str], dict[str, Claim]] = {}
     for claim in claims:
         rows.setdefault((claim.set, claim.way), {})[claim.measure] = claim
-    lines = [f"| scenes | seen by | tokens | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
+    lines = [f"| scenes | vision input | tokens | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
     seen = None
     for (name, way), measures in rows.items():
         values = [f"{measures[measure].value:.1f}" if measure in measures else "" for measure in MEASURES]

@@ -98,12 +98,12 @@ def read_claims(path: Path = CLAIMS_FILE) -> list[Claim]:
     """Reads a file of claims.
 
     Raises:
-        ValueError: it is no such file, or a claim's way or measure is unknown.
+        ValueError: it is not a file of claims, or a claim's way or measure is unknown.
     """
     try:
         claims = [Claim(**{**row, "scenes": tuple(row["scenes"])}) for row in json.loads(path.read_text("utf-8"))]
     except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no file of claims: {error}") from None
+        raise ValueError(f"{path} is not a file of claims: {error}") from None
     for claim in claims:
         if claim.way not in claimed_ways() or claim.measure not in MEASURES:
             raise ValueError(

@@ -67,7 +67,7 @@ def _read_log(path: Path) -> dict[tuple[Any, ...], Row]:
     opening = b'{"model": '
     read = read_rows(
         path,
-        "scene of the deletion test",
+        "a scene of the deletion test",
         lambda row: {*KEY, "changed"} <= set(row),
         lambda line: line.startswith(opening) or opening.startswith(line),
     )

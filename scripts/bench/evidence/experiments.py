@@ -70,7 +70,7 @@ def _positions(settings: Mapping[str, object]) -> list[Way]:
 
 
 def _language_positions() -> list[Way]:
-    """From a quarter to sixteen times the native number of tokens; below it leaves may be larger than native cells."""
+    """Lists budgets of 1/4 to 16 times the native tokens; below these leaves may be larger than native cells."""
     ways = []
     for tokens in (16, 32, 64, 96, 128, 256, 512, 1024):
         coarsest = "any" if tokens < 64 else "native"
@@ -96,7 +96,7 @@ def _criteria() -> list[Way]:
 
 
 def _quadtrees() -> list[Way]:
-    """CLIP, the quadtree at `BUDGET`, and its controls."""
+    """Lists CLIP, the quadtree at `BUDGET`, and its controls."""
     return [
         CLIP,
         Way("quadtree", SPENT),
@@ -126,7 +126,7 @@ def _rivals() -> list[Way]:
 
 
 def _budgets() -> list[Way]:
-    """Ways to few tokens, each from half to four times the native number; with at most that, leaves may be larger."""
+    """Lists ways to few tokens, half to four times the native number; up to the native number leaves may be larger."""
     ways = [CLIP]
     for tokens, side in BUDGETS.items():
         tree = {**SPENT, "max_tokens": tokens, "coarsest": "any" if tokens <= 64 else "native"}
@@ -142,7 +142,7 @@ def _budgets() -> list[Way]:
 
 
 def _equal_flops() -> list[Way]:
-    """Ways that compute as much as the quadtree at `BUDGET`, for the embedded model.
+    """Lists ways that compute as much as the quadtree at `BUDGET`, for the embedded model.
 
     A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
     """
@@ -161,7 +161,7 @@ def _equal_flops() -> list[Way]:
 
 
 def _dear_rivals() -> list[Way]:
-    """Rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
+    """Lists rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
     weighted = {"alpha": 0.0, "llm_weight": "native"}
     return [
         Way("question-aware", {"budget": "question"}),
@@ -217,7 +217,7 @@ def _counting() -> list[Way]:
 
 
 def _geometry() -> list[Way]:
-    """From the paper's geometry to the native one, a step at a time."""
+    """Lists the steps from the paper's geometry to the native one."""
     steps: list[tuple[str, Mapping[str, object]]] = [
         ("grid", IN_GRID),
         ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
@@ -230,12 +230,12 @@ def _geometry() -> list[Way]:
 
 
 def _resized() -> list[Way]:
-    """The shipped settings on pictures resized to each size of the native geometry."""
+    """Lists the shipped settings on pictures resized to each size of the native geometry."""
     return [CLIP, *(Way(f"{side} px", {"image_size": side}) for side in (112, 224, 448, 896, 1792))]
 
 
 def _choice() -> list[Way]:
-    """Candidates for the defaults, those that were shipped before the choice among them."""
+    """Lists candidates for the defaults, those that were shipped before the choice among them."""
     earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS, **IN_GRID}
     ways = [CLIP, Way("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
     for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):

@@ -140,7 +140,7 @@ def merge_similar(vision: QLIPVisionModel, image: Tensor, keep: int) -> Kept:
 
 
 def raster_places(kept: Kept, native_grid: int) -> Tensor:
-    """float32 (K,): places on the native raster, by the rule of `qlip.raster_positions`."""
+    """Computes float32 (K,): places on the native raster, by the rule of `qlip.raster_positions`."""
     rows, cols = kept.grid
     i = ((kept.centres[:, 0] + 0.5) / rows * native_grid).floor().clamp(max=native_grid - 1)
     j = (kept.centres[:, 1] + 0.5) / cols * native_grid - 0.5
@@ -169,7 +169,7 @@ def _merge(hidden: Tensor, size: Tensor, centres: Tensor, keys: Tensor, count: i
 
 
 def _embed_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The input sequence (1 + N, D) of the uniform grid, [CLS] first, and the grid."""
+    """Embeds the input sequence (1 + N, D) of the uniform grid, [CLS] first, and the grid."""
     patch, embeddings = vision.config.patch_size, vision.embeddings
     grid = find_grid(image, patch)
     leaves = Leaves.uniform(grid)
@@ -180,7 +180,7 @@ def _embed_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, tupl
 
 
 def _run_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-    """The tower over the uniform grid of N cells, as far as the selected layer.
+    """Runs the tower over the uniform grid of N cells, as far as the selected layer.
 
     Returns:
         Features (N, D), [CLS]'s attention to each (N,), the mean over heads, keys (N, D), both of the last layer that
@@ -193,13 +193,13 @@ def _run_uniform(vision: QLIPVisionModel, image: Tensor) -> tuple[Tensor, Tensor
 
 
 def _run_layer(layer: nn.Module, hidden: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over (T, D): its output, attention (heads, T, T) and keys (T, D)."""
+    """Runs one layer over (T, D): its output, attention (heads, T, T) and keys (T, D)."""
     attended, weights, keys = _run_attention(layer, hidden, size)
     return attended + layer.mlp(layer.layer_norm2(attended)), weights, keys
 
 
 def _run_attention(layer: nn.Module, hidden: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The layer's attention block with its residual, the weights (heads, T, T) and the keys (T, D)."""
+    """Runs the layer's attention block with its residual; the weights (heads, T, T) and the keys (T, D)."""
     attention = layer.self_attn
     normed = layer.layer_norm1(hidden)
     keys = attention.k_proj(normed)

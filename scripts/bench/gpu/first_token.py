@@ -36,7 +36,7 @@ Samples = list[tuple[int, Milliseconds]]
 
 @contextmanager
 def tiling(config: Any, way: Way) -> Iterator[None]:
-    """A context in which images are cut as the way says: into LLaVA-1.6's tiles, or not."""
+    """Enters a context in which images are cut as the way says: into LLaVA-1.6's tiles, or not."""
     before = config.image_aspect_ratio, config.image_grid_pinpoints
     if way.name == ANYRES:
         config.image_aspect_ratio, config.image_grid_pinpoints = "anyres", PINPOINTS

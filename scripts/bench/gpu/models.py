@@ -73,7 +73,7 @@ def build_tower(model: str, device: str) -> CLIPVisionModel:
 
 
 def picture(size: int, number: int) -> Image.Image:
-    """A square part of one of four photographs, another part for each number."""
+    """Crops a square part of one of four photographs, a different part for each number."""
     whole = photograph(size * 3 // 2, number)
     shift = (number // 4 % 8) / 8
     return ImageOps.fit(whole, (size, size), centering=(shift, 1 - shift)).rotate(90 * (number // 32 % 4))

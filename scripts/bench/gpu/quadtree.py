@@ -31,12 +31,12 @@ NATIVE_GRID = 24
 
 
 def cut(image: Tensor, settings: QLIPConfig) -> Tensor:
-    """Patches (N, C, P, P) of the image's leaves."""
+    """Cuts an image into its leaves' patches (N, C, P, P)."""
     return qlip.extract_patches(image, partition_as(settings, image, PATCH, NATIVE_GRID), PATCH)
 
 
 def cut_recursively(image: Tensor) -> Tensor:
-    """The same by the recursive quadtree, for gradients without a budget."""
+    """Cuts the same by the recursive quadtree, for gradients without a budget."""
     return naive_patches(image, naive_partition(image, PATCH, ALPHA), PATCH)
 
 

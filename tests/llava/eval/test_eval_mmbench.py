@@ -171,7 +171,7 @@ def test_an_upload_for_mmbenchs_server_is_scored(tmp_path: Path, capsys: pytest.
     assert "u.xlsx holds question '9', which the table does not have" in capsys.readouterr().err
     (tmp_path / "u.xlsx").write_text("index,prediction")
     assert eval_mmbench.main([*flags, str(tmp_path / "u.xlsx")]) == 2
-    assert "u.xlsx is no Excel file" in capsys.readouterr().err
+    assert "u.xlsx is not an Excel file" in capsys.readouterr().err
 
 
 @given(st.dictionaries(st.tuples(st.integers(0, 6), st.integers(0, 3)), st.booleans(), min_size=1))

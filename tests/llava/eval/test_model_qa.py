@@ -34,7 +34,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.2)
-        model.lm_head.weight[: 3 + 256] = 0  # whole pieces only: single bytes of random weights are no text
+        model.lm_head.weight[: 3 + 256] = 0  # whole pieces only: single bytes of random weights are not text
         model.lm_head.weight[len(tokenizer) :] = 0
     model.save_pretrained(folder)
     return folder

@@ -80,7 +80,7 @@ def test_a_pointer_of_git_lfs_is_no_weights_file(folder):
 def test_a_bin_file_holds_tensors_by_name(tmp_path, content):
     write_config(tmp_path)
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin holds something else than tensors by name"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin holds something other than named tensors"):
         load(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_shard_may_be_a_link_as_in_the_hubs_cache(tmp_path, state):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"index\.json is no valid JSON: .*line 1"),
+        ("{", r"index\.json is not valid JSON: .*line 1"),
         ("[]", r"index\.json holds no JSON object"),
         ("{}", r"index\.json has no weight_map"),
         ('{"weight_map": []}', r"index\.json has no weight_map"),
@@ -145,7 +145,7 @@ def test_a_wrong_index_is_named(tmp_path, state, content, message):
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "generation_config.json"])
 def test_a_damaged_json_file_is_named(folder, name, content):
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} (is no valid JSON|holds no JSON object)"):
+    with pytest.raises(ValueError, match=rf"{name} (is not valid JSON|holds no JSON object)"):
         load(folder)
 
 
@@ -226,8 +226,8 @@ def lose_a_weight(clip: Path) -> None:
         ),
         (lambda clip: cut(clip / "model.safetensors", 0.5), r"clip/model\.safetensors is damaged or cut short"),
         (lambda clip: (clip / "model.safetensors").unlink(), r"clip holds no weights"),
-        (lambda clip: cut(clip / "config.json", 0.5), r"\(mm_vision_tower\): .*clip/config\.json is no valid JSON"),
-        (lambda clip: cut(clip / "preprocessor_config.json", 0.5), r"clip/preprocessor_config\.json is no valid JSON"),
+        (lambda clip: cut(clip / "config.json", 0.5), r"\(mm_vision_tower\): .*clip/config\.json is not valid JSON"),
+        (lambda clip: cut(clip / "preprocessor_config.json", 0.5), r"clip/preprocessor_config\.json is not valid JSON"),
         (shutil.rmtree, r"the vision tower 'clip' \(mm_vision_tower\) is neither a folder with a config\.json nor"),
     ],
 )

@@ -268,7 +268,7 @@ def test_an_incomplete_adapter_is_refused(tmp_path, weights, whole, change, mess
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("adapter_config.json", b"{", r"adapter_config\.json is no valid JSON"),
+        ("adapter_config.json", b"{", r"adapter_config\.json is not valid JSON"),
         ("adapter_config.json", b"[]", r"adapter_config\.json holds no JSON object"),
         (
             "adapter_config.json",

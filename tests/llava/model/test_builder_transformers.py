@@ -131,5 +131,5 @@ def test_what_llavas_projector_cannot_do_is_refused(folder: Path, values: dict[s
 def test_a_damaged_processors_file_is_named(tmp_path: Path) -> None:
     write_config(tmp_path)
     (tmp_path / "processor_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"processor_config\.json is no valid JSON"):
+    with pytest.raises(ValueError, match=r"processor_config\.json is not valid JSON"):
         load_pretrained_model(str(tmp_path), device="cpu")

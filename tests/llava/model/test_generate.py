@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.model.builder import load_pretrained_model
 from tests.llava.checkpoints import PICTURE, make_llava_checkpoint
+from tests.llava.model.prompts import IMAGES, ROWS, images_of
 
 TREE = {"criterion": "gradient", "coarsest": "any", "alpha": 0.7, "max_tokens": 90, "llm_size_bias": 0.0}
 SETTINGS = {
@@ -20,16 +20,7 @@ SETTINGS = {
     "thumbnail": {**TREE, "thumbnail": True, "llm_size_bias": 0.5},
     "floor": {**TREE, "max_tokens": None, "coarsest": "native"},
 }
-ROWS = [[1, 20, IMAGE, 30], [1, IMAGE, 40, 41, 42, IMAGE, 43], [1, 50, 51, 52, 53, 54], [1, 60, IMAGE, 61, 62]]
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
-
-
-def picture(height: int, width: int, seed: int) -> torch.Tensor:
-    noise = torch.randn(1, 3, height // 14, width // 14, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(noise, (height, width), mode="bicubic")[0]
-
-
-IMAGES = [picture(112, 112, 0), picture(224, 140, 1), picture(112, 336, 2), picture(280, 280, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +31,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=SETTINGS.values(), ids=SETTINGS.keys())
 def model(request, folder):
     return load_pretrained_model(str(folder), device="cpu", qlip=request.param)[1]
-
-
-def images_of(rows: list[list[int]]) -> list[list[torch.Tensor]]:
-    """IMAGES handed out in order to the placeholders of each row."""
-    left = iter(IMAGES)
-    return [[next(left) for i in row if i == IMAGE] for row in rows]
 
 
 def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -112,7 +112,7 @@ def test_without_a_padding_token_a_row_does_not_depend_on_the_others(tmp_path: P
 
     ids = torch.tensor([PROMPT, [end] * 4 + PROMPT[3:4] + PROMPT[5:]])
     mask = torch.tensor([[1] * 7, [0] * 4 + [1] * 3])
-    ids[1, 4:] = torch.tensor([1, 20, end])  # an end of its own, which is no padding
+    ids[1, 4:] = torch.tensor([1, 20, end])  # an end of its own, which is not padding
     options = {"do_sample": False, "max_new_tokens": 6}
     together = model.generate(ids, images=PIXELS, attention_mask=mask, **options)
     alone = [model.generate(ids[:1], images=PIXELS, **options), model.generate(ids[1:, 4:], **options)]

@@ -70,7 +70,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
         for url in (front.url, one.url):
             assert list(asking(url, 50))[-1]["text"] == "Hi " + said(50)
 
-        # a client that goes away amid an answer stops the model behind both servers
+        # a client that goes away during an answer stops the model behind both servers
         chunks, _ = asked(front.url)
         assert queue_of(one.url) + queue_of(two.url) == 1
         chunks.close()  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
             assert list(chunks)[-1]["text"] == "Hi " + said(LONG)
         assert one.has_ended()
 
-        # a worker that dies amid an answer: an error chunk; and the next request goes to another one
+        # a worker that dies during an answer: an error chunk; and the next request goes to another one
         with worker(first, gate) as again:
             front.says(f"registered {one.url}", times=2)
             upstream.models_of(front.url)  # asks all for their queues

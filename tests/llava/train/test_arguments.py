@@ -46,8 +46,10 @@ def test_the_quadtree_is_chosen_by_flag(flags, chosen):
     assert parse(flags).model.qlip == chosen
 
 
-def test_tf32_without_a_gpu_is_no_error():
-    assert parse("--tf32 True").training.tf32 is None or torch.accelerator.is_available()
+def test_tf32_without_a_gpu_is_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert parse("--tf32 True").training.tf32 is None
+    assert "--tf32 is not read: this machine has no GPU" in caplog.text
 
 
 def test_arguments_can_be_made_without_a_command_line(tmp_path):

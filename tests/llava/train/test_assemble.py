@@ -201,7 +201,7 @@ def test_the_padding_token(build, version, pad, rows):
 
 def test_an_unknown_template_is_vicunas_as_in_llava(build, caplog):
     assert build(f"{LLAVA} --version vicuna")[2] == conv_templates["vicuna_v1"]
-    assert "--version 'vicuna' is no template's name" in caplog.text
+    assert "--version 'vicuna' is not the name of a template" in caplog.text
 
 
 def test_image_tokens_are_added(build):

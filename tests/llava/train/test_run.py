@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, ca
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out"), capsys)
     assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, which these flags do not" in line
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="False"), capsys)
-    assert code == 2 and "--resume_from_checkpoint False is no folder" in line
+    assert code == 2 and "--resume_from_checkpoint False is not a folder" in line
 
 
 @pytest.mark.parametrize(

@@ -122,5 +122,5 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(TypeError, match="size can't be given: QLIP prepares images by its own settings"):
         qlip.process_for_question(model, processor, PICTURES[0], PROMPTS[0], size={"shortest_edge": 3})
     vision, _ = qlip.attach(make_vision_model("clip"))
-    with pytest.raises(TypeError, match="CLIPVisionModel is no attached model with a language model"):
+    with pytest.raises(TypeError, match="CLIPVisionModel is not an attached model with a language model"):
         qlip.process_for_question(vision, processor, PICTURES[0], PROMPTS[0])

@@ -53,7 +53,7 @@ def test_a_warning_names_what_vllm_cannot_follow(caplog):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="LlavaForConditionalGeneration is no attached LLaVA model"):
+    with pytest.raises(TypeError, match="LlavaForConditionalGeneration is not an attached LLaVA model"):
         qlip.vllm_image_embeds(make_language_model("llava"), PICTURES[:1])
-    with pytest.raises(TypeError, match="CLIPVisionModel is no attached LLaVA model"):
+    with pytest.raises(TypeError, match="CLIPVisionModel is not an attached LLaVA model"):
         qlip.vllm_image_embeds(qlip.attach(make_vision_model("clip"))[0], PICTURES[:1])

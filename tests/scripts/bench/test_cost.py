@@ -204,7 +204,7 @@ def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys
     ("arguments", "message"),
     [
         (["--models", "llava-7b"], "on a GPU only"),
-        (["--sizes", "100"], "100 is no multiple of 14"),
+        (["--sizes", "100"], "100 is not a multiple of 14"),
         (["--repeats", "0"], "argument --repeats: '0' is not allowed"),
     ],
 )

@@ -66,5 +66,5 @@ def test_a_trace_is_sorted_and_its_mistakes_are_named(tmp_path: Path) -> None:
     assert [request.at for request in read_trace(file)] == [1.0, 2.0]
     for change in ({"answer": 0}, {"visual": -1}, {"tokens": 1}, {"at": "now"}):
         file.write_text(json.dumps({**lines[0], **change}))
-        with pytest.raises(ValueError, match="trace.jsonl:1 is no request of a trace"):
+        with pytest.raises(ValueError, match="trace.jsonl:1 is not a request of a trace"):
             read_trace(file)

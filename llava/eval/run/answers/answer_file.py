@@ -125,7 +125,7 @@ class AnswerFile:
         """
         kind = "error" if file.name.startswith(self.errors.name) else "text"
         try:
-            return read_rows(file, "answer of this runner", lambda row: _is_row(row, kind), is_row_start).numbered
+            return read_rows(file, "an answer of this runner", lambda row: _is_row(row, kind), is_row_start).numbered
         except ValueError as error:
             raise ValueError(f"{error}; name another --answers-file") from None
 

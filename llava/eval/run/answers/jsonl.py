@@ -40,7 +40,7 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start
 
     Args:
         path: the file.
-        kind: name of a row, for messages.
+        kind: name of a row with its article, for messages.
         is_row: whether an object is a row.
         is_row_start: whether bytes are the beginning of a row's line; only such a last line may be truncated.
 
@@ -64,7 +64,7 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start
                 break
             row = None
         if not (isinstance(row, dict) and is_row(row)):
-            raise ValueError(f"{path}:{number} is no {kind}, so the file stays as it is")
+            raise ValueError(f"{path}:{number} is not {kind}, so the file stays as it is")
         numbered.append((number, row))
         kept.append(line + b"\n")
     whole = b"".join(kept)

@@ -40,7 +40,7 @@ def only_run(path: Path) -> Iterator[None]:
     check_regular(file)
     found = _read(file)
     if found and not found.startswith(HOLDER):
-        raise ValueError(f"{file} is no lock of a run, and a run needs that name; name another file than {path}")
+        raise ValueError(f"{file} is not a lock of a run, and a run needs that name; name another file than {path}")
     lock = FileLock(file, timeout=TIMEOUT, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -95,7 +95,7 @@ def _describe(faults: Sequence[tuple[str | Path, str]], kind: str, count: int) -
     """Says how many of `count` images have one kind of fault, with examples."""
     own = [_name(image) for image, fault in faults if fault == kind]
     state, reason = (kind, "") if kind == MISSING else ("unreadable", f": {kind}")
-    return f"{len(own)} of {count} pictures are {state}, for example {' and '.join(own[:EXAMPLES])}{reason}"
+    return f"{len(own)} of {count} images are {state}, for example {' and '.join(own[:EXAMPLES])}{reason}"
 
 
 def find_fault(source: str | Path) -> str | None:

@@ -1,7 +1,7 @@
-"""Prepares images ahead of their reader: in a thread at first, in worker processes once they pay and are up.
+"""Prepares images ahead of their reader: first in a thread, then in worker processes where these save time.
 
-A worker imports torch before its first image, which takes seconds. The reader never waits for that, and for the thread
-or a worker only if it has begun the next image: whatever nobody has taken the reader prepares itself.
+A worker imports torch before its first image, which takes seconds. The reader never waits for that import, and waits
+for the thread or a worker only if it has begun the next image; images that nobody has begun it prepares itself.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ImageQueue:
         self._thread.start()
 
     def next(self) -> Any:
-        """Returns the next image; prepares images here as long as it is not ready.
+        """Gets the next image; prepares images here as long as it is not ready.
 
         Raises:
             StopIteration: there is none, or an image before it has failed.

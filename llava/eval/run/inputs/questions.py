@@ -107,7 +107,7 @@ def _read_value(place: str, row: Row, key: str) -> Any:
     """Reads a text that can be encoded, or a question's id: a text or a number; raises ValueError for another value."""
     value, is_id = row[key], key == "question_id"
     if not isinstance(value, (str, int, float) if is_id else str):
-        allowed = "a text or a number" if is_id else "a text"
+        allowed = "text or a number" if is_id else "text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
     if isinstance(value, str):
         check_encodable(place, key, value)
@@ -128,7 +128,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
     try:
         entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error.msg}") from None
+        raise ValueError(f"{path} is not JSON: {error.msg}") from None
     questions = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:
@@ -136,7 +136,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
             text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             file = None if image is None else folder / image
         except (AttributeError, KeyError, IndexError, TypeError):
-            raise ValueError(f"{path}: entry {number} is no object with id and conversations") from None
+            raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
         check_encodable(f"{path}: entry {number}", "the question", text)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
@@ -167,7 +167,7 @@ def read_mmbench(
     for row in rows:
         image = row["image"] if len(row["image"]) > SHORTEST_BASE64 else pictures.get(row["image"])
         if not image:
-            raise ValueError(f"{path}: row {row['index']} has no picture")
+            raise ValueError(f"{path}: row {row['index']} has no image")
         ending = f"\n{LETTER_ONLY[lang]}" if single_pred_prompt else ""
         questions += _make_rounds(row, f"data:image;base64,{image}", ending, all_rounds, len(questions))
     if not questions:

@@ -69,7 +69,9 @@ def test_a_file_of_another_kind(
     answers = questions.with_name(name)
     answers.write_text(text)
     line = refused(main, questions, answers, capsys, *more)
-    assert f"{answers}:1 is no answer of this runner, so the file stays as it is; name another --answers-file" in line
+    assert (
+        f"{answers}:1 is not an answer of this runner, so the file stays as it is; name another --answers-file" in line
+    )
 
 
 @pytest.mark.parametrize("main", RUNS)
@@ -91,7 +93,7 @@ def test_the_file_of_errors_of_another_kind(main: Main, questions: Path, capsys:
     errors = questions.with_name("run.errors.jsonl")
     errors.write_text("what went wrong: nothing\n")
     line = refused(main, questions, questions.with_name("run.jsonl"), capsys, "--no-resume")
-    assert f"{errors}:1 is no answer of this runner" in line
+    assert f"{errors}:1 is not an answer of this runner" in line
 
 
 @pytest.mark.parametrize("main", RUNS)
@@ -131,5 +133,5 @@ def test_a_sweep_leaves_a_results_file_of_another_kind(questions: Path, capsys: 
         (out / "results.jsonl").write_text(text)
         assert sweep.main(flags) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{out / 'results.jsonl'}:1 is no cell of a sweep, so the file stays as it is" in line
+        assert f"{out / 'results.jsonl'}:1 is not a cell of a sweep, so the file stays as it is" in line
         assert content(out) == {"results.jsonl": text.encode()}

@@ -177,7 +177,7 @@ def test_faults_stay_with_their_question(
     assert errors[0] is None and errors[5] is None and found[0].text and found[5].text
     assert errors[1] == f"no such image file: {tmp_path / 'missing.png'}"
     assert str(errors[2]).startswith("not a readable image")
-    assert errors[3] == "the prompt has 2 places for pictures instead of 1"
+    assert errors[3] == "the prompt has 2 places for images instead of 1"
     assert "exceed the model's context" in str(errors[4])
     assert str(errors[6]).endswith("File name too long")
     assert all(found[i].text is None for i in (1, 2, 3, 4, 6))

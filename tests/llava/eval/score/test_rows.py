@@ -66,7 +66,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> N
     path = tmp_path / "a.json"
     path.write_text('{"text": "é"}', encoding=encoding)
     for read in (read_rows, lambda path: read_json(path, dict)):
-        with pytest.raises(ValueError, match=r"a\.json is no UTF-8 text: .* at byte"):
+        with pytest.raises(ValueError, match=r"a\.json is not UTF-8 text: .* at byte"):
             read(path)
 
 
@@ -75,7 +75,7 @@ def test_a_table_keeps_its_text_as_it_is(tmp_path: Path) -> None:
     path.write_text('index\tA\tB\n007\tNone\t\n2\t"two\nlines"\t1.0\n')
     assert read_table(path) == [{"index": "007", "A": "None", "B": ""}, {"index": "2", "A": "two\nlines", "B": "1.0"}]
     path.write_text("")
-    with pytest.raises(ValueError, match=r"a\.tsv is no tab-separated table"):
+    with pytest.raises(ValueError, match=r"a\.tsv is not a tab-separated table"):
         read_table(path)
 
 
@@ -103,9 +103,9 @@ def test_a_table_may_have_a_byte_order_mark_huge_cells_short_rows_and_quotes_ins
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no tab-separated table: it is empty"),
-        ("index\tA\n1\t2\t3\n", "is no tab-separated table: row 1 has 3 cells and the header 2"),
-        ('index\tA\n1\t"two\n2\tthree\n', "is no tab-separated table: a quotation mark is not closed"),
+        ("", "is not a tab-separated table: it is empty"),
+        ("index\tA\n1\t2\t3\n", "is not a tab-separated table: row 1 has 3 cells and the header 2"),
+        ('index\tA\n1\t"two\n2\tthree\n', "is not a tab-separated table: a quotation mark is not closed"),
         ("index\tB\n1\t2\n", "has no column A"),
     ],
 )

@@ -149,19 +149,27 @@ def test_answers_or_a_check_must_be_asked_for(tmp_path: Path, capsys: pytest.Cap
         assert "--check" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_the_question_files_of_submissions_are_checked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fits: bool
-) -> None:
-    write_rows(tmp_path / "split.jsonl", [{"question_id": 1}, {"question_id": 2 if fits else 3}])
-    write_rows(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": name} for name in (1, 2)])
-    asked = lines(tmp_path, "a", "b", names=(1, 2 if fits else 1))
-    codes = (
-        convert_vqav2_for_submission.main(["--dir", str(tmp_path), "--split", "split", "--check"]),
+def check_submissions(folder: Path, split: tuple[int, int], vizwiz: tuple[int, int]) -> tuple[int, int]:
+    """Checks question files of VQAv2, whose test set has questions 1 and 2, and VizWiz: the exit codes."""
+    write_rows(folder / "split.jsonl", [{"question_id": name} for name in split])
+    write_rows(folder / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": name} for name in (1, 2)])
+    asked = lines(folder, "a", "b", names=vizwiz)
+    return (
+        convert_vqav2_for_submission.main(["--dir", str(folder), "--split", "split", "--check"]),
         convert_vizwiz_for_submission.main(["--annotation-file", str(asked), "--check"]),
     )
-    assert codes == ((0, 0) if fits else (2, 2))
+
+
+def test_right_question_files_of_submissions_pass_and_nothing_is_written(tmp_path: Path) -> None:
+    assert check_submissions(tmp_path, (1, 2), (1, 2)) == (0, 0)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
+
+
+def test_wrong_question_files_of_submissions_are_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_submissions(tmp_path, (1, 3), (1, 1)) == (2, 2)
     errors = capsys.readouterr().err
-    assert fits or "llava_vqav2_mscoco_test2015.jsonl lacks 1 of 2 questions, for example '3'" in errors
-    assert fits or "q.jsonl:2: '1' appears twice" in errors
+    assert "llava_vqav2_mscoco_test2015.jsonl lacks 1 of 2 questions, for example '3'" in errors
+    assert "q.jsonl:2: '1' appears twice" in errors
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}

@@ -82,7 +82,7 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
 ) -> None:
     (material / "results.jsonl").write_text(line)
     assert command.main(flags(material, material)) == 2
-    assert "results.jsonl:1 is no cell of a sweep" in capsys.readouterr().err
+    assert "results.jsonl:1 is not a cell of a sweep" in capsys.readouterr().err
     assert (material / "results.jsonl").read_text() == line
 
 
@@ -143,7 +143,7 @@ def test_another_checkpoint_in_the_same_folder_or_other_images_are_another_task(
 
 def test_a_missing_picture_is_named(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(flags(material, tmp_path, "--image-folder", str(tmp_path))) == 2
-    assert f"1 of 1 pictures are missing, for example {tmp_path / 'a.png'}" in capsys.readouterr().err
+    assert f"1 of 1 images are missing, for example {tmp_path / 'a.png'}" in capsys.readouterr().err
 
 
 def test_a_question_without_a_right_answer_is_named(

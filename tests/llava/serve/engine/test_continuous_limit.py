@@ -33,7 +33,7 @@ def test_one_long_request_among_short_ones(
     growth: int,
     limit: int,
 ) -> None:
-    """Padded, each short one takes as much as the long one; without room to grow, some wait amid their answers."""
+    """Padded, each short one takes as much as the long one; without room to grow, some wait during their answers."""
     for module in (continuous, scheduler):
         monkeypatch.setattr(module, "GROWTH", growth)
     engine = new_engine(max_batch_tokens=limit, max_prefix_mib=0)

@@ -174,7 +174,7 @@ def test_four_of_the_largest_bodies_fit(max_body: int, most: int) -> None:
 
 
 async def exchange(app: Any, path: str, body: Callable[[], Any], seen: Callable[[], None]) -> int:
-    """Sends a request of 64 KiB pieces that the client keeps no copy of; calls `seen` amid the reply; its status."""
+    """Sends a request of 64 KiB pieces that the client keeps no copy of; calls `seen` during the reply; its status."""
     pieces = body()
     statuses: list[int] = []
 

@@ -75,7 +75,7 @@ def test_a_host_that_is_not_this_machine_is_refused(
 ) -> None:
     """192.0.2.1 is an address of documentation, which no machine has (RFC 5737)."""
     assert exit_code(main, [*flags, f"--host={host}"]) == 2
-    assert f"error: --host {host} is no address of this machine; 127.0.0.1 is" in last_line(capsys)
+    assert f"error: --host {host} is not an address of this machine; 127.0.0.1 is" in last_line(capsys)
 
 
 def test_a_port_that_is_not_for_this_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_keys_come_from_the_flag_or_the_environment(monkeypatch: pytest.MonkeyPa
 def test_a_host_is_named_alone(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--allowed-media-domains", host)
-    assert "is no host name; give it without scheme, port or path" in capsys.readouterr().err
+    assert "is not a host name; give it without scheme, port or path" in capsys.readouterr().err
 
 
 def test_an_international_host_is_known_by_its_name_on_the_wire() -> None:

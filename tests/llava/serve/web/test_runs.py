@@ -135,7 +135,7 @@ def test_whatever_is_pressed_the_last_press_counts_and_the_buttons_fit(
     visitor = come().sees_a_picture()
     box, stop, side = (visitor.at(name) for name in ("#question textarea", "#stop", "#side-clip .side-answer"))
 
-    def press(*names: str) -> None:  # amid the same task of the browser: no reply comes between
+    def press(*names: str) -> None:  # within the same task of the browser: no reply comes between
         visitor.page.evaluate("names => names.forEach(name => document.querySelector(name).click())", list(names))
 
     def is_idle(questions: list[str]) -> None:

@@ -110,7 +110,7 @@ def test_a_picture_is_removed_until_it_has_been_asked_about(demo: Demo) -> None:
     assert demo.remove_picture(request("a"), kept, [2, 3], *controls()) == (gr.skip(),) * 4  # pressed twice
     asked = kept.with_answer("Which?", "green")
     assert "<button" not in demo.show_strip(asked)
-    for chosen, why in (([2, 2], "has been asked about this picture"), ([1, 2], "has been"), ("x", "no picture")):
+    for chosen, why in (([2, 2], "has been asked about this picture"), ([1, 2], "has been"), ("x", "not a picture")):
         with pytest.raises(gr.Error, match=why):
             demo.remove_picture(request("a"), asked, chosen, *controls())
 
@@ -123,7 +123,7 @@ def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEn
         ("a", Session(), upload, "There is no picture yet"),
         ("a", full, upload, f"There are {MAX_PICTURES} pictures already. Remove one, or clear the conversation."),
         ("busy", Session(RED), upload, "Wait for the answer or press Stop"),
-        ("a", Session(RED), "x", "no uploaded file"),
+        ("a", Session(RED), "x", "not an uploaded file"),
         ("a", Session(RED), {"path": "/etc/passwd"}, "It was not uploaded"),
     )
 

@@ -136,7 +136,7 @@ def test_an_answer_that_begins_amid_the_question_is_passed_on_without_its_reply(
 BEGUN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n" % len(frame("Hi")) + frame("Hi") + b"\r\n"
 
 
-@pytest.mark.parametrize("begun", [b"", BEGUN], ids=["before the worker replies", "amid the answer"])
+@pytest.mark.parametrize("begun", [b"", BEGUN], ids=["before the worker replies", "during the answer"])
 def test_a_client_that_goes_ends_the_workers_request(begun: bytes) -> None:
     registry = Registry()
     controller = create_app(Dispatcher(registry, timeouts=Timeouts(newcomers=0)), on_loopback=True)

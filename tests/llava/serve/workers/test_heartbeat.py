@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,5 +225,6 @@ def test_why_a_worker_was_not_registered_is_said(capsys: pytest.CaptureFixture[s
     said = f"register_worker: error: the controller at {url} refused: "
     assert refused.startswith(f"{said}workers need the controller's secret")
     assert unreachable.startswith(f"{said}the worker {WORKER} sends no status")
-    assert gone.startswith(f"register_worker: error: no controller answers at {url} ([Errno 111] Connection refused); ")
+    refusal = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
+    assert gone.startswith(f"register_worker: error: no controller answers at {url} ({refusal}); ")
     assert gone.endswith("or name another by --controller-address")

@@ -131,7 +131,7 @@ def test_a_file_of_claims_reads_as_it_was_written(tmp_path: Path) -> None:
     write_claims([claim(), claim(low=None, high=None)], tmp_path / "claims.json")
     assert read_claims(tmp_path / "claims.json") == [claim(), claim(low=None, high=None)]
     (tmp_path / "other.json").write_text("[{}]")
-    with pytest.raises(ValueError, match="other.json is no file of claims"):
+    with pytest.raises(ValueError, match="other.json is not a file of claims"):
         read_claims(tmp_path / "other.json")
     write_claims([claim(way="ours")], tmp_path / "claims.json")
     with pytest.raises(ValueError, match="'ours'.*CLIP"):

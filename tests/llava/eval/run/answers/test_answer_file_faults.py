@@ -100,7 +100,9 @@ def test_a_file_of_another_kind_stays_as_it_is(tmp_path: Path, content: bytes, r
         return
     for whole in (content, b"".join(LINES[:ours]) + content):
         path.write_bytes(whole)
-        with pytest.raises(ValueError, match=r"answers.jsonl:\d+ is no answer of this runner.*another --answers-file"):
+        with pytest.raises(
+            ValueError, match=r"answers.jsonl:\d+ is not an answer of this runner.*another --answers-file"
+        ):
             begun(path, resume)
         assert path.read_bytes() == whole
 
@@ -131,7 +133,7 @@ def test_files_that_are_easily_taken_for_answers_stay(tmp_path: Path, content: b
     """The file of errors and the parts of several processes are looked at, too."""
     (tmp_path / name).write_bytes(content)
     for resume in (True, False):
-        with pytest.raises(ValueError, match=f"{name}:1 is no answer"):
+        with pytest.raises(ValueError, match=f"{name}:1 is not an answer"):
             begun(tmp_path / "answers.jsonl", resume)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {name: content}
 

@@ -52,7 +52,7 @@ def test_a_lock_file_of_another_kind_is_left(tmp_path: Path) -> None:
     lock = tmp_path / "poetry.lock"
     lock.write_text("package = []\n")
     with (
-        pytest.raises(ValueError, match="poetry.lock is no lock of a run.*name another file"),
+        pytest.raises(ValueError, match="poetry.lock is not a lock of a run.*name another file"),
         only_run(tmp_path / "poetry"),
     ):
         pytest.fail("it was taken for a lock")

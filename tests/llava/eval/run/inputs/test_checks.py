@@ -82,8 +82,8 @@ def test_missing_and_unreadable_pictures_are_said_once_before_the_model_is_loade
     assert FROM_FILES[name](make_flags(name, tmp_path, images)) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert f"2 of 4 pictures are missing, for example {images / '1.png'} and {images / '3.png'}; " in error
-    assert f"1 of 4 pictures are unreadable, for example {images / '2.png'}: not a readable image; broken" in error
+    assert f"2 of 4 images are missing, for example {images / '1.png'} and {images / '3.png'}; " in error
+    assert f"1 of 4 images are unreadable, for example {images / '2.png'}: not a readable image; broken" in error
     assert "not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; check --image-folder" in error
     assert ("--skip-unreadable" in error) == (name != "sweep")
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "out").exists()
@@ -104,7 +104,7 @@ def test_a_header_that_costs_much_is_unreadable_before_it_is_read(
     (tmp_path / "picture").write_bytes(data)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     encoded = "data:image/x;base64," + base64.b64encode(data).decode()
-    with pytest.raises(ValueError, match=f"1 of 1 pictures are unreadable, for example .*picture: .*{limit}"):
+    with pytest.raises(ValueError, match=f"1 of 1 images are unreadable, for example .*picture: .*{limit}"):
         check_images([tmp_path / "picture"], tmp_path)
     assert limit in str(find_fault(encoded))
 
@@ -131,7 +131,7 @@ def test_a_picture_inside_mmbenchs_table_is_checked_too(tmp_path: Path, capsys: 
     (tmp_path / "q.tsv").write_text("\n".join(lines) + "\n")
     flags = ["--question-file", str(tmp_path / "q.tsv"), "--answers-file", str(tmp_path / "a.jsonl")]
     assert model_vqa_mmbench.main([*flags, "--image-folder", str(tmp_path / "nowhere")]) == 2
-    assert "2 of 3 pictures are unreadable, for example data:image;base64," in capsys.readouterr().err
+    assert "2 of 3 images are unreadable, for example data:image;base64," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["plain", "MIME", "data URL"])
@@ -169,7 +169,7 @@ def test_with_skip_unreadable_the_other_questions_are_answered(
     flags = make_flags("model_vqa_loader", tmp_path, make_folder(tmp_path / "images", "-1", "2"), 4)
     assert model_vqa_loader.main([*flags, "--skip-unreadable"]) == 1
     assert [row["question_id"] for row in read(tmp_path / "a.jsonl")] == [0, 3]
-    assert caplog.text.count("1 of 4 pictures are missing") == 1
+    assert caplog.text.count("1 of 4 images are missing") == 1
 
 
 @pytest.mark.parametrize("name", ["model_vqa_loader", "vstar_likelihood"])

@@ -109,9 +109,9 @@ def test_a_row_of_mmbench_may_name_the_row_that_holds_its_picture(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "holds no questions"),
-        ('[{"id": 1}]', "entry 0 is no object with id and conversations"),
+        ('[{"id": 1}]', "entry 0 is not an object with id and conversations"),
         ('[{"id": 1, "conversations": []}]', "entry 0"),
         ("[3]", "entry 0"),
         ('[{"id": 1, "conversations": [{"value": null}]}]', "entry 0"),
@@ -130,8 +130,8 @@ def test_a_file_that_is_no_scienceqa_is_named(tmp_path: Path, content: str, word
     ("rows", "without", "words"),
     [
         ([ROW], "hint", "has no column hint"),
-        ([ROW | {"image": ""}], "", "row 241 has no picture"),
-        ([ROW | {"image": "9"}], "", "row 241 has no picture"),
+        ([ROW | {"image": ""}], "", "row 241 has no image"),
+        ([ROW | {"image": "9"}], "", "row 241 has no image"),
         ([], "", "holds no questions"),
     ],
 )
