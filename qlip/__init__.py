@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qlip.config import QLIPConfig
-    from qlip.encoder import QLIPOutput, QLIPVisionModel
+    from qlip.encoder import QLIPVisionModel
     from qlip.image_processing import QLIPImageProcessor
     from qlip.integrations.attach import attach, detach
     from qlip.integrations.question import process_for_question
     from qlip.integrations.vllm import vllm_image_embeds
     from qlip.language_positions import key_bias
     from qlip.mlp import CoordinateMLP
+    from qlip.outputs import QLIPOutput
     from qlip.packing import PACKED_NAMES
     from qlip.patches import extract_patches
     from qlip.positions import interpolate_positions, raster_positions
@@ -51,7 +52,7 @@ _MODULES = {
     "Leaves": "qlip.quadtree",
     "QLIPConfig": "qlip.config",
     "QLIPImageProcessor": "qlip.image_processing",
-    "QLIPOutput": "qlip.encoder",
+    "QLIPOutput": "qlip.outputs",
     "QLIPVisionModel": "qlip.encoder",
     "attach": "qlip.integrations.attach",
     "detach": "qlip.integrations.attach",

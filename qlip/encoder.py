@@ -6,7 +6,6 @@ The wrapped model's modules keep their own names, so that its checkpoints load u
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,39 +17,11 @@ from qlip.backbones.registry import VISION_MODELS, find_adapter
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
+from qlip.outputs import HiddenStates, QLIPOutput
 from qlip.patches import CutImage, check_cuts, downsize, key_mask, pad_ragged
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, count_sizes
 from qlip.untraced import extract_patches, native_cut, partition_as
-
-
-@dataclass(frozen=True)
-class QLIPOutput:
-    """The output of `QLIPVisionModel`, one entry per image."""
-
-    features: list[Tensor]
-    """(M_i, D): the selected hidden layer; with a thumbnail its n * n tokens first, then the leaves in raster order.
-    Several layers are concatenated along D."""
-
-    leaves: list[Leaves]
-    """The trees."""
-
-    pooled: Tensor | None
-    """(B, D): the model's own pooled output over [CLS] and leaves (SigLIP: its attention head), if asked for."""
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """Hidden states of a padded batch."""
-
-    layers: dict[int, Tensor]
-    """(B, T, D) by number of the layer, 0 before the first; [CLS] first."""
-
-    valid: Tensor
-    """bool (B, T), True on tokens, False on padding."""
-
-    lengths: list[int]
-    """Tokens of each image, [CLS] included."""
 
 
 class QLIPVisionModel(nn.Module):

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),
-    ("qlip.patches", "qlip.positions", "qlip.tools.draw", "qlip.tools.heat"),
+    ("qlip.outputs", "qlip.patches", "qlip.positions", "qlip.tools.draw", "qlip.tools.heat"),
     ("qlip.packing", "qlip.language_positions", "qlip.decoder_masks", "qlip.cutting", "qlip.untraced"),
     ("qlip.image_processing", "qlip.question", "qlip.tiles"),
     (

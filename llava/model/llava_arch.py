@@ -43,7 +43,7 @@ from llava.model.vision.mixin import ImageEncodingMixin, Images, ImageSizes
 from llava.model.vision.question_budget import refine_pixels
 from llava.model.vision_setup import initialize_vision_modules, initialize_vision_tokenizer
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.mixins import ImagePositionsMixin, refuse_chunks
+from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 
 TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
@@ -224,8 +224,7 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
                 kwargs.update(borders)
         elif labels is not None or self.training:
             inputs_embeds, input_ids = embed_text(self, input_ids, alone=True), None
-        new = inputs_embeds if inputs_embeds is not None else input_ids
-        if new is None:
+        if (new := inputs_embeds if inputs_embeds is not None else input_ids) is None:
             raise ValueError("neither input_ids nor inputs_embeds were given")
         attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         return super().forward(
@@ -266,18 +265,12 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             The output of transformers' `generate`, new tokens only.
 
         Raises:
-            ValueError: no prompt, embeddings instead of a prompt, too few images, or an option that does not go with
-                images.
+            ValueError: no prompt, embeddings instead of one, too few images, or an option that images do not go with.
         """
         prompt = inputs if inputs is not None else input_ids
         if "packs" in kwargs:
             raise ValueError("generate takes no packs: they are for training; it pads the prompts of a batch itself")
-        if kwargs.get("assistant_model") is not None:
-            raise ValueError(
-                "assistant_model is not supported by these classes; load the checkpoint by transformers' own and attach"
-                " QLIP (qlip.attach, docs/TRANSFORMERS.md)"
-            )
-        refuse_chunks(self, kwargs)
+        refuse_options(self, kwargs)
         if prompt is None or position_ids is not None or "inputs_embeds" in kwargs:
             raise ValueError("generate takes input_ids and images; inputs_embeds and position_ids are made from them")
         images = refine_pixels(self, prompt, attention_mask, images)

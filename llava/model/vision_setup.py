@@ -16,11 +16,10 @@ from llava.model.config import check_merge_type
 from llava.model.loading.files import load_tensors
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower, read_settings
+from llava.model.multimodal_encoder.qlip_encoder import check_flag
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import whole_parameters
 from llava.model.vision.anyres import has_newline, make_newline
-from qlip import QLIPConfig
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEWLINE = "model.image_newline"
@@ -95,15 +94,7 @@ def check_own_parts(model: Any, tower: VisionTower, args: Any) -> None:
     for name, value in own.items():
         if (given := getattr(args, name, value)) != value:
             raise ValueError(f"{name} is {given!r}, the model was loaded with {value!r}; give that, or leave it out")
-    wanted = getattr(args, "qlip", None)
-    settings = tower.settings if isinstance(tower, QLIPVisionTower) else None
-    if wanted is not None and _without_prior(read_settings(wanted)) != _without_prior(settings):
-        raise ValueError(f"qlip is {wanted!r}, the model was loaded with {settings!r}; give the flag as it is loaded")
-
-
-def _without_prior(settings: QLIPConfig | None) -> dict[str, Any] | None:
-    """Lists the settings but the path of the prior, which a checkpoint names within its own folder."""
-    return None if settings is None else {**settings.to_dict(), "mlp": None}
+    check_flag(tower, getattr(args, "qlip", None))
 
 
 def initialize_vision_tokenizer(model: Any, args: Any, tokenizer: Any) -> None:

@@ -95,9 +95,8 @@ def find_base(args: ParsedArguments) -> Checkpoint:
     Raises:
         ValueError: it is neither a language model nor a whole LLaVA checkpoint.
     """
-    path = str(args.model.model_name_or_path)
-    hub = {"cache_dir": args.training.cache_dir}
-    checkpoint = inspect(local_folder(path, **hub), **hub)
+    path, cache = str(args.model.model_name_or_path), args.training.cache_dir
+    checkpoint = inspect(local_folder(path, cache_dir=cache), cache_dir=cache)
     if checkpoint.kind != "full":
         way_out = "merge it by scripts/merge_lora_weights.py" if checkpoint.kind == "lora" else (
             "give its language model, and it as --pretrain_mm_mlp_adapter"

@@ -27,10 +27,9 @@ from llava.train.saving import (
     adapter_state,
     cache_in_config,
     check_loaded,
+    finish_checkpoint,
     load_trained,
-    name_checkpoint,
     projector_state,
-    rotate,
     save_adapters,
     save_config,
     save_projector,
@@ -257,20 +256,12 @@ class LLaVATrainer(Trainer):
                 self._name_best(staged, final)
         finally:
             self._staging, self.args.save_total_limit = None, limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._finish_checkpoint(staged, final, limit)
-        self.accelerator.wait_for_everyone()
         # Where machines share no folder, the others still have their processes' parts (ZeRO's shards, random states).
-        if self.args.local_process_index == 0 and staged.is_dir():
-            self._finish_checkpoint(staged, final, limit)
+        for finishes in (self.args.should_save, self.args.local_process_index == 0):
+            self.accelerator.wait_for_everyone()
+            if finishes and staged.is_dir():
+                finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
-
-    def _finish_checkpoint(self, staged: Path, final: Path, limit: int | None) -> None:
-        """Gives a checkpoint its name, and deletes the oldest ones beyond a limit."""
-        name_checkpoint(staged, final / staged.name)
-        shutil.rmtree(final / STAGING, ignore_errors=True)
-        rotate(final, limit, self.state.best_model_checkpoint)
 
     def _name_best(self, staged: Path, final: Path) -> None:
         """Corrects the best checkpoint's path in the state, which names it while it is written."""

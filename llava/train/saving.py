@@ -177,11 +177,14 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
-def name_checkpoint(staged: Path, final: Path) -> None:
-    """Gives a checkpoint that is completely written its name; an older one of that name goes."""
+def finish_checkpoint(staged: Path, final: Path, limit: int | None, best: str | None) -> None:
+    """Gives a checkpoint that is completely written its name, where an older one goes, and deletes the oldest beyond
+    a limit, see `rotate`."""
     if final.exists():
         shutil.rmtree(final)
     os.replace(staged, final)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+    rotate(final.parent, limit, best)
 
 
 def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:

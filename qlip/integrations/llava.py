@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
-from qlip.integrations.mixins import ImagePositionsMixin, refuse_chunks
+from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
@@ -167,13 +167,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
                 raise ValueError(NO_PROMPT)
-            refuse_chunks(self, kwargs)
-            assistant = kwargs.get("assistant_model")
-            if assistant is not None and not isinstance(assistant, LlavaMixin):
-                raise ValueError(
-                    f"assistant_model is a {type(assistant).__name__} without QLIP, which takes no positions of images;"
-                    " attach it as well (qlip.attach), or use prompt_lookup_num_tokens"
-                )
+            refuse_options(self, kwargs, assistants=LlavaMixin)
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids, sizes)
             kwargs["key_bias"] = self._bias(placed)
             if kwargs.get("position_ids") is None:

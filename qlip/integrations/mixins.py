@@ -12,12 +12,32 @@ import torch
 from torch import Tensor
 
 
-def refuse_chunks(model: Any, options: Mapping[str, Any]) -> None:
-    """Raises ValueError if `generate` is asked to run the prompt in chunks, each with the positions of the whole."""
-    config = options.get("generation_config") or model.generation_config
+def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | None = None) -> None:
+    """Checks that options of `generate` go with images.
+
+    Args:
+        model: the model.
+        options: of transformers' `generate`.
+        assistants: the class that an assistant model must have; None takes no assistant.
+
+    Raises:
+        ValueError: the prompt would run in chunks, each with the positions of the whole; or an assistant would not take
+            the positions of images.
+    """
+    config, assistant = options.get("generation_config") or model.generation_config, options.get("assistant_model")
     size = options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
     if size is not None:
         raise ValueError(f"prefill_chunk_size is {size}; a prompt with images runs whole, leave it out")
+    if assistant is not None and assistants is None:
+        raise ValueError(
+            "assistant_model is not supported by these classes; load the checkpoint by transformers' own and attach"
+            " QLIP (qlip.attach, docs/TRANSFORMERS.md)"
+        )
+    if assistant is not None and not isinstance(assistant, assistants or object):
+        raise ValueError(
+            f"assistant_model is a {type(assistant).__name__} without QLIP, which takes no positions of images;"
+            " attach it as well (qlip.attach), or use prompt_lookup_num_tokens"
+        )
 
 
 class ImagePositionsMixin:

@@ -58,6 +58,18 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
             )
 
 
+def check_flag(tower: VisionTower, flag: bool | Mapping[str, Any] | QLIPConfig | None) -> None:
+    """Checks that a loaded tower is what the flag `qlip` asks for, but for the path of its prior; None asks nothing.
+
+    Raises:
+        ValueError: it is not.
+    """
+    own = tower.settings.to_dict() if isinstance(tower, QLIPVisionTower) else None
+    wanted = read_settings(flag)
+    if flag is not None and (own and {**own, "mlp": None}) != (wanted and {**wanted.to_dict(), "mlp": None}):
+        raise ValueError(f"qlip is {flag!r}, the model was loaded with {own!r}; give the flag as it is loaded")
+
+
 class QLIPVisionTower(VisionTower):
     """Runs the same weights as the CLIP tower through `QLIPVisionModel`."""
 
