@@ -78,7 +78,7 @@ def decoder_mask(
         attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
     if bias is None or attention_mask is None:
         return attention_mask
-    config, dtype, masks = model.config.get_text_config(), model.dtype, {}
+    config, dtype, masks = model.config.get_text_config(), model.get_input_embeddings().weight.dtype, {}
     for kind, window in layer_windows(config).items():
         given = attention_mask.get(kind) if isinstance(attention_mask, Mapping) else attention_mask
         if given is None:  # transformers leaves out a mask that is causal and nothing else

@@ -288,8 +288,11 @@ class QLIPVisionModel(nn.Module):
         """Builds each image's input sequence ([CLS] +) N_i from patches (N_i, C, P, P) and positions of all tokens."""
         projection = self.adapter.patch_projection
         dtype = projection.weight.dtype
-        flat = torch.cat(patches).flatten(1).to(dtype)  # one product for the whole batch, as the convolution would give
-        tokens = F.linear(flat, projection.weight.flatten(1), projection.bias)
+        joined = torch.cat(patches).to(dtype)
+        if type(projection) is nn.Conv2d:  # one product for the whole batch, as the convolution would give
+            tokens = F.linear(joined.flatten(1), projection.weight.flatten(1), projection.bias)
+        else:  # an adapter of PEFT around it
+            tokens = projection(joined).flatten(1)
         sequences = list(tokens.split([len(patch) for patch in patches]))
         if self.adapter.prefix:
             sequences = [torch.cat([self.adapter.prefix_tokens.to(dtype), sequence]) for sequence in sequences]

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("qlip.attention", "qlip.scores.edges", "qlip.scores.structure", "qlip.roots", "qlip.scores.noise", "qlip.mlp"),
     ("qlip.scores.criteria",),
-    ("qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
+    ("qlip.integrations.continuation", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),
     ("qlip.quadtree",),

@@ -57,7 +57,7 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
         return timm.TimmAdapter
     known_names = ", ".join(known.__name__ for known, _ in ADAPTERS)
     parts = [name for name, part in vision_model.named_children() if isinstance(part, tuple(VISION_MODELS.values()))]
-    if parts:
+    if parts and kind.__name__.endswith("WithProjection"):  # classifiers average over all tokens, padding included
         raise TypeError(f"{kind.__name__} is none of {known_names}, but its part {parts[0]!r} is: attach that")
     if getattr(vision_model, "main_input_name", None) == "input_ids":
         raise TypeError(f"{kind.__name__} is none of {known_names}: it takes text only")

@@ -38,7 +38,10 @@ class CLIPAdapter(ViTAdapter):
 
     @property
     def position_embeddings(self) -> Tensor:
-        return self.model.embeddings.position_embedding.weight
+        table = self.model.embeddings.position_embedding
+        if type(table) is nn.Embedding:
+            return table.weight
+        return table(torch.arange(len(table.weight), device=table.weight.device))  # an adapter of PEFT around it
 
     @property
     def layers(self) -> Sequence[nn.Module]:

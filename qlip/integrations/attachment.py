@@ -221,8 +221,9 @@ def check_same_tower(tower: nn.Module, attachment: Attachment) -> None:
     Another one, such as the copy that PEFT trains for `modules_to_save`, would not run, without an error.
     """
     own = getattr(tower, "_orig_mod", tower)  # what torch.compile wraps
-    layer = attachment.vision.adapter.layers[0]
-    if "attached_within" not in vars(own) or all(module is not layer for module in own.modules()):
+    parts = {name: getattr(part, "_orig_mod", part) for name, part in own.named_children()}
+    known = {name: getattr(part, "_orig_mod", part) for name, part in attachment.vision.named_children()}
+    if "attached_within" not in vars(own) or any(part is not parts.get(name) for name, part in known.items()):
         raise TypeError(
             f"the vision tower was replaced by a {type(tower).__name__} after qlip.attach, which runs the one it was"
             " given; detach the model, replace the tower, and attach again. To train the tower with PEFT, set"

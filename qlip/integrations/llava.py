@@ -15,12 +15,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
+from qlip.integrations.continuation import follow, is_noted, note_continuation, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
 
+CACHED = (
+    "new images are given behind a cache, and their places in the whole conversation are not; call `generate` with the"
+    " whole conversation and all its images"
+)
 NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"
 
 
@@ -123,21 +128,25 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         images = PackedImages(pixel_values, leaf_boxes, leaf_grids, image_sizes)
         images = self._pack(images, encoded or input_ids is None)
         pixel_values, leaf_boxes, leaf_grids, image_sizes = images
-        if encoded and leaf_boxes is None and position_ids is None:
-            self._check_lost()
-        new = inputs_embeds if inputs_embeds is not None else input_ids
+        new, end = inputs_embeds if inputs_embeds is not None else input_ids, next_positions
         if leaf_boxes is not None and leaf_grids is not None:
             if input_ids is None:
                 self._check_placed(position_ids, key_bias, images)
-            else:
+            elif lost := self._find_lost(position_ids, key_bias):
+                if past_key_values is not None and past_key_values.get_seq_length():
+                    raise ValueError(f"{CACHED}; or give {' and '.join(lost)} (see place_images)")
                 placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids, image_sizes)
-                position_ids = placed.positions if position_ids is None else position_ids
+                position_ids, end = (placed.positions, placed.end) if position_ids is None else (position_ids, end)
                 key_bias = self._bias(placed) if key_bias is None else key_bias
+        elif encoded:
+            self._check_lost(position_ids, key_bias)
+        elif new is not None:
+            position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias)
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
         if mm_encoder_outputs is not None:
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
-        return super().forward(  # type: ignore[misc]
+        output = super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -149,8 +158,13 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             leaf_boxes=leaf_boxes,
             leaf_grids=leaf_grids,
             image_sizes=image_sizes,
+            is_placed=True,
             **kwargs,
         )
+        cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
+        if position_ids is not None and (leaf_boxes is not None or end is not None or is_noted(cache)):
+            note_continuation(cache, position_ids, key_bias, end)
+        return output
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -167,16 +181,44 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
                 raise ValueError(NO_PROMPT)
-            refuse_options(self, kwargs, assistants=LlavaMixin)
+            options = {"generation_config": args[0], **kwargs} if args else kwargs
+            refuse_options(self, options, assistants=LlavaMixin)
             placed = self.place_images(prompt, kwargs.get("attention_mask"), boxes, grids, sizes)
-            kwargs["key_bias"] = self._bias(placed)
-            if kwargs.get("position_ids") is None:
+            if kwargs.get("key_bias") is None:
+                kwargs["key_bias"] = self._bias(placed)
+            given_positions = kwargs.get("position_ids")
+            if given_positions is None or torch.equal(given_positions.to(placed.positions), placed.positions):
                 kwargs |= {"position_ids": placed.positions, "next_positions": placed.end}
             if pixel_values is not None:
                 features = self.model.get_image_features(pixel_values, boxes, grids, image_sizes=sizes).pooler_output
-                kwargs["inputs_embeds"] = self.model.embed(prompt, None, features)
+                kwargs["inputs_embeds"] = self.model.embed(prompt, kwargs.get("inputs_embeds"), features)
             inputs = prompt
+        else:
+            self._continue(inputs, kwargs)
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _continue(self, inputs: Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Gives a prompt without images, in `kwargs`, what follows a cache of one with images.
+
+        Raises:
+            ValueError: encoded images would lose their positions or attention weights.
+        """
+        prompt, embeds = inputs if inputs is not None else kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        positions, bias = kwargs.get("position_ids"), kwargs.get("key_bias")
+        if positions is not None and "key_bias" in kwargs:
+            return  # as an assistant gets them from the model
+        has_images = (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
+        if has_images or (embeds is not None and prompt is not None and (prompt == self.config.image_token_id).any()):
+            self._check_lost(positions, bias)
+        cache, new = kwargs.get("past_key_values"), prompt if prompt is not None else embeds
+        if new is None or positions is not None or (follows := read_continuation(cache, len(new))) is None:
+            return
+        mask = kwargs.get("attention_mask")
+        total = max(new.shape[1], 0 if mask is None else mask.shape[1])  # the whole conversation, or its new tokens
+        count = total - follows.length if total > follows.length else new.shape[1]
+        known = torch.zeros(len(new), follows.length, dtype=follows.end.dtype, device=follows.end.device)
+        kwargs["position_ids"] = torch.cat([known, follows.positions(count)], dim=1)
+        kwargs["key_bias"] = follows.bias if bias is None else bias
 
     def _pack(self, images: PackedImages, encoded: bool) -> PackedImages:
         """Packs whole images, by default with their own sizes; returns packed ones as they are.
@@ -196,13 +238,18 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             )
         return images
 
-    def _check_lost(self) -> None:
-        """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
+    def _find_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> list[str]:
+        """Finds what images need in the language model under the settings, and is not given."""
         settings = self.attachment.vision.qlip
-        if settings.llm_positions == "raster" or settings.biases_language_model:
+        lost = ["position_ids"] if position_ids is None and settings.llm_positions == "raster" else []
+        return lost + (["key_bias"] if key_bias is None and settings.biases_language_model else [])
+
+    def _check_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> None:
+        """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
+        if lost := self._find_lost(position_ids, key_bias):
             raise ValueError(
-                "encoded images are given without leaf_boxes and leaf_grids; give both, or position_ids and key_bias"
-                " (see place_images)"
+                "encoded images are given without leaf_boxes and leaf_grids; give both, or"
+                f" {' and '.join(lost)} (see place_images)"
             )
 
     def _check_placed(self, position_ids: Tensor | None, key_bias: Tensor | None, images: PackedImages) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, measure
 
 
@@ -93,21 +94,36 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         vision_feature_layer: int | list[int] | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         image_sizes: Any = None,
+        key_bias: Tensor | None = None,
+        is_placed: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Puts the images in place and runs the model's own forward pass."""
+        """Puts the images in place and runs the model's own forward pass.
+
+        Called without the model around it, it needs `position_ids` and `key_bias` from that one's `place_images`.
+
+        Raises:
+            ValueError: images come without them.
+        """
         images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
         if images is None and pixel_values is not None:
             images = self.get_image_features(
                 pixel_values, leaf_boxes, leaf_grids, vision_feature_layer, image_sizes=image_sizes
             )
         if images is not None:
-            if kwargs.get("position_ids") is None and self.attachment.vision.qlip.llm_positions == "raster":
+            settings = self.attachment.vision.qlip
+            lost = ["position_ids"] if kwargs.get("position_ids") is None and settings.llm_positions == "raster" else []
+            lost += ["key_bias"] if key_bias is None and settings.biases_language_model and not is_placed else []
+            if lost:
                 raise ValueError(
-                    f"{type(self).__name__} is given images without position_ids: call the model around it, or give"
-                    " the positions from its place_images"
+                    f"{type(self).__name__} is given images without {' and '.join(lost)}: call the model around it, or"
+                    " give both from its place_images (qlip.key_bias makes the bias of its sizes)"
                 )
             inputs_embeds, input_ids = self.embed(input_ids, inputs_embeds, images.pooler_output), None
+        new = inputs_embeds if inputs_embeds is not None else input_ids
+        if key_bias is not None and new is not None:
+            given, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+            kwargs["attention_mask"] = decoder_mask(given, kwargs.get("position_ids"), key_bias, new, cache, self)
         kwargs.pop("vision_feature_select_strategy", None)  # from the model around it, about images only
         output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
         if images is not None and not isinstance(output, tuple):

@@ -11,6 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+UNFIT: tuple[tuple[str, Any, str], ...] = (
+    ("prefill_chunk_size", None, "a prompt with images runs whole"),
+    ("encoder_repetition_penalty", 1.0, "transformers does not see the tokens of a prompt with images"),
+    ("encoder_no_repeat_ngram_size", 0, "transformers does not see the tokens of a prompt with images"),
+)
+"""Options of `generate`, the value without effect, and why another does not go with images."""
+
 
 def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | None = None) -> None:
     """Checks that options of `generate` go with images.
@@ -25,9 +32,10 @@ def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | No
             the positions of images.
     """
     config, assistant = options.get("generation_config") or model.generation_config, options.get("assistant_model")
-    size = options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-    if size is not None:
-        raise ValueError(f"prefill_chunk_size is {size}; a prompt with images runs whole, leave it out")
+    for name, neutral, why in UNFIT:
+        value = options.get(name, getattr(config, name, None))
+        if value is not None and value != neutral:
+            raise ValueError(f"{name} is {value}; {why}, leave it out")
     if assistant is not None and assistants is None:
         raise ValueError(
             "assistant_model is not supported by these classes; load the checkpoint by transformers' own and attach"
@@ -50,8 +58,13 @@ class ImagePositionsMixin:
 
         transformers leaves them out in the first step, and then reads the prompt's logits as theirs.
         """
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        is_first = inputs_embeds is not None and kwargs.get("is_first_iteration")
+        if is_first and past and kwargs.get("next_sequence_length") is None:  # of assisted decoding
+            kwargs["next_sequence_length"] = input_ids.shape[1] - past
         known = 0 if inputs_embeds is None else inputs_embeds.shape[1]
-        if inputs_embeds is not None and kwargs.get("is_first_iteration") and input_ids.shape[1] > known > 0:
+        if inputs_embeds is not None and is_first and input_ids.shape[1] > known > 0:
             candidates = self.get_input_embeddings()(input_ids[:, known:])  # type: ignore[attr-defined]
             inputs_embeds = torch.cat([inputs_embeds, candidates.to(inputs_embeds)], dim=1)
             if (start := kwargs.get("next_positions")) is not None:

@@ -68,6 +68,8 @@ class VisionMixin(AttachedPreTrainedMixin):
         return_dict = config.return_dict if return_dict is None else return_dict
         if output_attentions:
             raise ValueError("output_attentions is true; an attached model does not return them")
+        if kwargs.get("bool_masked_pos") is not None:
+            raise ValueError("bool_masked_pos is given; an attached model has no cells that could be masked")
         if pixel_values is None:
             raise ValueError("pixel_values is None; give the images")
         vision = self.attachment.vision

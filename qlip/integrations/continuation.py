@@ -1,0 +1,103 @@
+"""What a cache must know for a conversation to continue without its images: next positions, and the bias on keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ATTRIBUTE = "qlip_continuation"
+"""Of transformers' caches."""
+
+
+class Continuation(NamedTuple):
+    """What follows the keys and values of prompts with images."""
+
+    images: int
+    """Keys up to the end of the last image; the positions behind them rise by 1."""
+    length: int
+    """Keys when this was noted."""
+    end: Tensor
+    """(B,): the first position after them."""
+    bias: Tensor | None
+    """float (B, K0): added to the attention logits of the first K0 keys; None adds nothing."""
+
+    def positions(self, count: int) -> Tensor:
+        """Computes the positions (B, count) of tokens behind the keys."""
+        return self.end[:, None] + torch.arange(count, device=self.end.device)
+
+
+def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: Tensor | None) -> None:
+    """Notes on a cache what follows the tokens that were just run.
+
+    Args:
+        cache: transformers' cache; None notes nothing.
+        positions: (B, Q), of these tokens.
+        bias: float (B, K0), on the first keys.
+        end: (B,), first position after a prompt; None: it is the one after the last token's.
+    """
+    if cache is None:
+        return
+    length, after = int(cache.get_seq_length()), positions[:, -1].floor() + 1
+    after = after if end is None else torch.maximum(after, end.to(after))
+    before: Continuation | None = getattr(cache, ATTRIBUTE, None)
+    if before is not None and length - positions.shape[1] >= before.images:
+        images = before.images
+    else:
+        images = length - _count_steps(positions, after)
+    setattr(cache, ATTRIBUTE, Continuation(images, length, after, bias))
+
+
+def _count_steps(positions: Tensor, after: Tensor) -> int:
+    """Counts the last tokens (B, Q) whose positions rise by 1, up to `after`, in every row."""
+    steps = torch.cat([positions, after[:, None].to(positions)], dim=1).diff(dim=1) == 1
+    return int(steps.flip(1).cumprod(1).sum(1).min())
+
+
+def read_continuation(cache: Any, rows: int) -> Continuation | None:
+    """Reads what follows a cache's keys; None where no prompt with images was run.
+
+    Args:
+        cache: transformers' cache, or None.
+        rows: B, of the new tokens.
+
+    Raises:
+        ValueError: the cache was cropped within an image, or holds another number of rows.
+    """
+    noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
+    length = 0 if noted is None else int(cache.get_seq_length())
+    if noted is None or length == 0:
+        return None
+    if length < noted.images:
+        raise ValueError(
+            f"the cache was cropped to {length} tokens, and the last image ends at {noted.images}; give all that the"
+            " attached processor returns again"
+        )
+    if len(noted.end) != rows:
+        raise ValueError(f"the cache holds {len(noted.end)} rows with images, and {rows} are given")
+    return noted._replace(length=length, end=noted.end + (length - noted.length))
+
+
+def is_noted(cache: Any) -> bool:
+    """Whether a prompt with images was run into a cache."""
+    return hasattr(cache, ATTRIBUTE)
+
+
+def follow(
+    cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Completes the positions and the bias of new tokens (B, Q, ...) behind a prompt with images; else as given.
+
+    Raises:
+        ValueError: see `read_continuation`.
+    """
+    if positions is not None and bias is not None:
+        return positions, bias
+    follows = read_continuation(cache, len(new))
+    if follows is None:
+        return positions, bias
+    return (
+        follows.positions(new.shape[1]) if positions is None else positions,
+        follows.bias if bias is None else bias,
+    )

@@ -1,0 +1,180 @@
+"""A conversation that continues from its cache without its images, as transformers' LLaVA allows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import qlip
+from qlip.integrations.continuation import read_continuation
+from tests.qlip.integrations.models import GREEDY, PICTURES, TREE, ask, attached, make_vision_model, picture
+
+SETTINGS = {
+    "defaults": {},
+    "biased": {**TREE, "llm_size_bias": 1.0},
+    "sequential": {**TREE, "llm_positions": "sequential", "llm_size_bias": 1.0},
+    "plain": {**TREE, "llm_positions": "sequential"},
+}
+QUESTION = torch.tensor([[40, 41, 42, 43]])
+TURN = {**GREEDY, "max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True}
+
+
+@pytest.fixture(params=["llava", "llava_next", "vipllava"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=SETTINGS)
+def talk(request, kind):
+    """A model, its inputs about two images, and its first answer with the cache."""
+    model, processor = attached(kind, **SETTINGS[request.param])
+    inputs = ask(processor, ["<image> and <image>: which?"], PICTURES[1:3])
+    return model, inputs, model.generate(**inputs, **TURN)
+
+
+@torch.no_grad()
+def whole_pass(model, inputs, ids):
+    """The logits of a full pass over a conversation, without a cache and with all images."""
+    return model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+
+
+def check(model, inputs, said) -> None:
+    """Each new token's logits are those of a full pass."""
+    count = len(said.logits)
+    expected = whole_pass(model, inputs, said.sequences)[:, -count - 1 : -1]
+    torch.testing.assert_close(torch.stack(said.logits, dim=1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["whole conversation", "new tokens", "images again"])
+def test_a_second_and_a_third_turn_have_the_logits_of_a_full_pass(talk, form):
+    model, inputs, said = talk
+    check(model, inputs, said)
+    for _ in range(2):
+        cache, ids = said.past_key_values, torch.cat([said.sequences, QUESTION], dim=1)
+        mask = torch.ones_like(ids)
+        images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        new = ids[:, cache.get_seq_length() :]
+        given = {
+            "whole conversation": {"input_ids": ids, "attention_mask": mask},
+            "new tokens": {"input_ids": new, "attention_mask": mask},
+            "images again": {"input_ids": ids, "attention_mask": mask, **images},
+        }[form]
+        said = model.generate(**given, past_key_values=cache, **TURN)
+        if form == "new tokens":
+            said.sequences = torch.cat([ids[:, : -new.shape[1]], said.sequences], dim=1)
+        check(model, inputs, said)
+
+
+@torch.no_grad()
+def test_a_loop_of_ones_own_needs_no_positions_either(talk):
+    model, inputs, _ = talk
+    output = model(**inputs, use_cache=True)
+    ids, cache = torch.cat([inputs["input_ids"], QUESTION], dim=1), output.past_key_values
+    for i in range(QUESTION.shape[1]):
+        output = model(input_ids=QUESTION[:, i : i + 1], past_key_values=cache)
+        expected = whole_pass(model, inputs, ids[:, : ids.shape[1] - QUESTION.shape[1] + i + 1])[:, -1]
+        torch.testing.assert_close(output.logits[:, -1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("helper", [{"prompt_lookup_num_tokens": 3}, {}])
+def test_a_second_turn_by_prompt_lookup_is_the_greedy_one(talk, helper):
+    model, inputs, said = talk
+    ids = torch.cat([said.sequences, QUESTION, QUESTION], dim=1)
+    both = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = model.generate(**both, **GREEDY)
+    assert torch.equal(model.generate(**both, past_key_values=said.past_key_values, **GREEDY, **helper), expected)
+
+
+@torch.no_grad()
+def test_what_a_cache_cannot_continue_is_named():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["<image> and <image>: which?"], PICTURES[1:3])
+    cache = model(**inputs, use_cache=True).past_key_values
+    end = read_continuation(cache, 1).images
+    assert 0 < end < cache.get_seq_length()
+    more = ask(processor, ["see <image>"], PICTURES[:1])
+    with pytest.raises(ValueError, match="new images are given behind a cache, .*; or give position_ids and key_bias"):
+        model(**{**more, "attention_mask": None}, past_key_values=cache)
+    with pytest.raises(ValueError, match="the cache holds 1 rows with images, and 2 are given"):
+        model(input_ids=QUESTION.expand(2, -1), past_key_values=cache)
+    cache.crop(end - cache.get_seq_length())
+    model(input_ids=QUESTION[:, :1], past_key_values=cache)
+    cache.crop(-2)
+    with pytest.raises(ValueError, match=f"cropped to {end - 1} tokens, and the last image ends at {end}; give all"):
+        model(input_ids=QUESTION[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_encoded_images_without_their_places_are_named_by_generate_too():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["see <image>"], PICTURES[:1])
+    prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    images = {name: value for name, value in inputs.items() if name not in prompt}
+    encoded = {"image": model.get_image_features(**images)}
+    embeds = model.model.embed(inputs["input_ids"], None, encoded["image"].pooler_output)
+    for given in ({"mm_encoder_outputs": encoded}, {"inputs_embeds": embeds}):
+        with pytest.raises(
+            ValueError, match="encoded images are given without leaf_boxes .* position_ids and key_bias"
+        ):
+            model.generate(**prompt, **given, **GREEDY)
+
+
+@torch.no_grad()
+def test_the_inner_model_takes_positions_and_bias():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["<image> and <image>: which?", "see <image>"], PICTURES[:3])
+    placed = model.place_images(*(inputs[n] for n in ("input_ids", "attention_mask", "leaf_boxes", "leaf_grids")))
+    bias = qlip.key_bias(placed.sizes)
+    expected = model(**inputs, output_hidden_states=True).hidden_states[-1]
+    hidden = model.model(**inputs, position_ids=placed.positions, key_bias=bias).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(hidden[real], expected[real], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="LlavaModel is given images without key_bias: call the model around it"):
+        model.model(**inputs, position_ids=placed.positions)
+
+
+@torch.no_grad()
+def test_a_bias_that_is_given_is_used_by_generate_too():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["see <image> now"], PICTURES[1:2])
+    bias = torch.zeros_like(inputs["input_ids"], dtype=torch.float32)
+    said = model.generate(**inputs, key_bias=bias, **TURN)
+    torch.testing.assert_close(said.logits[0], model(**inputs, key_bias=bias).logits[:, -1], atol=1e-4, rtol=0)
+    assert not torch.allclose(said.logits[0], model(**inputs).logits[:, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("target", ["patch_embedding", "position_embedding"])
+@pytest.mark.parametrize("first", ["attach", "adapter"])
+@torch.no_grad()
+def test_adapters_of_the_embeddings_are_run(kind, target, first):
+    """PEFT wraps the layer: its weight alone is that of the base."""
+    uniform = {"alpha": 0.0, "max_tokens": None}
+    config = LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    expected = get_peft_model(make_vision_model(kind), config)(pixels).last_hidden_state
+    torch.manual_seed(1)
+    model = make_vision_model(kind)
+    if first == "attach":
+        qlip.attach(model, **uniform)
+    tuned = get_peft_model(model, config)
+    if first == "adapter":
+        qlip.attach(model, **uniform)
+    torch.testing.assert_close(tuned(pixels).last_hidden_state, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["pre_layrnorm", "embeddings", "encoder"])
+def test_a_part_of_the_tower_that_was_replaced_is_not_passed_over(part):
+    model, processor = attached("llava")
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[part]))
+    with pytest.raises(TypeError, match=r"vision tower was replaced .*after qlip\.attach"):
+        tuned(**ask(processor, ["see <image>"], [picture(56, 56, 0)]))
+
+
+def test_a_tower_in_another_dtype_keeps_the_bias():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    model.model.vision_tower.to(torch.bfloat16)
+    model.model.multi_modal_projector.to(torch.bfloat16)
+    assert model(**ask(processor, ["see <image>"], PICTURES[:1])).logits.isfinite().all()
