@@ -193,8 +193,8 @@ class TestArguments:
         [
             ({"preparer": None}, {}, ["no tower", "--vision_tower"]),
             ({"eval_questions": "/nowhere.jsonl"}, {}, ["no file /nowhere.jsonl", "--eval_questions"]),
-            ({"image_folder": "/nowhere"}, {}, ["3 of 3 images", "/nowhere/0.png: missing", "--image_folder"]),
-            ({"eval_image_folder": "/nowhere"}, {}, ["--eval_image_folder"]),
+            ({"image_folder": "/nowhere"}, {}, ["no image folder /nowhere", "name it with --image_folder"]),
+            ({"eval_image_folder": "/nowhere"}, {}, ["no image folder /nowhere", "--eval_image_folder"]),
             ({}, {"fsdp": ["full_shard"]}, ["FSDP shards them", "zero2.json", "--eval_data_path"]),
         ],
     )
@@ -219,7 +219,7 @@ def test_a_broken_image_is_named(file, tmp_path):
     (tmp_path / "0.png").write_text("no image")
     for name in ("1.png", "2.png"):
         shutil.copy(file.parent / name, tmp_path)
-    with pytest.raises(ValueError, match=r"1 of 3 images .*0\.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"1 of 3 pictures .*0\.png: not a readable image.*check --eval_image_folder"):
         read_questions(file, tmp_path)
 
 

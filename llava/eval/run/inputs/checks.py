@@ -67,20 +67,29 @@ def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) 
     check_images((questions[i].image for i in wanted(args, questions)), args.image_folder, args.skip_unreadable)
 
 
-def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None) -> None:
+def check_answered(path: Path, questions: Iterable[Question], remedy: str) -> None:
+    """Raises ValueError if a question of a file has no right answer; `remedy` says how to give it one."""
+    if unknown := [question.question_id for question in questions if question.answer is None]:
+        raise ValueError(f"{path}: question {unknown[0]!r} has no right answer; {remedy}")
+
+
+def check_images(
+    sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None, flag: str = "--image-folder"
+) -> None:
     """Reports all images that are missing or unreadable.
 
     Args:
         sources: files and `data:` URLs of the questions; None for a question without an image.
         folder: the folder of the files.
         skip: the flag `--skip-unreadable`, with which this is only a warning; None for commands without it.
+        flag: what names the folder on the command line, for errors.
 
     Raises:
         ValueError: an image is missing or unreadable, or the folder is missing.
     """
     images = list(dict.fromkeys(source for source in sources if source is not None))
     if not folder.is_dir() and any(isinstance(image, Path) for image in images):
-        raise ValueError(f"there is no image folder {folder}; name it with --image-folder")
+        raise ValueError(f"there is no image folder {folder}; name it with {flag}")
     with ThreadPoolExecutor(THREADS) as threads:
         faults = [(image, fault) for image, fault in zip(images, threads.map(find_fault, images), strict=True) if fault]
     if not faults:
@@ -88,7 +97,7 @@ def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool 
     report = "; ".join(_describe(faults, kind, len(images)) for kind in sorted({fault for _, fault in faults}))
     if not skip:
         other = "" if skip is None else ", or answer the other questions with --skip-unreadable"
-        raise ValueError(f"{report}; check --image-folder{other}")
+        raise ValueError(f"{report}; check {flag}{other}")
     logger.warning("%s; their questions stay without an answer", report)
 
 
