@@ -19,6 +19,7 @@ from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.files import load_tensors
 from llava.model.loading.weights import llava_name
 from llava.train.lora import simplify_adapter_config
+from qlip.files import replacing
 
 STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written before it gets its name."""
@@ -133,9 +134,8 @@ def cache_in_config(config: Any) -> Iterator[None]:
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
     """Writes tensors to a .bin file, at once: a crash leaves the old file."""
-    partial = file.with_name(f".{file.name}.partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, file)
+    with replacing(file) as new:
+        torch.save(dict(state), new)
 
 
 def load_trained(model: nn.Module, file: Path) -> None:

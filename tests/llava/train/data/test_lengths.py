@@ -225,7 +225,7 @@ def test_lengths_of_other_samples_and_a_damaged_file_are_measured_again(folder, 
     (folder / LENGTHS_FILE).write_bytes(b"PK damaged")
     assert measure_lengths(open_dataset(folder), folder=folder).tolist() == wanted[:3]
     assert f"{folder / LENGTHS_FILE} cannot be read" in caplog.text
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(f"*{LENGTHS_FILE}.*"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
