@@ -130,13 +130,21 @@ def _mean_weights(
             logits = query @ key.transpose(1, 2) * attention.scaling  # (heads, Q, T)
             if key_bias is not None:
                 logits = logits + key_bias[row].to(logits)
-            distance = some[:, None] - token
-            allowed = (distance >= 0) & real[row].to(hidden.device)
-            if window is not None:
-                allowed &= distance < window
+            allowed = in_window(some[:, None] - token, window) & real[row].to(hidden.device)
             total += logits.masked_fill(~allowed, -torch.inf).softmax(-1).sum((0, 1))
         means.append(total / (len(key) * len(own)))
     return torch.stack(means)
+
+
+def in_window(distance: Tensor, window: int | None) -> Tensor:
+    """Finds where a causal model attends: bool, shaped like `distance`, which is a query's place minus a key's.
+
+    Args:
+        distance: of any shape.
+        window: how many keys a query attends to at most, itself included; None for all before it.
+    """
+    near = distance >= 0
+    return near if window is None else near & (distance < window)
 
 
 def _heads(attention: Any, kind: str, hidden: Tensor, rotation: tuple[Tensor, ...]) -> Tensor:

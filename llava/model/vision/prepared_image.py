@@ -105,7 +105,7 @@ class PreparedImage:
         """
         if self.question is None or self.settings is None:
             return self
-        cut = self.question.split(self.question.choose_roots(self.question.relevance(weights)))
+        cut = self.question.refine(weights)
         span = image_span(self.settings, cut.leaves, self.question.native_grid)
         return replace(self, image=cut, tokens=span.count, positions=span.length, question=None)
 
