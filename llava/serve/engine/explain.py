@@ -18,15 +18,13 @@ from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import SERVER_DEFAULTS, Sampling
-from llava.serve.engine.prompting import PromptFormat, question_start
+from llava.serve.engine.prefixes import count_shared
+from llava.serve.engine.prompting import PromptFormat, find_question_token
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import Leaves, draw_weights
 from qlip.patches import CutImage
-
-Frame = tuple[float, float, float, float]
-"""(left, top, right, bottom)."""
-WHOLE: Frame = (0.0, 0.0, 1.0, 1.0)
+from qlip.tools.heat import FULL_FRAME, Frame
 
 
 class Engine(PromptFormat, Protocol):
@@ -58,7 +56,7 @@ class ImageAttribution:
     """Of the quadtree; without one, the cells of CLIP's grid."""
     weights: Tensor
     """float32 (N,): not negative; of all images of a prompt they sum to 1."""
-    frame: Frame = WHOLE
+    frame: Frame = FULL_FRAME
     """Where the leaves' grid lies, in shares of the picture's width and height; padding is outside of 0 to 1."""
 
 
@@ -115,8 +113,7 @@ def explain_answer(
         views = [engine.vision.prepare(image, settings) for image in images]
     prompt, said = tokenize_answer(engine, asked, answer)
     engine.check_length(len(prompt) - len(views), sum(view.context for view in views), len(said))
-    text = asked.get_prompt()
-    start = min(len(tokenizer_image_token(text[: question_start(text, asked)], engine.tokenizer)), len(prompt) - 1)
+    start = find_question_token(asked.get_prompt(), asked, engine.tokenizer, len(prompt))
 
     def attribute() -> tuple[list[PreparedImage], list[Tensor]]:
         with torch.inference_mode():
@@ -149,17 +146,11 @@ def tokenize_answer(engine: Engine, asked: Conversation, answer: str) -> tuple[T
     prompt, answered = asked.get_prompt(), asked.copy()
     answered.messages[-1][1] = answer
     whole = answered.get_prompt()
-    start = whole.find(answer, _count_shared(prompt, whole))
+    start = whole.find(answer, count_shared(prompt, whole))
     ids = tokenizer_image_token(whole[: start + len(answer)], engine.tokenizer)
     own = tokenizer_image_token(prompt, engine.tokenizer)
-    known = min(_count_shared(own, ids), len(ids) - 1)
+    known = min(count_shared(own, ids), len(ids) - 1)
     return torch.tensor(ids[:known]), torch.tensor(ids[known:])
-
-
-def _count_shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """Counts the elements at the beginning that two sequences share."""
-    shortest = min(len(first), len(second))
-    return next((i for i in range(shortest) if first[i] != second[i]), shortest)
 
 
 def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Image) -> ImageAttribution:
@@ -169,7 +160,7 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
         ValueError: the tokens have no place in the picture.
     """
     n = engine.vision.tower.num_patches_per_side
-    frame, newline = WHOLE, None  # newlines have no place
+    frame, newline = FULL_FRAME, None  # newlines have no place
     if view.order is not None:
         leaves, count = view.order.leaves, len(view.order.leaves)
         newline = view.order.order == view.order.order.max()
@@ -229,7 +220,7 @@ def _clip_frame(engine: Engine, size: tuple[int, int]) -> Frame:
     elif getattr(processor, "do_center_crop", False):
         side = min(size)
     else:
-        return WHOLE
+        return FULL_FRAME
     left, top = (width - side) / 2 / width, (height - side) / 2 / height
     return (left, top, 1 - left, 1 - top)
 
