@@ -22,7 +22,7 @@ from playground.scenes import CELL, SceneSpec, cell_labels, label_of, scene
 
 logger = logging.getLogger(__name__)
 
-MOST_OBJECTS = 5
+MAX_OBJECTS = 5
 CHUNK = 500
 
 
@@ -77,7 +77,7 @@ def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
     shapes = {
         "images": ((count, spec.size, spec.size, 3), np.uint8),
         "labels": ((count, grid, grid), np.uint8),
-        "objects": ((count, MOST_OBJECTS, 4), np.float32),
+        "objects": ((count, MAX_OBJECTS, 4), np.float32),
     }
     arrays = [
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=dtype)
@@ -105,7 +105,7 @@ def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> tuple[np.
 
 def _encode(objects: Sequence[SceneObject]) -> np.ndarray:
     """Objects as float32 rows (label, row, col, size); unused rows have label -1."""
-    table = np.full((MOST_OBJECTS, 4), -1, np.float32)
+    table = np.full((MAX_OBJECTS, 4), -1, np.float32)
     for row, item in zip(table, objects, strict=False):
         row[:] = label_of(item), *item.centre, item.size
     return table

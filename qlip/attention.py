@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_WEIGHTS = 2**24
+MAX_WEIGHTS = 2**24
 """Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
 
 _STANCE = Lock()
@@ -124,7 +124,7 @@ def _mean_weights(
         turn = tuple(part[row if len(part) > 1 else 0] for part in rotation)
         key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0).float()
         total = torch.zeros(len(token), device=hidden.device)
-        for some in own.split(max(1, MOST_WEIGHTS // (len(key) * len(token)))):
+        for some in own.split(max(1, MAX_WEIGHTS // (len(key) * len(token)))):
             # In float32: where biases are large, as Qwen2's, products exceed half precision before they are scaled.
             query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn)).float()
             logits = query @ key.transpose(1, 2) * attention.scaling  # (heads, Q, T)

@@ -34,7 +34,7 @@ from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
 from llava.serve.loading import check_model_flags, load_engine
 
-SHARE = 2
+BATCHES_PER_TASK = 2
 """Full batches' worth of questions that an actor gets at once, and that are asked again if it dies."""
 
 CHAINED = "\n\n(?:The above exception was the direct cause|During handling of the above exception)[^\n]*\n\n"
@@ -175,7 +175,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
         todo = open_questions(args, questions, answers)
         shares = Path(scratch) / "shares.jsonl"
-        count = write_shares(shares, todo, SHARE * limits.rows)
+        count = write_shares(shares, todo, BATCHES_PER_TASK * limits.rows)
         batches = answer_on(args, preparer, shares, count) if todo else ()
         record(answers, batches, len(todo), resume=args.resume)
         return report(name, answers, args, questions)

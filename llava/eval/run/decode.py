@@ -21,7 +21,7 @@ from llava.serve.engine.running import RunningRows
 from llava.serve.engine.slots import SlotCache
 from llava.serve.engine.streams import Stream, finish
 
-WORTH = 0.8
+MAX_SHARED_COST = 0.8
 """What prompts share is run once if this lowers the number of tokens to this share at least."""
 
 
@@ -97,7 +97,7 @@ def is_worth_sharing(starts: Sequence[Start], lengths: Sequence[int]) -> bool:
     longest = {start.key: start.tokens for start in starts if start.elements}
     rest = max(length - start.tokens for start, length in zip(starts, lengths, strict=True))
     apart = len(longest) * max(longest.values(), default=0) + len(starts) * rest
-    return apart <= WORTH * len(starts) * max(lengths)
+    return apart <= MAX_SHARED_COST * len(starts) * max(lengths)
 
 
 def _run_starts(

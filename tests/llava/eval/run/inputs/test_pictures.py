@@ -75,7 +75,7 @@ def test_the_uniform_grid_is_counted_at_the_same_size(engine: ChatEngine, files:
 def test_workers_give_what_this_process_gives_in_the_order_asked(
     engine: ChatEngine, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_workers, "WORTH", 0.0)  # workers start for few images too
+    monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)  # workers start for few images too
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
     sources = [files[2], broken, *files, tmp_path / "missing.png", files[1]]
