@@ -187,7 +187,7 @@ class JointStage(nn.Module):
         around = self.around
         scenes, rng = around.draw(self.number, step)
         labels = cell_labels_of(scenes, around.device)
-        features, pooled = self.model.look(normalise(images_of(scenes, around.device)))
+        features, pooled = self.model.encode_images(normalise(images_of(scenes, around.device)))
         tokens = self.model.projector(features)
         packed = around.questions(scenes, rng)
         head = around.packer.head.to(around.device)

@@ -114,8 +114,8 @@ class QuestionEvaluation:
         Returns:
             `{prefix}_exact_match` in %, over the questions of all processes.
         """
-        with undisturbed(model):
-            right = self._count_right(bare_model(model))
+        with evaluation_mode(model):
+            right = self._count_right(unwrap_model(model))
         return {f"{prefix}_{EXACT_MATCH}": 100 * sum(self.gather(right)) / self.total}
 
     def _count_right(self, model: Any) -> int:
@@ -177,14 +177,14 @@ def find_name(template: Conversation) -> str:
     raise ValueError(f"the prompt template {template.version!r} is not in conv_templates: {', '.join(conv_templates)}")
 
 
-def bare_model(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """Finds the LLaVA model inside of what distributed training, compilation and LoRA wrap around it."""
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Puts a model in evaluation mode; afterwards restores the mode of each module and the CPU's random numbers.
 
     Workers that prepare images are seeded from these. Greedy answers take none of an accelerator's.

@@ -60,7 +60,7 @@ def process_for_question(
     pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
     if not pictures:
         raise ValueError("there is no image to ask about; call the processor itself")
-    waiting = [cut_for_question(cutter.preparer(each), cutter.native_grid, settings) for each in pictures]
+    waiting = [cut_for_question(cutter.make_preparer(each), cutter.native_grid, settings) for each in pictures]
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
     first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)

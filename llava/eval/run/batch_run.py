@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.eval.run.answers.answer import row_maker
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
-from llava.eval.run.answers.recording import open_answers, open_questions, record, report
+from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
 from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
@@ -33,7 +33,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
     processes = Processes.join(args)
     with open_answers(args, questions, processes) as answers:
         sampling, limits = read_sampling(args), read_limits(args)
-        todo = processes.share(open_questions(args, questions, answers))
+        todo = processes.share(find_unanswered(args, questions, answers))
         pictures = list_pictures(todo, limits)
         workers = choose_workers(args.workers, processes.count)
         ready: Iterator[Any] = iter(())

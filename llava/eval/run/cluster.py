@@ -24,7 +24,7 @@ import numpy as np
 from llava.eval.run.answers.answer import row_maker
 from llava.eval.run.answers.jsonl import Row
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
-from llava.eval.run.answers.recording import open_answers, open_questions, record, report
+from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.flags import read_limits, read_sampling
@@ -173,7 +173,7 @@ def run(name: str, args: argparse.Namespace) -> int:
     preparer = make_preparer(args)
     with open_answers(args, questions) as answers, tempfile.TemporaryDirectory() as scratch:
         args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
-        todo = open_questions(args, questions, answers)
+        todo = find_unanswered(args, questions, answers)
         shares = Path(scratch) / "shares.jsonl"
         count = write_shares(shares, todo, BATCHES_PER_TASK * limits.rows)
         batches = answer_on(args, preparer, shares, count) if todo else ()

@@ -19,7 +19,7 @@ from llava.serve.engine.generate import Row
 from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.slots import SlotCache
-from llava.serve.engine.streams import Stream, finish
+from llava.serve.engine.streams import Stream, run_to_end
 
 MAX_SHARED_COST = 0.8
 """What prompts share is run once if this lowers the number of tokens to this share at least."""
@@ -80,7 +80,7 @@ def _add_rows(running: RunningRows[Stream], rows: Sequence[Row], images: Sequenc
             prompts.append(heads[start.key].continue_by(model.get_input_embeddings()(text)))
         else:
             prompts.append(place_prompt(model, row.prompt, [] if image is None else [image]))
-    logits = finish(prefill(model, prompts, cache))
+    logits = run_to_end(prefill(model, prompts, cache))
     for stream, prompt in zip(streams, prompts, strict=True):
         stream.position = prompt.end - 1
     running.add(streams, cache, bias_prompts(model, prompts))
@@ -113,7 +113,7 @@ def _run_starts(
         if image is not None and start.key not in heads:
             heads[start.key] = place_prompt(model, row.prompt[: start.elements], [image])
     once = SlotCache(len(cache.layers), [0] * len(heads), joins=False)
-    finish(prefill(model, list(heads.values()), once))
+    run_to_end(prefill(model, list(heads.values()), once))
     numbers = {key: number for number, key in enumerate(heads)}
     begun = [row for row, start in enumerate(starts) if start.key in heads]
     cache.copy(once, begun, [numbers[starts[row].key] for row in begun])

@@ -137,7 +137,7 @@ def prepare_leaves(
         whole = layout.count(cutter.native_grid)
         span = order.span
         return PreparedImage(cuts, settings, span.count, span.length, whole, size, tiles=layout, order=order)
-    return prepare_cut(cutter.preparer(image), cutter, settings)
+    return prepare_cut(cutter.make_preparer(image), cutter, settings)
 
 
 def prepare_cut(cut: Callable[[QLIPConfig], CutImage], cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:

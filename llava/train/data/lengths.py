@@ -162,8 +162,8 @@ def without_pixels(dataset: Any) -> Any:
 class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
-    def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        find = self.finder(image)
+    def make_preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+        find = self.make_finder(image)
         return lambda settings: CutImage(find(settings)[1], torch.empty(0))
 
 

@@ -24,7 +24,7 @@ from llava.eval.run.inputs.questions import Question
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.train import evaluation
-from llava.train.evaluation import QuestionEvaluation, bare_model, read_questions, refuse_sharded_weights
+from llava.train.evaluation import QuestionEvaluation, read_questions, refuse_sharded_weights, unwrap_model
 from llava.train.train import train
 from llava.utils import demo_model_path
 from playground.presets import PRESETS
@@ -109,7 +109,7 @@ def test_the_wrappers_of_training_change_no_answer(engine, model, questions):
     plain = make_evaluation(engine, questions)(model)
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=".*vision_tower.*"))
     try:
-        assert bare_model(wrapped) is model
+        assert unwrap_model(wrapped) is model
         assert make_evaluation(engine, questions)(wrapped) == plain
     finally:
         wrapped.unload()

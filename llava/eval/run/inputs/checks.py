@@ -57,14 +57,14 @@ def check_chunk(args: argparse.Namespace) -> None:
         raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
 
 
-def wanted(args: argparse.Namespace, questions: Sequence[Question]) -> range:
+def chosen_indices(args: argparse.Namespace, questions: Sequence[Question]) -> range:
     """Finds the positions of this run's questions: those of its chunk, or the first of them (`--limit`)."""
     return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]
 
 
 def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) -> None:
     """Raises ValueError if images of this run's questions are missing or unreadable, unless `--skip-unreadable`."""
-    check_images((questions[i].image for i in wanted(args, questions)), args.image_folder, args.skip_unreadable)
+    check_images((questions[i].image for i in chosen_indices(args, questions)), args.image_folder, args.skip_unreadable)
 
 
 def check_answered(path: Path, questions: Iterable[Question], remedy: str) -> None:

@@ -204,15 +204,15 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(
 def test_what_the_model_fails_on_is_an_error_and_the_rest_of_its_batch_is_answered(
     engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    show, bad = module.show, prompt_ids(engine, TEXTS[0])
+    refine, bad = module.refine_for_questions, prompt_ids(engine, TEXTS[0])
 
     def spoil(engine: ChatEngine, prompts: list[torch.Tensor], pictures: Any, seen: Any) -> Any:
-        pictures, seen = show(engine, prompts, pictures, seen)
+        pictures, seen = refine(engine, prompts, pictures, seen)
         spoilt = [torch.equal(ids, bad) for ids in prompts]
         nothing = [replace(tokens, features=tokens.features * torch.nan) if tokens else None for tokens in seen]
         return pictures, [none if bad else tokens for bad, none, tokens in zip(spoilt, nothing, seen, strict=True)]
 
-    monkeypatch.setattr(module, "show", spoil)
+    monkeypatch.setattr(module, "refine_for_questions", spoil)
     found = answers(Runner(engine, GREEDY, limits=BatchLimits(64, waste=1.0)), asked)
     spoilt = {question.index for question in asked if question.image and question.text == TEXTS[0]}
     assert len(spoilt) == 4
