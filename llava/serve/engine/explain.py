@@ -159,33 +159,7 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
     Raises:
         ValueError: the tokens have no place in the picture.
     """
-    n = engine.vision.tower.num_patches_per_side
-    frame, newline = FULL_FRAME, None  # newlines have no place
-    if view.order is not None:
-        leaves, count = view.order.leaves, len(view.order.leaves)
-        newline = view.order.order == view.order.order.max()
-        base = len(weights) - count - int(newline.sum())
-    elif isinstance(view.image, CutImage):
-        leaves = view.image.leaves
-        base = len(weights) - len(leaves)
-    elif view.tiles is not None and view.tiles.rows:
-        rows, cols = view.tiles.find_shape(n)
-        leaves, base = Leaves.uniform((rows, cols)), n * n
-        if view.tiles.unpad:
-            newline = torch.zeros(len(weights), dtype=torch.bool)
-            newline[base:].view(rows, cols + 1)[:, cols] = True
-        elif view.tiles.original is not None:
-            frame = _padded_frame(view.tiles.original, (cols, rows))
-    else:
-        grid, base = (n, n), 0
-        if view.tiles is not None:  # its base alone
-            newline = torch.arange(len(weights)) >= n * n
-        else:
-            frame = _clip_frame(engine, image.size)
-            if len(weights) != n * n:  # not square
-                patch = engine.vision.tower.config.patch_size
-                grid = (view.size[0] // patch, view.size[1] // patch)
-        leaves = Leaves.uniform(grid)
+    leaves, base, newline, frame = _find_leaves(engine, view, len(weights), image.size)
     own = weights if newline is None else weights[~newline]
     if len(own) != base + len(leaves):
         raise ValueError(
@@ -194,8 +168,46 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
         )
     shares = own[base:]
     if base:
+        n = engine.vision.tower.num_patches_per_side
         shares = shares + _spread(own[:base].view(n, n), leaves)
     return ImageAttribution(leaves, shares, frame)
+
+
+def _find_leaves(
+    engine: Engine, view: PreparedImage, tokens: int, size: tuple[int, int]
+) -> tuple[Leaves, int, Tensor | None, Frame]:
+    """Finds what an image's tokens show.
+
+    Args:
+        engine: has the tower.
+        view: the image.
+        tokens: of it.
+        size: (width, height) of the picture.
+
+    Returns:
+        The leaves that the last tokens show; how many tokens of a base or thumbnail come before; which of all tokens
+        are newlines and have no place, bool (tokens,), None without any; and where the leaves' grid lies.
+    """
+    n = engine.vision.tower.num_patches_per_side
+    if view.order is not None:
+        newline = view.order.order == view.order.order.max()
+        return view.order.leaves, tokens - len(view.order.leaves) - int(newline.sum()), newline, FULL_FRAME
+    if isinstance(view.image, CutImage):
+        return view.image.leaves, tokens - len(view.image.leaves), None, FULL_FRAME
+    if view.tiles is None:
+        patch = engine.vision.tower.config.patch_size
+        grid = (n, n) if tokens == n * n else (view.size[0] // patch, view.size[1] // patch)  # else it is not square
+        return Leaves.uniform(grid), 0, None, _clip_frame(engine, size)
+    if not view.tiles.rows:  # its base alone
+        return Leaves.uniform((n, n)), 0, torch.arange(tokens) >= n * n, FULL_FRAME
+    rows, cols = view.tiles.find_shape(n)
+    leaves = Leaves.uniform((rows, cols))
+    if view.tiles.unpad:
+        newline = torch.zeros(tokens, dtype=torch.bool)
+        newline[n * n :].view(rows, cols + 1)[:, cols] = True
+        return leaves, n * n, newline, FULL_FRAME
+    frame = FULL_FRAME if view.tiles.original is None else _padded_frame(view.tiles.original, (cols, rows))
+    return leaves, n * n, None, frame
 
 
 def _spread(weights: Tensor, leaves: Leaves) -> Tensor:
