@@ -17,9 +17,10 @@ from llava.conversation import Conversation, conv_templates
 from llava.eval.run.answerer import same_answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs.checks import check_answered, check_images
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.train.throughput import Gather, gather_objects

@@ -12,10 +12,11 @@ from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
 from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.processes import Processes
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.model.builder import load_empty_tower
+from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine, qlip_option
 from llava.utils import demo_model_path
 

@@ -29,9 +29,10 @@ from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.flags import read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, pack, unpack
+from llava.eval.run.inputs.pictures import pack, unpack
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
+from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine
 
 BATCHES_PER_TASK = 2

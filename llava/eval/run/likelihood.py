@@ -21,7 +21,6 @@ from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
 from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.generate import prompt_ids, refine_for_questions
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.eval.run.inputs.questions import Question
 from llava.eval.score.choice import right_letter
 from llava.eval.score.parse import find_listed_options, letters
@@ -29,6 +28,7 @@ from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

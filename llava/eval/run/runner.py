@@ -18,11 +18,11 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids, refine_for_questions, row_seed
-from llava.eval.run.inputs.pictures import Source, Unreadable
 from llava.eval.run.inputs.questions import Question
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Source, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
 from llava.serve.engine.halving import free_and_halve

@@ -19,12 +19,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
 from llava.mm_utils import find_tile_side
 from llava.model.vision.anyres import joins_tiles, lay_out
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter

@@ -21,8 +21,8 @@ from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 from llava.eval import model_vqa_loader, ray_batch
 from llava.eval.run import cluster
 from llava.eval.run.answers.jsonl import Row
-from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
+from llava.model.vision.preparer import Preparer
 from playground.scenes import PRESETS, scene
 
 DEADLINE = 600

@@ -19,9 +19,9 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval.run.answerer import same_answer
-from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.train import evaluation
 from llava.train.evaluation import QuestionEvaluation, read_questions, refuse_sharded_weights, unwrap_model

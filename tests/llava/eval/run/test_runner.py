@@ -15,11 +15,12 @@ from llava.eval.run import runner as module
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.runner import Runner, list_pictures
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path

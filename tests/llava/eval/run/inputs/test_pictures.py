@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 from llava.eval.run.inputs import image_workers
-from llava.eval.run.inputs.pictures import Preparer, Unreadable, pack, prepare_ahead, unpack
+from llava.eval.run.inputs.pictures import pack, prepare_ahead, unpack
 from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
