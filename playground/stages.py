@@ -160,12 +160,12 @@ class TowerStage(nn.Module):
     def __init__(self, model: DemoModel, readout: Readout, around: Surroundings) -> None:
         super().__init__()
         self.tower, self.readout, self.around = model.tower, readout, around
-        self._look = model.look
+        self._encode = model.encode_images
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step; `progress` is the share of the stage that is done."""
         scenes, _ = self.around.draw(self.number, step)
-        features, pooled = self._look(normalise(images_of(scenes, self.around.device)))
+        features, pooled = self._encode(normalise(images_of(scenes, self.around.device)))
         return self.readout.loss(features, pooled, cell_labels_of(scenes, self.around.device))
 
 
