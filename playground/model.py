@@ -55,7 +55,7 @@ class DemoModel(nn.Module):
         self.decoder = LlamaForCausalLM(decoder_config(vocab_size, architecture))
         _initialise(self)
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes normalised images (B, 3, H, W).
 
         Returns:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from llava.constants import IGNORE_INDEX
 from playground.questions import KINDS, Question
 from playground.vocabulary import prompt
 
-IGNORED = -100
 PREFIX = -1
 PADDING = -2
 
@@ -34,7 +34,7 @@ class PackedQuestions:
     offsets: Tensor
     """Place of the token in its segment, from 0."""
     targets: Tensor
-    """The next id where it belongs to an answer, `</s>` included; `IGNORED` elsewhere."""
+    """The next id where it belongs to an answer, `</s>` included; `IGNORE_INDEX` elsewhere."""
     kinds: Tensor
     """Index into `KINDS` of the conversation."""
 
@@ -73,7 +73,7 @@ class Packer:
             tokens.masked_fill(blank, 0),
             segments,
             offsets.masked_fill(blank, 0),
-            targets.masked_fill(blank, IGNORED),
+            targets.masked_fill(blank, IGNORE_INDEX),
             kinds.masked_fill(blank, 0),
         )
 
@@ -81,7 +81,7 @@ class Packer:
     def _segment(number: int, kind: int, ids: list[int], answer_start: int) -> Tensor:
         """Builds int64 (T, 5): token, segment, offset, target, kind."""
         tokens = torch.tensor(ids)
-        targets = torch.full_like(tokens, IGNORED)
+        targets = torch.full_like(tokens, IGNORE_INDEX)
         targets[answer_start - 1 : -1] = tokens[answer_start:]
         same = torch.ones_like(tokens)
         return torch.stack([tokens, same * number, torch.arange(len(ids)), targets, same * kind], dim=-1)
@@ -134,7 +134,7 @@ def answer_logits(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, count:]
-    due = packed.targets != IGNORED
+    due = packed.targets != IGNORE_INDEX
     return decoder.lm_head(hidden[due]), packed.targets[due]
 
 
@@ -149,7 +149,7 @@ def answers_right(logits: Tensor, targets: Tensor, packed: PackedQuestions) -> t
     Returns:
         float (C,), 1 for right, and the kinds int64 (C,) of the C conversations.
     """
-    due = packed.targets != IGNORED
+    due = packed.targets != IGNORE_INDEX
     rows = torch.arange(len(due), device=due.device)[:, None] * due.shape[1]
     conversations, owner = (rows + packed.segments)[due].unique(return_inverse=True)
     right = torch.ones(len(conversations), device=due.device)

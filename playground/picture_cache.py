@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava.image_geometry import expand2square
-from playground.dataset import draw_once
+from playground.dataset import draw_arrays, draw_once, mirror
 from playground.dialogue import full_listing
-from playground.objects import SceneObject, Sign
+from playground.objects import Sign
 from playground.presets import SceneSpec
 from playground.scenes import CELL, Scene, cell_labels, scene
 from playground.signs import CHARACTERS, LONGEST_TEXT
 
-logger = logging.getLogger(__name__)
-
-CHUNK = 500
 LEAST_PART = 3
 """Pixels of a character, in height and in width, that make a cell show it."""
 PADDING_COLOUR = tuple(int(255 * value) for value in OPENAI_CLIP_MEAN)
@@ -46,17 +38,6 @@ class PictureBatch:
     characters: np.ndarray
     """uint8 (B, C, C), see `cell_characters`."""
     captions: list[str]
-
-
-class _Drawn(NamedTuple):
-    """A chunk of pictures."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    texts: np.ndarray
-    characters: np.ndarray
-    captions: list[tuple[str, str | None]]
-    """Of the picture and of its mirror image; a picture with a sign is not mirrored."""
 
 
 class PictureCache:
@@ -130,47 +111,32 @@ def pad_to_square(made: Scene) -> Scene:
 
 
 def _draw(folder: Path, spec: SceneSpec, seed: int, count: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     grid = spec.size // CELL
     shapes = {
-        "images": (count, spec.size, spec.size, 3),
-        "labels": (count, grid, grid),
-        "texts": (count, LONGEST_TEXT),
-        "characters": (count, grid, grid),
+        "images": ((count, spec.size, spec.size, 3), np.uint8),
+        "labels": ((count, grid, grid), np.uint8),
+        "texts": ((count, LONGEST_TEXT), np.uint8),
+        "characters": ((count, grid, grid), np.uint8),
     }
-    arrays = [
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=np.uint8)
-        for name, shape in shapes.items()
-    ]
-    captions: list[tuple[str, str | None]] = []
-    logger.info("drawing %d pictures", count)
-    starts = range(0, count, CHUNK)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        chunks = pool.map(partial(_draw_chunk, spec, seed, count), starts)
-        for start, chunk in zip(starts, tqdm(chunks, "pictures", len(starts), mininterval=5, delay=2), strict=True):
-            for array, part in zip(arrays, chunk[:4], strict=True):
-                array[start : start + CHUNK] = part
-            captions += chunk.captions
-    for array in arrays:
-        array.flush()
+    rest = draw_arrays(folder, shapes, count, partial(_draw_chunk, spec, seed))
+    captions: list[tuple[str, str | None]] = list(chain.from_iterable(rest))
     (folder / "captions.json").write_text(json.dumps(captions))
 
 
-def _draw_chunk(spec: SceneSpec, seed: int, count: int, start: int) -> _Drawn:
-    scenes = [pad_to_square(scene(spec, seed, index)) for index in range(start, min(start + CHUNK, count))]
-    return _Drawn(
+def _draw_chunk(spec: SceneSpec, seed: int, indices: range) -> tuple[list[np.ndarray], list[tuple[str, str | None]]]:
+    """Draws pictures; their captions are each of the picture and of its mirror image, None beside a sign."""
+    scenes = [pad_to_square(scene(spec, seed, index)) for index in indices]
+    arrays = [
         np.stack([made.image for made in scenes]),
         np.stack([cell_labels(made.objects, made.size, sign=made.sign) for made in scenes]),
         np.stack([encode_text(made.sign) for made in scenes]),
         np.stack([cell_characters(made.sign, spec.size) for made in scenes]),
-        [_captions(made) for made in scenes],
-    )
+    ]
+    return arrays, [_captions(made) for made in scenes]
 
 
 def _captions(made: Scene) -> tuple[str, str | None]:
     caption = full_listing(made.objects, made.sign)
-    return caption, None if made.sign is not None else full_listing(_mirrored(made.objects, made.size[1]), None)
-
-
-def _mirrored(objects: Sequence[SceneObject], width: int) -> list[SceneObject]:
-    return [replace(item, centre=(item.centre[0], width - item.centre[1])) for item in objects]
+    if made.sign is not None:
+        return caption, None
+    return caption, full_listing([mirror(item, made.size[1]) for item in made.objects], None)

@@ -166,7 +166,7 @@ class VisionStage(nn.Module):
         self.shape = nn.Linear(width, 2 + len(SHAPES))
         self.character = nn.Linear(width, 1 + len(CHARACTERS))
         self.text = nn.Linear(width, LONGEST_TEXT * (1 + len(CHARACTERS)))
-        self._look = model.look
+        self._encode = model.encode_images
 
     def draw(self, step: int) -> CaptionedPictures:
         """Draws the pictures of a step."""
@@ -182,7 +182,7 @@ class VisionStage(nn.Module):
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of one step; `progress` is the share of the stage that is done."""
         batch = self._batches.take(step).to(self.sources.device)
-        features, pooled = self._look(normalise(batch.images))
+        features, pooled = self._encode(normalise(batch.images))
         dense, seen = self._dense_loss(features, batch)
         contrast, matched = self._contrast(pooled, batch)
         return dense + 0.5 * contrast, {"dense": dense.detach(), "contrast": contrast.detach(), **seen, **matched}

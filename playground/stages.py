@@ -160,12 +160,12 @@ class TowerStage(nn.Module):
     def __init__(self, model: DemoModel, readout: Readout, around: Surroundings) -> None:
         super().__init__()
         self.tower, self.readout, self.around = model.tower, readout, around
-        self._look = model.look
+        self._encode = model.encode_images
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of one step; `progress` is the share of the stage that is done."""
         scenes, _ = self.around.draw(self.number, step)
-        features, pooled = self._look(normalise(images_of(scenes, self.around.device)))
+        features, pooled = self._encode(normalise(images_of(scenes, self.around.device)))
         return self.readout.loss(features, pooled, cell_labels_of(scenes, self.around.device))
 
 
@@ -187,7 +187,7 @@ class JointStage(nn.Module):
         around = self.around
         scenes, rng = around.draw(self.number, step)
         labels = cell_labels_of(scenes, around.device)
-        features, pooled = self.model.look(normalise(images_of(scenes, around.device)))
+        features, pooled = self.model.encode_images(normalise(images_of(scenes, around.device)))
         tokens = self.model.projector(features)
         packed = around.questions(scenes, rng)
         head = around.packer.head.to(around.device)

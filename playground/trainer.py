@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +19,7 @@ from playground.presets import PRESETS
 from playground.schedules import RECIPES, SCHEDULES, Schedule, TrainingConfig, scale
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
 from playground.vocabulary import train_vocabulary
+from qlip.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +82,14 @@ class Trainer:
 
     def save(self) -> None:
         """Saves the progress; an interruption leaves the last file whole."""
-        partial = self.file.with_suffix(".partial")
         content = {
             "weights": self.stage.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
         }
-        torch.save(content, partial)
-        os.replace(partial, self.file)
+        with replacing(self.file) as new:
+            torch.save(content, new)
         log = self.config.out / LOGS / self.name / "trainer_state.json"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(json.dumps({"log_history": self.history}, indent=1) + "\n", encoding="utf-8")

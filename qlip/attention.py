@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_WEIGHTS = 2**24
+MAX_WEIGHTS = 2**24
 """Attention weights that are computed at a time, 64 MiB in float32; those of more are summed in pieces."""
 
 _STANCE = Lock()
@@ -124,19 +124,27 @@ def _mean_weights(
         turn = tuple(part[row if len(part) > 1 else 0] for part in rotation)
         key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0).float()
         total = torch.zeros(len(token), device=hidden.device)
-        for some in own.split(max(1, MOST_WEIGHTS // (len(key) * len(token)))):
+        for some in own.split(max(1, MAX_WEIGHTS // (len(key) * len(token)))):
             # In float32: where biases are large, as Qwen2's, products exceed half precision before they are scaled.
             query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn)).float()
             logits = query @ key.transpose(1, 2) * attention.scaling  # (heads, Q, T)
             if key_bias is not None:
                 logits = logits + key_bias[row].to(logits)
-            distance = some[:, None] - token
-            allowed = (distance >= 0) & real[row].to(hidden.device)
-            if window is not None:
-                allowed &= distance < window
+            allowed = in_window(some[:, None] - token, window) & real[row].to(hidden.device)
             total += logits.masked_fill(~allowed, -torch.inf).softmax(-1).sum((0, 1))
         means.append(total / (len(key) * len(own)))
     return torch.stack(means)
+
+
+def in_window(distance: Tensor, window: int | None) -> Tensor:
+    """Finds where a causal model attends: bool, shaped like `distance`, which is a query's place minus a key's.
+
+    Args:
+        distance: of any shape.
+        window: how many keys a query attends to at most, itself included; None for all before it.
+    """
+    near = distance >= 0
+    return near if window is None else near & (distance < window)
 
 
 def _heads(attention: Any, kind: str, hidden: Tensor, rotation: tuple[Tensor, ...]) -> Tensor:

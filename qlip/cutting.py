@@ -128,9 +128,9 @@ class ImageCutter:
 
     def find_leaves(self, image: Image.Image, settings: QLIPConfig) -> Leaves:
         """Computes the leaves of an image of any mode: those that `prepare` cuts out."""
-        return self.finder(image)(settings)[1]
+        return self.make_finder(image)(settings)[1]
 
-    def finder(self, image: Image.Image) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
+    def make_finder(self, image: Image.Image) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
         """Builds what finds one image's normalised pixels and leaves under settings.
 
         What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
@@ -151,12 +151,12 @@ class ImageCutter:
 
     def prepare(self, image: Image.Image, settings: QLIPConfig) -> CutImage:
         """Resizes an image of any mode and cuts out its leaves: all that a tower needs under these settings."""
-        return self.preparer(image)(settings)
+        return self.make_preparer(image)(settings)
 
-    def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        """Builds `prepare` of one image; see `finder`."""
+    def make_preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+        """Builds `prepare` of one image; see `make_finder`."""
         image = to_rgb(image)
-        find = self.finder(image)
+        find = self.make_finder(image)
 
         def prepare(settings: QLIPConfig) -> CutImage:
             pixels, leaves = find(settings)

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qlip.attention import in_window
+
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 SLIDING = "sliding_attention"
 """transformers' name of the kind of layer that attends to a window."""
 
-COUNTING = ("mpt", "llava_mpt")
+ALIBI_MODELS = ("mpt", "llava_mpt")
 """Language models whose attention (ALiBi) counts tokens, and makes True, that is hidden, of any number in a mask."""
 
 
@@ -67,30 +69,39 @@ def decoder_mask(
     """
     queries = new.shape[1]
     fractional = position_ids is not None and position_ids.is_floating_point()
-    if (bias is not None or fractional) and (kind := model.config.get_text_config().model_type) in COUNTING:
+    if (bias is not None or fractional) and (kind := model.config.get_text_config().model_type) in ALIBI_MODELS:
         raise ValueError(
             f"image tokens have weights or fractional positions, which the attention of {kind!r} can't apply; give"
             " llm_positions='sequential', llm_size_bias=0 and llm_weight='each'"
         )
     if attention_mask is None and (bias is not None or fractional):
         # Without a mask, transformers takes gaps between positions for the borders of packed sequences.
-        past = 0 if cache is None else int(cache.get_seq_length())
-        attention_mask = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+        attention_mask = all_real(new, cache)
     if bias is None or attention_mask is None:
         return attention_mask
     config, dtype, masks = model.config.get_text_config(), model.get_input_embeddings().weight.dtype, {}
     for kind, window in layer_windows(config).items():
         given = attention_mask.get(kind) if isinstance(attention_mask, Mapping) else attention_mask
         if given is None:  # transformers leaves out a mask that is causal and nothing else
-            past = 0 if cache is None else int(cache.get_seq_length())
-            given = torch.ones(new.shape[0], past + queries, dtype=torch.int64, device=new.device)
+            given = all_real(new, cache)
         keys, offset = _key_range(config, kind, queries, cache)
         if given.ndim == 4:
             allowed = given if given.dtype == torch.bool else given == 0
             masks[kind] = mask_with_bias(allowed, bias, dtype, offset)
         else:
             masks[kind] = causal_mask_with_bias(given, bias, queries, dtype, keys, window, offset)
-    return masks if len(masks) > 1 or isinstance(attention_mask, Mapping) else next(iter(masks.values()))
+    return masks if isinstance(attention_mask, Mapping) else one_or_all(masks)
+
+
+def all_real(new: Tensor, cache: Cache | None) -> Tensor:
+    """Builds the mask of prompts without padding: ones, int64 (B, past + Q), for tokens (B, Q, ...) and a cache."""
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
+
+
+def one_or_all(masks: dict[str, Any]) -> Any:
+    """Gives the model's layers their mask: the only one, or one for each kind of layer."""
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def _key_range(config: Any, kind: str, queries: int, cache: Cache | None) -> tuple[int | None, int]:
@@ -127,8 +138,7 @@ def causal_mask_with_bias(
     end = seen if keys is None else offset + keys
     real = F.pad(attention_mask.bool(), (0, max(0, end - seen)))[:, offset:end]
     key = torch.arange(offset, end, device=real.device)
-    distance = torch.arange(seen - queries, seen, device=real.device)[:, None] - key  # (Q, K)
-    near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    near = in_window(torch.arange(seen - queries, seen, device=real.device)[:, None] - key, window)  # (Q, K)
     return mask_with_bias((near & real[:, None, :])[:, None], key_bias, dtype, offset)
 
 

@@ -85,7 +85,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
     @property
     def native_grid(self) -> int:
         """n: cells per side of the native image."""
-        return self.crop_size["height"] // self.patch_size
+        return self.cutter.native_grid
 
     def preprocess(
         self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray], return_tensors: str | None = None

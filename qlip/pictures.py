@@ -33,7 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What LLaVA opens."""
 MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
 """What the method's own commands open: all that Pillow decodes in C, from one decoder."""
-MOST_IN_PYTHON = 2**24
+MAX_BYTES_IN_PYTHON = 2**24
 """Most bytes, and most pixels, of a file whose decoder Pillow has in Python; some seconds of work."""
 
 BROKEN = (
@@ -104,10 +104,10 @@ def decode_image(
             limits.check_size(*image.size)
             pixels = image.width * image.height
             check_scans(data, pixels)
-            if image.tile and image.tile[0][0] in Image.DECODERS and max(pixels, len(data)) > MOST_IN_PYTHON:
+            if image.tile and image.tile[0][0] in Image.DECODERS and max(pixels, len(data)) > MAX_BYTES_IN_PYTHON:
                 raise ImageError(
                     f"the {image.format} file is of a kind that takes long to decode, such as text or runs of pixels; "
-                    f"at most {MOST_IN_PYTHON:,} bytes and pixels of it are allowed; save it as PNG"
+                    f"at most {MAX_BYTES_IN_PYTHON:,} bytes and pixels of it are allowed; save it as PNG"
                 )
             before_pixels(pixels)
             image.load()

@@ -123,10 +123,8 @@ def partition(
         check_count("max_tokens", max_tokens)
     if max_leaf is None:
         max_leaf = find_max_leaf(grid, native_grid, coarsest, layout, max_tokens, geometry)
-    native_cell = find_native_cell(grid, native_grid, geometry)
-    roots = find_roots(grid, layout, max_leaf, native_cell)
-    fewest = count_roots(grid, layout, max_leaf, native_cell)
-    trees = f"tree of a grid of {grid[0]} x {grid[1]} cells has"
+    roots = find_roots(grid, layout, max_leaf, find_native_cell(grid, native_grid, geometry))
+    fewest, trees = count_roots(roots, grid), f"tree of a grid of {grid[0]} x {grid[1]} cells has"
     splits_left = spare_splits(max_tokens, fewest, trees, "allow more tokens or make the image smaller")
     scores = score_pyramid(
         _crop(image, roots, patch_size),
@@ -241,6 +239,7 @@ def read_leaves(splits: list[np.ndarray], roots: Roots, grid: tuple[int, int]) -
         region <<= ~_upsample(split, 2**k, extent)  # splits are nested: every unsplit block over a cell doubles it
     row = np.arange(grid[0])[:, None] - roots.top
     col = np.arange(grid[1]) - roots.left
+    # A leaf of side s begins where row and column are multiples of s: (4 | 8) & (4 - 1) is 0, (4 | 6) & (4 - 1) is 2.
     corners = np.nonzero(((row | col) & (sizes - 1)) == 0)
     return Leaves(torch.from_numpy(np.stack([*corners, sizes[corners]], axis=1)), grid)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from qlip.config import QLIPConfig
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
-from qlip.roots import Roots, allowed_leaf, find_native_cell, find_roots
+from qlip.roots import Roots, roots_for
 
 CELLS_OF_EACH = 32
 """A question splits one in this many of the unsplit image's cells, unless the settings name a number."""
@@ -51,9 +51,7 @@ class QuestionCut:
     @property
     def roots(self) -> Roots:
         """The blocks that a question splits or leaves whole."""
-        grid, settings = self.first.leaves.grid, self.settings
-        native_cell = find_native_cell(grid, self.native_grid, settings.geometry)
-        return find_roots(grid, settings.layout, allowed_leaf(settings, grid, self.native_grid), native_cell)
+        return roots_for(self.settings, self.first.leaves.grid, self.native_grid)
 
     @property
     def gains(self) -> Tensor:
@@ -119,6 +117,10 @@ class QuestionCut:
                 chosen[root] = True
                 wanted, left = wanted - 1, left - gains[root]
         return chosen
+
+    def refine(self, weights: Tensor) -> CutImage:
+        """Splits what a question attends to; `weights` as in `relevance`."""
+        return self.split(self.choose_roots(self.relevance(weights)))
 
     def split(self, chosen: Tensor) -> CutImage:
         """Cuts the chosen roots, bool (roots,), as finely as alpha asks, and the others as in the kept tree."""

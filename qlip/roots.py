@@ -35,11 +35,8 @@ def find_roots(
     return Roots(level, rows % side // 2, cols % side // 2, rows - rows % side, cols - cols % side)
 
 
-def count_roots(
-    grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None, native_cell: int = 1
-) -> int:
+def count_roots(roots: Roots, grid: tuple[int, int]) -> int:
     """Counts the leaves of the coarsest tree, the minimum of any budget."""
-    roots = find_roots(grid, layout, max_leaf, native_cell)
     whole = [(roots.rows >> k) * (roots.cols >> k) for k in range(roots.level + 1)]  # blocks inside the region
     inside = whole[-1] + sum(whole[k] - 4 * whole[k + 1] for k in range(roots.level))
     return inside + grid[0] * grid[1] - roots.rows * roots.cols
@@ -65,10 +62,15 @@ def allowed_leaf(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) 
     return find_max_leaf(grid, native_grid, settings.coarsest, settings.layout, settings.max_tokens, settings.geometry)
 
 
+def roots_for(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> Roots:
+    """Finds the roots that the settings set for a grid."""
+    native_cell = find_native_cell(grid, native_grid, settings.geometry)
+    return find_roots(grid, settings.layout, allowed_leaf(settings, grid, native_grid), native_cell)
+
+
 def fewest_leaves(settings: QLIPConfig, grid: tuple[int, int], native_grid: int) -> int:
     """Counts the leaves of the coarsest tree that the settings allow for a grid."""
-    native_cell = find_native_cell(grid, native_grid, settings.geometry)
-    return count_roots(grid, settings.layout, allowed_leaf(settings, grid, native_grid), native_cell)
+    return count_roots(roots_for(settings, grid, native_grid), grid)
 
 
 def find_max_leaf(
@@ -92,6 +94,6 @@ def find_max_leaf(
     side = cell if geometry == "native" else native_max_leaf(grid, native_grid)
     largest = 1 << find_roots(grid, layout, None, cell).level
     if max_tokens is not None:
-        while side < largest and count_roots(grid, layout, side, cell) > max_tokens:
+        while side < largest and count_roots(find_roots(grid, layout, side, cell), grid) > max_tokens:
             side *= 2
     return side

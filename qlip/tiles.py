@@ -167,7 +167,8 @@ def partition_tiles(
     """
     cells = (native_grid, native_grid)
     level = _find_level(len(tiles), shape, native_grid, settings)
-    fewest = len(tiles) * count_roots(cells, max_leaf=2**level)
+    roots = find_roots(cells, max_leaf=2**level)
+    fewest = len(tiles) * count_roots(roots, cells)
     trees = f"trees of {len(tiles)} tiles of {native_grid} x {native_grid} cells have"
     remedy = "allow more tokens, or set tiling to 'image'"
     splits_left = spare_splits(settings.max_tokens, fewest, trees, remedy)
@@ -195,7 +196,6 @@ def partition_tiles(
     ]
     scores = [torch.stack(of_level) for of_level in zip(*pyramids, strict=True)]
     splits = choose_splits(scores, cells, settings.alpha, splits_left)
-    roots = find_roots(cells, max_leaf=2**level)
     return [read_leaves([split[tile] for split in splits], roots, cells) for tile in range(len(tiles))]
 
 
@@ -226,8 +226,8 @@ def _find_level(tiles: int, shape: tuple[int, int], native_grid: int, settings: 
     if settings.coarsest == "any":
         return largest
     level = min(largest, max(shape).bit_length() - 1)
-    if settings.max_tokens is not None:
-        while level < largest and tiles * count_roots(cells, max_leaf=2**level) > settings.max_tokens:
+    if (most := settings.max_tokens) is not None:
+        while level < largest and tiles * count_roots(find_roots(cells, max_leaf=2**level), cells) > most:
             level += 1
     return level
 

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.scores.arrays",
         "qlip.command",
         "qlip.config",
+        "qlip.files",
         "qlip.rgb",
         "qlip.blocks",
         "qlip.image_limits",

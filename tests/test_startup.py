@@ -72,4 +72,4 @@ def test_showing_a_quadtree_loads_torch_alone() -> None:
 
 def test_a_process_that_prepares_images_loads_no_models_library() -> None:
     unwanted = ("transformers", "gradio", "pandas", "scipy")
-    assert loaded("from llava.eval.run.inputs.pictures import Preparer", unwanted) == set()
+    assert loaded("import llava.eval.run.inputs.pictures, llava.model.vision.preparer", unwanted) == set()

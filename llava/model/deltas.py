@@ -16,7 +16,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llava.model.loading.files import damaged, load_tensors, read_json, weight_files
+from llava.model.loading.files import damaged, load_tensors, read_json, require_weights, state_dtype
 
 VOCABULARY = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
 """Weights that may have more rows than the base's: LLaVA appends image tokens."""
@@ -34,15 +34,11 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint whose names contain `part`, by name.
 
     Raises:
-        ValueError: the folder holds no weights, or a file is damaged.
+        FileNotFoundError: the folder holds no weights.
+        ValueError: a file is damaged.
     """
-    files = weight_files(folder)
-    if not files:
-        raise ValueError(
-            f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor their shards"
-        )
     weights: dict[str, Tensor] = {}
-    for file in files:
+    for file in require_weights(folder):
         if file.suffix == ".bin":
             weights |= {name: tensor for name, tensor in load_tensors(file).items() if part in name}
             continue
@@ -99,8 +95,7 @@ def write_checkpoint(out: Path, weights: dict[str, Tensor], source: Path) -> Non
             shutil.copytree(path, out / path.name)
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     if config and len(dtypes) == 1:
-        name = str(dtypes.pop()).removeprefix("torch.")
-        values = config | {"torch_dtype": name} | ({"dtype": name} if "dtype" in config else {})
+        values = state_dtype(config, dtypes.pop())
         (out / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_torch_state_dict(contiguous, out, max_shard_size="5GB", metadata={"format": "pt"})

@@ -132,15 +132,14 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
         # Images that are not shown are among them, for the gradient's path to the projector.
         embeds, places = stack_embeds(embedded, list(tokens.values()))
         stacked = dict(zip(tokens, places, strict=True))
-        begins = accumulate(map(len, rows), initial=0)
+        begins = list(accumulate(map(len, rows), initial=0))[:-1]
         own = [[stacked[i] for i in share] for share in shown]
-        if labels is None:
-            spliced = [splice_row(*parts) for parts in zip(rows, begins, own, strict=False)]
-        else:
+        wanted: list[Any] = [None] * len(rows)
+        if labels is not None:
             wanted = [row[keep] for row, keep in zip(labels.cpu(), real, strict=True)]
-            limit = self.config.tokenizer_model_max_length
-            whole = [splice_row(*parts) for parts in zip(rows, begins, own, wanted, strict=False)]
-            spliced = whole if limit is None else [truncate(row, limit) for row in whole]
+        spliced = [splice_row(*parts) for parts in zip(rows, begins, own, wanted, strict=True)]
+        if labels is not None and (limit := self.config.tokenizer_model_max_length) is not None:
+            spliced = [truncate(row, limit) for row in spliced]
         numbers = None if packs is None else read_packs(packs, len(rows), self.config._attn_implementation)
         return collate(spliced, embeds, padding_side, numbers)
 

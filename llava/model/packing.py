@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
-from qlip.decoder_masks import layer_windows
-
-MASKED = ("sdpa", "eager")
-"""transformers' attentions that take any mask."""
+from qlip.attention import in_window
+from qlip.decoder_masks import layer_windows, one_or_all
+from qlip.language_positions import BIASABLE
 
 
 def read_packs(packs: Tensor, prompts: int, attention: str) -> list[int]:
@@ -38,7 +37,7 @@ def read_packs(packs: Tensor, prompts: int, attention: str) -> list[int]:
         )
     if is_flash_attention_requested(requested_attention_implementation=attention):
         return [0] * prompts
-    if attention not in MASKED:
+    if attention not in BIASABLE:
         raise ValueError(
             f"packs needs an attention that keeps the prompts of a row apart, which {attention!r} does not; load the"
             " model with attn_implementation 'sdpa', 'eager' or 'flash_attention_2', or train without --pack"
@@ -65,7 +64,7 @@ def attend_within_prompts(prompts: Tensor, config: Any, dtype: torch.dtype) -> t
     if config._attn_implementation != "sdpa":
         lowest = torch.finfo(dtype).min
         masks = {kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest) for kind, mask in masks.items()}
-    return (masks if len(masks) > 1 else next(iter(masks.values()))), {}
+    return one_or_all(masks), {}
 
 
 def packed_mask(prompts: Tensor, window: int | None = None) -> Tensor:
@@ -78,8 +77,7 @@ def packed_mask(prompts: Tensor, window: int | None = None) -> Tensor:
         window: how many keys a query attends to at most, itself included.
     """
     token = torch.arange(prompts.shape[1], device=prompts.device)
-    distance = token[:, None] - token
-    near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    near = in_window(token[:, None] - token, window)
     return (near & (prompts[:, :, None] == prompts[:, None, :]))[:, None]
 
 

@@ -112,8 +112,8 @@ def stack_embeds(text: Tensor, images: Sequence[ImageTokens]) -> tuple[Tensor, l
     counts = [len(image.features) for image in images]
     if counts != (spans := [image.span.count for image in images]):
         raise ValueError(f"the images have {counts} features, and their spans count {spans} tokens")
-    starts = accumulate(counts, initial=len(text))
-    places = [StackedImage(start, image.span) for start, image in zip(starts, images, strict=False)]
+    starts = list(accumulate(counts, initial=len(text)))[:-1]
+    places = [StackedImage(start, image.span) for start, image in zip(starts, images, strict=True)]
     return torch.cat([text, *(image.features.to(text) for image in images), text.new_zeros(1, text.shape[1])]), places
 
 

@@ -107,7 +107,9 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
     """
     from llava.images import load_images
 
-    qlip_option(args), check_model_flags(args)  # errors should show before pictures and model are loaded
+    # Errors should show before pictures and model are loaded.
+    qlip_option(args)
+    check_model_flags(args)
     if args.model_path and not args.image_file:
         raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [str(demo_picture_path())]

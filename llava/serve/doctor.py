@@ -21,7 +21,7 @@ from llava.command import OneLineParser, exit_on_interrupt, format_error, run_co
 from llava.utils import check_device, default_device, demo_model_path, demo_picture_path, devices
 
 PROJECT = "llava-qlip"
-BESIDE = ("flash-attn", "open-clip-torch", "timm", "vllm")
+OPTIONAL_PACKAGES = ("flash-attn", "open-clip-torch", "timm", "vllm")
 """Packages that are used where they are installed and belong to no extra."""
 QUESTION = "What is in the picture?"
 PICTURE = "3-large-shapes.png"
@@ -144,7 +144,7 @@ def describe_packages(problems: list[str]) -> dict[str, dict[str, str | None]]:
     groups: dict[str, dict[str, str | None]] = {"required": {}}
     if not wanted:  # a checkout that was not installed does not say what it needs
         groups["required"] = {name: installed(name) for name in ("torch", "transformers")}
-        return {**groups, "beside": {name: installed(name) for name in BESIDE}}
+        return {**groups, "beside": {name: installed(name) for name in OPTIONAL_PACKAGES}}
     for extra in ("", *(name for name in metadata(PROJECT).get_all("Provides-Extra") or () if name != "dev")):
         group = groups.setdefault(extra or "required", {})
         for requirement in wanted:
@@ -157,7 +157,7 @@ def describe_packages(problems: list[str]) -> dict[str, dict[str, str | None]]:
                 problems.append(f"packages: {needed} is required and not installed")
             elif found is not None and not requirement.specifier.contains(found, prereleases=True):
                 problems.append(f"packages: {requirement.name} is {found}; {needed} is required")
-    groups["beside"] = {name: installed(name) for name in BESIDE}
+    groups["beside"] = {name: installed(name) for name in OPTIONAL_PACKAGES}
     return {name: group for name, group in groups.items() if group}
 
 

@@ -116,7 +116,7 @@ def load_engine(
     from llava.model.builder import load_pretrained_model
     from llava.model.loading.checkpoint import inspect, local_folder, require_tower
     from llava.model.multimodal_encoder.builder import takes_quadtree
-    from llava.model.multimodal_encoder.qlip_encoder import COUNTING
+    from llava.model.multimodal_encoder.qlip_encoder import ALIBI_SETTINGS
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.templates import choose_template, warn_of_guess
     from llava.utils import default_device, demo_model_path
@@ -129,7 +129,8 @@ def load_engine(
         config = inspect(local_folder(model_path)).config
         quadtree = bool(config.qlip if option is None else option)
         if takes_quadtree(config):  # by the settings that a language model needs which takes no others
-            option = option or (dict(COUNTING) if getattr(config, "counts_tokens", False) and not config.qlip else True)
+            restricted = getattr(config, "counts_tokens", False) and not config.qlip
+            option = option or (dict(ALIBI_SETTINGS) if restricted else True)
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         model_path,
         args.model_base,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qlip.tools.plots import Curve, Panel
 
 STATE_FILE = "trainer_state.json"
-MOST_POINTS = 40
+MAX_POINTS = 40
 """Points of a curve; of more steps, a point is the mean of as many in a row as needed."""
 
 
@@ -81,7 +81,7 @@ def make_panel(log: LossLog) -> Panel:
     return Panel([make_curve(name, points) for name, points in named if points], "step", "loss", log.name)
 
 
-def make_curve(name: str, points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> Curve:
+def make_curve(name: str, points: Sequence[tuple[int, float]], most: int = MAX_POINTS) -> Curve:
     """Builds a curve of at most `most` points: means of windows, with the least and greatest loss as its interval."""
     import numpy as np
 

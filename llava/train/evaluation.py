@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -17,10 +16,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from llava.conversation import Conversation, conv_templates
 from llava.eval.run.answerer import same_answer
 from llava.eval.run.batching import BatchLimits
-from llava.eval.run.inputs.checks import find_fault
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.checks import check_answered, check_images
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.train.throughput import Gather, gather_objects
@@ -31,8 +31,6 @@ EXACT_MATCH = "exact_match"
 """The measure's name in the logs, behind the evaluation's prefix."""
 MAX_NEW_TOKENS = 64
 """Longest answer, as in `qlip sweep`."""
-THREADS = 16
-"""Images are checked in parallel, since their folder is often on a network."""
 
 
 class QuestionEvaluation:
@@ -94,7 +92,7 @@ class QuestionEvaluation:
         flag = "image_folder" if data_args.eval_image_folder is None else "eval_image_folder"
         folder = Path(getattr(data_args, flag) or ".")
         return cls(
-            read_questions(Path(data_args.eval_questions), folder, flag),
+            read_questions(Path(data_args.eval_questions), folder, f"--{flag}"),
             tokenizer,
             data_args.preparer,
             data_args.template,
@@ -117,8 +115,8 @@ class QuestionEvaluation:
         Returns:
             `{prefix}_exact_match` in %, over the questions of all processes.
         """
-        with undisturbed(model):
-            right = self._count_right(bare_model(model))
+        with evaluation_mode(model):
+            right = self._count_right(unwrap_model(model))
         return {f"{prefix}_{EXACT_MATCH}": 100 * sum(self.gather(right)) / self.total}
 
     def _count_right(self, model: Any) -> int:
@@ -139,13 +137,13 @@ class QuestionEvaluation:
         return right
 
 
-def read_questions(file: Path, folder: Path, folder_flag: str = "eval_image_folder") -> list[Question]:
+def read_questions(file: Path, folder: Path, flag: str = "--eval_image_folder") -> list[Question]:
     """Reads the questions of `--eval_questions` and checks that each has an answer and a readable image.
 
     Args:
         file: JSON lines of `question_id`, `image`, `text` and `answer` (or `label`).
         folder: the images.
-        folder_flag: the flag that names it.
+        flag: what names it on the command line, for errors.
 
     Raises:
         ValueError: the file is missing or malformed, an answer is missing, or images are missing or unreadable.
@@ -153,16 +151,8 @@ def read_questions(file: Path, folder: Path, folder_flag: str = "eval_image_fold
     if not file.is_file():
         raise ValueError(f"there is no file {file}; --eval_questions names a file of questions, as JSON lines")
     questions = read_lines(file, folder)
-    if unknown := [question.question_id for question in questions if question.answer is None]:
-        raise ValueError(f"{file}: question {unknown[0]!r} has no right answer; add it as the field 'answer'")
-    images = list(dict.fromkeys(question.image for question in questions if question.image is not None))
-    with ThreadPoolExecutor(THREADS) as threads:
-        faults = [pair for pair in zip(images, threads.map(find_fault, images), strict=True) if pair[1] is not None]
-    if faults:
-        image, fault = faults[0]
-        raise ValueError(
-            f"{len(faults)} of {len(images)} images of {file} cannot be used; {image}: {fault}. Check --{folder_flag}"
-        )
+    check_answered(file, questions, "add it as the field 'answer'")
+    check_images((question.image for question in questions), folder, flag=flag)
     return questions
 
 
@@ -188,14 +178,14 @@ def find_name(template: Conversation) -> str:
     raise ValueError(f"the prompt template {template.version!r} is not in conv_templates: {', '.join(conv_templates)}")
 
 
-def bare_model(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """Finds the LLaVA model inside of what distributed training, compilation and LoRA wrap around it."""
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Puts a model in evaluation mode; afterwards restores the mode of each module and the CPU's random numbers.
 
     Workers that prepare images are seeded from these. Greedy answers take none of an accelerator's.

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
 from llava.conversation import Conversation
-from llava.eval.run.inputs.pictures import Preparer
 from llava.model.loading.checkpoint import LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.files import read_json
+from llava.model.vision.preparer import Preparer
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
 from llava.train.data.dataset import make_supervised_data_module

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
-from llava.model.loading.files import load_tensors
+from llava.model.loading.files import load_tensors, state_dtype
 from llava.model.loading.weights import llava_name
 from llava.train.lora import simplify_adapter_config
+from qlip.files import replacing
 
 STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written before it gets its name."""
@@ -116,8 +117,7 @@ def save_config(model: Any, folder: Path, dtype: torch.dtype | None = None) -> N
     values = json.loads(file.read_text(encoding="utf-8"))
     values.pop("quantization_config", None)  # of the base while it was trained on; no weights here are quantised
     if dtype is not None:
-        name = str(dtype).removeprefix("torch.")
-        values |= {"dtype": name, "torch_dtype": name}
+        values = state_dtype(values, dtype)
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -133,9 +133,8 @@ def cache_in_config(config: Any) -> Iterator[None]:
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
     """Writes tensors to a .bin file, at once: a crash leaves the old file."""
-    partial = file.with_name(f".{file.name}.partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, file)
+    with replacing(file) as new:
+        torch.save(dict(state), new)
 
 
 def load_trained(model: nn.Module, file: Path) -> None:

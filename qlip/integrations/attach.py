@@ -25,6 +25,7 @@ from transformers import (
 from qlip.backbones import open_clip
 from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
+from qlip.decoder_masks import ALIBI_MODELS
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor, find_normalisation
 from qlip.integrations.attachment import (
@@ -236,10 +237,10 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             " give llm_positions='sequential'"
         )
     biased = settings.biases_language_model
-    if biased and text.model_type == "mpt":  # its attention makes a mask of True and False of any
+    if biased and text.model_type in ALIBI_MODELS:  # its attention makes a mask of True and False of any
         raise ValueError(
             f"llm_size_bias is {settings.llm_size_bias} and llm_weight {settings.llm_weight!r}, but the language model"
-            " 'mpt' takes no bias; give llm_size_bias=0"
+            f" {text.model_type!r} takes no bias; give llm_size_bias=0"
         )
     if biased and text._attn_implementation not in BIASABLE:
         raise ValueError(

@@ -140,7 +140,7 @@ class Attachment:
         return [torch.cat([next(features) for _ in own]) for own in parts]
 
 
-def measure(pixel_values: Any) -> Tensor:
+def image_sizes_of(pixel_values: Any) -> Tensor:
     """Measures whole images: int64 (B, 2), heights and widths."""
     return torch.tensor([tuple(image.shape[1:]) for image in pixel_values])
 

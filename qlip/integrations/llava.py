@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import AttachedPreTrainedMixin, measure
+from qlip.integrations.attachment import AttachedPreTrainedMixin, image_sizes_of
 from qlip.integrations.continuation import follow, is_noted, note_continuation, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
@@ -230,7 +230,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         check_pair(leaf_boxes, leaf_grids)
         if pixel_values is not None and leaf_boxes is None:
             packed = self.attachment.pack(pixel_values)
-            return PackedImages(**packed, image_sizes=measure(pixel_values) if sizes is None else sizes)
+            return PackedImages(**packed, image_sizes=image_sizes_of(pixel_values) if sizes is None else sizes)
         if leaf_boxes is not None and pixel_values is None and not encoded:
             raise ValueError(
                 f"leaf_boxes of {len(leaf_boxes)} images are given without pixel_values; give all that the attached"

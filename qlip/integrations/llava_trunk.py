@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, measure
+from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, image_sizes_of
 
 
 def feature_layers(config: Any) -> int | list[int]:
@@ -56,7 +56,7 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         attachment = self.attachment
         check_same_tower(self.vision_tower, attachment)
         images = attachment.cut(pixel_values, leaf_boxes, leaf_grids)
-        sizes = measure(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
+        sizes = image_sizes_of(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
         orders = attachment.order([image.leaves for image in images], sizes)
         layers = feature_layers(self.config) if vision_feature_layer is None else vision_feature_layer
         encoded = attachment.encode(images, attachment.vision.resolve_layers(layers))

@@ -20,7 +20,7 @@ from qlip.image_processing import QLIPImageProcessor, to_pillow
 from qlip.integrations.llava import LlavaMixin
 from qlip.language_positions import key_bias
 from qlip.patches import CutImage
-from qlip.question import QuestionCut, cut_for_question
+from qlip.question import cut_for_question
 
 
 @torch.no_grad()
@@ -60,18 +60,13 @@ def process_for_question(
     pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
     if not pictures:
         raise ValueError("there is no image to ask about; call the processor itself")
-    waiting = [cut_for_question(cutter.preparer(each), cutter.native_grid, settings) for each in pictures]
+    waiting = [cut_for_question(cutter.make_preparer(each), cutter.native_grid, settings) for each in pictures]
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
     first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
     weights = attention_on_images(model, first, asks)
-    cuts = [split(each, own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
+    cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
     return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
-
-
-def split(waiting: QuestionCut, weights: Tensor) -> CutImage:
-    """Splits the cells that the weights, float (M,), choose."""
-    return waiting.split(waiting.choose_roots(waiting.relevance(weights)))
 
 
 def with_cuts(processor: ProcessorMixin, cuts: Sequence[CutImage]) -> Any:

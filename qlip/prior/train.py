@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
+from qlip.files import replacing
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
 from qlip.pictures import find_pictures, read_picture
@@ -87,9 +88,8 @@ def fit_prior(config: FitConfig) -> FitResult:
     with torch.no_grad():
         errors = objective.grid_errors()
     if accelerator.is_main_process:
-        part = Path(config.out).with_suffix(".part")
-        objective.prior.save(part)
-        part.replace(config.out)
+        with replacing(config.out) as new:
+            objective.prior.save(new)
         config.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return FitResult(objective.prior, errors.max().item(), errors.mean().item(), consistency)
@@ -206,9 +206,8 @@ def learning_rate_factor(step: int, total: int) -> float:
 def save_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any], step: int, before: float) -> None:
     """Writes what a run needs to continue at `step`, atomically: a crash leaves the old checkpoint."""
     states = {name: part.state_dict() for name, part in trained.items() if part is not None}
-    part = path.with_suffix(".part")
-    torch.save({"run": run, "step": step, "before": before, "states": states}, part)
-    part.replace(path)
+    with replacing(path) as new:
+        torch.save({"run": run, "step": step, "before": before, "states": states}, new)
 
 
 def load_checkpoint(path: Path, trained: dict[str, Any], run: dict[str, Any]) -> tuple[int, float]:

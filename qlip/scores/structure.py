@@ -13,7 +13,7 @@ from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namesp
 NOISE_HEIGHT = 5.0
 """Standard deviations of noise that a hat over one block reaches by chance alone."""
 
-MOST_NOISE = 0.17
+MAX_NOISE = 0.17
 """Most noise that the cells of a split may show, in normalised units: about 12 of 255 in CLIP's."""
 
 HAT_BAND = 2**17
@@ -28,7 +28,7 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
     extended by its border pixels.
 
     With noise of deviation sigma in each channel, the hats at level k are lowered by NOISE_HEIGHT sigma / 2^k, what
-    averaged noise reaches by itself; where the cells that a split makes would show noise of more than MOST_NOISE, the
+    averaged noise reaches by itself; where the cells that a split makes would show noise of more than MAX_NOISE, the
     score is 0 (docs/METHOD.md, "Noise floor").
     """
     xp = namespace(image)
@@ -39,7 +39,7 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
         image = halve(image)
         own = _cell_hats(image, patch_size, size, None if noise is None else noise * (NOISE_HEIGHT / 2**level))
         if noise is not None:  # by a mask, since a number would wait for a GPU
-            own = xp.where(noise.max() / 2 ** (level - 1) > MOST_NOISE, xp.zeros_like(own), own)
+            own = xp.where(noise.max() / 2 ** (level - 1) > MAX_NOISE, xp.zeros_like(own), own)
         score = largest(*quarters(scores[-1]))
         score[: own.shape[0], : own.shape[1]] = largest(score[: own.shape[0], : own.shape[1]], own)
         scores.append(score)

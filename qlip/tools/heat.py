@@ -11,6 +11,10 @@ from torch import Tensor
 from qlip.quadtree import Leaves
 from qlip.rgb import to_rgb
 
+Frame = tuple[float, float, float, float]
+"""(left, top, right, bottom), in shares of an image's width and height."""
+FULL_FRAME: Frame = (0.0, 0.0, 1.0, 1.0)
+
 PLASMA = np.array(
     [
         (13, 8, 135),
@@ -41,7 +45,7 @@ def draw_weights(
     image: Image.Image,
     leaves: Leaves,
     weights: Tensor,
-    frame: Sequence[float] = (0.0, 0.0, 1.0, 1.0),
+    frame: Sequence[float] = FULL_FRAME,
     top: float | None = None,
 ) -> Image.Image:
     """Fills each leaf with the colour of its weight, more opaque the greater it is, over a paler copy of the image.

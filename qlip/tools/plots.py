@@ -30,7 +30,7 @@ FILLS = (
 SHADES = LinearSegmentedColormap.from_list("shades", ["#fafafa", "#505050"])
 """Of heat maps: no shade is so dark that numbers on it are hard to read."""
 GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
-MOST_BARS = 16
+MAX_BARS = 16
 """Points of a curve whose intervals are bars; those of more points are a band."""
 SVG: dict[Any, Any] = {"svg.hashsalt": "qlip", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
 """The same figure has the same bytes; text stays text."""
@@ -118,7 +118,7 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
         single = len(curve.x) == 1
         errors = None
         if curve.low is not None and curve.high is not None:
-            if len(curve.x) <= MOST_BARS:
+            if len(curve.x) <= MAX_BARS:
                 errors = np.clip([np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)], 0, None)
             else:
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)

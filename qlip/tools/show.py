@@ -32,7 +32,7 @@ SPENT = "spent"
 """The same where the coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
 
 Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
-"""Finds one image's pixels and leaves under settings, from `ImageCutter.finder`."""
+"""Finds one image's pixels and leaves under settings, from `ImageCutter.make_finder`."""
 
 
 def show_leaves(args: argparse.Namespace) -> None:
@@ -73,12 +73,12 @@ def list_pictures(given: Sequence[Path]) -> list[Path]:
 def show_one(path: Path, cutter: ImageCutter, settings: QLIPConfig, as_json: bool) -> tuple[Image.Image, set[str]]:
     """Prints an image's tree; its drawing, and the settings without effect."""
     picture = open_picture(path)
-    find = cutter.finder(picture)
+    find = cutter.make_finder(picture)
     leaves = find(settings)[1]
     print(json.dumps(describe(path, leaves, cutter)) if as_json else format_leaves(leaves, cutter))
     longest = max(leaves.grid)
     cell = max(4, LARGEST_DRAWING // longest) if max(picture.size) > LARGEST_DRAWING else None
-    return draw_leaves(picture, leaves, cell), find_idle(find, leaves, cutter, settings)
+    return draw_leaves(picture, leaves, cell), find_ineffective(find, leaves, cutter, settings)
 
 
 def show_several(
@@ -92,7 +92,7 @@ def show_several(
     if not args.json:
         print("  tokens    CLIP  uniform  image")
     for path, picture in read_pictures(paths, args.images):
-        find = cutter.finder(picture)
+        find = cutter.make_finder(picture)
         leaves = find(settings)[1]
         counts = count_tokens(leaves, cutter)
         totals.append(counts)
@@ -101,7 +101,7 @@ def show_several(
         drawing = draw_leaves(picture, leaves, cell=max(1, (TILE - 1) // max(leaves.grid)))  # lines of whole pixels
         drawing.thumbnail((TILE, TILE))
         tiles.append((f"{path.name}: {counts[0]} tokens", drawing))
-        idle &= find_idle(find, leaves, cutter, settings)
+        idle &= find_ineffective(find, leaves, cutter, settings)
     if not tiles:
         raise ValueError(f"none of the {len(paths)} image files can be read")
     means = [sum(row) / len(tiles) for row in zip(*totals, strict=True)]
@@ -154,7 +154,7 @@ def format_leaves(leaves: Leaves, cutter: ImageCutter) -> str:
     return "\n".join(lines)
 
 
-def find_idle(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
+def find_ineffective(find: Find, leaves: Leaves, cutter: ImageCutter, settings: QLIPConfig) -> set[str]:
     """Finds settings that are not the default, and change no leaf against it; `ONE_CELL` and `SPENT` if they hold."""
     default = QLIPConfig()
     changed = [

@@ -19,11 +19,12 @@ import torch
 from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine.chat_engine import ChatEngine
 from llava.serve.engine.detokenize import until_stop
 from llava.serve.engine.params import Sampling

@@ -31,7 +31,7 @@ from llava.serve.http import connections, server
 """The imports of a controller that serves."""
 
 IMAGE_WORKER = """
-from llava.eval.run.inputs.pictures import Preparer
+from llava.model.vision.preparer import Preparer
 """
 """The imports of a process that prepares images for a question file."""
 

@@ -67,8 +67,8 @@ def measure_images(engine: ChatEngine, repeats: int) -> tuple[list[float], list[
     import torch
     from PIL import Image
 
-    from llava.eval.run.inputs.pictures import Preparer
     from llava.model.vision.encoding import encode_prepared
+    from llava.model.vision.preparer import Preparer
 
     preparer = Preparer.of(engine.model.get_vision_tower())
     device, pixels = str(engine.model.device), np.random.default_rng(0)

@@ -30,7 +30,7 @@ from scripts.soak.target import is_answer
 
 BATCH, WAITING = 4, 12  # of each worker: small, so that a queue overflows early
 LEAK = 150 * 2**20  # bytes; the attack sends gigabytes
-MOST_EXTRA = 2**30  # bytes of each server: the bodies that it may hold, parsed, and an image in each decoder
+MAX_EXTRA = 2**30  # bytes of each server: the bodies that it may hold, parsed, and an image in each decoder
 
 
 PAUSE = 0.4  # seconds between good requests
@@ -116,7 +116,7 @@ class Soak(Client):
                 detail,
             )
         grown = [peak - size for peak, size in zip(peaks, before, strict=True)]
-        self.report.measure(max(grown) < MOST_EXTRA, "extra memory at its peak", in_mib(grown))
+        self.report.measure(max(grown) < MAX_EXTRA, "extra memory at its peak", in_mib(grown))
         self.report.check(await self.until(self.idle), "the queues are empty after the attack")
         left = [now - size for now, size in zip(self.memories(), before, strict=True)]
         self.report.measure(max(left) < LEAK, "memory is where it was", in_mib(left))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from llava.eval.run.inputs.pictures import Preparer
 from llava.model.multimodal_encoder.pretrained import default_image_processor
+from llava.model.vision.preparer import Preparer
 from llava.train.data.dataset import LazySupervisedDataset
 from playground.instructions import main
 from playground.model import vision_config

@@ -99,7 +99,7 @@ class LargestWeights(TorchFunctionMode):
 @pytest.mark.parametrize("most", [1, 40, 80, 10**6])
 @torch.no_grad()
 def test_a_long_question_is_taken_in_pieces_of_bounded_size(most, monkeypatch):
-    monkeypatch.setattr("qlip.attention.MOST_WEIGHTS", most)
+    monkeypatch.setattr("qlip.attention.MAX_WEIGHTS", most)
     inputs, queries = batch(), batch()["attention_mask"].bool()
     queries[:, :4] = False
     expected = build(CONFIGS["mistral with a window"], "eager")(**inputs, output_attentions=True).attentions[1]

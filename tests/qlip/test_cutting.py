@@ -44,7 +44,7 @@ def test_settings_of_one_image_share_its_pixels_and_its_noise(monkeypatch: pytes
     resize = ImageCutter._resize
     monkeypatch.setattr("qlip.cutting.estimate_noise", lambda own: estimated.append(own) or estimate_noise(own))
     monkeypatch.setattr(ImageCutter, "_resize", lambda *own: resized.append(own[2]) or resize(*own))
-    prepare = cutter.preparer(image)
+    prepare = cutter.make_preparer(image)
     for settings, cut in zip(several, expected, strict=True):
         found = prepare(settings)
         assert torch.equal(found.leaves.boxes, cut.leaves.boxes)

@@ -9,13 +9,14 @@ from typing import Any
 
 from llava.eval.run.answers.answer import row_maker
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
-from llava.eval.run.answers.recording import open_answers, open_questions, record, report
+from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.flags import ReadQuestions, read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.processes import Processes
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.model.builder import load_empty_tower
+from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine, qlip_option
 from llava.utils import demo_model_path
 
@@ -33,7 +34,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
     processes = Processes.join(args)
     with open_answers(args, questions, processes) as answers:
         sampling, limits = read_sampling(args), read_limits(args)
-        todo = processes.share(open_questions(args, questions, answers))
+        todo = processes.share(find_unanswered(args, questions, answers))
         pictures = list_pictures(todo, limits)
         workers = choose_workers(args.workers, processes.count)
         ready: Iterator[Any] = iter(())

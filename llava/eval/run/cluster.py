@@ -24,17 +24,18 @@ import numpy as np
 from llava.eval.run.answers.answer import row_maker
 from llava.eval.run.answers.jsonl import Row
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
-from llava.eval.run.answers.recording import open_answers, open_questions, record, report
+from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
 from llava.eval.run.batch_run import make_preparer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.flags import read_limits, read_sampling
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, pack, unpack
+from llava.eval.run.inputs.pictures import pack, unpack
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.run.runner import Runner, list_pictures
+from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine
 
-SHARE = 2
+BATCHES_PER_TASK = 2
 """Full batches' worth of questions that an actor gets at once, and that are asked again if it dies."""
 
 CHAINED = "\n\n(?:The above exception was the direct cause|During handling of the above exception)[^\n]*\n\n"
@@ -173,9 +174,9 @@ def run(name: str, args: argparse.Namespace) -> int:
     preparer = make_preparer(args)
     with open_answers(args, questions) as answers, tempfile.TemporaryDirectory() as scratch:
         args.device = args.device or ("cuda" if args.gpus_per_actor else "cpu")
-        todo = open_questions(args, questions, answers)
+        todo = find_unanswered(args, questions, answers)
         shares = Path(scratch) / "shares.jsonl"
-        count = write_shares(shares, todo, SHARE * limits.rows)
+        count = write_shares(shares, todo, BATCHES_PER_TASK * limits.rows)
         batches = answer_on(args, preparer, shares, count) if todo else ()
         record(answers, batches, len(todo), resume=args.resume)
         return report(name, answers, args, questions)

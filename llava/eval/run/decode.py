@@ -19,9 +19,9 @@ from llava.serve.engine.generate import Row
 from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.slots import SlotCache
-from llava.serve.engine.streams import Stream, finish
+from llava.serve.engine.streams import Stream, run_to_end
 
-WORTH = 0.8
+MAX_SHARED_COST = 0.8
 """A shared prefix is run once if that cuts the tokens to at most this fraction."""
 
 
@@ -80,7 +80,7 @@ def _add_rows(running: RunningRows[Stream], rows: Sequence[Row], images: Sequenc
             prompts.append(heads[start.key].continue_by(model.get_input_embeddings()(text)))
         else:
             prompts.append(place_prompt(model, row.prompt, [] if image is None else [image]))
-    logits = finish(prefill(model, prompts, cache))
+    logits = run_to_end(prefill(model, prompts, cache))
     for stream, prompt in zip(streams, prompts, strict=True):
         stream.position = prompt.end - 1
     running.add(streams, cache, bias_prompts(model, prompts))
@@ -97,7 +97,7 @@ def is_worth_sharing(starts: Sequence[Start], lengths: Sequence[int]) -> bool:
     longest = {start.key: start.tokens for start in starts if start.elements}
     rest = max(length - start.tokens for start, length in zip(starts, lengths, strict=True))
     apart = len(longest) * max(longest.values(), default=0) + len(starts) * rest
-    return apart <= WORTH * len(starts) * max(lengths)
+    return apart <= MAX_SHARED_COST * len(starts) * max(lengths)
 
 
 def _run_starts(
@@ -113,7 +113,7 @@ def _run_starts(
         if image is not None and start.key not in heads:
             heads[start.key] = place_prompt(model, row.prompt[: start.elements], [image])
     once = SlotCache(len(cache.layers), [0] * len(heads), joins=False)
-    finish(prefill(model, list(heads.values()), once))
+    run_to_end(prefill(model, list(heads.values()), once))
     numbers = {key: number for number, key in enumerate(heads)}
     begun = [row for row, start in enumerate(starts) if start.key in heads]
     cache.copy(once, begun, [numbers[starts[row].key] for row in begun])

@@ -33,7 +33,7 @@ def prompt_ids(engine: ChatEngine, text: str, num_images: int = 1) -> Tensor:
 
 
 @torch.inference_mode()
-def show(
+def refine_for_questions(
     engine: ChatEngine,
     prompts: Sequence[Tensor],
     pictures: Sequence[PreparedImage | None],

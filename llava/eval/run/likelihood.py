@@ -18,10 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.eval.run.answers.answer import Answer, row_maker
 from llava.eval.run.answers.metadata import checkpoint_hash, run_settings
-from llava.eval.run.answers.recording import open_answers, open_questions, record, report
-from llava.eval.run.generate import prompt_ids, show
+from llava.eval.run.answers.recording import find_unanswered, open_answers, record, report
+from llava.eval.run.generate import prompt_ids, refine_for_questions
 from llava.eval.run.inputs.checks import read_inputs
-from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.eval.run.inputs.questions import Question
 from llava.eval.score.choice import right_letter
 from llava.eval.score.parse import find_listed_options, letters
@@ -29,6 +28,7 @@ from llava.eval.score.rows import Row, read_json, read_labelled
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
@@ -135,7 +135,7 @@ def choose(engine: ChatEngine, preparer: Preparer, question: Question, choice: C
         # The question decides what is split, not the options: all are judged on the same tokens.
         ids = prompt_ids(engine, choice.question)
         engine.check_length(len(ids) - 1, picture.context, 0)
-        (picture,), (shown,) = show(engine, [ids], [picture], encoded)
+        (picture,), (shown,) = refine_for_questions(engine, [ids], [picture], encoded)
         losses = option_losses(engine, shown, choice.question, list(choice.options.values()))
     except PromptTooLong as error:
         return Answer(question, None, str(error), picture)
@@ -174,7 +174,7 @@ def run(name: str, args: argparse.Namespace) -> int:
 
     questions = read_inputs(args, read)
     with open_answers(args, questions) as answers:
-        todo = open_questions(args, questions, answers)
+        todo = find_unanswered(args, questions, answers)
         engine = load_engine(args)
         settings = run_settings(engine, Sampling(), 0, args, checkpoint_hash(args.model_path, args.model_base))
         settings |= {"decoding": None, "protocol": "likelihood"}

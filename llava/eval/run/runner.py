@@ -17,15 +17,15 @@ from llava.command import format_error
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits, form_batches
-from llava.eval.run.generate import generate, prompt_ids, row_seed, show
-from llava.eval.run.inputs.pictures import Source, Unreadable
+from llava.eval.run.generate import generate, prompt_ids, refine_for_questions, row_seed
 from llava.eval.run.inputs.questions import Question
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Source, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError, ran_out_of_memory
-from llava.serve.engine.halving import halve
+from llava.serve.engine.halving import free_and_halve
 from llava.serve.engine.params import Sampling
 
 WINDOW = 4
@@ -121,7 +121,7 @@ class Runner:
         try:
             self._encode(batch, encoded)
             seen = [encoded.get(prompt.question.image) for prompt in batch]
-            pictures, seen = show(self.engine, prompts, pictures, seen)
+            pictures, seen = refine_for_questions(self.engine, prompts, pictures, seen)
             texts = generate(
                 self.engine,
                 prompts,
@@ -143,7 +143,7 @@ class Runner:
         if len(batch) == 1:
             error = f"{batch[0].length} tokens are more than the device's memory can take"
             return [Answer(batch[0].question, None, error, batch[0].picture)]
-        return [answer for half in halve(batch) for answer in self._answer(half, encoded)]
+        return [answer for half in free_and_halve(batch) for answer in self._answer(half, encoded)]
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[_Prompt], encoded: dict[Source | None, ImageTokens]) -> None:

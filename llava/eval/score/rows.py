@@ -183,21 +183,21 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
     check_object(place, row, fields)
     texts = {name: row[name] for name in fields if name in TEXTS and not isinstance(row[name], str)}
     for name in TEXTS.intersection(fields) - texts.keys():
-        check_encodable(place, name, row[name])
+        check_encodable(f"{place}: {name}", row[name])
     for name, value in texts.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{place}: {name} is {value!r}; it must be text")
     return {**row, **{name: str(value) for name, value in texts.items()}}
 
 
-def check_encodable(place: str, name: str, text: str) -> None:
-    """Raises ValueError if a text holds half a character, which JSON can spell and no tokenizer takes."""
+def check_encodable(name: str, text: str) -> None:
+    """Raises ValueError if the text `name` holds half a character, which JSON can spell and no tokenizer takes."""
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: {name} holds half a character, {text[error.start]!r}") from None
+        raise ValueError(f"{name} holds half a character, {text[error.start]!r}") from None
 
 
 def check_object(place: str, row: Any, fields: Iterable[str] = ()) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from llava.eval.run.answerer import Answerer, same_answer
 from llava.eval.run.answers.jsonl import append_row, replace
 from llava.eval.run.answers.lock import only_run
-from llava.eval.run.inputs.checks import check_images, check_question_file
+from llava.eval.run.inputs.checks import check_answered, check_images, check_question_file
 from llava.eval.run.inputs.questions import Question, read_lines
 from llava.eval.sweep.grid import Cell, Task, make_cells, make_task, read_axes, read_results, to_settings
 from llava.eval.sweep.plots import Record, describe, format_percent, table, write_figures
@@ -100,8 +100,7 @@ def by_picture(questions: Sequence[Question], args: argparse.Namespace) -> Asked
     Raises:
         ValueError: a question has no right answer, or images are missing or unreadable.
     """
-    if unknown := [question.question_id for question in questions if question.answer is None]:
-        raise ValueError(f"question {unknown[0]!r} has no right answer; give --answers-file")
+    check_answered(args.question_file, questions, "give --answers-file")
     pictures: dict[Path, list[Question]] = {}
     for question in questions:
         pictures.setdefault(Path(str(question.image)), []).append(question)

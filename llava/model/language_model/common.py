@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.model.llava_arch import LlavaMetaForCausalLM
 
-WHOLE = ["CLIPVisionTower", "CLIPVisionTowerS2", "QLIPVisionTower"]
+UNSPLIT_TOWERS = ["CLIPVisionTower", "CLIPVisionTowerS2", "QLIPVisionTower"]
 """A device map never splits a tower: it is loaded as a whole, and small compared to the language model."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import LlamaForCausalLM, LlamaModel
 
 from llava.model.config import LlavaConfig
-from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.language_model.common import UNSPLIT_TOWERS, ImageLanguageModel, register
 from llava.model.llava_arch import LlavaMetaModel
 
 
@@ -21,7 +21,7 @@ class LlavaLlamaForCausalLM(ImageLanguageModel, LlamaForCausalLM):
     config_class = LlavaConfig
     text_class = LlamaForCausalLM
     trunk_class = LlavaLlamaModel
-    _no_split_modules = ["LlamaDecoderLayer", *WHOLE]
+    _no_split_modules = ["LlamaDecoderLayer", *UNSPLIT_TOWERS]
 
 
 register(LlavaLlamaForCausalLM)

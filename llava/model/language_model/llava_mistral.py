@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import MistralForCausalLM, MistralModel
 
 from llava.model.config import LlavaMistralConfig
-from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.language_model.common import UNSPLIT_TOWERS, ImageLanguageModel, register
 from llava.model.llava_arch import LlavaMetaModel
 
 
@@ -21,7 +21,7 @@ class LlavaMistralForCausalLM(ImageLanguageModel, MistralForCausalLM):
     config_class = LlavaMistralConfig
     text_class = MistralForCausalLM
     trunk_class = LlavaMistralModel
-    _no_split_modules = ["MistralDecoderLayer", *WHOLE]
+    _no_split_modules = ["MistralDecoderLayer", *UNSPLIT_TOWERS]
 
 
 register(LlavaMistralForCausalLM)

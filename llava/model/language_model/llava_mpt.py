@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import MptForCausalLM, MptModel
 
 from llava.model.config import LlavaMptConfig
-from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.language_model.common import UNSPLIT_TOWERS, ImageLanguageModel, register
 from llava.model.llava_arch import MPT_NAMES, LlavaMetaModel
 
 
@@ -34,7 +34,7 @@ class LlavaMptForCausalLM(ImageLanguageModel, MptForCausalLM):
     base_model_prefix = "model"
     transformer = property(lambda self: self.model)
     _tied_weights_keys: Any = {"lm_head.weight": "model.wte.weight"}  # noqa: RUF012 (as in its base)
-    _no_split_modules = ["MptBlock", *WHOLE]
+    _no_split_modules = ["MptBlock", *UNSPLIT_TOWERS]
 
 
 register(LlavaMptForCausalLM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import Qwen2ForCausalLM, Qwen2Model
 
 from llava.model.config import LlavaQwenConfig
-from llava.model.language_model.common import WHOLE, ImageLanguageModel, register
+from llava.model.language_model.common import UNSPLIT_TOWERS, ImageLanguageModel, register
 from llava.model.llava_arch import LlavaMetaModel
 
 
@@ -21,7 +21,7 @@ class LlavaQwenForCausalLM(ImageLanguageModel, Qwen2ForCausalLM):
     config_class = LlavaQwenConfig
     text_class = Qwen2ForCausalLM
     trunk_class = LlavaQwenModel
-    _no_split_modules = ["Qwen2DecoderLayer", *WHOLE]
+    _no_split_modules = ["Qwen2DecoderLayer", *UNSPLIT_TOWERS]
 
 
 register(LlavaQwenForCausalLM)

@@ -59,7 +59,7 @@ TRANSFORMERS_NAMES = {
 }
 """Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
 
-ATTACHED = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
+ATTACH_HINT = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
 
 NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """(height, width) of transformers' LlavaNext where its configuration names none."""
@@ -193,9 +193,9 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
         if not isinstance(values[part], Mapping):
             raise TypeError(f"{part} is {values[part]!r}; it must be an object")
     if (activation := values.get("projector_hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACHED}")
+        raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACH_HINT}")
     if (bias := values.get("multimodal_projector_bias", True)) is not True:
-        raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACHED}")
+        raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACH_HINT}")
     text = dict(values["text_config"])
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
@@ -225,7 +225,7 @@ def select_layer(layers: Any) -> Any:
     if not isinstance(layers, list):
         return layers
     if len(layers) != 1:
-        raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACHED}")
+        raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACH_HINT}")
     return layers[0]
 
 

@@ -36,6 +36,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def state_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Copies what a config.json holds, with the dtype of the weights beside it under each name that it has.
+
+    transformers 4 reads `torch_dtype`, transformers 5 also writes `dtype`.
+    """
+    name = str(dtype).removeprefix("torch.")
+    return {**config, "torch_dtype": name, **({"dtype": name} if "dtype" in config else {})}
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Lists the files of a checkpoint's weights, safetensors before .bin, single or in shards; empty if there are none.
 
@@ -77,6 +86,19 @@ def weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def require_weights(folder: Path) -> list[Path]:
+    """Lists the files of a checkpoint's weights, see `weight_files`.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = weight_files(folder)
+    if not files:
+        names = " or ".join(stem + suffix for stem, suffix in WEIGHTS)
+        raise FileNotFoundError(f"{folder} holds no weights: expected {names}, or shards and their index")
+    return files
+
+
 def check_weights(folder: Path) -> None:
     """Raises unless a folder holds weights in complete files; reads no data.
 
@@ -84,11 +106,7 @@ def check_weights(folder: Path) -> None:
         FileNotFoundError: there are no weights.
         ValueError: a file is damaged.
     """
-    files = weight_files(folder)
-    if not files:
-        names = " or ".join(stem + suffix for stem, suffix in WEIGHTS)
-        raise FileNotFoundError(f"{folder} holds no weights: expected {names}, or shards and their index")
-    for file in files:
+    for file in require_weights(folder):
         tensor_shapes(file)
 
 

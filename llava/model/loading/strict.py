@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-SMALL = 2**30
+MIN_BAR_BYTES = 2**30
 """Bytes of weights below which no progress bar is shown: they load in about a second."""
 
 
@@ -73,7 +73,7 @@ def weights_size(name: str | Path) -> int | None:
 @contextmanager
 def _without_bar(size: int | None) -> Iterator[None]:
     """Hides transformers' progress bar of weights that load in no time; `size` in bytes, None where it is not known."""
-    if size is None or size >= SMALL:
+    if size is None or size >= MIN_BAR_BYTES:
         yield
         return
     before = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))

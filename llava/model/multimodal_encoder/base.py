@@ -223,7 +223,7 @@ class VisionTower(nn.Module, ABC):
     @property
     def native_tokens(self) -> int:
         """Tokens of an image of the native size on the uniform grid."""
-        return self.num_patches_per_side**2
+        return self.num_patches
 
     @property
     def dummy_feature(self) -> Tensor:

@@ -19,7 +19,7 @@ from llava.model.vision.quadtree_tiles import Cuts, cut_tile_pixels
 from qlip import Leaves, QLIPConfig, QLIPImageProcessor, QLIPOutput, QLIPVisionModel
 from qlip.mlp import PRIOR_FILE
 
-COUNTING = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
+ALIBI_SETTINGS = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each", "budget": "score"}
 """The only values that a language model which counts tokens, as MPT does, can apply."""
 
 
@@ -49,12 +49,12 @@ def check_counting(config: Any, settings: QLIPConfig) -> None:
     """
     if not getattr(config, "counts_tokens", False):
         return
-    for name, allowed in COUNTING.items():
+    for name, allowed in ALIBI_SETTINGS.items():
         if (value := getattr(settings, name)) != allowed:
             raise ValueError(
                 f"{name} is {value!r}; allowed on MPT, whose attention (ALiBi) counts tokens, takes no bias and has no"
-                f" separate queries to read, is {allowed!r}: load it with qlip={COUNTING}, or write these settings to"
-                " 'qlip' in config.json, or load it without QLIP (--no-qlip)"
+                f" separate queries to read, is {allowed!r}: load it with qlip={ALIBI_SETTINGS}, or write these"
+                " settings to 'qlip' in config.json, or load it without QLIP (--no-qlip)"
             )
 
 

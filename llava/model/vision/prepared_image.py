@@ -105,7 +105,7 @@ class PreparedImage:
         """
         if self.question is None or self.settings is None:
             return self
-        cut = self.question.split(self.question.choose_roots(self.question.relevance(weights)))
+        cut = self.question.refine(weights)
         span = image_span(self.settings, cut.leaves, self.question.native_grid)
         return replace(self, image=cut, tokens=span.count, positions=span.length, question=None)
 
@@ -137,7 +137,7 @@ def prepare_leaves(
         whole = layout.count(cutter.native_grid)
         span = order.span
         return PreparedImage(cuts, settings, span.count, span.length, whole, size, tiles=layout, order=order)
-    return prepare_cut(cutter.preparer(image), cutter, settings)
+    return prepare_cut(cutter.make_preparer(image), cutter, settings)
 
 
 def prepare_cut(cut: Callable[[QLIPConfig], CutImage], cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:

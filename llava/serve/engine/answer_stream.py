@@ -135,7 +135,7 @@ class Answer:
             await event.wait()
         self._raise()
 
-    def show(self, views: Sequence[PreparedImage]) -> None:
+    def replace_images(self, views: Sequence[PreparedImage]) -> None:
         """Replaces the images by those that the question has decided on, and counts the tokens of both passes."""
         first = sum(view.first_tokens for view in self.views)
         self.views = views

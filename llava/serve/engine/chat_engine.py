@@ -38,7 +38,7 @@ from llava.serve.engine.params import SERVER_DEFAULTS, EngineLimits, Sampling
 from llava.serve.engine.prefill import can_continue
 from llava.serve.engine.prefix_memory import choose_prefix_bytes
 from llava.serve.engine.prefixes import PrefixCache, prompt_key
-from llava.serve.engine.prompting import find_end_tokens, question_start, separators
+from llava.serve.engine.prompting import find_end_tokens, find_question_token, separators
 from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
@@ -161,12 +161,8 @@ class ChatEngine:
         device = self.model.get_vision_tower().device
         return process_images(images, self.image_processor, self.model.config).to(device)
 
-    def reply(self, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer to a conversation's last question. Closing the iterator stops the model."""
-        return stream_text(self.submit(conversation, images, sampling))
-
-    def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
-        """Yields the answer to a complete prompt text, see `submit`. Closing the iterator stops the model."""
+    def reply(self, prompt: str | Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
+        """Yields the answer to a prompt text or a conversation, see `submit`. Closing the iterator stops the model."""
         return stream_text(self.submit(prompt, images, sampling))
 
     def submit(
@@ -277,8 +273,7 @@ class ChatEngine:
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
-        before = prompt[: question_start(prompt, form)] if awaits_question(views) else ""
-        question = min(len(tokenizer_image_token(before, self.tokenizer)), len(ids) - 1)
+        question = find_question_token(prompt, form, self.tokenizer, len(ids)) if awaits_question(views) else 0
         key = prompt_key(ids.tolist(), views) if self.prefixes.most_bytes else ()
         row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question, key=key)
         return Answer(row, views, usage, self.scheduler.remove)

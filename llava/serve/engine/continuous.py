@@ -20,7 +20,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
-from llava.serve.engine.halving import halve
+from llava.serve.engine.halving import free_and_halve
 from llava.serve.engine.params import GROWTH, EngineLimits
 from llava.serve.engine.prefill import PlacedPrompt, bias_prompts, place_prompt, prefill
 from llava.serve.engine.prefixes import Prefix, PrefixCache
@@ -137,7 +137,7 @@ class ContinuousBatch:
         if len(streams) > 1:
             if ran_out_of_memory(failure):
                 logger.warning("out of memory with %d requests that join together; trying half as many", len(streams))
-                return list(halve(streams))
+                return list(free_and_halve(streams))
             logger.warning("%d requests failed as they joined; trying each alone", len(streams), exc_info=failure)
             return [[stream] for stream in streams]
         (stream,) = streams
@@ -267,7 +267,7 @@ class ContinuousBatch:
             self._stop_joining()
         elif len(self._running.streams) > 1:
             logger.warning("out of memory with %d answers; continuing with half as many", len(self._running.streams))
-            self._suspend(len(halve(self._running.streams)[0]))
+            self._suspend(len(free_and_halve(self._running.streams)[0]))
         else:
             return False
         return True

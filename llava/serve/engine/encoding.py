@@ -13,13 +13,13 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import awaits_question, refine_images
 from llava.serve.engine.answer_stream import Answer
-from llava.serve.engine.streams import finish
+from llava.serve.engine.streams import run_to_end
 from llava.serve.engine.vision import VisionFrontend
 
 
 def encode_answers(vision: VisionFrontend, batch: Sequence[Answer], most_asked: int) -> list[ImageTokens] | None:
     """Encodes the images of all requests at once; see `encode_in_parts`."""
-    return finish(encode_in_parts(vision, batch, most_asked=most_asked))
+    return run_to_end(encode_in_parts(vision, batch, most_asked=most_asked))
 
 
 def encode_in_parts(
@@ -60,7 +60,7 @@ def encode_in_parts(
     encoded = time.perf_counter()
     for answer, own in zip(batch, views, strict=True):
         if awaits_question(answer.views):
-            answer.show(own)
+            answer.replace_images(own)
         answer.note_start(start, asked, encoded)
     return images
 

@@ -18,15 +18,13 @@ from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import refine_images
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.params import SERVER_DEFAULTS, Sampling
-from llava.serve.engine.prompting import PromptFormat, question_start
+from llava.serve.engine.prefixes import count_shared
+from llava.serve.engine.prompting import PromptFormat, find_question_token
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from qlip import Leaves, draw_weights
 from qlip.patches import CutImage
-
-Frame = tuple[float, float, float, float]
-"""(left, top, right, bottom)."""
-WHOLE: Frame = (0.0, 0.0, 1.0, 1.0)
+from qlip.tools.heat import FULL_FRAME, Frame
 
 
 class Engine(PromptFormat, Protocol):
@@ -58,7 +56,7 @@ class ImageAttribution:
     """Of the quadtree; without one, the cells of CLIP's grid."""
     weights: Tensor
     """float32 (N,): not negative; of all images of a prompt they sum to 1."""
-    frame: Frame = WHOLE
+    frame: Frame = FULL_FRAME
     """Where the leaves' grid lies, in shares of the picture's width and height; padding is outside of 0 to 1."""
 
 
@@ -115,8 +113,7 @@ def explain_answer(
         views = [engine.vision.prepare(image, settings) for image in images]
     prompt, said = tokenize_answer(engine, asked, answer)
     engine.check_length(len(prompt) - len(views), sum(view.context for view in views), len(said))
-    text = asked.get_prompt()
-    start = min(len(tokenizer_image_token(text[: question_start(text, asked)], engine.tokenizer)), len(prompt) - 1)
+    start = find_question_token(asked.get_prompt(), asked, engine.tokenizer, len(prompt))
 
     def attribute() -> tuple[list[PreparedImage], list[Tensor]]:
         with torch.inference_mode():
@@ -149,17 +146,11 @@ def tokenize_answer(engine: Engine, asked: Conversation, answer: str) -> tuple[T
     prompt, answered = asked.get_prompt(), asked.copy()
     answered.messages[-1][1] = answer
     whole = answered.get_prompt()
-    start = whole.find(answer, _count_shared(prompt, whole))
+    start = whole.find(answer, count_shared(prompt, whole))
     ids = tokenizer_image_token(whole[: start + len(answer)], engine.tokenizer)
     own = tokenizer_image_token(prompt, engine.tokenizer)
-    known = min(_count_shared(own, ids), len(ids) - 1)
+    known = min(count_shared(own, ids), len(ids) - 1)
     return torch.tensor(ids[:known]), torch.tensor(ids[known:])
-
-
-def _count_shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """Counts the elements at the beginning that two sequences share."""
-    shortest = min(len(first), len(second))
-    return next((i for i in range(shortest) if first[i] != second[i]), shortest)
 
 
 def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Image) -> ImageAttribution:
@@ -168,33 +159,7 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
     Raises:
         ValueError: the tokens have no place in the picture.
     """
-    n = engine.vision.tower.num_patches_per_side
-    frame, newline = WHOLE, None  # newlines have no place
-    if view.order is not None:
-        leaves, count = view.order.leaves, len(view.order.leaves)
-        newline = view.order.order == view.order.order.max()
-        base = len(weights) - count - int(newline.sum())
-    elif isinstance(view.image, CutImage):
-        leaves = view.image.leaves
-        base = len(weights) - len(leaves)
-    elif view.tiles is not None and view.tiles.rows:
-        rows, cols = view.tiles.find_shape(n)
-        leaves, base = Leaves.uniform((rows, cols)), n * n
-        if view.tiles.unpad:
-            newline = torch.zeros(len(weights), dtype=torch.bool)
-            newline[base:].view(rows, cols + 1)[:, cols] = True
-        elif view.tiles.original is not None:
-            frame = _padded_frame(view.tiles.original, (cols, rows))
-    else:
-        grid, base = (n, n), 0
-        if view.tiles is not None:  # its base alone
-            newline = torch.arange(len(weights)) >= n * n
-        else:
-            frame = _clip_frame(engine, image.size)
-            if len(weights) != n * n:  # not square
-                patch = engine.vision.tower.config.patch_size
-                grid = (view.size[0] // patch, view.size[1] // patch)
-        leaves = Leaves.uniform(grid)
+    leaves, base, newline, frame = _find_leaves(engine, view, len(weights), image.size)
     own = weights if newline is None else weights[~newline]
     if len(own) != base + len(leaves):
         raise ValueError(
@@ -203,8 +168,46 @@ def _place(engine: Engine, view: PreparedImage, weights: Tensor, image: Image.Im
         )
     shares = own[base:]
     if base:
+        n = engine.vision.tower.num_patches_per_side
         shares = shares + _spread(own[:base].view(n, n), leaves)
     return ImageAttribution(leaves, shares, frame)
+
+
+def _find_leaves(
+    engine: Engine, view: PreparedImage, tokens: int, size: tuple[int, int]
+) -> tuple[Leaves, int, Tensor | None, Frame]:
+    """Finds what an image's tokens show.
+
+    Args:
+        engine: has the tower.
+        view: the image.
+        tokens: of it.
+        size: (width, height) of the picture.
+
+    Returns:
+        The leaves that the last tokens show; how many tokens of a base or thumbnail come before; which of all tokens
+        are newlines and have no place, bool (tokens,), None without any; and where the leaves' grid lies.
+    """
+    n = engine.vision.tower.num_patches_per_side
+    if view.order is not None:
+        newline = view.order.order == view.order.order.max()
+        return view.order.leaves, tokens - len(view.order.leaves) - int(newline.sum()), newline, FULL_FRAME
+    if isinstance(view.image, CutImage):
+        return view.image.leaves, tokens - len(view.image.leaves), None, FULL_FRAME
+    if view.tiles is None:
+        patch = engine.vision.tower.config.patch_size
+        grid = (n, n) if tokens == n * n else (view.size[0] // patch, view.size[1] // patch)  # else it is not square
+        return Leaves.uniform(grid), 0, None, _clip_frame(engine, size)
+    if not view.tiles.rows:  # its base alone
+        return Leaves.uniform((n, n)), 0, torch.arange(tokens) >= n * n, FULL_FRAME
+    rows, cols = view.tiles.find_shape(n)
+    leaves = Leaves.uniform((rows, cols))
+    if view.tiles.unpad:
+        newline = torch.zeros(tokens, dtype=torch.bool)
+        newline[n * n :].view(rows, cols + 1)[:, cols] = True
+        return leaves, n * n, newline, FULL_FRAME
+    frame = FULL_FRAME if view.tiles.original is None else _padded_frame(view.tiles.original, (cols, rows))
+    return leaves, n * n, None, frame
 
 
 def _spread(weights: Tensor, leaves: Leaves) -> Tensor:
@@ -229,7 +232,7 @@ def _clip_frame(engine: Engine, size: tuple[int, int]) -> Frame:
     elif getattr(processor, "do_center_crop", False):
         side = min(size)
     else:
-        return WHOLE
+        return FULL_FRAME
     left, top = (width - side) / 2 / width, (height - side) / 2 / height
     return (left, top, 1 - left, 1 - top)
 

@@ -228,9 +228,6 @@ def make_sampler(model: Any, rows: Sequence[Row], device: torch.device) -> RowSa
 def append_token(row: Row, token: int, logprobs: StepLogprobs | None = None) -> None:
     """Appends a token to a row's answer; an error ends this row only."""
     try:
-        if logprobs is None:
-            row.take(token)
-        else:
-            row.take(token, logprobs)
+        row.take(token, logprobs)
     except Exception as error:
         row.fail(error)

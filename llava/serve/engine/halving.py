@@ -10,7 +10,7 @@ import torch
 T = TypeVar("T")
 
 
-def halve(batch: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+def free_and_halve(batch: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     """Frees the GPU's cached memory and splits a batch of at least two into halves.
 
     Call it after the error's handler: the error's traceback holds the tensors that did not fit.

@@ -16,7 +16,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.splice import check_spans, splice_row, stack_embeds
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.slots import SlotCache
-from qlip.decoder_masks import layer_windows, mask_with_bias
+from qlip.attention import in_window
+from qlip.decoder_masks import layer_windows, mask_with_bias, one_or_all
 from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens
 
 
@@ -207,10 +208,9 @@ def attention_masks(model: Any, places: Tensor, keys: int, bias: Tensor | None) 
     Returns:
         A mask, or one for each kind of layer where their windows differ.
     """
-    last, key = places[:, :, None], torch.arange(keys, device=places.device)
+    distance = places[:, :, None] - torch.arange(keys, device=places.device)  # (B, Q, K)
     bias = torch.zeros(len(places), 0, device=places.device) if bias is None else bias
     masks = {}
     for kind, window in layer_windows(model.config.get_text_config()).items():
-        near = key <= last if window is None else (key <= last) & (key > last - window)  # (B, Q, K)
-        masks[kind] = mask_with_bias(near[:, None], bias, model.dtype)
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+        masks[kind] = mask_with_bias(in_window(distance, window)[:, None], bias, model.dtype)
+    return one_or_all(masks)

@@ -14,11 +14,11 @@ from llava.serve.engine.params import EngineLimits
 
 logger = logging.getLogger(__name__)
 
-CHATS = 4
+FULL_CONTEXTS = 4
 """Conversations as long as the model's context that should fit."""
-LEAST = 2**30
+MIN_BYTES = 2**30
 """Bytes that are kept also for a smaller model, and where the system does not say what is free."""
-SHARE = 0.25
+FREE_MEMORY_SHARE = 0.25
 """Largest share of the free memory to use; running answers need the rest."""
 
 
@@ -34,8 +34,8 @@ def choose_prefix_bytes(model: Any, context_len: int, limits: EngineLimits) -> i
     if limits.max_prefix_mib is not None:
         chosen = limits.max_prefix_mib * 2**20
     else:
-        free, wanted = find_free_bytes(model), max(LEAST, CHATS * context_len * token)
-        chosen = LEAST if free is None else min(wanted, int(SHARE * free))
+        free, wanted = find_free_bytes(model), max(MIN_BYTES, FULL_CONTEXTS * context_len * token)
+        chosen = MIN_BYTES if free is None else min(wanted, int(FREE_MEMORY_SHARE * free))
     logger.info(
         "at most %d MiB of keys and values of earlier prompts: %d tokens; the context has %d (--prefix-cache-mib)",
         chosen // 2**20,

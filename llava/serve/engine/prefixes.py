@@ -11,7 +11,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -124,7 +123,7 @@ class PrefixCache:
         best, length = None, 0
         for kept in self._kept:
             if kept[length : length + 1] == key[length : length + 1]:  # else it is no better
-                common = _common(kept, key)
+                common = count_shared(kept, key)
                 best, length = (kept, common) if common > length else (best, length)
         if best is None:
             return Prefix()
@@ -172,9 +171,10 @@ class PrefixCache:
         self.bytes -= self._kept.pop(key)[1]
 
 
-def _common(one: PromptKey, other: PromptKey) -> int:
-    """Counts the first elements that two keys have in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def count_shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """Counts the elements at the beginning that two sequences share."""
+    shortest = min(len(first), len(second))
+    return next((i for i in range(shortest) if first[i] != second[i]), shortest)
 
 
 def _starts(key: PromptKey, start: PromptKey) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import BARE_STYLES, Conversation, SeparatorStyle
+from llava.mm_utils import tokenizer_image_token
 from llava.serve.engine.vision import Picture
 
 ZERO_WIDTH_SPACE = "\u200b"
@@ -109,6 +110,12 @@ def question_start(prompt: str, form: Conversation) -> int:
     newest = form.messages[-2][1] if waits else None
     end = prompt.rfind(newest) if isinstance(newest, str) else -1
     return max(0, prompt.rfind(opening, 0, end if end >= 0 else len(prompt)))
+
+
+def find_question_token(prompt: str, form: Conversation, tokenizer: Any, tokens: int) -> int:
+    """Finds the token, of a prompt's `tokens`, at which its newest question begins, see `question_start`."""
+    before = prompt[: question_start(prompt, form)]
+    return min(len(tokenizer_image_token(before, tokenizer)), tokens - 1)
 
 
 def _joined(turns: Sequence[Turn]) -> list[Turn]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from llava.serve.engine.answer_stream import Answer
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
-from llava.serve.engine.halving import halve
+from llava.serve.engine.halving import free_and_halve
 from llava.serve.engine.params import GROWTH, EngineLimits
 
 T = TypeVar("T")
@@ -260,6 +260,6 @@ class Scheduler:
             return []
         if ran_out_of_memory(failure):
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
-            return list(halve(batch))
+            return list(free_and_halve(batch))
         logger.warning("a batch of %d requests failed; trying each alone", len(batch), exc_info=failure)
         return [[answer] for answer in batch]

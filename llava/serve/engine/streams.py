@@ -93,7 +93,7 @@ class TokenChooser:
         self.streams[row].row.fail(error)
 
 
-def finish(work: Generator[None, None, T]) -> T:
+def run_to_end(work: Generator[None, None, T]) -> T:
     """Does some work without a pause between its pieces."""
     while True:
         try:

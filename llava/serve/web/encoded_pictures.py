@@ -14,9 +14,9 @@ from llava.images import DEFAULT_LIMITS
 from llava.serve.web.clip_sizes import PATCH_SIZE
 from qlip.config import QLIPConfig
 
-MOST_PIXELS = QLIPConfig.max_cells * PATCH_SIZE**2
+MAX_ENCODED_PIXELS = QLIPConfig.max_cells * PATCH_SIZE**2
 """Of a picture; a tower would resize a larger one itself."""
-MOST_BYTES = 45 * 2**20
+MAX_ENCODED_BYTES = 45 * 2**20
 """Of all pictures' files: in base64 they leave 4 of the 64 MiB of a request to its text."""
 
 
@@ -24,14 +24,14 @@ def encode_pictures(pictures: Sequence[Image.Image]) -> list[str]:
     """Encodes pictures without loss (PNG), or as JPEG where that would exceed what a request may hold."""
     small = [_shrink(picture) for picture in pictures]
     files = [_save(picture, "PNG") for picture in small]
-    if sum(map(len, files)) > MOST_BYTES or any(len(file) > DEFAULT_LIMITS.max_bytes for file in files):
+    if sum(map(len, files)) > MAX_ENCODED_BYTES or any(len(file) > DEFAULT_LIMITS.max_bytes for file in files):
         files = [_save(picture, "JPEG", quality=95, subsampling=0) for picture in small]
     return [base64.b64encode(file).decode() for file in files]
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
-    """Resizes a picture of more than `MOST_PIXELS` to that."""
-    scale = math.sqrt(MOST_PIXELS / (picture.width * picture.height))
+    """Resizes a picture of more than `MAX_ENCODED_PIXELS` to that."""
+    scale = math.sqrt(MAX_ENCODED_PIXELS / (picture.width * picture.height))
     if scale >= 1:
         return picture
     size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))

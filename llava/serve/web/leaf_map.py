@@ -9,13 +9,13 @@ from html import escape
 from torch import Tensor
 
 from qlip import Leaves
+from qlip.tools.heat import FULL_FRAME
 
 HINT = "Point at a piece, tap it, or step with the arrow keys, to see its size."
-WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def leaf_map(
-    leaves: Leaves | None, size: tuple[int, int], weights: Tensor | None = None, frame: Sequence[float] = WHOLE
+    leaves: Leaves | None, size: tuple[int, int], weights: Tensor | None = None, frame: Sequence[float] = FULL_FRAME
 ) -> str:
     """Formats the line that describes one leaf, with what is known of all.
 

@@ -7,9 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-MOST_VISITORS = 64
+MAX_VISITORS = 64
 """Visitors whose pictures are kept by default."""
-MOST_REMEMBERED = 4096
+MAX_REMEMBERED = 4096
 """Visitors of whom a short note is kept, such as their last vote."""
 
 Key = TypeVar("Key")
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 class Latest(OrderedDict[Key, Value]):
     """A dict that keeps the entries that were set last, at most `most`."""
 
-    def __init__(self, most: int = MOST_REMEMBERED) -> None:
+    def __init__(self, most: int = MAX_REMEMBERED) -> None:
         super().__init__()
         self.most = most
 
@@ -37,7 +37,7 @@ class PictureHolders:
     make one each, and would throw real visitors out.
     """
 
-    def __init__(self, most: int = MOST_VISITORS) -> None:
+    def __init__(self, most: int = MAX_VISITORS) -> None:
         self.most = most
         self.drop: list[Callable[[str], object]] = []
         """Called with the hash of a dropped visitor's session."""

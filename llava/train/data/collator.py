@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from llava.constants import IGNORE_INDEX
+from llava.train.data.lengths import count_tokens
 from llava.train.data.packing import assign_rows
 from llava.train.throughput import BatchCounts
 from qlip.patches import CutImage
@@ -53,8 +54,7 @@ class DataCollatorForSupervisedDataset:
                 batch["image_sizes"] = sizes
         packs: list[int] | None = None
         if self.pack is not None:
-            lengths = [len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"] for item in used]
-            packs = assign_rows(lengths, self.pack)
+            packs = assign_rows([count_tokens(item) for item in used], self.pack)
             batch["packs"] = torch.tensor(packs or [0])
         batch["counts"] = BatchCounts.of(instances, packs)
         return batch

@@ -20,8 +20,8 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation
-from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.labels import Turn, encode_conversation
 from llava.train.data.samples import Sample, open_samples

@@ -7,8 +7,7 @@ import hashlib
 import json
 import logging
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.eval.run.inputs.pictures import Preparer, Unreadable
 from llava.image_geometry import is_anyres
 from llava.images import ImageError, read_size
 from llava.mm_utils import find_tile_side
 from llava.model.vision.anyres import joins_tiles, lay_out
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
+from qlip.files import replacing
 from qlip.patches import CutImage
 from qlip.pictures import without_pillows_limit
 
@@ -133,7 +133,7 @@ class _Measured(Dataset):
         return item["skipped"] if "skipped" in item else count_tokens(item)
 
 
-def count_tokens(item: dict[str, Any]) -> int:
+def count_tokens(item: Mapping[str, Any]) -> int:
     """Counts the tokens of a sample in the language model: text, and its images' instead of their placeholders."""
     return len(item["input_ids"]) - len(item["images"]) + item["visual_tokens"]
 
@@ -162,8 +162,8 @@ def without_pixels(dataset: Any) -> Any:
 class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
-    def preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        find = self.finder(image)
+    def make_preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+        find = self.make_finder(image)
         return lambda settings: CutImage(find(settings)[1], torch.empty(0))
 
 
@@ -235,10 +235,8 @@ def _read(file: Path, mark: str, count: int) -> Lengths | None:
 def _write(file: Path, mark: str, lengths: Lengths) -> None:
     """Replaces the file atomically; a crash leaves the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with unfinished.open("wb") as stream:
+    with replacing(file) as new, new.open("wb") as stream:
         np.savez(stream, lengths=lengths, fingerprint=np.array(mark))
-    os.replace(unfinished, file)
 
 
 def _log(lengths: Lengths, too_long: int, source: Path | None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.score.rows import check_encodable
 from llava.train.data.json_stream import Decoder, scan_items
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _parse_images(value: Any) -> tuple[str, ...]:
     for path, name in zip(paths, names, strict=True):
         if not isinstance(path, str) or not path:
             raise ValueError(f"{name} is {_show(path)}; allowed are a path, a list of paths, and null")
-        _check_text(path, name)
+        check_encodable(name, path)
         if "\0" in path:
             raise ValueError(f"{name} is {path!r}; a path has no null character")
     return tuple(paths)
@@ -119,18 +120,7 @@ def _check_turn(turn: Any, name: str) -> None:
         raise ValueError(f"{name}.from is {_show(turn['from'])}; allowed are 'human' and 'gpt'")
     if not isinstance(turn["value"], str):
         raise ValueError(f"{name}.value is {_show(turn['value'])}; it must be text")
-    _check_text(turn["value"], f"{name}.value")
-
-
-def _check_text(text: str, name: str) -> None:
-    """Refuses half of a surrogate pair, which JSON can escape and no tokenizer takes."""
-    try:
-        text.isascii() or text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise ValueError(
-            f"{name} holds {half!r}, half of a character; it must be followed by its second half"
-        ) from None
+    check_encodable(f"{name}.value", turn["value"])
 
 
 def _check_order(turns: Sequence[Mapping[str, str]], first: int) -> None:

@@ -17,6 +17,7 @@ from llava.image_geometry import expand2square
 from qlip import QLIPConfig
 from qlip.cutting import OPENAI_CLIP_MEAN, ImageCutter
 from scripts.bench.evidence.photograph_set import Photograph
+from scripts.markdown_table import table_head, table_row
 
 STAGES = ("prepare", "tower")
 """QLIP's preparation ends with the patches of its leaves."""
@@ -106,8 +107,8 @@ def build_layer() -> nn.Module:
 def times_table(rows: Sequence[Times]) -> str:
     """Formats the stages as shares of CLIP's total, the first row's."""
     whole = rows[0].total
-    lines = [f"| seen by | tokens | {' | '.join(STAGES)} | total |", "|---" * (3 + len(STAGES)) + "|"]
+    lines = [table_head(["seen by", "tokens", *STAGES, "total"])]
     for row in rows:
         shares = [f"{row.seconds[stage] / whole:.3f}" if stage in row.seconds else "" for stage in STAGES]
-        lines.append(f"| {row.name} | {row.tokens:.0f} | {' | '.join(shares)} | {row.total / whole:.2f} |")
+        lines.append(table_row([row.name, f"{row.tokens:.0f}", *shares, f"{row.total / whole:.2f}"]))
     return "\n".join(lines)

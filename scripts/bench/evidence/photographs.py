@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, parse_and_run
 from qlip import QLIPConfig
 from scripts.bench.evidence.experiments import IN_GRID
+from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.photograph_set import Photograph
@@ -82,14 +83,14 @@ def count_tokens(photographs: Sequence[Photograph], settings: dict[str, QLIPConf
 def tokens_table(photographs: Sequence[Photograph], counts: dict[str, list[int]]) -> str:
     """Formats tokens by photograph and setting, with the mean as a multiple of CLIP's."""
     names = list(counts)
-    lines = [f"| photograph | pixels | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    lines = [table_head(["photograph", "pixels", *names])]
     for index, item in enumerate(photographs):
         size = f"{item.picture.width} x {item.picture.height}"
-        lines.append(f"| {item.name} | {size} | {' | '.join(str(counts[name][index]) for name in names)} |")
+        lines.append(table_row([item.name, size, *(str(counts[name][index]) for name in names)]))
     means = [sum(column) / len(column) for column in counts.values()]
-    lines.append(f"| median | | {' | '.join(f'{statistics.median(column):.0f}' for column in counts.values())} |")
-    lines.append(f"| mean | | {' | '.join(f'{mean:.0f}' for mean in means)} |")
-    lines.append(f"| mean, of CLIP's 576 | | {' | '.join(f'{mean / CLIP_TOKENS:.2f}' for mean in means)} |")
+    lines.append(table_row(["median", "", *(f"{statistics.median(column):.0f}" for column in counts.values())]))
+    lines.append(table_row(["mean", "", *(f"{mean:.0f}" for mean in means)]))
+    lines.append(table_row(["mean, of CLIP's 576", "", *(f"{mean / CLIP_TOKENS:.2f}" for mean in means)]))
     return "\n".join(lines)
 
 
@@ -98,7 +99,7 @@ def format_page(
 ) -> str:
     """Formats the whole page."""
     crops = sum(item.cropped for item in photographs)
-    licences = [f"| {item.name} | {item.source} | {item.licence} |" for item in photographs if not item.cropped]
+    licences = [table_row([item.name, item.source, item.licence]) for item in photographs if not item.cropped]
     parts = [
         "# Photographs",
         f"{len(photographs) - crops} photographs that ship inside scikit-image and matplotlib, and {crops} crops of"
@@ -114,7 +115,7 @@ def format_page(
         " times 24.",
         times,
         "## Licences\n\nAs stated by the packages.",
-        "\n".join(["| photograph | from | licence |", "|---|---|---|", *licences]),
+        "\n".join([table_head(["photograph", "from", "licence"]), *licences]),
     ]
     return "\n\n".join(parts) + "\n"
 

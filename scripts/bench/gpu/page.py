@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlip.files import replacing
 from scripts.bench.gpu.parts import PARTS, Part, Row
 from scripts.markdown_table import table_head, table_row
 
@@ -58,9 +58,8 @@ def write_report(folder: Path, report: Report) -> None:
     """Writes the report and its page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in ((FILE, json.dumps(report, indent=1) + "\n"), (PAGE, render(report))):
-        unfinished = folder / f"{name}.new"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, folder / name)
+        with replacing(folder / name) as new:
+            new.write_text(text, encoding="utf-8")
 
 
 def render(report: Report) -> str:

@@ -57,7 +57,7 @@ def test_metadata_holds_all_that_an_answer_depends_on(folder: Path, engine: Chat
 def test_a_run_is_the_same_to_the_byte_whatever_its_batches_and_workers(
     flags: list[str], answers: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_workers, "WORTH", 0.0)  # workers start for few images too
+    monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)  # workers start for few images too
     assert model_vqa_loader.main([*flags, "--batch-size=5", "--batch-tokens=600", "--workers=1"]) == 0
     assert answers.read_bytes() == whole
 

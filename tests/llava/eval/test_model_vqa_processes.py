@@ -33,7 +33,7 @@ def wait(condition: Callable[[], bool], process: BaseProcess) -> None:
 def test_a_killed_run_continues_and_answers_each_question_once(
     flags: list[str], answers: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_workers, "WORTH", 0.0)  # workers start for few images too
+    monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)  # workers start for few images too
     kept = 0
     for rows, workers in ((1, 0), (9, 1)):
         process = fork_main(model_vqa_loader.main, *flags, "--batch-size=1", f"--workers={workers}")

@@ -21,8 +21,8 @@ from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 from llava.eval import model_vqa_loader, ray_batch
 from llava.eval.run import cluster
 from llava.eval.run.answers.jsonl import Row
-from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
+from llava.model.vision.preparer import Preparer
 from playground.scenes import PRESETS, scene
 
 DEADLINE = 600
@@ -112,7 +112,7 @@ def test_a_run_that_failed_continues_where_it_stopped(
     monkeypatch.setattr(cluster, "answer_on", stopped_after(3))
     assert ray_batch.main(arguments) == 2
     assert "a node is gone" in capsys.readouterr().err
-    assert answers.read_bytes().count(b"\n") == 3 * cluster.SHARE * 8
+    assert answers.read_bytes().count(b"\n") == 3 * cluster.BATCHES_PER_TASK * 8
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
     asked: list[int] = []
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_a_run_that_failed_continues_where_it_stopped(
     )
     assert ray_batch.main(arguments) == 0
     assert answers.read_bytes() == whole
-    assert sorted(asked) == list(range(3 * cluster.SHARE * 8, 120))
+    assert sorted(asked) == list(range(3 * cluster.BATCHES_PER_TASK * 8, 120))
 
 
 def test_answers_made_with_other_settings_are_not_mixed_in(
@@ -213,7 +213,7 @@ def test_errors_alone_change_nothing_before_an_answer_shows_the_settings(
     arguments = [*flags, f"--question-file={questions}", f"--answers-file={answers}", "--batch-size=1"]
     arguments += ["--skip-unreadable"]
     monkeypatch.setattr(cluster, "answer_on", here)
-    monkeypatch.setattr(cluster, "SHARE", 1)
+    monkeypatch.setattr(cluster, "BATCHES_PER_TASK", 1)
     assert ray_batch.main(arguments) == 1
     answers.write_bytes(answers.read_bytes().splitlines(keepends=True)[0])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

@@ -11,13 +11,13 @@ import torch
 
 from llava.eval import eval_vstar, vstar_likelihood
 from llava.eval.run import likelihood
-from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.likelihood import Choice, choose, option_losses, read_choice
 from llava.images import load_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.image_tokens import ImageTokens
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling

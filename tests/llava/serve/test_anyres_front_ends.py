@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.eval.run.inputs.pictures import Preparer, pack, unpack
+from llava.eval.run.inputs.pictures import pack, unpack
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.likelihood import Choice, choose
 from llava.eval.run.runner import Runner
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.preparer import Preparer
 from llava.serve import cli
 from llava.serve.decoding import pool
 from llava.serve.decoding.pool import DecoderPool

@@ -19,12 +19,12 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval.run.answerer import same_answer
-from llava.eval.run.inputs.pictures import Preparer
 from llava.eval.run.inputs.questions import Question
 from llava.model.builder import load_pretrained_model
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.train import evaluation
-from llava.train.evaluation import QuestionEvaluation, bare_model, read_questions, refuse_sharded_weights
+from llava.train.evaluation import QuestionEvaluation, read_questions, refuse_sharded_weights, unwrap_model
 from llava.train.train import train
 from llava.utils import demo_model_path
 from playground.presets import PRESETS
@@ -109,7 +109,7 @@ def test_the_wrappers_of_training_change_no_answer(engine, model, questions):
     plain = make_evaluation(engine, questions)(model)
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], exclude_modules=".*vision_tower.*"))
     try:
-        assert bare_model(wrapped) is model
+        assert unwrap_model(wrapped) is model
         assert make_evaluation(engine, questions)(wrapped) == plain
     finally:
         wrapped.unload()
@@ -193,8 +193,8 @@ class TestArguments:
         [
             ({"preparer": None}, {}, ["no tower", "--vision_tower"]),
             ({"eval_questions": "/nowhere.jsonl"}, {}, ["no file /nowhere.jsonl", "--eval_questions"]),
-            ({"image_folder": "/nowhere"}, {}, ["3 of 3 images", "/nowhere/0.png: missing", "--image_folder"]),
-            ({"eval_image_folder": "/nowhere"}, {}, ["--eval_image_folder"]),
+            ({"image_folder": "/nowhere"}, {}, ["no image folder /nowhere", "name it with --image_folder"]),
+            ({"eval_image_folder": "/nowhere"}, {}, ["no image folder /nowhere", "--eval_image_folder"]),
             ({}, {"fsdp": ["full_shard"]}, ["FSDP shards them", "zero2.json", "--eval_data_path"]),
         ],
     )
@@ -219,7 +219,7 @@ def test_a_broken_image_is_named(file, tmp_path):
     (tmp_path / "0.png").write_text("no image")
     for name in ("1.png", "2.png"):
         shutil.copy(file.parent / name, tmp_path)
-    with pytest.raises(ValueError, match=r"1 of 3 images .*0\.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"1 of 3 images .*0\.png: not a readable image.*check --eval_image_folder"):
         read_questions(file, tmp_path)
 
 

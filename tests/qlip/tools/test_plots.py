@@ -11,7 +11,7 @@ from PIL import Image
 
 from qlip.tools.plots import (
     FILLS,
-    MOST_BARS,
+    MAX_BARS,
     STYLES,
     Curve,
     Panel,
@@ -49,7 +49,7 @@ def test_the_same_figure_has_the_same_bytes(tmp_path, suffix):
     assert (tmp_path / ("a" + suffix)).read_bytes() == (tmp_path / ("b" + suffix)).read_bytes()
 
 
-@pytest.mark.parametrize(("count", "kind"), [(1, "bars"), (MOST_BARS, "bars"), (MOST_BARS + 1, "band")])
+@pytest.mark.parametrize(("count", "kind"), [(1, "bars"), (MAX_BARS, "bars"), (MAX_BARS + 1, "band")])
 def test_intervals_are_bars_and_those_of_many_points_a_band(tmp_path, count, kind):
     points = range(count)
     for name, bounds in (("plain", ()), ("bounded", (list(points), [x + 2 for x in points]))):

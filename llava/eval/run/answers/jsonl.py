@@ -13,9 +13,9 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from llava.eval.score.rows import Row
+from qlip.files import replacing
 
 BLANK = b"\0 \t\r\n"
 """What may follow the last row; after a power failure file systems leave NULs for bytes that did not reach the disk."""
@@ -95,15 +95,11 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Replaces a file's content atomically; a crash leaves the old one."""
-    new = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
-    try:
+    with replacing(path) as new:
         with new.open("xb") as file:
             _write(file.fileno(), content)
         if path.exists():
             shutil.copymode(path, new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def format_rows(rows: Iterable[Row]) -> bytes:

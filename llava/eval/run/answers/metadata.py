@@ -19,7 +19,7 @@ PACKAGES = ("llava-qlip", "torch", "transformers", "tokenizers", "pillow", "nump
 """Packages whose version may change an answer."""
 
 SUFFIXES = (".json", ".model", ".safetensors", ".bin")
-WHOLE = 2**30
+FULL_HASH_BYTES = 2**30
 """Bytes up to which a checkpoint is hashed in full."""
 SAMPLES, SAMPLE = 256, 2**16
 
@@ -83,7 +83,7 @@ def hash_files(files: list[Path]) -> str:
     64 KiB at equal distances. Training changes all weights, so it changes the hash; a manual edit in a few places may
     not.
     """
-    whole = sum(file.stat().st_size for file in files) <= WHOLE
+    whole = sum(file.stat().st_size for file in files) <= FULL_HASH_BYTES
     digest = sha256()
     for file in files:
         size = file.stat().st_size

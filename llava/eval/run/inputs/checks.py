@@ -56,30 +56,39 @@ def check_chunk(args: argparse.Namespace) -> None:
         raise ValueError(f"--chunk-idx is {args.chunk_idx}; it must be below --num-chunks, which is {args.num_chunks}")
 
 
-def wanted(args: argparse.Namespace, questions: Sequence[Question]) -> range:
+def chosen_indices(args: argparse.Namespace, questions: Sequence[Question]) -> range:
     """Finds the positions of this run's questions: those of its chunk, or the first of them (`--limit`)."""
     return chunk(questions, args.num_chunks, args.chunk_idx)[: args.limit]
 
 
 def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) -> None:
     """Raises ValueError if images of this run's questions are missing or unreadable, unless `--skip-unreadable`."""
-    check_images((questions[i].image for i in wanted(args, questions)), args.image_folder, args.skip_unreadable)
+    check_images((questions[i].image for i in chosen_indices(args, questions)), args.image_folder, args.skip_unreadable)
 
 
-def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None) -> None:
+def check_answered(path: Path, questions: Iterable[Question], remedy: str) -> None:
+    """Raises ValueError if a question of a file has no right answer; `remedy` says how to give it one."""
+    if unknown := [question.question_id for question in questions if question.answer is None]:
+        raise ValueError(f"{path}: question {unknown[0]!r} has no right answer; {remedy}")
+
+
+def check_images(
+    sources: Iterable[str | Path | None], folder: Path, skip: bool | None = None, flag: str = "--image-folder"
+) -> None:
     """Reports all images that are missing or unreadable.
 
     Args:
         sources: files and `data:` URLs of the questions; None for a question without an image.
         folder: the folder of the files.
         skip: the flag `--skip-unreadable`, with which this is only a warning; None for commands without it.
+        flag: what names the folder on the command line, for errors.
 
     Raises:
         ValueError: an image is missing or unreadable, or the folder is missing.
     """
     images = list(dict.fromkeys(source for source in sources if source is not None))
     if not folder.is_dir() and any(isinstance(image, Path) for image in images):
-        raise ValueError(f"there is no image folder {folder}; name it with --image-folder")
+        raise ValueError(f"there is no image folder {folder}; name it with {flag}")
     with ThreadPoolExecutor(THREADS) as threads:
         faults = [(image, fault) for image, fault in zip(images, threads.map(find_fault, images), strict=True) if fault]
     if not faults:
@@ -87,7 +96,7 @@ def check_images(sources: Iterable[str | Path | None], folder: Path, skip: bool 
     report = "; ".join(_describe(faults, kind, len(images)) for kind in sorted({fault for _, fault in faults}))
     if not skip:
         other = "" if skip is None else ", or answer the other questions with --skip-unreadable"
-        raise ValueError(f"{report}; check --image-folder{other}")
+        raise ValueError(f"{report}; check {flag}{other}")
     logger.warning("%s; their questions stay without an answer", report)
 
 

@@ -24,7 +24,7 @@ import torch
 
 from llava.serve.engine.errors import ran_out_of_memory
 
-WORTH = 10.0
+MIN_PREPARE_SECONDS = 10.0
 """Seconds of preparing in one thread, below which no worker starts: importing torch takes one about 3 s of a core."""
 
 PER_WORKER = 5.0
@@ -214,7 +214,7 @@ def choose_count(seconds: float, left: int, workers: int) -> int:
         workers: most processes.
     """
     total = seconds * left
-    return 0 if total < WORTH else min(workers, left, math.ceil(total / PER_WORKER))
+    return 0 if total < MIN_PREPARE_SECONDS else min(workers, left, math.ceil(total / PER_WORKER))
 
 
 def work(queue: Connection, prepare: Prepare) -> None:

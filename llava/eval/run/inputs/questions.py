@@ -110,7 +110,7 @@ def _read_value(place: str, row: Row, key: str) -> Any:
         allowed = "text or a number" if is_id else "text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
     if isinstance(value, str):
-        check_encodable(place, key, value)
+        check_encodable(f"{place}: {key}", value)
     return value
 
 
@@ -137,7 +137,7 @@ def read_science(path: Path, folder: Path, single_pred_prompt: bool = False) -> 
             file = None if image is None else folder / image
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(f"{path}: entry {number} is not an object with id and conversations") from None
-        check_encodable(f"{path}: entry {number}", "the question", text)
+        check_encodable(f"{path}: entry {number}: the question", text)
         if single_pred_prompt:
             text = f"{text}\n{LETTER_ONLY['en']}"
         prompt = text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"

@@ -43,7 +43,7 @@ def note_tokens(rows: list[Row]) -> list[list[int]]:
     noted: list[list[int]] = [[] for _ in rows]
     for row, tokens in zip(rows, noted, strict=True):
         take = row.take
-        row.take = lambda token, take=take, tokens=tokens: (tokens.append(token), take(token))
+        row.take = lambda token, _, take=take, tokens=tokens: (tokens.append(token), take(token))
     return noted
 
 

@@ -15,11 +15,12 @@ from llava.eval.run import runner as module
 from llava.eval.run.answers.answer import Answer
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
-from llava.eval.run.inputs.pictures import Preparer, prepare_ahead
+from llava.eval.run.inputs.pictures import prepare_ahead
 from llava.eval.run.inputs.questions import Question
 from llava.eval.run.runner import Runner, list_pictures
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import Sampling
 from llava.utils import demo_model_path
@@ -204,15 +205,15 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(
 def test_what_the_model_fails_on_is_an_error_and_the_rest_of_its_batch_is_answered(
     engine: ChatEngine, asked: list[Question], alone: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    show, bad = module.show, prompt_ids(engine, TEXTS[0])
+    refine, bad = module.refine_for_questions, prompt_ids(engine, TEXTS[0])
 
     def spoil(engine: ChatEngine, prompts: list[torch.Tensor], pictures: Any, seen: Any) -> Any:
-        pictures, seen = show(engine, prompts, pictures, seen)
+        pictures, seen = refine(engine, prompts, pictures, seen)
         spoilt = [torch.equal(ids, bad) for ids in prompts]
         nothing = [replace(tokens, features=tokens.features * torch.nan) if tokens else None for tokens in seen]
         return pictures, [none if bad else tokens for bad, none, tokens in zip(spoilt, nothing, seen, strict=True)]
 
-    monkeypatch.setattr(module, "show", spoil)
+    monkeypatch.setattr(module, "refine_for_questions", spoil)
     found = answers(Runner(engine, GREEDY, limits=BatchLimits(64, waste=1.0)), asked)
     spoilt = {question.index for question in asked if question.image and question.text == TEXTS[0]}
     assert len(spoilt) == 4

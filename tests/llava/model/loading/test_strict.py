@@ -28,7 +28,7 @@ def test_only_large_weights_show_a_bar(
     capfd.readouterr()
     read_pretrained(LlamaForCausalLM, folder)
     assert "Loading weights" not in capfd.readouterr().err
-    monkeypatch.setattr(strict, "SMALL", 1)
+    monkeypatch.setattr(strict, "MIN_BAR_BYTES", 1)
     read_pretrained(LlamaForCausalLM, folder)
     assert "Loading weights" in capfd.readouterr().err
     transformers_logging.set_tqdm_hook(hook)

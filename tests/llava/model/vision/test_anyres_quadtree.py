@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.run.inputs.pictures import Preparer, pack, unpack
+from llava.eval.run.inputs.pictures import pack, unpack
 from llava.mm_utils import process_images
 from llava.model import LlavaConfig
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.builder import takes_quadtree
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.prepared_image import prepare_leaves
+from llava.model.vision.preparer import Preparer
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.engine.vision import VisionFrontend
 from qlip import QLIPConfig

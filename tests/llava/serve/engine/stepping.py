@@ -15,7 +15,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.engine.prefill import bias_prompts, place_prompt, prefill
 from llava.serve.engine.running import RunningRows
 from llava.serve.engine.slots import SlotCache
-from llava.serve.engine.streams import Stream, finish
+from llava.serve.engine.streams import Stream, run_to_end
 
 
 def weigh(images: Sequence[ImageTokens]) -> list[ImageTokens]:
@@ -29,7 +29,7 @@ def add(running: RunningRows[Any], prompt: Sequence[int], images: Sequence[Image
     """Runs a prompt and adds its row."""
     placed = place_prompt(running.model, torch.tensor(prompt), images)
     cache = SlotCache(len(running.cache.layers), [0])
-    finish(prefill(running.model, [placed], cache))
+    run_to_end(prefill(running.model, [placed], cache))
     stream = Stream(SimpleNamespace(sampling=Sampling(temperature=0.0)), tokens=[40 + len(running.streams)])
     stream.position = placed.end
     running.add([stream], cache, bias_prompts(running.model, [placed]))

@@ -79,10 +79,10 @@ def test_an_answer_that_ends_early_is_complete_before_its_batch(
     long = submit(engine, pictures[0])
     take = long.row.take
 
-    def take_after_the_short_one(token: int) -> None:
+    def take_after_the_short_one(token: int, logprobs: None) -> None:
         if long.row.generated == 1:
             assert list(short) != []  # ends now, or this waits forever
-        take(token)
+        take(token, logprobs)
 
     monkeypatch.setattr(long.row, "take", take_after_the_short_one)
     gate.opened.set()

@@ -24,7 +24,7 @@ def engine(model: ScriptedModel, context_len: int = 4096, conv_mode: str | None 
 
 
 def ask(model: ScriptedModel, sampling: Sampling, prompt: str = "<image>\nHi", images: int = 1) -> list[str]:
-    return list(engine(model).generate(prompt, [PICTURE] * images, sampling))
+    return list(engine(model).reply(prompt, [PICTURE] * images, sampling))
 
 
 def test_an_answer_streams_in_pieces_that_join_to_the_whole() -> None:
@@ -99,7 +99,7 @@ def test_closing_the_answer_stops_the_model() -> None:
 
     model = EndlessModel([])
     talker = engine(model)
-    stream = talker.generate("<image>", [PICTURE], Sampling(max_new_tokens=4000))
+    stream = talker.reply("<image>", [PICTURE], Sampling(max_new_tokens=4000))
     assert next(stream) + next(stream) == "on"
     stream.close()
     talker.close()  # waits for the model's thread
@@ -114,10 +114,10 @@ def test_what_exceeds_the_context_is_refused_before_anything_is_computed(tower: 
     prompt = "<image>1234567"  # BOS and seven bytes
     fitting = 8 + visual + 10
     with pytest.raises(ValueError, match=f"8 text tokens, {visual} visual tokens .* up to 10 .* of {fitting - 1}"):
-        engine(model, fitting - 1).generate(prompt, [PICTURE], Sampling(max_new_tokens=10))
+        engine(model, fitting - 1).reply(prompt, [PICTURE], Sampling(max_new_tokens=10))
     assert model.calls == []
     model.script.append("yes")
-    assert "".join(engine(model, fitting).generate(prompt, [PICTURE], Sampling(max_new_tokens=10))) == "yes"
+    assert "".join(engine(model, fitting).reply(prompt, [PICTURE], Sampling(max_new_tokens=10))) == "yes"
 
 
 # Prompt formats

@@ -43,8 +43,8 @@ def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(
     gate, long = hold(engine)
     take, end = long.row.take, long.row.on_end
 
-    def take_and_submit(token: int) -> None:
-        take(token)
+    def take_and_submit(token: int, logprobs: None) -> None:
+        take(token, logprobs)
         if long.row.generated == 4:
             later.append(submit(engine, pictures[1], sampling=Sampling(temperature=0, max_new_tokens=3)))
 

@@ -13,7 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine.prefill import can_continue, place_prompt, prefill, run_tokens
 from llava.serve.engine.slots import SlotCache
-from llava.serve.engine.streams import finish
+from llava.serve.engine.streams import run_to_end
 from tests.llava.model.language_models import LONG, PIXELS, PROMPT, make_oracle, write_checkpoint
 
 NEXT = [40, 41, 42]
@@ -32,7 +32,7 @@ def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, ki
     images = model.encode_tokens(PIXELS)
     placed = [place_prompt(model, torch.tensor(p), images[:n]) for p, n in zip(PROMPTS, IMAGES, strict=True)]
     cache = SlotCache(model.config.num_hidden_layers, [0, 0, 0])
-    steps = [finish(prefill(model, placed, cache, most_tokens))]
+    steps = [run_to_end(prefill(model, placed, cache, most_tokens))]
     for i, token in enumerate(NEXT):
         positions = torch.tensor([[prompt.end + i] for prompt in placed])
         steps.append(run_tokens(model, cache, [1, 1, 1], None, positions, input_ids=torch.full((3, 1), token)))
@@ -54,14 +54,14 @@ def test_a_prompt_continues_keys_and_values_of_another_row(tmp_path: Path, kind:
     ids = torch.tensor(PROMPT + NEXT)
     first = SlotCache(model.config.num_hidden_layers, [0, 0])
     prompts = [place_prompt(model, torch.tensor(p), images[:n]) for p, n in zip(PROMPTS[1::-1], (1, 2), strict=True)]
-    finish(prefill(model, prompts, first, 50))
+    run_to_end(prefill(model, prompts, first, 50))
     count = PROMPT[:known].count(IMAGE_TOKEN_INDEX)
     cache = SlotCache(model.config.num_hidden_layers, [0])
     cache.reserve(1, len(LONG) + len(NEXT))
     cache.write(0, first.read(1, known + 63 * count))
     rest = place_prompt(model, ids, images[count:], known, [image.span for image in images[:count]])
     expected = oracle(input_ids=torch.tensor([LONG + NEXT]), pixel_values=PIXELS).logits[0, -1]
-    torch.testing.assert_close(finish(prefill(model, [rest], cache, 50))[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run_to_end(prefill(model, [rest], cache, 50))[0], expected, atol=1e-4, rtol=1e-4)
     assert cache.lengths == [len(LONG) + len(NEXT)]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from llava.images import DEFAULT_LIMITS
 from llava.serve.http.limits import RequestLimits
 from llava.serve.web import encoded_pictures
-from llava.serve.web.encoded_pictures import MOST_PIXELS, encode_pictures
+from llava.serve.web.encoded_pictures import MAX_ENCODED_PIXELS, encode_pictures
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -34,14 +34,14 @@ def test_a_picture_arrives_as_it_is() -> None:
 def test_more_pixels_than_a_tower_takes_are_not_sent() -> None:
     (text,) = encode_pictures([Image.new("RGB", (4000, 2000))])
     width, height = decode(text).size
-    assert 0.99 * MOST_PIXELS < width * height <= MOST_PIXELS
+    assert 0.99 * MAX_ENCODED_PIXELS < width * height <= MAX_ENCODED_PIXELS
     assert width / height == pytest.approx(2, abs=0.01)
 
 
 def test_eight_pictures_of_noise_fit_into_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a hundredth of the pixels and of the limit, since noise takes seconds to encode."""
-    monkeypatch.setattr(encoded_pictures, "MOST_PIXELS", MOST_PIXELS // 100)
-    monkeypatch.setattr(encoded_pictures, "MOST_BYTES", encoded_pictures.MOST_BYTES // 100)
+    monkeypatch.setattr(encoded_pictures, "MAX_ENCODED_PIXELS", MAX_ENCODED_PIXELS // 100)
+    monkeypatch.setattr(encoded_pictures, "MAX_ENCODED_BYTES", encoded_pictures.MAX_ENCODED_BYTES // 100)
     texts = encode_pictures([noise(400, 200)] * 8)
     assert {decode(text).format for text in texts} == {"JPEG"}
     assert sum(map(len, texts)) < RequestLimits.max_body // 100

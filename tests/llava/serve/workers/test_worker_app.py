@@ -59,7 +59,7 @@ def test_a_seed_makes_a_sampled_answer_repeatable(engine: ChatEngine, url: str) 
     hot = {"temperature": 1.5, "top_p": 0.95, "seed": 7}
     answers = [list(upstream.chat(url, request(engine, **hot)))[-1] for _ in range(2)]
     sampling = Sampling(temperature=1.5, top_p=0.95, seed=7, max_new_tokens=256, stop=("</s>",))
-    expected = "".join(engine.generate(prompt_for(engine), [picture()], sampling)).strip()
+    expected = "".join(engine.reply(prompt_for(engine), [picture()], sampling)).strip()
     assert answers == [expected, expected]
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.run.inputs.pictures import Preparer
+from llava.model.vision.preparer import Preparer
 from llava.train.data.dataset import DataCollatorForSupervisedDataset, LazySupervisedDataset
 from llava.train.data.packing import assign_rows
 from llava.train.flags import DataArguments

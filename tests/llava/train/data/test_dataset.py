@@ -17,8 +17,8 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from llava import conversation
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.eval.run.inputs.pictures import Preparer
 from llava.mm_utils import tokenizer_image_token
+from llava.model.vision.preparer import Preparer
 from llava.train.data.dataset import (
     LazySupervisedDataset,
     make_supervised_data_module,

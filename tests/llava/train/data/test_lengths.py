@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.conversation import conv_templates
-from llava.eval.run.inputs import pictures
-from llava.eval.run.inputs.pictures import Preparer
 from llava.model.loading.tokenizer import load_tokenizer
+from llava.model.vision import preparer as module
+from llava.model.vision.preparer import Preparer
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.lengths import LENGTHS_FILE, fingerprint, measure_lengths, without_pixels
 from qlip.config import QLIPConfig
@@ -119,7 +119,7 @@ def test_images_of_one_size_are_not_opened_and_leaves_not_cut_out(folder, monkey
     for cut in ("extract_patches", "patches_of_levels"):
         monkeypatch.setattr(f"qlip.cutting.{cut}", lambda *_: pytest.fail("leaves were cut out"))
     measure_lengths(open_dataset(folder, QLIP))
-    monkeypatch.setattr(pictures, "load_image", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(module, "load_image", lambda *_: pytest.fail("an image was opened"))
     measure_lengths(open_dataset(folder, CLIP))
 
 
@@ -138,7 +138,7 @@ def test_tokens_of_tiles_are_counted_from_an_images_size(tmp_path, monkeypatch, 
         if width * height < 300_000:
             prepared = preparer(file)
             assert counting(file).tokens == prepared.tokens and counting(file).tiles == prepared.tiles
-    monkeypatch.setattr(pictures, "load_image", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(module, "load_image", lambda *_: pytest.fail("an image was opened"))
     assert counting(file).tokens
     assert "no such image file" in counting(tmp_path / "none.jpg").reason
 
@@ -225,7 +225,7 @@ def test_lengths_of_other_samples_and_a_damaged_file_are_measured_again(folder, 
     (folder / LENGTHS_FILE).write_bytes(b"PK damaged")
     assert measure_lengths(open_dataset(folder), folder=folder).tolist() == wanted[:3]
     assert f"{folder / LENGTHS_FILE} cannot be read" in caplog.text
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(f"*{LENGTHS_FILE}.*"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

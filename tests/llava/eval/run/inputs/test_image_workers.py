@@ -107,7 +107,7 @@ class Meeting:
 
 
 def test_workers_take_over_once_they_are_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_workers, "WORTH", 0.0)
+    monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)
     threads = torch.get_num_threads()
     queue = ImageQueue(Meeting(tmp_path, os.getpid()), range(40), 1, 10)
     reader = Ahead(queue)

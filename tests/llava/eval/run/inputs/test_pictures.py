@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 from llava.eval.run.inputs import image_workers
-from llava.eval.run.inputs.pictures import Preparer, Unreadable, pack, prepare_ahead, unpack
+from llava.eval.run.inputs.pictures import pack, prepare_ahead, unpack
 from llava.images import ImageError, load_image
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.vision.prepared_image import PreparedImage
+from llava.model.vision.preparer import Preparer, Unreadable
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
@@ -75,7 +76,7 @@ def test_the_uniform_grid_is_counted_at_the_same_size(engine: ChatEngine, files:
 def test_workers_give_what_this_process_gives_in_the_order_asked(
     engine: ChatEngine, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_workers, "WORTH", 0.0)  # workers start for few images too
+    monkeypatch.setattr(image_workers, "MIN_PREPARE_SECONDS", 0.0)  # workers start for few images too
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
     sources = [files[2], broken, *files, tmp_path / "missing.png", files[1]]
