@@ -6,6 +6,7 @@ and the aspect ratio is kept to within half a cell, with geometry "native" half 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter
 from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
+
+logger = logging.getLogger(__name__)
 
 OWN_OPTIONS = frozenset(
     ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -177,10 +180,10 @@ class QLIPImageProcessor(ImageProcessingMixin):
 
         Args:
             image_processor_dict: what `to_dict` builds.
-            **kwargs: values that replace those of the same name; and transformers' `return_unused_kwargs`.
+            **kwargs: values that replace those of the same name; and transformers' `return_unused_kwargs`. Others have
+                no effect, as in transformers, and are named in a warning.
 
         Raises:
-            TypeError: there is no such value.
             ValueError: the values are those of another image processor.
         """
         keeps_unused = kwargs.pop("return_unused_kwargs", False)
@@ -190,8 +193,8 @@ class QLIPImageProcessor(ImageProcessingMixin):
                 f"preprocessor_config.json lacks {missing[0]!r}: it is not a QLIP image processor's; give the model's"
                 " own to qlip.attach, or call QLIPImageProcessor with the tower's sizes"
             )
-        if kwargs and not keeps_unused:
-            raise TypeError(f"{sorted(kwargs)[0]!r} is not a value of QLIPImageProcessor; it has {', '.join(VALUES)}")
+        if kwargs and not keeps_unused:  # transformers ignores what it does not know, `use_fast` for one
+            logger.warning("no values of QLIPImageProcessor (%s): %s", ", ".join(VALUES), ", ".join(sorted(kwargs)))
         sizes = values["patch_size"], values["crop_size"]["height"]
         processor = cls(*sizes, values["image_mean"], values["image_std"], values["qlip"])
         return (processor, kwargs) if keeps_unused else processor

@@ -36,9 +36,11 @@ from llava.model.loading.weights import (
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower, override_flag
 from llava.model.multimodal_encoder.pretrained import (
+    drops_last_layer,
     load_image_processor,
     read_vision_config,
     set_own_processor,
+    vision_config,
 )
 
 logger = logging.getLogger(__name__)
@@ -254,6 +256,8 @@ def take_tower_config(config: ImageLanguageConfig, below: Checkpoint, extra: Ite
     """
     if below.config.mm_vision_config is not None:
         config.mm_vision_config = config.mm_vision_config or below.config.mm_vision_config
+        if drops_last_layer(vision_config(below.config.mm_vision_config)):
+            config.mm_vision_select_layer = below.config.mm_vision_select_layer
     elif config.mm_vision_tower is not None and not holds_part(extra, TOWER):
         config.mm_vision_config = None  # it is loaded from mm_vision_tower
 

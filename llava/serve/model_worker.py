@@ -61,11 +61,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--use-flash-attn", action="store_true", help="use FlashAttention 2")
     parser.add_argument("--multi-modal", action="store_true", help=argparse.SUPPRESS)  # for LLaVA's old scripts
     args = parser.parse_args(argv)
-    if args.port:  # port 0 is chosen later
-        args.worker_address = args.worker_address or f"http://localhost:{args.port}"
     conflict = find_conflict(args)
     if conflict:
         parser.error(conflict)
+    if args.port:  # port 0 is chosen later
+        args.worker_address = args.worker_address or f"http://localhost:{args.port}"
     return args
 
 
@@ -79,11 +79,10 @@ def find_conflict(args: argparse.Namespace) -> str | None:
             continue
         if not args.worker_token and not is_loopback(host_of(address)):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
-    worker = args.worker_address or "http://localhost"  # with port 0
-    if not is_loopback(host_of(args.controller_address)) and is_loopback(host_of(worker)):
+    if args.worker_address is None and not is_loopback(host_of(args.controller_address)):
         return (
-            f"--controller-address {args.controller_address} is another machine's, which does not reach this one at"
-            f" {worker}; give --worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
+            f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
+            f" at localhost; give --worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
         )
     if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"

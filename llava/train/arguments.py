@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -87,7 +88,8 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
             '--deepspeed needs the package of this name: pip install ".[deepspeed]", or leave the flag out'
         )
     if values["deepspeed"] is not None:
-        check_deepspeed_file(Path(values["deepspeed"]), values["mm_projector_lr"], given)
+        rate = None if values["mm_projector_lr"] == values["learning_rate"] else values["mm_projector_lr"]
+        check_deepspeed(str(values["deepspeed"]), rate, given)
     if values["output_dir"] is None:
         raise ValueError("--output_dir is missing: the folder that checkpoints and the model are written to")
     values["run_name"] = values["run_name"] or values["output_dir"]
@@ -119,14 +121,14 @@ def use_one_gpu(training: TrainingArguments) -> None:
         training._n_gpu = 1
 
 
-def check_deepspeed_file(file: Path, projector_rate: float | None, given: frozenset[str]) -> None:
-    """Checks that DeepSpeed's settings leave the learning rates to the flags.
+def check_deepspeed(file: str, projector_rate: float | None, given: frozenset[str]) -> None:
+    """Checks that DeepSpeed's settings, a file or JSON itself, leave the learning rates to the flags.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object, or its optimizer would give the projector the rate of all other weights.
+        ValueError: it is not JSON, or its optimizer would give the projector the rate of all other weights.
     """
-    settings = read_json(file)
+    settings = json.loads(file) if file.lstrip().startswith("{") else read_json(Path(file))
     if projector_rate is not None and "optimizer" in settings:
         raise ValueError(
             f"--mm_projector_lr needs an optimizer of two learning rates, but {file} has its own 'optimizer', of one;"

@@ -245,7 +245,7 @@ class LLaVATrainer(Trainer):
         name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
         self._staging, self.args.save_total_limit = final / STAGING, None
         try:
-            if self.args.should_save:
+            if self.args.local_process_index == 0:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             with self.throughput.paused():
@@ -253,22 +253,23 @@ class LLaVATrainer(Trainer):
             staged = self._staging / name
             if self.args.should_save:
                 (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")
-                self._name_best(staged, final)
+            self._name_best(staged, final)
         finally:
             self._staging, self.args.save_total_limit = None, limit
-        # Where machines share no folder, the others still have their processes' parts (ZeRO's shards, random states).
-        for finishes in (self.args.should_save, self.args.local_process_index == 0):
-            self.accelerator.wait_for_everyone()
-            if finishes and staged.is_dir():
-                finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        # A machine that does not see what process 0 has written keeps the parts of its own processes (ZeRO's shards).
+        is_apart = self.args.local_process_index == 0 and not (staged / TOTALS_FILE).is_file()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save or (is_apart and staged.is_dir()):
+            finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, staged: Path, final: Path) -> None:
         """Corrects the best checkpoint's path in the state, which names it while it is written."""
-        if self.state.best_global_step:
-            best = final / f"checkpoint-{self.state.best_global_step}"
-            if best.is_dir() or best.name == staged.name:
-                self.state.best_model_checkpoint = str(best)
+        best = final / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.is_dir() or best.name == staged.name):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def _get_output_dir(self, trial: Any) -> str:

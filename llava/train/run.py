@@ -118,6 +118,11 @@ def find_resume(training: Any) -> str | None:
             )
     if folder is None:
         return None
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(
+            f"{folder} holds a part of a checkpoint, that of this machine's processes; copy the files of all machines'"
+            f" {folder.name} together, or give another --output_dir"
+        )
     has_projector, has_lora = ((folder / name).is_file() for name in (PROJECTOR_FILE, LORA_FILE))
     if has_projector != training.tune_mm_mlp_adapter or has_lora != training.lora_enable:
         kind = "the projector alone" if has_projector else "LoRA" if has_lora else "the whole model"
@@ -128,7 +133,8 @@ def find_resume(training: Any) -> str | None:
     if not any(next(folder.glob(pattern), None) for pattern in OPTIMIZER_FILES):
         raise ValueError(
             f"{folder} has no state of an optimizer, as --save_only_model leaves it, so that its learning rates would"
-            " begin again; give another --output_dir, and it as --model_name_or_path to start from its weights"
+            " begin again; give another --output_dir, and start from its weights: a whole model as"
+            " --model_name_or_path, a projector as --pretrain_mm_mlp_adapter, LoRA merged by merge_lora_weights.py"
         )
     return str(folder)
 

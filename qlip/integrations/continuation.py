@@ -29,7 +29,7 @@ class Continuation(NamedTuple):
 
 
 def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: Tensor | None) -> None:
-    """Notes on a cache what follows the tokens that were just run.
+    """Notes on a cache what follows the tokens of a prompt with images that was just run; text may follow them.
 
     Args:
         cache: transformers' cache; None notes nothing.
@@ -41,12 +41,7 @@ def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: T
         return
     length, after = int(cache.get_seq_length()), positions[:, -1].floor() + 1
     after = after if end is None else torch.maximum(after, end.to(after))
-    before: Continuation | None = getattr(cache, ATTRIBUTE, None)
-    if before is not None and length - positions.shape[1] >= before.images:
-        images = before.images
-    else:
-        images = length - _count_steps(positions, after)
-    setattr(cache, ATTRIBUTE, Continuation(images, length, after, bias))
+    setattr(cache, ATTRIBUTE, Continuation(length - _count_steps(positions, after), length, after, bias))
 
 
 def _count_steps(positions: Tensor, after: Tensor) -> int:
@@ -66,8 +61,10 @@ def read_continuation(cache: Any, rows: int) -> Continuation | None:
         ValueError: the cache was cropped within an image, or holds another number of rows.
     """
     noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
-    length = 0 if noted is None else int(cache.get_seq_length())
-    if noted is None or length == 0:
+    if noted is None:
+        return None
+    if (length := int(cache.get_seq_length())) == 0:  # it was reset
+        delattr(cache, ATTRIBUTE)
         return None
     if length < noted.images:
         raise ValueError(
@@ -79,11 +76,6 @@ def read_continuation(cache: Any, rows: int) -> Continuation | None:
     return noted._replace(length=length, end=noted.end + (length - noted.length))
 
 
-def is_noted(cache: Any) -> bool:
-    """Whether a prompt with images was run into a cache."""
-    return hasattr(cache, ATTRIBUTE)
-
-
 def follow(
     cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -92,7 +84,8 @@ def follow(
     Raises:
         ValueError: see `read_continuation`.
     """
-    if positions is not None and bias is not None:
+    noted: Continuation | None = getattr(cache, ATTRIBUTE, None)
+    if noted is None or (positions is not None and (bias is not None or noted.bias is None)):
         return positions, bias
     follows = read_continuation(cache, len(new))
     if follows is None:

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, image_sizes_of
-from qlip.integrations.continuation import follow, is_noted, note_continuation, read_continuation
+from qlip.integrations.continuation import follow, note_continuation, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
@@ -140,7 +140,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
                 key_bias = self._bias(placed) if key_bias is None else key_bias
         elif encoded:
             self._check_lost(position_ids, key_bias)
-        elif new is not None:
+        elif new is not None and (position_ids is None or not torch.compiler.is_compiling()):
             position_ids, key_bias = follow(past_key_values, new, position_ids, key_bias)
         if new is not None:
             attention_mask = decoder_mask(attention_mask, position_ids, key_bias, new, past_key_values, self)
@@ -161,8 +161,8 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             is_placed=True,
             **kwargs,
         )
-        cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
-        if position_ids is not None and (leaf_boxes is not None or end is not None or is_noted(cache)):
+        if position_ids is not None and (leaf_boxes is not None or end is not None):
+            cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
             note_continuation(cache, position_ids, key_bias, end)
         return output
 

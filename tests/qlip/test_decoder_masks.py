@@ -11,7 +11,15 @@ from transformers.cache_utils import DynamicCache
 
 from qlip.decoder_masks import causal_mask_with_bias, decoder_mask, layer_windows, window_of
 
-MODEL = SimpleNamespace(config=LlamaConfig(), dtype=torch.float32)
+EMBEDDINGS = torch.nn.Embedding(1, 1)
+
+
+def model_of(config) -> SimpleNamespace:
+    """What is read of a model in float32."""
+    return SimpleNamespace(config=config, get_input_embeddings=lambda: EMBEDDINGS)
+
+
+MODEL = model_of(LlamaConfig())
 LOWEST = torch.finfo(torch.float32).min
 MIXED = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "num_hidden_layers": 4}
 
@@ -72,7 +80,7 @@ def test_a_cache_that_drops_old_keys_gets_the_mask_of_those_that_it_keeps(past):
     cache = DynamicCache(config=config)
     cache.update(torch.zeros(1, 1, past, 4), torch.zeros(1, 1, past, 4), 0)
     row, bias = [1] * (past + 2), [0.5] * past
-    model = SimpleNamespace(config=config, dtype=torch.float32)
+    model = model_of(config)
     new = torch.zeros(1, 2, dtype=torch.int64)
     got = decoder_mask(torch.tensor([row]), None, torch.tensor([bias]), new, cache, model)
     keys = cache.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)[0].shape[2]
@@ -82,7 +90,7 @@ def test_a_cache_that_drops_old_keys_gets_the_mask_of_those_that_it_keeps(past):
 
 def test_layers_of_two_kinds_get_a_mask_each():
     config = Qwen2Config(**MIXED)
-    model = SimpleNamespace(config=config, dtype=torch.float32)
+    model = model_of(config)
     row, bias = torch.tensor([[0, 1, 1, 1, 1]]), torch.tensor([[0.0, 0.5, 0.5]])
     masks = decoder_mask(row, None, bias, torch.zeros(1, 5, dtype=torch.int64), None, model)
     assert set(masks) == {"full_attention", "sliding_attention"}

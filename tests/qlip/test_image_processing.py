@@ -197,15 +197,14 @@ def test_settings_survive_save_and_load(tmp_path):
     assert loaded.size == {"shortest_edge": 224}
 
 
-def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path):
+def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path, caplog):
     QLIPImageProcessor(16, 224, qlip=QLIPConfig(max_tokens=50)).save_pretrained(tmp_path)
     changed = {"qlip": {"max_tokens": 10}, "image_mean": [0.0] * 3}
     loaded = QLIPImageProcessor.from_pretrained(tmp_path, **changed)
     assert (loaded.qlip.max_tokens, loaded.image_mean, loaded.patch_size) == (10, [0.0] * 3, 16)
-    with pytest.raises(
-        TypeError, match="'nonsense' is not a value of QLIPImageProcessor; it has patch_size, crop_size"
-    ):
-        QLIPImageProcessor.from_pretrained(tmp_path, nonsense=3)
+    assert not caplog.records
+    QLIPImageProcessor.from_pretrained(tmp_path, use_fast=True)
+    assert "image_mean, image_std, qlip): use_fast" in caplog.text
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"lacks 'patch_size': it is not a QLIP .* give the model's own to qlip\.attach"

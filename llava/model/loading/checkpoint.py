@@ -269,7 +269,7 @@ def tower_config_inside(folder: Path, tower: str, **hub: Any) -> PreTrainedConfi
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} holds the weights of its vision tower, which do not show its heads and activation, and {error};"
-            " set mm_vision_config in config.json"
+            " set mm_vision_config in config.json; of a copy of OpenAI's CLIP, mm_vision_tower to its id on the hub"
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -43,8 +43,15 @@ PROCESSOR_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil"
 DTYPE_NAMES = ("dtype", "torch_dtype")
 """Today's and the former name of a configuration's dtype."""
 
-OPENAI_CLIP = re.compile(r"(.*/)?clip-vit-(base-patch32|base-patch16|large-patch14|large-patch14-336)/?")
-"""Names of the CLIPs that OpenAI released. Others have other heads and activations, which the shapes do not show."""
+OPENAI_CLIP = re.compile(
+    r"""(.*[/\\])?
+    (?:(?:models--)?openai[-_]+)?clip-vit-(?:base-patch32|base-patch16|large-patch14(?:-336)?)(?:-hf)?
+    (?:[/\\](?:snapshots[/\\][^/\\]+[/\\]?)?)?
+    | Lin-Chen/ShareGPT4V-.*vit-large336.*""",
+    re.VERBOSE,
+)
+"""Names of the CLIPs that OpenAI released, of their copies and of models that were trained on from them. Others have
+other heads and activations, which the shapes do not show."""
 CLIP_HEAD_WIDTH = 64  # of all of OpenAI's
 SIGLIP_HEAD_WIDTHS = {1152: 72, 1536: 96}  # width of the model -> of its heads: so400m, giant; others have CLIP's
 SIGLIP_LAYERS = {768: 12, 1024: 24, 1152: 27, 1536: 40}  # width of the model -> layers of the published ones

@@ -165,6 +165,9 @@ class ChatEngine:
         """Yields the answer to a prompt text or a conversation, see `submit`. Closing the iterator stops the model."""
         return stream_text(self.submit(prompt, images, sampling))
 
+    generate = reply
+    """The former name for prompt texts."""
+
     def submit(
         self,
         prompt: str | Conversation,

@@ -66,6 +66,8 @@ class Sampling:
             raise ValueError(f"num_beams must be 1 with a repetition_penalty or logprobs, got {self.num_beams}")
 
     def _check_types(self) -> None:
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
             raise TypeError(f"stop is {self.stop!r}; it must be a tuple of strings, as in ('###',)")
         for name, value in vars(self).items():

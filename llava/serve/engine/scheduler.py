@@ -250,14 +250,14 @@ class Scheduler:
                 self._run(left)
 
     def _parts_to_retry(self, batch: Sequence[Answer], failure: Exception) -> list[Sequence[Answer]]:
-        begun = any(answer.row.generated for answer in batch)
+        begun = [answer for answer in batch if answer.row.generated and not answer.row.ended]
         if not begun and ran_out_of_memory(failure) and self.free():
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
             return [batch]
         if begun or len(batch) == 1:
-            for answer in batch:
+            for answer in begun or batch:
                 answer.fail(failure)
-            return []
+            return [[answer for answer in batch if not answer.row.generated]] if begun else []
         if ran_out_of_memory(failure):
             logger.warning("out of memory with %d requests together; trying half as many", len(batch))
             return list(free_and_halve(batch))

@@ -215,7 +215,9 @@ class BodyLimit:
             if body.size + len(piece) > self.max_body:
                 raise too_large
             if values > MAX_VALUES:
-                raise RequestError(413, "request_too_large", f"the body holds more than {MAX_VALUES:,} values")
+                raise RequestError(
+                    413, "request_too_large", f"the body holds more than {MAX_VALUES:,} brackets and commas"
+                )
             if not held.grow(body.size + len(piece)):
                 full = f"the requests that this server has accepted hold {self.budget.most:,} bytes, the most allowed"
                 raise RequestError(503, "busy", f"{full}; try again, or send less than {UNCOUNTED:,} bytes", 1)

@@ -132,7 +132,10 @@ def test_so400m_is_recognised_by_its_shapes():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"embeddings.patch_embedding.weight": None}, "not a SigLIP vision model: it has no 'embeddings.patch_embedding"),
+        (
+            {"embeddings.patch_embedding.weight": None},
+            "not a SigLIP vision model: it has no 'embeddings.patch_embedding",
+        ),
         ({"embeddings.class_embedding": (1152,)}, r"729 positions of width 1152, with \[CLS\]: not a SigLIP"),
         ({"embeddings.position_embedding.weight": (730, 1152)}, r"730 positions .*without \[CLS\]: not a SigLIP"),
         ({"embeddings.patch_embedding.bias": None}, r"729 positions .*without \[CLS\]: not a CLIP"),

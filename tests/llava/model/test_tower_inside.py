@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.pretrained import drops_last_layer, infer_vision_config
+from llava.model.multimodal_encoder.pretrained import OPENAI_CLIP, drops_last_layer, infer_vision_config
 from tests.llava.checkpoints import (
     IMAGE_TOKEN,
     TEXT,
@@ -59,6 +59,26 @@ def test_without_the_published_configuration_nothing_is_guessed(oracle, tmp_path
     write_config(tmp_path / "llava", mm_vision_tower=NAME, mm_vision_config=OTHER)
     model = load_pretrained_model(tmp_path / "llava", device="cpu")[1]
     torch.testing.assert_close(logits(model), oracle_logits(oracle), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai/clip-vit-large-patch14-336",
+        "/data/models/clip-vit-large-patch14-336/",
+        "/x/openai-clip-vit-base-patch16",
+        "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc91",
+        r"C:\models\clip-vit-large-patch14",
+        "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12",
+    ],
+)
+def test_openais_clips_are_known_by_any_copys_name(name):
+    assert OPENAI_CLIP.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", [NAME, "laion/CLIP-ViT-L-14", "/x/my-clip-vit-large-patch14", "/x/clip"])
+def test_other_clips_are_not_taken_for_openais(name):
+    assert not OPENAI_CLIP.fullmatch(name)
 
 
 @pytest.mark.parametrize(

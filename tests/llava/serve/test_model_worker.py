@@ -41,6 +41,12 @@ def test_an_address_may_end_in_a_slash() -> None:
     assert (args.worker_address, args.controller_address) == ("http://localhost:40000", "http://localhost:1")
 
 
+def test_an_address_at_localhost_that_is_given_is_taken() -> None:
+    """As in one pod, or through a tunnel."""
+    flags = ["--controller-address", "http://front:21001", "--worker-token", "s"]
+    assert parse_args([*flags, "--worker-address", "http://localhost:9"]).worker_address == "http://localhost:9"
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -52,11 +58,11 @@ def test_an_address_may_end_in_a_slash() -> None:
         (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),
         (
             ["--controller-address", "http://front:21001", "--worker-token", "s", "--host", "0.0.0.0"],
-            "at http://localhost:21002; give --worker-address, such as http://THIS-MACHINE:21002",
+            "at localhost; give --worker-address, such as http://THIS-MACHINE:21002",
         ),
         (
             ["--controller-address", "http://front:21001", "--worker-token", "s", "--port", "0"],
-            "at http://localhost; give --worker-address, such as http://THIS-MACHINE:PORT",
+            "at localhost; give --worker-address, such as http://THIS-MACHINE:PORT",
         ),
         (["--api-key", "k"], "--worker-token"),
         (["--load-4bit", "--load-8bit"], "not allowed with"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.train.arguments import TrainingArguments, check_deepspeed_file, parse_arguments, use_one_gpu
+from llava.train.arguments import TrainingArguments, check_deepspeed, parse_arguments, use_one_gpu
 
 ROOT = Path(__file__).parents[3]
 
@@ -126,9 +126,15 @@ def test_a_process_without_a_launcher_trains_on_one_gpu(visible, warned, caplog)
 
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
 def test_deepspeeds_own_optimizer_has_one_learning_rate_and_its_scheduler_is_the_files(name, caplog):
-    file = ROOT / "scripts" / f"{name}.json"
-    check_deepspeed_file(file, None, frozenset({"lr_scheduler_type"}))
+    file = str(ROOT / "scripts" / f"{name}.json")
+    check_deepspeed(file, None, frozenset({"lr_scheduler_type"}))
     own = name == "zero3_offload"
     assert (f"--lr_scheduler_type is not used: {file}" in caplog.text) is own
     with pytest.raises(ValueError, match="has its own 'optimizer'") if own else nullcontext():
-        check_deepspeed_file(file, 2e-5, frozenset())
+        check_deepspeed(file, 2e-5, frozenset())
+
+
+def test_deepspeeds_settings_may_be_json_itself():
+    check_deepspeed('{"zero_optimization": {"stage": 2}}', 2e-5, frozenset())
+    with pytest.raises(ValueError, match="has its own 'optimizer'"):
+        check_deepspeed('{"optimizer": {"type": "AdamW"}}', 2e-5, frozenset())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, StaticCache
 
 import qlip
 from qlip.integrations.continuation import read_continuation
@@ -178,3 +180,30 @@ def test_a_tower_in_another_dtype_keeps_the_bias():
     model.model.vision_tower.to(torch.bfloat16)
     model.model.multi_modal_projector.to(torch.bfloat16)
     assert model(**ask(processor, ["see <image>"], PICTURES[:1])).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_cache_that_was_reset_is_as_new():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["see <image>"], PICTURES[1:2])
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=200)
+    model(**inputs, past_key_values=cache)
+    assert read_continuation(cache, 1) is not None
+    cache.reset()
+    expected = model(input_ids=QUESTION).logits
+    torch.testing.assert_close(model(input_ids=QUESTION, past_key_values=cache).logits, expected, atol=1e-4, rtol=0)
+    assert read_continuation(cache, 1) is None
+
+
+def test_steps_with_a_static_cache_are_compiled_once(monkeypatch):
+    """What is noted on the cache must be no guard of the compiler."""
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, ["see <image>"], PICTURES[1:2])
+    expected = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    monkeypatch.setattr(model, "_valid_auto_compile_criteria", lambda *_: True, raising=False)  # as on a GPU
+    torch._dynamo.reset()
+    counters.clear()
+    config = CompileConfig(backend="eager", fullgraph=True, mode=None, dynamic=False)
+    options = {"cache_implementation": "static", "compile_config": config, "do_sample": False, "max_new_tokens": 12}
+    assert torch.equal(model.generate(**inputs, **options), expected)
+    assert counters["stats"]["unique_graphs"] == 1

@@ -200,6 +200,10 @@ def test_settings_of_another_type_are_refused(setting: str, value: Any, allowed:
         Sampling(**{setting: value})
 
 
+def test_a_list_of_stop_strings_is_taken() -> None:
+    assert Sampling(stop=["###", "\n"]).stop == ("###", "\n")
+
+
 def test_numpys_numbers_are_numbers() -> None:
     row = Sampling(np.float32(0.5), np.float64(0.9), max_new_tokens=np.int64(7), seed=np.int64(3))
     assert (row.temperature, row.max_new_tokens, row.seed) == (0.5, 7, 3)
