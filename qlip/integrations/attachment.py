@@ -116,6 +116,12 @@ class Attachment:
                 f" leaf_grids are missing: {PROCESSOR} and give all it returns; whole images of one patch go in a list"
             )
 
+    def find_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> list[str]:
+        """Finds what images need in the language model under the settings, and is not given."""
+        settings = self.vision.qlip
+        lost = ["position_ids"] if position_ids is None and settings.llm_positions == "raster" else []
+        return lost + (["key_bias"] if key_bias is None and settings.biases_language_model else [])
+
     def pack(self, pixel_values: Any) -> dict[str, Tensor]:
         """Packs whole images (B, C, H, W), or (C, H, W) each."""
         return pack(self.cut(pixel_values, None, None), self.image_processor.patch_size)

@@ -132,7 +132,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         if leaf_boxes is not None and leaf_grids is not None:
             if input_ids is None:
                 self._check_placed(position_ids, key_bias, images)
-            elif lost := self._find_lost(position_ids, key_bias):
+            elif lost := self.attachment.find_lost(position_ids, key_bias):
                 if past_key_values is not None and past_key_values.get_seq_length():
                     raise ValueError(f"{CACHED}; or give {' and '.join(lost)} (see place_images)")
                 placed = self.place_images(input_ids, attention_mask, leaf_boxes, leaf_grids, image_sizes)
@@ -238,15 +238,9 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             )
         return images
 
-    def _find_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> list[str]:
-        """Finds what images need in the language model under the settings, and is not given."""
-        settings = self.attachment.vision.qlip
-        lost = ["position_ids"] if position_ids is None and settings.llm_positions == "raster" else []
-        return lost + (["key_bias"] if key_bias is None and settings.biases_language_model else [])
-
     def _check_lost(self, position_ids: Tensor | None, key_bias: Tensor | None) -> None:
         """Raises ValueError if encoded images without their leaves would lose their positions or attention weights."""
-        if lost := self._find_lost(position_ids, key_bias):
+        if lost := self.attachment.find_lost(position_ids, key_bias):
             raise ValueError(
                 "encoded images are given without leaf_boxes and leaf_grids; give both, or"
                 f" {' and '.join(lost)} (see place_images)"

@@ -111,9 +111,9 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
                 pixel_values, leaf_boxes, leaf_grids, vision_feature_layer, image_sizes=image_sizes
             )
         if images is not None:
-            settings = self.attachment.vision.qlip
-            lost = ["position_ids"] if kwargs.get("position_ids") is None and settings.llm_positions == "raster" else []
-            lost += ["key_bias"] if key_bias is None and settings.biases_language_model and not is_placed else []
+            lost = self.attachment.find_lost(kwargs.get("position_ids"), key_bias)
+            if is_placed and "key_bias" in lost:  # the model around it has set the mask
+                lost.remove("key_bias")
             if lost:
                 raise ValueError(
                     f"{type(self).__name__} is given images without {' and '.join(lost)}: call the model around it, or"

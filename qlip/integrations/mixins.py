@@ -36,12 +36,14 @@ def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | No
         value = options.get(name, getattr(config, name, None))
         if value is not None and value != neutral:
             raise ValueError(f"{name} is {value}; {why}, leave it out")
-    if assistant is not None and assistants is None:
+    if assistant is None:
+        return
+    if assistants is None:
         raise ValueError(
             "assistant_model is not supported by these classes; load the checkpoint by transformers' own and attach"
             " QLIP (qlip.attach, docs/TRANSFORMERS.md)"
         )
-    if assistant is not None and not isinstance(assistant, assistants or object):
+    if not isinstance(assistant, assistants):
         raise ValueError(
             f"assistant_model is a {type(assistant).__name__} without QLIP, which takes no positions of images;"
             " attach it as well (qlip.attach), or use prompt_lookup_num_tokens"
@@ -58,18 +60,17 @@ class ImagePositionsMixin:
 
         transformers leaves them out in the first step, and then reads the prompt's logits as theirs.
         """
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        is_first = inputs_embeds is not None and kwargs.get("is_first_iteration")
-        if is_first and past and kwargs.get("next_sequence_length") is None:  # of assisted decoding
-            kwargs["next_sequence_length"] = input_ids.shape[1] - past
-        known = 0 if inputs_embeds is None else inputs_embeds.shape[1]
-        if inputs_embeds is not None and is_first and input_ids.shape[1] > known > 0:
-            candidates = self.get_input_embeddings()(input_ids[:, known:])  # type: ignore[attr-defined]
-            inputs_embeds = torch.cat([inputs_embeds, candidates.to(inputs_embeds)], dim=1)
-            if (start := kwargs.get("next_positions")) is not None:
-                kwargs["position_ids"] = kwargs["position_ids"].clone()
-                _place_after(start, kwargs["position_ids"][:, known:])
+        if inputs_embeds is not None and kwargs.get("is_first_iteration"):
+            cache, known = kwargs.get("past_key_values"), inputs_embeds.shape[1]
+            past = 0 if cache is None else int(cache.get_seq_length())
+            if past and kwargs.get("next_sequence_length") is None:  # of assisted decoding
+                kwargs["next_sequence_length"] = input_ids.shape[1] - past
+            if input_ids.shape[1] > known > 0:
+                candidates = self.get_input_embeddings()(input_ids[:, known:])  # type: ignore[attr-defined]
+                inputs_embeds = torch.cat([inputs_embeds, candidates.to(inputs_embeds)], dim=1)
+                if (start := kwargs.get("next_positions")) is not None:
+                    kwargs["position_ids"] = kwargs["position_ids"].clone()
+                    _place_after(start, kwargs["position_ids"][:, known:])
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
         )

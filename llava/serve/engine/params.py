@@ -43,6 +43,8 @@ class Sampling:
     """Number of likeliest tokens listed with each chosen one; None for no log-probabilities at all."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
         self._check_types()
         if not (_is_finite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
@@ -66,8 +68,6 @@ class Sampling:
             raise ValueError(f"num_beams must be 1 with a repetition_penalty or logprobs, got {self.num_beams}")
 
     def _check_types(self) -> None:
-        if isinstance(self.stop, list):
-            object.__setattr__(self, "stop", tuple(self.stop))
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
             raise TypeError(f"stop is {self.stop!r}; it must be a tuple of strings, as in ('###',)")
         for name, value in vars(self).items():

@@ -67,7 +67,7 @@ def test_without_the_published_configuration_nothing_is_guessed(oracle, tmp_path
         "openai/clip-vit-large-patch14-336",
         "/data/models/clip-vit-large-patch14-336/",
         "/x/openai-clip-vit-base-patch16",
-        "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc91",
+        "/data/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc91",
         r"C:\models\clip-vit-large-patch14",
         "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12",
     ],
