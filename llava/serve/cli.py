@@ -197,10 +197,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         show_prompt(conversation, args.debug)
         try:
             text = stream_answer(engine, conversation, images, sampling)
-        except (
-            ValueError,
-            GenerationError,
-        ) as error:  # too long for the context or memory: drop this one only
+        except (ValueError, GenerationError) as error:  # too long for the context or memory: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
             print(f"llava: error: {error}", file=sys.stderr)
