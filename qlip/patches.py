@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import Geometry, check_choice
+from qlip.kernels import find_loops
 from qlip.quadtree import Leaves, find_grid
 
 CHUNK = 2**17
@@ -19,6 +20,9 @@ CHUNK = 2**17
 
 SMALL_PRODUCT = 2**18
 """Multiplications up to which libraries compute a product of matrices on the calling thread."""
+
+COMPILED_SIZES = (2, 4, 8)
+"""Sides of leaves, in cells, that compiled loops resample: each is compiled for itself, and larger leaves are few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ def _is_array(image: Tensor) -> bool:
 
 def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np.ndarray:
     """Resamples leaves with geometry "grid", on this thread: float32 (C, H, W), int64 (N, 3) -> (N, C, P, P)."""
-    single = boxes[:, 2] == 1
+    _check_inside(image, boxes[:, :2], boxes[:, 2:], patch_size)
+    single, loops = boxes[:, 2] == 1, find_loops(image)
     if 2 * np.count_nonzero(single) > len(boxes):
         patches = _copy_cells(image, boxes, patch_size)  # larger ones are overwritten below; faster than indexing
     else:
@@ -136,6 +141,10 @@ def _extract_arrays(image: np.ndarray, boxes: np.ndarray, patch_size: int) -> np
         patches[single] = _copy_cells(image, boxes[single], patch_size)
     for size in np.unique(boxes[~single, 2]).tolist():
         chosen, side = np.flatnonzero(boxes[:, 2] == size), size * patch_size
+        if loops and size in COMPILED_SIZES:
+            weights = antialias_weights(size, patch_size)
+            loops.resample(np.ascontiguousarray(image), boxes, chosen, size, weights, patches)
+            continue
         column, first = np.divmod(boxes[chosen, 1], size)
         is_most = 2 * len(chosen) * side**2 > image[0].size and (first == first[0]).all()
         if is_most and side**2 * patch_size <= SMALL_PRODUCT:
@@ -178,14 +187,20 @@ def _resample(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.ndarray:
     """Copies cells at (row, col, ...), (n, 2 or more), of (C, H, W): (n, C, P, P); faster than from `_windows`."""
+    _check_inside(image, places[:, :2], 1, patch_size)
     channels, height, width = image.shape
-    rows, cols = height // patch_size, width // patch_size
-    if len(places) and (places.min() < 0 or places[:, 0].max() >= rows or places[:, 1].max() >= cols):
-        raise ValueError(f"a leaf lies outside of the image's {rows} x {cols} cells")
+    cols = width // patch_size
     strips = image.reshape(-1, patch_size)  # one line of pixels of one cell each
     lines = np.arange(channels)[:, None] * (height * cols) + np.arange(patch_size) * cols
     corners = places[:, 0] * (patch_size * cols) + places[:, 1]
     return np.take(strips, corners[:, None, None] + lines, axis=0)
+
+
+def _check_inside(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray | int, patch_size: int) -> None:
+    """Raises ValueError if a leaf, its corner (n, 2) and side (n, 1) in cells, is not wholly inside (C, H, W)."""
+    grid = image.shape[1] // patch_size, image.shape[2] // patch_size
+    if (corners < 0).any() or (corners + sizes > grid).any():
+        raise ValueError(f"a leaf lies outside of the image's {grid[0]} x {grid[1]} cells")
 
 
 def _windows(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:

@@ -19,7 +19,9 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # The layers, lowest first. A module may import modules of lower layers only; in llava, playground and scripts also
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("qlip.kernels.loops",),
     (
+        "qlip.kernels",
         "qlip.scores.arrays",
         "qlip.command",
         "qlip.config",

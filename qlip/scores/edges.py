@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
+from qlip.kernels import find_loops
 from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
 
 # The order of a summary. "Joined" takes the neighbour beyond the edge as present.
@@ -27,6 +29,8 @@ def gradient_scores(image: Array, patch_size: int, levels: int) -> list[Array]:
 
     Forward differences; at a block's last row (column) the missing vertical (horizontal) difference counts as zero.
     """
+    if loops := find_loops(image):
+        return merge_edges(loops.summarise_gradient(np.ascontiguousarray(image), patch_size), levels)
     return merge_edges(_summarise(image, patch_size, _summarise_gradient), levels)
 
 

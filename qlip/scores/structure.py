@@ -6,8 +6,10 @@ operation over all of it. What a window then reads beyond the end of a row is cu
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
+from qlip.kernels import find_loops
 from qlip.scores.arrays import Array, cell_max, empty, in_cells, largest, namespace, quarters
 
 NOISE_HEIGHT = 5.0
@@ -48,6 +50,8 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
 
 def halve(image: Array) -> Array:
     """Averages 2 x 2 pixels, (C, H, W) -> (C, H // 2, W // 2): bitwise `avg_pool2d`, and several times as fast."""
+    if loops := find_loops(image):
+        return loops.halve(np.ascontiguousarray(image))
     add, (channels, height, width) = namespace(image).add, image.shape
     halved = empty(image, channels, height // 2, width // 2)
     step = _band_of(image, 1)
@@ -70,6 +74,9 @@ def _band_of(image: Array, pitch: int) -> int:
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:
     """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols); on a CPU by bands of the image's rows."""
+    if loops := find_loops(image):
+        nothing = np.zeros(len(image), np.float32)
+        return loops.find_cell_hats(np.ascontiguousarray(image), patch_size, size, nothing if floor is None else floor)
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
     own = empty(image, rows, cols)
     step = _band_of(image, patch_size)

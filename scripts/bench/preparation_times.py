@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import skimage.data
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from qlip import QLIPConfig
+from qlip import QLIPConfig, kernels
 from qlip.cutting import ImageCutter
 from scripts.bench.pictures import PHOTOGRAPHS
-from scripts.bench.quadtree_times import milliseconds
+from scripts.bench.quadtree_times import milliseconds, using
 from scripts.markdown_table import table_head, table_row
 
 SENSOR_NOISE = 2.0
@@ -31,10 +32,12 @@ class Preparation:
     tokens: float
     cut: float
     """`ImageCutter.prepare`: resized, cut by the quadtree of its detail, patches normalised."""
+    compiled: float | None
+    """The same by numba's loops; None where it is not installed."""
     clip: float
     """`CLIPImageProcessorPil`: resized, cropped and normalised."""
     ratio: float
-    """Median over photographs."""
+    """Of `cut` and `clip`, median over photographs."""
 
 
 def enlarged(name: str, size: tuple[int, int]) -> Image.Image:
@@ -45,31 +48,40 @@ def enlarged(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 def measure_preparation(size: tuple[int, int], repeats: int) -> Preparation:
-    """Measures photographs of one size, both ways in turns."""
+    """Measures photographs of one size, all ways in turns."""
     cutter, settings = ImageCutter(), QLIPConfig()
     side = cutter.native_size
     processor: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    tokens, cuts, clips = [], [], []
+    loops = kernels.load_loops()
+
+    def prepare(image: Image.Image, loops: ModuleType | None) -> float:
+        with using(loops):
+            return milliseconds(lambda: cutter.prepare(image, settings))
+
+    tokens: list[int] = []
+    fastest: list[tuple[float, ...]] = []
     for name in PHOTOGRAPHS:
         image = enlarged(name, size)
+        prepare(image, loops)  # compiles
         tokens.append(len(cutter.prepare(image, settings).leaves))
-        turns = [
-            (
-                milliseconds(lambda image=image: cutter.prepare(image, settings)),
-                milliseconds(lambda image=image: processor.preprocess(image)),
-            )
-            for _ in range(repeats)
-        ]
-        cuts.append(min(own for own, _ in turns))
-        clips.append(min(other for _, other in turns))
-    ratio = statistics.median(own / other for own, other in zip(cuts, clips, strict=True))
-    return Preparation(size, statistics.median(tokens), statistics.median(cuts), statistics.median(clips), ratio)
+        ways = (
+            lambda image=image: prepare(image, None),
+            lambda image=image: milliseconds(lambda: processor.preprocess(image)),
+            lambda image=image: prepare(image, loops),
+        )
+        turns = [[way() for way in ways] for _ in range(repeats)]
+        fastest.append(tuple(map(min, zip(*turns, strict=True))))
+    ratio = statistics.median(own / other for own, other, _ in fastest)
+    cut, clip, compiled = map(statistics.median, zip(*fastest, strict=True))
+    return Preparation(size, statistics.median(tokens), cut, compiled if loops else None, clip, ratio)
 
 
 def preparation_table(rows: Sequence[Preparation]) -> str:
     """Formats milliseconds and ratios as Markdown, a line for each row."""
-    lines = [table_head(["photograph", "leaves", "QLIP, ms", "CLIP, ms", "QLIP / CLIP"])]
+    lines = [table_head(["photograph", "leaves", "QLIP, ms", "by numba, ms", "CLIP, ms", "QLIP / CLIP"])]
     for row in rows:
         name = f"{row.size[0]} x {row.size[1]}"
-        lines.append(table_row([name, f"{row.tokens:.0f}", f"{row.cut:.1f}", f"{row.clip:.1f}", f"{row.ratio:.1f}"]))
+        compiled = "-" if row.compiled is None else f"{row.compiled:.1f}"
+        times = [f"{row.cut:.1f}", compiled, f"{row.clip:.1f}", f"{row.ratio:.1f}"]
+        lines.append(table_row([name, f"{row.tokens:.0f}", *times]))
     return "\n".join(lines)

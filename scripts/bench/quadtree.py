@@ -28,6 +28,7 @@ INTRODUCTION = """\
 since an image of 39 MB gets new pages from the system each time); *recursive* finds the same leaves block by block, in
 torch. Medians over the photographs of the fastest of {repeats} turns, the ways in turns. *busy / quiet* compares the
 medians of all turns, with another process that computes on each core and without.
+*By numba* is all of it, with the loops that the extra `fast` compiles instead of numpy's, compiling not included.
 The last table has the whole preparation of an image, which also resizes it.
 
 {machine}; torch {torch}, threads: {threads}. The quadtree itself runs on one thread however many torch has."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import skimage.data
@@ -15,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import qlip
-from qlip import Leaves, QLIPConfig
+from qlip import Leaves, QLIPConfig, kernels
 from qlip.quadtree import partition_as
 from qlip.roots import allowed_leaf
 from scripts.bench.evidence.experiments import IN_GRID
@@ -47,6 +51,8 @@ class Row:
     patches: float
     copy: float
     """Copying the image once and the patches once."""
+    compiled: float | None
+    """Partition and patches by numba's loops; None where it is not installed."""
     naive: float
     """Partition and patches of the recursive quadtree."""
     slowdown: float
@@ -72,13 +78,19 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def cut(image: Tensor, criterion: str) -> tuple[Leaves, Tensor, tuple[float, float]]:
-    """Finds an image's leaves and patches, and times both."""
-    start = time.perf_counter()
-    leaves = partition_as(RULES[criterion], image, PATCH, NATIVE)
-    middle = time.perf_counter()
-    patches = qlip.extract_patches(image, leaves, PATCH)
-    return leaves, patches, (1000 * (middle - start), 1000 * (time.perf_counter() - middle))
+def using(loops: ModuleType | None) -> AbstractContextManager[object]:
+    """Cuts images by these compiled loops, or by numpy."""
+    return mock.patch.object(kernels, "load_loops", lambda: loops)
+
+
+def cut(image: Tensor, criterion: str, loops: ModuleType | None = None) -> tuple[Leaves, Tensor, tuple[float, float]]:
+    """Finds an image's leaves and patches, and times both; by numpy unless compiled loops are given."""
+    with using(loops):
+        start = time.perf_counter()
+        leaves = partition_as(RULES[criterion], image, PATCH, NATIVE)
+        middle = time.perf_counter()
+        patches = qlip.extract_patches(image, leaves, PATCH)
+        return leaves, patches, (1000 * (middle - start), 1000 * (time.perf_counter() - middle))
 
 
 def naive_cut(image: Tensor, criterion: str) -> tuple[list[Box], Tensor]:
@@ -90,14 +102,16 @@ def naive_cut(image: Tensor, criterion: str) -> tuple[list[Box], Tensor]:
 
 
 def check_equal(image: Tensor, criterion: str) -> tuple[int, Tensor]:
-    """Cuts an image both ways, which also warms up; counts its leaves.
+    """Cuts an image in all ways, which also warms up and compiles; counts its leaves.
 
     Raises:
         RuntimeError: the leaves or patches differ.
     """
-    (leaves, patches, _), (boxes, expected) = cut(image, criterion), naive_cut(image, criterion)
-    if list(map(tuple, leaves.boxes.tolist())) != boxes or not torch.allclose(patches, expected, atol=1e-4):
-        raise RuntimeError("the two quadtrees give different leaves, so their times cannot be compared")
+    boxes, expected = naive_cut(image, criterion)
+    for loops in {None, kernels.load_loops()}:
+        leaves, patches, _ = cut(image, criterion, loops)
+        if list(map(tuple, leaves.boxes.tolist())) != boxes or not torch.allclose(patches, expected, atol=1e-4):
+            raise RuntimeError("the quadtrees give different leaves, so their times cannot be compared")
     return len(leaves), patches
 
 
@@ -111,7 +125,7 @@ def measure(criterion: str, size: int, repeats: int, busy: Callable[[], Abstract
         busy: keeps all cores busy while its context is open.
     """
     tokens: list[int] = []
-    fastest: dict[str, list[float]] = {name: [] for name in ("partition", "patches", "copy", "naive")}
+    fastest: dict[str, list[float]] = {name: [] for name in ("partition", "patches", "copy", "naive", "compiled")}
     quiet: list[float] = []
     loaded: list[float] = []
     for name in PHOTOGRAPHS:
@@ -125,29 +139,35 @@ def measure(criterion: str, size: int, repeats: int, busy: Callable[[], Abstract
         with busy():
             loaded += [sum(cut(image, criterion)[2]) for _ in range(repeats)]
     slowdown = statistics.median(loaded) / statistics.median(quiet)
-    medians = {way: statistics.median(laps) for way, laps in fastest.items()}
+    medians: dict[str, Any] = {way: statistics.median(laps) for way, laps in fastest.items()}
+    medians["compiled"] = medians["compiled"] if kernels.load_loops() else None
     return Row(criterion, size, statistics.median(tokens), **medians, slowdown=slowdown)
 
 
 def take_turn(image: Tensor, patches: Tensor, criterion: str) -> dict[str, float]:
-    """Measures copying, ours and the recursive quadtree once, in milliseconds."""
+    """Measures copying, ours (by numba too, or infinity) and the recursive quadtree once, in milliseconds."""
     copy = milliseconds(lambda: (image.clone(), patches.clone()))
     partition, extraction = cut(image, criterion)[2]
+    loops = kernels.load_loops()
+    compiled = sum(cut(image, criterion, loops)[2]) if loops else math.inf
     naive = milliseconds(lambda: naive_cut(image, criterion))
-    return {"copy": copy, "partition": partition, "patches": extraction, "naive": naive}
+    return {"compiled": compiled, "copy": copy, "partition": partition, "patches": extraction, "naive": naive}
 
 
 def table(rows: Sequence[Row]) -> str:
     """Formats milliseconds and ratios as Markdown, a line for each row."""
     lines = [
         "| image | leaves | partition, ms | patches, ms | copy, ms | QLIP / copy | recursive, ms | recursive / QLIP"
-        " | busy / quiet |",
-        "|---" * 9 + "|",
+        " | busy / quiet | by numba, ms | / copy | recursive / it |",
+        "|---" * 12 + "|",
     ]
     for row in rows:
         ratios = f"{row.ours / row.copy:.1f} | {row.naive:.0f} | {row.naive / row.ours:.1f} | {row.slowdown:.1f}"
+        compiled = "- | - | -"
+        if row.compiled is not None:
+            compiled = f"{row.compiled:.1f} | {row.compiled / row.copy:.1f} | {row.naive / row.compiled:.1f}"
         lines.append(
             f"| {row.size} px | {row.tokens:.0f} | {row.partition:.1f} | {row.patches:.1f} | {row.copy:.1f}"
-            f" | {ratios} |"
+            f" | {ratios} | {compiled} |"
         )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def test_other_leaves_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_row_is_measured_and_its_ratios_are_those_of_its_times() -> None:
     row = measure("structure", 224, 1, nullcontext)
     assert min(row.partition, row.patches, row.copy, row.naive, row.slowdown) > 0
-    given = Row("structure", 224, 256, partition=1.0, patches=3.0, copy=2.0, naive=44.0, slowdown=1.5)
-    assert table([given]).splitlines()[-1] == "| 224 px | 256 | 1.0 | 3.0 | 2.0 | 2.0 | 44 | 11.0 | 1.5 |"
+    given = Row("structure", 224, 256, partition=1.0, patches=3.0, copy=2.0, naive=44.0, slowdown=1.5, compiled=5.0)
+    assert table([given]).splitlines()[-1].endswith("| 1.0 | 3.0 | 2.0 | 2.0 | 44 | 11.0 | 1.5 | 5.0 | 2.5 | 8.8 |")
+    assert table([replace(given, compiled=None)]).splitlines()[-1].endswith("| 11.0 | 1.5 | - | - | - |")
 
 
 def test_the_command_keeps_cores_busy_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,5 +62,5 @@ def test_all_of_the_preparation_is_measured_against_clips() -> None:
     row = measure_preparation((500, 300), 1)
     assert row.tokens > 24 * 14
     assert min(row.cut, row.clip, row.ratio) > 0
-    given = Preparation((500, 300), 600, cut=12.0, clip=4.0, ratio=3.1)
-    assert preparation_table([given]).splitlines()[-1] == "| 500 x 300 | 600 | 12.0 | 4.0 | 3.1 |"
+    given = Preparation((500, 300), 600, cut=12.0, compiled=9.0, clip=4.0, ratio=3.1)
+    assert preparation_table([given]).splitlines()[-1] == "| 500 x 300 | 600 | 12.0 | 9.0 | 4.0 | 3.1 |"

@@ -1,0 +1,227 @@
+"""Loops over pixels that numba compiles; each gives what the numpy of the same name in `qlip.scores` and
+`qlip.patches` gives, the same bits unless its docstring says otherwise.
+
+A loop that runs along memory compiles to vector instructions only if its source and its target are different arrays
+and no index can be negative; so windows are slid from one buffer to another, and places are counted without sign.
+The side of a window, of leaves and of patches is a constant of the compiled code, which unrolls the loops over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+BAND = 2**16
+"""Pixels of one channel that are opened at once, so that they stay in a core's cache."""
+
+Kernel = Callable[..., Any]
+
+
+def compile_loop(function: Kernel) -> Kernel:
+    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place."""
+    try:
+        return numba.njit(function, nogil=True, cache=True)
+    except RuntimeError:  # numba found no folder that it may write to
+        return numba.njit(function, nogil=True)
+
+
+@compile_loop
+def halve(image: np.ndarray) -> np.ndarray:
+    """Averages 2 x 2 pixels: float32 (C, H, W) -> (C, H // 2, W // 2)."""
+    channels, height, width = image.shape
+    halved = np.empty((channels, height // 2, width // 2), np.float32)
+    for channel in range(channels):
+        for row in range(height // 2):
+            upper, lower, mean = image[channel, 2 * row], image[channel, 2 * row + 1], halved[channel, row]
+            for x in range(width // 2):
+                total = ((upper[2 * x] + upper[2 * x + 1]) + lower[2 * x]) + lower[2 * x + 1]
+                mean[x] = total * np.float32(0.25)
+    return halved
+
+
+def find_cell_hats(image: np.ndarray, patch_size: int, size: int, floor: np.ndarray) -> np.ndarray:
+    """Computes the largest hat less its channel's floor (C,) in each whole cell: (C, H, W) -> (rows, cols), from 0."""
+    step = max(1, BAND // (patch_size * image.shape[2]))  # rows of cells at once
+    return _make_hats(size)(image, patch_size, floor, step)
+
+
+@cache
+def _make_hats(size: int) -> Kernel:
+    """Compiles `find_cell_hats` for one size of window."""
+    reach = size - 1
+
+    @compile_loop
+    def find(image: np.ndarray, patch_size: int, floor: np.ndarray, step: int) -> np.ndarray:
+        channels, height, width = image.shape
+        rows, cols = height // patch_size, width // patch_size
+        lines, pitch = step * patch_size + 2 * reach, width + 2 * reach
+        pixels = np.empty((lines, pitch), np.float32)
+        first, second = np.empty((lines, pitch), np.float32), np.empty((lines, pitch), np.float32)
+        highest = np.empty(width, np.float32)
+        hats = np.zeros((rows, cols), np.float32)
+        for top in range(0, rows, step):
+            count = min(step, rows - top)
+            lines = count * patch_size + 2 * reach
+            for channel in range(channels):
+                for sign in (np.float32(1), np.float32(-1)):  # a closing is the opening of the negative
+                    for line in range(lines):
+                        source = image[channel, min(max(top * patch_size + line - reach, 0), height - 1)]
+                        target = pixels[line]
+                        for x in range(width):
+                            target[reach + x] = sign * source[x]
+                        target[:reach] = target[reach]
+                        target[reach + width :] = target[reach + width - 1]
+                    _slide_along(_smaller, size, pixels, first, lines, width + reach)
+                    _slide_down(_smaller, size, first, second, lines - reach, width + reach)
+                    _slide_along(_larger, size, second, first, lines - reach, width)
+                    _slide_down(_larger, size, first, second, lines - 2 * reach, width)
+                    for row in range(count):
+                        highest[:] = floor[channel]
+                        for line in range(row * patch_size, (row + 1) * patch_size):
+                            own, opened = pixels[line + reach][reach:], second[line]
+                            for x in range(width):
+                                highest[x] = max(highest[x], own[x] - opened[x])
+                        for col in range(cols):
+                            best = highest[col * patch_size : (col + 1) * patch_size].max() - floor[channel]
+                            hats[top + row, col] = max(hats[top + row, col], best)
+        return hats
+
+    return find
+
+
+@numba.njit(inline="always")
+def _slide_along(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
+    """Slides a window of `size` pixels, which begins at its pixel, along rows."""
+    for row in range(rows):
+        pixels, result = source[row], target[row]
+        for x in range(width):
+            value = pixels[x]
+            for step in range(1, size):
+                value = extreme(value, pixels[x + step])
+            result[x] = value
+
+
+@numba.njit(inline="always")
+def _slide_down(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
+    """Slides it down columns."""
+    for row in range(rows):
+        result = target[row]
+        for x in range(width):
+            value = source[row, x]
+            for step in range(1, size):
+                value = extreme(value, source[row + step, x])
+            result[x] = value
+
+
+@compile_loop
+def _smaller(a: float, b: float) -> float:
+    return min(a, b)
+
+
+@compile_loop
+def _larger(a: float, b: float) -> float:
+    return max(a, b)
+
+
+@compile_loop
+def summarise_gradient(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Summarises |d/drow| + |d/dcol| of whole cells: float32 (C, H, W) -> (8, rows, cols), see `qlip.scores.edges`."""
+    channels, height, width = image.shape
+    rows, cols, end = height // patch_size, width // patch_size, patch_size - 1
+    summary = np.zeros((8, rows, cols), np.float32)
+    down, across = np.empty(width, np.float32), np.empty(width, np.float32)
+    both, above = np.empty(width, np.float32), np.empty(width, np.float32)
+    for row in range(rows):
+        above[:] = 0
+        for line in range(patch_size):
+            y = row * patch_size + line
+            down[:], across[:], both[:] = 0, 0, 0
+            for channel in range(channels):
+                pixels, below = image[channel, y], image[channel, min(y + 1, height - 1)]
+                for x in range(width - 1):
+                    vertical, horizontal = abs(below[x] - pixels[x]), abs(pixels[x + 1] - pixels[x])
+                    down[x], across[x] = max(down[x], vertical), max(across[x], horizontal)
+                    both[x] = max(both[x], vertical + horizontal)
+                vertical = abs(below[width - 1] - pixels[width - 1])
+                down[width - 1], both[width - 1] = max(down[width - 1], vertical), max(both[width - 1], vertical)
+            if line < end:
+                for x in range(width):
+                    above[x] = max(above[x], both[x])
+                for col in range(cols):
+                    summary[1, row, col] = max(summary[1, row, col], down[col * patch_size + end])
+        for col in range(cols):
+            left, last = col * patch_size, col * patch_size + end
+            summary[0, row, col], summary[2, row, col] = above[left:last].max(), above[last]
+            summary[3, row, col], summary[4, row, col] = across[left:last].max(), both[left:last].max()
+            summary[5, row, col], summary[6, row, col], summary[7, row, col] = across[last], down[last], both[last]
+    return summary
+
+
+def resample(
+    image: np.ndarray, boxes: np.ndarray, chosen: np.ndarray, size: int, weights: np.ndarray, patches: np.ndarray
+) -> None:
+    """Resamples leaves of `size` cells a side into their patches; to rounding what the product with all weights gives.
+
+    Args:
+        image: float32 (C, H, W), contiguous.
+        boxes: int64 (N, 3), the leaves: row, col, size in cells. They must lie inside the image.
+        chosen: int64 (n,): those that are resampled, all of `size`.
+        size: side of these leaves in cells.
+        weights: float32 (P, size P), see `qlip.patches.antialias_weights`.
+        patches: float32 (N, C, P, P), contiguous; the chosen ones are written.
+    """
+    _make_resampling(size, len(weights))(image, boxes, chosen, _find_taps(weights, size), patches)
+
+
+def _find_taps(weights: np.ndarray, size: int) -> np.ndarray:
+    """Lists the weights (P, size P) of the 2 size pixels from p size - size / 2 that reach sample p: (2 size, P)."""
+    taps = np.zeros((2 * size, len(weights)), np.float32)
+    for sample, row in enumerate(weights):
+        first = sample * size - size // 2
+        inside = slice(max(first, 0), min(first + 2 * size, len(row)))
+        taps[inside.start - first : inside.stop - first, sample] = row[inside]
+    return taps
+
+
+@cache
+def _make_resampling(size: int, patch_size: int) -> Kernel:
+    """Compiles `resample` for one size of leaves and patches."""
+    side, taps, margin = size * patch_size, 2 * size, size // 2
+
+    @compile_loop
+    def resample(
+        image: np.ndarray, boxes: np.ndarray, chosen: np.ndarray, weights: np.ndarray, patches: np.ndarray
+    ) -> None:
+        channels, height, width = image.shape
+        flat, pitch = image.reshape(-1), np.uint64(width)
+        down = np.zeros(side + taps, np.float32)  # one row of samples; the margin stays 0
+        inner = down[margin:]
+        for leaf in chosen:
+            for channel in range(channels):
+                corner = (channel * height + boxes[leaf, 0] * patch_size) * width + boxes[leaf, 1] * patch_size
+                for row in range(patch_size):
+                    first = row * size - margin
+                    if first >= 0 and first + taps <= side:
+                        start = np.uint64(corner + first * width)
+                        for x in range(np.uint64(side)):
+                            total = weights[0, row] * flat[start + x]
+                            for tap in range(1, taps):
+                                total += weights[tap, row] * flat[start + np.uint64(tap) * pitch + x]
+                            inner[x] = total
+                    else:
+                        inner[:side] = 0
+                        for tap in range(max(0, -first), min(taps, side - first)):
+                            start = np.uint64(corner + (first + tap) * width)
+                            for x in range(np.uint64(side)):
+                                inner[x] += weights[tap, row] * flat[start + x]
+                    for col in range(patch_size):
+                        total = np.float32(0)
+                        for tap in range(taps):
+                            total += weights[tap, col] * down[col * size + tap]
+                        patches[leaf, channel, row, col] = total
+
+    return resample

@@ -1,0 +1,190 @@
+"""Compiled loops compute what numpy and torch do, and are used only where numba can be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+
+import numba
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+import qlip
+from qlip import Leaves, kernels
+from qlip.patches import antialias_weights
+from qlip.scores import edges
+from tests.qlip.samples import CRITERIA, LAYOUTS, paper_partition, patchwork
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> Iterator[None]:
+    """Switches the compiled loops on, which `tests/conftest.py` switches off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", 0)
+        kernels.load_loops.cache_clear()
+        yield
+    kernels.load_loops.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def loops(compiled: None) -> ModuleType:
+    found = kernels.load_loops()
+    assert found is not None
+    return found
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# What they compute
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(2, 37), st.integers(2, 37))
+def test_halving_is_torchs_average_pooling_to_the_bit(channels, height, width):
+    image = noise(channels, height, width)
+    pooled = F.avg_pool2d(torch.from_numpy(image), 2)
+    assert torch.equal(torch.from_numpy(kernels.load_loops().halve(image)), pooled)
+
+
+@pytest.mark.parametrize("band", [1, 2**16], ids=["row by row", "at once"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_hats_are_those_of_scipys_opening_and_closing(monkeypatch, loops, size, band):
+    monkeypatch.setattr(loops, "BAND", band)
+    floor = np.float32([0.0, 0.5, 1.25])
+    image = noise(3, 31, 47)  # a part of a cell is left over on both sides
+    wide = np.pad(image, ((0, 0), (size, size), (size, size)), mode="edge")  # the opening sees it extended, too
+    window = (1, size, size)
+    hats = np.maximum(wide - ndimage.grey_opening(wide, window), ndimage.grey_closing(wide, window) - wide)
+    hats = hats[:, size:-size, size:-size]
+    lowered = np.maximum(hats - floor[:, None, None], 0).max(0)
+    expected = lowered[:28, :42].reshape(4, 7, 6, 7).max((1, 3))
+    assert np.array_equal(loops.find_cell_hats(image, 7, size, floor), expected)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(2, 6))
+def test_a_summary_of_edges_is_numpys(channels, rows, cols, patch_size):
+    image = noise(channels, rows * patch_size, cols * patch_size, seed=rows)
+    expected = edges._summarise_gradient(image, 0, image.shape[1], patch_size)
+    assert np.array_equal(kernels.load_loops().summarise_gradient(image, patch_size), expected)
+
+
+@pytest.mark.parametrize(("size", "patch_size"), [(2, 14), (4, 3), (8, 4), (2, 2)])
+def test_leaves_are_resampled_as_torch_interpolates_with_antialiasing(loops, size, patch_size):
+    places = [(0, 0), (1, 3), (7, 2)]  # at two corners, and anywhere
+    boxes, chosen = np.array([(*place, size) for place in places]), np.array([0, 2])
+    image, side = noise(2, (7 + size) * patch_size, (3 + size) * patch_size), size * patch_size
+    patches = np.full((3, 2, patch_size, patch_size), np.nan, np.float32)
+    loops.resample(image, boxes, chosen, size, antialias_weights(size, patch_size), patches)
+    for leaf in chosen:
+        top, left = np.array(places[leaf]) * patch_size
+        pixels = torch.from_numpy(image[None, :, top : top + side, left : left + side])
+        expected = F.interpolate(pixels, (patch_size, patch_size), mode="bilinear", antialias=True)[0]
+        np.testing.assert_allclose(patches[leaf], expected.numpy(), atol=2e-6)
+    assert np.isnan(patches[1]).all()  # nobody chose it
+
+
+# Where they are used
+
+
+def by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load_loops", lambda: None)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_leaves_are_the_same_and_patches_to_rounding(monkeypatch, criterion, layout):
+    image = patchwork((17, 22), 4)
+    options = {"criterion": criterion, "layout": layout, "structure_size": 5, "noise_floor": True, "max_tokens": 200}
+    leaves = paper_partition(image, 4, **options)
+    patches = qlip.extract_patches(image, leaves, 4)
+    by_numpy(monkeypatch)
+    expected = paper_partition(image, 4, **options)
+    assert torch.equal(leaves.boxes, expected.boxes) and len(set(leaves.sizes.tolist())) > 1
+    torch.testing.assert_close(patches, qlip.extract_patches(image, expected, 4), atol=1e-5, rtol=1e-6)
+
+
+def test_views_of_any_strides_are_cut_alike():
+    image = patchwork((12, 12))
+    views = image.permute(1, 2, 0).contiguous().permute(2, 0, 1), image.flip(0).flip(0), image.repeat(1, 1, 2)[..., :48]
+    for criterion in ("gradient", "structure"):
+        leaves = [paper_partition(view, 4, alpha=1.5, criterion=criterion, structure_size=5) for view in views]
+        assert all(torch.equal(own.boxes, leaves[0].boxes) for own in leaves)
+        patches = [qlip.extract_patches(view, leaves[0], 4) for view in views]
+        assert all(torch.equal(own, patches[0]) for own in patches)
+
+
+@pytest.mark.parametrize("box", [(7, 0, 2), (0, 7, 2), (-1, 0, 2), (0, -1, 1), (8, 0, 1)], ids=str)
+def test_no_leaf_is_read_from_beyond_the_image(monkeypatch, box):
+    image, leaves = patchwork((8, 8)), Leaves(torch.tensor([(0, 0, 1), box]), (8, 8))
+    with pytest.raises(ValueError, match="lies outside of the image's 8 x 8 cells"):
+        qlip.extract_patches(image, leaves, 4)
+    by_numpy(monkeypatch)
+    with pytest.raises(ValueError, match="lies outside of the image's 8 x 8 cells"):
+        qlip.extract_patches(image, leaves, 4)
+
+
+@pytest.mark.parametrize("other", [np.zeros(3), np.zeros(3, np.float16), torch.zeros(3), [0.0]], ids=type)
+def test_they_take_arrays_of_float32_alone(other):
+    assert kernels.find_loops(np.zeros(3, np.float32)) is not None
+    assert kernels.find_loops(other) is None
+
+
+def test_what_was_compiled_before_is_read_from_disk(loops):
+    """A key that changes with each process would compile anew, and leave a file, every time."""
+    loops.find_cell_hats(noise(3, 28, 28), 14, 5, np.zeros(3, np.float32))
+    loops._make_hats.cache_clear()
+    loops.find_cell_hats(noise(3, 28, 28), 14, 5, np.zeros(3, np.float32))
+    statistics = loops._make_hats(5).stats
+    assert sum(statistics.cache_hits.values()) == 1 and not statistics.cache_misses
+
+
+def test_without_a_folder_to_write_to_it_is_compiled_in_memory(monkeypatch, loops):
+    def refuse(function, **options):
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return SimpleNamespace(function=function, options=options)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    assert loops.compile_loop(abs).options == {"nogil": True}
+
+
+# Where numba can't be used
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    kernels.load_loops.cache_clear()
+    yield
+    kernels.load_loops.cache_clear()
+
+
+def test_without_numba_numpy_does_it_without_a_word(monkeypatch, caplog, fresh):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert kernels.load_loops() is None and not caplog.records
+
+
+def test_a_numba_that_refuses_this_numpy_is_told_once(monkeypatch, caplog, fresh):
+    class Refusing:
+        def find_spec(self, name, path=None, target=None):
+            if name == "numba":
+                raise ImportError("Numba needs NumPy 2.2 or less. Got NumPy 2.4.")
+
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+    assert kernels.load_loops() is None and kernels.load_loops() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Numba needs NumPy 2.2 or less" in caplog.text
+
+
+def test_numbas_own_switch_turns_them_off(monkeypatch, fresh):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert kernels.load_loops() is None
