@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
@@ -20,13 +18,14 @@ from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
 from llava.model.loading.quantization import quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import check_complete, grow_vocabulary, load_weights
-from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import override_flag
+from llava.model.multimodal_encoder.pretrained import drops_last_layer, vision_config
 from llava.model.vision.anyres import has_newline
 from llava.model.vision_setup import NEWLINE
 from llava.serve.engine.templates import default_template
-from llava.train.arguments import ParsedArguments, TrainingArguments, is_known
+from llava.train.arguments import ParsedArguments, is_known
 from llava.train.lora import add_adapters
+from llava.train.parameters import choose_parameters, is_deepspeed, is_fsdp, set_dtypes
 from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
@@ -153,6 +152,9 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
     if not own and args.model.vision_tower is None:
         return None
     chosen = {name: getattr(config if own and name not in args.given else args.model, name) for name in VISION_FIELDS}
+    inside = config.mm_vision_config
+    if inside is not None and chosen["mm_vision_select_layer"] == -2 and drops_last_layer(vision_config(inside)):
+        chosen["mm_vision_select_layer"] = -1  # LLaVA-NeXT's commands count the layer that its checkpoints lack
     if own and chosen["mm_projector_type"] != config.mm_projector_type:
         raise ValueError(
             f"--mm_projector_type is {chosen['mm_projector_type']!r}, but {args.model.model_name_or_path} has a"
@@ -239,62 +241,3 @@ def record_settings(
     config.tokenizer_model_max_length = training.model_max_length
     if conv_templates[template].sep_style is not SeparatorStyle.PLAIN:
         config.conv_mode = template
-
-
-def choose_parameters(model: ImageLanguageModel, args: ParsedArguments) -> None:
-    """Freezes and unfreezes parameters as the flags say; adapters stay trainable."""
-    trunk, tower = model.get_model(), model.get_vision_tower()
-    if args.model.freeze_backbone and not args.training.lora_enable:
-        trunk.requires_grad_(False)
-    if args.model.tune_mm_mlp_adapter:
-        model.requires_grad_(False)
-        if model.config.mm_use_im_start_end:
-            model.get_input_embeddings().requires_grad_(True)
-    if tower is None:
-        return
-    trunk.mm_projector.requires_grad_(not args.training.freeze_mm_mlp_adapter)
-    if (newline := getattr(trunk, "image_newline", None)) is not None:
-        newline.requires_grad_(not args.training.freeze_mm_mlp_adapter)
-    tower.requires_grad_(False)
-    if args.model.unfreeze_mm_vision_tower:
-        unfreeze(tower)
-
-
-def unfreeze(tower: VisionTower) -> None:
-    """Makes a tower trainable, except for what lies behind the layer that is read: it would never get a gradient."""
-    tower.requires_grad_(True)
-    depth = tower.config.num_hidden_layers
-    read = tower.select_layer if tower.select_layer >= 0 else depth + 1 + tower.select_layer
-    for name, parameter in tower.named_parameters():
-        _, found, layer = name.partition("encoder.layers.")
-        is_later = bool(found) and int(layer.partition(".")[0]) >= read
-        if is_later or "post_layernorm" in name or ".head." in name:
-            parameter.requires_grad_(False)
-
-
-def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
-    """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
-
-    DeepSpeed holds float32 copies itself, so that all weights have the products' dtype; FSDP shards weights of one
-    dtype only, float32. The norms of a quantised model are float32.
-    """
-    if is_fsdp(training):
-        return
-    compute, masters = training.compute_dtype, not is_deepspeed(training)
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad and masters else compute)
-    if training.bits != 16:
-        for name, module in model.named_modules():
-            if "norm" in name.rpartition(".")[2] and "vision_tower" not in name:
-                module.float()
-
-
-def is_deepspeed(training: TrainingArguments) -> bool:
-    """Whether DeepSpeed trains, by its flag or by accelerate's configuration."""
-    return training.deepspeed_plugin is not None
-
-
-def is_fsdp(training: TrainingArguments) -> bool:
-    """Whether FSDP shards the model, by its flag or by accelerate's configuration."""
-    return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

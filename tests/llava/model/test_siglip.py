@@ -16,6 +16,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.multimodal_encoder.pretrained import infer_vision_config
+from llava.train.arguments import parse_arguments
+from llava.train.assemble import assemble
 from tests.llava.checkpoints import IMAGE_TOKEN, TEXT, VISION, llava_config, llava_state, write_tokenizer
 from tests.weights import randomise
 
@@ -112,6 +114,20 @@ def test_a_tower_without_its_last_layer_and_head_is_read_at_its_end(tmp_path, pu
     torch.testing.assert_close(model(PROMPT, images=pixels).logits, expected, atol=1e-4, rtol=0)
     model.save_pretrained(tmp_path / "again")
     assert not [name for name in load_file(tmp_path / "again" / "model.safetensors") if ".head." in name]
+
+
+@pytest.mark.parametrize("flag", ["", "--mm_vision_select_layer -2"], ids=["", "as LLaVA-NeXT's commands"])
+@torch.no_grad()
+def test_training_reads_such_a_tower_at_its_end_too(tmp_path, flag):
+    side = CELLS * 14
+    theirs = make_oracle(image_size=side)
+    last = f"encoder.layers.{SIGLIP['num_hidden_layers'] - 1}."
+    state = {n: t for n, t in llava_state(theirs).items() if last not in n and ".head." not in n}
+    needed = f"--model_name_or_path {write(tmp_path, state)} --output_dir out --data_path data.json --use_cpu True"
+    model = assemble(parse_arguments(f"{needed} --report_to none --image_aspect_ratio pad {flag}".split()))[1].eval()
+    pixels = PIXELS[..., :side, :side]
+    expected = theirs(LONG, pixel_values=pixels, attention_mask=torch.ones_like(LONG)).logits
+    torch.testing.assert_close(model(PROMPT, images=pixels).logits, expected, atol=1e-4, rtol=0)
 
 
 SO400M = {

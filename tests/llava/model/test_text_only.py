@@ -12,7 +12,7 @@ from llava.model import text_only
 from llava.model.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.train.assemble import unfreeze
+from llava.train.parameters import unfreeze
 from tests.llava.checkpoints import TEXT, VISION, llava_state, transformers_model
 
 TEXTS = torch.tensor([[1, 20, 21, 22], [1, 30, 31, 0]])
