@@ -1,4 +1,4 @@
-"""Two processes on CPUs give the losses of one with the same global batch, and resume to the same losses."""
+"""Two processes on CPUs give the losses of one with the same global batch, and resume to the same losses; the best checkpoint ends in both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llava.train.train import train
 from tests.llava.checkpoints import make_llava_checkpoint
@@ -20,6 +21,9 @@ from tests.llava.train.runs import flags, logged
 ROOT = Path(__file__).parents[3]
 KINDS = "iitt" + "ttit" + "tttt" + "iiii" + "titi" + "itii"
 """Six steps of two samples per process: batches without images in one process, in the other, and in both."""
+
+WORST_IS_BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+"""Loads the first of two checkpoints at the end."""
 
 
 def make_flags(folder: Path, out: Path, **changes: Any) -> list[str]:
@@ -60,7 +64,7 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     samples = write_data(tmp_path / "data", KINDS)
     write_questions(tmp_path / "questions.jsonl", [sample["image"] for sample in samples if "image" in sample])
     train(argv=make_flags(tmp_path, tmp_path / "one", per_device_train_batch_size=4))
-    launch(make_flags(tmp_path, tmp_path / "two"))
+    launch(make_flags(tmp_path, tmp_path / "two", **WORST_IS_BEST))
     losses = logged(tmp_path / "two")
     assert losses == pytest.approx(logged(tmp_path / "one"), abs=1e-5)
     assert len(losses) == 6 and losses[0] != pytest.approx(losses[-1], abs=0.01)
@@ -68,6 +72,12 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
         assert logged(tmp_path / "two", name) == logged(tmp_path / "one", name)
     assert logged(tmp_path / "two", "eval_loss") == pytest.approx(logged(tmp_path / "one", "eval_loss"), abs=1e-5)
     assert len(logged(tmp_path / "two", "eval_exact_match")) == len(logged(tmp_path / "two", "eval_loss")) == 2
+
+    ends, third, sixth = (
+        torch.load(tmp_path / "two" / name / "mm_projector.bin") for name in ("", "checkpoint-3", "checkpoint-6")
+    )
+    assert all(torch.equal(ends[name], third[name]) for name in ends)
+    assert not all(torch.equal(ends[name], sixth[name]) for name in ends)
 
     stopped = tmp_path / "stopped"  # as a run that was killed behind its first checkpoint leaves it
     shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
