@@ -24,6 +24,7 @@ from llava.train.sampler import get_modality_length_grouped_indices as get_modal
 from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
 from llava.train.saving import (
     STAGING,
+    TOTALS_FILE,
     adapter_state,
     cache_in_config,
     check_loaded,
@@ -37,8 +38,6 @@ from llava.train.saving import (
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
 logger = logging.getLogger(__name__)
-
-TOTALS_FILE = "throughput.json"
 
 
 class LLaVATrainer(Trainer):
@@ -283,18 +282,19 @@ class LLaVATrainer(Trainer):
         self._load_weights(folder, self.model if model is None else model)
 
     def _load_weights(self, folder: Path, model: Any) -> None:
-        if self._is_projector_only:
-            load_trained(model, folder / PROJECTOR_FILE)
-            return
-        super()._load_from_checkpoint(str(folder), model)
-        if self._is_lora:
-            load_trained(model, folder / NON_LORA_FILE)
+        if not self._is_projector_only:
+            super()._load_from_checkpoint(str(folder), model)
+        if self._is_projector_only or self._is_lora:
+            load_trained(model, folder / (PROJECTOR_FILE if self._is_projector_only else NON_LORA_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         check_loaded(self.accelerator.unwrap_model(self.model), load_result)
 
     def _load_best_model(self) -> None:
-        if self._is_projector_only or self._is_lora:
-            self._load_weights(Path(str(self.state.best_model_checkpoint)), self.model)  # the totals are the run's
-        else:
+        best = Path(str(self.state.best_model_checkpoint))
+        if not (self._is_projector_only or self._is_lora):
             super()._load_best_model()
+        elif self.args.should_save or (best / "config.json").is_file():
+            self._load_weights(best, self.model)  # the totals are the run's
+        else:  # without a shared folder; process 0 writes the model
+            logger.warning("%s is on another machine; the processes of this one keep the last weights", best)

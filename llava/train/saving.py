@@ -24,6 +24,9 @@ from qlip.files import replacing
 STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written before it gets its name."""
 
+TOTALS_FILE = "throughput.json"
+"""File in a checkpoint with what the run has trained on so far."""
+
 VISION_PARTS = ("mm_projector", "vision_tower")
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")

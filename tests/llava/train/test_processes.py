@@ -1,4 +1,7 @@
-"""Two processes on CPUs give the losses of one with the same global batch, and resume to the same losses; the best checkpoint ends in both."""
+"""Two processes on CPUs give the losses of one with the same global batch, and resume to the same losses.
+
+Of two processes process 0 saves the best checkpoint's weights at the end, if it is asked to.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -127,7 +128,7 @@ def test_the_oldest_checkpoints_go_but_never_the_best_or_the_newest(tmp_path):
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-20"]
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path):
+def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path, caplog):
     """Of projector-only training, whose checkpoints transformers cannot read; here the highest loss is called best."""
     chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
     chosen |= {"eval_steps": 1, "eval_data_path": data / "data.json", "load_best_model_at_end": True}
@@ -137,6 +138,13 @@ def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path):
     assert Path(trainer.state.best_model_checkpoint) == tmp_path / "checkpoint-1"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-6)
     assert trainer.throughput.state()["samples"] == 12  # of the whole run, not of its best checkpoint
+
+    trainer.state.best_model_checkpoint = str(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="elsewhere/mm_projector.bin"):
+        trainer._load_best_model()
+    trainer.args = SimpleNamespace(should_save=False, tune_mm_mlp_adapter=True)  # as on a second machine
+    trainer._load_best_model()
+    assert "elsewhere is on another machine" in caplog.text
 
 
 def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, caplog):
