@@ -1,7 +1,4 @@
-"""LLaVA's model: encode images, project them, splice them into a prompt, generate.
-
-Mixins over transformers' causal language models.
-"""
+"""LLaVA's model, mixins over transformers': encode images, project them, splice them into a prompt, generate."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import unpad_image as unpad_image  # LLaVA's clients look for it here
 from llava.model.config import MultimodalConfig
+from llava.model.generation_settings import savable_generation
 from llava.model.guidance import add_negative_prompt
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -296,4 +294,5 @@ class LlavaMetaForCausalLM(ImageEncodingMixin, ImagePositionsMixin, GenerationMi
             self.config.mm_vision_config = tower.config.to_dict()
             tower.save_files(Path(save_directory))
         self._weight_conversions = [WeightRenaming(*names) for names in self.weight_names.items()]
-        super().save_pretrained(save_directory, **kwargs)
+        with savable_generation(self):
+            super().save_pretrained(save_directory, **kwargs)

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.checkpointed_trainer import CheckpointedTrainer, quantized_is_trainable
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # LLaVA's path of this and the next two
 from llava.train.sampler import choose_sampler
 from llava.train.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
 from llava.train.sampler import split_to_even_chunks as split_to_even_chunks
-from llava.train.saving import (
-    STAGING,
-    TOTALS_FILE,
-    adapter_state,
-    cache_in_config,
-    check_loaded,
-    finish_checkpoint,
-    load_trained,
-    projector_state,
-    save_adapters,
-    save_config,
-    save_projector,
-)
 from llava.train.throughput import BatchCounts, Throughput, gather_objects
 
 logger = logging.getLogger(__name__)
 
 
-class LLaVATrainer(Trainer):
-    """Trains the projector, the whole model, or adapters, and saves in every checkpoint what continues the run."""
-
-    control: Any
+class LLaVATrainer(CheckpointedTrainer):
+    """Trains the projector, the whole model, or adapters."""
 
     def __init__(
         self,
@@ -65,14 +46,14 @@ class LLaVATrainer(Trainer):
             **kwargs: of transformers' Trainer.
         """
         kwargs.setdefault("processing_class", tokenizer)
-        super().__init__(model=model, args=args, **kwargs)
+        with quantized_is_trainable(model, bool(getattr(args, "tune_mm_mlp_adapter", False))):
+            super().__init__(model=model, args=args, **kwargs)
         self.lengths = lengths
         malformed = getattr(getattr(self.train_dataset, "samples", None), "malformed", ())
         unmeasured = 0 if lengths is None else int((lengths == 0).sum())
         unused = len(malformed) + unmeasured
         self.throughput = Throughput(max_bad_samples, malformed=malformed, unused=unused)
         self.evaluator: Any = None
-        self._staging: Path | None = None
         self._evaluated: list[tuple[float, int]] = []
         self._eval_counts = BatchCounts()
 
@@ -194,107 +175,3 @@ class LLaVATrainer(Trainer):
         if count:
             self._evaluated.append((float(loss), count))
         return (loss if count else torch.zeros_like(loss)), None, None
-
-    # Files
-
-    @property
-    def _is_lora(self) -> bool:
-        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
-
-    @property
-    def _is_projector_only(self) -> bool:
-        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the projector and config.json, the adapters and other trained weights, or the whole model."""
-        folder = Path(output_dir or self.args.output_dir)
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if self._is_projector_only:
-            state = projector_state(model)
-            if self.args.should_save:
-                save_projector(model, state, folder)
-        elif self._is_lora:
-            state = adapter_state(model)
-            if self.args.should_save:
-                save_adapters(model, state, folder)
-        else:
-            self._save_whole(model, folder, _internal_call)
-
-    def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
-        """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
-        dtype = self.args.compute_dtype
-        with cache_in_config(model.config):
-            if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                super().save_model(str(folder), is_checkpoint)
-            elif self.args.should_save:
-                tied = model.all_tied_weights_keys  # as copies they would be written a second time
-                state = {
-                    name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor
-                    for name, tensor in model.state_dict().items()
-                    if name not in tied
-                }
-                self._save(str(folder), state_dict=state)
-                save_config(model, folder, dtype)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint under another name and renames it: one that has its name is whole."""
-        if not self.throughput.has_trained():
-            return
-        final = Path(super()._get_output_dir(trial))
-        name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
-        self._staging, self.args.save_total_limit = final / STAGING, None
-        try:
-            if self.args.local_process_index == 0:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            with self.throughput.paused():
-                super()._save_checkpoint(model, trial)
-            staged = self._staging / name
-            if self.args.should_save:
-                (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")
-            self._name_best(staged, final)
-        finally:
-            self._staging, self.args.save_total_limit = None, limit
-        self.accelerator.wait_for_everyone()
-        # A machine that does not see what process 0 has written keeps the parts of its own processes (ZeRO's shards).
-        is_apart = self.args.local_process_index == 0 and not (staged / TOTALS_FILE).is_file()
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save or (is_apart and staged.is_dir()):
-            finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def _name_best(self, staged: Path, final: Path) -> None:
-        """Corrects the best checkpoint's path in the state, which names it while it is written."""
-        best = final / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.is_dir() or best.name == staged.name):
-            self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / "trainer_state.json"))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Reads what `save_model` wrote into a checkpoint."""
-        folder = Path(resume_from_checkpoint)
-        if (folder / TOTALS_FILE).is_file():
-            self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
-        self._load_weights(folder, self.model if model is None else model)
-
-    def _load_weights(self, folder: Path, model: Any) -> None:
-        if not self._is_projector_only:
-            super()._load_from_checkpoint(str(folder), model)
-        if self._is_projector_only or self._is_lora:
-            load_trained(model, folder / (PROJECTOR_FILE if self._is_projector_only else NON_LORA_FILE))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        check_loaded(self.accelerator.unwrap_model(self.model), load_result)
-
-    def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        if not (self._is_projector_only or self._is_lora):
-            super()._load_best_model()
-        elif self.args.should_save or (best / "config.json").is_file():
-            self._load_weights(best, self.model)  # the totals are the run's
-        else:  # without a shared folder; process 0 writes the model
-            logger.warning("%s is on another machine; the processes of this one keep the last weights", best)

@@ -46,19 +46,27 @@ def unfreeze(tower: VisionTower) -> None:
 def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
     """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
 
-    DeepSpeed holds float32 copies itself, so that all weights have the products' dtype; FSDP shards weights of one
-    dtype only, float32. The norms of a quantised model are float32.
+    A tower that is trained is float32 throughout: norms behind the layer that is read would otherwise get inputs of
+    another dtype, which CPUs refuse. DeepSpeed holds float32 copies itself, so that all weights have the products'
+    dtype; FSDP shards weights of one dtype only, float32. The norms of a quantised model are float32.
     """
     if is_fsdp(training):
         return
     compute, masters = training.compute_dtype, not is_deepspeed(training)
+    towers = [module for module in model.modules() if isinstance(module, VisionTower)]
+    trained = {weight for tower in towers if _is_trained(tower) for weight in tower.parameters()}
+    trained |= {weight for weight in model.parameters() if weight.requires_grad}
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad and masters else compute)
+            parameter.data = parameter.data.to(torch.float32 if parameter in trained and masters else compute)
     if training.bits != 16:
         for name, module in model.named_modules():
             if "norm" in name.rpartition(".")[2] and "vision_tower" not in name:
                 module.float()
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def is_deepspeed(training: TrainingArguments) -> bool:

@@ -34,10 +34,11 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     """Trains as a command line says; see `llava.train.train.train`."""
     args = parse_arguments(argv)
     training: Any = args.training
+    training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
+    begun = find_resume(training)
     set_seed(training.seed)  # before a new projector and adapters are drawn
     tokenizer, model, template = assemble(args, attn_implementation)
     data = make_data(args, tokenizer, model, template)
-    training.tune_mm_mlp_adapter = args.model.tune_mm_mlp_adapter
     evaluator = QuestionEvaluation.of(args.data, training, tokenizer)
     lengths = None
     if training.pack or training.batch_tokens is not None:
@@ -61,7 +62,6 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     )
     trainer.evaluator = evaluator
     log_plan(model, data["train_dataset"])
-    begun = find_resume(training)
     check_same_step(gather_objects(None if begun is None else Path(begun).name))
     if begun is not None:
         check_adapter(Path(begun), model)
@@ -104,10 +104,15 @@ def find_resume(training: Any) -> str | None:
 
     Raises:
         FileNotFoundError: the flag names no folder.
-        ValueError: it is a checkpoint of another mode of training.
+        ValueError: it is a checkpoint of another mode of training; or the flag is false, and there is one.
     """
     given, found = training.resume_from_checkpoint, checkpoints(training.output_dir)
-    if not given or given in ("True", "true"):
+    if str(given).lower() == "false" and found:
+        raise ValueError(
+            f"--resume_from_checkpoint is {given}, but {training.output_dir} has {found[-1].name}, which the run would"
+            " continue from; to begin anew give another --output_dir, or move its checkpoints away"
+        )
+    if not given or str(given).lower() in ("true", "false"):
         folder = found[-1] if found else None
     else:
         folder = Path(given)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llava.train.saving import checkpoints, rotate
@@ -147,9 +148,38 @@ def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path, caplog)
     assert "elsewhere is on another machine" in caplog.text
 
 
-def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, caplog):
-    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 3}
+ENDS = {
+    "an epoch": ({"num_train_epochs": 1}, 3),
+    "max_steps inside an epoch": ({"max_steps": 2}, 2),
+    "max_steps beyond an epoch": ({"max_steps": 4}, 4),
+    "a part of an epoch": ({"num_train_epochs": 1.5}, 5),
+    "packed": ({"max_steps": 2, "pack": True, "batch_tokens": 400}, 2),
+}
+
+
+@pytest.mark.parametrize(("end", "steps"), ENDS.values(), ids=ENDS)
+def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, caplog, end, steps):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, **end}
     train_on(bases / "llava", data, tmp_path, **chosen)
     assert "nothing was trained" not in caplog.text
-    train_on(bases / "llava", data, tmp_path, **chosen, learning_rate=1e-2)
-    assert "checkpoint-3 has all 3 steps already: nothing was trained; give another --output_dir" in caplog.text
+    before = torch.load(tmp_path / "mm_projector.bin")
+    for _ in range(2):
+        train_on(bases / "llava", data, tmp_path, **chosen, learning_rate=1e-2)
+        assert f"checkpoint-{steps} has all {steps} steps already: nothing was trained; give another" in caplog.text
+        assert [folder.name for folder in checkpoints(tmp_path)][-1] == f"checkpoint-{steps}"
+        after = torch.load(tmp_path / "mm_projector.bin")
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_more_steps_continue_a_run_that_is_done(bases, data, tmp_path):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1}
+    train_on(bases / "llava", data, tmp_path, **chosen, max_steps=2)
+    train_on(bases / "llava", data, tmp_path, **chosen, max_steps=3)
+    assert len(logged(tmp_path)) == 3
+
+
+def test_a_false_flag_never_continues_nor_overwrites_a_run(bases, data, tmp_path):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    train_on(bases / "llava", data, tmp_path, **chosen, resume_from_checkpoint=False)
+    with pytest.raises(ValueError, match="is False, but .* has checkpoint-1, .* give another --output_dir"):
+        train_on(tmp_path / "not loaded", data, tmp_path, **chosen, resume_from_checkpoint=False)

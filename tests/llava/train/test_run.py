@@ -55,6 +55,24 @@ def test_a_text_only_model_is_trained_too(bases, data, tmp_path):
     assert processor is None and model.get_vision_tower() is None
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_projector_is_trained_below_a_quantised_language_model(bases, data, tmp_path, bits):
+    train_on(bases / "llava", data, tmp_path, tune_mm_mlp_adapter=True, bits=bits, bf16=True, learning_rate=1e-2)
+    before, after = torch.load(bases / "mm_projector.bin"), torch.load(tmp_path / "mm_projector.bin")
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix in (".bin", ".safetensors")) == [
+        "mm_projector.bin"
+    ]
+
+
+def test_a_tower_is_trained_in_mixed_precision(bases, data, tmp_path):
+    """Also where transformers' tower runs its last layer and norm, which nobody reads."""
+    trainer = train_on(bases / "llava", data, tmp_path, unfreeze_mm_vision_tower=True, bf16=True)
+    tower = trainer.model.get_vision_tower()
+    assert {weight.dtype for weight in tower.parameters()} == {torch.float32}
+    assert len({weight.requires_grad for weight in tower.parameters()}) == 2
+
+
 def test_the_evaluations_loss_is_the_mean_of_all_target_tokens(bases, data, tmp_path):
     """Whatever the batches; by hand it is the sum over samples, each alone, through the saved model."""
     evaluated = {"eval_strategy": "epoch", "eval_data_path": data / "data.json", "learning_rate": 1e-2}
@@ -195,8 +213,8 @@ def test_a_checkpoint_of_another_mode_is_not_continued(bases, data, tmp_path, ca
     train_on(bases / "llava", data, tmp_path / "out", lora_enable=True, save_strategy="steps", save_steps=2)
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out"), capsys)
     assert code == 2 and "checkpoint-3 is a checkpoint of training LoRA, which these flags do not" in line
-    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="False"), capsys)
-    assert code == 2 and "--resume_from_checkpoint False is not a folder" in line
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "o", resume_from_checkpoint="gone"), capsys)
+    assert code == 2 and "--resume_from_checkpoint gone is not a folder" in line
 
 
 @pytest.mark.parametrize(

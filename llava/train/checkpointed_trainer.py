@@ -1,0 +1,169 @@
+"""transformers' Trainer with LLaVA's files: what it saves, and what it continues from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from llava.model.loading.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.saving import (
+    STAGING,
+    TOTALS_FILE,
+    adapter_state,
+    cache_in_config,
+    check_loaded,
+    finish_checkpoint,
+    load_trained,
+    projector_state,
+    save_adapters,
+    save_config,
+    save_projector,
+)
+from llava.train.throughput import Throughput
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointedTrainer(Trainer):
+    """Saves the projector, adapters or the whole model, and in every checkpoint what continues the run."""
+
+    control: Any
+    throughput: Throughput
+    _staging: Path | None = None
+
+    @property
+    def _is_lora(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+
+    @property
+    def _is_projector_only(self) -> bool:
+        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the projector and config.json, the adapters and other trained weights, or the whole model."""
+        folder = Path(output_dir or self.args.output_dir)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self._is_projector_only:
+            state = projector_state(model)
+            if self.args.should_save:
+                save_projector(model, state, folder)
+        elif self._is_lora:
+            state = adapter_state(model)
+            if self.args.should_save:
+                save_adapters(model, state, folder)
+        else:
+            self._save_whole(model, folder, _internal_call)
+
+    def _save_whole(self, model: Any, folder: Path, is_checkpoint: bool) -> None:
+        """Writes a whole model: float32 weights in a checkpoint, at the end in the dtype that the model computed in."""
+        dtype = self.args.compute_dtype
+        with cache_in_config(model.config):
+            if is_checkpoint or dtype == torch.float32 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                super().save_model(str(folder), is_checkpoint)
+            elif self.args.should_save:
+                tied = model.all_tied_weights_keys  # as copies they would be written a second time
+                state = {
+                    name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor
+                    for name, tensor in model.state_dict().items()
+                    if name not in tied
+                }
+                self._save(str(folder), state_dict=state)
+                save_config(model, folder, dtype)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint under another name and renames it: one that has its name is whole."""
+        if not self.throughput.has_trained():
+            return
+        final = Path(super()._get_output_dir(trial))
+        name, limit = f"checkpoint-{self.state.global_step}", self.args.save_total_limit
+        self._staging, self.args.save_total_limit = final / STAGING, None
+        try:
+            if self.args.local_process_index == 0:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            with self.throughput.paused():
+                super()._save_checkpoint(model, trial)
+            staged = self._staging / name
+            if self.args.should_save:
+                (staged / TOTALS_FILE).write_text(json.dumps(self.throughput.state()), encoding="utf-8")
+            self._name_best(staged, final)
+        finally:
+            self._staging, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        # A machine that does not see what process 0 has written keeps the parts of its own processes (ZeRO's shards).
+        is_apart = self.args.local_process_index == 0 and not (staged / TOTALS_FILE).is_file()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save or (is_apart and staged.is_dir()):
+            finish_checkpoint(staged, final / name, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, staged: Path, final: Path) -> None:
+        """Corrects the best checkpoint's path in the state, which names it while it is written."""
+        best = final / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.is_dir() or best.name == staged.name):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Reads what `save_model` wrote into a checkpoint."""
+        folder = Path(resume_from_checkpoint)
+        if (folder / TOTALS_FILE).is_file():
+            self.throughput.restore(json.loads((folder / TOTALS_FILE).read_text(encoding="utf-8")))
+        self._load_weights(folder, self.model if model is None else model)
+
+    def _load_weights(self, folder: Path, model: Any) -> None:
+        if not self._is_projector_only:
+            super()._load_from_checkpoint(str(folder), model)
+        if self._is_projector_only or self._is_lora:
+            load_trained(model, folder / (PROJECTOR_FILE if self._is_projector_only else NON_LORA_FILE))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_loaded(self.accelerator.unwrap_model(self.model), load_result)
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if not (self._is_projector_only or self._is_lora):
+            super()._load_best_model()
+        elif self.args.should_save or (best / "config.json").is_file():
+            self._load_weights(best, self.model)  # the totals are the run's
+        else:  # without a shared folder; process 0 writes the model
+            logger.warning("%s is on another machine; the processes of this one keep the last weights", best)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains an epoch, unless the checkpoint that the run continues from has all its steps.
+
+        transformers compares them after a step, so that a command that is run again would go on by one.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+
+@contextmanager
+def quantized_is_trainable(model: Any, trains_projector: bool) -> Iterator[None]:
+    """Lets transformers' Trainer take a quantised model whose projector, which is not quantised, is trained.
+
+    It asks for adapters, and takes a model for one that has them by this mark.
+    """
+    marked = trains_projector and getattr(model, "is_quantized", False)
+    if marked:
+        model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        if marked:
+            model._hf_peft_config_loaded = False
