@@ -60,6 +60,10 @@ class ImagePositionsMixin:
 
         transformers leaves them out in the first step, and then reads the prompt's logits as theirs.
         """
+        mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask is not None and places is not None and len(mask) == 1 and mask.shape[-1] < places.shape[-1]:
+            # transformers 5.17 cuts it to the tokens that it knows, in assisted decoding, which takes one prompt.
+            kwargs["attention_mask"] = mask.new_ones(1, places.shape[-1])
         if inputs_embeds is not None and kwargs.get("is_first_iteration"):
             cache, known = kwargs.get("past_key_values"), inputs_embeds.shape[1]
             past = 0 if cache is None else int(cache.get_seq_length())

@@ -172,7 +172,7 @@ def drops_last_layer(config: PreTrainedConfig) -> bool:
 
     Of a width that no published SigLIP has, one without a head is taken for such a one.
     """
-    if config.model_type != "siglip_vision_model" or config.vision_use_head:
+    if config.model_type != "siglip_vision_model" or getattr(config, "vision_use_head", True):
         return False
     layers = SIGLIP_LAYERS.get(config.hidden_size)
     return layers is None or config.num_hidden_layers < layers

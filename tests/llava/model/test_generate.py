@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.model.builder import load_pretrained_model
@@ -58,6 +59,17 @@ def test_prompt_lookup_gives_the_greedy_answer(model):
     expected = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 12})
     found = model.generate(**prompt, **{**GREEDY, "max_new_tokens": 12}, prompt_lookup_num_tokens=3)
     assert torch.equal(found, expected)
+
+
+def test_a_mask_that_is_cut_to_the_new_tokens_covers_the_prompt_again(model):
+    """transformers 5.17 cuts it so in assisted decoding, where a prompt of embeddings has no ids."""
+    prompt, ids = torch.zeros(1, 5, 64), torch.zeros(1, 0, dtype=torch.int64)
+    inputs = model.prepare_inputs_for_generation(
+        ids, inputs_embeds=prompt, attention_mask=torch.ones(1, 0), position_ids=torch.arange(5)[None],
+        past_key_values=DynamicCache(), is_first_iteration=True,
+    )  # fmt: skip
+    mask = inputs.get("attention_mask")
+    assert mask is None or torch.equal(mask, torch.ones(1, 5))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
