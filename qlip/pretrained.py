@@ -11,7 +11,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedConfig
+from transformers import CLIPVisionModelWithProjection, PreTrainedConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's package asks torchvision
 from transformers.utils import logging
 
 from qlip.encoder import QLIPVisionModel
