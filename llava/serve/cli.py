@@ -7,6 +7,7 @@ libraries are loaded after the flags have been checked.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
+from llava.text import check_encodable
 from llava.utils import demo_picture_path
 
 if TYPE_CHECKING:
@@ -93,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_prompt_flags(args: argparse.Namespace) -> None:
-    """Raises ValueError if flags that need `--prompt` come without it."""
+    """Raises ValueError if flags that need `--prompt` come without it, or a prompt cannot be asked."""
     given = [name for name in ("one_conversation", "each_image", "json") if getattr(args, name)]
     if given and not args.prompt:
         raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} needs --prompt")
+    for number, prompt in enumerate(args.prompt or (), start=1):
+        check_encodable(f"--prompt {number}" if len(args.prompt) > 1 else "--prompt", prompt)
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[str]]:
@@ -188,6 +192,8 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
     from llava.serve.engine.errors import GenerationError, ran_out_of_memory
     from llava.serve.engine.prompting import break_image_token
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # other bytes than UTF-8 fail in the question that has them
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
@@ -197,7 +203,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         show_prompt(conversation, args.debug)
         try:
             text = stream_answer(engine, conversation, images, sampling)
-        except (ValueError, GenerationError) as error:  # too long for the context or memory: drop it
+        except (ValueError, GenerationError) as error:  # too long, or not UTF-8: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
             print(f"llava: error: {error}", file=sys.stderr)

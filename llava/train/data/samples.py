@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import check_encodable
+from llava.text import check_encodable
 from llava.train.data.json_stream import Decoder, scan_items
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,17 @@ def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
     said = capsys.readouterr()
     assert said.err.startswith("llava: error: the model ran out of memory; shorten the prompt") and "a ring" in said.out
     assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
+
+
+def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff bad\nWhat?\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", stdin)
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "llava: error: the prompt holds half a character, '\\udcff'\n" in capsys.readouterr().err
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
 
 
 # Which model, and how it sees

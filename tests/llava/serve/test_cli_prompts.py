@@ -48,6 +48,14 @@ def test_prompts_are_turns_of_one_conversation_about_all_pictures(
     assert capsys.readouterr().out == "a ring\nyes\n"
 
 
+def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(pictures, "--prompt", "\udcff bad") == 2
+    assert capsys.readouterr().err == "llava: error: --prompt 3 holds half a character, '\\udcff'\n"
+    assert loader.calls == []
+
+
 def test_each_picture_is_asked_about_alone_and_named(
     loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
