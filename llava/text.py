@@ -1,6 +1,8 @@
-"""Checks of text that a tokenizer will get."""
+"""The text of questions: what is refused before a tokenizer gets it, and where the images go."""
 
 from __future__ import annotations
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 
 
 def check_encodable(name: str, text: str) -> None:
@@ -14,3 +16,20 @@ def check_encodable(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} holds half a character, {text[error.start]!r}") from None
+
+
+def place_images(question: str, images: int, token: str = DEFAULT_IMAGE_TOKEN) -> str:
+    """Puts one image token per image before a conversation's first question, or where the question has `<image>`.
+
+    A question that has any is left to say itself where each image goes, by `<image>` or LLaVA's `<image-placeholder>`.
+    """
+    question = question.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
+    if DEFAULT_IMAGE_TOKEN not in question:
+        return f"{token}\n" * images + question
+    return question if token in question else question.replace(DEFAULT_IMAGE_TOKEN, token)
+
+
+def check_later_question(question: str) -> None:
+    """Raises ValueError if a question that is not its conversation's first has a place for an image."""
+    if DEFAULT_IMAGE_TOKEN in question:
+        raise ValueError(f"a later question may not hold {DEFAULT_IMAGE_TOKEN}: the first one shows all pictures")

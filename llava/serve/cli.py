@@ -20,7 +20,7 @@ from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
-from llava.text import check_encodable
+from llava.text import check_encodable, check_later_question
 from llava.utils import demo_picture_path
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def answer_prompts(
             if conversation is None or not args.one_conversation:
                 conversation = engine.question(prompt, len(group))
             else:
+                check_later_question(prompt)
                 conversation.append_message(conversation.roles[0], prompt)
                 conversation.append_message(conversation.roles[1], None)
             show_prompt(conversation, args.debug)
@@ -197,17 +198,21 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
-        first = len(conversation.messages) == conversation.offset
-        conversation.append_message(user, engine.first_question(text, len(images)) if first else text)
-        conversation.append_message(assistant, None)
-        show_prompt(conversation, args.debug)
+        before = len(conversation.messages)
         try:
+            if before > conversation.offset:
+                check_later_question(text)
+            else:
+                text = engine.first_question(text, len(images))
+            conversation.append_message(user, text)
+            conversation.append_message(assistant, None)
+            show_prompt(conversation, args.debug)
             text = stream_answer(engine, conversation, images, sampling)
-        except (ValueError, GenerationError) as error:  # too long, or not UTF-8: drop it
+        except (ValueError, GenerationError) as error:  # too long, for example: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
             print(f"llava: error: {error}", file=sys.stderr)
-            del conversation.messages[-2:]
+            del conversation.messages[before:]
             continue
         try:
             write_attributions(engine, conversation, images, text, args.show_attribution)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import api_keys, key_text
-from llava.text import check_encodable
+from llava.text import check_encodable, place_images
 
 CONV_MODE = "vicuna_v1"
 """The prompt format of a model whose worker states none, or one that is not known here: LLaVA v1.5's."""
@@ -80,8 +79,7 @@ def build_request(
 ) -> dict[str, Any]:
     """Builds the request for a worker from the flags and the images in base64."""
     user, assistant = conversation.roles
-    tokens = f"{DEFAULT_IMAGE_TOKEN}\n" * len(args.image_file)
-    conversation.append_message(user, tokens + args.message)
+    conversation.append_message(user, place_images(args.message, len(args.image_file)))
     conversation.append_message(assistant, None)
     return {
         "model": model,

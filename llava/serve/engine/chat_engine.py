@@ -20,7 +20,6 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
-    IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, conv_templates
@@ -43,6 +42,7 @@ from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
+from llava.text import place_images
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -137,10 +137,8 @@ class ChatEngine:
         return DEFAULT_IMAGE_TOKEN
 
     def first_question(self, text: str, num_images: int) -> str:
-        """Puts one image token per image before a question, or in place of its placeholders."""
-        if IMAGE_PLACEHOLDER in text:
-            return text.replace(IMAGE_PLACEHOLDER, self.image_token)
-        return f"{self.image_token}\n" * num_images + text
+        """Puts one image token per image before a question, or where it says; see `place_images`."""
+        return place_images(text, num_images, self.image_token)
 
     def question(self, text: str, num_images: int) -> Conversation:
         """Creates a conversation with one question about images, waiting for its answer."""

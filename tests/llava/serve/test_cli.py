@@ -167,6 +167,17 @@ def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
     assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
 
 
+def test_typed_places_of_pictures_are_used_in_the_first_question_and_refused_in_later_ones(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "What is <image>?", "<image> too?", "Sure?")
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "a later question may not hold <image>" in capsys.readouterr().err
+    first = "What is <image>?"
+    assert loader.model.prompts == [vicuna(first, None), vicuna(first, "a ring", "Sure?", None)]
+
+
 def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
     loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,29 @@ def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
     assert loader.calls == []
 
 
+def test_a_prompt_says_itself_where_the_pictures_are(loader: Loader, pictures: list[str]) -> None:
+    loader.model.script += ["yes"]
+    images = [word for path in pictures for word in ("--image-file", path)]
+    assert cli.main(["--model-path", "m", *images, "--prompt", "Is <image> like <image>?"]) == 0
+    assert loader.model.prompts == [vicuna("Is <image> like <image>?", None)]
+
+
+def test_a_wrong_number_of_places_is_counted_as_the_prompt_has_them(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [word for path in pictures for word in ("--image-file", path)]
+    assert cli.main(["--model-path", "m", *images, "--prompt", "<image>\nWhat?"]) == 2
+    assert "the prompt holds 1 <image>, but 2 images were given" in capsys.readouterr().err
+
+
+def test_a_later_prompt_of_a_conversation_shows_no_picture(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a ring", "yes"]
+    assert ask(pictures, "--one-conversation", "--prompt", "<image> too?") == 2
+    assert "error: a later question may not hold <image>: the first one shows all" in capsys.readouterr().err
+
+
 def test_each_picture_is_asked_about_alone_and_named(
     loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
