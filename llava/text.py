@@ -18,6 +18,13 @@ def check_encodable(name: str, text: str) -> None:
         raise ValueError(f"{name} holds half a character, {text[error.start]!r}") from None
 
 
+def check_question(text: str, name: str = "the question") -> None:
+    """Raises ValueError unless the text `name` can be asked: not blank, and without half a character."""
+    if not text.strip():
+        raise ValueError("the question is empty")
+    check_encodable(name, text)
+
+
 def place_images(question: str, images: int, token: str = DEFAULT_IMAGE_TOKEN) -> str:
     """Puts one image token per image before a conversation's first question, or where the question has `<image>`.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llava.command import OneLineParser, integer, real, run_command
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
+from llava.text import check_question
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,7 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_beams", type=integer(), default=1)
     parser.add_argument("--max_new_tokens", type=integer(), default=512)
     args = parser.parse_args(argv)
-    if not args.query:
+    if args.query is None:
         parser.error("--query is required")
     return args
 
@@ -49,14 +50,15 @@ def eval_model(args: Any) -> None:
             `model_name` is accepted and ignored.
 
     Raises:
-        ValueError: for an image that is not named or cannot be loaded, wrong settings, a text-only model, or a prompt
-            too long for the model.
+        ValueError: for an empty question, an image that is not named or cannot be loaded, wrong settings, a text-only
+            model, or a prompt too long for the model.
     """
     from llava.images import load_images
     from llava.serve.engine.params import Sampling
     from llava.utils import demo_picture_path
 
     settings = _with_defaults(args)
+    check_question(settings.query, "--query")
     check_model_flags(settings)
     if settings.model_path and not settings.image_file:
         raise ValueError("--image-file is required with --model-path")

@@ -20,7 +20,7 @@ from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
-from llava.text import check_encodable, check_later_question
+from llava.text import check_later_question, check_question
 from llava.utils import demo_picture_path
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def check_prompt_flags(args: argparse.Namespace) -> None:
     if given and not args.prompt:
         raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} needs --prompt")
     for number, prompt in enumerate(args.prompt or (), start=1):
-        check_encodable(f"--prompt {number}" if len(args.prompt) > 1 else "--prompt", prompt)
+        check_question(prompt, f"--prompt {number}" if len(args.prompt) > 1 else "--prompt")
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[str]]:

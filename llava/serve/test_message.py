@@ -16,7 +16,7 @@ from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import api_keys, key_text
-from llava.text import check_encodable, place_images
+from llava.text import check_question, place_images
 
 CONV_MODE = "vicuna_v1"
 """The prompt format of a model whose worker states none, or one that is not known here: LLaVA v1.5's."""
@@ -56,7 +56,7 @@ def send(args: argparse.Namespace) -> None:
     from llava.images import load_images
     from llava.serve.workers import calls
 
-    check_encodable("--message", args.message)
+    check_question(args.message, "--message")
     load_images(args.image_file)  # a worker's error could not name the file
     images = [base64.b64encode(path.read_bytes()).decode() for path in args.image_file]
     with calls.open_client(next(iter(api_keys(args)), None)) as client:

@@ -42,7 +42,7 @@ from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
-from llava.text import place_images
+from llava.text import check_question, place_images
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -150,6 +150,7 @@ class ChatEngine:
 
     def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
         """Answers one question about images; greedy by default."""
+        check_question(text)
         check_pictures(images)
         sampling = sampling or Sampling(temperature=0.0)
         return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()

@@ -101,6 +101,7 @@ def test_settings_reach_the_model(model: ScriptedModel, picture: str) -> None:
     ("flags", "words"),
     [
         (["--model-path", "m", "--image-file", "a.png"], "--query is required"),
+        (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty"),
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
 )

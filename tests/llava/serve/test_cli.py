@@ -244,6 +244,8 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
     ("flags", "words"),
     [
         (["--prompt", "Hi"], "--image-file is required with --model-path"),
+        (["--image-file", "PICTURE", "--prompt", ""], "llava: error: the question is empty\n"),
+        (["--image-file", "PICTURE", "--prompt", "Hi", "--prompt", " "], "llava: error: the question is empty\n"),
         (["--image-file", "nowhere.png"], "no such image file: nowhere.png"),
         (["--image-file", "file:///etc/passwd"], "file: URLs are not allowed"),
         (["--image-file", "PICTURE", "--image-file", "TEXT", "--image-file", "PICTURE"], "notes.txt: not a readable"),
