@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.command import OneLineParser, integer, real, run_command
+from llava.command import OneLineParser, add_length_flag, integer, real, run_command
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 from llava.text import check_question
 
@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=real(), default=0.2)
     parser.add_argument("--top_p", type=real(0, 1, above=True))
     parser.add_argument("--num_beams", type=integer(), default=1)
-    parser.add_argument("--max_new_tokens", type=integer(), default=512)
+    add_length_flag(parser, "--max_new_tokens", default=512)
     args = parser.parse_args(argv)
     if args.query is None:
         parser.error("--query is required")
@@ -65,7 +65,9 @@ def eval_model(args: Any) -> None:
     sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
     images = load_images(sources)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
-    print(load_engine(settings).ask(settings.query, images, sampling))
+    engine = load_engine(settings)
+    asked = engine.question(settings.query, len(images))
+    print("".join(engine.reply(asked, images, sampling, settings.shorten)).strip())
 
 
 def _with_defaults(args: Any) -> argparse.Namespace:
@@ -74,6 +76,7 @@ def _with_defaults(args: Any) -> argparse.Namespace:
     for name in vars(settings):
         if hasattr(args, name):
             setattr(settings, name, getattr(args, name))
+    settings.shorten = getattr(args, "shorten", not hasattr(args, "max_new_tokens"))
     return settings
 
 

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, exit_on_interrupt, format_error, integer, real, run_command
+from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, format_error, real, run_command
 from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
@@ -56,9 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     asked.add_argument("--json", action="store_true", help="print a line of JSON for each answer, with its tokens")
     parser.add_argument("--temperature", type=real(), help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
-    parser.add_argument(
-        "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
-    )
+    add_length_flag(parser, "--max-new-tokens", default=Sampling.max_new_tokens)
     parser.add_argument(QUADTREE, metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
     parser.add_argument(
         ATTRIBUTION, metavar="PNG", type=Path, help="draw what the last answer depended on in the picture to this file"
@@ -157,7 +155,7 @@ def answer_prompts(
                 conversation.append_message(conversation.roles[1], None)
             show_prompt(conversation, args.debug)
             asked = conversation.copy()
-            answer = engine.submit(conversation, shown, sampling)
+            answer = engine.submit(conversation, shown, sampling, shorten=args.shorten)
             text = "".join(answer).strip()
             conversation.messages[-1][1] = break_image_token(text) or EMPTY
             print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
@@ -188,7 +186,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         engine: answers.
         images: that the chat is about.
         sampling: how tokens are chosen.
-        args: `debug` and `show_attribution` are read.
+        args: `debug`, `shorten` and `show_attribution` are read.
     """
     from llava.serve.engine.errors import GenerationError, ran_out_of_memory
     from llava.serve.engine.prompting import break_image_token
@@ -207,7 +205,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
             conversation.append_message(user, text)
             conversation.append_message(assistant, None)
             show_prompt(conversation, args.debug)
-            text = stream_answer(engine, conversation, images, sampling)
+            text = stream_answer(engine, conversation, images, sampling, args.shorten)
         except (ValueError, GenerationError) as error:  # too long, for example: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
@@ -236,12 +234,12 @@ def read_line(prompt: str) -> str:
 
 
 def stream_answer(
-    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling
+    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool
 ) -> str:
     """Prints the answer as it is generated, until Ctrl-C, and returns its text."""
     pieces: list[str] = []
     print(f"{conversation.roles[1]}: ", end="", flush=True)
-    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling)) as stream:
+    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling, shorten)) as stream:
         for piece in stream:
             pieces.append(piece)
             print(piece, end="", flush=True)

@@ -149,20 +149,22 @@ class ChatEngine:
         return conversation
 
     def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
-        """Answers one question about images; greedy by default."""
+        """Answers one question about images; by default greedily, and as long as the context allows."""
         check_question(text)
         check_pictures(images)
-        sampling = sampling or Sampling(temperature=0.0)
-        return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
+        settings = sampling or Sampling(temperature=0.0)
+        return "".join(self.reply(self.question(text, len(images)), images, settings, sampling is None)).strip()
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | ImageList:
         """Prepares images for the vision tower: float32 (images, C, H, W) or a list, on its device."""
         device = self.model.get_vision_tower().device
         return process_images(images, self.image_processor, self.model.config).to(device)
 
-    def reply(self, prompt: str | Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
+    def reply(
+        self, prompt: str | Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool = False
+    ) -> TextStream:
         """Yields the answer to a prompt text or a conversation, see `submit`. Closing the iterator stops the model."""
-        return stream_text(self.submit(prompt, images, sampling))
+        return stream_text(self.submit(prompt, images, sampling, shorten=shorten))
 
     generate = reply
     """The former name for prompt texts."""
@@ -271,8 +273,7 @@ class ChatEngine:
         views = [self._prepare_image(image, request.settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:
-            left = max(1, self.context_len - text - context)
-            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
+            sampling = sampling.shorten(self.context_len - text - context)
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         question = find_question_token(prompt, form, self.tokenizer, len(ids)) if awaits_question(views) else 0

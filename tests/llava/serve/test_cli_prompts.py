@@ -56,6 +56,17 @@ def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
     assert loader.calls == []
 
 
+def test_only_a_typed_length_must_fit_the_context(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a ring"]
+    flags = ["--model-path", "m", "--image-file", pictures[0], "--prompt", "word " * 770]  # leaves less than 512 tokens
+    assert cli.main(flags) == 0
+    assert loader.model.calls[0]["max_new_tokens"] < 512
+    assert cli.main([*flags, "--max-new-tokens", "512"]) == 2
+    assert "an answer of up to 512 tokens exceed the model's context of 4096" in capsys.readouterr().err
+
+
 def test_a_prompt_says_itself_where_the_pictures_are(loader: Loader, pictures: list[str]) -> None:
     loader.model.script += ["yes"]
     images = [word for path in pictures for word in ("--image-file", path)]
