@@ -222,15 +222,24 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
 
 
 def read_line(prompt: str) -> str:
-    """Reads a line, stripped; the end of input reads as an empty one. Ctrl-C ends the line on the screen."""
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        print()
-        return ""
-    except KeyboardInterrupt:
-        print()
-        raise
+    """Reads a line, stripped; the end of input reads as an empty one.
+
+    In a terminal a first Ctrl-C says how to end the chat, and a second one raises KeyboardInterrupt; elsewhere the
+    first one does.
+    """
+    interrupted = not sys.stdin.isatty()
+    while True:
+        try:
+            return input(prompt).strip()
+        except EOFError:
+            print()
+            return ""
+        except KeyboardInterrupt:
+            print()
+            if interrupted:
+                raise
+            interrupted = True
+            print("llava: press Ctrl-C again, or Ctrl-D, to end the chat", file=sys.stderr)
 
 
 def stream_answer(

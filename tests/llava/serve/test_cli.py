@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -124,6 +125,32 @@ def test_the_end_of_input_ends_a_chat(loader: Loader, picture: str, monkeypatch:
     typed(monkeypatch)
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     assert loader.model.calls == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_second_ctrl_c_in_a_row_at_the_prompt_ends_a_chat_in_a_terminal(
+    loader: Loader,
+    picture: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    stop, shown = KeyboardInterrupt, []
+    waiting = iter([stop, "What?", stop, stop] if terminal else [stop])
+
+    def read(prompt: str) -> str:
+        shown.append(prompt)
+        line = next(waiting)
+        if line is stop:
+            raise stop
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", Mock(isatty=lambda: terminal))
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 130
+    assert len(shown) == (4 if terminal else 1)
+    assert capsys.readouterr().err.count("press Ctrl-C again, or Ctrl-D, to end the chat\n") == (2 if terminal else 0)
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
