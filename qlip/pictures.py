@@ -52,10 +52,12 @@ BROKEN = (
 
 
 def check_drawing_name(flag: str, path: Path) -> None:
-    """Raises ValueError unless a file's ending is that of a format in which Pillow writes images."""
+    """Raises ValueError unless a file has a folder, and the ending of a format in which Pillow writes images."""
     Image.init()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{flag} {path}: use the ending of an image format, for example .png")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}")
 
 
 def find_pictures(folder: str | Path) -> list[Path]:

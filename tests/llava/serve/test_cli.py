@@ -281,6 +281,8 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
         (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
         (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: use the ending of"),
+        (["--image-file", "PICTURE", "--show-quadtree", "no/a.png"], "--show-quadtree no/a.png: there is no folder no"),
+        (["--image-file", "PICTURE", "--show-attribution", "/no/a.png"], "/no/a.png: there is no folder /no"),
         (["--image-file", "PICTURE", "--show-attribution", "PICTURE"], "--show-attribution would write to"),
         (["--image-file", "PICTURE", "--show-attribution", "seen.txt"], "--show-attribution seen.txt: use the ending"),
         (
