@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qlip.command import USER_ERRORS, OneLineParser, format_error, run_command
+from qlip.command import USER_ERRORS, OneLineParser, format_error, read_name, run_command
 
 __all__ = [
     "USER_ERRORS",
@@ -27,6 +27,7 @@ __all__ = [
     "format_error",
     "integer",
     "parse_and_run",
+    "read_name",
     "real",
     "run_command",
 ]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.command import OneLineParser, add_length_flag, integer, real, run_command
+from llava.command import OneLineParser, add_length_flag, integer, read_name, real, run_command
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
 from llava.text import check_question
 
@@ -19,7 +19,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
     parser = OneLineParser(prog="run_llava", description="Ask a model one question about images.")
     add_model_flags(parser)
-    parser.add_argument("--image-file", help="images, separated by --sep (default: the demo picture)")
+    parser.add_argument("--image-file", type=read_name, help="images, separated by --sep (default: the demo picture)")
     parser.add_argument("--query", help="the question")
     parser.add_argument("--sep", default=",", help="separator of the images' names")
     parser.add_argument("--temperature", type=real(), default=0.2)

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, format_error, real, run_command
+from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, format_error, read_name, real, run_command
 from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
@@ -41,7 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="`llava doctor` reports versions, devices and a self-test, for bug reports; see `llava doctor --help`.",
     )
     add_model_flags(parser)
-    parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
+    parser.add_argument(
+        "--image-file", action="append", type=read_name, metavar="FILE|URL", help="picture to talk about; repeatable"
+    )
     parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
     asked = parser.add_argument_group("with --prompt")
     asked.add_argument(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64
+from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64, load_images
 from qlip.rgb import find_orientation
 from scripts.soak import hostile
 
@@ -215,3 +215,8 @@ def test_wrapped_base64_counts_by_the_bytes_that_it_holds() -> None:
     assert load_image_from_base64(text, ImageLimits(max_bytes=len(data))).size == (32, 32)
     with pytest.raises(ImageError, match="larger than"):
         load_image_from_base64(text, ImageLimits(max_bytes=len(data) - 1))
+
+
+def test_an_empty_name_is_said_to_be_that() -> None:
+    with pytest.raises(ImageError, match="^the name of an image file is empty$"):
+        load_images([""])

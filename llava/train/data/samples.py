@@ -227,6 +227,8 @@ def open_samples(path: str | Path, max_bad: int = 10, flag: str = "--data_path")
         FileNotFoundError: there is no such file, or none in the folder.
         ValueError: a file is damaged, or holds no samples; or there are too many malformed ones.
     """
+    if not str(path).strip():
+        raise ValueError(f"{flag} is empty; name a file or folder of samples")
     files = _find_files(Path(path), flag)
     rows = [array("q") for _ in range(5)]
     malformed: list[str] = []

@@ -111,6 +111,7 @@ def test_only_a_typed_length_must_fit_the_context(model: ScriptedModel, picture:
     [
         (["--model-path", "m", "--image-file", "a.png"], "--query is required"),
         (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty"),
+        (["--image-file", "", "--query", "Hi"], "argument --image-file: the name is empty"),
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
 )
