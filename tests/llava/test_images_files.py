@@ -220,3 +220,13 @@ def test_wrapped_base64_counts_by_the_bytes_that_it_holds() -> None:
 def test_an_empty_name_is_said_to_be_that() -> None:
     with pytest.raises(ImageError, match="^the name of an image file is empty$"):
         load_images([""])
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_truncated_file_is_said_to_be_that(name: str, share: float) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((80, 64), 60).convert("RGB").save(file, name)
+    data = file.getvalue()
+    with pytest.raises(ImageError, match=f"^not a readable image: the {name} file is truncated$"):
+        decode_image(data[: int(len(data) * share)])
