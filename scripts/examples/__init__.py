@@ -38,7 +38,7 @@ def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
 
 
 def check_folder(model_path: str) -> None:
-    """Raises ValueError if a path, which is no model id of the hub, is not a folder: transformers' words are several."""
+    """Raises ValueError if a path that is no model id of the hub is not a folder; transformers' words are several."""
     if not Path(model_path).is_dir() and (model_path.startswith(("/", ".", "~")) or model_path.count("/") > 1):
         raise ValueError(f"--model-path {model_path}: there is no such folder; model ids of the hub read OWNER/NAME")
 

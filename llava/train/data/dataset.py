@@ -123,14 +123,14 @@ class LazySupervisedDataset(Dataset):
                 f"{self.where(int(with_image[0]))} has an image, but the model has no vision tower; name one with"
                 " --vision_tower"
             )
-        self._check_folder(with_image)
+        self._check_folder(with_image.tolist())
 
     def _check_folder(self, with_image: Sequence[int]) -> None:
         """Raises ValueError if the image folder is missing and an image is relative to it."""
         folder = Path(self.data_args.image_folder or "")
         if folder.is_dir():
             return
-        if any(not Path(path).is_absolute() for index in with_image for path in self.samples[int(index)].images):
+        if any(not Path(path).is_absolute() for index in with_image for path in self.samples[index].images):
             flag = getattr(self.data_args, "folder_flag", "--image_folder")
             raise ValueError(f"there is no image folder {folder}; name it with {flag}")
 
