@@ -13,18 +13,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from qlip.command import USER_ERRORS, OneLineParser, format_error, run_command
+from qlip.command import USER_ERRORS, OneLineParser, format_error, read_name, run_command
 
 __all__ = [
     "USER_ERRORS",
     "OneLineParser",
+    "add_length_flag",
     "check_new_folder",
     "check_outputs",
     "exit_on_interrupt",
     "format_error",
     "integer",
     "parse_and_run",
+    "read_name",
     "real",
     "run_command",
 ]
@@ -72,6 +75,26 @@ def real(
         return value
 
     return read
+
+
+def add_length_flag(parser: argparse.ArgumentParser, *names: str, default: int) -> None:
+    """Adds the flag of the longest answer; `shorten` of the parsed flags is False where it was given."""
+    parser.set_defaults(shorten=True)
+    parser.add_argument(
+        *names,
+        type=integer(),
+        default=default,
+        action=_StoreLength,
+        help=f"longest answer, in tokens (default: {default}, or what the model's context leaves)",
+    )
+
+
+class _StoreLength(argparse.Action):
+    """Stores a length, and that it was given."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.shorten = False
 
 
 def check_outputs(args: argparse.Namespace, *outputs: str) -> None:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -98,6 +99,9 @@ def read_image(
         return source
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
+        if scheme and scheme[0].lower() == "file" and allow_paths:
+            path = unquote(re.sub("^file:(//)?", "", source, flags=re.IGNORECASE))
+            raise ImageError(f"file: URLs are not allowed; give the path, {path}")
         if scheme:
             return _read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback, allowed_hosts)
     if not allow_paths:
@@ -105,6 +109,8 @@ def read_image(
             "local image files are not allowed here, and this text is not a URL; send a data: URL (base64 text needs"
             " data:image/png;base64, before it) or an http(s) URL"
         )
+    if not str(source).strip():
+        raise ImageError("the name of an image file is empty")
     return _use_file(Path(source), limits.read)
 
 
@@ -128,7 +134,8 @@ def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
         try:
             images.append(load_image(source))
         except ImageError as error:
-            raise ImageError(str(error) if name and name in str(error) else f"{name or 'no name'}: {error}") from None
+            known = not name.strip() or name in str(error)
+            raise ImageError(str(error) if known else f"{name}: {error}") from None
     return images
 
 

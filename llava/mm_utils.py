@@ -21,6 +21,7 @@ from llava.image_geometry import (
     resize_padded,
     select_best_resolution,
 )
+from llava.text import check_encodable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -185,10 +186,11 @@ def tokenizer_image_token(
         return_tensors: None for a list, "pt" for an int64 tensor (length,).
 
     Raises:
-        ValueError: for any other `return_tensors`.
+        ValueError: for any other `return_tensors`, or a prompt that holds half a character.
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
+    check_encodable("the prompt", prompt)
     pieces = [tokenizer(piece).input_ids for piece in prompt.split(DEFAULT_IMAGE_TOKEN)]
     bos = tokenizer.bos_token_id
     has_bos = bos is not None and pieces[0][:1] == [bos]

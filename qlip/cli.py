@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args
 
-from qlip.command import OneLineParser, run_command
+from qlip.command import OneLineParser, read_name, run_command
 from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig
 from qlip.prior.command import add_fit
 from qlip.prior.config import Shape
@@ -105,7 +105,9 @@ def show(args: argparse.Namespace) -> None:
 def add_bias(commands: Any) -> None:
     """Adds `qlip bias` to the subparsers."""
     command = commands.add_parser("bias", help="measure mesoscopic and interpolation bias of a tower")
-    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
+    command.add_argument(
+        "--tower", type=read_name, required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id"
+    )
     command.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
     command.add_argument("--out", type=Path, required=True, help="write settings and means here, as JSON")
     command.add_argument("--plot", type=Path, help="write a figure here, .svg or .png")

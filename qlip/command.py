@@ -11,8 +11,10 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from pickle import UnpicklingError
-from typing import NoReturn
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from safetensors import SafetensorError
 
@@ -24,10 +26,30 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Safete
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line, without the usage text."""
+    """Reports a wrong flag in one line, without the usage text; refuses empty paths and URLs where a file is wanted."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def read_path(text: str) -> Path:
+    """Reads a flag that names a file or folder: what the type `Path` means to `OneLineParser`."""
+    scheme, colon, rest = text.partition("://")
+    if colon and scheme.isalnum():
+        way_out = f"give the path, {unquote(rest)}" if scheme.lower() == "file" else "download it and give the file"
+        raise argparse.ArgumentTypeError(f"{text} is a URL; {way_out}")
+    return Path(read_name(text))
+
+
+def read_name(text: str) -> str:
+    """Reads a flag that names a file, folder or model."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def run_command(

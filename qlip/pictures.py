@@ -33,6 +33,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What LLaVA opens."""
 MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
 """What the method's own commands open: all that Pillow decodes in C, from one decoder."""
+SIGNATURES = {b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF", b"P": "PPM"}
+"""How files begin -> their format, to name a truncated one."""
 MAX_BYTES_IN_PYTHON = 2**24
 """Most bytes, and most pixels, of a file whose decoder Pillow has in Python; some seconds of work."""
 
@@ -52,10 +54,12 @@ BROKEN = (
 
 
 def check_drawing_name(flag: str, path: Path) -> None:
-    """Raises ValueError unless a file's ending is that of a format in which Pillow writes images."""
+    """Raises ValueError unless a file has a folder, and the ending of a format in which Pillow writes images."""
     Image.init()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{flag} {path}: use the ending of an image format, for example .png")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}")
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
@@ -98,7 +102,7 @@ def decode_image(
     limits.check_bytes(len(data))
     if data[4:8] == b"ftyp" and "AVIF" not in formats:  # what phones write: named, since its owner sees a picture in it
         raise ImageError("not a readable image: HEIC, AVIF and videos are not supported; save it as JPEG or PNG")
-    with clear_errors(limits, formats):
+    with clear_errors(limits, formats, data):
         check_structure(data)
         with Image.open(BytesIO(data), formats=formats) as image:
             limits.check_size(*image.size)
@@ -115,8 +119,8 @@ def decode_image(
 
 
 @contextmanager
-def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
-    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits."""
+def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS, data: bytes = b"") -> Iterator[None]:
+    """Raises ImageError for whatever Pillow raises on a broken file, or one beyond the limits; `data` is the file."""
     try:
         yield
     except ImageError:
@@ -124,10 +128,24 @@ def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS) -> Ite
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limits.max_pixels:,} pixels") from None
     except BROKEN as error:
+        if (name := find_truncated(error, data)) is not None:
+            raise ImageError(f"not a readable image: the {name} file is truncated") from None
         # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
         raise ImageError(
             f"not a readable image ({type(error).__name__}); it is broken, or not one of {', '.join(formats)}"
         ) from None
+
+
+def find_truncated(error: BaseException, data: bytes) -> str | None:
+    """Finds the format of a file that Pillow could not read since its end is missing; None where that is not the cause.
+
+    Of WebP's decoder Pillow does not say why it failed; the file's header has its length.
+    """
+    if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return "WEBP"
+    if "truncated" not in str(error).lower():
+        return None
+    return next((name for start, name in SIGNATURES.items() if data.startswith(start)), "image")
 
 
 class PillowsLimit:

@@ -35,10 +35,8 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
     Raises:
         ValueError: there is none, or it is damaged or of another kind.
     """
-    if not Path(path).is_dir() and (Path(path).is_absolute() or path.count("/") > 1):
-        raise ValueError(
-            f"no tower can be loaded from {path!r}: it is neither a folder nor a model id of the hub (OWNER/NAME)"
-        )
+    if not Path(path).is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise ValueError(f"no tower can be loaded from {path!r}: there is no such folder")
     if _model_type(path) in LLAVA_TYPES:
         raise ValueError(
             f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"

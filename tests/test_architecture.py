@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llava.addresses",),
     ("llava.downloads",),
     ("llava.images",),
-    ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping"),
+    ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping", "llava.text"),
     ("llava.command", "llava.conversation", "llava.mm_utils", "llava.utils"),
     ("llava.model.*",),
     ("llava.serve.engine.*",),

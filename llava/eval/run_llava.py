@@ -10,23 +10,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.command import OneLineParser, integer, real, run_command
+from llava.command import OneLineParser, add_length_flag, integer, read_name, real, run_command
 from llava.serve.loading import add_model_flags, check_model_flags, load_engine
+from llava.text import check_question
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; a wrong one ends the process with exit code 2."""
     parser = OneLineParser(prog="run_llava", description="Ask a model one question about images.")
     add_model_flags(parser)
-    parser.add_argument("--image-file", help="images, separated by --sep (default: the demo picture)")
+    parser.add_argument("--image-file", type=read_name, help="images, separated by --sep (default: the demo picture)")
     parser.add_argument("--query", help="the question")
     parser.add_argument("--sep", default=",", help="separator of the images' names")
     parser.add_argument("--temperature", type=real(), default=0.2)
     parser.add_argument("--top_p", type=real(0, 1, above=True))
     parser.add_argument("--num_beams", type=integer(), default=1)
-    parser.add_argument("--max_new_tokens", type=integer(), default=512)
+    add_length_flag(parser, "--max_new_tokens", default=512)
     args = parser.parse_args(argv)
-    if not args.query:
+    if args.query is None:
         parser.error("--query is required")
     return args
 
@@ -49,21 +50,24 @@ def eval_model(args: Any) -> None:
             `model_name` is accepted and ignored.
 
     Raises:
-        ValueError: for an image that is not named or cannot be loaded, wrong settings, a text-only model, or a prompt
-            too long for the model.
+        ValueError: for an empty question, an image that is not named or cannot be loaded, wrong settings, a text-only
+            model, or a prompt too long for the model.
     """
     from llava.images import load_images
     from llava.serve.engine.params import Sampling
     from llava.utils import demo_picture_path
 
     settings = _with_defaults(args)
+    check_question(settings.query, "--query")
     check_model_flags(settings)
     if settings.model_path and not settings.image_file:
         raise ValueError("--image-file is required with --model-path")
     sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
     images = load_images(sources)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
-    print(load_engine(settings).ask(settings.query, images, sampling))
+    engine = load_engine(settings)
+    asked = engine.question(settings.query, len(images))
+    print("".join(engine.reply(asked, images, sampling, settings.shorten)).strip())
 
 
 def _with_defaults(args: Any) -> argparse.Namespace:
@@ -72,6 +76,7 @@ def _with_defaults(args: Any) -> argparse.Namespace:
     for name in vars(settings):
         if hasattr(args, name):
             setattr(settings, name, getattr(args, name))
+    settings.shorten = getattr(args, "shorten", not hasattr(args, "max_new_tokens"))
     return settings
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
-from llava.model.loading.adapters import merge_adapter, read_adapter
+from llava.model.loading.adapters import check_unneeded_base, merge_adapter, read_adapter
 from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
 from llava.model.loading.options import choose_options
 from llava.model.loading.quantization import check_four_bit
@@ -174,10 +174,11 @@ def find_base(
 
     Raises:
         FileNotFoundError: no such base model.
-        ValueError: the checkpoint is on a base model, and none is given.
+        ValueError: the checkpoint is on a base model, and none is given; or the two are swapped.
     """
     if checkpoint.kind == "full":
         if model_base is not None:
+            check_unneeded_base(str(model_base))
             logger.warning("%s has all weights: the base model %s is not used", model_path, model_base)
         return checkpoint.folder
     if model_base is None:

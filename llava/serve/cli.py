@@ -7,6 +7,7 @@ libraries are loaded after the flags have been checked.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.command import OneLineParser, exit_on_interrupt, format_error, integer, real, run_command
+from llava.command import OneLineParser, add_length_flag, exit_on_interrupt, format_error, read_name, real, run_command
 from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
+from llava.text import check_later_question, check_question
 from llava.utils import demo_picture_path
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="`llava doctor` reports versions, devices and a self-test, for bug reports; see `llava doctor --help`.",
     )
     add_model_flags(parser)
-    parser.add_argument("--image-file", action="append", metavar="FILE|URL", help="picture to talk about; repeatable")
+    parser.add_argument(
+        "--image-file", action="append", type=read_name, metavar="FILE|URL", help="picture to talk about; repeatable"
+    )
     parser.add_argument("--prompt", action="append", help="answer this question and exit; repeatable")
     asked = parser.add_argument_group("with --prompt")
     asked.add_argument(
@@ -54,9 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     asked.add_argument("--json", action="store_true", help="print a line of JSON for each answer, with its tokens")
     parser.add_argument("--temperature", type=real(), help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
-    parser.add_argument(
-        "--max-new-tokens", type=integer(), default=512, help="longest answer, in tokens (default: 512)"
-    )
+    add_length_flag(parser, "--max-new-tokens", default=Sampling.max_new_tokens)
     parser.add_argument(QUADTREE, metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
     parser.add_argument(
         ATTRIBUTION, metavar="PNG", type=Path, help="draw what the last answer depended on in the picture to this file"
@@ -93,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_prompt_flags(args: argparse.Namespace) -> None:
-    """Raises ValueError if flags that need `--prompt` come without it."""
+    """Raises ValueError if flags that need `--prompt` come without it, or a prompt cannot be asked."""
     given = [name for name in ("one_conversation", "each_image", "json") if getattr(args, name)]
     if given and not args.prompt:
         raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} needs --prompt")
+    for number, prompt in enumerate(args.prompt or (), start=1):
+        check_question(prompt, f"--prompt {number}" if len(args.prompt) > 1 else "--prompt")
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[str]]:
@@ -148,11 +152,12 @@ def answer_prompts(
             if conversation is None or not args.one_conversation:
                 conversation = engine.question(prompt, len(group))
             else:
+                check_later_question(prompt)
                 conversation.append_message(conversation.roles[0], prompt)
                 conversation.append_message(conversation.roles[1], None)
             show_prompt(conversation, args.debug)
             asked = conversation.copy()
-            answer = engine.submit(conversation, shown, sampling)
+            answer = engine.submit(conversation, shown, sampling, shorten=args.shorten)
             text = "".join(answer).strip()
             conversation.messages[-1][1] = break_image_token(text) or EMPTY
             print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
@@ -183,25 +188,31 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         engine: answers.
         images: that the chat is about.
         sampling: how tokens are chosen.
-        args: `debug` and `show_attribution` are read.
+        args: `debug`, `shorten` and `show_attribution` are read.
     """
     from llava.serve.engine.errors import GenerationError, ran_out_of_memory
     from llava.serve.engine.prompting import break_image_token
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # other bytes than UTF-8 fail in the question that has them
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
-        first = len(conversation.messages) == conversation.offset
-        conversation.append_message(user, engine.first_question(text, len(images)) if first else text)
-        conversation.append_message(assistant, None)
-        show_prompt(conversation, args.debug)
+        before = len(conversation.messages)
         try:
-            text = stream_answer(engine, conversation, images, sampling)
-        except (ValueError, GenerationError) as error:  # too long for the context or memory: drop it
+            if before > conversation.offset:
+                check_later_question(text)
+            else:
+                text = engine.first_question(text, len(images))
+            conversation.append_message(user, text)
+            conversation.append_message(assistant, None)
+            show_prompt(conversation, args.debug)
+            text = stream_answer(engine, conversation, images, sampling, args.shorten)
+        except (ValueError, GenerationError) as error:  # too long, for example: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
             print(f"llava: error: {error}", file=sys.stderr)
-            del conversation.messages[-2:]
+            del conversation.messages[before:]
             continue
         try:
             write_attributions(engine, conversation, images, text, args.show_attribution)
@@ -213,24 +224,33 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
 
 
 def read_line(prompt: str) -> str:
-    """Reads a line, stripped; the end of input reads as an empty one. Ctrl-C ends the line on the screen."""
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        print()
-        return ""
-    except KeyboardInterrupt:
-        print()
-        raise
+    """Reads a line, stripped; the end of input reads as an empty one.
+
+    In a terminal a first Ctrl-C says how to end the chat, and a second one raises KeyboardInterrupt; elsewhere the
+    first one does.
+    """
+    interrupted = not sys.stdin.isatty()
+    while True:
+        try:
+            return input(prompt).strip()
+        except EOFError:
+            print()
+            return ""
+        except KeyboardInterrupt:
+            print()
+            if interrupted:
+                raise
+            interrupted = True
+            print("llava: press Ctrl-C again, or Ctrl-D, to end the chat", file=sys.stderr)
 
 
 def stream_answer(
-    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling
+    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool
 ) -> str:
     """Prints the answer as it is generated, until Ctrl-C, and returns its text."""
     pieces: list[str] = []
     print(f"{conversation.roles[1]}: ", end="", flush=True)
-    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling)) as stream:
+    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling, shorten)) as stream:
         for piece in stream:
             pieces.append(piece)
             print(piece, end="", flush=True)

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from llava.command import integer, real
+from llava.command import integer, read_name, real
 from llava.conversation import conv_templates
 from qlip.config import Budget, Tiling
 
@@ -27,8 +27,10 @@ This is the embedded demo: a tiny model that only knows coloured shapes. For a r
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose the model, its device, its quantization and its vision tower."""
-    parser.add_argument("--model-path", help="checkpoint folder or hub id (default: the embedded demo model)")
-    parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
+    parser.add_argument(
+        "--model-path", type=read_name, help="checkpoint folder or hub id (default: the embedded demo model)"
+    )
+    parser.add_argument("--model-base", type=read_name, help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best this machine has)")
     parser.add_argument(
         "--conv-mode",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run, real
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.serve.http.addresses import server_url
 from llava.serve.http.flags import api_keys, key_text
+from llava.text import check_question, place_images
 
 CONV_MODE = "vicuna_v1"
 """The prompt format of a model whose worker states none, or one that is not known here: LLaVA v1.5's."""
@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def send(args: argparse.Namespace) -> None:
-    """Sends the message and prints the answer as it comes."""
+    """Checks the flags, sends the message and prints the answer as it comes."""
     from llava.images import load_images
     from llava.serve.workers import calls
 
+    check_question(args.message, "--message")
     load_images(args.image_file)  # a worker's error could not name the file
     images = [base64.b64encode(path.read_bytes()).decode() for path in args.image_file]
     with calls.open_client(next(iter(api_keys(args)), None)) as client:
@@ -78,8 +79,7 @@ def build_request(
 ) -> dict[str, Any]:
     """Builds the request for a worker from the flags and the images in base64."""
     user, assistant = conversation.roles
-    tokens = f"{DEFAULT_IMAGE_TOKEN}\n" * len(args.image_file)
-    conversation.append_message(user, tokens + args.message)
+    conversation.append_message(user, place_images(args.message, len(args.image_file)))
     conversation.append_message(assistant, None)
     return {
         "model": model,

@@ -123,7 +123,9 @@ class QuestionEvaluation:
         """Asks this process's questions and counts the right answers."""
         processor, config = model.get_vision_tower().image_processor, model.config
         engine = ChatEngine(self.tokenizer, model, processor, config.context_length, self.conv_mode)
-        runner = Runner(engine, Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), limits=self.limits)
+        runner = Runner(
+            engine, Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), limits=self.limits, shorten=True
+        )
         images = list_pictures(self.questions, self.limits)
         ready = prepare_ahead(self.preparer, images, self.workers, self.limits.rows)
         mixed, right = self.dtype != torch.float32, 0

@@ -196,7 +196,7 @@ class Throughput:
         """Whether anything was trained on, after `update`; warns if all samples were left out."""
         self.update()
         if self._dropped and not self._target_tokens:
-            logger.warning("no checkpoint is written: all of the first %d samples were left out", self._dropped)
+            logger.warning("no checkpoint is written: %s", self._say_none_used())
         return bool(self._target_tokens or not self._dropped)
 
     def describe_dropped(self) -> str:
@@ -261,13 +261,14 @@ class Throughput:
         if self._dropped and not self._target_tokens:
             example = f", for example {min(self._warned)}" if self._warned else ""
             raise ValueError(
-                f"none of the first {self._dropped} samples could be trained on{example}. {self._count_kinds()}. Check"
-                " --image_folder and --model_max_length"
+                f"{self._say_none_used()}{example}. {self._count_kinds()}. Check --image_folder and --model_max_length"
             )
 
+    def _say_none_used(self) -> str:
+        return f"no sample could be trained on; samples were left out {self._dropped} times over all epochs"
+
     def _count_kinds(self) -> str:
-        others = "any others too long, or left out as lengths were measured"
-        return f"{len(self._bad)} of them are malformed or unreadable, {others}"
+        return f"{len(self._bad)} of them are malformed or unreadable, any others too long, or left out as measured"
 
     def _check(self, bad: Mapping[str, None]) -> None:
         if len(bad) > self.max_bad_samples:

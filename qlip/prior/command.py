@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from qlip.command import read_name
 from qlip.config import Criterion
 from qlip.prior.config import (
     RECIPES,
@@ -28,7 +29,9 @@ def add_fit(commands: Any) -> None:
     """Adds `qlip fit` to the subparsers; flags default to the values of `FitConfig`."""
     default = {field.name: field.default for field in fields(FitConfig)}
     command = commands.add_parser("fit", help="train the MLP prior for positions", argument_default=argparse.SUPPRESS)
-    command.add_argument("--tower", required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id")
+    command.add_argument(
+        "--tower", type=read_name, required=True, help="CLIP or SigLIP checkpoint: a folder or a hub id"
+    )
     command.add_argument("--out", type=Path, required=True, help="write the prior here, .safetensors")
     command.add_argument(
         "--recipe", choices=get_args(Recipe), help="settings of the paper (default) or of the authors' released script"

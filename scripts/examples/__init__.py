@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from transformers import PreTrainedConfig
+
 from qlip.command import OneLineParser, run_command
 
 
@@ -26,4 +28,23 @@ def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
             parser.add_argument(flag, default=default, help=f"a folder or a hub id ({default})")
     args = vars(parser.parse_args(argv))
     words = [word for name in names for word in (args[name] if isinstance(args[name], list) else [args[name]])]
-    sys.exit(run_command(parser.prog, lambda: example(*words, **{name: args[name] for name in options})))
+
+    def work() -> None:
+        for name in options:
+            check_folder(args[name])
+        example(*words, **{name: args[name] for name in options})
+
+    sys.exit(run_command(parser.prog, work))
+
+
+def check_folder(model_path: str) -> None:
+    """Raises ValueError if a path that is no model id of the hub is not a folder; transformers' words are several."""
+    if not Path(model_path).is_dir() and (model_path.startswith(("/", ".", "~")) or model_path.count("/") > 1):
+        raise ValueError(f"--model-path {model_path}: there is no such folder; model ids of the hub read OWNER/NAME")
+
+
+def check_text_half(model_path: str) -> None:
+    """Raises ValueError unless a checkpoint is a whole CLIP, whose text half reads the labels."""
+    kind = PreTrainedConfig.get_config_dict(model_path)[0].get("model_type")
+    if kind != "clip":
+        raise ValueError(f"--model-path {model_path} is of type {kind!r}, without CLIP's text half; give a whole CLIP")

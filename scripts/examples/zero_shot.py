@@ -5,11 +5,12 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
 import qlip
-from scripts.examples import run
+from scripts.examples import check_text_half, run
 
 
 def main(picture: str, *labels: str, model_path: str = "openai/clip-vit-large-patch14-336") -> None:
     image = Image.open(picture)
+    check_text_half(model_path)
     processor = AutoProcessor.from_pretrained(model_path)
     model, processor = qlip.attach(CLIPModel.from_pretrained(model_path), processor, coarsest="any", max_tokens=576)
     inputs = processor(images=image, text=list(labels), return_tensors="pt", padding=True)

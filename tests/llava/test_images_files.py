@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64
+from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64, load_images
 from qlip.rgb import find_orientation
 from scripts.soak import hostile
 
@@ -215,3 +215,18 @@ def test_wrapped_base64_counts_by_the_bytes_that_it_holds() -> None:
     assert load_image_from_base64(text, ImageLimits(max_bytes=len(data))).size == (32, 32)
     with pytest.raises(ImageError, match="larger than"):
         load_image_from_base64(text, ImageLimits(max_bytes=len(data) - 1))
+
+
+def test_an_empty_name_is_said_to_be_that() -> None:
+    with pytest.raises(ImageError, match="^the name of an image file is empty$"):
+        load_images([""])
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_truncated_file_is_said_to_be_that(name: str, share: float) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((80, 64), 60).convert("RGB").save(file, name)
+    data = file.getvalue()
+    with pytest.raises(ImageError, match=f"^not a readable image: the {name} file is truncated$"):
+        decode_image(data[: int(len(data) * share)])

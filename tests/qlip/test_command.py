@@ -16,7 +16,7 @@ import torch.distributed.nn  # as commands do, before a process group
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from qlip.command import format_error, run_command
+from qlip.command import OneLineParser, format_error, run_command
 
 
 def raise_(error: BaseException) -> None:
@@ -132,3 +132,20 @@ def test_output_that_nobody_reads_any_more_ends_a_command_silently(lines: int) -
         process.stdin.write(b"go\n")
         process.stdin.close()
         assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", "the name is empty"),
+        ("file:///tmp/x/ok%20.png", "file:///tmp/x/ok%20.png is a URL; give the path, /tmp/x/ok .png"),
+        ("https://host/a.png", "https://host/a.png is a URL; download it and give the file"),
+    ],
+)
+def test_a_path_is_neither_empty_nor_a_url(given: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = OneLineParser(prog="p")
+    parser.add_argument("--file", type=Path)
+    assert parser.parse_args(["--file", "a/b.png"]).file == Path("a/b.png")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--file", given])
+    assert capsys.readouterr().err == f"p: error: argument --file: {words}\n"

@@ -43,7 +43,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
         engine = load_engine(args, needs_tower=preparer is not None)
         settings = run_settings(engine, sampling, args.seed, args, checkpoint_hash(args.model_path, args.model_base))
         make_row = row_maker(args.model_path, settings)
-        runner = Runner(engine, sampling, args.seed, limits)
+        runner = Runner(engine, sampling, args.seed, limits, args.shorten)
         batches = ([make_row(answer) for answer in batch] for batch in runner.run(todo, ready))
         record(answers, batches, len(todo), resume=args.resume, settings=settings, processes=processes)
         processes.leave()

@@ -63,7 +63,7 @@ class AnswerStage:
         engine, sampling = load_engine(args), read_sampling(args)
         checkpoint = checkpoint_hash(args.model_path, args.model_base)
         self.make_row = row_maker(args.model_path, run_settings(engine, sampling, args.seed, args, checkpoint))
-        self.runner = Runner(engine, sampling, args.seed, read_limits(args))
+        self.runner = Runner(engine, sampling, args.seed, read_limits(args), args.shorten)
 
     def __call__(self, shares: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Answers shares; returns rows of the answers file as JSON."""

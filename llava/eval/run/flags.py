@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.command import OneLineParser, integer, real
+from llava.command import OneLineParser, add_length_flag, integer, real
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs.questions import Question
 from llava.serve.engine.params import Sampling
@@ -40,13 +40,7 @@ def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParse
     )
     parser.add_argument("--top_p", "--top-p", type=real(0, 1, above=True), help="share of the probability sampled from")
     parser.add_argument("--num_beams", "--num-beams", type=integer(), default=1, help="width of the beam search")
-    parser.add_argument(
-        "--max_new_tokens",
-        "--max-new-tokens",
-        type=integer(),
-        default=defaults.max_new_tokens,
-        help="longest answer (%(default)s)",
-    )
+    add_length_flag(parser, "--max_new_tokens", "--max-new-tokens", default=defaults.max_new_tokens)
     parser.add_argument("--seed", type=int, default=0, help="seed of sampled answers (%(default)s)")
     parser.add_argument(
         "--batch-size", type=integer(), default=BatchLimits.rows, help="most questions in a batch (%(default)s)"

@@ -76,6 +76,7 @@ def generate(
     pictures: Sequence[ImageTokens | None],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
+    longest: Sequence[int] | None = None,
 ) -> list[str | GenerationError]:
     """Generates the answers to a batch of prompts, in their order; of one that fails alone, the error.
 
@@ -85,17 +86,19 @@ def generate(
         pictures: each prompt's image as the model's `encode_tokens` returns it; None for a prompt without an image.
         sampling: how answers are decoded.
         seeds: of sampled answers, each in [0, 2^32); None for 0.
+        longest: most tokens of each answer; None for those of `sampling`.
     """
     seeds = [0] * len(prompts) if seeds is None else seeds
+    longest = [sampling.max_new_tokens] * len(prompts) if longest is None else longest
     if sampling.num_beams > 1 and not sampling.greedy and len(prompts) > 1:
         # Sampled beams draw from the one global generator, so that neighbours would change what a row draws.
-        singles = zip(prompts, pictures, seeds, strict=True)
-        return [generate(engine, [ids], [picture], sampling, [seed])[0] for ids, picture, seed in singles]
-    stops = (*sampling.stop, *separators(engine.new_conversation()))
+        singles = zip(prompts, pictures, seeds, longest, strict=True)
+        return [generate(engine, [ids], [picture], sampling, [seed], [most])[0] for ids, picture, seed, most in singles]
+    own = replace(sampling, stop=(*sampling.stop, *separators(engine.new_conversation())))
     answers: list[list[str]] = [[] for _ in prompts]
     rows = [
-        Row(ids, replace(sampling, stop=stops, seed=seed), engine.tokenizer, engine.end_tokens, emit=pieces.append)
-        for ids, seed, pieces in zip(prompts, seeds, answers, strict=True)
+        Row(ids, replace(own, max_new_tokens=most, seed=seed), engine.tokenizer, engine.end_tokens, emit=pieces.append)
+        for ids, seed, most, pieces in zip(prompts, seeds, longest, answers, strict=True)
     ]
     if sampling.num_beams == 1 and can_continue(engine.model):
         decode_rows(engine.model, rows, pictures)

@@ -42,6 +42,8 @@ class _Prompt:
     question: Question
     ids: Tensor
     picture: PreparedImage | None
+    longest: int
+    """Most tokens of its answer."""
 
     @property
     def length(self) -> int:
@@ -58,6 +60,7 @@ class Runner:
         sampling: Sampling,
         seed: int = 0,
         limits: BatchLimits | None = None,
+        shorten: bool = False,
     ) -> None:
         """
         Args:
@@ -65,11 +68,13 @@ class Runner:
             sampling: how answers are decoded.
             seed: seed of sampled answers.
             limits: bounds of a batch.
+            shorten: whether to reduce the longest answer to what each question's context leaves.
         """
         self.engine = engine
         self.sampling = sampling
         self.seed = seed
         self.limits = limits or BatchLimits()
+        self.shorten = shorten
 
     def run(self, asked: Sequence[Question], ready: Iterator[PreparedImage | Unreadable]) -> Iterator[list[Answer]]:
         """Yields the answers batch by batch; in each window the longest prompts come first.
@@ -108,12 +113,14 @@ class Runner:
         ids = prompt_ids(self.engine, question.text, wanted)
         if (found := int((ids == IMAGE_TOKEN_INDEX).sum())) != wanted:
             return Answer(question, None, f"the prompt has {found} places for images instead of {wanted}")
+        text, visual, sampling = len(ids) - wanted, picture.context if picture else 0, self.sampling
+        if self.shorten:
+            sampling = sampling.shorten(self.engine.context_len - text - visual)
         try:
-            visual = picture.context if picture else 0
-            self.engine.check_length(len(ids) - wanted, visual, self.sampling.max_new_tokens)
+            self.engine.check_length(text, visual, sampling.max_new_tokens)
         except ValueError as error:
             return Answer(question, None, str(error))
-        return _Prompt(question, ids, picture)
+        return _Prompt(question, ids, picture, sampling.max_new_tokens)
 
     def _answer(self, batch: Sequence[_Prompt], encoded: dict[Source | None, ImageTokens]) -> list[Answer]:
         """Answers a batch; one that does not fit into memory, in halves."""
@@ -128,6 +135,7 @@ class Runner:
                 seen,
                 self.sampling,
                 [row_seed(self.seed, prompt.question.index) for prompt in batch],
+                [prompt.longest for prompt in batch],
             )
         except Exception as error:
             if not ran_out_of_memory(error):

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+from llava.text import check_encodable
+
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Ending of a compressed table -> what opens it."""
 
@@ -188,16 +190,6 @@ def check_row(place: str, row: Any, fields: Iterable[str]) -> Row:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{place}: {name} is {value!r}; it must be text")
     return {**row, **{name: str(value) for name, value in texts.items()}}
-
-
-def check_encodable(name: str, text: str) -> None:
-    """Raises ValueError if the text `name` holds half a character, which JSON can spell and no tokenizer takes."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half a character, {text[error.start]!r}") from None
 
 
 def check_object(place: str, row: Any, fields: Iterable[str] = ()) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -85,6 +85,10 @@ def local_folder(path: str, **hub: Any) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).is_file():
+        raise FileNotFoundError(f"{path!r} is a file; a checkpoint is a folder, or a model id of the hub (OWNER/NAME)")
+    if names_folder(path):
+        raise FileNotFoundError(f"there is no checkpoint folder {path!r}; model ids of the hub read OWNER/NAME")
     small = ["*.json", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
     try:
         folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
@@ -95,15 +99,28 @@ def local_folder(path: str, **hub: Any) -> Path:
         raise PermissionError(f"{path!r} is gated: accept its terms on the hub, then log in or give token") from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{path!r} has no revision {hub.get('revision')!r} on the hub") from error
-    except (HFValidationError, RepositoryNotFoundError) as error:
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{path!r} is neither a folder nor of the form of a model id (OWNER/NAME)") from error
+    except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"{path!r} is neither a folder nor a model id that the hub knows") from error
     except LocalEntryNotFoundError as error:
         wanted = f"; wanted is its revision {hub['revision']!r}" if hub.get("revision") else ""
         raise FileNotFoundError(
-            f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub cannot be asked "
-            f"(no connection, HF_HUB_OFFLINE=1, or local_files_only){wanted}"
+            f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub "
+            f"{_tell_why_unasked(hub)}{wanted}"
         ) from error
     return folder
+
+
+def names_folder(path: str) -> bool:
+    """Whether a text can only be a path, and not a model id of the hub."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
+
+
+def _tell_why_unasked(hub: Mapping[str, Any]) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return "was not asked (HF_HUB_OFFLINE=1)"
+    return "was not asked (local_files_only)" if hub.get("local_files_only") else "cannot be asked (no connection)"
 
 
 def inspect(folder: Path, **hub: Any) -> Checkpoint:
@@ -134,10 +151,8 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
         raise ValueError(f"{file}: {error}") from error
     if names is TRANSFORMERS_NAMES:
         return Checkpoint(folder, "full", config, names)
-    if (folder / LORA_FILE).is_file():
-        return Checkpoint(folder, "lora", config, names)
-    if not weight_files(folder) and (folder / PROJECTOR_FILE).is_file():
-        return Checkpoint(folder, "projector", config, names)
+    if (kind := find_kind(folder)) != "full":
+        return Checkpoint(folder, kind, config, names)
     if config.mm_vision_config is None and config.mm_vision_tower is not None:
         tower = tower_config_inside(folder, config.mm_vision_tower, **hub)
         if tower is not None:
@@ -145,6 +160,13 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
             if drops_last_layer(tower):
                 config.mm_vision_select_layer = -1  # of all layers it is the second last
     return Checkpoint(folder, "full", config, names)
+
+
+def find_kind(folder: Path) -> Kind:
+    """Finds by its files whether a folder holds a LoRA, a projector alone, or neither."""
+    if (folder / LORA_FILE).is_file():
+        return "lora"
+    return "full" if weight_files(folder) or not (folder / PROJECTOR_FILE).is_file() else "projector"
 
 
 def read_config(values: dict[str, Any], folder: Path) -> tuple[ImageLanguageConfig, dict[str, str]]:

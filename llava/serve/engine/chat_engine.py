@@ -20,7 +20,6 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
-    IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, conv_templates
@@ -43,6 +42,7 @@ from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
+from llava.text import check_question, place_images
 from qlip import QLIPConfig
 
 TextStream = Generator[str, None, None]
@@ -137,10 +137,8 @@ class ChatEngine:
         return DEFAULT_IMAGE_TOKEN
 
     def first_question(self, text: str, num_images: int) -> str:
-        """Puts one image token per image before a question, or in place of its placeholders."""
-        if IMAGE_PLACEHOLDER in text:
-            return text.replace(IMAGE_PLACEHOLDER, self.image_token)
-        return f"{self.image_token}\n" * num_images + text
+        """Puts one image token per image before a question, or where it says; see `place_images`."""
+        return place_images(text, num_images, self.image_token)
 
     def question(self, text: str, num_images: int) -> Conversation:
         """Creates a conversation with one question about images, waiting for its answer."""
@@ -151,19 +149,22 @@ class ChatEngine:
         return conversation
 
     def ask(self, text: str, images: Sequence[Image.Image], sampling: Sampling | None = None) -> str:
-        """Answers one question about images; greedy by default."""
+        """Answers one question about images; by default greedily, and as long as the context allows."""
+        check_question(text)
         check_pictures(images)
-        sampling = sampling or Sampling(temperature=0.0)
-        return "".join(self.reply(self.question(text, len(images)), images, sampling)).strip()
+        settings = sampling or Sampling(temperature=0.0)
+        return "".join(self.reply(self.question(text, len(images)), images, settings, sampling is None)).strip()
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Tensor | ImageList:
         """Prepares images for the vision tower: float32 (images, C, H, W) or a list, on its device."""
         device = self.model.get_vision_tower().device
         return process_images(images, self.image_processor, self.model.config).to(device)
 
-    def reply(self, prompt: str | Conversation, images: Sequence[Image.Image], sampling: Sampling) -> TextStream:
+    def reply(
+        self, prompt: str | Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool = False
+    ) -> TextStream:
         """Yields the answer to a prompt text or a conversation, see `submit`. Closing the iterator stops the model."""
-        return stream_text(self.submit(prompt, images, sampling))
+        return stream_text(self.submit(prompt, images, sampling, shorten=shorten))
 
     generate = reply
     """The former name for prompt texts."""
@@ -272,8 +273,7 @@ class ChatEngine:
         views = [self._prepare_image(image, request.settings, fit) for image in images]
         text, context = len(ids) - wanted, sum(view.context for view in views)
         if request.shorten:
-            left = max(1, self.context_len - text - context)
-            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
+            sampling = sampling.shorten(self.context_len - text - context)
         self.check_length(text, context, sampling.max_new_tokens)
         usage = Usage(text, sum(view.tokens for view in views), sum(view.uniform_tokens for view in views))
         question = find_question_token(prompt, form, self.tokenizer, len(ids)) if awaits_question(views) else 0

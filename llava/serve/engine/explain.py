@@ -22,6 +22,7 @@ from llava.serve.engine.prefixes import count_shared
 from llava.serve.engine.prompting import PromptFormat, find_question_token
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
+from llava.text import check_question
 from qlip import Leaves, draw_weights
 from qlip.patches import CutImage
 from qlip.tools.heat import FULL_FRAME, Frame
@@ -102,6 +103,8 @@ def explain_answer(
     """
     if not images:
         raise ValueError("there is no image, so that there is nothing that the answer could depend on")
+    if isinstance(question, str):
+        check_question(question)
     asked = engine.question(question, len(images)) if isinstance(question, str) else question.copy()
     if not asked.messages or asked.messages[-1][1] is not None:
         raise ValueError("the conversation does not wait for an answer; leave its last message None")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -76,6 +76,10 @@ class Sampling:
             kind, words = (Integral, "an integer") if name in INTEGERS else (Real, "a number")
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"{name} is {value!r}; it must be {words}")
+
+    def shorten(self, most: int) -> Sampling:
+        """Reduces the longest answer to `most` tokens, what a context leaves; at least one is asked for."""
+        return replace(self, max_new_tokens=min(self.max_new_tokens, max(1, most)))
 
     @property
     def greedy(self) -> bool:

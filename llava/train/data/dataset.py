@@ -105,7 +105,8 @@ class LazySupervisedDataset(Dataset):
                 visual tokens, by default the tokenizer's `model_max_length`) and `max_bad_samples`.
 
         Raises:
-            FileNotFoundError, ValueError: see `open_samples`; or samples have images, and the model has no tower.
+            FileNotFoundError, ValueError: see `open_samples`; or samples have images, and the model has no tower, or
+                there is no image folder.
         """
         self.samples = open_samples(
             data_path, getattr(data_args, "max_bad_samples", 10), getattr(data_args, "path_flag", "--data_path")
@@ -122,6 +123,16 @@ class LazySupervisedDataset(Dataset):
                 f"{self.where(int(with_image[0]))} has an image, but the model has no vision tower; name one with"
                 " --vision_tower"
             )
+        self._check_folder(with_image.tolist())
+
+    def _check_folder(self, with_image: Sequence[int]) -> None:
+        """Raises ValueError if the image folder is missing and an image is relative to it."""
+        folder = Path(self.data_args.image_folder or "")
+        if folder.is_dir():
+            return
+        if any(not Path(path).is_absolute() for index in with_image for path in self.samples[index].images):
+            flag = getattr(self.data_args, "folder_flag", "--image_folder")
+            raise ValueError(f"there is no image folder {folder}; name it with {flag}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -240,7 +251,8 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
     if (path := getattr(data_args, "eval_data_path", None)) is not None:
         own = copy.copy(data_args)
         own.path_flag = "--eval_data_path"
-        own.image_folder = getattr(data_args, "eval_image_folder", None) or data_args.image_folder
+        if getattr(data_args, "eval_image_folder", None):
+            own.image_folder, own.folder_flag = data_args.eval_image_folder, "--eval_image_folder"
         held_out = LazySupervisedDataset(path, tokenizer, own)
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),

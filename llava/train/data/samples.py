@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import check_encodable
+from llava.text import check_encodable
 from llava.train.data.json_stream import Decoder, scan_items
 
 logger = logging.getLogger(__name__)
@@ -227,6 +227,8 @@ def open_samples(path: str | Path, max_bad: int = 10, flag: str = "--data_path")
         FileNotFoundError: there is no such file, or none in the folder.
         ValueError: a file is damaged, or holds no samples; or there are too many malformed ones.
     """
+    if not str(path).strip():
+        raise ValueError(f"{flag} is empty; name a file or folder of samples")
     files = _find_files(Path(path), flag)
     rows = [array("q") for _ in range(5)]
     malformed: list[str] = []

@@ -97,10 +97,21 @@ def test_settings_reach_the_model(model: ScriptedModel, picture: str) -> None:
     assert passed.items() <= model.calls[0].items()
 
 
+def test_only_a_typed_length_must_fit_the_context(model: ScriptedModel, picture: str) -> None:
+    flags = ["--model-path", "m", "--image-file", picture, "--query", "word " * 770]
+    assert run_llava.main(flags) == 0
+    assert model.calls[0]["max_new_tokens"] < 512
+    assert run_llava.main([*flags, "--max_new_tokens", "512"]) == 2
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        run_llava.eval_model(documented(picture, query="word " * 770))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--model-path", "m", "--image-file", "a.png"], "--query is required"),
+        (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty"),
+        (["--image-file", "", "--query", "Hi"], "argument --image-file: the name is empty"),
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
 )

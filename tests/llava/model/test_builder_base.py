@@ -194,6 +194,18 @@ def test_a_base_model_is_whole(tmp_path, oracle, whole):
         load_pretrained_model(str(folder), device="cpu")
 
 
+@pytest.mark.parametrize("kind", ["projector", "lora"])
+def test_a_base_that_was_swapped_with_the_model_is_refused(tmp_path, oracle, whole, kind):
+    part = write_projector(tmp_path, projector_state(oracle)) if kind == "projector" else write_lora(tmp_path, None)
+    with pytest.raises(ValueError, match=f"is a {kind} checkpoint; it must be a whole model: swap --model-path and"):
+        load(whole, part)
+
+
+def test_a_base_that_is_not_needed_must_exist(tmp_path, whole):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint folder '.*/nowhere'"):
+        load(whole, tmp_path / "nowhere")
+
+
 def test_a_whole_checkpoint_says_that_it_does_not_use_a_base(whole, vicuna, caplog):
     load(whole, vicuna)
     assert f"{whole} has all weights: the base model {vicuna} is not used" in caplog.text

@@ -246,10 +246,22 @@ def test_a_hub_id_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch, offl
         load_pretrained_model("some/model", device="cpu", **options)
     with pytest.raises(FileNotFoundError, match=r"the local cache holds, .*; wanted is its revision 'v9'"):
         load_pretrained_model("some/model", device="cpu", revision="v9", **options)
-    with pytest.raises(
-        FileNotFoundError, match="'no/such/model' is neither a folder nor a model id that the hub knows"
-    ):
-        load_pretrained_model("no/such/model", device="cpu", **options)
+    with pytest.raises(FileNotFoundError, match=rf"and the hub was not asked \({offline}"):
+        load_pretrained_model("some/model", device="cpu", **options)
+
+
+@pytest.mark.parametrize("path", ["no/such/model", "/nope", "./nope", "~nobody/model"])
+def test_a_path_without_a_folder_is_not_blamed_on_the_hub(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint folder '{path}'"):
+        load_pretrained_model(path, device="cpu")
+
+
+def test_what_is_neither_a_path_nor_an_id_is_said_as_such():
+    with pytest.raises(FileNotFoundError, match="'no model' is neither a folder nor of the form of a model id"):
+        load_pretrained_model("no model", device="cpu")
+    with pytest.raises(FileNotFoundError, match="test_builder_files.py' is a file; a checkpoint is a folder"):
+        load_pretrained_model(__file__, device="cpu")
 
 
 @pytest.mark.parametrize(

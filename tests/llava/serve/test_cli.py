@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.serve import cli
-from llava.serve.engine import ChatEngine
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
 
 
@@ -104,68 +102,6 @@ def test_one_shot_is_greedy_unless_a_temperature_is_given(
     assert loader.model.temperatures == [[temperature] if temperature else []]
 
 
-# Interactive
-
-
-def test_a_chat_has_turns_until_an_empty_line(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = typed(monkeypatch, "What?", "Sure?", "", "never read")
-    loader.model.script += ["a ring", "yes"]
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    assert capsys.readouterr().out == "ASSISTANT: a ring\nASSISTANT: yes\n"
-    assert shown == ["USER: "] * 3
-    assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nWhat?", "a ring", "Sure?", None)]
-    assert loader.model.temperatures == [[0.2], [0.2]]
-
-
-def test_the_end_of_input_ends_a_chat(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed(monkeypatch)
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    assert loader.model.calls == []
-
-
-def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    typed(monkeypatch, "What?", "Sure?")
-    loader.model.script += ["a ring", "yes"]
-    reply, interrupted = ChatEngine.reply, []
-
-    def interrupt_once(self: Any, *args: Any) -> Iterator[str]:
-        stream = reply(self, *args)
-        yield next(stream)
-        if not interrupted:
-            interrupted.append(True)
-            raise KeyboardInterrupt
-        yield from stream
-
-    monkeypatch.setattr(ChatEngine, "reply", interrupt_once)
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
-
-
-def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    typed(monkeypatch, "long " * 1000, "What?")
-    loader.model.script += ["a ring"]
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    assert "exceed the model's context of 4096" in capsys.readouterr().err
-    assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
-
-
-def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
-    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    typed(monkeypatch, "Long?", "What?")
-    loader.model.script += [torch.OutOfMemoryError("CUDA out of memory"), "a ring"]
-    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith("llava: error: the model ran out of memory; shorten the prompt") and "a ring" in said.out
-    assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
-
-
 # Which model, and how it sees
 
 
@@ -221,6 +157,12 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
     ("flags", "words"),
     [
         (["--prompt", "Hi"], "--image-file is required with --model-path"),
+        (["--image-file", "PICTURE", "--prompt", ""], "llava: error: the question is empty\n"),
+        (["--image-file", "PICTURE", "--prompt", "Hi", "--prompt", " "], "llava: error: the question is empty\n"),
+        (["--image-file", ""], "llava: error: argument --image-file: the name is empty"),
+        (["--image-file", "PICTURE", "--model-path", ""], "argument --model-path: the name is empty"),
+        (["--image-file", "PICTURE", "--show-quadtree", ""], "argument --show-quadtree: the name is empty"),
+        (["--image-file", "file:///tmp/a%20b.png"], "file: URLs are not allowed; give the path, /tmp/a b.png"),
         (["--image-file", "nowhere.png"], "no such image file: nowhere.png"),
         (["--image-file", "file:///etc/passwd"], "file: URLs are not allowed"),
         (["--image-file", "PICTURE", "--image-file", "TEXT", "--image-file", "PICTURE"], "notes.txt: not a readable"),
@@ -229,6 +171,8 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
         (["--image-file", "PICTURE", "--conv-mode", "vicuna"], "llava_v1"),
         (["--image-file", "PICTURE", "--show-quadtree", "PICTURE"], "a picture of --image-file; name another file"),
         (["--image-file", "PICTURE", "--show-quadtree", "seen.txt"], "--show-quadtree seen.txt: use the ending of"),
+        (["--image-file", "PICTURE", "--show-quadtree", "no/a.png"], "--show-quadtree no/a.png: there is no folder no"),
+        (["--image-file", "PICTURE", "--show-attribution", "/no/a.png"], "/no/a.png: there is no folder /no"),
         (["--image-file", "PICTURE", "--show-attribution", "PICTURE"], "--show-attribution would write to"),
         (["--image-file", "PICTURE", "--show-attribution", "seen.txt"], "--show-attribution seen.txt: use the ending"),
         (

@@ -48,6 +48,48 @@ def test_prompts_are_turns_of_one_conversation_about_all_pictures(
     assert capsys.readouterr().out == "a ring\nyes\n"
 
 
+def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(pictures, "--prompt", "\udcff bad") == 2
+    assert capsys.readouterr().err == "llava: error: --prompt 3 holds half a character, '\\udcff'\n"
+    assert loader.calls == []
+
+
+def test_only_a_typed_length_must_fit_the_context(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a ring"]
+    flags = ["--model-path", "m", "--image-file", pictures[0], "--prompt", "word " * 770]  # leaves less than 512 tokens
+    assert cli.main(flags) == 0
+    assert loader.model.calls[0]["max_new_tokens"] < 512
+    assert cli.main([*flags, "--max-new-tokens", "512"]) == 2
+    assert "an answer of up to 512 tokens exceed the model's context of 4096" in capsys.readouterr().err
+
+
+def test_a_prompt_says_itself_where_the_pictures_are(loader: Loader, pictures: list[str]) -> None:
+    loader.model.script += ["yes"]
+    images = [word for path in pictures for word in ("--image-file", path)]
+    assert cli.main(["--model-path", "m", *images, "--prompt", "Is <image> like <image>?"]) == 0
+    assert loader.model.prompts == [vicuna("Is <image> like <image>?", None)]
+
+
+def test_a_wrong_number_of_places_is_counted_as_the_prompt_has_them(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [word for path in pictures for word in ("--image-file", path)]
+    assert cli.main(["--model-path", "m", *images, "--prompt", "<image>\nWhat?"]) == 2
+    assert "the prompt holds 1 <image>, but 2 images were given" in capsys.readouterr().err
+
+
+def test_a_later_prompt_of_a_conversation_shows_no_picture(
+    loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader.model.script += ["a ring", "yes"]
+    assert ask(pictures, "--one-conversation", "--prompt", "<image> too?") == 2
+    assert "error: a later question may not hold <image>: the first one shows all" in capsys.readouterr().err
+
+
 def test_each_picture_is_asked_about_alone_and_named(
     loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

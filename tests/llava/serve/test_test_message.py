@@ -60,6 +60,8 @@ def test_the_answer_is_the_engines(
         (["--api-key", "wrong"], "an API key is needed"),
         (["--api-key", "k", "--model-name", "other"], "no worker for the model 'other'; start one by python -m llava"),
         (["--api-key", "k", "--message", "Hi <image>"], "1 <image>, but 0 images were given (error code 1)"),
+        (["--api-key", "k", "--message", "Hi \udcff"], "--message holds half a character, '\\udcff'"),
+        (["--api-key", "k", "--message", " "], "the question is empty"),
         (["--api-key", "k", "--image-file", "/no/such.png"], "no such image file: /no/such.png"),
         (["--api-key", "k", "--image-file", "PICTURE", "--image-file", __file__], f"{__file__}: not a readable image"),
         (["--controller-address", "http://127.0.0.1:1"], "no controller answers at http://127.0.0.1:1 ("),

@@ -217,7 +217,7 @@ def test_image_tokens_are_added(build):
         ("--model_name_or_path {0}/vicuna --tune_mm_mlp_adapter True", "--tune_mm_mlp_adapter needs a vision tower"),
         ("--model_name_or_path {0}/vicuna --qlip", "--qlip needs a vision tower"),
         ("--model_name_or_path {0}/llava --mm_projector_type linear", "has a 'mlp2x_gelu' projector; leave the flag"),
-        ("--model_name_or_path {0}/nowhere/at/all", "is neither a folder nor a model id"),
+        ("--model_name_or_path {0}/nowhere/at/all", "there is no checkpoint folder"),
         (PARTS + " --mm_projector_type mlp3x_gelu", "mm_projector.bin is not of this 'mlp3x_gelu' projector"),
     ],
 )

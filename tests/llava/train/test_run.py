@@ -143,7 +143,9 @@ def test_a_step_of_which_nothing_can_be_used_changes_nothing(bases, data, tmp_pa
 
 
 def test_a_run_or_an_evaluation_without_usable_samples_is_an_error(bases, data, tmp_path):
-    reason = "none of the first 9 samples could be trained on, .* 0 of them are malformed or unreadable, any others"
+    reason = (
+        "no sample could be trained on; samples were left out 9 times .* 0 of them are malformed or unreadable, any"
+    )
     with pytest.raises(ValueError, match=reason):
         train_on(bases / "llava", data, tmp_path / "out", model_max_length=40, save_strategy="steps", save_steps=1)
     assert not list(tmp_path.glob("out/checkpoint*"))
@@ -193,7 +195,7 @@ def code_and_error(arguments, capsys) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_name_or_path": "/nowhere"}, "'/nowhere' is neither a folder nor a model id"),
+        ({"model_name_or_path": "/nowhere"}, "there is no checkpoint folder '/nowhere'"),
         ({"data_path": "/nowhere.json"}, "/nowhere.json"),
         ({"vision_tower": "/nowhere", "model_name_or_path": "VICUNA"}, "the vision tower '/nowhere'"),
         ({"model_name_or_path": "VICUNA"}, "sample 0 has an image, but the model has no vision tower"),

@@ -98,6 +98,18 @@ def test_without_arguments_a_picture_or_a_connection_it_says_one_line(name, phot
         assert error.startswith(f"{name}: error: ") and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("example", [feature_map.main, zero_shot.main])
+def test_a_folder_that_does_not_exist_is_said_as_such(example, photo, tmp_path, capsys):
+    assert run(example, photo, str(tmp_path / "out.png"), "--model-path", "/nope") == 2
+    assert "--model-path /nope: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_tower_without_its_text_half_classifies_nothing(photo, tmp_path, capsys):
+    path = save(tmp_path / "model", make_vision_model("clip"))
+    assert run(zero_shot.main, photo, "a cat", "--model-path", path) == 2
+    assert "is of type 'clip_vision_model', without CLIP's text half" in capsys.readouterr().err
+
+
 def test_each_is_short_and_is_run_here():
     files = {file.stem: file for file in Path(scripts.examples.__file__).parent.glob("[!_]*.py")}
     assert files.keys() == {"transformers_chat", "zero_shot", "feature_map"}

@@ -35,11 +35,21 @@ def read_inputs(args: argparse.Namespace, read: Callable[[argparse.Namespace], l
     """Reads the questions that the flags name.
 
     Raises:
-        ValueError: the file is missing or not a question file, or there is no chunk of that number.
+        ValueError: the file is missing or not a question file, a question is empty, or there is no chunk of that
+            number.
     """
     check_chunk(args)
     check_question_file(args.question_file)
-    return read(args)
+    questions = read(args)
+    check_texts(args.question_file, questions)
+    return questions
+
+
+def check_texts(path: Path, questions: Iterable[Question]) -> None:
+    """Raises ValueError if a question of a file is empty."""
+    for question in questions:
+        if not question.text.strip():
+            raise ValueError(f"{path}: question_id {question.question_id!r}: the question is empty")
 
 
 def check_question_file(path: Path) -> None:
@@ -67,7 +77,9 @@ def check_asked_images(args: argparse.Namespace, questions: Sequence[Question]) 
 
 
 def check_answered(path: Path, questions: Iterable[Question], remedy: str) -> None:
-    """Raises ValueError if a question of a file has no right answer; `remedy` says how to give it one."""
+    """Raises ValueError if a question of a file is empty or has no right answer; `remedy` says how to give it one."""
+    questions = list(questions)
+    check_texts(path, questions)
     if unknown := [question.question_id for question in questions if question.answer is None]:
         raise ValueError(f"{path}: question {unknown[0]!r} has no right answer; {remedy}")
 

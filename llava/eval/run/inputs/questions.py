@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import Row, check_encodable, is_missing, read_rows, read_table, read_text
+from llava.eval.score.rows import Row, is_missing, read_rows, read_table, read_text
+from llava.text import check_encodable
 
 T = TypeVar("T")
 

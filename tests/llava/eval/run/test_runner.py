@@ -159,6 +159,19 @@ def count(image: Any) -> int:
     return len(image.leaves) if isinstance(image, CutImage) else 64
 
 
+def test_a_length_that_nobody_typed_is_what_the_context_leaves(engine: ChatEngine, folder: Path) -> None:
+    question, long = ask(0, TEXTS[0], folder / "0.png"), Sampling(0.0, max_new_tokens=engine.context_len)
+    assert "exceed the model's context" in str(answers(Runner(engine, long), [question])[0].error)
+    found = answers(Runner(engine, long, shorten=True), [question])[0]
+    assert found.text == answers(Runner(engine, GREEDY), [question])[0].text
+
+
+def test_a_question_may_say_itself_where_its_image_goes(engine: ChatEngine, folder: Path) -> None:
+    questions = [ask(0, TEXTS[0], folder / "0.png", 0), ask(1, f"<image>\n{TEXTS[0]}", folder / "0.png", 1)]
+    plain, placed = answers(Runner(engine, GREEDY), questions).values()
+    assert placed.text == plain.text
+
+
 def test_faults_stay_with_their_question(
     engine: ChatEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +181,7 @@ def test_faults_stay_with_their_question(
         ask(0, TEXTS[0], folder / "0.png", 0),
         ask(1, TEXTS[0], tmp_path / "missing.png", 1),
         ask(2, TEXTS[0], broken, 2),
-        ask(3, "<image> and?", folder / "1.png", 3),
+        ask(3, "<image> and <image>?", folder / "1.png", 3),
         ask(4, "word " * 3000, folder / "1.png", 4),
         ask(5, TEXTS[1], folder / "1.png", 5),
         ask(6, TEXTS[1], folder / ("x" * 300), 6),

@@ -106,7 +106,7 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
         (["--set", "budget=question,score"], "a sweep encodes each image once for all its questions"),
         (["--no-qlip", "--alpha", "0.1"], "--no-qlip contradicts values of alpha"),
         (["--no-qlip", "--no-clip"], "--no-clip and --no-qlip leave nothing to measure"),
-        (["--model-path", "no/such/model"], "'no/such/model' is neither a folder nor"),
+        (["--model-path", "no/such/model"], "there is no checkpoint folder 'no/such/model'"),
         (["--question-file", "absent.jsonl"], "absent.jsonl"),
     ],
 )

@@ -146,6 +146,11 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
         ("Hi", 1, True, "<im_start><image><im_end>\nHi"),
         ("Compare <image-placeholder> to it", 1, False, "Compare <image> to it"),
         ("Compare <image-placeholder> to it", 1, True, "Compare <im_start><image><im_end> to it"),
+        ("<image>\nHi", 1, False, "<image>\nHi"),
+        ("<image>\nHi", 1, True, "<im_start><image><im_end>\nHi"),
+        ("<im_start><image><im_end>\nHi", 1, True, "<im_start><image><im_end>\nHi"),
+        ("Is <image> like <image-placeholder>?", 2, False, "Is <image> like <image>?"),
+        ("Is <image> alone?", 2, False, "Is <image> alone?"),
     ],
 )
 def test_pictures_come_before_the_question_or_where_it_says(

@@ -38,6 +38,23 @@ def ask(engine: ChatEngine, settings: Sampling) -> Answer:
     return engine.submit(engine.question(QUESTION, 1), [picture()], settings)
 
 
+def test_an_empty_question_is_refused(engine: ChatEngine) -> None:
+    for ask_it in (engine.ask, engine.explain):
+        with pytest.raises(ValueError, match="the question is empty"):
+            ask_it(" \n", [picture()])
+
+
+def test_half_a_character_is_refused_before_the_tokenizer_gets_it(engine: ChatEngine) -> None:
+    words = r"holds half a character, '\\ud800'"
+    with pytest.raises(ValueError, match=f"the question {words}"):
+        engine.ask("a \ud800 b", [])
+    with pytest.raises(ValueError, match=f"the prompt {words}"):
+        engine.submit("a \ud800 b", [], Sampling())
+    with pytest.raises(ValueError, match=words):
+        engine.explain(QUESTION, [picture()], "a \ud800 b")
+    assert engine.waiting == 0
+
+
 def outcome(answer: Answer) -> str | type[Exception]:
     """The answer, or what its reader gets in its place."""
     try:

@@ -188,6 +188,17 @@ def test_images_need_a_tower(make):
     assert len(make(TEXT, preparer=None)) == 1
 
 
+def test_a_missing_folder_is_said_before_training(make, images):
+    asked = ("<image>\nWhat?", "A ring.")
+    with pytest.raises(ValueError, match="there is no image folder nope; name it with --image_folder"):
+        make((asked, "a.png"), image_folder="nope")
+    arguments = make_arguments(images, preparer=UNIFORM, data_path=str(images / "samples.json"))
+    vars(arguments).update(eval_data_path=arguments.data_path, eval_image_folder="nope")
+    with pytest.raises(ValueError, match="there is no image folder nope; name it with --eval_image_folder"):
+        make_supervised_data_module(TOKENIZER, arguments)
+    assert make((("What?", "A ring."), None), image_folder="nope")
+
+
 def test_absolute_paths_need_no_folder(make, images):
     item = make((ONE[0], str(images / "a.png")), image_folder=None)[0]
     assert len(item["images"]) == 1

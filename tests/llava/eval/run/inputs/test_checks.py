@@ -134,6 +134,16 @@ def test_a_picture_inside_mmbenchs_table_is_checked_too(tmp_path: Path, capsys: 
     assert "2 of 3 images are unreadable, for example data:image;base64," in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", sorted(FROM_FILES.keys() - {"vstar_likelihood"}))  # whose questions have options
+def test_an_empty_question_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(f"{__name__}.TEXT", " ")
+    assert FROM_FILES[name](make_flags(name, tmp_path, make_folder(tmp_path / "images"))) == 2
+    assert capsys.readouterr().err.endswith(": the question is empty\n")
+
+
 @pytest.mark.parametrize("form", ["plain", "MIME", "data URL"])
 def test_base64_is_checked_as_it_is_read(form: str) -> None:
     text = {

@@ -1,0 +1,137 @@
+"""The terminal chat's turns: questions that are typed, dropped or stopped, and how it ends."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.serve import cli
+from llava.serve.engine import ChatEngine
+from tests.llava.serve.test_cli import Loader, typed, vicuna
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    loader = Loader()
+    monkeypatch.setattr("llava.model.builder.load_pretrained_model", loader)
+    return loader
+
+
+def test_a_chat_has_turns_until_an_empty_line(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = typed(monkeypatch, "What?", "Sure?", "", "never read")
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert capsys.readouterr().out == "ASSISTANT: a ring\nASSISTANT: yes\n"
+    assert shown == ["USER: "] * 3
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nWhat?", "a ring", "Sure?", None)]
+    assert loader.model.temperatures == [[0.2], [0.2]]
+
+
+def test_the_end_of_input_ends_a_chat(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert loader.model.calls == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_second_ctrl_c_in_a_row_at_the_prompt_ends_a_chat_in_a_terminal(
+    loader: Loader,
+    picture: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    stop, shown = KeyboardInterrupt, []
+    waiting = iter([stop, "What?", stop, stop] if terminal else [stop])
+
+    def read(prompt: str) -> str:
+        shown.append(prompt)
+        line = next(waiting)
+        if line is stop:
+            raise stop
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", Mock(isatty=lambda: terminal))
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 130
+    assert len(shown) == (4 if terminal else 1)
+    assert capsys.readouterr().err.count("press Ctrl-C again, or Ctrl-D, to end the chat\n") == (2 if terminal else 0)
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "What?", "Sure?")
+    loader.model.script += ["a ring", "yes"]
+    reply, interrupted = ChatEngine.reply, []
+
+    def interrupt_once(self: Any, *args: Any) -> Iterator[str]:
+        stream = reply(self, *args)
+        yield next(stream)
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        yield from stream
+
+    monkeypatch.setattr(ChatEngine, "reply", interrupt_once)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
+
+
+def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "long " * 1000, "What?")
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "exceed the model's context of 4096" in capsys.readouterr().err
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
+
+
+def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "Long?", "What?")
+    loader.model.script += [torch.OutOfMemoryError("CUDA out of memory"), "a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("llava: error: the model ran out of memory; shorten the prompt") and "a ring" in said.out
+    assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
+
+
+def test_typed_places_of_pictures_are_used_in_the_first_question_and_refused_in_later_ones(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "What is <image>?", "<image> too?", "Sure?")
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "a later question may not hold <image>" in capsys.readouterr().err
+    first = "What is <image>?"
+    assert loader.model.prompts == [vicuna(first, None), vicuna(first, "a ring", "Sure?", None)]
+
+
+def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff bad\nWhat?\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", stdin)
+    loader.model.script += ["a ring"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "llava: error: the prompt holds half a character, '\\udcff'\n" in capsys.readouterr().err
+    assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]
