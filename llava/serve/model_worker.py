@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
-from llava.serve.http.addresses import host_of, is_loopback, machine_address
+from llava.serve.http.addresses import bracketed, host_of, is_loopback, local_url, machine_address
 from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import log_to_console, warn_of_open_port
@@ -37,7 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--worker-address",
         "--worker",  # LLaVA's users abbreviate the flag, which is ambiguous beside --worker-token
         type=machine_address,
-        help="where others reach this worker (default: http://localhost:PORT)",
+        help="where others reach this worker (default: http://HOST:PORT of --host and --port; localhost for 127.0.0.1"
+        " and 0.0.0.0)",
     )
     parser.add_argument(
         "--controller-address",
@@ -65,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if conflict:
         parser.error(conflict)
     if args.port:  # port 0 is chosen later
-        args.worker_address = args.worker_address or f"http://localhost:{args.port}"
+        args.worker_address = args.worker_address or local_url(args.host, args.port)
     return args
 
 
@@ -79,13 +80,32 @@ def find_conflict(args: argparse.Namespace) -> str | None:
             continue
         if not args.worker_token and not is_loopback(host_of(address)):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
-    if args.worker_address is None and not is_loopback(host_of(args.controller_address)):
-        return (
-            f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
-            f" at localhost; give --worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
-        )
+    if args.worker_address is None and (conflict := _find_conflict_of_host(args)):
+        return conflict
     if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
+    return None
+
+
+def _find_conflict_of_host(args: argparse.Namespace) -> str | None:
+    """Describes why the address that `--host` gives the worker cannot be registered; None if it can."""
+    example = f"--worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
+    try:
+        host = host_of(local_url(args.host, args.port or PORT))
+    except ValueError as error:
+        return f"--host {args.host} is no address to register ({error}); give {example}"
+    if not is_loopback(host):
+        if args.worker_token:
+            return None
+        return (
+            f"--host {args.host} is also the address to register, which is no loopback address, so that --worker-token"
+            " is needed; or give --worker-address"
+        )
+    if not is_loopback(host_of(args.controller_address)):
+        return (
+            f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
+            f" at {bracketed(host)}; give {example}"
+        )
     return None
 
 
@@ -124,7 +144,7 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, listener: Listene
     if args.no_register:
         serve(app, listener, limits=connections)
         return
-    address = args.worker_address or f"http://localhost:{listener.port}"
+    address = args.worker_address or local_url(args.host, listener.port)
     registration = Registration(args.controller_address, address, worker.status, args.worker_token)
     serve(app, listener, registration.start, registration.stop, connections)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
+from llava.serve.http.addresses import url_of
 from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
@@ -77,7 +78,7 @@ def serve_engine(
     from llava.serve.openai.app import openai_app
 
     async def announce() -> None:
-        address = f"http://{listener.host}:{listener.port}/v1"
+        address = f"{url_of(listener.host, listener.port)}/v1"
         print(f"{', '.join(settings.model_names)} at {address}", file=sys.stderr, flush=True)
         kept = engine.prefixes.most_bytes // 2**20
         print(f"at most {kept} MiB of keys and values of earlier prompts (--prefix-cache-mib)", file=sys.stderr)

@@ -10,6 +10,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from llava.serve.http.addresses import url_of
 from llava.serve.http.connections import limited_protocol
 from llava.serve.http.limits import BACKLOG, ConnectionLimits, fit_open_files
 from llava.serve.http.listening import Listener
@@ -32,7 +33,7 @@ class Server(uvicorn.Server):
             config: uvicorn's configuration.
             on_start: Awaited once the server listens.
             on_stop: Awaited after a signal to stop, while the server still listens.
-            at: The address, for the log.
+            at: The server's URL, for the log.
         """
         super().__init__(config)
         self.on_start, self.on_stop, self.at = on_start, on_stop, at
@@ -87,4 +88,4 @@ def serve(
     config = server_config(app, fit_open_files(limits or ConnectionLimits()))
     listener.listen()
     with suppress(KeyboardInterrupt):
-        Server(config, on_start, on_stop, f"{listener.host}:{listener.port}").run(list(listener.sockets))
+        Server(config, on_start, on_stop, url_of(listener.host, listener.port)).run(list(listener.sockets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from typing import Any
 
@@ -49,6 +50,14 @@ def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, 
             client.post(CHAT, json=body(user(QUESTION, *[data_url()] * 2)) | {"model": "other"}), 400, "too_many_images"
         )
         error_of(client.get("/health"), 503, "shutting_down")  # the program has ended
+
+
+def test_a_program_names_an_ipv6_address_as_a_url(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "serve", lambda *address, on_start, **options: asyncio.run(on_start()))
+    assert openai_api.main(["--host", "::1", "--port=0"]) == 0
+    assert re.search(r" at http://\[::1\]:[0-9]+/v1$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_program_open_to_all_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,18 @@ import pytest
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import NO_LINK, serve
 from llava.serve.web.page import PageText, build_page
+from tests.llava.serve.programs import has_ipv6
 from tests.llava.serve.web.pages import free_port
+
+
+def test_a_page_on_an_ipv6_address_is_served_and_named_as_a_url(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    if not has_ipv6():
+        pytest.skip("no IPv6 here")
+    page, port = build_page(demo), free_port()
+    serve(page, "::1", port, block=False)
+    assert capsys.readouterr().out == f"the page is at http://[::1]:{port}/\n"
+    assert httpx.get(page.local_url).status_code == 200
+    page.close()
 
 
 @pytest.mark.parametrize("heading", [True, False])
