@@ -101,7 +101,7 @@ def serve(
     block: bool = True,
     concurrency: int = 16,
 ) -> None:
-    """Serves the page with system fonts, bounded uploads and no log of questions; prints its address.
+    """Serves the page with system fonts, bounded uploads and no log of visitors; prints its address.
 
     Args:
         page: from `build_page`.
@@ -124,6 +124,7 @@ def serve(
             max_file_size=DEFAULT_LIMITS.max_bytes,
             app_kwargs={"middleware": [Middleware(each) for each in (PageHeaders, LimitBodies, RefuseMalformedCalls)]},
             run_history=False,
+            enable_monitoring=False,  # its routes give statistics of all visitors, and print a key
             ssr_mode=False,
             footer_links=[],
         )

@@ -38,6 +38,17 @@ def test_the_page_asks_nothing_of_other_hosts(page_url: str) -> None:
     assert page.headers["referrer-policy"] == "no-referrer"
 
 
+@pytest.mark.parametrize("route", ["monitoring", "monitoring/", "monitoring/summary", "monitoring/key"])
+@pytest.mark.parametrize("prefix", ["", "gradio_api/"])
+def test_nobody_reads_statistics_of_visitors(
+    page_url: str, route: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor makes the server print the key that would open them."""
+    reply = httpx.get(page_url + prefix + route, follow_redirects=True)
+    assert reply.status_code in (403, 404)
+    assert capsys.readouterr().out == ""
+
+
 def test_without_a_tunnel_the_page_is_served_here_and_says_so_in_one_line(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
