@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import ceil
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -62,6 +63,9 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
         log_level="warning",
         server_header=False,
         backlog=BACKLOG,
+        # Longer than the protocol's own, which decide: uvicorn's 5 s are also httpx's, and a client that sends its next
+        # request at the moment when the server closes the connection reads no reply.
+        timeout_keep_alive=ceil(max(limits.header_timeout, limits.stall_timeout)) + 1,
         timeout_graceful_shutdown=GRACE,
     )
 
