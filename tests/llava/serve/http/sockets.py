@@ -54,8 +54,13 @@ async def endless(request: Request) -> Response:
 
 
 @contextmanager
-def serving(limits: ConnectionLimits) -> Iterator[tuple[tuple[str, int], Starlette]]:
-    """Gives the address of a server with these limits, and its application."""
+def serving(limits: ConnectionLimits, bounded: bool = True) -> Iterator[tuple[tuple[str, int], Starlette]]:
+    """Gives the address of a server with these limits, and its application.
+
+    Args:
+        limits: the limits.
+        bounded: whether bodies are bounded too, and so read before the application begins.
+    """
     app = Starlette(
         routes=[
             Route("/health", health),
@@ -66,7 +71,7 @@ def serving(limits: ConnectionLimits) -> Iterator[tuple[tuple[str, int], Starlet
     )
     app.state.ended = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = Server(server_config(BodyLimit(app, 2**20, DEADLINE), limits))
+    server = Server(server_config(BodyLimit(app, 2**20, DEADLINE) if bounded else app, limits))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
