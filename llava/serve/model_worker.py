@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
@@ -131,7 +132,7 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, listener: Listene
     """Registers a loaded model with the controller and serves it until a signal to stop."""
     from llava.mm_utils import get_model_name_from_path
     from llava.serve.http.limits import ConnectionLimits
-    from llava.serve.http.server import serve
+    from llava.serve.http.server import refuse_more, serve
     from llava.serve.workers.heartbeat import Registration
     from llava.serve.workers.worker_app import ModelWorker, create_app
     from llava.utils import demo_model_path
@@ -142,11 +143,16 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, listener: Listene
     warn_of_open_port(args.host, api_keys(args))
     connections = ConnectionLimits(args.max_connections)
     if args.no_register:
-        serve(app, listener, limits=connections)
+        serve(app, listener, on_stop=partial(refuse_more, engine), limits=connections)
         return
     address = args.worker_address or local_url(args.host, listener.port)
     registration = Registration(args.controller_address, address, worker.status, args.worker_token)
-    serve(app, listener, registration.start, registration.stop, connections)
+
+    async def stop() -> None:
+        await refuse_more(engine)
+        await registration.stop()
+
+    serve(app, listener, registration.start, stop, connections)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ Programs that have a server already add the same routes to it by `llava.serve.op
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
@@ -74,7 +74,7 @@ def serve_engine(
     engine: ChatEngine, settings: APISettings, listener: Listener, connections: ConnectionLimits | None = None
 ) -> None:
     """Serves an engine until a signal to stop, lets its answers end, and closes it."""
-    from llava.serve.http.server import serve
+    from llava.serve.http.server import refuse_more, serve
     from llava.serve.openai.app import openai_app
 
     async def announce() -> None:
@@ -84,11 +84,9 @@ def serve_engine(
         print(f"at most {kept} MiB of keys and values of earlier prompts (--prefix-cache-mib)", file=sys.stderr)
         warn_of_open_port(listener.host, settings.api_keys)
 
-    async def refuse_more() -> None:
-        asyncio.get_running_loop().run_in_executor(None, engine.close)
-
     try:
-        serve(openai_app(engine, settings), listener, on_start=announce, on_stop=refuse_more, limits=connections)
+        app, stop = openai_app(engine, settings), partial(refuse_more, engine)
+        serve(app, listener, on_start=announce, on_stop=stop, limits=connections)
     finally:
         engine.close()
 
