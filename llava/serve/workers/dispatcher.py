@@ -203,7 +203,10 @@ class Dispatcher:
 
     def _no_worker(self, model: str) -> Response:
         known = self.registry.models()
-        if known:
+        if model in known:
+            message = f"the workers of {model!r} take no requests now, since they report speed 0; try again soon"
+            failure = Failure(503, "no_worker", message, 10)
+        elif known:
             failure = Failure(404, "model_not_found", f"no worker serves {model!r}; served: {', '.join(known)}")
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)
