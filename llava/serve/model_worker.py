@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import bracketed, host_of, is_loopback, local_url, machine_address
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
+from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import log_to_console, warn_of_open_port
 from llava.serve.loading import add_model_flags, load_engine
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"the controller (default: {CONTROLLER})",
     )
     parser.add_argument("--no-register", action="store_true", help="run without a controller")
-    parser.add_argument("--model-name", help="the model's name for clients (default: its folder's name)")
+    parser.add_argument("--model-name", type=name_text, help="the model's name for clients (default: its folder's)")
     parser.add_argument(
         "--limit-model-concurrency",
         type=integer(),

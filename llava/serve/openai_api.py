@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import url_of
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
+from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import warn_of_open_port
@@ -35,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--served-model-name",
         nargs="+",
+        type=name_text,
         metavar="NAME",
         help="the model's names for clients (default: the name of its folder)",
     )

@@ -82,6 +82,7 @@ def test_a_worker_on_an_address_of_the_network_registers_it_with_a_token(host: s
         (["--worker-address", "localhost:21002"], "'localhost:21002': an address must read http://HOST:PORT"),
         (["--worker-address", "http://localhost:99999", "--no-register"], "argument --worker-address/--worker: 'http:"),
         (["--controller-address", "http://a/b"], "argument --controller-address: 'http://a/b': an address must read"),
+        (["--model-name", "m\nn"], "argument --model-name: 'm\\nn' is no name; it needs 1 to 500 printable"),
         (["--worker-token", ""], "argument --worker-token: a secret may not be empty"),
         (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so that --worker-token is needed"),
         (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),
