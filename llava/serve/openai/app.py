@@ -23,6 +23,7 @@ from llava.serve.openai.errors import add_error_handlers, refusing
 from llava.serve.openai.replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai.requests import ChatRequest
 from llava.serve.openai.stream import EventStream
+from llava.utils import PROJECT, installed
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; `code` says why."},
@@ -91,6 +92,7 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
     metrics = Metrics(engine)
     app = DescribedAPI(
         title="LLaVA with QLIP",
+        version=installed(PROJECT) or "unknown",  # a checkout that was not installed has no version
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
     )
