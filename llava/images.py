@@ -102,12 +102,16 @@ def read_image(
         if scheme and scheme[0].lower() == "file" and allow_paths:
             path = unquote(re.sub("^file:(//)?", "", source, flags=re.IGNORECASE))
             raise ImageError(f"file: URLs are not allowed; give the path, {path}")
+        if scheme and scheme[0].lower() not in ("data", "http", "https"):
+            allowed = _describe_sources(allow_paths, allow_urls, allowed_hosts)
+            raise ImageError(f"{scheme[0].lower()}: URLs are not allowed; use {allowed}")
         if scheme:
             return _read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback, allowed_hosts)
     if not allow_paths:
         raise ImageError(
-            "local image files are not allowed here, and this text is not a URL; send a data: URL (base64 text needs"
-            " data:image/png;base64, before it) or an http(s) URL"
+            "local image files are not allowed here, and this text is not a URL; use"
+            f" {_describe_sources(allow_paths, allow_urls, allowed_hosts)}; base64 text needs data:image/png;base64,"
+            " before it"
         )
     if not str(source).strip():
         raise ImageError("the name of an image file is empty")
@@ -196,6 +200,17 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
         return (height, width) if 5 <= read_orientation(image) <= 8 else (width, height)
 
 
+def _describe_sources(allow_paths: bool, allow_urls: bool, allowed_hosts: Collection[str] | None) -> str:
+    """Names what texts may stand for an image, for an error."""
+    if not allow_urls:
+        urls = "a data: URL (data:image/png;base64,...)"
+    elif allowed_hosts is None:
+        urls = "http:, https: or data:"
+    else:
+        urls = "data:, or http: and https: with a host among the server's --allowed-media-domains"
+    return f"{urls}, or the file's path" if allow_paths else urls
+
+
 def _read_url(
     url: str,
     scheme: str,
@@ -209,8 +224,6 @@ def _read_url(
         if not comma or not header.lower().endswith(";base64"):
             raise ImageError("a data: URL must read data:image/...;base64,...")
         return read_base64(body, limits)
-    if scheme not in ("http", "https"):
-        raise ImageError(f"{scheme}: URLs are not allowed; use http:, https: or data:")
     if not allow_urls:
         raise ImageError(
             "image URLs are not allowed here; send the picture itself as a data: URL (data:image/png;base64,...), or"

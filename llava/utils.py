@@ -17,8 +17,21 @@ from llava.constants import LOGDIR
 if TYPE_CHECKING:
     import asyncio
 
+PROJECT = "llava-qlip"
+"""The name of this project's package."""
+
 server_error_msg = "**The model gave no answer. Try again, or reload this page.**"
 moderation_msg = "This question does not pass moderation. Please ask another one."
+
+
+def installed(package: str) -> str | None:
+    """Finds a package's version without importing it; None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # here, since few commands need it
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _playground() -> Path:

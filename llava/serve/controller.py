@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     app = create_app(dispatcher, args.worker_token, is_loopback(args.host), keys, limits)
     with take_address(args.host, args.port) as listener:
         warn_of_open_port(args.host, keys)
-        serve(app, listener, limits=ConnectionLimits(args.max_connections))
+        connections = ConnectionLimits(args.max_connections)
+        serve(app, listener, on_stop=dispatcher.refuse_more, limits=connections)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,21 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.command import OneLineParser, exit_on_interrupt, format_error, run_command
-from llava.utils import check_device, default_device, demo_model_path, demo_picture_path, devices
+from llava.utils import (
+    PROJECT,
+    check_device,
+    default_device,
+    demo_model_path,
+    demo_picture_path,
+    devices,
+    installed,
+)
 
-PROJECT = "llava-qlip"
 OPTIONAL_PACKAGES = ("flash-attn", "open-clip-torch", "timm", "vllm")
 """Packages that are used where they are installed and belong to no extra."""
 QUESTION = "What is in the picture?"
@@ -94,14 +101,6 @@ def hide_home(text: str) -> str:
 def describe_project() -> dict[str, Any]:
     """Finds the version that is installed, None for a checkout alone, and the folder that the code comes from."""
     return {"name": PROJECT, "version": installed(PROJECT), "folder": hide_home(str(Path(__file__).parents[2]))}
-
-
-def installed(package: str) -> str | None:
-    """Finds a package's version without importing it; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def describe_system() -> dict[str, Any]:

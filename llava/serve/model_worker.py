@@ -9,12 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
-from llava.serve.http.addresses import host_of, is_loopback, machine_address
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
+from llava.serve.http.addresses import bracketed, host_of, is_loopback, local_url, machine_address
+from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import log_to_console, warn_of_open_port
 from llava.serve.loading import add_model_flags, load_engine
@@ -37,7 +38,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--worker-address",
         "--worker",  # LLaVA's users abbreviate the flag, which is ambiguous beside --worker-token
         type=machine_address,
-        help="where others reach this worker (default: http://localhost:PORT)",
+        help="where others reach this worker (default: http://HOST:PORT of --host and --port; localhost for 127.0.0.1"
+        " and 0.0.0.0)",
     )
     parser.add_argument(
         "--controller-address",
@@ -46,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"the controller (default: {CONTROLLER})",
     )
     parser.add_argument("--no-register", action="store_true", help="run without a controller")
-    parser.add_argument("--model-name", help="the model's name for clients (default: its folder's name)")
+    parser.add_argument("--model-name", type=name_text, help="the model's name for clients (default: its folder's)")
     parser.add_argument(
         "--limit-model-concurrency",
         type=integer(),
@@ -65,7 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if conflict:
         parser.error(conflict)
     if args.port:  # port 0 is chosen later
-        args.worker_address = args.worker_address or f"http://localhost:{args.port}"
+        args.worker_address = args.worker_address or local_url(args.host, args.port)
     return args
 
 
@@ -79,13 +81,32 @@ def find_conflict(args: argparse.Namespace) -> str | None:
             continue
         if not args.worker_token and not is_loopback(host_of(address)):
             return f"{flag} {address} is another machine's, so that --worker-token is needed"
-    if args.worker_address is None and not is_loopback(host_of(args.controller_address)):
-        return (
-            f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
-            f" at localhost; give --worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
-        )
+    if args.worker_address is None and (conflict := _find_conflict_of_host(args)):
+        return conflict
     if api_keys(args) and not args.worker_token:
         return "with --api-key the controller needs --worker-token to be let in; or give --no-register"
+    return None
+
+
+def _find_conflict_of_host(args: argparse.Namespace) -> str | None:
+    """Describes why the address that `--host` gives the worker cannot be registered; None if it can."""
+    example = f"--worker-address, such as http://THIS-MACHINE:{args.port or 'PORT'}"
+    try:
+        host = host_of(local_url(args.host, args.port or PORT))
+    except ValueError as error:
+        return f"--host {args.host} is no address to register ({error}); give {example}"
+    if not is_loopback(host):
+        if args.worker_token:
+            return None
+        return (
+            f"--host {args.host} is also the address to register, which is no loopback address, so that --worker-token"
+            " is needed; or give --worker-address"
+        )
+    if not is_loopback(host_of(args.controller_address)):
+        return (
+            f"--controller-address {args.controller_address} may be another machine's, which would not reach this one"
+            f" at {bracketed(host)}; give {example}"
+        )
     return None
 
 
@@ -111,7 +132,7 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, listener: Listene
     """Registers a loaded model with the controller and serves it until a signal to stop."""
     from llava.mm_utils import get_model_name_from_path
     from llava.serve.http.limits import ConnectionLimits
-    from llava.serve.http.server import serve
+    from llava.serve.http.server import refuse_more, serve
     from llava.serve.workers.heartbeat import Registration
     from llava.serve.workers.worker_app import ModelWorker, create_app
     from llava.utils import demo_model_path
@@ -122,11 +143,16 @@ def serve_engine(args: argparse.Namespace, engine: ChatEngine, listener: Listene
     warn_of_open_port(args.host, api_keys(args))
     connections = ConnectionLimits(args.max_connections)
     if args.no_register:
-        serve(app, listener, limits=connections)
+        serve(app, listener, on_stop=partial(refuse_more, engine), limits=connections)
         return
-    address = args.worker_address or f"http://localhost:{listener.port}"
+    address = args.worker_address or local_url(args.host, listener.port)
     registration = Registration(args.controller_address, address, worker.status, args.worker_token)
-    serve(app, listener, registration.start, registration.stop, connections)
+
+    async def stop() -> None:
+        await refuse_more(engine)
+        await registration.stop()
+
+    serve(app, listener, registration.start, stop, connections)
 
 
 if __name__ == "__main__":

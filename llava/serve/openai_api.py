@@ -6,14 +6,15 @@ Programs that have a server already add the same routes to it by `llava.serve.op
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, request_limits
+from llava.serve.http.addresses import url_of
+from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import warn_of_open_port
@@ -34,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--served-model-name",
         nargs="+",
+        type=name_text,
         metavar="NAME",
         help="the model's names for clients (default: the name of its folder)",
     )
@@ -73,21 +75,19 @@ def serve_engine(
     engine: ChatEngine, settings: APISettings, listener: Listener, connections: ConnectionLimits | None = None
 ) -> None:
     """Serves an engine until a signal to stop, lets its answers end, and closes it."""
-    from llava.serve.http.server import serve
+    from llava.serve.http.server import refuse_more, serve
     from llava.serve.openai.app import openai_app
 
     async def announce() -> None:
-        address = f"http://{listener.host}:{listener.port}/v1"
+        address = f"{url_of(listener.host, listener.port)}/v1"
         print(f"{', '.join(settings.model_names)} at {address}", file=sys.stderr, flush=True)
         kept = engine.prefixes.most_bytes // 2**20
         print(f"at most {kept} MiB of keys and values of earlier prompts (--prefix-cache-mib)", file=sys.stderr)
         warn_of_open_port(listener.host, settings.api_keys)
 
-    async def refuse_more() -> None:
-        asyncio.get_running_loop().run_in_executor(None, engine.close)
-
     try:
-        serve(openai_app(engine, settings), listener, on_start=announce, on_stop=refuse_more, limits=connections)
+        app, stop = openai_app(engine, settings), partial(refuse_more, engine)
+        serve(app, listener, on_start=announce, on_stop=stop, limits=connections)
     finally:
         engine.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +87,29 @@ def test_a_server_can_refuse_paths_and_urls(tmp_path: Path, picture: Image.Image
         load_image(str(tmp_path / "picture.png"), allow_paths=False)
     with pytest.raises(ImageError, match="image URLs are not allowed"):
         load_image("http://example.org/a.png", allow_urls=False)
+
+
+@pytest.mark.parametrize("source", ["file:///etc/passwd", "ftp://example.org/a.png", "no URL"])
+@pytest.mark.parametrize(
+    ("allowed", "named"),
+    [
+        ({}, {"http:", "https:", "data:"}),
+        ({"allow_urls": False}, {"data:"}),
+        ({"allowed_hosts": {"example.org"}}, {"http:", "https:", "data:", "--allowed-media-domains"}),
+        ({"allow_urls": False, "allowed_hosts": frozenset()}, {"data:"}),  # as a server without flags
+    ],
+)
+def test_the_error_of_an_impossible_source_names_what_is_allowed(source: str, allowed: Any, named: set[str]) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(source, allow_paths=False, **allowed)
+    _, _, words = str(caught.value).partition("; use ")
+    known = ("http:", "https:", "data:", "--allowed-media-domains", "path")
+    assert {name for name in known if re.search(rf"(?<![a-z]){name}", words)} == named
+
+
+def test_where_paths_are_allowed_the_error_of_a_file_url_names_them() -> None:
+    with pytest.raises(ImageError, match="use http:, https: or data:, or the file's path"):
+        load_image("file:///etc/passwd")
 
 
 # Modes

@@ -22,6 +22,33 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def url_of(host: str, port: int) -> str:
+    """Formats a host and a port as the URL of a server; an IPv6 address gets its brackets."""
+    return f"http://{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """Formats a host as URLs have it: an IPv6 address in brackets, anything else as it is."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def local_url(host: str, port: int) -> str:
+    """Formats the URL at which programs of this machine reach a server that listens on a host.
+
+    A wildcard listens on loopback too, `::` on that of IPv6 alone. No other host than 127.0.0.1 is written as
+    localhost: a server on a second loopback address does not listen there.
+    """
+    if not host:
+        return url_of("localhost", port)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return url_of(host, port)
+    if ip.is_unspecified:
+        host = "localhost" if ip.version == 4 else "::1"
+    return url_of("localhost" if host == "127.0.0.1" else host, port)
+
+
 def host_of(address: str) -> str:
     """Reads the host of a worker's address, without brackets.
 
@@ -31,11 +58,11 @@ def host_of(address: str) -> str:
     match = _ADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS else None
     if match is None or not 0 < int(match[4] or 80) < 2**16:
         raise ValueError("an address must read http://HOST:PORT or https://HOST:PORT, without path or password")
-    host, bracketed = match[1].strip("[]"), match[1].startswith("[")
+    host, in_brackets = match[1].strip("[]"), match[1].startswith("[")
     try:
-        ip = ipaddress.IPv6Address(host) if bracketed else ipaddress.ip_address(host)
+        ip = ipaddress.IPv6Address(host) if in_brackets else ipaddress.ip_address(host)
     except ValueError:
-        if bracketed:
+        if in_brackets:
             raise ValueError("the address in brackets is not a valid IPv6 address") from None
         if not _has_usable_host(address):
             raise ValueError("a host name has parts of 1 to 63 characters, and after xn-- a valid encoding") from None

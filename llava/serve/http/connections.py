@@ -16,10 +16,14 @@ from llava.serve.http.failures import Failure
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.replies import raw_reply
 
-LINGER = 1.0  # seconds that a refused connection stays open, so that its client can read the reason
+LINGER = 1.0  # seconds that a connection stays open behind a refusal, so that its client can read the reason
 MAX_LINGERING = 64
 # Bytes that the system buffers for a client: with the usual megabytes, a slow client seems to read nothing.
 SEND_BUFFER = 2**17
+MALFORMED = (
+    "the bytes are no valid HTTP/1.1: one Host and at most one Content-Length are needed, paths are ASCII, and a"
+    " request's headers take less than 64 KiB"
+)
 
 NO_REQUEST, BODY_MISSING, ANSWERING = range(3)  # what a connection waits for; the client sends the first two
 
@@ -114,7 +118,8 @@ class LimitedProtocol(H11Protocol):
         self.state: int | None = None
         """What the connection waits for; None while it is not in the table."""
         self.client_name = ""
-        self._refused = False
+        self._ended = False
+        """Whether the last reply has been sent, while the connection lingers."""
         self._wait: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._unsent = 0
@@ -130,11 +135,12 @@ class LimitedProtocol(H11Protocol):
             self.state = NO_REQUEST
             self._wait = self.loop.call_later(self.limits.header_timeout, self._give_up)
         else:
-            self._refuse()
+            message = "this server has too many connections; try again"
+            self._end_with(Failure(503, "too_many_connections", message, 1))
 
     def data_received(self, data: bytes) -> None:
         """Handles data from the client."""
-        if self._refused:
+        if self._ended:
             return
         super().data_received(data)
         self._update()
@@ -143,8 +149,8 @@ class LimitedProtocol(H11Protocol):
         """Removes the connection from the table."""
         self._cancel_timers()
         self._leave()
-        if self._refused:
-            self._refused = False
+        if self._ended:
+            self._ended = False
             self.table.lingering -= 1
         super().connection_lost(exc)
 
@@ -166,6 +172,23 @@ class LimitedProtocol(H11Protocol):
         """Starts to wait for the next request."""
         super().on_response_complete()
         self._update()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers bytes that are no HTTP with the documented error; closes the connection.
+
+        Args:
+            msg: uvicorn's text, which says the same of every fault.
+        """
+        begun = self.conn.our_state is h11.SEND_BODY
+        if self.cycle is not None and not self.cycle.response_complete:  # the application may not reply any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if begun:
+            self.transport.close()
+            return
+        self._leave()
+        self._cancel_timers()
+        self._end_with(Failure(400, "invalid_request", MALFORMED))
 
     def drop(self) -> None:
         """Closes the connection at once, to make room for another one."""
@@ -202,7 +225,10 @@ class LimitedProtocol(H11Protocol):
             if begun and not self.transport.get_write_buffer_size():
                 message = f"the request's headers took longer than {self.limits.header_timeout:g} seconds"
                 self.transport.write(raw_reply(Failure(408, "request_timeout", message)))
-            self.transport.close()
+        self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
         self._watch_reader()  # the client may never read what was written before
 
     def _watch_reader(self) -> None:
@@ -217,18 +243,18 @@ class LimitedProtocol(H11Protocol):
         else:
             self.transport.abort()
 
-    def _refuse(self) -> None:
-        self._refused = True
+    def _end_with(self, failure: Failure) -> None:
+        """Sends a last reply; reads nothing more, and closes the connection soon."""
+        self._ended = True
         self.table.lingering += 1
-        failure = Failure(503, "too_many_connections", "this server has too many connections; try again", 1)
         self.transport.write(raw_reply(failure))
         if self.table.lingering > MAX_LINGERING:
-            self.transport.close()
+            self._close()
             return
-        # Closed at once, with the client's request unread, the connection would be reset and the reply lost.
+        # Closed at once, with data of the client unread, the connection would be reset and the reply lost.
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._wait = self.loop.call_later(LINGER, self.transport.abort)
+        self._wait = self.loop.call_later(LINGER, self._close)
 
     def _leave(self) -> None:
         if self.state is not None:

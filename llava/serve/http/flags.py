@@ -8,6 +8,7 @@ import os
 from llava.command import integer
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
+from llava.serve.http.failures import shortened
 from llava.serve.http.limits import ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
 from qlip.image_limits import ImageLimits
@@ -75,6 +76,13 @@ def key_text(text: str) -> str:
     """Reads a flag that takes an API key; an error does not repeat it."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a key may not be empty; leave the flag out to do without")
+    return text
+
+
+def name_text(text: str) -> str:
+    """Reads a flag that takes a model's name for clients, as a controller takes it."""
+    if not 0 < len(text) <= 500 or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is no name; it needs 1 to 500 printable characters")
     return text
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 SECONDS_PER_TOKEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 
+COUNTED = "llava.counted"  # in a request's scope: its reply is counted already
+
 
 class Metrics:
     """Counters and histograms of one application."""
@@ -96,7 +98,10 @@ class Metrics:
 
 
 class CountResponses:
-    """ASGI middleware: counts replies by route and status; the route is "none" for a request that reached no route."""
+    """ASGI middleware: counts replies by route and status; the route is "none" for a request that reached no route.
+
+    In an application and in one mounted there, the outer one counts, so that each reply counts once.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """
@@ -108,13 +113,15 @@ class CountResponses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or COUNTED in scope:
             await self.app(scope, receive, send)
             return
+        scope[COUNTED] = True
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
+                # A mount's path is empty, and stays where no route in the mounted application matches.
+                route = getattr(scope.get("route"), "path", "") or "none"
                 self.metrics.responses.labels(route, message["status"]).inc()
             await send(message)
 

@@ -28,5 +28,5 @@ def raw_reply(failure: Failure) -> bytes:
     body = json.dumps(failure.body()).encode()
     headers = {"Content-Type": "application/json", "Content-Length": len(body), "Connection": "close"}
     lines = [f"{name}: {value}" for name, value in (headers | failure.headers).items()]
-    reason = {408: "Request Timeout", 503: "Service Unavailable"}[failure.status]
+    reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[failure.status]
     return "\r\n".join([f"HTTP/1.1 {failure.status} {reason}", *lines, "", ""]).encode() + body

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import ceil
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from llava.serve.http.addresses import url_of
 from llava.serve.http.connections import limited_protocol
 from llava.serve.http.limits import BACKLOG, ConnectionLimits, fit_open_files
 from llava.serve.http.listening import Listener
+
+if TYPE_CHECKING:
+    from llava.serve.engine import ChatEngine
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +30,10 @@ GRACE = 60  # seconds for running streams to finish after a signal to stop
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with hooks: when it listens, and on a signal to stop, before it waits for running streams."""
+    """A uvicorn server that listens until its running streams have ended, so that clients can read that it stops.
+
+    Has hooks: when it listens, and on a signal to stop.
+    """
 
     def __init__(
         self, config: uvicorn.Config, on_start: Hook | None = None, on_stop: Hook | None = None, at: str = ""
@@ -31,8 +42,8 @@ class Server(uvicorn.Server):
         Args:
             config: uvicorn's configuration.
             on_start: Awaited once the server listens.
-            on_stop: Awaited after a signal to stop, while the server still listens.
-            at: The address, for the log.
+            on_stop: Awaited after a signal to stop; the application should refuse new work from then on.
+            at: The server's URL, for the log.
         """
         super().__init__(config)
         self.on_start, self.on_stop, self.at = on_start, on_stop, at
@@ -46,10 +57,27 @@ class Server(uvicorn.Server):
                 await self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for running streams to end."""
+        """Waits for the requests that were running at the signal, then stops listening.
+
+        Both together take no longer than uvicorn's time for a graceful shutdown; a second Ctrl-C ends them.
+        """
+        running = set(self.server_state.tasks)  # later requests, such as health checks, are not waited for
+        grace, start = self.config.timeout_graceful_shutdown, time.monotonic()
         if self.on_stop is not None:
             await self.on_stop()
+        while running and not self.force_exit and (grace is None or time.monotonic() < start + grace):
+            _, running = await asyncio.wait(running, timeout=0.1)
+        if self.force_exit:
+            grace = 0
+        elif grace is not None:
+            grace = max(0, ceil(start + grace - time.monotonic()))
+        self.config.timeout_graceful_shutdown = grace
         await super().shutdown(sockets)
+
+
+async def refuse_more(engine: ChatEngine) -> None:
+    """Makes an engine refuse new requests; does not wait for those that it answers."""
+    asyncio.get_running_loop().run_in_executor(None, engine.close)
 
 
 def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
@@ -61,6 +89,9 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
         log_level="warning",
         server_header=False,
         backlog=BACKLOG,
+        # Longer than the protocol's own, which decide: uvicorn's 5 s are also httpx's, and a client that sends its next
+        # request at the moment when the server closes the connection reads no reply.
+        timeout_keep_alive=ceil(max(limits.header_timeout, limits.stall_timeout)) + 1,
         timeout_graceful_shutdown=GRACE,
     )
 
@@ -87,4 +118,4 @@ def serve(
     config = server_config(app, fit_open_files(limits or ConnectionLimits()))
     listener.listen()
     with suppress(KeyboardInterrupt):
-        Server(config, on_start, on_stop, f"{listener.host}:{listener.port}").run(list(listener.sockets))
+        Server(config, on_start, on_stop, url_of(listener.host, listener.port)).run(list(listener.sockets))

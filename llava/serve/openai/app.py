@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.types import ASGIApp
 
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import EngineClosed
@@ -22,6 +23,7 @@ from llava.serve.openai.errors import add_error_handlers, refusing
 from llava.serve.openai.replies import ChatCompletion, ChatCompletionChunk, ErrorReply, Health, Model, ModelList
 from llava.serve.openai.requests import ChatRequest
 from llava.serve.openai.stream import EventStream
+from llava.utils import PROJECT, installed
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused; `code` says why."},
@@ -56,8 +58,16 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class DescribedAPI(FastAPI):
-    """A FastAPI application whose OpenAPI document also describes the events of a stream."""
+class CountedAPI(FastAPI):
+    """A FastAPI application whose replies are counted in its `state.metrics`."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Adds the count outside of all middleware: Starlette's own answers errors that nothing else has handled."""
+        return CountResponses(super().build_middleware_stack(), self.state.metrics)
+
+
+class DescribedAPI(CountedAPI):
+    """A counted application whose OpenAPI document also describes the events of a stream."""
 
     def openapi(self) -> dict[str, Any]:
         """Builds the document."""
@@ -82,6 +92,7 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
     metrics = Metrics(engine)
     app = DescribedAPI(
         title="LLaVA with QLIP",
+        version=installed(PROJECT) or "unknown",  # a checkout that was not installed has no version
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
     )
@@ -97,7 +108,6 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
         app.add_middleware(RequireKey, keys=settings.api_keys)
         app.add_middleware(SameOrigin)
     app.add_middleware(MemoryGuard)
-    app.add_middleware(CountResponses, metrics=metrics)
     return app
 
 

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from llava.images import DEFAULT_LIMITS
 from llava.mm_utils import get_model_name_from_path
+from llava.serve.http.addresses import bracketed
 from llava.serve.http.flags import api_keys
 from llava.serve.http.listening import take_address
 from llava.serve.loading import DEMO_NOTICE, QLIP_FLAGS, check_model_flags, load_engine
@@ -100,7 +101,7 @@ def serve(
     block: bool = True,
     concurrency: int = 16,
 ) -> None:
-    """Serves the page with system fonts, bounded uploads and no log of questions; prints its address.
+    """Serves the page with system fonts, bounded uploads and no log of visitors; prints its address.
 
     Args:
         page: from `build_page`.
@@ -113,7 +114,7 @@ def serve(
     page.queue(default_concurrency_limit=concurrency, max_size=16 * concurrency)
     with redirect_stdout(StringIO()):  # Gradio's hints name its own flags, and take ten lines where a link fails
         page.launch(
-            server_name=host,
+            server_name=bracketed(host),  # Gradio makes its page's URL of it
             server_port=port,
             share=share,
             prevent_thread_lock=True,
@@ -123,6 +124,7 @@ def serve(
             max_file_size=DEFAULT_LIMITS.max_bytes,
             app_kwargs={"middleware": [Middleware(each) for each in (PageHeaders, LimitBodies, RefuseMalformedCalls)]},
             run_history=False,
+            enable_monitoring=False,  # its routes give statistics of all visitors, and print a key
             ssr_mode=False,
             footer_links=[],
         )

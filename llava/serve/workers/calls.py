@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from llava.serve.http.auth import bearer_header
+from llava.serve.http.failures import escaped
 from llava.serve.workers.protocol import ErrorCode, WorkerStatus, parsed, split_frames
 
 TIMEOUT = 5.0  # seconds for a controller's reply
@@ -122,9 +123,9 @@ def _read_text(frame: bytes, status: int) -> str:
         message = json.loads(frame)
         text, code = message["text"], message["error_code"]
     except (ValueError, LookupError, TypeError):
-        raise RuntimeError(f"HTTP {status}: {frame[:500].decode(errors='replace')}") from None
+        raise RuntimeError(f"HTTP {status}: {escaped(frame[:500].decode(errors='replace'))}") from None
     if code != ErrorCode.NONE:
-        raise RuntimeError(f"{text} (error code {code})")
+        raise RuntimeError(f"{escaped(str(text))} (error code {code})")
     return text
 
 
@@ -149,6 +150,6 @@ def describe_error(error: Exception) -> str:
     if not isinstance(error, httpx.HTTPStatusError):
         return str(error) or type(error).__name__
     try:
-        return str(error.response.json()["error"]["message"])
+        return escaped(str(error.response.json()["error"]["message"]))
     except (ValueError, LookupError, TypeError):
         return f"HTTP {error.response.status_code}"

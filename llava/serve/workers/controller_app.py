@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.addresses import host_of, is_loopback
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
@@ -155,8 +156,11 @@ class Routes:
         return JSONResponse({"exist": self.registry.heart_beat(beat.worker_name, beat.queue_length)})
 
     async def health(self, request: Request) -> Response:
-        """Says that the controller runs, and which one it is."""
-        return JSONResponse({"status": "ok"}, headers={INSTANCE: self.dispatcher.instance})
+        """Says which controller this is, and whether it takes requests for answers."""
+        own = {INSTANCE: self.dispatcher.instance}
+        if self.dispatcher.stopping:
+            return error_response(explain(EngineClosed()), headers=own)
+        return JSONResponse({"status": "ok"}, headers=own)
 
     async def refresh_all_workers(self, request: Request) -> Response:
         """Asks all workers for their status."""

@@ -11,6 +11,7 @@ from functools import partial
 import httpx
 from starlette.responses import Response
 
+from llava.serve.engine.errors import EngineClosed
 from llava.serve.http.failures import Failure, RequestError, explain
 from llava.serve.workers import protocol
 from llava.serve.workers.client import Timeouts, WorkerClient, WorkerStopped, read_short
@@ -43,6 +44,8 @@ class Dispatcher:
         """
         self.registry, self.timeouts = registry, timeouts or Timeouts()
         self.client = WorkerClient(token, self.timeouts, transport)
+        self.stopping = False
+        """Whether new requests for answers are refused."""
         self.expecting = 0
         """Requests that wait for a worker to register."""
         self._arrival = asyncio.Condition()
@@ -52,6 +55,10 @@ class Dispatcher:
     def instance(self) -> str:
         """The identifier of this controller."""
         return self.client.instance
+
+    async def refuse_more(self) -> None:
+        """Refuses new requests for answers; those that pass through are not touched."""
+        self.stopping = True
 
     async def close(self) -> None:
         """Closes the connections to the workers."""
@@ -118,6 +125,8 @@ class Dispatcher:
             body: The request, as its client sent it.
             hops: The controllers that have forwarded it.
         """
+        if self.stopping:
+            return protocol.error_reply(explain(EngineClosed()))
         if self.instance in hops or len(hops) >= MAX_HOPS:
             message = f"the request has passed {len(hops)} controllers; they are registered with each other in a circle"
             return protocol.error_reply(Failure(508, "loop_detected", message))
@@ -194,7 +203,10 @@ class Dispatcher:
 
     def _no_worker(self, model: str) -> Response:
         known = self.registry.models()
-        if known:
+        if model in known:
+            message = f"the workers of {model!r} take no requests now, since they report speed 0; try again soon"
+            failure = Failure(503, "no_worker", message, 10)
+        elif known:
             failure = Failure(404, "model_not_found", f"no worker serves {model!r}; served: {', '.join(known)}")
         else:
             failure = Failure(503, "no_worker", "no worker is registered; start one, or try again soon", 10)

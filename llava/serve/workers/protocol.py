@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from llava.serve.engine.params import Sampling
 from llava.serve.http.addresses import host_of
-from llava.serve.http.failures import Failure
+from llava.serve.http.failures import Failure, escaped, shortened
 from llava.serve.openai.fields import QLIPFields
 
 GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
@@ -48,6 +48,14 @@ def _checked_address(address: str) -> str:
     return address
 
 
+def _checked_name(name: str) -> str:
+    """Refuses names that would forge lines of a log, or write to the terminal that shows it."""
+    if not name.isprintable():
+        words = "a name holds printable characters only, no control characters such as line feeds, got {name}"
+        raise PydanticCustomError("not_printable", words, {"name": shortened(name)})
+    return name
+
+
 def _checked_stop(stop: str | list[str]) -> str | list[str]:
     """Limits the stop texts: the one model thread looks for each of them after each token."""
     texts = [stop] if isinstance(stop, str) else stop
@@ -67,7 +75,7 @@ def _checked_number(value: Any) -> Any:
 
 
 WorkerAddress = Annotated[str, AfterValidator(_checked_address)]
-Name = Annotated[str, Field(max_length=500)]
+Name = Annotated[str, Field(max_length=500), AfterValidator(_checked_name)]
 QueueLength = Annotated[int, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER)]
 Speed = Annotated[int | float, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
 # Validation stops at the first error of a list.
@@ -163,7 +171,7 @@ def invalid(errors: Iterable[Mapping[str, Any]]) -> Failure:
     """
     messages = []
     for error in errors:
-        where = ".".join(str(part)[:40] for part in error["loc"] if part != "body")
+        where = ".".join(escaped(str(part)[:40]) for part in error["loc"] if part != "body")
         messages.append(f"{where}: {error['msg']}" if where else str(error["msg"]))
     return Failure(400, "invalid_request", "; ".join(messages[:5]))
 

@@ -24,7 +24,7 @@ from llava.serve.http.guards import MemoryGuard
 from llava.serve.http.limits import RequestLimits
 from llava.serve.http.metrics import Metrics
 from llava.serve.http.replies import error_response
-from llava.serve.openai.app import add_openai_routes
+from llava.serve.openai.app import CountedAPI, add_openai_routes
 from llava.serve.openai.chat import APISettings, qlip_of
 from llava.serve.openai.replies import CompletionUsage
 from llava.serve.workers import protocol
@@ -150,7 +150,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
         keys: API keys of clients.
         token: The token shared with the controller, accepted instead of a key on the routes that a controller calls.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # OpenAI's routes include these paths
+    app = CountedAPI(docs_url=None, redoc_url=None, openapi_url=None)  # OpenAI's routes include these paths
     limits = worker.limits
     path_tokens = {ANSWERS: token, STATUS: token} if token else None
     # These check the requests of all routes, OpenAI's included; the one added last runs first.
@@ -174,7 +174,7 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
         return error_response(failure, headers={"Allow": "POST"})
 
     for path in (ANSWERS, STATUS):  # OpenAI's application takes every path that no route here takes in full
-        app.add_route(path, refuse_method, methods=OTHER_METHODS)
+        app.api_route(path, methods=OTHER_METHODS)(refuse_method)
     settings = APISettings(tuple(worker.model_names), limits, tuple(keys))
-    metrics = add_openai_routes(app, worker.engine, settings, checked=True)
+    metrics = app.state.metrics = add_openai_routes(app, worker.engine, settings, checked=True)
     return app

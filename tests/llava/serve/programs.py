@@ -34,6 +34,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6's loopback address."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def run_program(module: str, argv: list[str], output: Connection) -> None:
     """Runs a program's main in this process, with its output to a pipe."""
     for stream in (sys.stdout, sys.stderr):

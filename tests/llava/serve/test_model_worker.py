@@ -48,11 +48,41 @@ def test_an_address_at_localhost_that_is_given_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("0.0.0.0", "http://localhost:21002"),
+        ("localhost", "http://localhost:21002"),
+        ("127.0.0.2", "http://127.0.0.2:21002"),
+        ("::1", "http://[::1]:21002"),
+        ("::", "http://[::1]:21002"),
+    ],
+)
+def test_a_worker_registers_where_it_listens(host: str, address: str) -> None:
+    assert parse_args(["--host", host]).worker_address == address
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "2001:db8::7", "gpu1"])
+def test_a_worker_on_an_address_of_the_network_registers_it_with_a_token(host: str) -> None:
+    flags = ["--host", host, "--worker-token", "s", "--controller-address", "http://front:21001"]
+    assert parse_args(flags).worker_address == f"http://{f'[{host}]' if ':' in host else host}:21002"
+    assert parse_args(["--host", host, "--no-register"])  # nothing is registered, nothing is needed
+    assert parse_args(["--host", host, "--worker-address", "http://localhost:9"])
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--host", "10.0.0.5"], "--host 10.0.0.5 is also the address to register, which is no loopback address, so"),
+        (["--host", "gpu1", "--port", "0"], "so that --worker-token is needed; or give --worker-address"),
+        (["--host", "fe80::1%eth0", "--worker-token", "s"], "is no address to register (an address must read"),
+        (
+            ["--host", "::1", "--controller-address", "http://front:21001", "--worker-token", "s"],
+            "at [::1]; give --worker-address, such as http://THIS-MACHINE:21002",
+        ),
         (["--worker-address", "localhost:21002"], "'localhost:21002': an address must read http://HOST:PORT"),
         (["--worker-address", "http://localhost:99999", "--no-register"], "argument --worker-address/--worker: 'http:"),
         (["--controller-address", "http://a/b"], "argument --controller-address: 'http://a/b': an address must read"),
+        (["--model-name", "m\nn"], "argument --model-name: 'm\\nn' is no name; it needs 1 to 500 printable"),
         (["--worker-token", ""], "argument --worker-token: a secret may not be empty"),
         (["--controller-address", "http://10.0.0.1:21001"], "another machine's, so that --worker-token is needed"),
         (["--worker-address", "http://10.0.0.1:21002"], "another machine's, so that --worker-token is needed"),

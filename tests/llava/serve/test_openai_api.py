@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
 from typing import Any
 
@@ -17,14 +19,14 @@ from tests.llava.serve.openai.replies import error_of
 from tests.llava.serve.openai.serving import (
     CHAT,
     DEADLINE,
-    MODEL,
     QUESTION,
     body,
     data_url,
     served,
     user,
 )
-from tests.llava.serve.programs import free_port, running
+from tests.llava.serve.programs import eventually, free_port, running
+from tests.llava.serve.slow_worker import said
 
 
 def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -49,6 +51,14 @@ def test_the_program_serves_what_its_flags_say(monkeypatch: pytest.MonkeyPatch, 
             client.post(CHAT, json=body(user(QUESTION, *[data_url()] * 2)) | {"model": "other"}), 400, "too_many_images"
         )
         error_of(client.get("/health"), 503, "shutting_down")  # the program has ended
+
+
+def test_a_program_names_an_ipv6_address_as_a_url(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "serve", lambda *address, on_start, **options: asyncio.run(on_start()))
+    assert openai_api.main(["--host", "::1", "--port=0"]) == 0
+    assert re.search(r" at http://\[::1\]:[0-9]+/v1$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_program_open_to_all_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -76,14 +86,21 @@ def test_wrong_flags_end_the_program_in_one_line(flags: list[str], words: str, c
 def test_a_program_told_to_stop_ends_its_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     port = free_port()
-    request = body({"role": "user", "content": "Hello"}, temperature=2, seed=1, max_tokens=500, stream=True)
-    with running("llava.serve.openai_api", port) as program:
-        program.says(f"{MODEL} at http://127.0.0.1:{port}/v1")
+    request = body({"role": "user", "content": "Hello"}, max_tokens=400, stream=True) | {"model": "slow"}
+    with running("tests.llava.serve.slow_api", port, "--served-model-name", "slow") as program:
+        program.says(f"slow at http://127.0.0.1:{port}/v1")
         url = f"http://127.0.0.1:{port}{CHAT}"
         with httpx.stream("POST", url, json=request, timeout=DEADLINE) as response:
             lines = response.iter_lines()
-            assert any('"content":""' in line for line in lines)
+            assert any('"content":""' in line for line in lines)  # it is accepted
             program.signal(signal.SIGTERM)
-            assert list(lines)[-2:] == ["data: [DONE]", ""]
+            eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
+            refused = httpx.post(url, json=request)
+            error_of(refused, 503, "shutting_down")
+            assert int(refused.headers["Retry-After"]) > 0
+            *chunks, done = [line.removeprefix("data: ") for line in lines if line]
+            assert done == "[DONE]"
+            deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+            assert "".join(delta.get("content", "") for delta in deltas) == said(400)
         assert program.has_ended()
         assert program.process.exitcode in (0, -signal.SIGTERM)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -54,6 +56,14 @@ def asked(url: str, tokens: int = LONG) -> tuple[Iterator[dict[str, Any]], dict[
     return chunks, next(chunk for chunk in chunks if len(chunk["text"]) > 10)
 
 
+def check_refusals(url: str) -> None:
+    """A server that is to stop says so to those who ask anything new, and when to ask again."""
+    assert httpx.get(url + "/health").status_code == 503
+    reply = httpx.post(url + "/worker_generate_stream", json={"model": "slow", "prompt": "Hi "})
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "10")
+    assert json.loads(reply.content.removesuffix(b"\0"))["error"]["code"] == "shutting_down"
+
+
 def queue_of(url: str) -> int:
     return int(httpx.post(url + "/worker_get_status").json()["queue_length"])
 
@@ -61,7 +71,12 @@ def queue_of(url: str) -> int:
 def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
     """One long story, since programs take seconds to start; each step checks one promise."""
     gate, first, second = ports
-    with controller(gate) as front, worker(first, gate) as one, worker(second, gate) as two:
+    with (
+        controller(gate) as front,
+        worker(first, gate) as one,
+        worker(second, gate) as two,
+        ThreadPoolExecutor() as pool,
+    ):
         front.says("registered http", times=2)
         assert upstream.models_of(front.url) == ["slow"]
         assert {upstream.address_of(front.url, "slow") for _ in range(2)} == {one.url, two.url}
@@ -81,6 +96,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
         assert (queue_of(one.url), queue_of(two.url)) == (1, 1)
         one.signal(signal.SIGTERM)
         front.says(f"dropped {one.url}: it has unregistered")
+        check_refusals(one.url)
         assert {upstream.address_of(front.url, "slow") for _ in range(3)} == {two.url}
         assert list(asking(front.url, 5))[-1]["text"] == "Hi " + said(5)
         for chunks, _ in streams:
@@ -104,14 +120,16 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
 
         # a controller that is asked to stop ends its answers; started again, it knows its workers again
         chunks, _ = asked(front.url)
-        direct, _ = asked(two.url)
+        direct = pool.submit(lambda: list(asking(two.url)))  # answered after the other, and so beyond the restart
         front.signal(signal.SIGTERM)
+        eventually(lambda: httpx.get(front.url + "/health").status_code == 503)
+        check_refusals(front.url)
         assert list(chunks)[-1]["text"] == "Hi " + said(LONG)
         assert front.has_ended()
         with controller(gate) as restarted:
             assert list(asking(restarted.url, 5))[-1]["text"] == "Hi " + said(5)  # waits for the worker's heartbeat
             assert upstream.models_of(restarted.url) == ["slow"]
-            assert list(direct)[-1]["text"] == "Hi " + said(LONG)
+            assert direct.result()[-1]["text"] == "Hi " + said(LONG)
 
 
 def test_a_worker_program_is_stopped_before_and_amid_its_answer(ports: list[int]) -> None:

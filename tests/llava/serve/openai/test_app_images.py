@@ -77,7 +77,7 @@ BAD = {
     "no image": (lambda: data_url(b"hello"), "not a readable image"),
     "empty": (lambda: data_url(b""), "not a readable image"),
     "SVG": (lambda: data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"), "not a readable image"),
-    "file:": (lambda: "file:///etc/passwd", "file: URLs are not allowed"),
+    "file:": (lambda: "file:///etc/passwd", "file: URLs are not allowed; use a data: URL (data:image/png;base64,...)"),
     "path": (lambda: "/etc/passwd", "local image files are not allowed here"),
     "no URL": (lambda: "", "local image files are not allowed here"),
     "ftp:": (lambda: "ftp://example.org/a.png", "ftp: URLs are not allowed"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -81,6 +82,10 @@ def lead_to_the_model(asked: Any) -> None:
 def test_generated_requests_get_described_replies(case: Case, client: httpx.Client) -> None:
     lead_to_the_model(case.body)
     case.call_and_validate(base_url=str(client.base_url), checks=CHECKS)
+
+
+def test_the_document_has_the_version_of_the_package(client: httpx.Client) -> None:
+    assert client.get("/openapi.json").json()["info"]["version"] == version("llava-qlip")
 
 
 def test_the_document_names_what_is_served(client: httpx.Client) -> None:

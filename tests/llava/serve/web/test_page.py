@@ -10,7 +10,18 @@ import pytest
 from llava.serve.web.handlers import Demo
 from llava.serve.web.launch import NO_LINK, serve
 from llava.serve.web.page import PageText, build_page
+from tests.llava.serve.programs import has_ipv6
 from tests.llava.serve.web.pages import free_port
+
+
+def test_a_page_on_an_ipv6_address_is_served_and_named_as_a_url(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    if not has_ipv6():
+        pytest.skip("no IPv6 here")
+    page, port = build_page(demo), free_port()
+    serve(page, "::1", port, block=False)
+    assert capsys.readouterr().out == f"the page is at http://[::1]:{port}/\n"
+    assert httpx.get(page.local_url).status_code == 200
+    page.close()
 
 
 @pytest.mark.parametrize("heading", [True, False])
@@ -25,6 +36,17 @@ def test_the_page_asks_nothing_of_other_hosts(page_url: str) -> None:
     assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//(?!127\.0\.0\.1)[^\"]+", page.text) == []
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("route", ["monitoring", "monitoring/", "monitoring/summary", "monitoring/key"])
+@pytest.mark.parametrize("prefix", ["", "gradio_api/"])
+def test_nobody_reads_statistics_of_visitors(
+    page_url: str, route: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor makes the server print the key that would open them."""
+    reply = httpx.get(page_url + prefix + route, follow_redirects=True)
+    assert reply.status_code in (403, 404)
+    assert capsys.readouterr().out == ""
 
 
 def test_without_a_tunnel_the_page_is_served_here_and_says_so_in_one_line(

@@ -15,6 +15,7 @@ from llava.serve.workers.protocol import frame
 from tests.llava.serve.workers.controllers import (
     ASKED,
     HERE,
+    STATUS,
     A,
     B,
     Setup,
@@ -114,6 +115,16 @@ def test_what_is_no_frame_ends_an_answer(junk: bytes) -> None:
 def test_what_a_worker_adds_to_a_frame_is_passed_on() -> None:
     more = frame("Hi you", {"usage": {"completion_tokens": 1}})
     assert ask(Setup({A: generating(more)}).known(A)).content == more
+
+
+def test_a_model_whose_workers_take_no_requests_is_not_unknown() -> None:
+    setup = Setup().known(A)
+    setup.post("register_worker", registration(B, {**STATUS, "model_names": ["b"], "speed": 0}))
+    reply = ask(setup, model="b")
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "10")
+    (frame,) = frames(reply)
+    assert (frame["error_code"], frame["error"]["code"]) == (2, "no_worker")
+    assert "the workers of 'b' take no requests now" in frame["text"]
 
 
 @pytest.mark.parametrize("half", [b"", frame("Hi you there")[:10]])
