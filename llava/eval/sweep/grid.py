@@ -16,6 +16,7 @@ from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
+from llava.serve.loading import QLIP_FLAGS
 from llava.utils import demo_model_path
 from qlip import QLIPConfig
 
@@ -100,11 +101,9 @@ def read_axes(args: Namespace) -> dict[str, list[Any]]:
         if not equals:
             raise ValueError(f"--set takes NAME=V1,V2, got {text!r}")
         given.append((name, values.split(",")))
-    for name in ("alpha", "max_tokens", "image_size"):
+    for name in QLIP_FLAGS:
         if (values := getattr(args, name)) is not None:
-            given.append((name, values))
-    if args.budget is not None:
-        given.append(("budget", [args.budget]))
+            given.append((name, values if isinstance(values, list) else [str(values)]))
     axes: dict[str, list[Any]] = {}
     for name, texts in given:
         if name not in FIELD_TYPES:
