@@ -27,10 +27,15 @@ def is_right(question: str, said: str, right: str) -> bool:
         said: the model's answer, read by `option_letter`.
         right: the right answer; an option's letter, as "A" or "(A)", or its text.
     """
+    letters = right_letters(question, right)
+    return option_letter(said, find_listed_options(question)) in letters if letters else same_answer(said, right)
+
+
+def right_letters(question: str, right: str) -> list[str]:
+    """Finds the letters of the options that are the right answer; none where the question lists no such option."""
     options = find_listed_options(question)
     letters = [letter for letter in options if letter == label_letter(right)]
-    letters = letters or [letter for letter, text in options.items() if same_answer(text, right)]
-    return option_letter(said, options) in letters if letters else same_answer(said, right)
+    return letters or [letter for letter, text in options.items() if same_answer(text, right)]
 
 
 def _bare(text: str) -> str:

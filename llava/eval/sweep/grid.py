@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from llava.eval.run.answerer import right_letters
 from llava.eval.run.answers.jsonl import Rows, read_rows
 from llava.eval.run.answers.metadata import checkpoint_hash
+from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
@@ -67,9 +69,12 @@ class Task:
     max_new_tokens: int
     """Longest answer."""
 
+    by_letter: bool = False
+    """Whether answers are judged by the letters of options, which earlier versions did not do."""
 
-def make_task(args: Namespace) -> Task:
-    """Builds the task of the flags; local checkpoints are named by their full paths."""
+
+def make_task(args: Namespace, questions: Sequence[Question] = ()) -> Task:
+    """Builds the task of the flags and its questions; local checkpoints are named by their full paths."""
     return Task(
         model=_full_name(args.model_path or demo_model_path()),
         model_base=args.model_base and _full_name(args.model_base),
@@ -81,6 +86,7 @@ def make_task(args: Namespace) -> Task:
         answers_sha256=args.answers_file and sha256(args.answers_file.read_bytes()).hexdigest(),
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
+        by_letter=any(right_letters(question.text, str(question.answer)) for question in questions),
     )
 
 
@@ -191,7 +197,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
             settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number} is not a cell of a sweep ({error}); take it out to continue") from None
-        records.append(record | {"settings": settings})
+        records.append(record | {"settings": settings, "task": {"by_letter": False} | record["task"]})
     return records, rows
 
 

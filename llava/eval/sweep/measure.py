@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """
     check_model_flags(args)
     check_question_file(args.question_file)
-    task = make_task(args)
-    asked = by_picture(read_lines(args.question_file, args.image_folder, args.answers_file)[: task.limit], args)
+    questions = read_lines(args.question_file, args.image_folder, args.answers_file)[: args.limit]
+    task, asked = make_task(args, questions), by_picture(questions, args)
     axes = read_axes(args)
     cells = make_cells(args, axes)
     results = Path(os.path.realpath(args.out / "results.jsonl"))
