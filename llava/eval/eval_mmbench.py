@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.parse import option_letter
+from llava.eval.score.prompts import check_prompts
 from llava.eval.score.rows import Key, Row, check_object, index_rows, is_missing, read_sheet, read_table
 from llava.eval.score.score import Results, Score, accuracy, accuracy_by, run_scorer, score_parser
 
@@ -131,7 +132,11 @@ def score_files(args: argparse.Namespace) -> Score:
         return score(questions, read_answer_table(read_table(path), "question", questions, path))
     if path.suffix.lower() == ".xlsx":
         return score(questions, read_answer_table(read_sheet(path), "prediction", questions, path))
-    return score(questions, index_by_order(results.by("question_id", "round_id"), path))
+    said = results.by("question_id", "round_id")
+    answers = index_by_order(said, path)
+    texts = {key: questions[int(key[0])]["question"] for key in said if int(key[0]) in questions}
+    check_prompts(path, said, texts)
+    return score(questions, answers)
 
 
 def read_answer_table(rows: Sequence[Row], said: str, questions: Mapping[int, Row], path: Path) -> dict[Order, Row]:

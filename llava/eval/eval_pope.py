@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llava.eval.score.benchmark import ANNOTATIONS, Benchmark
 from llava.eval.score.parse import read_pope_answer
+from llava.eval.score.prompts import asks, check_prompts
 from llava.eval.score.rows import Key, Row, check_row, read_labelled, read_rows
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
@@ -118,6 +119,11 @@ def strip_instruction(text: str) -> str:
     return text.split("\n")[0].strip()
 
 
+def asks_same(prompt: str, question: str) -> bool:
+    """Whether a prompt asks a question, in this spelling or another."""
+    return asked_object(prompt) == asked_object(question) or asks(prompt, question)
+
+
 def index_by_object(rows: Iterable[Row]) -> dict[Key, Row]:
     """Maps (image, object, number of earlier rows with these two) to the rows of one category."""
     seen: Counter[Key] = Counter()
@@ -153,7 +159,10 @@ def score_files(args: argparse.Namespace) -> Score:
         categories.setdefault(row["category"], []).append(row | {"key": name})
     asked = {category: index_by_object(rows) for category, rows in categories.items()}
     check_labels(labels, asked, args)
-    texts = dict(zip(questions, Results.of(args).texts(questions), strict=True))
+    results = Results.of(args)
+    rows_said = results.by("question_id")
+    texts = dict(zip(questions, results.texts(questions, rows_said), strict=True))
+    check_prompts(results.path, rows_said, {key: row["text"] for key, row in questions.items()}, asks_same)
     said = {category: {key: texts[row["key"]] for key, row in rows.items()} for category, rows in asked.items()}
     truth = {category: [(key, row["label"]) for key, row in rows.items()] for category, rows in labels.items()}
     return score(truth, said)

@@ -1,6 +1,7 @@
 """RealWorldQA: accuracy, and that of multiple-choice and of open questions: `python -m llava.eval.eval_realworldqa`.
 
-An open answer is right if it equals the label after the normalisation of VQA answers, so that "Two." is "2".
+An open answer is right if it equals the label after the normalisation of VQA answers, so that "Two." is "2"; where the
+label is a letter, if it names that letter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from llava.eval.score.benchmark import Benchmark
 from llava.eval.score.choice import chosen_letter, label_letter, labelled_main
-from llava.eval.score.parse import find_listed_options
+from llava.eval.score.parse import find_listed_options, letters, option_letter
 from llava.eval.score.rows import Row
 from llava.eval.score.score import Score, accuracy, accuracy_by
 from llava.eval.score.vqa import normalise_answer
@@ -49,7 +50,10 @@ def is_right(question: Row, text: str) -> bool:
     """Whether an answer is right."""
     if kind(question) == CHOICE:
         return chosen_letter(question, text) == label_letter(question["answer"])
-    return normalise_answer(text) == normalise_answer(question["answer"])
+    if (letter := label_letter(question["answer"])) in letters(26):  # the normalisation takes "A" for the article
+        return option_letter(text, letters(26)) == letter
+    right = normalise_answer(question["answer"])
+    return bool(right) and normalise_answer(text) == right
 
 
 def score(questions: Sequence[Row], said: Sequence[str]) -> Score:

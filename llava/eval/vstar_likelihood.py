@@ -19,7 +19,8 @@ NAME = "vstar_likelihood"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = OneLineParser(prog=NAME, description="Answer V* Bench by the likelihood of its options.")
+    description = "Answer V* Bench by the likelihood of its options."
+    parser = OneLineParser(prog=NAME, description=description, allow_abbrev=False)
     add_model_flags(parser)
     parser.add_argument("--question-file", type=Path, required=True, help="V* Bench's test_questions.jsonl")
     parser.add_argument("--image-folder", type=Path, required=True, help="folder of the images")

@@ -14,7 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
 from llava.conversation import Conversation, conv_templates
-from llava.eval.run.answerer import same_answer
+from llava.eval.run.answerer import is_right
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.inputs.checks import check_answered, check_images
 from llava.eval.run.inputs.pictures import prepare_ahead
@@ -134,7 +134,7 @@ class QuestionEvaluation:
                 if answer.text is None:
                     logger.warning("question %r has no answer: %s", answer.question.question_id, answer.error)
                 else:
-                    right += same_answer(answer.text, str(answer.question.answer))
+                    right += is_right(answer.question.text, answer.text, str(answer.question.answer))
         engine.close()
         return right
 

@@ -109,5 +109,7 @@ def measure_columns(columns: Sequence[Column], args: argparse.Namespace) -> Iter
                         scores[column.script] = None, str(reason), reason.failed
                 rows, note, failed = scores[column.script]
                 ours = None if rows is None else column.of_score(rows)
+                if rows is not None and ours is None:
+                    note = column.absent
                 paper = column.of_paper(model, run.tower)
                 yield Line(column.name, model, run.tower, run.settings, paper, ours, note, failed)

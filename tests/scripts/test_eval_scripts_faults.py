@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.llava.eval.files import write_rows
-from tests.scripts.eval_scripts import PICTURE, SCRIPTS, Run, parquet, picture, pope, score
+from tests.scripts.eval_scripts import PICTURE, SCRIPTS, Run, parquet, picture, pope, score, vstar
 
 
 def test_a_question_without_an_answer_ends_the_script_and_the_others_are_kept(run: Run, tmp_path: Path) -> None:
@@ -98,6 +98,16 @@ def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_conti
     run("pope")
     assert (data / "answers" / "llava-demo.jsonl").read_bytes().startswith(first)
     assert score(data / "scores" / "llava-demo.json")["random"]["questions"] == 3
+
+
+@pytest.mark.parametrize("flags", [("--lim", "2"), ("--lim=2",), ("--batch-s", "3"), ("--model", "x")])
+@pytest.mark.parametrize("protocol", ["letter", "likelihood"])
+def test_an_abbreviated_flag_is_refused(run: Run, tmp_path: Path, flags: tuple[str, ...], protocol: str) -> None:
+    """The scripts read flags by their whole names, for what is scored and for the names of files."""
+    vstar(tmp_path)
+    error = run("vstar", *flags, check=2, PROTOCOL=protocol).stderr
+    assert f"error: unrecognized arguments: {' '.join(flags)}" in error
+    assert not list((tmp_path / "vstar").glob("answers/**/*.jsonl"))
 
 
 def test_popes_label_files_are_named_by_the_commit_that_fits(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from llava.eval.run.batching import BatchLimits, form_batches
 from llava.eval.run.generate import generate, prompt_ids
+from llava.eval.score.choice import label_letter
+from llava.eval.score.parse import find_listed_options, option_letter
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import GenerationError, PromptTooLong
@@ -15,6 +17,25 @@ from llava.serve.engine.params import Sampling
 def same_answer(said: str, right: str) -> bool:
     """Whether two short answers are equal, apart from case, outer blanks and a final full stop."""
     return _bare(said) == _bare(right)
+
+
+def is_right(question: str, said: str, right: str) -> bool:
+    """Whether an answer is right: by its letter where the question lists options and one is right, else `same_answer`.
+
+    Args:
+        question: the question with its options, as `find_listed_options` reads them.
+        said: the model's answer, read by `option_letter`.
+        right: the right answer; an option's letter, as "A" or "(A)", or its text.
+    """
+    letters = right_letters(question, right)
+    return option_letter(said, find_listed_options(question)) in letters if letters else same_answer(said, right)
+
+
+def right_letters(question: str, right: str) -> list[str]:
+    """Finds the letters of the options that are the right answer; none where the question lists no such option."""
+    options = find_listed_options(question)
+    letters = [letter for letter in options if letter == label_letter(right)]
+    return letters or [letter for letter, text in options.items() if same_answer(text, right)]
 
 
 def _bare(text: str) -> str:

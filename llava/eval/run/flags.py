@@ -27,7 +27,8 @@ class Defaults:
 
 def make_parser(name: str, description: str, defaults: Defaults) -> OneLineParser:
     """Builds the parser that all commands share: LLaVA's flags, and those of batches, workers and the quadtree."""
-    parser = OneLineParser(prog=name, description=description)
+    # The benchmark scripts read flags by their whole names.
+    parser = OneLineParser(prog=name, description=description, allow_abbrev=False)
     add_model_flags(parser)
     parser.add_argument("--image-folder", type=Path, default=Path(), help="folder of the images (default: here)")
     parser.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llava.eval.score.parse import find_listed_options, letters, option_letter
+from llava.eval.score.prompts import check_prompts
 from llava.eval.score.rows import Row, read_labelled
 from llava.eval.score.score import Results, Score, run_scorer, score_parser
 
@@ -41,11 +42,16 @@ def right_letter(question: Row, field: str) -> str:
 
 
 def labelled_main(prog: str, benchmark: str, fields: Sequence[str], score: Scorer, argv: Sequence[str] | None) -> int:
-    """Runs a scorer's command line: reads the two files, checks that every question has `fields`, and scores."""
+    """Runs a scorer's command line: reads the two files, checks that every question has `fields` and that the
+    answers are to these questions, and scores."""
 
     def score_files(args: argparse.Namespace) -> Score:
         questions = read_labelled(args.question_file, ("text", *fields))
-        return score(list(questions.values()), Results.of(args).texts(questions))
+        results = Results.of(args)
+        said = results.by("question_id")
+        texts = results.texts(questions, said)
+        check_prompts(results.path, said, {key: row["text"] for key, row in questions.items()})
+        return score(list(questions.values()), texts)
 
     parser = score_parser(prog, f"Score answers to {benchmark}.")
     help_text = f"questions, JSON lines with {', '.join(fields)} among their fields"

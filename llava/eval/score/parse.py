@@ -58,11 +58,16 @@ _RIGHT += r"(?:correct|right|true|best|accurate|answer)\b)"
 _RIGHT += r"|\s*(?:选项)?(?:才)?(?:是|为)?(?:最)?(?:正确|正解|答案|合适|对(?![应于比面着]))"
 _DECLARATION = re.compile(rf"{_DECLARED}|({_LETTER})(?={_CLOSE}(?:{_RIGHT}))")
 
+# What a whole answer may call its letter, which is then no article: "Option a", unlike "answer a question".
+_TITLE = r"(?i:(?:the\s+)?(?:(?:correct|right|best|final)\s+)?(?:options?|choices?|answers?|letters?)\b)"
 _WHOLE = re.compile(rf"{_AROUND}([A-Za-z]){_AROUND}")
+_TITLED = re.compile(rf"{_AROUND}{_TITLE}{_AROUND}([A-Za-z]){_AROUND}")
+# "(B) text", where the text may be a letter itself.
+_RESTATED = re.compile(rf"{_OPEN}(?:{_TITLE}{_OPEN})?([A-Z])(?=[^\w\s]){_CLOSE}[.:]?{_CLOSE}\s+(.+)", re.DOTALL)
 _SEVERAL = re.compile(rf"{_OPEN}([A-Z]){_CLOSE}(?:(?:\s*[,;]\s*|\s+){_OPEN}[A-Z]{_CLOSE})+[.\s]*")
 _LEADING = re.compile(
     rf"{_OPEN}(?:({_LETTER})(?:[)\]}}】]|{_CLOSE}(?:[.,:;](?=[\s{_CJK}]|$)|[。，、：]|\s+[-–—]\s|[ \t]*(?:\n|\Z)))"
-    r"|([a-z])\))"
+    rf"|(?:{_TITLE}{_OPEN})?([a-z])\)(?!{_FAILS}))"
 )
 _ALONE = re.compile(_LETTER)
 _LISTED = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.+?)\s*$", re.MULTILINE)
@@ -77,10 +82,10 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
     ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a letter,
-    in any case and decoration, or several ("A, B"), which choose none; the last letter that it declares ("the answer
-    is B", "I choose B", "B is correct", "答案是B"); it begins with one ("B. a cat", "(B) a cat", "B" on a separate
-    line), or its last line is one; it is an option's text, except for a leading article; exactly one option's letter
-    is alone in it; exactly one option's text is in it.
+    in any case and decoration ("option b"), or one with its option's text, or several ("A, B"), which choose none;
+    the last letter that it declares ("the answer is B", "I choose B", "B is correct", "答案是B"); it begins with one
+    ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is one; it is an option's text,
+    except for a leading article; exactly one option's letter is alone in it; exactly one option's text is in it.
 
     Args:
         text: The model's answer.
@@ -90,13 +95,16 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
         One of the letters; None if no rule applies, or if the answer is a letter outside the options.
     """
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
-    if whole := _WHOLE.fullmatch(text):
+    texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
+    titled = None if _plain(text) in texts.values() else _TITLED.fullmatch(text)
+    if whole := _WHOLE.fullmatch(text) or titled:
         letter = whole[1].upper()
         return letter if letter in options else None
+    if (restated := _RESTATED.fullmatch(text)) and texts.get(restated[1]) == _plain(restated[2]):
+        return restated[1]
     if _SEVERAL.fullmatch(text):
         named = set(re.findall("[A-Z]", text))
         return named.pop() if len(named) == 1 and named <= options.keys() else None
-    texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
     left = _RULED_OUT.sub(_GONE, _without_texts(text, options))
     single = _without_ties(left, options)
     if stated := _declared(single, options) or _at_an_end(single, options):
@@ -141,8 +149,10 @@ def _declared(text: str, options: Mapping[str, str]) -> str | None:
 
 def _at_an_end(text: str, options: Mapping[str, str]) -> str | None:
     """Finds the letter that the text begins with, or that is its last line."""
-    start, end = _LEADING.match(text), _WHOLE.fullmatch(text.strip().rpartition("\n")[2])
+    last = text.strip().rpartition("\n")[2]
+    start, end, titled = _LEADING.match(text), _WHOLE.fullmatch(last), _TITLED.fullmatch(last)
     found = [start[start.lastindex or 0].upper() if start else "", end[1] if end else ""]
+    found.append(titled[1].upper() if titled else "")
     return next((letter for letter in found if letter in options), None)
 
 

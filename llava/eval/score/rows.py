@@ -45,6 +45,11 @@ def is_missing(cell: str) -> bool:
     return cell in MISSING or cell.strip().lower() in ("", "nan", "none")
 
 
+def is_question(row: Row) -> bool:
+    """Whether a row with a text is a question of LLaVA's files, and not an answer to one."""
+    return "image" in row and not row.keys() & {"prompt", "answer_id", "model_id"}
+
+
 def read_text(path: Path) -> str:
     """Reads a text file in UTF-8, with or without a byte order mark.
 

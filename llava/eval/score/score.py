@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, check_outputs, parse_and_run
-from llava.eval.score.rows import Key, Row, find_texts, index_rows, read_rows
+from llava.eval.score.rows import Key, Row, find_texts, index_rows, is_question, read_rows
 
 Table = Mapping[str, Mapping[str, float]]
 
@@ -81,7 +81,7 @@ class Results:
         rows = [(f"{self.path}:{number}", row) for number, row in read_rows(self.path)]
         if not self.checking:
             for place, row in rows:
-                if "image" in row and not row.keys() & {"prompt", "answer_id", "model_id"}:
+                if is_question(row):
                     raise ValueError(f"{place} is a question, not an answer; name the answers with --result-file")
             return rows
         return [(place, row | ({"prompt": row["text"], "text": ""} if "text" in row else {})) for place, row in rows]

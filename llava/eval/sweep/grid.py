@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from llava.eval.run.answerer import right_letters
 from llava.eval.run.answers.jsonl import Rows, read_rows
 from llava.eval.run.answers.metadata import checkpoint_hash
+from llava.eval.run.inputs.questions import Question
 from llava.eval.sweep.plots import Record
 from llava.model.loading.checkpoint import inspect, local_folder, require_tower
 from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.qlip_encoder import read_settings
+from llava.serve.loading import QLIP_FLAGS
 from llava.utils import demo_model_path
 from qlip import QLIPConfig
 
@@ -66,9 +69,12 @@ class Task:
     max_new_tokens: int
     """Longest answer."""
 
+    by_letter: bool = False
+    """Whether answers are judged by the letters of options, which earlier versions did not do."""
 
-def make_task(args: Namespace) -> Task:
-    """Builds the task of the flags; local checkpoints are named by their full paths."""
+
+def make_task(args: Namespace, questions: Sequence[Question] = ()) -> Task:
+    """Builds the task of the flags and its questions; local checkpoints are named by their full paths."""
     return Task(
         model=_full_name(args.model_path or demo_model_path()),
         model_base=args.model_base and _full_name(args.model_base),
@@ -80,6 +86,7 @@ def make_task(args: Namespace) -> Task:
         answers_sha256=args.answers_file and sha256(args.answers_file.read_bytes()).hexdigest(),
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
+        by_letter=any(right_letters(question.text, str(question.answer)) for question in questions),
     )
 
 
@@ -100,11 +107,9 @@ def read_axes(args: Namespace) -> dict[str, list[Any]]:
         if not equals:
             raise ValueError(f"--set takes NAME=V1,V2, got {text!r}")
         given.append((name, values.split(",")))
-    for name in ("alpha", "max_tokens", "image_size"):
+    for name in QLIP_FLAGS:
         if (values := getattr(args, name)) is not None:
-            given.append((name, values))
-    if args.budget is not None:
-        given.append(("budget", [args.budget]))
+            given.append((name, values if isinstance(values, list) else [str(values)]))
     axes: dict[str, list[Any]] = {}
     for name, texts in given:
         if name not in FIELD_TYPES:
@@ -192,7 +197,7 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
             settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number} is not a cell of a sweep ({error}); take it out to continue") from None
-        records.append(record | {"settings": settings})
+        records.append(record | {"settings": settings, "task": {"by_letter": False} | record["task"]})
     return records, rows
 
 

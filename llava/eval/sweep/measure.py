@@ -20,7 +20,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.run.answerer import Answerer, is_right
 from llava.eval.run.answers.jsonl import append_row, replace
 from llava.eval.run.answers.lock import only_run
 from llava.eval.run.inputs.checks import check_answered, check_images, check_question_file
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """
     check_model_flags(args)
     check_question_file(args.question_file)
-    task = make_task(args)
-    asked = by_picture(read_lines(args.question_file, args.image_folder, args.answers_file)[: task.limit], args)
+    questions = read_lines(args.question_file, args.image_folder, args.answers_file)[: args.limit]
+    task, asked = make_task(args, questions), by_picture(questions, args)
     axes = read_axes(args)
     cells = make_cells(args, axes)
     results = Path(os.path.realpath(args.out / "results.jsonl"))
@@ -160,8 +160,9 @@ def measure(answerer: Answerer, asked: Asked) -> Record:
             uniform.append(image.uniform_tokens)
         tokens += [len(picture.features) for picture in pictures]
         pairs = [(index, question.text) for index, (_, questions) in enumerate(some) for question in questions]
-        answers = [str(question.answer) for _, questions in some for question in questions]
-        right += [same_answer(*pair) for pair in zip(answerer.answer(pictures, pairs), answers, strict=True)]
+        asked_now = [question for _, questions in some for question in questions]
+        said = answerer.answer(pictures, pairs)
+        right += [is_right(q.text, text, str(q.answer)) for q, text in zip(asked_now, said, strict=True)]
     return {
         **scores(right, [(path, question.category) for path, questions in asked for question in questions]),
         "questions": len(right),

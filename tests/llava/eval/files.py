@@ -31,8 +31,8 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
-def write_answers(path: Path, texts: dict[Any, str], **more: Any) -> Path:
-    """An answers file as the runner writes it: question -> what the model said."""
-    return write_rows(
-        path, [{"question_id": name, "prompt": "?", "text": text, **more} for name, text in texts.items()]
-    )
+def write_answers(path: Path, texts: dict[Any, str], prompts: dict[Any, str] | None = None) -> Path:
+    """An answers file as the runner writes it: question -> what the model said, and what it was asked ("?")."""
+    asked = prompts or {}
+    rows = [{"question_id": name, "prompt": asked.get(name, "?"), "text": text} for name, text in texts.items()]
+    return write_rows(path, rows)

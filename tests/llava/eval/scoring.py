@@ -21,7 +21,8 @@ def rows_of(folder: Path, main: Main, *flags: str) -> dict[str, dict[str, float]
 def labelled(folder: Path, main: Main, asked: Sequence[tuple[dict[str, Any], str]]) -> dict[str, dict[str, float]]:
     """The score of questions, each with what the model said."""
     questions = write_rows(folder / "q.jsonl", [{"question_id": i} | row for i, (row, _) in enumerate(asked)])
-    write_answers(folder / "a.jsonl", {str(i): text for i, (_, text) in enumerate(asked)})
+    prompts = {str(i): row["text"] for i, (row, _) in enumerate(asked)}
+    write_answers(folder / "a.jsonl", {str(i): text for i, (_, text) in enumerate(asked)}, prompts)
     return rows_of(folder, main, "--question-file", str(questions))
 
 

@@ -26,6 +26,17 @@ def test_every_script_reads_its_own_declaration() -> None:
         assert read == [name]
 
 
+def test_all_benchmarks_are_asked_greedily_and_by_the_checkpoints_own_template() -> None:
+    """As docs/EVALUATION.md says beside LLaVA's scripts, which name the template."""
+    page = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
+    said = " ".join(page.split("`llava_v1` and `vicuna_v1` differ")[1].split("\n\n")[0].split())
+    assert "This project's scripts ask greedily too, but name no template: it follows the checkpoint" in said
+    for name, benchmark in find_benchmarks().items():
+        greedy = benchmark.runner == "model_vqa_loader" or "--temperature 0" in " ".join(benchmark.flags)
+        assert greedy and "--conv-mode" not in benchmark.flags, name
+    assert not [path.name for path in SCRIPTS.glob("*.sh") if "--conv-mode" in path.read_text()]
+
+
 def test_every_scorer_declares_a_benchmark() -> None:
     scorers = {path.stem for path in (ROOT / "llava" / "eval").glob("eval_*.py")}
     declared = [benchmark.scorer for benchmark in find_benchmarks().values() if benchmark.scorer]

@@ -38,7 +38,7 @@ def row(index: int, text: str, turn: int = 0, options: list[str] | None = None) 
     own = OPTIONS[index % 10**6] if options is None else options
     chars = list("ABCD"[: len(own)])
     shown = {"options": own[turn:] + own[:turn], "option_char": chars[turn:] + chars[:turn]}
-    return {"question_id": index, "round_id": turn, "prompt": "?", "text": text, **shown}
+    return {"question_id": index, "round_id": turn, "prompt": "Which?", "text": text, **shown}
 
 
 def run(folder: Path, annotation: Path, rows: list[dict[str, Any]]) -> dict[str, float]:

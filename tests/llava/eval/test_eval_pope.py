@@ -29,7 +29,7 @@ def pope_files(folder: Path, asked: dict[str, list[tuple[str, str]]], drop: int 
             )
             texts[name] = text
     write_rows(folder / "q.jsonl", questions[: len(questions) - drop])
-    write_answers(folder / "a.jsonl", texts)
+    write_answers(folder / "a.jsonl", texts, {row["question_id"]: row["text"] for row in questions})
     names = ("--annotation-dir", "coco"), ("--question-file", "q.jsonl"), ("--result-file", "a.jsonl")
     return [part for flag, name in names for part in (flag, str(folder / name))]
 
@@ -78,7 +78,9 @@ def differing_files(folder: Path, asked: tuple[str, ...] = ASKED, labels: list[d
         for i, (text, label) in enumerate(zip(asked, LABELS, strict=True))
     ]
     write_rows(folder / "q.jsonl", rows[::-1])
-    write_answers(folder / "a.jsonl", {100: "Yes", 99: "No", 98: "No"})
+    write_answers(
+        folder / "a.jsonl", {100: "Yes", 99: "No", 98: "No"}, {row["question_id"]: row["text"] for row in rows}
+    )
     return [part for flag, name in NAMES for part in (flag, str(folder / name))]
 
 

@@ -30,3 +30,25 @@ def test_realworldqa_by_hand(tmp_path: Path) -> None:
         "multiple choice": {"accuracy": 50.0, "questions": 2},
         "open": {"accuracy": pytest.approx(200 / 3), "questions": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("label", "said", "right"),
+    [
+        ("A", "", False),
+        ("A", "the", False),
+        ("A", "A", True),
+        ("A", "a.", True),
+        ("(A)", "A", True),
+        ("B", "The answer is B.", True),
+        ("A", "B", False),
+        ("the", "", False),
+        ("?", "", False),
+        ("An apple", "apple", True),
+    ],
+)
+def test_a_letter_is_no_article_and_an_empty_answer_never_right(label: str, said: str, right: bool) -> None:
+    """The options of this question are not recognised, as they are on one line."""
+    question = {"text": "Which one? A: the left one, B: the right one", "answer": label}
+    assert eval_realworldqa.kind(question) == "open"
+    assert eval_realworldqa.is_right(question, said) is right

@@ -36,7 +36,7 @@ def test_vstar_has_two_categories(tmp_path: Path, capsys: pytest.CaptureFixture[
     questions = write_rows(
         tmp_path / "q.jsonl", [{"question_id": 0, "text": COLOURS, "label": "A", "category": "colours"}]
     )
-    answers = write_answers(tmp_path / "a.jsonl", {0: "A"})
+    answers = write_answers(tmp_path / "a.jsonl", {0: "A"}, {0: COLOURS})
     flags = ["--question-file", str(questions), "--result-file", str(answers)]
     assert eval_vstar.main(flags) == 2
     assert "category is 'colours'; V* Bench has direct_attributes and relative_position" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_metadata_holds_all_that_an_answer_depends_on(folder: Path, engine: Chat
     pixels = engine.prepare_images([load_image(folder / "1.png")])[0]
     settings = engine.model.get_vision_tower().settings
     assert metadata["image"] == "1.png"
+    assert metadata["image_hash"] == f"sha256:{sha256((folder / '1.png').read_bytes()).hexdigest()[:16]}"
     assert metadata["image_size"] == [448, 448]
     assert metadata["visual_tokens"] == engine.model.get_vision_tower().count_tokens(pixels)
     assert metadata["uniform_tokens"] == 32 * 32

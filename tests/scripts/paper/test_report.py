@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,28 @@ def test_every_number_is_in_the_papers_place() -> None:
     } == rows
 
 
-def test_a_column_takes_the_first_row_that_the_score_has() -> None:
-    column = Column("MMBench", "mmbench", (1.0, 2.0, 3.0, 4.0), "accuracy", ("CircularEval", "first order"))
-    both = {"first order": {"accuracy": 60.0}, "CircularEval": {"accuracy": 50.0}}
-    assert column.of_score(both) == 50.0
-    assert column.of_score({"first order": {"accuracy": 60.0}}) == 60.0
-    with pytest.raises(ValueError, match="has no row CircularEval or first order; it has all"):
-        column.of_score({"all": {"accuracy": 60.0}})
+def test_a_row_that_the_score_lacks_is_an_error_unless_it_may_be_absent() -> None:
+    column = Column("POPE F1", "pope", (1.0, 2.0, 3.0, 4.0), "F1", "mean")
+    assert column.of_score({"random": {"F1": 60.0}, "mean": {"F1": 50.0}}) == 50.0
+    with pytest.raises(ValueError, match="the score of POPE F1 has no row mean; it has random"):
+        column.of_score({"random": {"F1": 60.0}})
+    assert replace(column, absent="one split").of_score({"random": {"F1": 60.0}}) is None
+
+
+def test_mmbench_is_compared_by_circular_eval_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table without rotations has only the accuracy in the first order, which is higher."""
+    rows = {"first order": {"accuracy": 60.0}}
+    monkeypatch.setattr(report, "measure", lambda *_: rows)
+    flags = ["mmbench", "--variants", "clip", "--json", str(tmp_path / "lines.json")]
+    assert main(flags) == 0
+    assert "| MMBench | 7B | CLIP |  | 62.5 | not measured: no rotations |  |" in capsys.readouterr().out
+    lines = [report.Line(**line) for line in json.loads((tmp_path / "lines.json").read_text())]
+    assert [(line.ours, line.note, line.failed) for line in lines] == [(None, "no rotations", False)] * 2
+    rows["CircularEval"] = {"accuracy": 50.0}
+    assert main(flags) == 0
+    assert "| MMBench | 7B | CLIP |  | 62.5 | 50.0 | -12.5 |" in capsys.readouterr().out
 
 
 def test_the_papers_rule_is_run_for_each_alpha_and_size() -> None:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row
+from llava.eval.run.inputs.checks import hash_image
 from llava.eval.run.inputs.questions import Question
 from llava.mm_utils import get_model_name_from_path
 from llava.model.vision.prepared_image import PreparedImage
@@ -46,6 +47,7 @@ def row_maker(model_path: str | None, settings: Mapping[str, Any]) -> Callable[[
         metadata = {
             "index": question.index,
             "image": question.image_name,
+            "image_hash": hash_image(question.image),
             "text": question.text_hash,
             "image_size": list(picture.size) if picture else None,
             "visual_tokens": picture.tokens if picture else 0,

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.run.answers.jsonl import Row, append_rows, check_regular, format_rows, read_rows, replace
+from llava.eval.run.inputs.checks import hash_image
 from llava.eval.run.inputs.questions import Question
 
-PER_ROW = ("index", "image", "text", "image_size", "visual_tokens", "uniform_tokens")
+PER_ROW = ("index", "image", "image_hash", "text", "image_size", "visual_tokens", "uniform_tokens")
 """Fields of a row's metadata that depend on its question; all others are the run's settings."""
+
+COMPARED = 64
+"""Most answers whose pictures are compared with those of the folder: enough to tell another set of pictures."""
 
 ADVICE = "name another answers file or start over with --no-resume"
 
@@ -58,12 +62,15 @@ class AnswerFile:
             resume: False starts over, which replaces answers to other questions.
 
         Raises:
-            ValueError: this runner did not write a file, or the file answers other questions.
+            ValueError: this runner did not write a file, or the file answers other questions, or about other pictures.
         """
+        answered = []
         for file in self._files():
             for number, row in self._read(file):
                 if resume and "text" in row:
                     _check_question(f"{file}:{number}", row, questions)
+                    answered.append((f"{file}:{number}", row))
+        _check_pictures(answered, questions)
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises ValueError unless all existing answers were made with these settings."""
@@ -205,6 +212,24 @@ def _check_question(where: str, row: Row, questions: Sequence[Question]) -> None
             f"{where} answers question {asked.question_id!r} about the picture {image!r}, but the question file has"
             f" {asked.image_name!r}; {ADVICE}"
         )
+
+
+def _check_pictures(answered: Sequence[tuple[str, Row]], questions: Sequence[Question]) -> None:
+    """Raises ValueError if answers, of which some are compared, are about other pictures than the folder has now.
+
+    Pictures are compared by content, not by folder, since a run may continue on another machine. Answers of earlier
+    versions have no hash.
+    """
+    hashed = [(where, row) for where, row in answered if row["metadata"].get("image_hash") is not None]
+    count = min(COMPARED, len(hashed))
+    for place in range(count):
+        where, row = hashed[place * (len(hashed) - 1) // max(1, count - 1)]
+        asked = questions[row["metadata"]["index"]]
+        if hash_image(asked.image) not in (None, row["metadata"]["image_hash"]):
+            raise ValueError(
+                f"{where} answers question {asked.question_id!r} about another picture than {asked.image} is now;"
+                f" give the --image-folder of before to continue, or {ADVICE}"
+            )
 
 
 def check_settings(where: str, row: Row, settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -140,6 +141,23 @@ def find_fault(source: str | Path) -> str | None:
     except BROKEN:
         return UNREADABLE
     return None
+
+
+def hash_image(source: str | Path | None) -> str | None:
+    """Hashes an image's file, which tells sets of pictures with the same names apart, in any folder.
+
+    None without a file: no image, one inside the question file, or one that cannot be read.
+    """
+    if not isinstance(source, Path):
+        return None
+    digest = sha256()
+    try:
+        with source.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except OSError:
+        return None
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _read_header(file: BinaryIO) -> None:

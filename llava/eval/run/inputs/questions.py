@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.score.rows import Row, is_missing, read_rows, read_table, read_text
+from llava.eval.score.rows import Row, is_missing, is_question, read_rows, read_table, read_text
 from llava.text import check_encodable
 
 T = TypeVar("T")
@@ -63,10 +63,11 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
     Args:
         path: the questions.
         folder: the images.
-        answers_file: right answers as `question_id, text` (or `answer`), for question files without them.
+        answers_file: right answers as `question_id, answer` (or `label`, or `text`), for question files without them.
 
     Raises:
-        ValueError: a line is not a question, a question has no answer in the answers file, or there are no questions.
+        ValueError: a line is not a question, a question has none or several answers in the answers file, or there are
+            no questions.
     """
     answers = _read_right_answers(answers_file) if answers_file else {}
     questions = []
@@ -76,7 +77,7 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
         if answers_file and name not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(name, row.get("answer", row.get("label")))
+        answer = answers.get(name, row.get(_find_field(row, "answer", "label")))
         questions.append(
             Question(
                 question_id=name,
@@ -95,20 +96,31 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
 
 
 def _read_right_answers(path: Path) -> dict[object, str]:
+    """Reads the right answer of each question; a question may have several rows if they agree."""
     answers: dict[object, str] = {}
     for number, row in read_rows(path):
-        if "question_id" not in row or not ("text" in row or "answer" in row):
-            raise ValueError(f"{path}:{number}: an answer needs question_id and text")
-        name = _read_value(f"{path}:{number}", row, "question_id")
-        answers[name] = str(row.get("text", row.get("answer")))
+        place = f"{path}:{number}"
+        field = _find_field(row, "answer", "label", "text")
+        if "question_id" not in row or field is None:
+            raise ValueError(f"{place}: an answer needs question_id and answer, label or text")
+        if field == "text" and is_question(row):
+            raise ValueError(f"{place} is a question, not an answer: it has no answer or label")
+        name, answer = _read_value(place, row, "question_id"), str(_read_value(place, row, field, number=True))
+        if answers.setdefault(name, answer) != answer:
+            raise ValueError(f"{place}: {name!r} appears twice, with the answers {answers[name]!r} and {answer!r}")
     return answers
 
 
-def _read_value(place: str, row: Row, key: str) -> Any:
-    """Reads a text that can be encoded, or a question's id: a text or a number; raises ValueError for another value."""
-    value, is_id = row[key], key == "question_id"
-    if not isinstance(value, (str, int, float) if is_id else str):
-        allowed = "text or a number" if is_id else "text"
+def _find_field(row: Row, *names: str) -> str | None:
+    """Finds the first of these fields that holds something."""
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def _read_value(place: str, row: Row, key: str, number: bool = False) -> Any:
+    """Reads a text that can be encoded, or a number if allowed, as for an id; raises ValueError for another value."""
+    value, number = row[key], number or key == "question_id"
+    if not isinstance(value, (str, int, float) if number else str):
+        allowed = "text or a number" if number else "text"
         raise ValueError(f"{place}: {key} is {json.dumps(value)[:80]}; it must be {allowed}")
     if isinstance(value, str):
         check_encodable(f"{place}: {key}", value)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava.eval.run import answerer as module
-from llava.eval.run.answerer import Answerer, same_answer
+from llava.eval.run.answerer import Answerer, is_right, same_answer
 from llava.mm_utils import tokenizer_image_token
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
@@ -36,6 +36,31 @@ TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a r
 def test_answers_are_equal_but_for_case_blanks_and_a_full_stop(said: str, right: str, equal: bool) -> None:
     assert same_answer(said, right) is equal
     assert same_answer(right, said) is equal
+
+
+LISTED = "What colour is it?\n(A) red\n(B) blue\nAnswer with the option's letter from the given choices directly."
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "right", "judged"),
+    [
+        (LISTED, "A", "(A)", True),  # CV-Bench
+        (LISTED, "(B) blue", "B", True),  # V* Bench
+        (LISTED, "The answer is B.", "(B)", True),
+        (LISTED, "blue", "(B)", True),
+        (LISTED, "B", "blue", True),  # the right answer is an option's text
+        (LISTED, "B", "(A)", False),
+        (LISTED, "", "A", False),
+        (LISTED, "purple", "(A)", False),
+        (LISTED, "purple", "Purple.", True),  # the right answer is none of the options
+        ("What is it?", "A", "(A)", False),  # no options are listed
+        ("What is it?", "red", "Red.", True),
+    ],
+)
+def test_where_the_question_lists_options_the_chosen_letter_decides(
+    question: str, said: str, right: str, judged: bool
+) -> None:
+    assert is_right(question, said, right) is judged
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,9 @@ def asked(**row: Any) -> Make:
     """One question in LLaVA's form, answered with "A"."""
 
     def make(folder: Path) -> list[str]:
-        write_answers(folder / "a.jsonl", {0: "A"})
-        return ["--question-file", str(write_rows(folder / "q.jsonl", [{"question_id": 0, "text": COLOURS} | row]))]
+        question = {"question_id": 0, "text": COLOURS} | row
+        write_answers(folder / "a.jsonl", {0: "A"}, {0: question["text"]})
+        return ["--question-file", str(write_rows(folder / "q.jsonl", [question]))]
 
     return make
 

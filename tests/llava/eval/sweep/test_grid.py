@@ -16,6 +16,7 @@ from PIL import Image
 
 from llava.eval.sweep import command, measure
 from llava.eval.sweep.grid import make_cells, make_task, parse_value, read_axes
+from llava.serve.loading import QLIP_FLAGS
 from llava.utils import demo_model_path
 from qlip import QLIPConfig, cli
 
@@ -176,6 +177,27 @@ def test_cells_are_the_product_of_what_is_given_and_none_is_there_twice(material
     assert cells[0] is None
     assert len(cells) == 1 + 8
     assert set(cells[1:]) == expected
+
+
+FLAG_VALUES = {"alpha": "0.3", "max_tokens": "99", "image_size": "99", "budget": "score", "tiling": "tiles"}
+
+
+@pytest.mark.parametrize("name", QLIP_FLAGS)
+def test_every_flag_of_the_quadtree_is_an_axis_or_an_error(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """None may be dropped: the sweep would measure another setting than its command line says."""
+    value, flag = FLAG_VALUES[name], "--" + name.replace("_", "-")
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    command.add_flags(parser)
+    options = parser.parse_args(flags(material, material, flag, value))
+    axes = read_axes(options)
+    assert axes == {name: [parse_value(name, value)]}
+    assert all(getattr(cell, name) == axes[name][0] for cell in make_cells(options, axes)[1:])
+    assert command.main(flags(material, tmp_path / "out", flag, value, "--set", f"{name}={value}")) == 2
+    assert f"{name} is given twice" in capsys.readouterr().err
+    assert command.main(flags(material, tmp_path / "out", flag, value, "--no-qlip")) == 2
+    assert f"--no-qlip contradicts values of {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

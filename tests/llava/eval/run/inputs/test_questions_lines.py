@@ -26,6 +26,7 @@ def write(path: Path, *rows: Any) -> Path:
         ({"answer": "red"}, "red", "all"),
         ({"label": "yes", "category": "existence"}, "yes", "existence"),
         ({"answer": 3}, "3", "all"),
+        ({"answer": None, "label": "yes"}, "yes", "all"),
     ],
 )
 def test_a_question_may_bring_its_answer_and_category(
@@ -42,6 +43,34 @@ def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_o
     questions = write(tmp_path / "q.jsonl", QUESTION | {"answer": "no"}, QUESTION | {"question_id": "b"})
     answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": 7, "text": "A"})
     assert [question.answer for question in read_lines(questions, FOLDER, answers)] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"text": "red"}, "red"),
+        ({"answer": "red"}, "red"),
+        ({"label": "red"}, "red"),
+        ({"text": "What?", "answer": "red"}, "red"),
+        ({"text": "What?", "label": "red"}, "red"),
+        ({"text": "What?", "image": "a.png", "label": "red"}, "red"),  # a question file with its answers
+        ({"text": "red", "image": "a.png", "prompt": "What?"}, "red"),
+        ({"text": "red", "answer": None}, "red"),
+        ({"answer": 3}, "3"),
+    ],
+)
+def test_a_right_answer_is_an_answer_or_a_label_before_it_is_a_text(
+    tmp_path: Path, row: dict[str, Any], answer: str
+) -> None:
+    questions = write(tmp_path / "q.jsonl", QUESTION)
+    answers = write(tmp_path / "a.jsonl", {"question_id": 7} | row)
+    assert [question.answer for question in read_lines(questions, FOLDER, answers)] == [answer]
+
+
+def test_a_right_answer_may_be_there_twice_if_both_agree(tmp_path: Path) -> None:
+    questions = write(tmp_path / "q.jsonl", QUESTION, QUESTION | {"text": "Where?"})
+    answers = write(tmp_path / "a.jsonl", {"question_id": 7, "text": "yes"}, {"question_id": 7, "answer": "yes"})
+    assert [question.answer for question in read_lines(questions, FOLDER, answers)] == ["yes", "yes"]
 
 
 def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Path) -> None:
@@ -68,7 +97,19 @@ def test_only_a_line_feed_ends_a_line_and_blank_lines_do_not_count(tmp_path: Pat
         ([QUESTION | {"question_id": None}], None, r"q\.jsonl:1: question_id is null"),
         ([QUESTION], [{"question_id": {}, "text": "A"}], r"a\.jsonl:1: question_id is \{\}; it must be text or a"),
         ([QUESTION], [{"question_id": 8, "text": "A"}], r"a\.jsonl has no answer to question 7"),
-        ([QUESTION], [{"question_id": 7}], r"a\.jsonl:1: an answer needs question_id and text"),
+        ([QUESTION], [{"question_id": 7}], r"a\.jsonl:1: an answer needs question_id and answer, label or text"),
+        (
+            [QUESTION],
+            [{"question_id": 7, "text": None}],
+            r"a\.jsonl:1: an answer needs question_id and answer, label or",
+        ),
+        ([QUESTION], [{"question_id": 7, "text": ["a"]}], r'a\.jsonl:1: text is \["a"\]; it must be text or a number'),
+        ([QUESTION], [QUESTION], r"a\.jsonl:1 is a question, not an answer: it has no answer or label"),
+        (
+            [QUESTION],
+            [{"question_id": 7, "text": "yes"}, {"question_id": 7, "text": "no"}],
+            r"a\.jsonl:2: 7 appears twice, with the answers 'yes' and 'no'",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, questions: list[Any], answers: list[Any] | None, words: str) -> None:

@@ -1,0 +1,88 @@
+"""Answers that name an option by a letter of lower case, or that repeat an option whose text is a letter."""
+
+from __future__ import annotations
+
+import pytest
+
+from llava.eval.score.parse import letters, option_letter
+
+OPTIONS = {"A": "a red car", "B": "a blue bus", "C": "a dog", "D": "none of these"}
+LETTERS = {"A": "C", "B": "A", "C": "B", "D": "D"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("(B) A", "B"),
+        ("B) A", "B"),
+        ("B. A", "B"),
+        ("B: A", "B"),
+        ("[B] A.", "B"),
+        ("**B** A", "B"),
+        ("(B)\nA", "B"),
+        ("(b) A", "B"),
+        ("Option (B) A", "B"),
+        ("(D) D", "D"),
+        ("(B) C", None),  # not B's text: two letters
+        ("(B) (A)", None),
+        ("B, A", None),
+        ("B A", None),
+        ("A", "A"),
+    ],
+)
+def test_a_letter_with_the_text_of_its_option_is_one_letter(text: str, letter: str | None) -> None:
+    assert option_letter(text, LETTERS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Option b", "B"),
+        ("option b.", "B"),
+        ("Option (b)", "B"),
+        ("Option (b).", "B"),
+        ("**Option b**", "B"),
+        ("option: b", "B"),
+        ("Choice c", "C"),
+        ("answer b", "B"),
+        ("the answer b", "B"),
+        ("The correct option b.", "B"),
+        ("correct answer: (c)", "C"),
+        ("OPTION B", "B"),
+        ("Option a", "A"),
+        ("letter d", "D"),
+        ("It is blue and large.\nOption b", "B"),
+        ("Option (b) a blue bus", "B"),
+        ("option b) a blue bus", "B"),
+        ("Option e", None),
+        ("answer a question", None),
+        ("I answer a question", None),
+        ("Please choose an option", None),
+        ("Options", None),
+        ("Option (b) is wrong", None),
+        ("(b) is wrong", None),
+        ("(b) is wrong, the answer is (c)", "C"),
+        ("not option b", None),
+        ("It is an answer.", None),
+        ("The answer is option b", "B"),
+    ],
+)
+def test_a_named_option_is_read_in_any_case(text: str, letter: str | None) -> None:
+    assert option_letter(text, OPTIONS) == letter
+
+
+@pytest.mark.parametrize("letter", "abcdefghijklmnopqrstuvwxyz")
+def test_every_letter_may_be_named(letter: str) -> None:
+    """Also "a", the article, and "i", the pronoun."""
+    assert option_letter(f"Option {letter}", letters(26)) == letter.upper()
+
+
+def test_an_options_text_goes_before_a_named_letter() -> None:
+    options = {"A": "letter B", "B": "letter A", "C": "Option D"}
+    assert [option_letter(text, options) for text in ("letter B", "Letter A.", "option d", "letter c")] == [*"ABCC"]
+
+
+def test_a_long_answer_that_begins_like_a_letter_is_read_at_once() -> None:
+    """A pattern that backtracks takes minutes over each of these."""
+    said = ["the answer " * 3000, "(B) " + "A " * 10_000, "option (" + " " * 20_000 + "b"]
+    assert [option_letter(text, LETTERS) for text in said] == [None, None, "B"]
