@@ -13,8 +13,8 @@ from collections.abc import Mapping
 _CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = rf"[^\W{_CJK}]"
 # Decoration around a letter: "(B)", "**B**", "'B'", "【B】", "B."
-_OPEN = r"[\s(\[{<*_\"'`“”‘’「『【《]*"
-_CLOSE = r"[)\]}>*_\"'`“”‘’」』】》]*"
+_OPEN = r"[\s(\[{<*_\"'`“”‘’「『【《]{0,12}"  # bounded: a long run of brackets would take quadratic time
+_CLOSE = r"[)\]}>*_\"'`“”‘’」』】》]{0,12}"
 _AROUND = r"[\s()\[\]{}<>*_\"'`“”‘’「」『』【】《》.,:;!?。、]*"
 # "A" before a blank and a word is the article, except before words that take none; "I" is the pronoun.
 _NO_NOUN = r"(?i:and|or|nor|but|not|as|because|since|for|if|in|is|on|was|with|here|there|the)\b"
