@@ -21,7 +21,7 @@ def check_encodable(name: str, text: str) -> None:
 def check_question(text: str, name: str = "the question") -> None:
     """Raises ValueError unless the text `name` can be asked: not blank, and without half a character."""
     if not text.strip():
-        raise ValueError("the question is empty")
+        raise ValueError("the question is empty" + (f" ({name})" if name.startswith("--") else ""))
     check_encodable(name, text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -39,8 +40,9 @@ class OneLineParser(argparse.ArgumentParser):
 def read_path(text: str) -> Path:
     """Reads a flag that names a file or folder: what the type `Path` means to `OneLineParser`."""
     scheme, colon, rest = text.partition("://")
-    if colon and scheme.isalnum():
-        way_out = f"give the path, {unquote(rest)}" if scheme.lower() == "file" else "download it and give the file"
+    if colon and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        path = f"give the path{', ' + unquote(rest) if rest.startswith('/') else ''}"  # else it names a host
+        way_out = path if scheme.lower() == "file" else "download it and give the file"
         raise argparse.ArgumentTypeError(f"{text} is a URL; {way_out}")
     return Path(read_name(text))
 

@@ -198,8 +198,8 @@ def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.nd
 
 def _check_inside(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray | int, patch_size: int) -> None:
     """Raises ValueError if a leaf, its corner (n, 2) and side (n, 1) in cells, is not wholly inside (C, H, W)."""
-    grid = image.shape[1] // patch_size, image.shape[2] // patch_size
-    if (corners < 0).any() or (corners + sizes > grid).any():
+    grid = np.array([image.shape[1] // patch_size, image.shape[2] // patch_size])
+    if (corners < 0).any() or np.any(sizes < 1) or (corners > grid - sizes).any():  # as a sum it could overflow
         raise ValueError(f"a leaf lies outside of the image's {grid[0]} x {grid[1]} cells")
 
 

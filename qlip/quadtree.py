@@ -180,9 +180,15 @@ def spare_splits(max_tokens: int | None, fewest: int, trees: str, remedy: str) -
 
 
 def find_noise(criterion: Criterion, noise_floor: bool, image: Tensor, noise: Tensor | None = None) -> Tensor | None:
-    """Finds the noise that lowers scores, float (C,): what is known of it, or the image's own; None if none does."""
+    """Finds the noise that lowers scores, float (C,): what is known of it, or the image's own; None if none does.
+
+    Raises:
+        ValueError: what is known of it has another shape.
+    """
     if not noise_floor or criterion != "structure":
         return None
+    if noise is not None and noise.shape != image.shape[:1]:
+        raise ValueError(f"noise has the shape {tuple(noise.shape)}; an image of {len(image)} channels has one of each")
     return estimate_noise(image) if noise is None else noise
 
 

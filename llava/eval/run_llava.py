@@ -58,7 +58,7 @@ def eval_model(args: Any) -> None:
     from llava.utils import demo_picture_path
 
     settings = _with_defaults(args)
-    check_question(settings.query, "--query")
+    check_question(settings.query or "", "--query")
     check_model_flags(settings)
     if settings.model_path and not settings.image_file:
         raise ValueError("--image-file is required with --model-path")
@@ -72,7 +72,7 @@ def eval_model(args: Any) -> None:
 
 def _with_defaults(args: Any) -> argparse.Namespace:
     """Fills in the flags that LLaVA's documented arguments object does not have."""
-    settings = parse_args([f"--query={args.query}"])
+    settings = parse_args([f"--query={getattr(args, 'query', None) or ''}"])
     for name in vars(settings):
         if hasattr(args, name):
             setattr(settings, name, getattr(args, name))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -34,20 +33,6 @@ def drop_unused(settings: GenerationConfig) -> GenerationConfig:
         if hasattr(kept, name):
             setattr(kept, name, None)
     return kept
-
-
-def check_generation(model: Any, folder: Path) -> None:
-    """Checks that what generation_config.json of a checkpoint says can be saved again, before a model is trained.
-
-    Raises:
-        ValueError: transformers would refuse to save it.
-    """
-    if model.generation_config is None:
-        return
-    try:
-        drop_unused(model.generation_config).validate(strict=True)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'generation_config.json'} could not be saved with the model: {error}") from None
 
 
 @contextmanager

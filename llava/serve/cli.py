@@ -101,6 +101,8 @@ def check_prompt_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} needs --prompt")
     for number, prompt in enumerate(args.prompt or (), start=1):
         check_question(prompt, f"--prompt {number}" if len(args.prompt) > 1 else "--prompt")
+        if args.one_conversation and number > 1:
+            check_later_question(prompt)
 
 
 def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[str]]:
@@ -152,7 +154,6 @@ def answer_prompts(
             if conversation is None or not args.one_conversation:
                 conversation = engine.question(prompt, len(group))
             else:
-                check_later_question(prompt)
                 conversation.append_message(conversation.roles[0], prompt)
                 conversation.append_message(conversation.roles[1], None)
             show_prompt(conversation, args.debug)

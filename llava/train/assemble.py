@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.model.builder import finish_tower
 from llava.model.config import ImageLanguageConfig
-from llava.model.generation_settings import check_generation
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
 from llava.model.loading.quantization import quantization
@@ -185,7 +184,7 @@ def load_model(
     """Loads the checkpoint's weights, without a newline of tiles if it has none and only the flags ask for one.
 
     Raises:
-        ValueError: some are missing, or transformers could not save the model's generation settings.
+        ValueError: some are missing.
     """
     training = args.training
     trains_trunk = not (training.lora_enable or args.model.tune_mm_mlp_adapter or args.model.freeze_backbone)
@@ -203,7 +202,6 @@ def load_model(
         model.get_model().image_newline = None  # `initialize_vision_modules` draws one
         missing = missing - {NEWLINE}
     check_complete(missing, checkpoint.folder)
-    check_generation(model, checkpoint.folder)
     model.config.use_cache = False
     return model
 

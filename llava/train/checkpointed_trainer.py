@@ -142,6 +142,14 @@ class CheckpointedTrainer(Trainer):
         else:  # without a shared folder; process 0 writes the model
             logger.warning("%s is on another machine; the processes of this one keep the last weights", best)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Ends a run; its last checkpoint, which says that it is done, stays beside the best, unlike transformers'."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trains an epoch, unless the checkpoint that the run continues from has all its steps.
 

@@ -30,11 +30,9 @@ def load_loops() -> ModuleType | None:
         if numba.config.DISABLE_JIT:
             return None
         from qlip.kernels import loops
-    except ModuleNotFoundError as error:
-        if error.name == "numba":
-            return None
-        raise
     except (ImportError, OSError) as error:  # numba refuses a numpy that is newer than it; its library does not load
+        if getattr(error, "name", None) == "numba" and isinstance(error, ModuleNotFoundError):
+            return None
         logger.warning("numba is installed but can't be used, so numpy cuts images, more slowly: %s", error)
         return None
     return loops

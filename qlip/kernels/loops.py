@@ -8,12 +8,21 @@ The side of a window, of leaves and of patches is a constant of the compiled cod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
+from numba.core.compiler_lock import global_compiler_lock
+
+if hasattr(os, "register_at_fork"):  # a child whose parent was compiling would wait for its lock for ever
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 BAND = 2**16
 """Pixels of one channel that are opened at once, so that they stay in a core's cache."""
@@ -128,13 +137,18 @@ def _larger(a: float, b: float) -> float:
 
 
 @compile_loop
-def summarise_gradient(image: np.ndarray, patch_size: int) -> np.ndarray:
-    """Summarises |d/drow| + |d/dcol| of whole cells: float32 (C, H, W) -> (8, rows, cols), see `qlip.scores.edges`."""
+def summarise_gradient(image: np.ndarray, patch_size: int) -> tuple[np.ndarray, bool]:
+    """Summarises |d/drow| + |d/dcol| of whole cells: float32 (C, H, W) -> (8, rows, cols), see `qlip.scores.edges`.
+
+    Returns:
+        The summary, and whether all sums are finite, without which it has no meaning.
+    """
     channels, height, width = image.shape
     rows, cols, end = height // patch_size, width // patch_size, patch_size - 1
     summary = np.zeros((8, rows, cols), np.float32)
     down, across = np.empty(width, np.float32), np.empty(width, np.float32)
     both, above = np.empty(width, np.float32), np.empty(width, np.float32)
+    beyond = 0
     for row in range(rows):
         above[:] = 0
         for line in range(patch_size):
@@ -146,7 +160,9 @@ def summarise_gradient(image: np.ndarray, patch_size: int) -> np.ndarray:
                     vertical, horizontal = abs(below[x] - pixels[x]), abs(pixels[x + 1] - pixels[x])
                     down[x], across[x] = max(down[x], vertical), max(across[x], horizontal)
                     both[x] = max(both[x], vertical + horizontal)
+                    beyond += not vertical + horizontal < np.inf
                 vertical = abs(below[width - 1] - pixels[width - 1])
+                beyond += not vertical < np.inf
                 down[width - 1], both[width - 1] = max(down[width - 1], vertical), max(both[width - 1], vertical)
             if line < end:
                 for x in range(width):
@@ -158,7 +174,7 @@ def summarise_gradient(image: np.ndarray, patch_size: int) -> np.ndarray:
             summary[0, row, col], summary[2, row, col] = above[left:last].max(), above[last]
             summary[3, row, col], summary[4, row, col] = across[left:last].max(), both[left:last].max()
             summary[5, row, col], summary[6, row, col], summary[7, row, col] = across[last], down[last], both[last]
-    return summary
+    return summary, beyond == 0
 
 
 def resample(

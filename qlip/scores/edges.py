@@ -30,7 +30,9 @@ def gradient_scores(image: Array, patch_size: int, levels: int) -> list[Array]:
     Forward differences; at a block's last row (column) the missing vertical (horizontal) difference counts as zero.
     """
     if loops := find_loops(image):
-        return merge_edges(loops.summarise_gradient(np.ascontiguousarray(image), patch_size), levels)
+        summary, is_finite = loops.summarise_gradient(np.ascontiguousarray(image), patch_size)
+        if is_finite:  # of other numbers compiled maxima are not numpy's
+            return merge_edges(summary, levels)
     return merge_edges(_summarise(image, patch_size, _summarise_gradient), levels)
 
 

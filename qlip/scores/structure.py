@@ -18,6 +18,9 @@ NOISE_HEIGHT = 5.0
 MAX_NOISE = 0.17
 """Most noise that the cells of a split may show, in normalised units: about 12 of 255 in CLIP's."""
 
+COMPILED_WINDOW = 31
+"""Largest window of compiled loops, which read each of its pixels; numpy's doubling wins beyond."""
+
 HAT_BAND = 2**17
 """Pixels that are halved or opened at once on a CPU, so that what is computed of them stays in its cache."""
 
@@ -74,7 +77,8 @@ def _band_of(image: Array, pitch: int) -> int:
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:
     """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols); on a CPU by bands of the image's rows."""
-    if loops := find_loops(image):
+    loops = find_loops(image) if size <= COMPILED_WINDOW else None
+    if loops and np.isfinite(image.sum()):  # of other numbers compiled minima and maxima are not numpy's
         nothing = np.zeros(len(image), np.float32)
         return loops.find_cell_hats(np.ascontiguousarray(image), patch_size, size, nothing if floor is None else floor)
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -74,7 +77,8 @@ def test_hats_are_those_of_scipys_opening_and_closing(monkeypatch, loops, size, 
 def test_a_summary_of_edges_is_numpys(channels, rows, cols, patch_size):
     image = noise(channels, rows * patch_size, cols * patch_size, seed=rows)
     expected = edges._summarise_gradient(image, 0, image.shape[1], patch_size)
-    assert np.array_equal(kernels.load_loops().summarise_gradient(image, patch_size), expected)
+    summary, is_finite = kernels.load_loops().summarise_gradient(image, patch_size)
+    assert is_finite and np.array_equal(summary, expected)
 
 
 @pytest.mark.parametrize(("size", "patch_size"), [(2, 14), (4, 3), (8, 4), (2, 2)])
@@ -122,7 +126,10 @@ def test_views_of_any_strides_are_cut_alike():
         assert all(torch.equal(own, patches[0]) for own in patches)
 
 
-@pytest.mark.parametrize("box", [(7, 0, 2), (0, 7, 2), (-1, 0, 2), (0, -1, 1), (8, 0, 1)], ids=str)
+OUTSIDE = [(7, 0, 2), (0, 7, 2), (-1, 0, 2), (0, -1, 1), (8, 0, 1), (2**63 - 1, 0, 2), (0, 2**63 - 2, 4), (0, 0, 2**62)]
+
+
+@pytest.mark.parametrize("box", [*OUTSIDE, (0, 0, 0), (0, 0, -1)], ids=str)
 def test_no_leaf_is_read_from_beyond_the_image(monkeypatch, box):
     image, leaves = patchwork((8, 8)), Leaves(torch.tensor([(0, 0, 1), box]), (8, 8))
     with pytest.raises(ValueError, match="lies outside of the image's 8 x 8 cells"):
@@ -130,6 +137,56 @@ def test_no_leaf_is_read_from_beyond_the_image(monkeypatch, box):
     by_numpy(monkeypatch)
     with pytest.raises(ValueError, match="lies outside of the image's 8 x 8 cells"):
         qlip.extract_patches(image, leaves, 4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (), (1, 3)], ids=str)
+def test_noise_of_other_channels_than_the_images_is_refused(shape):
+    with pytest.raises(ValueError, match="an image of 3 channels has one of each"):
+        paper_partition(patchwork((8, 8)), 4, criterion="structure", noise_floor=True, noise=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("criterion", ["gradient", "structure"])
+def test_values_that_are_not_finite_split_the_same_blocks(monkeypatch, criterion, value):
+    image = patchwork((12, 12))
+    image[0, 20, 21], image[1, 20, 22] = value, -value
+    options = {"alpha": 1.5, "criterion": criterion, "structure_size": 5}
+    leaves = paper_partition(image, 4, **options)
+    by_numpy(monkeypatch)
+    assert torch.equal(leaves.boxes, paper_partition(image, 4, **options).boxes)
+
+
+def test_large_windows_are_numpys(monkeypatch, loops):
+    monkeypatch.setattr(loops, "find_cell_hats", None)
+    assert len(paper_partition(patchwork((8, 8)), 4, alpha=1.5, criterion="structure", structure_size=33)) > 1
+
+
+FORKED = """
+import os, threading
+from numba.core.compiler_lock import global_compiler_lock
+from qlip import kernels
+kernels.load_loops()
+held = threading.Event()
+def compile_for_long():
+    with global_compiler_lock:
+        held.set()
+        threading.Event().wait(0.5)
+threading.Thread(target=compile_for_long).start()
+held.wait()
+child = os.fork()
+if not child:
+    with global_compiler_lock:
+        os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_is_forked_while_a_thread_compiles_can_compile():
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
+    command = [sys.executable, "-c", FORKED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["0"]
 
 
 @pytest.mark.parametrize("other", [np.zeros(3), np.zeros(3, np.float16), torch.zeros(3), [0.0]], ids=type)

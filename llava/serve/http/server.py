@@ -9,13 +9,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from llava.serve.http.addresses import url_of
-from llava.serve.http.connections import limited_protocol
+from llava.serve.http.connections import ANSWERING, limited_protocol
 from llava.serve.http.limits import BACKLOG, ConnectionLimits, fit_open_files
 from llava.serve.http.listening import Listener
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Hook = Callable[[], Awaitable[None]]
 
 GRACE = 60  # seconds for running streams to finish after a signal to stop
+LAST = 1  # seconds for what is left behind them
 
 
 class Server(uvicorn.Server):
@@ -57,21 +58,21 @@ class Server(uvicorn.Server):
                 await self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for the requests that were running at the signal, then stops listening.
+        """Waits for the answers that were running at the signal, then stops listening.
 
-        Both together take no longer than uvicorn's time for a graceful shutdown; a second Ctrl-C ends them.
+        Later requests, and those whose body has not come, have a second from then on. All takes no longer than
+        uvicorn's time for a graceful shutdown, and a second Ctrl-C ends it.
         """
-        running = set(self.server_state.tasks)  # later requests, such as health checks, are not waited for
-        grace, start = self.config.timeout_graceful_shutdown, time.monotonic()
+        connections = list(self.server_state.connections)
+        running: list[Any] = [each.cycle for each in connections if getattr(each, "state", None) == ANSWERING]
+        end = time.monotonic() + (self.config.timeout_graceful_shutdown or GRACE)
         if self.on_stop is not None:
             await self.on_stop()
-        while running and not self.force_exit and (grace is None or time.monotonic() < start + grace):
-            _, running = await asyncio.wait(running, timeout=0.1)
-        if self.force_exit:
-            grace = 0
-        elif grace is not None:
-            grace = max(0, ceil(start + grace - time.monotonic()))
-        self.config.timeout_graceful_shutdown = grace
+        while not self.force_exit and time.monotonic() < end:
+            if all(cycle.response_complete or cycle.disconnected for cycle in running):
+                break
+            await asyncio.sleep(0.1)
+        self.config.timeout_graceful_shutdown = 0 if self.force_exit or time.monotonic() >= end else LAST
         await super().shutdown(sockets)
 
 

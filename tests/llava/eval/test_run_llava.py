@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_only_a_typed_length_must_fit_the_context(model: ScriptedModel, picture:
     ("flags", "words"),
     [
         (["--model-path", "m", "--image-file", "a.png"], "--query is required"),
-        (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty"),
+        (["--model-path", "m", "--image-file", "a.png", "--query", " "], "the question is empty (--query)"),
         (["--image-file", "", "--query", "Hi"], "argument --image-file: the name is empty"),
         (["--model-path", "m", "--query", "Hi"], "--image-file is required with --model-path"),
     ],
@@ -124,6 +125,12 @@ def test_missing_flags_are_reported_in_one_line(
     except SystemExit as exit_:
         code = exit_.code
     assert (code, capsys.readouterr().err) == (2, f"run_llava: error: {words}\n")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"query": None}])
+def test_an_arguments_object_without_a_query_is_told_so(arguments: dict[str, None], picture: str) -> None:
+    with pytest.raises(ValueError, match=r"the question is empty \(--query\)"):
+        run_llava.eval_model(SimpleNamespace(model_path=None, image_file=picture, **arguments))
 
 
 def test_the_command_prints_one_answer(

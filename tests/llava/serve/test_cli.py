@@ -157,8 +157,12 @@ def test_debug_shows_the_prompt(loader: Loader, picture: str, capsys: pytest.Cap
     ("flags", "words"),
     [
         (["--prompt", "Hi"], "--image-file is required with --model-path"),
-        (["--image-file", "PICTURE", "--prompt", ""], "llava: error: the question is empty\n"),
-        (["--image-file", "PICTURE", "--prompt", "Hi", "--prompt", " "], "llava: error: the question is empty\n"),
+        (["--image-file", "PICTURE", "--prompt", ""], "llava: error: the question is empty (--prompt)\n"),
+        (["--image-file", "PICTURE", "--prompt", "Hi", "--prompt", " "], "the question is empty (--prompt 2)\n"),
+        (
+            ["--image-file", "PICTURE", "--one-conversation", "--prompt", "Hi", "--prompt", "and <image>?"],
+            "a later question may not hold <image>: the first one shows all pictures",
+        ),
         (["--image-file", ""], "llava: error: argument --image-file: the name is empty"),
         (["--image-file", "PICTURE", "--model-path", ""], "argument --model-path: the name is empty"),
         (["--image-file", "PICTURE", "--show-quadtree", ""], "argument --show-quadtree: the name is empty"),

@@ -171,6 +171,19 @@ def test_a_run_that_is_done_says_that_it_trains_nothing(bases, data, tmp_path, c
         assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_a_run_that_ended_with_its_best_checkpoint_is_done_too(bases, data, tmp_path, caplog):
+    """transformers would keep the best checkpoint alone, from which the command would go on when it is given again."""
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    chosen |= {"eval_steps": 1, "eval_data_path": data / "data.json", "load_best_model_at_end": True}
+    chosen |= {"metric_for_best_model": "loss", "greater_is_better": True, "save_total_limit": 1}
+    for _ in range(2):
+        train_on(bases / "llava", data, tmp_path, **chosen)
+        assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3"]
+        final, best = (torch.load(folder / "mm_projector.bin") for folder in (tmp_path, tmp_path / "checkpoint-1"))
+        assert all(torch.equal(final[name], best[name]) for name in best)
+    assert "checkpoint-3 has all 3 steps already: nothing was trained" in caplog.text
+
+
 def test_more_steps_continue_a_run_that_is_done(bases, data, tmp_path):
     chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1}
     train_on(bases / "llava", data, tmp_path, **chosen, max_steps=2)

@@ -65,6 +65,15 @@ def test_a_projector_is_trained_below_a_quantised_language_model(bases, data, tm
     ]
 
 
+@pytest.mark.parametrize("changes", [{}, {"tune_mm_mlp_adapter": True}, {"lora_enable": True}])
+def test_a_base_that_names_no_padding_token_is_trained_and_saved(bases, data, tmp_path, changes):
+    shutil.copytree(bases / "llava", tmp_path / "base")
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1, "temperature": 0.9}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings))
+    train_on(tmp_path / "base", data, tmp_path / "out", max_steps=1, **changes)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
 def test_a_tower_is_trained_in_mixed_precision(bases, data, tmp_path):
     """Also where transformers' tower runs its last layer and norm, which nobody reads."""
     trainer = train_on(bases / "llava", data, tmp_path, unfreeze_mm_vision_tower=True, bf16=True)

@@ -27,8 +27,9 @@ class Draining:
     """A server that runs in a thread, with a stream that waits until it is released."""
 
     def __init__(self, grace: int) -> None:
-        self.stopping, self.release = threading.Event(), threading.Event()
-        app = Starlette(routes=[Route("/health", self.health), Route("/stream", self.stream)])
+        self.stopping, self.release, self.reading = threading.Event(), threading.Event(), threading.Event()
+        routes = [Route("/health", self.health), Route("/stream", self.stream)]
+        app = Starlette(routes=[*routes, Route("/body", self.body, methods=["POST"])])
         config = server_config(app, ConnectionLimits())
         config.timeout_graceful_shutdown = grace
         self.server = Server(config, on_stop=self.note_stop)
@@ -51,6 +52,10 @@ class Draining:
             yield "ended"
 
         return StreamingResponse(pieces())
+
+    async def body(self, request: Request) -> Response:
+        self.reading.set()
+        return Response(await request.body())
 
     def stop(self) -> None:
         """Does what a signal does, which no thread can get; waits until the application knows."""
@@ -121,6 +126,21 @@ def test_requests_that_come_later_do_not_put_off_the_end() -> None:
             assert server.ends(SOON)
         prober.join(DEADLINE)
         assert not prober.is_alive()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the signal", "after it"])
+def test_a_request_whose_body_never_comes_does_not_put_off_the_end(first: bool) -> None:
+    with draining() as server, stream_of(server) as pieces, socket.socket() as other:
+        if not first:
+            server.stop()
+        other.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        other.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1")
+        assert server.reading.wait(DEADLINE)
+        if first:
+            server.stop()
+        server.release.set()
+        assert "".join(pieces) == "ended"
+        assert server.ends(SOON)
 
 
 def test_a_stream_that_does_not_end_is_cut_in_the_end() -> None:
