@@ -215,7 +215,7 @@ def _make_resampling(size: int, patch_size: int) -> Kernel:
         channels, height, width = image.shape
         flat, pitch = image.reshape(-1), np.uint64(width)
         down = np.zeros(side + taps, np.float32)  # one row of samples; the margin stays 0
-        inner = down[margin:]
+        inner, samples = down[margin:], np.empty(patch_size, np.float32)
         for leaf in chosen:
             for channel in range(channels):
                 corner = (channel * height + boxes[leaf, 0] * patch_size) * width + boxes[leaf, 1] * patch_size
@@ -234,10 +234,13 @@ def _make_resampling(size: int, patch_size: int) -> Kernel:
                             start = np.uint64(corner + (first + tap) * width)
                             for x in range(np.uint64(side)):
                                 inner[x] += weights[tap, row] * flat[start + x]
+                    # All of a row at once: within one sum each addition would wait for the last.
                     for col in range(patch_size):
-                        total = np.float32(0)
-                        for tap in range(taps):
-                            total += weights[tap, col] * down[col * size + tap]
-                        patches[leaf, channel, row, col] = total
+                        samples[col] = weights[0, col] * down[col * size]
+                    for tap in range(1, taps):
+                        for col in range(patch_size):
+                            samples[col] += weights[tap, col] * down[col * size + tap]
+                    for col in range(patch_size):
+                        patches[leaf, channel, row, col] = samples[col]
 
     return resample
