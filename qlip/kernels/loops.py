@@ -76,24 +76,30 @@ def _make_hats(size: int) -> Kernel:
             count = min(step, rows - top)
             lines = count * patch_size + 2 * reach
             for channel in range(channels):
-                for sign in (np.float32(1), np.float32(-1)):  # a closing is the opening of the negative
-                    for line in range(lines):
-                        source = image[channel, min(max(top * patch_size + line - reach, 0), height - 1)]
-                        target = pixels[line]
-                        for x in range(width):
-                            target[reach + x] = sign * source[x]
-                        target[:reach] = target[reach]
-                        target[reach + width :] = target[reach + width - 1]
-                    _slide_along(_smaller, size, pixels, first, lines, width + reach)
-                    _slide_down(_smaller, size, first, second, lines - reach, width + reach)
-                    _slide_along(_larger, size, second, first, lines - reach, width)
-                    _slide_down(_larger, size, first, second, lines - 2 * reach, width)
+                for line in range(lines):
+                    source = image[channel, min(max(top * patch_size + line - reach, 0), height - 1)]
+                    target = pixels[line]
+                    for x in range(width):
+                        target[reach + x] = source[x]
+                    target[:reach] = target[reach]
+                    target[reach + width :] = target[reach + width - 1]
+                for opens in (True, False):
+                    if opens:
+                        _slide_along(_smaller, size, pixels, first, lines, width + reach)
+                        _slide_down(_smaller, size, first, second, lines - reach, width + reach)
+                        _slide_along(_larger, size, second, first, lines - reach, width)
+                        _slide_down(_larger, size, first, second, lines - 2 * reach, width)
+                    else:
+                        _slide_along(_larger, size, pixels, first, lines, width + reach)
+                        _slide_down(_larger, size, first, second, lines - reach, width + reach)
+                        _slide_along(_smaller, size, second, first, lines - reach, width)
+                        _slide_down(_smaller, size, first, second, lines - 2 * reach, width)
                     for row in range(count):
                         highest[:] = floor[channel]
                         for line in range(row * patch_size, (row + 1) * patch_size):
-                            own, opened = pixels[line + reach][reach:], second[line]
-                            for x in range(width):
-                                highest[x] = max(highest[x], own[x] - opened[x])
+                            own, smooth = pixels[line + reach][reach:], second[line]
+                            for x in range(width):  # an opening is never above the image, a closing never below
+                                highest[x] = max(highest[x], abs(own[x] - smooth[x]))
                         for col in range(cols):
                             best = highest[col * patch_size : (col + 1) * patch_size].max() - floor[channel]
                             hats[top + row, col] = max(hats[top + row, col], best)

@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.serve import cli
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
-    return str(path)
 
 
 class Loader:

@@ -9,18 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from PIL import Image
 
 from llava.serve import cli
 from llava.serve.engine import ChatEngine
 from tests.llava.serve.test_cli import Loader, typed, vicuna
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
-    return str(path)
 
 
 @pytest.fixture
