@@ -23,13 +23,6 @@ from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, w
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    Image.effect_noise((120, 80), 60).convert("RGB").save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_llava_checkpoint(tmp_path_factory.mktemp("llava")))
 
