@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qlip.command import USER_ERRORS, OneLineParser, format_error, read_name, run_command
+from qlip.command import USER_ERRORS, OneLineParser, format_error, names_folder, read_name, run_command
 
 __all__ = [
     "USER_ERRORS",
@@ -26,6 +26,7 @@ __all__ = [
     "exit_on_interrupt",
     "format_error",
     "integer",
+    "names_folder",
     "parse_and_run",
     "read_name",
     "real",

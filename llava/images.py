@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import unquote
 
 from PIL import Image
 
+from qlip.command import tell_path
 from qlip.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.pictures import FORMATS, clear_errors, decode_image
 from qlip.rgb import read_orientation
@@ -100,8 +100,7 @@ def read_image(
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
         if scheme and scheme[0].lower() == "file" and allow_paths:
-            path = unquote(re.sub("^file:(//)?", "", source, flags=re.IGNORECASE))
-            raise ImageError(f"file: URLs are not allowed; give the path, {path}")
+            raise ImageError(f"file: URLs are not allowed; {tell_path(source)}")
         if scheme and scheme[0].lower() not in ("data", "http", "https"):
             allowed = _describe_sources(allow_paths, allow_urls, allowed_hosts)
             raise ImageError(f"{scheme[0].lower()}: URLs are not allowed; use {allowed}")
@@ -201,7 +200,7 @@ def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
 
 
 def _describe_sources(allow_paths: bool, allow_urls: bool, allowed_hosts: Collection[str] | None) -> str:
-    """Names what texts may stand for an image, for an error."""
+    """Says from where images may be read, for an error."""
     if not allow_urls:
         urls = "a data: URL (data:image/png;base64,...)"
     elif allowed_hosts is None:

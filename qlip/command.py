@@ -39,12 +39,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 def read_path(text: str) -> Path:
     """Reads a flag that names a file or folder: what the type `Path` means to `OneLineParser`."""
-    scheme, colon, rest = text.partition("://")
+    scheme, colon, _ = text.partition("://")
     if colon and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
-        path = f"give the path{', ' + unquote(rest) if rest.startswith('/') else ''}"  # else it names a host
-        way_out = path if scheme.lower() == "file" else "download it and give the file"
+        way_out = tell_path(text) if scheme.lower() == "file" else "download it and give the file"
         raise argparse.ArgumentTypeError(f"{text} is a URL; {way_out}")
     return Path(read_name(text))
+
+
+def tell_path(url: str) -> str:
+    """Says what to give in place of a file: URL."""
+    rest = unquote(url.partition(":")[2])
+    if rest.startswith("//") and not rest.startswith("///"):  # it names a host
+        return "give the path"
+    return f"give the path, {rest.removeprefix('//')}"
 
 
 def read_name(text: str) -> str:
@@ -52,6 +59,11 @@ def read_name(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty")
     return text
+
+
+def names_folder(name: str) -> bool:
+    """Whether a model's name can only be a path, and not an id of the hub."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def run_command(

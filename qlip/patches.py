@@ -120,7 +120,9 @@ def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves, patc
 def cut_cells(image: Tensor, places: Tensor, patch_size: int) -> Tensor:
     """Copies single cells at (row, col), int64 (n, 2), of an image (C, H, W) of whole cells: (n, C, P, P)."""
     if _is_array(image):
-        return torch.from_numpy(_copy_cells(image.detach().numpy(), places.numpy(), patch_size))
+        pixels, corners = image.detach().numpy(), places.numpy()
+        _check_inside(pixels, corners, 1, patch_size)
+        return torch.from_numpy(_copy_cells(pixels, corners, patch_size))
     return _pixels(image, F.pad(places, (0, 1), value=1), patch_size)
 
 
@@ -186,8 +188,7 @@ def _resample(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _copy_cells(image: np.ndarray, places: np.ndarray, patch_size: int) -> np.ndarray:
-    """Copies cells at (row, col, ...), (n, 2 or more), of (C, H, W): (n, C, P, P); faster than from `_windows`."""
-    _check_inside(image, places[:, :2], 1, patch_size)
+    """Copies cells at (row, col, ...), (n, 2 or more), inside (C, H, W): (n, C, P, P); faster than from `_windows`."""
     channels, height, width = image.shape
     cols = width // patch_size
     strips = image.reshape(-1, patch_size)  # one line of pixels of one cell each

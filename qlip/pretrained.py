@@ -15,6 +15,7 @@ from transformers import CLIPVisionModelWithProjection, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's package asks torchvision
 from transformers.utils import logging
 
+from qlip.command import names_folder
 from qlip.encoder import QLIPVisionModel
 
 LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
@@ -35,7 +36,7 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
     Raises:
         ValueError: there is none, or it is damaged or of another kind.
     """
-    if not Path(path).is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+    if not Path(path).is_dir() and names_folder(path):
         raise ValueError(f"no tower can be loaded from {path!r}: there is no such folder")
     if _model_type(path) in LLAVA_TYPES:
         raise ValueError(

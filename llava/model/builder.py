@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
-from llava.model.loading.adapters import check_unneeded_base, merge_adapter, read_adapter
+from llava.model.loading.adapters import merge_adapter, read_adapter
+from llava.model.loading.base import find_base
 from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
 from llava.model.loading.options import choose_options
 from llava.model.loading.quantization import check_four_bit
@@ -165,28 +166,6 @@ def load_empty_tower(model_path: str | Path, model_base: str | Path | None = Non
         tower.set_image_processor(load_image_processor(str(elsewhere), tower.config))
     set_own_processor(tower, folders)
     return tower
-
-
-def find_base(
-    checkpoint: Checkpoint, model_path: str | Path, model_base: str | Path | None, hub: dict[str, Any]
-) -> Path:
-    """Finds the folder that holds the tokenizer and the language model of a checkpoint.
-
-    Raises:
-        FileNotFoundError: no such base model.
-        ValueError: the checkpoint is on a base model, and none is given; or the two are swapped.
-    """
-    if checkpoint.kind == "full":
-        if model_base is not None:
-            check_unneeded_base(str(model_base))
-            logger.warning("%s has all weights: the base model %s is not used", model_path, model_base)
-        return checkpoint.folder
-    if model_base is None:
-        raise ValueError(
-            f"{model_path} is a {checkpoint.kind} checkpoint: it needs its language model; give model_base"
-            " (--model-base)"
-        )
-    return local_folder(str(model_base), **hub)
 
 
 def load_model(

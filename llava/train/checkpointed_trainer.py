@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,19 +157,3 @@ class CheckpointedTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-
-@contextmanager
-def quantized_is_trainable(model: Any, trains_projector: bool) -> Iterator[None]:
-    """Lets transformers' Trainer take a quantised model whose projector, which is not quantised, is trained.
-
-    It asks for adapters, and takes a model for one that has them by this mark.
-    """
-    marked = trains_projector and getattr(model, "is_quantized", False)
-    if marked:
-        model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        if marked:
-            model._hf_peft_config_loaded = False

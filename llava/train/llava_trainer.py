@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
-from llava.train.checkpointed_trainer import CheckpointedTrainer, quantized_is_trainable
+from llava.train.checkpointed_trainer import CheckpointedTrainer
 from llava.train.data.loaders import make_loader, share_batches
 from llava.train.data.token_batches import TokenBatchSampler
 from llava.train.sampler import LengthGroupedSampler as LengthGroupedSampler  # LLaVA's path of this and the next two
@@ -175,3 +177,19 @@ class LLaVATrainer(CheckpointedTrainer):
         if count:
             self._evaluated.append((float(loss), count))
         return (loss if count else torch.zeros_like(loss)), None, None
+
+
+@contextmanager
+def quantized_is_trainable(model: Any, trains_projector: bool) -> Iterator[None]:
+    """Lets transformers' Trainer take a quantised model whose projector, which is not quantised, is trained.
+
+    It asks for adapters, and takes a model for one that has them by this mark.
+    """
+    marked = trains_projector and getattr(model, "is_quantized", False)
+    if marked:
+        model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        if marked:
+            model._hf_peft_config_loaded = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import nn
 
 from llava.model.language_model.common import ImageLanguageModel
 from llava.model.multimodal_encoder.base import VisionTower
@@ -43,7 +42,7 @@ def unfreeze(tower: VisionTower) -> None:
             parameter.requires_grad_(False)
 
 
-def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
+def set_dtypes(model: ImageLanguageModel, training: TrainingArguments) -> None:
     """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
 
     A tower that is trained is float32 throughout: norms behind the layer that is read would otherwise get inputs of
@@ -53,9 +52,9 @@ def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
     if is_fsdp(training):
         return
     compute, masters = training.compute_dtype, not is_deepspeed(training)
-    towers = [module for module in model.modules() if isinstance(module, VisionTower)]
-    trained = {weight for tower in towers if _is_trained(tower) for weight in tower.parameters()}
-    trained |= {weight for weight in model.parameters() if weight.requires_grad}
+    trained = {weight for weight in model.parameters() if weight.requires_grad}
+    if (tower := model.get_vision_tower()) is not None and trained & (own := set(tower.parameters())):
+        trained |= own
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter in trained and masters else compute)
@@ -63,10 +62,6 @@ def set_dtypes(model: nn.Module, training: TrainingArguments) -> None:
         for name, module in model.named_modules():
             if "norm" in name.rpartition(".")[2] and "vision_tower" not in name:
                 module.float()
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def is_deepspeed(training: TrainingArguments) -> bool:

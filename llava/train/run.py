@@ -110,7 +110,7 @@ def find_resume(training: Any) -> str | None:
     if str(given).lower() == "false" and found:
         raise ValueError(
             f"--resume_from_checkpoint is {given}, but {training.output_dir} has {found[-1].name}, which the run would"
-            " continue from; to begin anew give another --output_dir, or move its checkpoints away"
+            " continue from; to start over give another --output_dir, or move its checkpoints away"
         )
     if not given or str(given).lower() in ("true", "false"):
         folder = found[-1] if found else None

@@ -1,6 +1,6 @@
 """Loops over pixels compiled by numba, on a CPU where it is installed (`pip install "llava-qlip[fast]"`).
 
-Without it numpy computes the same, two to six times slower. `NUMBA_DISABLE_JIT=1` switches them off.
+Without it numpy computes the same, more slowly. `NUMBA_DISABLE_JIT=1` switches them off.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load_loops() -> ModuleType | None:
             return None
         from qlip.kernels import loops
     except (ImportError, OSError) as error:  # numba refuses a numpy that is newer than it; its library does not load
-        if getattr(error, "name", None) == "numba" and isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
             return None
         logger.warning("numba is installed but can't be used, so numpy cuts images, more slowly: %s", error)
         return None

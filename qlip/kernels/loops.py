@@ -1,5 +1,5 @@
-"""Loops over pixels that numba compiles; each gives what the numpy of the same name in `qlip.scores` and
-`qlip.patches` gives, the same bits unless its docstring says otherwise.
+"""Loops over pixels that numba compiles: the same bits as numpy's in `qlip.scores` and `qlip.patches`, where a
+docstring does not say otherwise.
 
 A loop that runs along memory compiles to vector instructions only if its source and its target are different arrays
 and no index can be negative; so windows are slid from one buffer to another, and places are counted without sign.

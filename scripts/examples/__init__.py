@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from transformers import PreTrainedConfig
-
-from qlip.command import OneLineParser, run_command
+from qlip.command import OneLineParser, names_folder, run_command
 
 
 def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -39,12 +37,14 @@ def run(example: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
 
 def check_folder(model_path: str) -> None:
     """Raises ValueError if a path that is no model id of the hub is not a folder; transformers' words are several."""
-    if not Path(model_path).is_dir() and (model_path.startswith(("/", ".", "~")) or model_path.count("/") > 1):
+    if not Path(model_path).is_dir() and names_folder(model_path):
         raise ValueError(f"--model-path {model_path}: there is no such folder; model ids of the hub read OWNER/NAME")
 
 
 def check_text_half(model_path: str) -> None:
     """Raises ValueError unless a checkpoint is a whole CLIP, whose text half reads the labels."""
+    from transformers import PreTrainedConfig  # after the flags have been read
+
     kind = PreTrainedConfig.get_config_dict(model_path)[0].get("model_type")
     if kind != "clip":
         raise ValueError(f"--model-path {model_path} is of type {kind!r}, without CLIP's text half; give a whole CLIP")

@@ -1,4 +1,4 @@
-"""LoRA adapters, as peft and LLaVA's training write them: merged into their layers, and not taken for a base."""
+"""LoRA adapters, as peft and LLaVA's training write them: merged into the layers that they have matrices for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llava.model.llava_arch import MPT_NAMES
-from llava.model.loading.checkpoint import LORA_FILE, find_kind, local_folder, names_folder
+from llava.model.loading.checkpoint import LORA_FILE
 from llava.model.loading.files import load_tensors, read_json
 from llava.model.loading.weights import add_weights, llava_name, our_name
 
@@ -195,19 +195,3 @@ def spellings(name: str) -> tuple[str, str]:
 def part_of(name: str) -> str:
     """Finds the model's part that a layer belongs to: "model.layers", "model.vision_tower", "lm_head", ..."""
     return ".".join(name.split(".")[:2])
-
-
-def check_unneeded_base(model_base: str) -> None:
-    """Checks the base given for a whole model, which is not used, as far as this machine can tell what it is.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is a LoRA or a projector.
-    """
-    if names_folder(model_base):
-        local_folder(model_base)
-    if Path(model_base).is_dir() and (kind := find_kind(Path(model_base))) != "full":
-        raise ValueError(
-            f"{model_base}, given as the base model, is a {kind} checkpoint; it must be a whole model: swap"
-            " --model-path and --model-base"
-        )

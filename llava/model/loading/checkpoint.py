@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from transformers import PreTrainedConfig
 
+from llava.command import names_folder
 from llava.image_geometry import read_pinpoints
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
 from llava.model.llava_arch import MPT_NAMES, TOWER_NAMES
@@ -110,11 +111,6 @@ def local_folder(path: str, **hub: Any) -> Path:
             f"{_tell_why_unasked(hub)}{wanted}"
         ) from error
     return folder
-
-
-def names_folder(path: str) -> bool:
-    """Whether a text can only be a path, and not a model id of the hub."""
-    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
 
 
 def _tell_why_unasked(hub: Mapping[str, Any]) -> str:

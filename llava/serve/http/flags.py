@@ -9,7 +9,7 @@ from llava.command import integer
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import media_host
 from llava.serve.http.failures import shortened
-from llava.serve.http.limits import ConnectionLimits, RequestLimits
+from llava.serve.http.limits import MAX_NAME, ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
 from qlip.image_limits import ImageLimits
 
@@ -81,8 +81,8 @@ def key_text(text: str) -> str:
 
 def name_text(text: str) -> str:
     """Reads a flag that takes a model's name for clients, as a controller takes it."""
-    if not 0 < len(text) <= 500 or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is no name; it needs 1 to 500 printable characters")
+    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is no name; it needs 1 to {MAX_NAME} printable characters")
     return text
 
 

@@ -17,6 +17,7 @@ except ImportError:  # Windows has no such limits
 logger = logging.getLogger(__name__)
 
 BACKLOG = 512  # connections that the system accepts before the server looks at the first of them
+MAX_NAME = 500  # characters of a name that servers and their clients know each other by
 OTHER_FILES = 256  # the server's own open files: libraries, checkpoints, pipes
 
 

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from llava.serve.engine.params import Sampling
 from llava.serve.http.addresses import host_of
 from llava.serve.http.failures import Failure, escaped, shortened
+from llava.serve.http.limits import MAX_NAME
 from llava.serve.openai.fields import QLIPFields
 
 GREEDY_BELOW = 0.001  # a temperature up to this one is greedy
@@ -75,7 +76,7 @@ def _checked_number(value: Any) -> Any:
 
 
 WorkerAddress = Annotated[str, AfterValidator(_checked_address)]
-Name = Annotated[str, Field(max_length=500), AfterValidator(_checked_name)]
+Name = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_checked_name)]
 QueueLength = Annotated[int, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER)]
 Speed = Annotated[int | float, BeforeValidator(_checked_number), Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
 # Validation stops at the first error of a list.
