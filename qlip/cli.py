@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qlip.command import OneLineParser, read_name, run_command
-from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig
+from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig, SplitOrder
 from qlip.prior.command import add_fit
 from qlip.prior.config import Shape
 
@@ -66,6 +66,12 @@ def add_show(commands: Any) -> None:
     command.add_argument("--alpha", type=float, default=QLIPConfig.alpha, help="split threshold (%(default)s)")
     command.add_argument(
         "--max-tokens", type=token_budget, default=QLIPConfig.max_tokens, help="budget, or none (%(default)s)"
+    )
+    command.add_argument(
+        "--split-order",
+        choices=get_args(SplitOrder),
+        default=QLIPConfig.split_order,
+        help="which blocks a budget splits: of the highest score, or score times side (%(default)s)",
     )
     command.add_argument("--image-size", type=int, help="resize the shorter side to this many pixels")
     command.add_argument("--criterion", choices=get_args(Criterion), default=QLIPConfig.criterion)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from qlip.blocks import resize_blocks
 from qlip.config import QLIPConfig, check_count
-from qlip.patches import CutImage, cut_cells, downsize, extract_patches, patches_of_levels
+from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_patches, patches_of_levels
 from qlip.quadtree import Leaves, partition_as
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
@@ -28,6 +29,13 @@ OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 BAND = 2**17
 """Pixels that are normalised at once, so that they stay in a CPU's cache; by numpy, on the calling thread alone."""
+
+
+class CutOne(Protocol):
+    """Cuts one image."""
+
+    def __call__(self, settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+        """Cuts it under the settings, into `leaves` if they are given."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,11 @@ class ImageCutter:
         What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
         """
         image = to_rgb(image)
-        pixels_of = cache(partial(self._resize, image))
+        return self._make_finder(image, cache(partial(self._resize, image)))
+
+    def _make_finder(
+        self, image: Image.Image, pixels_of: Callable[[tuple[int, int]], Tensor]
+    ) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
         noise_of = cache(partial(estimate_noise, image))
 
         def find(settings: QLIPConfig) -> tuple[Tensor, Leaves]:
@@ -153,13 +165,18 @@ class ImageCutter:
         """Resizes an image of any mode and cuts out its leaves: all that a tower needs under these settings."""
         return self.make_preparer(image)(settings)
 
-    def make_preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
-        """Builds `prepare` of one image; see `make_finder`."""
+    def make_preparer(self, image: Image.Image) -> CutOne:
+        """Builds `prepare` of one image, which also cuts it into given leaves; see `make_finder`."""
         image = to_rgb(image)
-        find = self.make_finder(image)
+        pixels_of = cache(partial(self._resize, image))
+        find = self._make_finder(image, pixels_of)
 
-        def prepare(settings: QLIPConfig) -> CutImage:
-            pixels, leaves = find(settings)
+        def prepare(settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+            if leaves is None:
+                pixels, leaves = find(settings)
+            else:
+                pixels = pixels_of(self._fitted_size(settings, *image.size))
+                check_grid(pixels, leaves, self.patch_size)
             if settings.geometry == "native" and leaves.aligned:
                 patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
             else:
@@ -168,12 +185,12 @@ class ImageCutter:
 
         return prepare
 
-    def cut(self, pixels: Tensor, settings: QLIPConfig) -> CutImage:
-        """Cuts out the leaves of a normalised image (3, H, W).
+    def cut(self, pixels: Tensor, settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+        """Cuts out the leaves of a normalised image (3, H, W), or `leaves` if they are given.
 
         With geometry "native", `prepare` is closer to CLIP: it resizes the original image once for each level.
         """
-        leaves = self.partition(pixels, settings)
+        leaves = self.partition(pixels, settings) if leaves is None else leaves
         patches = extract_patches(pixels, leaves, self.patch_size, settings.geometry)
         return CutImage(leaves, patches, self._thumbnail(pixels, settings))
 

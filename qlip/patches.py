@@ -71,9 +71,7 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
         ValueError: the image's grid is not the leaves' grid, or a geometry of that name does not exist.
     """
     check_choice("geometry", geometry, Geometry)
-    grid = find_grid(image, patch_size)
-    if grid != tuple(leaves.grid):
-        raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
+    check_grid(image, leaves, patch_size)
     if geometry == "native" and leaves.aligned:
         return patches_of_levels(partial(_cut_level, image, patch_size), leaves, patch_size)
     if _is_array(image):
@@ -89,6 +87,12 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
             )  # CPUs do not support half here
         patches[chosen.to(image.device)] = pixels.to(image.dtype)
     return patches
+
+
+def check_grid(image: Tensor, leaves: Leaves, patch_size: int) -> None:
+    """Raises ValueError unless an image (C, H, W) has the leaves' grid."""
+    if (grid := find_grid(image, patch_size)) != tuple(leaves.grid):
+        raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
 
 
 def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves, patch_size: int) -> Tensor:

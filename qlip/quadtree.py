@@ -13,10 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig, check_count, check_threshold
+from qlip.config import (
+    Coarsest,
+    Criterion,
+    Geometry,
+    Layout,
+    QLIPConfig,
+    SplitOrder,
+    check_choice,
+    check_count,
+    check_threshold,
+)
 from qlip.roots import Roots, count_roots, find_max_leaf, find_native_cell, find_roots
 from qlip.scores.criteria import score_pyramid
 from qlip.scores.noise import estimate_noise
+from qlip.splits import choose_splits, upsample
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +88,13 @@ def partition(
     alpha: float = QLIPConfig.alpha,
     criterion: Criterion = QLIPConfig.criterion,
     max_tokens: int | None = QLIPConfig.max_tokens,
+    split_order: SplitOrder = QLIPConfig.split_order,
     layout: Layout = QLIPConfig.layout,
     coarsest: Coarsest = QLIPConfig.coarsest,
     native_grid: int = 24,
     max_leaf: int | None = None,
     structure_size: int = QLIPConfig.structure_size,
     generator: torch.Generator | None = None,
-    splittable: Tensor | None = None,
     geometry: Geometry = "grid",
     noise_floor: bool = False,
     noise: Tensor | None = None,
@@ -98,7 +109,8 @@ def partition(
         patch_size: P, pixels per side of a cell, at least 2.
         alpha: a block larger than a cell splits iff its score >= alpha and its parent split. 0 is the uniform grid.
         criterion: what scores a block, see `qlip.scores.criteria`.
-        max_tokens: budget; blocks split in order of falling score (ties: larger first, then raster) while it lasts.
+        max_tokens: budget; blocks split in `split_order` while it lasts.
+        split_order: by falling "score", or score times "side"; ties: larger first, then raster.
         layout: "aligned" tiles the roots from the top-left corner and splits those beyond the grid;
             "centered" centres whole roots, every cell outside them is a leaf.
         coarsest: "native" bounds leaves by a cell of the tower's native grid, as far as the budget allows; "any" not.
@@ -106,7 +118,6 @@ def partition(
         max_leaf: bound on the side of a leaf in cells, a power of two, instead of that of `coarsest`.
         structure_size: window of criterion "structure" in sampled pixels, odd.
         generator: source of criterion "random"; by default one with seed 0.
-        splittable: bool, shaped like the roots (see `choose_splits`): only these may split; by default all.
         geometry: "native" takes the native cells of an image that was resized to a multiple of them as roots.
         noise_floor: lower the scores of "structure" by the image's noise.
         noise: float (C,), its standard deviation, if it is known; by default `estimate_noise(image)`, which is
@@ -119,6 +130,7 @@ def partition(
     grid = find_grid(image, patch_size)
     image = image.float()  # sums over a block overflow half precision
     check_threshold(alpha)
+    check_choice("split_order", split_order, SplitOrder)
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
     if max_leaf is None:
@@ -136,7 +148,7 @@ def partition(
         generator=generator,
         noise=find_noise(criterion, noise_floor, image, noise),
     )
-    splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left, splittable)
+    splits = choose_splits(scores, (roots.rows, roots.cols), alpha, splits_left, split_order)
     return read_leaves(splits, roots, grid)
 
 
@@ -150,6 +162,7 @@ def partition_as(
         alpha=settings.alpha,
         criterion=settings.criterion,
         max_tokens=settings.max_tokens,
+        split_order=settings.split_order,
         layout=settings.layout,
         coarsest=settings.coarsest,
         native_grid=native_grid,
@@ -192,57 +205,13 @@ def find_noise(criterion: Criterion, noise_floor: bool, image: Tensor, noise: Te
     return estimate_noise(image) if noise is None else noise
 
 
-def choose_splits(
-    scores: list[Tensor], extent: tuple[int, int], alpha: float, most: int | None, splittable: Tensor | None = None
-) -> list[np.ndarray]:
-    """Chooses the blocks that split: bool, shaped like `scores`, for levels 1 and up. Waits for a GPU once.
-
-    Blocks that extend beyond `extent` (rows, cols) always split; of the others at most `most`, highest score first.
-    With `splittable`, bool and shaped like the top level's scores, blocks in other roots stay whole. The scores of T
-    tiles of one size may be stacked, (T, rows, cols) each: `extent` is a tile's, `most` is of all together.
-    """
-    if splittable is not None and (splittable.shape != scores[-1].shape or splittable.dtype != torch.bool):
-        raise ValueError(
-            f"splittable is {splittable.dtype} {tuple(splittable.shape)}; it must be bool, one for each of the"
-            f" {tuple(scores[-1].shape)} roots"
-        )
-    top = len(scores) - 1
-    effective: list[np.ndarray] = []  # from the top level down
-    forced: list[np.ndarray] = []
-    for k, score in zip(range(top, 0, -1), _to_arrays(scores[:0:-1]), strict=True):
-        if effective:
-            score = np.minimum(score, _upsample(effective[-1], 2, score.shape))
-        if splittable is not None:
-            score = np.where(_upsample(splittable.cpu().numpy(), 2 ** (top - k), score.shape), score, -np.inf)
-        forced.append(np.broadcast_to(_sticks_out(score.shape[-2:], k, extent), score.shape))
-        effective.append(np.where(forced[-1], np.inf, score))
-    wanted = [score >= alpha for score in effective]
-    if most is not None and effective:
-        wanted = _best(effective, forced, alpha, most)
-    return wanted[::-1]
-
-
-def _best(effective: list[np.ndarray], forced: list[np.ndarray], alpha: float, most: int) -> list[np.ndarray]:
-    """Chooses all forced blocks and `most` others, highest score first: lists from the top level down.
-
-    Blocks are listed by level from the top, each in raster order: a stable sort then breaks ties as promised, and a
-    parent, whose effective score is no smaller than its child's, always comes first.
-    """
-    chosen = np.concatenate([beyond.ravel() for beyond in forced])
-    ranking = np.concatenate([score.ravel() for score in effective])
-    candidates = np.flatnonzero((ranking >= alpha) & ~chosen)
-    chosen[candidates[np.argsort(-ranking[candidates], kind="stable")[:most]]] = True
-    ends = np.cumsum([score.size for score in effective])[:-1]
-    return [part.reshape(score.shape) for part, score in zip(np.split(chosen, ends), effective, strict=True)]
-
-
 def read_leaves(splits: list[np.ndarray], roots: Roots, grid: tuple[int, int]) -> Leaves:
     """Turns nested split decisions (levels 1 and up) into leaves."""
     extent = (roots.rows, roots.cols)
     sizes = np.ones(grid, np.int64)
     region = sizes[roots.top : roots.top + roots.rows, roots.left : roots.left + roots.cols]
     for k, split in enumerate(splits, start=1):
-        region <<= ~_upsample(split, 2**k, extent)  # splits are nested: every unsplit block over a cell doubles it
+        region <<= ~upsample(split, 2**k, extent)  # splits are nested: every unsplit block over a cell doubles it
     row = np.arange(grid[0])[:, None] - roots.top
     col = np.arange(grid[1]) - roots.left
     # A leaf of side s begins where row and column are multiples of s: (4 | 8) & (4 - 1) is 0, (4 | 6) & (4 - 1) is 2.
@@ -275,22 +244,3 @@ def _crop(image: Tensor, roots: Roots, patch_size: int) -> Tensor:
     """Views the pixels of the roots' region."""
     top, left, rows, cols = (patch_size * cells for cells in roots[1:])
     return image[:, top : top + rows, left : left + cols]
-
-
-def _to_arrays(scores: list[Tensor]) -> list[np.ndarray]:
-    """Copies scores to the CPU, at once."""
-    if all(score.device.type == "cpu" for score in scores):
-        return [score.numpy() for score in scores]
-    joined = torch.cat([score.flatten() for score in scores]).cpu().split([score.numel() for score in scores])
-    return [part.view(score.shape).numpy() for part, score in zip(joined, scores, strict=True)]
-
-
-def _sticks_out(shape: tuple[int, ...], level: int, extent: tuple[int, int]) -> np.ndarray:
-    """Finds the blocks of a level that are not wholly inside `extent`: bool (rows, cols)."""
-    down, across = (np.arange(1, count + 1) << level for count in shape)
-    return (down > extent[0])[:, None] | (across > extent[1])
-
-
-def _upsample(grid: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Repeats every entry factor x factor times and crops to `shape`."""
-    return grid.repeat(factor, -2).repeat(factor, -1)[..., : shape[-2], : shape[-1]]

@@ -1,27 +1,26 @@
-"""The question-aware budget: the cells that a question attends to are split, whatever their scores.
+"""The question-aware budget: what a question attends to is split, whatever its scores.
 
-An image is cut three times ahead of the model: unsplit, which the question is asked about first; with the few splits
-that the blocks' own scores always get; and as finely as alpha asks. The answer comes from the fine leaves where the
-question attends to, and from those of the second tree elsewhere. Pure functions; the attention itself is computed by
-`qlip.attention`.
+An image is cut ahead of the model: unsplit, which the question is asked about first; with the few splits that the
+blocks' own scores always get; as finely as alpha asks; and into all blocks between the last two. The answer comes from
+a tree between those two, which splits where the question attends to. Pure functions; the attention itself is computed
+by `qlip.attention`.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qlip.config import QLIPConfig
+from qlip.cutting import CutOne
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
 from qlip.roots import Roots, roots_for
-
-CELLS_OF_EACH = 32
-"""A question splits one in this many of the unsplit image's cells, unless the settings name a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,51 +31,41 @@ class QuestionCut:
     """What the question is asked about first: the unsplit image."""
 
     kept: CutImage
-    """The cut used where the question does not attend."""
+    """What the scores split, whatever the question."""
+
+    between: CutImage
+    """The blocks that are smaller than the leaf of `kept` around them and larger than those of `fine` in them."""
 
     fine: CutImage
-    """All cells as fine as alpha asks."""
+    """As fine as alpha asks; it splits leaves of `kept` further."""
 
     native_grid: int
     """n, cells per side of the grid that the tower was trained on."""
 
     settings: QLIPConfig
-    """`question_cells` and `max_tokens` bound what is split; `score_share` what the scores get before."""
+    """`score_share`, `question_share` and `max_tokens` bound what is split."""
 
     def __post_init__(self) -> None:
-        grids = [tuple(cut.leaves.grid) for cut in (self.first, self.kept, self.fine)]
+        grids = [tuple(cut.leaves.grid) for cut in (self.first, self.kept, self.between, self.fine)]
         if len(set(grids)) > 1:
             raise ValueError(f"the grids differ: {', '.join(map(str, grids))} cells")
 
     @property
     def roots(self) -> Roots:
-        """The blocks that a question splits or leaves whole."""
+        """The coarsest blocks, whose attention is read."""
         return roots_for(self.settings, self.first.leaves.grid, self.native_grid)
 
     @property
-    def gains(self) -> Tensor:
-        """int64 (roots,): how many more leaves each root has in the fine tree than in the kept one."""
-        roots = self.roots
-        return _count_by_root(self.fine.leaves, roots) - _count_by_root(self.kept.leaves, roots)
+    def splits(self) -> int:
+        """How many blocks a question splits, each into four."""
+        shares = self.settings.score_share + self.settings.question_share
+        most = min(_bound_leaves(self.first.leaves, shares, self.settings), len(self.fine.leaves))
+        return max(0, most - len(self.kept.leaves)) // 3
 
     @property
     def most_leaves(self) -> int:
-        """Bound on the leaves of the image, whatever the question."""
-        gains = self.gains.clamp(min=0)
-        gains = gains.masked_fill(gains > self._spare, 0)  # never affordable
-        extra = int(gains.topk(min(self.cells, len(gains))).values.sum())
-        return len(self.kept.leaves) + min(extra, self._spare)
-
-    @property
-    def cells(self) -> int:
-        """How many roots a question splits at most."""
-        return self.settings.question_cells or max(1, len(self.first.leaves) // CELLS_OF_EACH)
-
-    @property
-    def _spare(self) -> int:
-        """Leaves that the budget allows beyond those of the kept tree."""
-        most = self.settings.max_tokens
-        return 2**62 if most is None else max(0, most - len(self.kept.leaves))
+        """The leaves of the image, whatever the question."""
+        return len(self.kept.leaves) + 3 * self.splits
 
     def relevance(self, weights: Tensor) -> Tensor:
         """Sums attention weights over each root.
@@ -88,75 +77,118 @@ class QuestionCut:
             float32 (roots,).
         """
         roots = self.roots
-        index = root_of_leaves(self.first.leaves, roots)
+        index = _root_of_leaves(self.first.leaves, roots)
         if self.first.thumbnail is not None:
             index = torch.cat([_root_of_native_cells(roots, self.first.leaves.grid, self.native_grid), index])
         if len(weights) != len(index):
             raise ValueError(f"there are {len(weights)} attention weights for an image of {len(index)} tokens")
         inside = index >= 0
-        sums = torch.zeros(math.prod(_root_shape(roots)), dtype=torch.float32)
-        return sums.index_add_(0, index[inside], weights.float().cpu()[inside])
-
-    def choose_roots(self, relevance: Tensor) -> Tensor:
-        """Chooses the roots that are split: the most relevant ones of those that have more leaves in the fine tree.
-
-        At most `cells`; one whose leaves exceed what is left of `max_tokens` is passed over, and the next is
-        tried. Ties follow raster order.
-
-        Args:
-            relevance: float (roots,).
-
-        Returns:
-            bool (roots,).
-        """
-        gains, left = self.gains.tolist(), self._spare
-        chosen = torch.zeros(len(gains), dtype=torch.bool)
-        wanted = self.cells
-        for root in relevance.sort(descending=True, stable=True).indices.tolist():
-            if wanted and 0 < gains[root] <= left:
-                chosen[root] = True
-                wanted, left = wanted - 1, left - gains[root]
-        return chosen
+        return _sum_by_root(weights.float().cpu()[inside], index[inside], roots)
 
     def refine(self, weights: Tensor) -> CutImage:
         """Splits what a question attends to; `weights` as in `relevance`."""
-        return self.split(self.choose_roots(self.relevance(weights)))
+        return self.take(self.choose_leaves(self.relevance(weights)))
 
-    def split(self, chosen: Tensor) -> CutImage:
-        """Cuts the chosen roots, bool (roots,), as finely as alpha asks, and the others as in the kept tree."""
-        roots = self.roots
-        own = chosen.nonzero()[:, 0]
-        coarse = ~torch.isin(root_of_leaves(self.kept.leaves, roots), own)
-        fine = torch.isin(root_of_leaves(self.fine.leaves, roots), own)
-        boxes = torch.cat([self.kept.leaves.boxes[coarse], self.fine.leaves.boxes[fine]])
-        patches = torch.cat([self.kept.patches[coarse], self.fine.patches[fine]])
-        order = (boxes[:, 0] * self.kept.leaves.grid[1] + boxes[:, 1]).argsort()
-        leaves = Leaves(boxes[order], self.kept.leaves.grid)
-        return CutImage(leaves, patches[order.to(patches.device)], self.first.thumbnail)
+    def choose_leaves(self, relevance: Tensor) -> Leaves:
+        """Splits the block that is attended to most, again and again, of those that alpha asks to split.
+
+        The attention on a root counts for the blocks in it by their area, so that several roots are seen twice as fine
+        before one is seen four times as fine. Ties: larger first, then in raster order.
+
+        Args:
+            relevance: float (roots,).
+        """
+        leaves, roots = self.kept.leaves, self.roots
+        index = _root_of_leaves(self.first.leaves, roots)
+        inside = index >= 0
+        cells = _sum_by_root(self.first.leaves.sizes[inside].float() ** 2, index[inside], roots)
+        density = (relevance / cells).tolist()  # by cell
+        finest = _map_sizes(self.fine.leaves)
+
+        def waits(box: tuple[int, ...], root: int) -> tuple[float, int, tuple[int, ...], int]:
+            return -density[root] * box[2] ** 2, -box[2], box, root
+
+        owners = _root_of_leaves(leaves, roots).tolist()
+        boxes = [(row, col, size) for row, col, size in leaves.boxes.tolist()]
+        queue = [waits(box, root) for box, root in zip(boxes, owners, strict=True) if finest[box[0], box[1]] < box[2]]
+        heapq.heapify(queue)
+        chosen = set(boxes)
+        for _ in range(self.splits):
+            *_, (row, col, size), root = heapq.heappop(queue)
+            chosen.remove((row, col, size))
+            half = size // 2
+            for child in ((row + down, col + across, half) for down in (0, half) for across in (0, half)):
+                chosen.add(child)
+                if finest[child[0], child[1]] < half:
+                    heapq.heappush(queue, waits(child, root))
+        return Leaves(torch.tensor(sorted(chosen), dtype=torch.int64), leaves.grid)
+
+    def take(self, leaves: Leaves) -> CutImage:
+        """Cuts out leaves, each of which is one of `kept`, `between` or `fine`."""
+        wanted = _identify(leaves)
+        found, patches = wanted[:0], self.kept.patches[:0]
+        for cut in (self.kept, self.between, self.fine):
+            own = _identify(cut.leaves)
+            new = torch.isin(own, wanted) & ~torch.isin(own, found)
+            found = torch.cat([found, own[new]])
+            patches = torch.cat([patches, cut.patches[new.to(patches.device)]])
+        return CutImage(leaves, patches[found.argsort().to(patches.device)], self.first.thumbnail)
 
 
-def cut_for_question(cut: Callable[[QLIPConfig], CutImage], native_grid: int, settings: QLIPConfig) -> QuestionCut:
+def cut_for_question(cut: CutOne, native_grid: int, settings: QLIPConfig) -> QuestionCut:
     """Cuts an image for a question that is still to come.
 
     Args:
-        cut: cuts the image under the settings that it is given.
+        cut: cuts the image.
         native_grid: n, cells per side of the grid that the tower was trained on.
         settings: of the image.
     """
     first = cut(replace(settings, alpha=math.inf))
     leaves = replace(settings, thumbnail=False)
-    most = math.prod(first.leaves.grid)  # leaves of the uniform grid
-    budget = math.floor(min(most, len(first.leaves) * (1 + settings.score_share)))
-    if settings.max_tokens is not None:
-        budget = min(budget, settings.max_tokens)
-    kept = cut(replace(leaves, max_tokens=budget))
-    fine = cut(replace(leaves, max_tokens=None))
+    kept = cut(replace(leaves, max_tokens=_bound_leaves(first.leaves, settings.score_share, settings)))
+    as_fine = replace(leaves, max_tokens=None)
+    fine = cut(as_fine)
     if fine.leaves.grid != first.leaves.grid:  # made smaller, since even its coarsest tree would exceed the budget
-        fine = cut(leaves)
-    return QuestionCut(first, kept, fine, native_grid, settings)
+        as_fine = leaves
+        fine = cut(as_fine)
+    roots = roots_for(settings, first.leaves.grid, native_grid)
+    inner = _find_between(kept.leaves, fine.leaves, roots)
+    between = cut(as_fine, inner) if len(inner) else CutImage(inner, kept.patches[:0])
+    return QuestionCut(first, kept, between, fine, native_grid, settings)
 
 
-def root_of_leaves(leaves: Leaves, roots: Roots) -> Tensor:
+def _bound_leaves(unsplit: Leaves, share: float, settings: QLIPConfig) -> int:
+    """Computes how many leaves there may be if a share of the unsplit image's may be added."""
+    most = math.floor(min(math.prod(unsplit.grid), len(unsplit) * (1 + share)))
+    return most if settings.max_tokens is None else min(most, settings.max_tokens)
+
+
+def _find_between(kept: Leaves, fine: Leaves, roots: Roots) -> Leaves:
+    """Finds the blocks inside leaves of `kept` that `fine` splits: those of one size in raster order."""
+    coarsest, finest = _map_sizes(kept), _map_sizes(fine)
+    boxes = []
+    for level in range(1, roots.level):
+        side = 2**level
+        row = torch.arange(roots.top, roots.top + roots.rows, side)
+        col = torch.arange(roots.left, roots.left + roots.cols, side)
+        at = torch.cartesian_prod(row, col).view(-1, 2)
+        lies_between = (finest[at[:, 0], at[:, 1]] < side) & (coarsest[at[:, 0], at[:, 1]] > side)
+        boxes.append(F.pad(at[lies_between], (0, 1), value=side))
+    return Leaves(torch.cat([kept.boxes[:0], *boxes]), kept.grid)
+
+
+def _map_sizes(leaves: Leaves) -> Tensor:
+    """Finds the side of the leaf that covers each cell: int64 (rows, cols)."""
+    return leaves.sizes[leaves.token_map()]
+
+
+def _identify(leaves: Leaves) -> Tensor:
+    """Numbers blocks by their places and sizes, in raster order: int64 (N,)."""
+    row, col, size = leaves.boxes.unbind(1)
+    return (row * leaves.grid[1] + col) * (max(leaves.grid) + 1) + size
+
+
+def _root_of_leaves(leaves: Leaves, roots: Roots) -> Tensor:
     """Finds the root that each leaf is in: int64 (N,), in raster order of the roots; -1 outside of their region."""
     return _root_at(leaves.boxes[:, 0], leaves.boxes[:, 1], roots)
 
@@ -181,6 +213,6 @@ def _root_shape(roots: Roots) -> tuple[int, int]:
     return -(-roots.rows // side), -(-roots.cols // side)
 
 
-def _count_by_root(leaves: Leaves, roots: Roots) -> Tensor:
-    index = root_of_leaves(leaves, roots)
-    return index[index >= 0].bincount(minlength=math.prod(_root_shape(roots)))
+def _sum_by_root(values: Tensor, index: Tensor, roots: Roots) -> Tensor:
+    """Sums values (N,) over roots, each at an index: float32 (roots,)."""
+    return torch.zeros(math.prod(_root_shape(roots))).index_add_(0, index, values)

@@ -15,9 +15,10 @@ from torch import Tensor
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, weigh
 from qlip.patches import CutImage, extract_patches, native_cut
-from qlip.quadtree import Leaves, choose_splits, find_noise, read_leaves, spare_splits
+from qlip.quadtree import Leaves, find_noise, read_leaves, spare_splits
 from qlip.roots import count_roots, find_roots
 from qlip.scores.criteria import score_pyramid
+from qlip.splits import choose_splits
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width)."""
@@ -158,7 +159,8 @@ def partition_tiles(
         tiles: float (T, C, S, S), normalised, in raster order; S at least n * P.
         shape: (rows, columns) of tiles.
         image: the part of the joined tiles that is not padding, in pixels.
-        settings: `alpha`, `criterion`, `max_tokens`, `coarsest`, `structure_size`, `noise_floor` and `seed` decide.
+        settings: `alpha`, `criterion`, `max_tokens`, `split_order`, `coarsest`, `structure_size`, `noise_floor` and
+            `seed` decide.
         patch_size: P.
         native_grid: n, cells per side of a tile.
 
@@ -195,7 +197,7 @@ def partition_tiles(
         for tile in split_tiles(extended, rows, cols)
     ]
     scores = [torch.stack(of_level) for of_level in zip(*pyramids, strict=True)]
-    splits = choose_splits(scores, cells, settings.alpha, splits_left)
+    splits = choose_splits(scores, cells, settings.alpha, splits_left, settings.split_order)
     return [read_leaves([split[tile] for split in splits], roots, cells) for tile in range(len(tiles))]
 
 

@@ -210,10 +210,11 @@ def matching(settings: QLIPConfig | None, image: Tensor, tower: VisionTower) -> 
     Raises:
         ValueError: settings that the recursive peer does not know.
     """
-    if settings is None or (settings.criterion, settings.layout, settings.coarsest) != ("gradient", "aligned", "any"):
+    known = ("gradient", "aligned", "any", "score")
+    if settings is None or known != (settings.criterion, settings.layout, settings.coarsest, settings.split_order):
         raise ValueError(
-            f"the settings are {settings}; the recursive quadtree knows criterion 'gradient', layout 'aligned' and"
-            " coarsest 'any' only"
+            f"the settings are {settings}; the recursive quadtree knows criterion 'gradient', layout 'aligned',"
+            " coarsest 'any' and split_order 'score' only"
         )
 
     def cut(alpha: float) -> int:

@@ -16,8 +16,8 @@ UNIFORM_CELLS = 48**2
 """Largest grid that the uniform way is timed on, 672 px: attention over the next ones takes seconds a turn."""
 
 CLIP = Way("CLIP", None)
-PAPER = {"criterion": "gradient", "alpha": 0.1, "coarsest": "any"}
-"""The paper's quadtree, which the recursive one can build too."""
+PAPER = {"criterion": "gradient", "alpha": 0.1, "coarsest": "any", "split_order": "score"}
+"""The paper's quadtree, which the recursive one can build too, with a budget by a higher threshold."""
 
 
 def budget(tokens: int) -> Way:

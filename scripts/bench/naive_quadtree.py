@@ -6,11 +6,14 @@ It does the same work as `qlip.partition` and `qlip.extract_patches` for layout 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from qlip.config import SplitOrder
 
 Box = tuple[int, int, int]
 Score = Callable[[Tensor, int, Box], float]
@@ -43,6 +46,7 @@ def naive_partition(
     score: Score = gradient_score,
     max_leaf: int | None = None,
     max_tokens: int | None = None,
+    split_order: SplitOrder = "score",
 ) -> list[Box]:
     """Finds the leaves as (row, col, size) in cells, in raster order.
 
@@ -52,7 +56,8 @@ def naive_partition(
         alpha: split threshold.
         score: of a block.
         max_leaf: bound on a leaf's side in cells, a power of two.
-        max_tokens: budget; the blocks of the highest scores split while it lasts.
+        max_tokens: budget; the first blocks in `split_order` split while it lasts.
+        split_order: by falling "score", or score times "side".
     """
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
     root = max(1, (1 << min(rows, cols).bit_length()) >> 2)
@@ -62,7 +67,7 @@ def naive_partition(
         for col in range(0, cols, root):
             _descend((rows, cols), (row, col, root), tops)
     if max_tokens is not None:
-        return sorted(_split_best(image, patch_size, alpha, score, tops, max_tokens))
+        return sorted(_split_best(image, patch_size, alpha, score, tops, max_tokens, split_order))
     leaves: list[Box] = []
     for top in tops:
         _split(image, patch_size, alpha, score, top, leaves)
@@ -102,19 +107,30 @@ def _split(image: Tensor, patch_size: int, alpha: float, score: Score, box: Box,
 
 
 def _split_best(
-    image: Tensor, patch_size: int, alpha: float, score: Score, tops: list[Box], max_tokens: int
+    image: Tensor,
+    patch_size: int,
+    alpha: float,
+    score: Score,
+    tops: list[Box],
+    max_tokens: int,
+    split_order: SplitOrder,
 ) -> list[Box]:
-    """Splits blocks in order of falling score, larger ones first where scores are equal, then in raster order."""
+    """Splits blocks in order, larger ones first where they tie, then in raster order."""
     leaves = set(tops)
-    queue = [(-score(image, patch_size, box), -box[2], box) for box in tops if box[2] > 1]
-    heapq.heapify(queue)
-    while queue and len(leaves) + 3 <= max_tokens and -queue[0][0] >= alpha:
-        above, _, box = heapq.heappop(queue)
+    queue: list[tuple[float, int, Box, float]] = []
+
+    def consider(box: Box, above: float) -> None:
+        if box[2] > 1 and (own := min(above, score(image, patch_size, box))) >= alpha:
+            heapq.heappush(queue, (-own * (box[2] if split_order == "side" else 1), -box[2], box, own))
+
+    for box in tops:
+        consider(box, math.inf)
+    while queue and len(leaves) + 3 <= max_tokens:
+        *_, box, own = heapq.heappop(queue)
         leaves.remove(box)
         leaves.update(_children(box))
         for child in _children(box):
-            if child[2] > 1:
-                heapq.heappush(queue, (max(above, -score(image, patch_size, child)), -child[2], child))
+            consider(child, own)
     return list(leaves)
 
 

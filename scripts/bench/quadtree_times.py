@@ -97,7 +97,7 @@ def naive_cut(image: Tensor, criterion: str) -> tuple[list[Box], Tensor]:
     """Finds the same leaves and patches by recursion."""
     rule, side = RULES[criterion], image.shape[1] // PATCH
     bound = allowed_leaf(rule, (side, side), NATIVE)
-    leaves = naive_partition(image, PATCH, rule.alpha, SCORES[criterion], bound, rule.max_tokens)
+    leaves = naive_partition(image, PATCH, rule.alpha, SCORES[criterion], bound, rule.max_tokens, rule.split_order)
     return leaves, naive_patches(image, leaves, PATCH)
 
 

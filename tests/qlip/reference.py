@@ -100,18 +100,22 @@ class NaiveQuadtree:
             for col in range(self.cols):
                 self._start(row, col)
 
-    def leaves(self, alpha: float, max_tokens: int | None = None) -> list[Block]:
+    def leaves(self, alpha: float, max_tokens: int | None = None, order: str = "score") -> list[Block]:
         """The leaves as (row, col, size), in raster order."""
         split = set()
-        for block in self.candidates(alpha):
+        for block in self.candidates(alpha, order):
             if max_tokens is None or len(self.tops) + 3 * len(split) + 3 <= max_tokens:
                 split.add(block)
         return sorted(leaf for top in self.tops for leaf in self._cut(top, split))
 
-    def candidates(self, alpha: float) -> list[Block]:
+    def candidates(self, alpha: float, order: str = "score") -> list[Block]:
         """The blocks that the threshold splits, the most urgent first."""
         blocks = [block for block, score in self.effective.items() if score >= alpha]
-        return sorted(blocks, key=lambda block: (-self.effective[block], -block[2], block[0], block[1]))
+        return sorted(blocks, key=lambda block: (-self.urgency(block, order), -block[2], block[0], block[1]))
+
+    def urgency(self, block: Block, order: str) -> float:
+        """The score, with order "side" times the side."""
+        return self.effective[block] * (block[2] if order == "side" else 1)
 
     def _cut(self, block: Block, split: set[Block]) -> list[Block]:
         if block not in split:
@@ -195,9 +199,11 @@ def clear_thresholds(scores: list[float], fractions: tuple[float, ...] = (0.1, 0
     return [float(distinct[index] + gaps[index] / 2) for index in sorted(nearest)]
 
 
-def clear_budgets(tree: NaiveQuadtree, alpha: float, fractions: tuple[float, ...] = (0.0, 0.2, 0.5, 0.9)) -> list[int]:
+def clear_budgets(
+    tree: NaiveQuadtree, alpha: float, order: str = "score", fractions: tuple[float, ...] = (0.0, 0.2, 0.5, 0.9)
+) -> list[int]:
     """Budgets at which the last split and the first one refused differ clearly, or are tied exactly."""
-    scores = [tree.effective[block] for block in tree.candidates(alpha)]
+    scores = [tree.urgency(block, order) for block in tree.candidates(alpha, order)]
     last = [
         taken
         for taken in range(len(scores))

@@ -23,6 +23,7 @@ def patchwork(grid: tuple[int, int], patch_size: int = 4, seed: int = 0, channel
 def paper_partition(image: torch.Tensor, patch_size: int, **options: Any) -> qlip.Leaves:
     """`qlip.partition` by the paper's rule, "gradient" without a budget or a native bound, at alpha 0."""
     rule = {"alpha": 0.0, "criterion": "gradient", "max_tokens": None, "coarsest": "any", "structure_size": 7}
+    rule["split_order"] = "score"
     return qlip.partition(image, patch_size, **{**rule, **options})
 
 

@@ -16,9 +16,10 @@ DEFAULTS = {
     "alpha": 0.8,
     "criterion": "structure",
     "max_tokens": 1152,
+    "split_order": "side",
     "budget": "score",
-    "question_cells": None,
-    "score_share": 0.3,
+    "score_share": 0.15,
+    "question_share": 0.15,
     "geometry": "native",
     "layout": "aligned",
     "image_size": None,
@@ -92,7 +93,8 @@ def test_an_unknown_key_is_named_with_the_allowed_ones():
         ({"llm_size_bias": math.nan}, "llm_size_bias.*nan"),
         ({"criterion": "entropy"}, "criterion.*entropy.*gradient.*structure.*variance.*diagonal.*random"),
         ({"budget": "answer"}, "budget.*answer.*score.*question"),
-        ({"question_cells": 0}, "question_cells.*0"),
+        ({"split_order": "size"}, "split_order is 'size'; allowed are 'side', 'score'"),
+        ({"question_share": math.inf}, "question_share is inf; it must be a finite number of at least 0"),
         ({"score_share": -0.1}, "score_share is -0.1; it must be a finite number of at least 0"),
         ({"layout": "spiral"}, "layout.*spiral.*aligned.*centered"),
         ({"interpolation": "nearest"}, "interpolation.*nearest.*bilinear.*bicubic.*mlp"),
@@ -111,10 +113,19 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, message):
         QLIPConfig.from_dict(values)
 
 
-COUNTS = ("max_tokens", "image_size", "question_cells", "max_cells", "structure_size", "seed")
-NUMBERS = ("alpha", "size_bias", "llm_size_bias", "score_share")
+COUNTS = ("max_tokens", "image_size", "max_cells", "structure_size", "seed")
+NUMBERS = ("alpha", "size_bias", "llm_size_bias", "score_share", "question_share")
 FLAGS = ("mlp_residual", "noise_floor", "thumbnail")
-WORDS = ("criterion", "layout", "interpolation", "leaf_position", "coarsest", "llm_positions", "llm_weight")
+WORDS = (
+    "criterion",
+    "layout",
+    "interpolation",
+    "leaf_position",
+    "coarsest",
+    "split_order",
+    "llm_positions",
+    "llm_weight",
+)
 WORDS += ("geometry", "placement", "budget", "tiling")
 
 

@@ -28,9 +28,10 @@ def check_against_reference(image: torch.Tensor, patch_size: int, **options) -> 
         found = paper_partition(image, patch_size, alpha=alpha, **options)
         assert found.grid == (tree.rows, tree.cols)
         assert as_tuples(found) == tree.leaves(alpha)
-        for budget in clear_budgets(tree, alpha):
-            found = paper_partition(image, patch_size, alpha=alpha, max_tokens=budget, **options)
-            assert as_tuples(found) == tree.leaves(alpha, budget), f"alpha={alpha}, max_tokens={budget}"
+        for order in ("score", "side"):
+            for budget in clear_budgets(tree, alpha, order):
+                found = paper_partition(image, patch_size, alpha=alpha, max_tokens=budget, split_order=order, **options)
+                assert as_tuples(found) == tree.leaves(alpha, budget, order), f"{alpha=}, {budget=}, {order=}"
 
 
 @criteria

@@ -18,6 +18,7 @@ from tests.qlip.samples import CRITERIA, LAYOUTS, as_tuples, paper_partition, pa
 def cases(draw) -> tuple[torch.Tensor, dict]:
     grid = (draw(st.integers(1, 40)), draw(st.integers(1, 40)))
     options = {"criterion": draw(st.sampled_from(CRITERIA)), "layout": draw(st.sampled_from(LAYOUTS))}
+    options["split_order"] = draw(st.sampled_from(["side", "score"]))
     options["max_leaf"] = draw(st.sampled_from([None, 1, 2, 8]))
     return patchwork(grid, 2, seed=draw(st.integers(0, 99)), channels=2), options
 

@@ -6,7 +6,6 @@ Needs no model. Light: worker processes import this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from qlip.cutting import ImageCutter
+    from qlip.cutting import CutOne, ImageCutter
     from qlip.quadtree import Leaves
     from qlip.tiles import TokenOrder
 
@@ -140,7 +139,7 @@ def prepare_leaves(
     return prepare_cut(cutter.make_preparer(image), cutter, settings)
 
 
-def prepare_cut(cut: Callable[[QLIPConfig], CutImage], cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
+def prepare_cut(cut: CutOne, cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
     """Prepares an image that `cut` cuts under the settings that it is given; see `prepare_leaves`."""
     waiting = cut_for_question(cut, cutter.native_grid, settings) if settings.budget == "question" else None
     if waiting is not None and waiting.most_leaves == len(waiting.kept.leaves):

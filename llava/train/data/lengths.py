@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.preparer import Preparer, Unreadable
 from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gather_objects
 from qlip.config import QLIPConfig
-from qlip.cutting import ImageCutter
+from qlip.cutting import CutOne, ImageCutter
 from qlip.files import replacing
 from qlip.patches import CutImage
 from qlip.pictures import without_pillows_limit
+from qlip.quadtree import Leaves
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +163,13 @@ def without_pixels(dataset: Any) -> Any:
 class _LeafCounter(ImageCutter):
     """Finds an image's leaves, and does not cut them out."""
 
-    def make_preparer(self, image: Image.Image) -> Callable[[QLIPConfig], CutImage]:
+    def make_preparer(self, image: Image.Image) -> CutOne:
         find = self.make_finder(image)
-        return lambda settings: CutImage(find(settings)[1], torch.empty(0))
+
+        def count(settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+            return CutImage(find(settings)[1] if leaves is None else leaves, torch.empty(0))
+
+        return count
 
 
 @dataclass(frozen=True)

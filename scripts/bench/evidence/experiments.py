@@ -36,7 +36,9 @@ CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
 """Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 ASKED_TOKENS = 130
 """The same of the question-aware budget, whose tokens depend on the question; on objects of 12-24 px."""
-SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET}
+BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
+"""The order of splits before it was "side", in which these tables were measured; see "order"."""
+SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET, **BY_SCORE}
 """The whole budget, by score alone."""
 BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
 """Tokens, and the side in cells of the uniform grid that has about as many."""
@@ -74,7 +76,7 @@ def _language_positions() -> list[Way]:
     ways = []
     for tokens in (16, 32, 64, 96, 128, 256, 512, 1024):
         coarsest = "any" if tokens < 64 else "native"
-        budget = {"alpha": 0.0, "max_tokens": tokens, "coarsest": coarsest, "llm_size_bias": 0.0}
+        budget = {"alpha": 0.0, "max_tokens": tokens, "coarsest": coarsest, "llm_size_bias": 0.0, **BY_SCORE}
         for name, change in (
             ("sequential", {"llm_positions": "sequential"}),
             ("raster", {"llm_positions": "raster"}),
@@ -90,7 +92,7 @@ def _criteria() -> list[Way]:
     ways = []
     for (criterion, extra), coarsest in product(named, ("any", "native")):
         window = f" {extra['structure_size']}" if extra else ""
-        settings = {"criterion": criterion, **extra, "coarsest": coarsest, "alpha": 0.0, "max_tokens": BUDGET}
+        settings = {"criterion": criterion, **extra, "coarsest": coarsest, **SPENT}
         ways.append(Way(f"{criterion}{window}, {coarsest}", settings))
     return ways
 
@@ -155,14 +157,14 @@ def _equal_flops() -> list[Way]:
     ways.append(Way("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
     ways.append(Way("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
     for name, change in AVERAGES.items():
-        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **change}
+        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **BY_SCORE, **change}
         ways.append(Way(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
     return ways
 
 
 def _dear_rivals() -> list[Way]:
     """Lists rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
-    weighted = {"alpha": 0.0, "llm_weight": "native"}
+    weighted = {"alpha": 0.0, "llm_weight": "native", **BY_SCORE}
     return [
         Way("question-aware", {"budget": "question"}),
         Way("quadtree, about the cost of the question", {**weighted, "max_tokens": ASKED_TOKENS}),
@@ -226,21 +228,31 @@ def _geometry() -> list[Way]:
         ("native, native positions, noise floor", NATIVE),
         ("native, native positions, noise floor, padded", {**NATIVE, "placement": "padded"}),
     ]
-    return [CLIP, *(Way(name, change) for name, change in steps)]
+    return [CLIP, *(Way(name, {**change, **BY_SCORE}) for name, change in steps)]
 
 
 def _resized() -> list[Way]:
     """Lists the shipped settings on pictures resized to each size of the native geometry."""
-    return [CLIP, *(Way(f"{side} px", {"image_size": side}) for side in (112, 224, 448, 896, 1792))]
+    return [CLIP, *(Way(f"{side} px", {"image_size": side, **BY_SCORE}) for side in (112, 224, 448, 896, 1792))]
 
 
 def _choice() -> list[Way]:
     """Lists candidates for the defaults, those that were shipped before the choice among them."""
-    earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS, **IN_GRID}
+    earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS}
+    earlier |= {**IN_GRID, **BY_SCORE}
     ways = [CLIP, Way("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
     for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
-        settings = {"structure_size": size, "alpha": alpha, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE}
+        window = {"structure_size": size, "alpha": alpha}
+        settings = {**window, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE, **BY_SCORE}
         ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
+    return ways
+
+
+def _order() -> list[Way]:
+    """Lists the orders in which a budget splits, at budgets of one and a half times and twice the native tokens."""
+    ways = [CLIP]
+    for order, tokens in product(("score", "side"), (BUDGET, 128)):
+        ways.append(Way(f"{order}, {tokens}", {"split_order": order, "max_tokens": tokens}))
     return ways
 
 
@@ -262,5 +274,6 @@ EXPERIMENTS = MappingProxyType(
         "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
         "between": Experiment(_resized(), tuple(BETWEEN)),
         "choice": Experiment(_choice(), MIXED_SETS),
+        "order": Experiment(_order(), MIXED_SETS),
     }
 )

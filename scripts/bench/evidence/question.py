@@ -1,7 +1,7 @@
 """Measures the question-aware budget on shapes over photographs: `python -m scripts.bench.evidence.question`.
 
-The scores alone at several budgets, against the question at several numbers of cells, with and without a share for the
-scores; the same scenes and questions for every way. Fills the tables of docs/results/question.md.
+The scores alone at several budgets, against the question at several shares, with and without one for the scores; the
+same scenes and questions for every way. Fills the tables of docs/results/question.md.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = make_parser("question", "Measure the question-aware budget.")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
+    parser.add_argument("--mark", default="question", help="what the names of the marks to fill begin with")
     return parse_and_run(parser, command, argv)
 
 
@@ -75,7 +76,7 @@ def command(options: argparse.Namespace) -> None:
         text = table(tallies, towers[0].num_patches)
         print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{text}\n", flush=True)
         if options.page.exists():
-            fill_page(options.page, {f"question: {low}-{high} px": text}, partly=True)
+            fill_page(options.page, {f"{options.mark}: {low}-{high} px": text}, partly=True)
     for engine in engines:
         engine.close()
 

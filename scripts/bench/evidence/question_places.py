@@ -22,10 +22,11 @@ from scripts.markdown_table import table_head, table_row
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
     from playground.scenes import Scene
+    from qlip.quadtree import Leaves
     from qlip.question import QuestionCut
 
-CELLS = (1, 2, 4)
-"""Numbers of cells that a question splits."""
+SHARES = (0.05, 0.1, 0.3)
+"""Shares of the unsplit image's tokens that a question may add: one, two and six splits of 64 cells."""
 KINDS = ("colour", "shape")
 """Kinds of questions about one object."""
 
@@ -57,8 +58,15 @@ def root_of(question: QuestionCut, place: tuple[float, float], size: tuple[int, 
     return ((row - roots.top) >> roots.level) * across + ((col - roots.left) >> roots.level)
 
 
-def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) -> list[Asked]:
-    """Asks questions of `KINDS` about a scene, each splitting at most `cells` of CLIP's; none where none can split."""
+def is_split(tree: Leaves, root: int, question: QuestionCut) -> bool:
+    """Finds whether a tree splits a root."""
+    side, across = 2**question.roots.level, -(-question.roots.cols // 2**question.roots.level)
+    row, col = question.roots.top + root // across * side, question.roots.left + root % across * side
+    return int(tree.sizes[tree.token_map()[row, col]]) < side
+
+
+def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], share: float) -> list[Asked]:
+    """Asks questions of `KINDS` about a scene, each adding a share of CLIP's tokens; none where nothing can split."""
     import torch
     from PIL import Image
 
@@ -69,7 +77,7 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
     from scripts.bench.evidence.question_ways import attend
 
     tower, trunk = engine.model.get_vision_tower(), engine.model.get_model()
-    settings = replace(tower.settings, budget="question", question_cells=cells, score_share=0.0, max_tokens=None)
+    settings = replace(tower.settings, budget="question", question_share=share, score_share=0.0, max_tokens=None)
     prepared = prepare_leaves(Image.fromarray(made.image), tower.image_processor.cutter, settings)
     if prepared.question is None:
         return []
@@ -81,8 +89,8 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
         tokens = encode_prepared(engine.model, [prepared])
         for layer in range(len(find_layers(trunk))):
             weights = attend(engine, tokens, asked, layer)
-            chosen = [prepared.question.choose_roots(prepared.question.relevance(own)) for own in weights]
-            found.append([bool(own[root]) for own, root in zip(chosen, roots, strict=True)])
+            trees = [prepared.question.choose_leaves(prepared.question.relevance(own)) for own in weights]
+            found.append([is_split(tree, root, prepared.question) for tree, root in zip(trees, roots, strict=True)])
             if layer == middle_layer(trunk):
                 answering = encode_prepared(engine.model, [prepared.refine(own) for own in weights])
         texts = [*enumerate(item.text for item in asked), *((len(asked), item.text) for item in asked)]
@@ -92,13 +100,13 @@ def ask(engine: ChatEngine, made: Scene, asked: Sequence[Question], cells: int) 
     return [Asked(layers, good, unsplit) for layers, good, unsplit in answers]
 
 
-def row(name: str, cells: int, answers: Sequence[Asked], middle: int) -> str:
+def row(name: str, added: float, answers: Sequence[Asked], middle: int) -> str:
     """Formats a row of the table: shares in %."""
     shares = [share(layer) for layer in zip(*(answer.found for answer in answers), strict=True)]
     for known in (True, False):
         those = [answer for answer in answers if answer.found[middle] == known]
         shares += [share([answer.right for answer in those]), share([answer.unsplit for answer in those])]
-    return table_row([name, str(cells), *shares, share([answer.right for answer in answers])])
+    return table_row([name, f"{added:.2f}", *shares, share([answer.right for answer in answers])])
 
 
 def share(marks: Sequence[bool]) -> str:
@@ -127,16 +135,16 @@ def command(options: argparse.Namespace) -> None:
     trunk = engines[0].model.get_model()
     layers = [f"found by layer {layer}" for layer in range(len(find_layers(trunk)))]
     right = ["right if found", "these by CLIP's view", "right if not", "these by CLIP's view", "right"]
-    lines = [table_head(["objects", "cells", *layers, *right])]
+    lines = [table_head(["objects", "question_share", *layers, *right])]
     for low, high in options.sizes:
         scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))
-        for cells in CELLS:
+        for added in SHARES:
             answers = []
             for engine in engines:
                 for made, asked in scenes:
-                    answers += ask(engine, made, [item for item in asked if item.kind in KINDS], cells)
+                    answers += ask(engine, made, [item for item in asked if item.kind in KINDS], added)
             if answers:
-                lines.append(row(f"{low}-{high} px", cells, answers, middle_layer(trunk)))
+                lines.append(row(f"{low}-{high} px", added, answers, middle_layer(trunk)))
     for engine in engines:
         engine.close()
     print("\n".join(lines))

@@ -43,7 +43,7 @@ class Way:
 
 
 def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
-    """Lists CLIP's view, the scores at several budgets, and the question; other `layers` at one setting each.
+    """Lists CLIP's view, the scores at several budgets, and the question at several shares; then other `layers`.
 
     Args:
         own: the checkpoint's settings.
@@ -51,15 +51,15 @@ def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
         layers: beside the middle one.
     """
     ways = [Way("unsplit, CLIP's view", replace(own, alpha=float("inf")))]
-    for share in (0.2, 0.3, 0.5, 1.0):
-        ways.append(Way(f"score, {1 + share:.1f} x", replace(own, max_tokens=int(native * (1 + share)))))
+    for order in ("score", "side"):
+        for share in (0.2, 0.3, 0.5, 1.0):
+            held = replace(own, max_tokens=int(native * (1 + share)), split_order=order)
+            ways.append(Way(f"score, {1 + share:.1f} x, order {order}", held))
     asking = replace(own, budget="question", max_tokens=None)
-    for share in (0.0, 0.2, 0.3):
-        for cells in (1, 2, 4):
-            changed = replace(asking, question_cells=cells, score_share=share)
-            ways.append(Way(f"question, {cells} cells, scores {share:.1f}", changed))
-    other = replace(asking, question_cells=2, score_share=0.3)
-    return ways + [Way(f"question, 2 cells, scores 0.3, layer {layer}", other, layer) for layer in layers]
+    for score, question in ((0.0, 0.15), (0.0, 0.3), (0.1, 0.1), (0.15, 0.15), (0.2, 0.3), (0.3, 0.3), (0.3, 0.5)):
+        shares = replace(asking, score_share=score, question_share=question)
+        ways.append(Way(f"question {question:.2f}, scores {score:.2f}", shares))
+    return ways + [Way(f"question and scores as shipped, layer {layer}", asking, layer) for layer in layers]
 
 
 def draw_scenes(

@@ -20,7 +20,7 @@ from llava.utils import device_flag
 from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
 from scripts.bench.evidence.checkpoints import trained_path
 from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, SPLITS
+from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, series_of
 from scripts.bench.evidence.settings import Way
 
 if TYPE_CHECKING:
@@ -113,6 +113,15 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
+def known_split(text: str) -> str:
+    """Checks the name of a split, for argparse's `type`."""
+    try:
+        series_of(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="run", description="Run the experiments of docs/RESULTS.md.")
@@ -126,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--questions", type=Path, nargs="+", default=[], metavar="DIR", help="sets in LLaVA's format, not scenes"
     )
-    parser.add_argument("--split", choices=SPLITS, default="validation")
+    parser.add_argument(
+        "--split", type=known_split, default="validation", help='validation, test, or "series NUMBER" (%(default)s)'
+    )
     parser.add_argument(
         "--model", type=named_path, nargs="+", default=[("seed 1", trained_path())], help="NAME=CHECKPOINT ..."
     )

@@ -15,17 +15,18 @@ from pathlib import Path
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS, NATIVE
+from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.report import fill_page
 from scripts.bench.evidence.scene_sets import MIXED, SPLITS
 from scripts.bench.evidence.settings import Way
 from scripts.bench.evidence.tables import Answers, Cell, describe
 
 PAGE = Path("docs/results/trained.md")
+GEOMETRIES = {way.name: way for way in EXPERIMENTS["geometry"].ways}
 WAYS: Mapping[str, Way] = {
     "CLIP": CLIP,
-    "QLIP, the paper's geometry": next(way for way in EXPERIMENTS["geometry"].ways if way.name == "grid"),
-    "QLIP": Way("QLIP", NATIVE),
+    "QLIP, the paper's geometry": GEOMETRIES["grid"],
+    "QLIP": GEOMETRIES["native, native positions, noise floor"],
 }
 Recipes = Mapping[str, Sequence[str]]
 """Label in the table -> names of the recipe's seeds in the answers."""

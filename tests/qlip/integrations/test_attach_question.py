@@ -26,8 +26,8 @@ SETTINGS = {
     "alpha": 0.5,
     "max_tokens": 60,
     "budget": "question",
-    "question_cells": 2,
     "score_share": 0.2,
+    "question_share": 0.6,
 }
 LAYER = 1  # the middle one of two
 TEXT = "USER: <image>\nfirst? ASSISTANT: none. USER: which is it? ASSISTANT:"
@@ -80,9 +80,10 @@ def test_what_the_question_attends_to_is_split(kind, question):
     }
     kept = qlip.partition(pixels, alpha=0.5, max_tokens=19, **options)  # the scores' share: a fifth of 16
     fine = qlip.partition(pixels, alpha=0.5, max_tokens=None, **options)
+    # A root of 2 x 2 cells splits once, and 9 of 16 tokens are left to the question: three splits.
     root = [leaves.boxes[:, 0] // 2 * 4 + leaves.boxes[:, 1] // 2 for leaves in (kept, fine)]
     gain = root[1].bincount(minlength=16) - root[0].bincount(minlength=16)
-    chosen = expected.masked_fill(gain <= 0, -1).topk(2).indices
+    chosen = expected.masked_fill(gain <= 0, -1).topk(3).indices
     wanted = torch.cat([kept.boxes[~torch.isin(root[0], chosen)], fine.boxes[torch.isin(root[1], chosen)]]).tolist()
     assert tree.boxes.tolist() == sorted(wanted)
     answer = model.generate(**inputs, **GREEDY)

@@ -98,7 +98,7 @@ def test_a_model_without_a_decoder_is_timed_up_to_its_projector():
 
 @pytest.mark.parametrize("budget", [64, 100, 200])
 def test_without_a_budget_the_matching_threshold_gives_the_same_leaves(subject, image, budget):
-    settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, max_tokens=budget)
+    settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=0.1, max_tokens=budget, split_order="score")
     tower = subject.use_tower(settings)
     wanted = tower.partition(image)
     found = matching(settings, image, tower)
@@ -110,7 +110,7 @@ def test_without_a_budget_the_matching_threshold_gives_the_same_leaves(subject, 
 
 
 def test_a_tree_within_its_budget_keeps_its_threshold(subject, image):
-    settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=1.0, max_tokens=1024)
+    settings = QLIPConfig(criterion="gradient", coarsest="any", alpha=1.0, max_tokens=1024, split_order="score")
     assert matching(settings, image, subject.use_tower(settings)) == replace(settings, max_tokens=None)
 
 

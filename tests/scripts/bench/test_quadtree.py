@@ -23,13 +23,14 @@ def test_the_recursive_quadtree_gives_the_leaves_and_patches_of_ours(criterion: 
     assert patches.shape == (count, 3, 14, 14)
 
 
-def test_its_structure_has_levels_and_budgets() -> None:
+@pytest.mark.parametrize(("order", "budget"), [("score", 100), ("side", 100), ("side", None)])
+def test_its_structure_has_levels_budgets_and_orders(order: str, budget: int | None) -> None:
     image = photograph("rocket", 448)
-    for budget in (300, None):
-        options = {"alpha": 1.2, "coarsest": "any", "max_tokens": budget}
-        leaves = qlip.partition(image, **options).boxes.tolist()
-        assert list(map(tuple, leaves)) == naive_partition(image, 14, 1.2, structure_score, max_tokens=budget)
-        assert len({size for *_, size in leaves}) > 2
+    options = {"max_tokens": budget, "split_order": order}
+    leaves = qlip.partition(image, alpha=1.2, coarsest="any", **options).boxes.tolist()
+    assert list(map(tuple, leaves)) == naive_partition(image, 14, 1.2, structure_score, **options)
+    assert len({size for *_, size in leaves}) > 2
+    assert budget is None or len(leaves) > budget - 3  # all of it is spent
 
 
 def test_other_leaves_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,8 @@ def pack(ready: PreparedImage | Unreadable) -> Any:
     waiting = ready.question
     if waiting is None:
         return facts, _arrays(ready.image), None
-    more = _arrays(waiting.kept), _arrays(waiting.fine), waiting.native_grid, waiting.settings
+    cuts = [_arrays(part) for part in (waiting.kept, waiting.between, waiting.fine)]
+    more = cuts, waiting.native_grid, waiting.settings
     return facts, _arrays(ready.image), more
 
 
@@ -92,8 +93,8 @@ def unpack(packed: Any) -> PreparedImage | Unreadable:
     cut = _cut(image)
     if more is None:
         return PreparedImage(cut, **facts)
-    kept, fine, native_grid, settings = more
-    return PreparedImage(cut, **facts, question=QuestionCut(cut, _cut(kept), _cut(fine), native_grid, settings))
+    cuts, native_grid, settings = more
+    return PreparedImage(cut, **facts, question=QuestionCut(cut, *map(_cut, cuts), native_grid, settings))
 
 
 def _arrays(cut: CutImage) -> tuple[Any, ...]:

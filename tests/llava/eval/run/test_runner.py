@@ -47,7 +47,7 @@ def engine(either_engine: ChatEngine) -> ChatEngine:
 @pytest.fixture(scope="module")
 def by_question() -> ChatEngine:
     """The embedded model, whose tokens the question decides on."""
-    settings = {"budget": "question", "question_cells": 2, "max_tokens": 128}
+    settings = {"budget": "question", "max_tokens": 128}
     return ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=settings))
 
 

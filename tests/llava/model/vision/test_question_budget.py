@@ -40,7 +40,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def settings(model: Any) -> QLIPConfig:
-    return replace(model.get_vision_tower().settings, budget="question", question_cells=3, score_share=0.0)
+    return replace(model.get_vision_tower().settings, budget="question", score_share=0.0)
 
 
 @pytest.fixture(scope="module")

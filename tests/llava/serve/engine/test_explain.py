@@ -143,7 +143,7 @@ def test_a_question_that_decides_what_is_split_is_asked_first(
     new_engine: NewEngine, pictures: list[Image.Image]
 ) -> None:
     engine = new_engine()
-    settings = replace(engine.vision.settings(), budget="question", question_cells=2)
+    settings = replace(engine.vision.settings(), budget="question")
     asked = submit(engine, pictures[0], qlip=settings)
     answer = "".join(asked)
     explained = engine.explain(QUESTION, pictures[:1], answer, qlip=settings)

@@ -36,7 +36,7 @@ def engine() -> Iterator[ChatEngine]:
 def settings(engine: ChatEngine) -> Any:
     """In the paper's geometry the pixels alone give the tree of the original, and these questions different trees."""
     paper = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
-    return replace(engine.vision.tower.settings, budget="question", question_cells=2, **paper)
+    return replace(engine.vision.tower.settings, budget="question", **paper)
 
 
 @pytest.fixture(scope="module")

@@ -43,18 +43,18 @@ def test_a_place_lies_in_the_root_whose_pixels_hold_it(size: tuple[int, int]) ->
         assert root_of(question, (y, x), size) == expected
 
 
-def test_a_question_that_may_split_all_cells_finds_every_object_and_one_cell_some() -> None:
+def test_a_question_that_may_split_all_cells_finds_every_object() -> None:
     engine = ChatEngine(*load_pretrained_model(demo_model_path(), device="cpu", qlip=True))
     ((made, asked),) = draw_scenes((16, 28), 9101, 1)
     asked = [item for item in asked if item.kind in ("colour", "shape")]
-    every = ask(engine, made, asked, 64)
+    every = ask(engine, made, asked, 100.0)
     assert len(every) == len(asked)
     assert all(all(answer.found) for answer in every)
     flat = replace(made, image=np.full_like(made.image, 128))
-    assert ask(engine, flat, asked, 1) == []  # nothing to split
+    assert ask(engine, flat, asked, 0.1) == []  # nothing to split
     engine.close()
 
 
 def test_shares_are_of_those_that_were_found_and_of_the_others() -> None:
     answers = [Asked((True, False), True, False), Asked((True, True), True, True), Asked((False, False), False, True)]
-    assert row("12-24 px", 2, answers, 1) == "| 12-24 px | 2 | 66.7 | 33.3 | 100.0 | 100.0 | 50.0 | 50.0 | 66.7 |"
+    assert row("12-24 px", 0.3, answers, 1) == "| 12-24 px | 0.30 | 66.7 | 33.3 | 100.0 | 100.0 | 50.0 | 50.0 | 66.7 |"

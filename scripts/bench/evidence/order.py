@@ -1,0 +1,108 @@
+"""Compares the orders in which a budget splits: `python -m scripts.bench.evidence.order --answers-files F`.
+
+`python -m scripts.bench.evidence.run --experiments order` answers first. Fills the tables of docs/results/order.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from llava.command import OneLineParser, integer, parse_and_run
+from scripts.bench.evidence.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.checkpoints import trained_path
+from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.report import fill_page
+from scripts.bench.evidence.run import known_split
+from scripts.bench.evidence.scene_sets import MEASURES, MIXED
+from scripts.bench.evidence.tables import Answers, Cell, interval
+from scripts.markdown_table import join_values, table_head, table_row
+
+if TYPE_CHECKING:
+    import argparse
+
+    from qlip.tools.intervals import Estimate
+
+PAGE = Path("docs/results/order.md")
+ORDERS = ("score", "side")
+COLUMNS = {**MEASURES, "signs": ("sign",)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = OneLineParser(prog="order", description="Compare the orders in which a budget splits.")
+    parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
+    parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
+    parser.add_argument("--budget", type=integer(), default=128, help="tokens (%(default)s)")
+    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    return parse_and_run(parser, command, argv)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Fills the page's table of a split and budget."""
+    from llava.eval.sweep.grid import read_own_settings
+
+    answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
+    mark = f"order: {options.split}, {options.budget}"
+    fill_page(options.page, {mark: compare(answers, options.budget)}, partly=True)
+    print(f"filled {options.page}, {mark}")
+
+
+def compare(answers: Answers, budget: int) -> str:
+    """Formats each set's accuracy by CLIP, by score and by side; checkpoints are taken together.
+
+    Raises:
+        ValueError: a set lacks answers.
+    """
+    experiment = EXPERIMENTS["order"]
+    ways = [CLIP, *(way for way in experiment.ways if way.name in [f"{order}, {budget}" for order in ORDERS])]
+    cells = dict(zip(experiment.sets, zip(*answers.compare(ways, experiment.sets), strict=True), strict=True))
+    lines = [table_head(["scenes", "tokens", *COLUMNS, "side - score", "by checkpoint"])]
+    means: dict[str, list[list[float]]] = {name: [] for name in COLUMNS}
+    differences = []
+    for name, row in cells.items():
+        if any(cell is None for cell in row):
+            raise ValueError(f"there are no answers to {name!r} in all of {', '.join(way.name for way in ways)}")
+        known = [cell for cell in row if cell]
+        shares = {column: _shares(known, kinds) for column, kinds in COLUMNS.items()}
+        for column, values in shares.items():
+            means[column] += [values] if values else []
+        models = sorted(entry["model"] for entry in known[-1].rows)
+        own = [_difference(*(cell.of_checkpoint(model) for cell in known[1:])).mean for model in models]
+        differences.append(own)
+        texts = [join_values(values) if values else "" for values in shares.values()]
+        change = interval(_difference(*known[1:]))
+        lines.append(table_row([name.removeprefix(MIXED), f"{known[-1].tokens:.1f}", *texts, change, join_values(own)]))
+    averages = [join_values(map(fmean, zip(*values, strict=True))) for values in means.values()]
+    by_checkpoint = [fmean(own) for own in zip(*differences, strict=True)]
+    lines.append(table_row(["mean", "", *averages, f"**{fmean(by_checkpoint):.1f}**", join_values(by_checkpoint)]))
+    return "\n".join(lines)
+
+
+def _shares(cells: Sequence[Cell], kinds: Sequence[str]) -> list[float]:
+    """Computes the accuracy of each cell in %; none where these kinds were not asked."""
+    if not all(kind in row["right"] for cell in cells for row in cell.rows for kind in kinds):
+        return []
+    return [cell.share(kinds) for cell in cells]
+
+
+def _difference(before: Cell, after: Cell) -> Estimate:
+    """Computes how many points more are right, over all kinds; all answers about a picture are one group."""
+    from qlip.tools.intervals import mean_interval
+
+    rows = {row["model"]: row for row in before.rows}
+    marks = [
+        (100.0 * (int(new) - int(old)), picture)
+        for row in after.rows
+        for kind, right in row["right"].items()
+        for new, old, picture in zip(right, rows[row["model"]]["right"][kind], row["pictures"][kind], strict=True)
+    ]
+    return mean_interval([mark for mark, _ in marks], [picture for _, picture in marks])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
