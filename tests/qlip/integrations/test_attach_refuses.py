@@ -247,7 +247,9 @@ def test_a_prior_that_is_nowhere(tmp_path):
     model = make_vision_model("clip")
     model.config.qlip = {"interpolation": "mlp", "mlp": "prior.safetensors"}
     model.config._name_or_path = "somebody/on-the-hub"
-    with pytest.raises(FileNotFoundError, match=r"no MLP prior at prior\.safetensors, nor at somebody/on"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no MLP prior at somebody/on-the-hub/prior\.safetensors; a checkpoint of"
+    ):
         qlip.attach(model)
     missing = tmp_path / "missing.safetensors"
     with pytest.raises(FileNotFoundError, match="no MLP prior at .*missing.safetensors"):
