@@ -36,7 +36,7 @@ from qlip.integrations.attachment import (
     unpatch,
 )
 from qlip.integrations.llava import LlavaMixin
-from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers
+from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers, select_strategy
 from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, check_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
@@ -201,12 +201,15 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
 
 def check_tower(tower: nn.Module) -> None:
     """Raises ValueError unless leaves can be this tower's tokens."""
-    attention = find_adapter(tower)(tower).attention
+    adapter = find_adapter(tower)(tower)
+    attention = adapter.attention
     if attention not in BIASABLE:
         raise ValueError(
             f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
             " attn_implementation={'vision_config': 'sdpa'}"
         )
+    if (channels := adapter.patch_projection.weight.shape[1]) != 3:
+        raise ValueError(f"the vision tower takes images of {channels} channels; QLIP prepares RGB images, of 3")
     if any(parameter.is_meta for parameter in tower.parameters()):
         raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
 
@@ -216,7 +219,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
     has_cls = find_adapter(model.model.vision_tower).prefix > 0
     # VipLlava has no strategy: it always drops the first token.
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
-    if strategy != ("default" if has_cls else "full"):
+    if strategy != select_strategy(has_cls):
         what = "keep [CLS], which has no place on the image" if has_cls else "drop a patch, as there is no [CLS]"
         raise TypeError(f"vision_feature_select_strategy is {strategy!r}: it would {what}")
     text = model.config.get_text_config()
