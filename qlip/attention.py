@@ -73,7 +73,7 @@ def attention_on_keys(
     if not 0 <= layer < len(layers):
         raise ValueError(f"the layer is {layer}; a language model of {len(layers)} layers has 0 to {len(layers) - 1}")
     if not bool(queries.any(1).all()):
-        raise ValueError("a prompt has no token after its images whose attention could be read")
+        raise ValueError(f"prompt {queries.any(1).tolist().index(False)} has no token whose attention could be read")
     attention = getattr(layers[layer], "self_attn", None)
     lacking = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)]
     if lacking:
@@ -134,6 +134,24 @@ def _mean_weights(
             total += logits.masked_fill(~allowed, -torch.inf).softmax(-1).sum((0, 1))
         means.append(total / (len(key) * len(own)))
     return torch.stack(means)
+
+
+def check_followed(queries: Tensor, end: int, prompt: int) -> None:
+    """Checks that a token attends to all images of a prompt: in a causal model one behind them.
+
+    Args:
+        queries: bool (T,): the tokens that attend.
+        end: where the last image ends.
+        prompt: its number, for the message.
+
+    Raises:
+        ValueError: none does.
+    """
+    if not bool(queries[end:].any()):
+        raise ValueError(
+            f"no token of the question follows the last image of prompt {prompt}, so that none attends to it; put the"
+            " question after the images, or set budget to 'score'"
+        )
 
 
 def in_window(distance: Tensor, window: int | None) -> Tensor:

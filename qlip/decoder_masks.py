@@ -153,4 +153,6 @@ def mask_with_bias(allowed: Tensor, key_bias: Tensor, dtype: torch.dtype, offset
     """
     end = offset + allowed.shape[-1]
     bias = F.pad(key_bias, (0, max(0, end - key_bias.shape[1])))[:, None, None, offset:end].expand_as(allowed)
-    return bias.masked_fill(~allowed, torch.finfo(dtype).min).to(dtype)
+    # In float32, in which "eager" takes the softmax, the lowest number of float64 is infinite: NaN in rows of padding.
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return bias.to(dtype).masked_fill(~allowed, lowest)

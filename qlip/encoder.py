@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from qlip.backbones.registry import VISION_MODELS, find_adapter
+from qlip.backbones.registry import find_adapter, load_vision_model
 from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
@@ -21,6 +20,7 @@ from qlip.outputs import HiddenStates, QLIPOutput
 from qlip.patches import CutImage, check_cuts, downsize, key_mask, pad_ragged
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, count_sizes
+from qlip.saved_settings import locate_prior, read_settings
 from qlip.untraced import extract_patches, native_cut, partition_as
 
 
@@ -76,13 +76,12 @@ class QLIPVisionModel(nn.Module):
     def from_pretrained(
         cls, path: str, config: QLIPConfig | None = None, select_layer: int = -2, dtype: torch.dtype | None = None
     ) -> QLIPVisionModel:
-        """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set."""
-        if (model_type := PreTrainedConfig.get_config_dict(path)[0].get("model_type")) not in VISION_MODELS:
-            raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
-        vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
-        if absent := sorted(report["missing_keys"]):
-            raise ValueError(f"{path} lacks {len(absent)} weights of its vision tower, such as {absent[0]}")
-        model = cls(vision, config, select_layer)
+        """Loads a vision checkpoint (folder or hub id, vision part or whole), and the prior if one is set.
+
+        `config` None takes the settings, and the prior, that an attached model saved there; else the defaults.
+        """
+        vision, saved = load_vision_model(path, dtype)
+        model = cls(vision, config or locate_prior(read_settings(saved.get("qlip")), path), select_layer)
         model.load_prior()
         return model.eval()
 

@@ -279,8 +279,8 @@ def key_mask(valid: Tensor, sizes: Sequence[Tensor], bias: float, prefix: int, d
     if bias:
         areas = [F.pad(2 * size.float().log(), (prefix, 0)) for size in sizes]
         mask += bias * pad_ragged(areas)[0].to(mask)
-    mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
-    return mask.to(dtype)[:, None, None, :]
+    mask = mask.to(dtype).masked_fill(~valid, torch.finfo(dtype).min)  # in float32 float64's lowest does not fit
+    return mask[:, None, None, :]
 
 
 def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:

@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils import logging
 
 from qlip.command import names_folder
+from qlip.config import QLIPConfig
 from qlip.encoder import QLIPVisionModel
 
 LLAVA_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
@@ -27,8 +28,8 @@ LOAD_ERRORS = (OSError, RuntimeError, SafetensorError, StrictDataclassError, Unp
 Result = TypeVar("Result")
 
 
-def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
-    """Loads a tower in float32 and its own image processor.
+def load_tower(path: str) -> QLIPVisionModel:
+    """Loads a tower in float32, with the default settings even if an attached model saved others beside it.
 
     Args:
         path: a CLIP, SigLIP or DINOv2 checkpoint: a folder or a hub id.
@@ -43,8 +44,16 @@ def load_tower(path: str) -> tuple[QLIPVisionModel, Any]:
             f"{path} is a whole LLaVA checkpoint, not a vision tower; write its tower with `python -m"
             f" scripts.extract_tower --model-path {path} --out TOWER` and give TOWER"
         )
-    model = _read(path, lambda: QLIPVisionModel.from_pretrained(path, dtype=torch.float32))
-    return model, _read(path, lambda: AutoImageProcessor.from_pretrained(path))
+    return _read(path, lambda: QLIPVisionModel.from_pretrained(path, QLIPConfig(), dtype=torch.float32))
+
+
+def load_image_processor(path: str) -> Any:
+    """Loads the image processor of a checkpoint that `load_tower` reads.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    return _read(path, lambda: AutoImageProcessor.from_pretrained(path))
 
 
 def load_projection(path: str, needed: str = "--loss projected", instead: str = "--loss distance") -> nn.Linear:

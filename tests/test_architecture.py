@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.scores.noise",
         "qlip.mlp",
         "qlip.splits",
+        "qlip.saved_settings",
     ),
     ("qlip.scores.criteria",),
     ("qlip.integrations.continuation", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),

@@ -1,9 +1,12 @@
-"""Finds the adapter of a vision model, or the reason why QLIP does not support it."""
+"""Loads vision models, and finds their adapter, or the reason why QLIP does not support one."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
-from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
+from transformers import CLIPVisionModel, Dinov2Model, PreTrainedConfig, PreTrainedModel, SiglipVisionModel
 
 from qlip.backbones import open_clip, timm
 from qlip.backbones.base import ViTAdapter
@@ -65,6 +68,25 @@ def find_adapter(vision_model: nn.Module) -> type[ViTAdapter]:
         find_obstacle(vision_model) or "QLIP needs a ViT that it has an adapter for, with a table of absolute positions"
     )
     raise TypeError(f"{kind.__name__} is none of {known_names}: {reason}")
+
+
+def load_vision_model(path: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads the vision model of a checkpoint, and its configuration as it is written there.
+
+    Args:
+        path: a folder or a hub id, of a vision model or of CLIP or SigLIP as a whole.
+        dtype: of the weights; None for the checkpoint's.
+
+    Raises:
+        ValueError: it is of another type, or lacks weights.
+    """
+    config = PreTrainedConfig.get_config_dict(path)[0]
+    if (model_type := config.get("model_type")) not in VISION_MODELS:
+        raise ValueError(f"{path} is of type {model_type!r}; allowed are {', '.join(VISION_MODELS)}")
+    vision, report = VISION_MODELS[model_type].from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if absent := sorted(report["missing_keys"]):
+        raise ValueError(f"{path} lacks {len(absent)} weights of its vision tower, such as {absent[0]}")
+    return vision, config
 
 
 def find_obstacle(model: nn.Module) -> str | None:

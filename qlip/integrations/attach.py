@@ -6,8 +6,6 @@ Chooses the mixin for a model (`qlip.integrations.llava` or `qlip.integrations.v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -38,11 +36,12 @@ from qlip.integrations.attachment import (
     unpatch,
 )
 from qlip.integrations.llava import LlavaMixin
-from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers
+from qlip.integrations.llava_trunk import LlavaTrunkMixin, feature_layers, select_strategy
 from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, check_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
+from qlip.saved_settings import locate_prior, read_settings
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
@@ -66,7 +65,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
         processor: the model's processor; for a vision model also its image processor. None makes an image
             processor with the values that such models are trained with.
         config: all settings at once; by default those in the model's configuration, else those of `QLIPConfig`.
-        **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...) that override `config`.
+        **settings: fields of `QLIPConfig` (`alpha`, `max_tokens`, ...) that override `config`. A relative path `mlp`,
+            here or in `config`, begins in the working directory; a saved one in the checkpoint's folder.
 
     Returns:
         The model, and a processor that cuts images and expands <image> to a token for each leaf. The given processor
@@ -165,21 +165,11 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
     """
     if config is not None and not isinstance(config, QLIPConfig):
         raise TypeError(f"config is {config!r}; it must be a QLIPConfig; give single settings by keyword")
-    own = config
-    if own is None:
-        saved = getattr(getattr(model, "config", None), "qlip", None)  # not a field of transformers' configurations
-        own = QLIPConfig() if saved is None or isinstance(saved, bool) else QLIPConfig.from_dict(saved)
+    checkpoint: Any = getattr(model, "config", None)  # timm's and open_clip's models have none
+    own = read_settings(getattr(checkpoint, "qlip", None)) if config is None else config
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
-    if chosen.mlp is not None and isinstance(model, PreTrainedModel):
-        beside = Path(model.config._name_or_path) / chosen.mlp  # the prior lies in the checkpoint's folder
-        if beside.is_file():
-            return replace(chosen, mlp=str(beside))
-        if chosen.interpolation == "mlp" and not Path(chosen.mlp).is_file():
-            raise FileNotFoundError(
-                f"no MLP prior at {chosen.mlp}, nor at {beside}; a checkpoint from the hub is loaded without it:"
-                " download the file and give its path as mlp=..."
-            )
-    return chosen
+    is_saved = config is None and "mlp" not in changes
+    return locate_prior(chosen, getattr(checkpoint, "_name_or_path", "") if is_saved else "")
 
 
 def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
@@ -211,12 +201,15 @@ def find_tower(model: nn.Module) -> tuple[nn.Module, int | Sequence[int]]:
 
 def check_tower(tower: nn.Module) -> None:
     """Raises ValueError unless leaves can be this tower's tokens."""
-    attention = find_adapter(tower)(tower).attention
+    adapter = find_adapter(tower)(tower)
+    attention = adapter.attention
     if attention not in BIASABLE:
         raise ValueError(
             f"the vision tower's attention is {attention!r}, which takes no padding mask; load the model with"
             " attn_implementation={'vision_config': 'sdpa'}"
         )
+    if (channels := adapter.patch_projection.weight.shape[1]) != 3:
+        raise ValueError(f"the vision tower takes images of {channels} channels; QLIP prepares RGB images, of 3")
     if any(parameter.is_meta for parameter in tower.parameters()):
         raise ValueError("the vision tower is offloaded; give it a device in device_map (it is small)")
 
@@ -226,7 +219,7 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
     has_cls = find_adapter(model.model.vision_tower).prefix > 0
     # VipLlava has no strategy: it always drops the first token.
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
-    if strategy != ("default" if has_cls else "full"):
+    if strategy != select_strategy(has_cls):
         what = "keep [CLS], which has no place on the image" if has_cls else "drop a patch, as there is no [CLS]"
         raise TypeError(f"vision_feature_select_strategy is {strategy!r}: it would {what}")
     text = model.config.get_text_config()

@@ -167,19 +167,28 @@ class AttachedPreTrainedMixin(AttachedMixin):
 
     config: Any
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Saves the model as its own class does, and an MLP prior for positions beside it."""
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> Any:
+        """Saves the model as its own class does, and in the main process an MLP prior for positions beside it."""
         prior = self.attachment.vision.prior
         settings = getattr(self.config, "qlip", None)  # a part's configuration has none
         if prior is None or settings is None:
-            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        prior.save(Path(save_directory) / PRIOR_FILE)
+            return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
+        if is_main_process:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            prior.save(Path(save_directory) / PRIOR_FILE)
         self.config.qlip = {**settings, "mlp": PRIOR_FILE}
         try:
-            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.config.qlip = settings
+
+    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
+        """Lists the files that `save_pretrained(push_to_hub=True)` found, not the prior, which was just written.
+
+        transformers uploads only what changes afterwards.
+        """
+        times = super()._get_files_timestamps(working_dir)  # type: ignore[misc]
+        return {name: time for name, time in times.items() if name != PRIOR_FILE}
 
 
 def _new_instance(mixin: type, base: type) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache as remember
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,58 @@ class Continuation(NamedTuple):
         """Computes the positions (B, count) of tokens behind the keys."""
         return self.end[:, None] + torch.arange(count, device=self.end.device)
 
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> Continuation:
+        """Changes the rows of all that is noted by one function, which takes and gives (rows, ...)."""
+        bias = self.bias if self.bias is None else change(self.bias.expand(len(self.end), -1))
+        return self._replace(end=change(self.end), bias=bias)
+
+
+class RowsMixin:
+    """Mixed into the class of a cache with a note, which follows the rows of the keys and values."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles the class that this one is made of, since it can't be imported under a name."""
+        parts: Any = super().__reduce_ex__(protocol)
+        return _new_cache, (type(self).__bases__[1],), *parts[2:]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Puts the rows in another order, as the cache's own class does."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._map_rows(lambda part: part[beam_idx.to(part.device)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows, as the cache's own class does."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._map_rows(lambda part: part[indices.to(part.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats each row, as the cache's own class does."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._map_rows(lambda part: part.repeat_interleave(repeats, dim=0))
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if (noted := getattr(self, ATTRIBUTE, None)) is not None:
+            setattr(self, ATTRIBUTE, noted.map_rows(change))
+
+
+@remember
+def _make_class(base: type) -> type:
+    """Makes a subclass of `RowsMixin` and a cache's class, under the name of that."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (RowsMixin, base), names)
+
+
+def _new_cache(base: type) -> Any:
+    kind: Any = _make_class(base)
+    return kind.__new__(kind)
+
+
+@torch.compiler.disable  # compiled code can't change a class
+def _follow_rows(cache: Any) -> None:
+    """Gives a cache the subclass whose notes follow its rows; other caches of its class are untouched."""
+    if not isinstance(cache, RowsMixin):
+        cache.__class__ = _make_class(type(cache))  # type: ignore[arg-type]
+
 
 def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: Tensor | None) -> None:
     """Notes on a cache what follows the tokens of a prompt with images that was just run; text may follow them.
@@ -41,6 +95,7 @@ def note_continuation(cache: Any, positions: Tensor, bias: Tensor | None, end: T
         return
     length, after = int(cache.get_seq_length()), positions[:, -1].floor() + 1
     after = after if end is None else torch.maximum(after, end.to(after))
+    _follow_rows(cache)
     setattr(cache, ATTRIBUTE, Continuation(length - _count_steps(positions, after), length, after, bias))
 
 

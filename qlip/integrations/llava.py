@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import AttachedPreTrainedMixin, image_sizes_of
 from qlip.integrations.continuation import follow, note_continuation, read_continuation
-from qlip.integrations.llava_trunk import LlavaTrunkMixin
+from qlip.integrations.llava_trunk import LlavaTrunkMixin, take_feature_options
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
 from qlip.language_positions import ImageSpan, Placed, key_bias, place_batch
 from qlip.packing import check_pair, unpack_leaves
@@ -177,6 +177,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         given = PackedImages(*(kwargs.pop(name, None) for name in PackedImages._fields))
         encoded = any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", "inputs_embeds"))
         pixel_values, boxes, grids, sizes = self._pack(given, encoded)
+        layers = take_feature_options(kwargs)
         if boxes is not None and grids is not None:
             prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if prompt is None:
@@ -190,7 +191,8 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             if given_positions is None or torch.equal(given_positions.to(placed.positions), placed.positions):
                 kwargs |= {"position_ids": placed.positions, "next_positions": placed.end}
             if pixel_values is not None:
-                features = self.model.get_image_features(pixel_values, boxes, grids, image_sizes=sizes).pooler_output
+                encoder = self.model.get_image_features
+                features = encoder(pixel_values, boxes, grids, image_sizes=sizes, **layers).pooler_output
                 kwargs["inputs_embeds"] = self.model.embed(prompt, kwargs.get("inputs_embeds"), features)
             inputs = prompt
         else:

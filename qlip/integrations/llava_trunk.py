@@ -19,6 +19,20 @@ def feature_layers(config: Any) -> int | list[int]:
     return getattr(config, name)
 
 
+def select_strategy(has_cls: bool) -> str:
+    """Names the `vision_feature_select_strategy` that keeps the patches alone, of a tower with or without [CLS]."""
+    return "default" if has_cls else "full"
+
+
+def take_feature_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Takes what a call says about the tower's features out of its arguments, for `get_image_features`."""
+    layer, layers = (arguments.pop(name, None) for name in ("vision_feature_layer", "vision_feature_layers"))
+    return {
+        "vision_feature_layer": layers if layer is None else layer,
+        "vision_feature_select_strategy": arguments.pop("vision_feature_select_strategy", None),
+    }
+
+
 class LlavaTrunkMixin(AttachedPreTrainedMixin):
     """Mixin for LlavaModel, LlavaNextModel and VipLlavaModel."""
 
@@ -34,6 +48,7 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         leaf_grids: Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         image_sizes: Any = None,
+        vision_feature_select_strategy: str | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encodes images and projects their tokens.
@@ -42,8 +57,9 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
             pixel_values: packed, or whole images; see `Attachment.cut`.
             leaf_boxes: int64 (B, N, 3), of packed images.
             leaf_grids: int64 (B, 2), of packed images.
-            vision_feature_layer: by default the configuration's.
+            vision_feature_layer: by default the configuration's; VipLlava also calls it `vision_feature_layers`.
             image_sizes: int64 (B, 2), heights and widths of LLaVA-NeXT's original images; whole images have their own.
+            vision_feature_select_strategy: the one that keeps the patches alone, its default.
             **kwargs: transformers' own; ignored.
 
         Returns:
@@ -51,14 +67,21 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
 
         Raises:
             TypeError: the tower was replaced after `attach`.
-            ValueError: see `Attachment.cut`.
+            ValueError: the strategy is another one; or see `Attachment.cut`.
         """
         attachment = self.attachment
         check_same_tower(self.vision_tower, attachment)
+        own = select_strategy(attachment.vision.has_cls)
+        if vision_feature_select_strategy not in (None, own):
+            raise ValueError(
+                f"vision_feature_select_strategy is {vision_feature_select_strategy!r}; leaves have {own!r} alone:"
+                " leave it out"
+            )
         images = attachment.cut(pixel_values, leaf_boxes, leaf_grids)
         sizes = image_sizes_of(pixel_values) if image_sizes is None and leaf_boxes is None else image_sizes
         orders = attachment.order([image.leaves for image in images], sizes)
-        layers = feature_layers(self.config) if vision_feature_layer is None else vision_feature_layer
+        given = kwargs.get("vision_feature_layers") if vision_feature_layer is None else vision_feature_layer
+        layers = feature_layers(self.config) if given is None else given
         encoded = attachment.encode(images, attachment.vision.resolve_layers(layers))
         projected = self.multi_modal_projector(torch.cat(encoded))
         features = list(projected.split([len(own) for own in encoded]))
@@ -91,7 +114,6 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         leaf_boxes: Tensor | None = None,
         leaf_grids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         image_sizes: Any = None,
         key_bias: Tensor | None = None,
@@ -105,11 +127,10 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         Raises:
             ValueError: images come without them.
         """
+        options = take_feature_options(kwargs)  # about images only
         images = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
         if images is None and pixel_values is not None:
-            images = self.get_image_features(
-                pixel_values, leaf_boxes, leaf_grids, vision_feature_layer, image_sizes=image_sizes
-            )
+            images = self.get_image_features(pixel_values, leaf_boxes, leaf_grids, image_sizes=image_sizes, **options)
         if images is not None:
             lost = self.attachment.find_lost(kwargs.get("position_ids"), key_bias)
             if is_placed and "key_bias" in lost:  # the model around it has set the mask
@@ -124,7 +145,6 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         if key_bias is not None and new is not None:
             given, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
             kwargs["attention_mask"] = decoder_mask(given, kwargs.get("position_ids"), key_bias, new, cache, self)
-        kwargs.pop("vision_feature_select_strategy", None)  # from the model around it, about images only
         output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
         if images is not None and not isinstance(output, tuple):
             output.image_hidden_states = torch.cat(list(images.pooler_output))

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
-from qlip.attention import attention_on_keys, middle_layer
+from qlip.attention import attention_on_keys, check_followed, middle_layer
+from qlip.config import QLIPConfig
 from qlip.decoder_masks import window_of
 from qlip.image_processing import QLIPImageProcessor, to_pillow
 from qlip.integrations.llava import LlavaMixin
@@ -48,7 +49,8 @@ def process_for_question(
 
     Raises:
         TypeError: the model is not an attached one with a language model, or the processor not its own.
-        ValueError: there is no image, a question is not in its prompt, or what the processor and the model raise.
+        ValueError: the model's budget is not "question", there is no image or one that no question follows, questions
+            and prompts do not match, or what the processor and the model raise.
     """
     if not isinstance(model, LlavaMixin):
         raise TypeError(f"{type(model).__name__} is not an attached model with a language model; see qlip.attach")
@@ -57,6 +59,8 @@ def process_for_question(
         raise TypeError(f"the processor is a {type(processor).__name__}; give the one that qlip.attach returned")
     options["return_tensors"] = "pt"
     settings, cutter = model.attachment.vision.qlip, own.cutter
+    check_budget(settings)
+    check_questions(text, questions)
     pictures = [to_pillow(picture) for picture in make_flat_list_of_images(images)]
     if not pictures:
         raise ValueError("there is no image to ask about; call the processor itself")
@@ -64,9 +68,44 @@ def process_for_question(
     device = model.get_input_embeddings().weight.device  # type: ignore[attr-defined]
     first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
+    check_order(asks, first["input_ids"] == model.config.image_token_id)
     weights = attention_on_images(model, first, asks)
     cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
     return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
+
+
+def check_budget(settings: QLIPConfig) -> None:
+    """Raises ValueError unless a question decides what is split."""
+    if settings.budget != "question":
+        change = " and tiling='image'" if settings.tiling == "tiles" else ""
+        raise ValueError(
+            f"the model's budget is {settings.budget!r}, by which no question is asked; attach it with"
+            f" budget='question'{change}, or call the processor itself"
+        )
+
+
+def check_questions(text: str | Sequence[str], questions: str | Sequence[str] | None) -> None:
+    """Raises ValueError unless each prompt has its question."""
+    if questions is None:
+        return
+    prompts, asked = as_list(text), as_list(questions)
+    if len(prompts) != len(asked):
+        raise ValueError(f"{len(asked)} questions are given for {len(prompts)} prompts; give one for each")
+    for prompt, question in zip(prompts, asked, strict=True):
+        if question not in prompt:
+            raise ValueError(f"the question {question!r} is not in its prompt {prompt!r}")
+
+
+def check_order(asks: Tensor, is_image: Tensor) -> None:
+    """Raises ValueError if no marked token, bool (B, T), follows the images of a prompt."""
+    for row, (own, images) in enumerate(zip(asks, is_image, strict=True)):
+        if bool(images.any()):
+            check_followed(own, int(images.nonzero()[-1]) + 1, row)
+
+
+def as_list(text: str | Sequence[str]) -> list[str]:
+    """Lists prompts or questions, of which a single one is given as it is."""
+    return [text] if isinstance(text, str) else list(text)
 
 
 def with_cuts(processor: ProcessorMixin, cuts: Sequence[CutImage]) -> Any:
@@ -86,19 +125,15 @@ def mark_questions(
         processor: has the tokenizer.
         inputs: of the first pass.
         text: the prompts.
-        questions: see `process_for_question`.
+        questions: see `process_for_question`; checked by `check_questions`.
         image: the id of an image's tokens.
     """
     asks = inputs["attention_mask"].bool() & (inputs["input_ids"] != image)
     if questions is None:
         return asks
-    prompts = [text] if isinstance(text, str) else list(text)
-    asked = [questions] if isinstance(questions, str) else list(questions)
-    for row, (prompt, question) in enumerate(zip(prompts, asked, strict=True)):
-        if (start := prompt.rfind(question)) < 0:
-            raise ValueError(f"the question {question!r} is not in its prompt {prompt!r}")
+    for row, (prompt, question) in enumerate(zip(as_list(text), as_list(questions), strict=True)):
         # Without images: each is one token there, and as many as it has leaves in the inputs.
-        after = processor.tokenizer(prompt[start:], add_special_tokens=False).input_ids
+        after = processor.tokenizer(prompt[prompt.rfind(question) :], add_special_tokens=False).input_ids
         count, own = sum(token != image for token in after), asks[row].nonzero()[:, 0]
         asks[row, own[: max(0, len(own) - count)]] = False
     return asks

@@ -26,7 +26,7 @@ from qlip.files import replacing
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
 from qlip.pictures import find_pictures, read_picture
-from qlip.pretrained import load_projection, load_tower
+from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.prior.batches import PictureBatches
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss, solve_last_layer
@@ -78,11 +78,12 @@ def fit_prior(config: FitConfig) -> FitResult:
     paths = None if config.images is None else find_pictures(config.images)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    tower, processor = load_tower(config.tower)
+    tower = load_tower(config.tower)
     projection = load_projection(config.tower) if config.loss == "projected" and paths is not None else None
     objective = PriorLoss(make_prior(config, tower.position_table), tower, projection).to(accelerator.device)
     consistency = None
     if paths is not None:
+        processor = load_image_processor(config.tower)
         batches, held_out = (make_batches(config, part, tower, processor, accelerator) for part in hold_out(paths))
         consistency = train(objective, batches, held_out, config, accelerator)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.mlp import CoordinateMLP
 from qlip.pictures import find_pictures, read_picture
-from qlip.pretrained import load_projection, load_tower
+from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
 from qlip.tools.plots import Curve, Panel, check_suffix, plot_panels
 
@@ -106,7 +106,7 @@ def prepare_tower(path: str, mlp: Path | None, device: str | None) -> tuple[QLIP
     except (RuntimeError, AssertionError):
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ValueError(f"--device is {device!r}, but this machine has {here} only") from None
-    model, pixels = load_tower(path)
+    model, pixels = load_tower(path), load_image_processor(path)
     if mlp is not None:
         model.set_prior(CoordinateMLP.load(mlp))
     model.to(probe.device).requires_grad_(False)

@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_refused():
     queries = inputs["attention_mask"].bool()
     with pytest.raises(ValueError, match="the layer is 3; a language model of 3 layers has 0 to 2"):
         found(model, inputs, 3, queries)
-    with pytest.raises(ValueError, match="a prompt has no token after its images"):
+    with pytest.raises(ValueError, match="prompt 0 has no token whose attention could be read"):
         found(model, inputs, 1, torch.zeros_like(queries))
     fused = AutoModelForCausalLM.from_config(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=50))
     with pytest.raises(ValueError, match="GPT2Model has no `layers`, .*budget to 'score'"):

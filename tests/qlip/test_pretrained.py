@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
+import qlip
 from qlip import QLIPVisionModel
 from qlip.cli import main
-from qlip.pretrained import load_projection, load_tower
+from qlip.pretrained import load_image_processor, load_projection, load_tower
 from tests.qlip.towers import NATIVE, make_clip, make_tower
 
 LLAVA = {"architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
@@ -95,6 +96,7 @@ def test_a_folder_that_is_no_tower(whole, tmp_path, capsys, kind, command):
     assert len(lines) == 1 and str(folder) in lines[0]
     with pytest.raises(ValueError, match=message):
         load_tower(str(folder))
+        load_image_processor(str(folder))
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -111,9 +113,25 @@ def test_weights_that_are_missing_are_not_drawn_at_random(whole, tmp_path):
         load_projection(str(folder))
 
 
+def test_a_prior_is_fitted_to_a_tower_without_an_image_processor(whole, tmp_path):
+    """The table alone decides; images would need the processor's mean and standard deviation."""
+    folder = damaged(whole, tmp_path / "bare", "preprocessor_config.json", lambda data: None)
+    outs = [tmp_path / "bare.safetensors", tmp_path / "whole.safetensors"]
+    for tower, out in zip((folder, whole), outs, strict=True):
+        assert main(["fit", "--tower", str(tower), "--out", str(out)]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_settings_that_an_attached_model_saved_are_not_those_of_training(tmp_path):
+    """They would name a prior, and cut images otherwise than the flags say."""
+    model, _ = qlip.attach(make_tower("clip"), alpha=0.1, max_tokens=3)
+    model.save_pretrained(tmp_path)
+    assert load_tower(str(tmp_path)).qlip == qlip.QLIPConfig()
+
+
 @torch.no_grad()
 def test_tower_and_projection_of_a_whole_clip_are_its_own(whole):
-    tower, processor = load_tower(str(whole))
+    tower, processor = load_tower(str(whole)), load_image_processor(str(whole))
     assert isinstance(tower, QLIPVisionModel) and processor.image_mean == CLIPImageProcessor().image_mean
     expected = make_tower("clip").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in tower.state_dict().items())

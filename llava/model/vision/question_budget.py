@@ -17,7 +17,7 @@ from llava.model.splice import bias_keys
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage, prepare_cut
-from qlip.attention import attention_on_keys, middle_layer
+from qlip.attention import attention_on_keys, check_followed, middle_layer
 from qlip.decoder_masks import window_of
 
 
@@ -108,8 +108,13 @@ def attention_on_images(
 
     Returns:
         float32 (M,) for each image of each prompt.
+
+    Raises:
+        ValueError: no token that attends follows a prompt's images.
     """
     rows = [_mark_row(*row) for row in zip(prompts, questions, images, strict=True)]
+    for number, (asks, spans) in enumerate(rows):
+        check_followed(asks, spans[-1].stop, number)
     ids = pad_sequence(list(prompts), True, 0, "left").to(model.device)
     mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left").to(model.device)
     batch = model.splice_images(ids, mask, None, [image for own in images for image in own], "left")

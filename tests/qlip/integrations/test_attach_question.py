@@ -92,7 +92,8 @@ def test_what_the_question_attends_to_is_split(kind, question):
 
 def test_a_prompt_in_a_batch_is_prepared_as_alone():
     model, processor = attached("llava", **SETTINGS)
-    together = qlip.process_for_question(model, processor, PICTURES, PROMPTS, padding=True)
+    prompts = [*PROMPTS[:3], "see <image> there"]
+    together = qlip.process_for_question(model, processor, PICTURES, prompts, padding=True)
     trees = unpack_leaves(together["leaf_boxes"], together["leaf_grids"])
     for prompt, images, own in ((PROMPTS[0], PICTURES[:1], trees[:1]), (PROMPTS[1], PICTURES[1:3], trees[1:3])):
         alone = qlip.process_for_question(model, processor, images, prompt)

@@ -242,12 +242,20 @@ def test_parts_of_an_attached_model(make, name, whole, clone):
     assert not any("attached_within" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_tower_of_other_images_than_rgb(channels):
+    with pytest.raises(ValueError, match=f"takes images of {channels} channels; QLIP prepares RGB images, of 3"):
+        qlip.attach(make_vision_model("clip", num_channels=channels))
+
+
 def test_a_prior_that_is_nowhere(tmp_path):
     """A checkpoint of the hub names a file of its own, which is not downloaded with it."""
     model = make_vision_model("clip")
     model.config.qlip = {"interpolation": "mlp", "mlp": "prior.safetensors"}
     model.config._name_or_path = "somebody/on-the-hub"
-    with pytest.raises(FileNotFoundError, match=r"no MLP prior at prior\.safetensors, nor at somebody/on"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no MLP prior at somebody/on-the-hub/prior\.safetensors; a checkpoint of"
+    ):
         qlip.attach(model)
     missing = tmp_path / "missing.safetensors"
     with pytest.raises(FileNotFoundError, match="no MLP prior at .*missing.safetensors"):

@@ -24,7 +24,7 @@ import qlip.prior.train
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
 from qlip.cli import main
 from qlip.pictures import find_pictures
-from qlip.pretrained import load_tower
+from qlip.pretrained import load_image_processor, load_tower
 from qlip.prior.config import RECIPES, FitConfig
 from qlip.prior.loss import PriorLoss
 from qlip.prior.train import fit_prior, hold_out, learning_rate_factor, make_batches, train
@@ -68,7 +68,7 @@ def test_without_pictures_the_prior_in_its_pure_form_is_the_table(files, tmp_pat
 @pytest.mark.parametrize("kind", CLASSES)
 def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(files, tmp_path, kind):
     settings, accelerator = config(files, tmp_path, kind=kind, steps=25, lr=3e-3), Accelerator()
-    tower, processor = load_tower(settings.tower)
+    tower, processor = load_tower(settings.tower), load_image_processor(settings.tower)
     before = copy.deepcopy(tower.state_dict())
     loss = PriorLoss(CoordinateMLP.load(settings.init), tower)
     batches = make_batches(settings, find_pictures(settings.images), tower, processor, accelerator)
@@ -79,7 +79,7 @@ def test_training_lowers_the_loss_and_leaves_the_tower_bit_by_bit_as_it_was(file
 
 
 def test_bounds_follow_from_the_towers_native_size(files, tmp_path):
-    tower, processor = load_tower(str(files / "clip"))
+    tower, processor = load_tower(str(files / "clip")), load_image_processor(str(files / "clip"))
     batches = make_batches(config(files, tmp_path), find_pictures(files / "images"), tower, processor, Accelerator())
     assert batches.largest_cells == 6 and tower.qlip.max_tokens == 36  # 5/3 of 4 cells, rounded down; its square
     assert len(tower.partition(torch.randn(3, 6 * PATCH, 20 * PATCH))) <= 36

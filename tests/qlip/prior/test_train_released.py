@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from qlip import CoordinateMLP
 from qlip.cli import main
 from qlip.pictures import find_pictures
-from qlip.pretrained import load_projection, load_tower
+from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.prior.batches import Batch
 from qlip.prior.config import FitConfig
 from qlip.prior.loss import PriorLoss
@@ -43,7 +43,8 @@ def released(files, **changes) -> FitConfig:
 
 def batches_of(files, **changes):
     settings = released(files, **changes)
-    return make_batches(settings, find_pictures(settings.images), *load_tower(settings.tower), Accelerator())
+    tower, processor = load_tower(settings.tower), load_image_processor(settings.tower)
+    return make_batches(settings, find_pictures(settings.images), tower, processor, Accelerator())
 
 
 def embeddings(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,7 @@ def test_the_loss_is_the_mse_of_clips_image_embeddings_and_l1_on_the_table(files
     references, images = torch.randn(3, 3, NATIVE, NATIVE), torch.randn(3, 3, 70, 70)
     expected = (embeddings(native, references) - embeddings(larger, images)).square().mean()
     grid = (prior(coordinates(4, 4)) - table[1:]).abs().mean()
-    loss = PriorLoss(prior, load_tower(str(files / "whole"))[0], load_projection(str(files / "whole")))
+    loss = PriorLoss(prior, load_tower(str(files / "whole")), load_projection(str(files / "whole")))
     terms = loss(Batch(references, list(images), [0.0] * 3, [0, 1, 2]))
     assert expected > 1e-4
     torch.testing.assert_close(terms, torch.stack([expected, grid]), atol=1e-7, rtol=1e-3)
@@ -115,7 +116,7 @@ def test_splits_are_drawn_again_for_every_picture_and_batch(files):
     batches = batches_of(files, batch=5)
     seeds = [seed for step in range(8) for seed in batches[step].seeds]
     assert len(set(seeds)) == 40 and batches[3].seeds == batches_of(files, batch=5)[3].seeds
-    tower, processor = load_tower(str(files / "whole"))
+    tower, processor = load_tower(str(files / "whole")), load_image_processor(str(files / "whole"))
     make_batches(released(files), find_pictures(files / "images"), tower, processor, Accelerator())
     loss = PriorLoss(CoordinateMLP(WIDTH, hidden=16, depth=2), tower)
     image = torch.randn(3, 84, 84)

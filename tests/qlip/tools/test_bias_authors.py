@@ -63,7 +63,7 @@ def test_the_cosine_is_that_of_clips_image_embeddings_without_positions() -> Non
 def test_the_reference_is_the_central_square_whatever_the_shape(towers: Path) -> None:
     """At the native size the central square is its own reference, the whole picture is not; so it is with ours."""
     folder = str(towers / "whole")
-    model, projection = load_tower(folder)[0].requires_grad_(False), load_projection(folder)
+    model, projection = load_tower(folder).requires_grad_(False), load_projection(folder)
     config = BiasConfig((NATIVE,), modes=("bicubic",), convention="authors")
     rows = measure(model, QLIPImageProcessor(), [picture(60, 90)], config, projection.requires_grad_(False))
     found = {(row.measure, row.shape): row.mean for row in rows}
@@ -74,7 +74,7 @@ def test_the_reference_is_the_central_square_whatever_the_shape(towers: Path) ->
 
 
 def test_a_convention_and_a_projection_go_together(towers: Path) -> None:
-    model, projection = load_tower(str(towers / "whole"))[0], load_projection(str(towers / "whole"))
+    model, projection = load_tower(str(towers / "whole")), load_projection(str(towers / "whole"))
     for convention, given in (("authors", None), ("ours", projection)):
         config = BiasConfig((NATIVE,), convention=convention)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"'{convention}'.*visual_projection"):

@@ -87,6 +87,13 @@ def test_text_before_the_newest_question_has_no_say(model, pictures):
     assert not torch.allclose(whole / whole.sum(), newest / newest.sum(), rtol=1e-2)
 
 
+def test_an_image_that_no_token_of_the_question_follows_is_named(model, pictures):
+    """None could attend to it: it would be split in raster order."""
+    prompts = [PROMPTS[0], torch.tensor([1, 5, 6, IMAGE_TOKEN_INDEX])]
+    with pytest.raises(ValueError, match="no token of the question follows the last image of prompt 1, .*'score'"):
+        refine_images(model, prompts, [3, 1], [pictures[:1], pictures[1:2]])
+
+
 def test_every_prompt_refines_its_own_images_whatever_is_in_its_batch(model, pictures):
     together = refine_images(model, PROMPTS, QUESTIONS, shares(pictures))
     for prompt, question, own, refined in zip(PROMPTS, QUESTIONS, shares(pictures), together, strict=True):
