@@ -232,6 +232,8 @@ class QLIPConfig:
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"the QLIP settings are {values!r}; they must be an object of settings by name")
+        if values.get("question_cells", 0) is None:  # written with its default before `question_share` replaced it
+            values = {name: value for name, value in values.items() if name != "question_cells"}
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
             raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")

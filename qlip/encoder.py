@@ -20,7 +20,7 @@ from qlip.outputs import HiddenStates, QLIPOutput
 from qlip.patches import CutImage, check_cuts, downsize, key_mask, pad_ragged
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, count_sizes
-from qlip.saved_settings import locate_prior, read_settings
+from qlip.saved_settings import locate_prior, read_saved_settings
 from qlip.untraced import extract_patches, native_cut, partition_as
 
 
@@ -81,7 +81,7 @@ class QLIPVisionModel(nn.Module):
         `config` None takes the settings, and the prior, that an attached model saved there; else the defaults.
         """
         vision, saved = load_vision_model(path, dtype)
-        model = cls(vision, config or locate_prior(read_settings(saved.get("qlip")), path), select_layer)
+        model = cls(vision, config or locate_prior(read_saved_settings(saved.get("qlip")), path), select_layer)
         model.load_prior()
         return model.eval()
 

@@ -58,9 +58,11 @@ class QuestionCut:
     @property
     def splits(self) -> int:
         """How many blocks a question splits, each into four."""
-        shares = self.settings.score_share + self.settings.question_share
-        most = min(_bound_leaves(self.first.leaves, shares, self.settings), len(self.fine.leaves))
-        return max(0, most - len(self.kept.leaves)) // 3
+        kept, share = len(self.kept.leaves), self.settings.question_share
+        most = _bound_leaves(self.first.leaves, self.settings.score_share + share, self.settings)
+        if share > 0:  # at least one, if the budget allows
+            most = max(most, _bound_leaves(self.kept.leaves, 3 / kept, self.settings))
+        return max(0, min(most, len(self.fine.leaves)) - kept) // 3
 
     @property
     def most_leaves(self) -> int:
@@ -132,6 +134,8 @@ class QuestionCut:
             new = torch.isin(own, wanted) & ~torch.isin(own, found)
             found = torch.cat([found, own[new]])
             patches = torch.cat([patches, cut.patches[new.to(patches.device)]])
+        if len(found) != len(leaves):
+            raise ValueError(f"{len(leaves) - len(found)} of {len(leaves)} leaves are not cut")
         return CutImage(leaves, patches[found.argsort().to(patches.device)], self.first.thumbnail)
 
 
@@ -148,10 +152,12 @@ def cut_for_question(cut: CutOne, native_grid: int, settings: QLIPConfig) -> Que
     kept = cut(replace(leaves, max_tokens=_bound_leaves(first.leaves, settings.score_share, settings)))
     as_fine = replace(leaves, max_tokens=None)
     fine = cut(as_fine)
-    if fine.leaves.grid != first.leaves.grid:  # made smaller, since even its coarsest tree would exceed the budget
+    grid = first.leaves.grid
+    roots = roots_for(settings, grid, native_grid)
+    # Where a small budget made the image smaller, or moved the roots of layout "centered", it is needed here, too.
+    if fine.leaves.grid != grid or roots_for(as_fine, grid, native_grid)[1:] != roots[1:]:
         as_fine = leaves
         fine = cut(as_fine)
-    roots = roots_for(settings, first.leaves.grid, native_grid)
     inner = _find_between(kept.leaves, fine.leaves, roots)
     between = cut(as_fine, inner) if len(inner) else CutImage(inner, kept.patches[:0])
     return QuestionCut(first, kept, between, fine, native_grid, settings)
@@ -159,7 +165,8 @@ def cut_for_question(cut: CutOne, native_grid: int, settings: QLIPConfig) -> Que
 
 def _bound_leaves(unsplit: Leaves, share: float, settings: QLIPConfig) -> int:
     """Computes how many leaves there may be if a share of the unsplit image's may be added."""
-    most = math.floor(min(math.prod(unsplit.grid), len(unsplit) * (1 + share)))
+    added = math.floor(min(math.prod(unsplit.grid), len(unsplit) * share + 1e-9))  # 0.15 times 100 is 15
+    most = len(unsplit) + added
     return most if settings.max_tokens is None else min(most, settings.max_tokens)
 
 

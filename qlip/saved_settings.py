@@ -9,7 +9,7 @@ from typing import Any
 from qlip.config import QLIPConfig
 
 
-def read_settings(saved: Any) -> QLIPConfig:
+def read_saved_settings(saved: Any) -> QLIPConfig:
     """Reads the entry `qlip` of a configuration; the defaults if it has none, or only says that QLIP is used.
 
     Raises:
@@ -33,7 +33,7 @@ def locate_prior(settings: QLIPConfig, folder: str) -> QLIPConfig:
         return settings
     path = Path(folder) / settings.mlp
     if path.is_file():
-        return replace(settings, mlp=str(path.resolve()))
+        return replace(settings, mlp=str(path.absolute()))  # a link of the hub's cache keeps its name, so its type
     if settings.interpolation == "mlp":
         hint = "; a checkpoint of the hub, or in a subfolder, is loaded without it: give the file's path as `mlp`"
         raise FileNotFoundError(f"no MLP prior at {path}{hint if folder else ''}")

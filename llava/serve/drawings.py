@@ -66,7 +66,7 @@ def write_quadtrees(engine: ChatEngine, images: Sequence[Image.Image], path: Pat
         qlip.draw_leaves(image, prepared.leaves).save(target)
         cost = f"{prepared.tokens} visual tokens"
         if prepared.question is not None:
-            cost = f"{prepared.first_tokens} visual tokens, which the question splits to at most {prepared.tokens}"
+            cost = f"{prepared.first_tokens} visual tokens, which the question splits to {prepared.tokens}"
         print(f"{target}: {cost}", file=sys.stderr)
 
 

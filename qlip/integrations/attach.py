@@ -41,7 +41,7 @@ from qlip.integrations.next_tiles import NextImageProcessor, NextTiles
 from qlip.integrations.processor import attach_processor, check_processor, detach_processor
 from qlip.integrations.vision import ContrastiveMixin, LibraryVisionMixin, VisionMixin
 from qlip.language_positions import BIASABLE
-from qlip.saved_settings import locate_prior, read_settings
+from qlip.saved_settings import locate_prior, read_saved_settings
 
 LANGUAGE_MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, VipLlavaForConditionalGeneration)
 CONTRASTIVE_MODELS = (CLIPModel, SiglipModel)
@@ -166,7 +166,7 @@ def choose_settings(model: nn.Module, config: QLIPConfig | None, changes: Mappin
     if config is not None and not isinstance(config, QLIPConfig):
         raise TypeError(f"config is {config!r}; it must be a QLIPConfig; give single settings by keyword")
     checkpoint: Any = getattr(model, "config", None)  # timm's and open_clip's models have none
-    own = read_settings(getattr(checkpoint, "qlip", None)) if config is None else config
+    own = read_saved_settings(getattr(checkpoint, "qlip", None)) if config is None else config
     chosen = QLIPConfig.from_dict({**own.to_dict(), **changes})
     is_saved = config is None and "mlp" not in changes
     return locate_prior(chosen, getattr(checkpoint, "_name_or_path", "") if is_saved else "")

@@ -163,7 +163,7 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         )
         if position_ids is not None and (leaf_boxes is not None or end is not None):
             cache = getattr(output, "past_key_values", None) if past_key_values is None else past_key_values
-            note_continuation(cache, position_ids, key_bias, end)
+            note_continuation(cache, position_ids.expand(len(output.logits), -1), key_bias, end)
         return output
 
     @torch.no_grad()

@@ -74,6 +74,12 @@ def test_what_a_dict_leaves_out_takes_its_default():
     assert QLIPConfig.from_dict({"alpha": 0.3}) == QLIPConfig(alpha=0.3)
 
 
+def test_an_unset_number_of_cells_is_read_as_it_was_written_before_there_was_a_share():
+    assert QLIPConfig.from_dict({"question_cells": None, "alpha": 0.5}) == QLIPConfig(alpha=0.5)
+    with pytest.raises(ValueError, match="unknown QLIP setting question_cells; allowed are .*, question_share, "):
+        QLIPConfig.from_dict({"question_cells": 2})
+
+
 def test_an_unknown_key_is_named_with_the_allowed_ones():
     with pytest.raises(ValueError, match=r"(?s)epsilon.*alpha.*criterion.*max_tokens"):
         QLIPConfig.from_dict({"epsilon": 0.1})

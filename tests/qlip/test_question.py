@@ -73,7 +73,7 @@ def greedy(tree: QuestionCut, relevance: torch.Tensor) -> list[tuple[int, ...]]:
 def test_the_leaf_that_is_attended_to_most_splits_next(grid, seed, layout, coarsest, score, question, spare):
     image, options = patchwork(grid, 4, seed=seed), {"layout": layout, "coarsest": coarsest}
     shares = {"score_share": score, "question_share": question}
-    fewest = len(paper_partition(image, 4, alpha=math.inf, native_grid=4, **options))
+    fewest = len(paper_partition(image, 4, alpha=math.inf, layout=layout))  # less lifts the bound of "native"
     tree = cut(image, **options, **shares, max_tokens=None if spare is None else fewest + spare)
     roots = math.prod(math.ceil(extent / 2**tree.roots.level) for extent in (tree.roots.rows, tree.roots.cols))
     relevance = torch.randint(0, 9, (roots,), generator=torch.Generator().manual_seed(seed)) / 8
@@ -90,13 +90,28 @@ def test_what_is_asked_about_first_is_the_native_grid():
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 50), st.floats(0, 3), st.one_of(st.none(), st.integers(16, 40)))
-def test_the_scores_split_first_within_their_share(seed, share, budget):
-    tree = waiting(seed=seed, score_share=share, max_tokens=budget)
-    most = min(int(16 * (1 + share)), budget or 1000)
+@given(st.integers(0, 50), st.integers(0, 300), st.one_of(st.none(), st.integers(16, 40)))
+def test_the_scores_split_first_within_their_share(seed, percent, budget):
+    tree = waiting(seed=seed, score_share=percent / 100, max_tokens=budget)
+    most = min(16 + 16 * percent // 100, budget or 1000)
     image, order = patchwork((16, 16), 4, seed=seed), {"split_order": tree.settings.split_order}
     expected = paper_partition(image, 4, alpha=0.5, max_leaf=4, max_tokens=most, **order)
     assert as_tuples(tree.kept.leaves) == as_tuples(expected)
+
+
+@pytest.mark.parametrize("percent", [3, 6, 9, 15, 21, 30, 99])
+def test_shares_are_counted_in_decimals(percent):
+    """0.15 times 100 is 15, five splits, though 100 * 1.15 is less than 115 in binary."""
+    image = patchwork((40, 40), 4)
+    settings = QLIPConfig(**{**GRADIENT, "alpha": 0.0, "score_share": percent / 100, "question_share": 0.06})
+    tree = cut_for_question(partial(ImageCutter(4, 40).cut, image), 10, settings)
+    assert (len(tree.first.leaves), len(tree.kept.leaves), tree.splits) == (100, 100 + percent, 2)
+
+
+def test_a_question_splits_one_block_at_least_unless_it_has_no_share_or_the_budget_is_spent():
+    shares = {"score_share": 0.0, "question_share": 0.001}
+    assert [waiting(**shares, max_tokens=most).splits for most in (None, 19, 18)] == [1, 1, 0]
+    assert waiting(**{**shares, "question_share": 0.0}).splits == 0
 
 
 def test_what_the_scores_leave_of_their_share_is_the_questions():

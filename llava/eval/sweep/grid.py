@@ -172,7 +172,7 @@ def read_own_settings(model_path: str) -> QLIPConfig:
     require_tower(checkpoint.config, model_path)
     override_flag(checkpoint.config, True)
     settings = read_settings(checkpoint.config.qlip) or QLIPConfig()
-    return replace(settings, mlp=settings.mlp and str((checkpoint.folder / settings.mlp).resolve()))
+    return replace(settings, mlp=settings.mlp and str((checkpoint.folder / settings.mlp).absolute()))
 
 
 def to_settings(cell: Cell) -> dict[str, Any] | None:
@@ -194,7 +194,8 @@ def read_results(path: Path) -> tuple[list[Record], Rows]:
     for number, record in rows.numbered:
         own = record["settings"]
         try:
-            settings = None if own is None else QLIPConfig.from_dict(own).to_dict()  # of an older version
+            # An older version wrote fewer settings, and its budgets split by score.
+            settings = None if own is None else QLIPConfig.from_dict({"split_order": "score"} | own).to_dict()
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number} is not a cell of a sweep ({error}); take it out to continue") from None
         records.append(record | {"settings": settings, "task": {"by_letter": False} | record["task"]})

@@ -40,7 +40,7 @@ class PreparedImage:
     settings: QLIPConfig | None
     """What a quadtree tower encodes it under; None for a tower without a quadtree."""
     tokens: int
-    """Visual tokens in the language model; while a question is awaited, the most that it may ask for."""
+    """Visual tokens in the language model; while a question is awaited, those that it will have."""
     positions: int
     """Positions in the language model."""
     uniform_tokens: int
@@ -142,10 +142,12 @@ def prepare_leaves(
 def prepare_cut(cut: CutOne, cutter: ImageCutter, settings: QLIPConfig) -> PreparedImage:
     """Prepares an image that `cut` cuts under the settings that it is given; see `prepare_leaves`."""
     waiting = cut_for_question(cut, cutter.native_grid, settings) if settings.budget == "question" else None
-    if waiting is not None and waiting.most_leaves == len(waiting.kept.leaves):
-        by_score = prepare_cut(cut, cutter, replace(settings, budget="score"))  # no question could change it
-        return replace(by_score, settings=settings)
-    first = cut(settings) if waiting is None else waiting.first
+    if waiting is None:
+        first = cut(settings)
+    elif waiting.splits:
+        first = waiting.first
+    else:  # no question could change it
+        first, waiting = replace(waiting.kept, thumbnail=waiting.first.thumbnail), None
     span = image_span(settings, first.leaves, cutter.native_grid)
     more = 0 if waiting is None else waiting.most_leaves - len(first.leaves)
     positions = span.length + (more if span.positions is None else 0)

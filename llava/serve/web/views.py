@@ -126,7 +126,7 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
             note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
             note += f"; CLIP takes {native_tokens:,}"
         if prepared.question is not None:
-            note += f". At most: a question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
+            note += f". A question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
     return (
         f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}</p>'
         f'<div class="meter-bar" role="img" aria-label="{share:.0%} of the uniform grid">'

@@ -35,7 +35,7 @@ AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
 CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
 """Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 ASKED_TOKENS = 130
-"""The same of the question-aware budget, whose tokens depend on the question; on objects of 12-24 px."""
+"""The same of the question-aware budget, on objects of 12-24 px."""
 BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
 """The order of splits before it was "side", in which these tables were measured; see "order"."""
 SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET, **BY_SCORE}

@@ -81,6 +81,19 @@ def test_each_row_continues_as_its_conversation_alone(talk, change, made):
 
 
 @torch.no_grad()
+def test_rows_that_share_their_positions_may_change_their_order():
+    model, processor = attached("llava", **SETTINGS["biased"])
+    inputs = ask(processor, [PROMPTS[0]] * 2, [PICTURES[0]] * 2)
+    placed = model.place_images(*(inputs[name] for name in ("input_ids", "attention_mask", "leaf_boxes", "leaf_grids")))
+    cache = model(**inputs, position_ids=placed.positions[:1], use_cache=True).past_key_values
+    cache.reorder_cache(torch.tensor([1, 0]))
+    new = turn(2)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1)
+    logits = model(input_ids=new, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(logits, expected_logits(model, inputs, [1, 0], new), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_several_questions_about_one_image_are_generated_from_its_cache():
     model, processor = attached("llava", **SETTINGS["biased"])
     start = ask(processor, ["see <image>"], PICTURES[1:])

@@ -74,6 +74,17 @@ def test_a_saved_prior_is_the_checkpoints_own_wherever_the_program_runs(saved, t
     )
 
 
+def test_a_prior_that_a_link_leads_to_is_read_as_in_the_cache_of_the_hub(saved, tmp_path):
+    """Its files are links, named as in the checkpoint, to files that are named by their hashes."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for number, file in enumerate(saved.iterdir()):
+        (snapshot / file.name).symlink_to(file.rename(tmp_path / f"{number:040x}"))
+    assert prior_of(qlip.attach(LlavaForConditionalGeneration.from_pretrained(snapshot))[0]) == 8
+    named, _ = attached("llava", **MLP, mlp=str(snapshot / PRIOR))
+    assert prior_of(named) == 8
+
+
 def test_a_named_prior_is_found_after_the_working_directory_changed(tmp_path, monkeypatch):
     write_prior(tmp_path / PRIOR, 16)
     monkeypatch.chdir(tmp_path)

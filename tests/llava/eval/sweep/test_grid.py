@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava.eval.sweep import command, measure
-from llava.eval.sweep.grid import make_cells, make_task, parse_value, read_axes
+from llava.eval.sweep.grid import make_cells, make_task, parse_value, read_axes, read_results
 from llava.serve.loading import QLIP_FLAGS
 from llava.utils import demo_model_path
 from qlip import QLIPConfig, cli
@@ -85,6 +85,14 @@ def test_a_whole_line_that_is_no_cell_is_left_and_named(
     assert command.main(flags(material, material)) == 2
     assert "results.jsonl:1 is not a cell of a sweep" in capsys.readouterr().err
     assert (material / "results.jsonl").read_text() == line
+
+
+def test_a_cell_of_before_budgets_had_an_order_was_split_by_score(tmp_path: Path) -> None:
+    settings = QLIPConfig(max_tokens=96).to_dict()
+    del settings["split_order"]
+    (tmp_path / "results.jsonl").write_text(json.dumps({"task": {}, "settings": settings, "accuracy": {}}) + "\n")
+    (record,), _ = read_results(tmp_path / "results.jsonl")
+    assert record["settings"] == QLIPConfig(max_tokens=96, split_order="score").to_dict()
 
 
 @pytest.mark.parametrize(

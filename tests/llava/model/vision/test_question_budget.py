@@ -126,13 +126,18 @@ def test_images_that_await_no_question_are_returned_as_they_are(model, pictures,
     assert mixed[0] == [plain] and mixed[1][0] is plain and mixed[1][1].question is None
 
 
-@pytest.mark.parametrize("change", [{"alpha": 50.0}, {"max_tokens": 65}], ids=["nothing fine", "no budget"])
+@pytest.mark.parametrize(
+    "change",
+    [{"alpha": 50.0}, {"max_tokens": 65}, {"max_tokens": None, "question_share": 0.0}],
+    ids=["nothing fine", "no budget", "no share"],
+)
 def test_where_no_question_could_change_the_tree_none_is_asked(model, settings, change):
     cutter = model.get_vision_tower().image_processor.cutter
     picture = to_rgb(Image.fromarray(scene(PRESETS["detail"], 8, 1).image))
     changed = replace(settings, **change)
     prepared = prepare_leaves(picture, cutter, changed)
-    by_score = prepare_leaves(picture, cutter, replace(changed, budget="score"))
+    kept = 64 if changed.max_tokens is None else changed.max_tokens  # the scores have no share
+    by_score = prepare_leaves(picture, cutter, replace(changed, budget="score", max_tokens=kept))
     assert prepared.question is None and prepared.settings == changed
     assert torch.equal(prepared.leaves.boxes, by_score.leaves.boxes)
 
