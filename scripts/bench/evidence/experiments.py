@@ -249,10 +249,12 @@ def _choice() -> list[Way]:
 
 
 def _order() -> list[Way]:
-    """Lists the orders in which a budget splits, at budgets of one and a half times and twice the native tokens."""
+    """Lists the orders in which a budget splits, at 1.5 times and twice the native tokens; then by side at fewer."""
     ways = [CLIP]
     for order, tokens in product(("score", "side"), (BUDGET, 128)):
         ways.append(Way(f"{order}, {tokens}", {"split_order": order, "max_tokens": tokens}))
+    for tokens in (76, 84):
+        ways.append(Way(f"side, {tokens}", {"split_order": "side", "max_tokens": tokens}))
     return ways
 
 

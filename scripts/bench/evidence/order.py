@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
     parser.add_argument("--budget", type=integer(), default=128, help="tokens (%(default)s)")
+    parser.add_argument("--budgets", action="store_true", help="fill the table of all budgets, means over the sets")
     parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     return parse_and_run(parser, command, argv)
@@ -47,8 +48,9 @@ def command(options: argparse.Namespace) -> None:
     from llava.eval.sweep.grid import read_own_settings
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
-    mark = f"order: {options.split}, {options.budget}"
-    fill_page(options.page, {mark: compare(answers, options.budget)}, partly=True)
+    mark = f"order: {options.split}, {'budgets' if options.budgets else options.budget}"
+    text = summarise(answers) if options.budgets else compare(answers, options.budget)
+    fill_page(options.page, {mark: text}, partly=True)
     print(f"filled {options.page}, {mark}")
 
 
@@ -80,6 +82,24 @@ def compare(answers: Answers, budget: int) -> str:
     averages = [join_values(map(fmean, zip(*values, strict=True))) for values in means.values()]
     by_checkpoint = [fmean(own) for own in zip(*differences, strict=True)]
     lines.append(table_row(["mean", "", *averages, f"**{fmean(by_checkpoint):.1f}**", join_values(by_checkpoint)]))
+    return "\n".join(lines)
+
+
+def summarise(answers: Answers) -> str:
+    """Formats the means over the sets by every way, of the checkpoints that were asked in all.
+
+    Raises:
+        ValueError: a set lacks answers.
+    """
+    experiment = EXPERIMENTS["order"]
+    lines = [table_head(["order, budget", "tokens", *COLUMNS])]
+    for way, row in zip(experiment.ways, answers.compare(experiment.ways, experiment.sets), strict=True):
+        cells = [cell for cell in row if cell]
+        if len(cells) < len(row):
+            raise ValueError(f"there are no answers to {len(row) - len(cells)} of the sets by {way.name!r}")
+        shares = [[share for cell in cells for share in _shares([cell], kinds)] for kinds in COLUMNS.values()]
+        tokens = f"{fmean(cell.tokens for cell in cells):.1f}"
+        lines.append(table_row([way.name, tokens, *(f"{fmean(own):.1f}" if own else "" for own in shares)]))
     return "\n".join(lines)
 
 
