@@ -60,8 +60,8 @@ class QuestionCut:
         """How many blocks a question splits, each into four."""
         kept, share = len(self.kept.leaves), self.settings.question_share
         most = _bound_leaves(self.first.leaves, self.settings.score_share + share, self.settings)
-        if share > 0:  # at least one, if the budget allows
-            most = max(most, _bound_leaves(self.kept.leaves, 3 / kept, self.settings))
+        if share > 0 and (self.settings.max_tokens is None or kept + 3 <= self.settings.max_tokens):
+            most = max(most, kept + 3)  # one split at least, if the budget allows
         return max(0, min(most, len(self.fine.leaves)) - kept) // 3
 
     @property
