@@ -33,16 +33,17 @@ def estimate_noise(image: Tensor | Image.Image) -> Tensor:
         float32 (C,), in the image's units; zeros for an image of a single row or column.
     """
     if isinstance(image, Image.Image):
-        corners = [corner.transpose(2, 0, 1).astype(np.float32) for corner in _sample_image(image)]
-        for corner in corners:
-            corner /= 255
+        a, b, c, d = (corner.transpose(2, 0, 1) for corner in _sample_image(image))
+        detail, unit = np.subtract(a, b, dtype=np.int16), 255  # whole numbers, which sort several times as fast
+        detail -= c
+        detail += d
     else:
-        corners = _sample_squares(as_array(image.float()))
-    a, b, c, d = corners
-    if 0 in a.shape:
-        return torch.zeros(len(a))
-    medians = _quantile(_in_regions(abs((a - b - c + d) / 2)), 0.5)
-    return as_tensor(_quantile(medians, QUIET_SHARE) / 0.6745).float()
+        a, b, c, d = _sample_squares(as_array(image.float()))
+        detail, unit = a - b - c + d, 1
+    if 0 in detail.shape:
+        return torch.zeros(len(detail))
+    medians = _quantile(_in_regions(abs(detail)), 0.5)
+    return as_tensor(_quantile(medians, QUIET_SHARE) / (2 * unit * 0.6745)).float()
 
 
 def _quantile(values: Array, share: float) -> Array:
