@@ -29,6 +29,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "alpha": 0.1,
         "criterion": "gradient",
         "max_tokens": None,
+        "split_order": "score",
         "geometry": "grid",
         "leaf_position": "centre",
         "coarsest": "any",
@@ -52,8 +53,9 @@ class QLIPConfig:
     """How an image is cut into tokens and where the tokens are placed.
 
     The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's
-    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. They were fixed
-    before anything was measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
+    tokens on photographs, they answer best over all sets of validation scenes and kinds of question. All but
+    `split_order`, which was chosen later on validation scenes (docs/results/order.md), were fixed before anything was
+    measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
     """
 
     alpha: float = 0.8
@@ -72,9 +74,9 @@ class QLIPConfig:
 
     split_order: SplitOrder = "side"
     """Which blocks split while the budget lasts: those of the highest "score", or of the highest score times their
-    "side", so that more places are seen twice as fine before one is seen four times as fine. "score" answers better
-    about the smallest objects and signs where photographs use up the budget, "side" about all others
-    (docs/results/order.md)."""
+    "side", so that more places are seen twice as fine before one is seen four times as fine. "side" answers better
+    on average, most in large pictures; "score" about objects below 12 pixels, and small signs, where photographs use up
+    the budget (docs/results/order.md)."""
 
     budget: Budget = "score"
     """What decides where tokens are spent: the blocks' own "score", or the "question", which is asked about the unsplit
@@ -86,9 +88,9 @@ class QLIPConfig:
     share of it. Counting and listing need all objects, and the question misses what the unsplit image does not show."""
 
     question_share: float = 0.15
-    """How many the question may add, and what the scores left of their share, as a share of the unsplit image. With
-    both shares at 0.15, 1.3 times CLIP's tokens answer as well as 1.8 times do by the scores alone
-    (docs/results/question.md)."""
+    """How many tokens the question may add, as a share of the unsplit image's; it also gets those that the scores left
+    of their share. With both at 0.15, 1.3 times CLIP's tokens answer as well as 1.8 times do by the scores alone about
+    objects of 16 pixels and more, and worse about smaller ones (docs/results/question.md)."""
 
     geometry: Geometry = "native"
     """"native": an image is resized so that its longer side is the native grid's times a power of two, and cut from
@@ -236,7 +238,9 @@ class QLIPConfig:
             values = {name: value for name, value in values.items() if name != "question_cells"}
         allowed = {field.name for field in fields(cls)}
         if unknown := sorted(str(name) for name in set(values) - allowed):
-            raise ValueError(f"unknown QLIP setting {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
+            hint = "; question_cells was replaced by question_share" if "question_cells" in unknown else ""
+            known = ", ".join(sorted(allowed))
+            raise ValueError(f"unknown QLIP setting {', '.join(unknown)}{hint}; allowed are {known}")
         alpha = values.get("alpha")
         if isinstance(alpha, Mapping) and list(alpha) == ["__float__"]:
             alpha = alpha["__float__"]  # transformers writes an infinite number into config.json so

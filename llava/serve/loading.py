@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from llava.command import integer, read_name, real
 from llava.conversation import conv_templates
-from qlip.config import Budget, Tiling
+from qlip.config import Budget, SplitOrder, Tiling
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
 
-QLIP_FLAGS = ("alpha", "max_tokens", "image_size", "budget", "tiling")
+QLIP_FLAGS = ("alpha", "max_tokens", "split_order", "image_size", "budget", "tiling")
 """Flags that change one of the quadtree's settings each."""
 
 DEMO_NOTICE = """\
@@ -44,6 +44,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qlip", action=argparse.BooleanOptionalAction, help="see by quadtree")
     parser.add_argument("--alpha", type=real(infinite=True), help="split threshold of the quadtree; implies --qlip")
     parser.add_argument("--max-tokens", type=integer(), help="most visual tokens per picture; implies --qlip")
+    parser.add_argument(
+        "--split-order",
+        choices=get_args(SplitOrder),
+        help="what splits first within --max-tokens: the highest score times side, or the highest score; implies --qlip",
+    )
     parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
     parser.add_argument(
         "--budget",

@@ -188,6 +188,7 @@ def test_cells_are_the_product_of_what_is_given_and_none_is_there_twice(material
 
 
 FLAG_VALUES = {"alpha": "0.3", "max_tokens": "99", "image_size": "99", "budget": "score", "tiling": "tiles"}
+FLAG_VALUES |= {"split_order": "score"}
 
 
 @pytest.mark.parametrize("name", QLIP_FLAGS)
