@@ -241,11 +241,11 @@ class ChatEngine:
         self._text_preparers.shutdown(wait=True)
 
     def check_length(self, text: int, visual: int, answer: int) -> None:
-        """Raises PromptTooLong unless the text tokens, the visual tokens and the longest answer fit the context."""
+        """Raises PromptTooLong unless the text, the images (`PreparedImage.context`) and the answer fit the context."""
         if text + visual + answer > self.context_len:
             raise PromptTooLong(
-                f"{text} text tokens, {visual} visual tokens and an answer of up to {answer} "
-                f"tokens exceed the model's context of {self.context_len}"
+                f"{text} text tokens, {visual} positions of images and an answer of up to {answer} token"
+                f"{'s' * (answer != 1)} exceed the model's context of {self.context_len}"
             )
 
     def _enqueue(self, request: Request) -> Answer:

@@ -20,18 +20,15 @@ from llava.serve.engine.params import QLIPOptions
 from llava.serve.web import views
 from llava.serve.web.backend import Backend, Query
 from llava.serve.web.chart import Curve
-from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, QUESTION, Controls, read_press, read_question
+from llava.serve.web.controls import CLIP, MAX_MODEL_NAME, QLIP, Controls, read_press, read_question
 from llava.serve.web.feedback import FeedbackLog, read_vote
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
-from llava.serve.web.progress import AnswerProgress
+from llava.serve.web.progress import AnswerProgress, Comparison
 from llava.serve.web.runs import COMPARISON, TALK, keep_outputs
 from llava.serve.web.session import Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
-from llava.serve.web.views import Cost
 from llava.serve.web.visitors import Latest
-
-SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
 
 
 class Demo(PictureHandlers):
@@ -104,18 +101,28 @@ class Demo(PictureHandlers):
         """Answers one question with CLIP's grid and with the quadtree, outside the conversation.
 
         Yields the panel, its question, and the head and body of each side. The answers are generated one after the
-        other, so that each is timed alone.
+        other, so that each is timed alone. In the end no side seems to wait, also if it was stopped or has failed.
         """
         self.note_visit(request, session)
-        async with (
-            self.runs.start(request.session_hash, COMPARISON, read_press(press)) as run,
-            aclosing(run.until_stopped(self._compare(session, question, controls))) as steps,
-        ):
-            async for step in steps:
-                yield step
+        sides = Comparison()
+        async with self.runs.start(request.session_hash, COMPARISON, read_press(press)) as run:
+            try:
+                async with aclosing(run.until_stopped(self._compare(sides, session, question, controls))) as steps:
+                    async for step in steps:
+                        yield step
+            except gr.Error:
+                if sides.is_shown:
+                    yield self._end_comparison(sides, "failed")
+                raise
+            if sides.is_shown and run.is_stopped:
+                yield self._end_comparison(sides, "stopped")
+
+    def _end_comparison(self, sides: Comparison, how: str) -> tuple[Any, ...]:
+        left, right = sides.bodies(how)
+        return gr.update(visible=True), gr.skip(), gr.skip(), left, gr.skip(), right
 
     async def _compare(
-        self, session: Session, question: Any, controls: tuple[Any, ...]
+        self, sides: Comparison, session: Session, question: Any, controls: tuple[Any, ...]
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         with errors_as_toasts():
             text = read_question(question) or session.last_question
@@ -123,35 +130,26 @@ class Demo(PictureHandlers):
         picture = self._require_pictures(session, text)[-1]
         if self.backend.defaults is None:
             raise toast_error("This model has no quadtree, so there is nothing to compare.")
-        images: dict[str, PreparedImage] = {}
         queries: dict[str, Query] = {}
         with errors_as_toasts():
             for mode in (CLIP, QLIP if settings.mode == CLIP else settings.mode):
                 options = settings.options(self.backend, mode)
-                images[mode] = await self._prepare(picture, text if mode == CLIP else None, options)
+                sides.images[mode] = await self._prepare(picture, text if mode == CLIP else None, options)
                 turns = session.without_talk().turns(text)
                 queries[mode] = Query(turns, settings.sampling(), options, settings.model)
-        progress: dict[str, AnswerProgress] = {}
-
-        def bodies() -> list[str]:
-            sides = []
-            for mode, image in images.items():
-                begun = progress.get(mode)
-                answer, cost = (None, Cost(image.tokens)) if begun is None else (begun.text.strip(), begun.cost)
-                sides.append(views.compare_body(mode, SUBTITLES[mode], answer, cost))
-            return sides
-
-        drawn = [asyncio.to_thread(views.compare_head, mode, images[mode], self.backend.pixels) for mode in images]
+        pixels = self.backend.pixels
+        drawn = [asyncio.to_thread(views.compare_head, mode, image, pixels) for mode, image in sides.images.items()]
         heads = await asyncio.gather(*drawn)
-        left, right = bodies()
+        left, right = sides.bodies()
         # In each step: a browser that gets several at once applies what they change within an output to the first.
         visible = gr.update(visible=True)
+        sides.is_shown = True
         yield visible, views.compare_question(text), heads[0], left, heads[1], right
-        for mode, image in images.items():
-            progress[mode] = AnswerProgress(image.tokens)
-            async with aclosing(self._answer(queries[mode], progress[mode])) as steps:
+        for mode, image in sides.images.items():
+            progress = sides.progress[mode] = AnswerProgress(image.tokens)
+            async with aclosing(self._answer(queries[mode], progress)) as steps:
                 async for _ in steps:
-                    left, right = bodies()
+                    left, right = sides.bodies()
                     yield visible, gr.skip(), gr.skip(), left, gr.skip(), right
 
     async def stop(self, request: gr.Request, press: Any) -> None:

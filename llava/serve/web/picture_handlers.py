@@ -64,7 +64,7 @@ class PictureHandlers:
             try:
                 picture = await asyncio.to_thread(open_upload, upload) if upload else None
             except ImageError as error:
-                warn(with_advice(explain(error)), title="This picture cannot be used")
+                warn(f"This picture cannot be used: {with_advice(explain(error))}")
                 shown = None
             session = Session(picture, source)
             drawn = await asyncio.to_thread(self.draw, session, *values)
@@ -99,15 +99,15 @@ class PictureHandlers:
             try:
                 session = session.with_picture(open_upload(file))
             except (ImageError, RequestError) as error:
-                refused.append((file_name(file), with_advice(explain(error))))
-        if len(refused) == len(files):
-            raise toast_error(refused[0][1])
+                refused.append(f"{file_name(file)} cannot be used: {with_advice(explain(error))}")
+        if len(refused) == len(files) == 1:
+            raise toast_error(refused[0])
         self._require_no_answer(request)  # that of a question which was asked meanwhile
-        for name, why in refused:
-            warn(why, title=f"{name} cannot be used")
+        for text in refused:
+            warn(text)
         if len(files) > room:
             text = f"A conversation takes {MAX_PICTURES} pictures: the first {room} of {len(files)} files were taken."
-            warn(text, title="Too many pictures")
+            warn(text)
         return session, self.show_strip(session), *self.draw(session, *values)
 
     def remove_picture(self, request: gr.Request, session: Session, chosen: Any, *values: Any) -> tuple[Any, ...]:

@@ -1,13 +1,17 @@
-"""One answer while it grows: its text, its visual tokens and its times."""
+"""Answers while they grow: their text, their visual tokens and their times."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.web.backend import Piece
+from llava.serve.web.controls import CLIP, QLIP, QUESTION
 from llava.serve.web.toasts import replace_surrogates
-from llava.serve.web.views import Cost
+from llava.serve.web.views import Cost, compare_body
+
+SUBTITLES = {CLIP: "uniform grid", QLIP: "quadtree", QUESTION: "quadtree, split where the question attends to"}
 
 
 class AnswerProgress:
@@ -32,3 +36,22 @@ class AnswerProgress:
     def end(self) -> None:
         """Stops the clock."""
         self.cost = replace(self.cost, total=time.perf_counter() - self._start)
+
+
+@dataclass
+class Comparison:
+    """The sides of a comparison, by their way of seeing."""
+
+    images: dict[str, PreparedImage] = field(default_factory=dict)
+    progress: dict[str, AnswerProgress] = field(default_factory=dict)
+    """Of those that have begun."""
+    is_shown: bool = False
+
+    def bodies(self, ended: str = "") -> list[str]:
+        """Formats each side's answer and cost as HTML; `ended` says why no more will come, see `compare_body`."""
+        sides = []
+        for mode, image in self.images.items():
+            begun = self.progress.get(mode)
+            answer, cost = (None, Cost(image.tokens)) if begun is None else (begun.text.strip(), begun.cost)
+            sides.append(compare_body(mode, SUBTITLES[mode], answer, cost, ended))
+        return sides

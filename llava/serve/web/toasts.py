@@ -1,6 +1,7 @@
 """Error messages for visitors: what happened and what to do, as plain text.
 
-Gradio renders a toast's text as HTML, so text from a visitor, a file, a model or a controller is escaped here.
+Gradio renders a toast's text as HTML, so text from a visitor, a file, a model or a controller is escaped here. It shows
+no titles, and the page hides what is said twice: a text says by itself what it is about.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_TEXT = 600  # characters of a toast
 
 ADVICE = {
     "invalid_image": "Choose another picture.",
-    "context_length_exceeded": "Lower the token budget, or clear the chat.",
+    "context_length_exceeded": "Shorten the question, lower the token budget, or clear the chat.",
     "invalid_api_key": "The operator of this page must give the controller's key.",
     "model_not_found": "Choose another model, or reload the page.",
     "flagged": "Ask something else.",
@@ -43,12 +44,12 @@ def as_html(text: str) -> str:
 def toast_error(text: str) -> gr.Error:
     """Makes an error that is shown to the visitor as a toast, without a traceback in the log."""
     short = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
-    return gr.Error(as_html(short), title="That did not work", print_exception=False)
+    return gr.Error(as_html(short), print_exception=False)
 
 
-def warn(text: str, title: str) -> None:
+def warn(text: str) -> None:
     """Shows the visitor a text as a toast, while the event continues."""
-    gr.Warning(as_html(text), title=as_html(title))
+    gr.Warning(as_html(text))
 
 
 @contextmanager

@@ -111,26 +111,29 @@ def enlarge(picture: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
 
 def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int) -> str:
     """Formats as HTML the number of visual tokens, compared with the uniform grid and CLIP."""
-    share = prepared.tokens / prepared.uniform_tokens
+    part = prepared.tokens / prepared.uniform_tokens
+    share = f"{part:.0%}" if part >= 0.005 else "&lt;1%"
     if prepared.leaves is None:
         height, width = prepared.size
         tiles = len(prepared.image) if prepared.image.ndim == 4 else 1
-        note = f"CLIP&rsquo;s uniform grid, on the picture scaled from {picture.width}&times;{picture.height}"
-        note += f" to {width}&times;{height} pixels"
-        note += f", and on {tiles - 1} tiles of it" if tiles > 1 else ""
+        note = f"CLIP&rsquo;s uniform grid of {width}&times;{height} pixels, from a picture of"
+        note += f" {picture.width}&times;{picture.height}"
+        note += f", and {tiles - 1} tiles of it" if tiles > 1 else ""
     else:
         rows, cols = prepared.leaves.grid
         if prepared.tiles is not None:
-            note = f"{share:.0%} of the {prepared.uniform_tokens:,} of the model&rsquo;s own tiles"
+            note = f"{share} of the {prepared.uniform_tokens:,} of the model&rsquo;s own tiles"
         else:
-            note = f"{share:.0%} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
+            note = f"{share} of the uniform grid&rsquo;s {prepared.uniform_tokens:,} ({cols}&times;{rows})"
             note += f"; CLIP takes {native_tokens:,}"
+            is_whole = prepared.tokens <= native_tokens and len(prepared.leaves.sizes.unique()) == 1
+            note += "; nothing is split" if is_whole else ""
         if prepared.question is not None:
             note += f". A question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
     return (
         f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}</p>'
-        f'<div class="meter-bar" role="img" aria-label="{share:.0%} of the uniform grid">'
-        f'<i style="width:{min(1.0, share):.1%}"></i></div><p class="meter-note">{note}</p></div>'
+        f'<div class="meter-bar" role="img" aria-label="{share} of the uniform grid">'
+        f'<i style="width:{min(1.0, part):.1%}"></i></div><p class="meter-note">{note}</p></div>'
     )
 
 
@@ -193,7 +196,7 @@ def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
     return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 
 
-def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost) -> str:
+def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ended: str = "") -> str:
     """Formats one side's answer and its cost as HTML.
 
     Args:
@@ -201,8 +204,10 @@ def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost) -> s
         subtitle: The side's subtitle.
         answer: The text so far; None before generation starts.
         cost: The cost so far.
+        ended: Why no more will come, if nothing came; empty while something may.
     """
-    text = '<span class="hint">waiting</span>' if answer is None else escape(answer) or "&hellip;"
+    hint = ended or ("waiting" if answer is None else "")
+    text = escape(answer or "") or (f'<span class="hint">{hint}</span>' if hint else "&hellip;")
     figures = "".join(
         f"<div><dd>{value}</dd><dt>{name}</dt></div>"
         for name, value in [("visual tokens", f"{cost.tokens:,}"), *seconds(cost)]

@@ -265,6 +265,11 @@ def _order() -> list[Way]:
     return ways
 
 
+def _page() -> list[Way]:
+    """Lists what the chart of the web page shows: the shipped settings, and smaller budgets."""
+    return [CLIP, *(Way(f"budget {tokens}", {"max_tokens": tokens}) for tokens in (16, 32, 48, 64, 80, 96, 128))]
+
+
 DETAIL_AND_LARGE = (DETAIL_SET, "large")
 BY_SIZE = ("base", *SIZES, "noise 20")
 EXPERIMENTS = MappingProxyType(
@@ -284,5 +289,6 @@ EXPERIMENTS = MappingProxyType(
         "between": Experiment(_resized(), tuple(BETWEEN)),
         "choice": Experiment(_choice(), MIXED_SETS),
         "order": Experiment(_order(), MIXED_SETS),
+        "page": Experiment(_page(), (DETAIL_SET,)),
     }
 )

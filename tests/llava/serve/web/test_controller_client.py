@@ -121,7 +121,7 @@ def test_what_goes_wrong_is_told_with_what_to_do(url: str) -> None:
     assert toast(backend, query(model="other")).startswith(
         "No worker serves 'other'; served: llava-demo. Choose another model"
     )
-    assert "Lower the token budget, or clear the chat." in toast(backend, query("long " * 2100))
+    assert "Shorten the question, lower the token budget, or clear the chat." in toast(backend, query("long " * 2100))
     assert "this server allows at most 4096" in toast(backend, query(max_tokens=5000))
     assert toast(backend, query(model="")).startswith("No worker serves a model at present")
     wrong = toast(ControllerBackend(url, api_key="wrong"), query())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import QLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
+from llava.serve.web.runs import COMPARISON
 from llava.serve.web.session import Session
 from tests.llava.serve.openai.serving import Gate, becomes_idle, picture, reaches
 from tests.llava.serve.web.clients import (
@@ -81,7 +83,7 @@ def test_without_a_picture_the_page_says_what_to_do(new_visitor: NewVisitor, nam
     [
         ("  ", controls(), "The question is empty. Type one, then press Ask."),
         ("What is <image>?", controls(), "it marks where a picture is"),
-        ("long " * 700, controls(), "Lower the token budget, or clear the chat."),
+        ("long " * 700, controls(), "Shorten the question, lower the token budget, or clear the chat."),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_with_a_way_out(
@@ -120,6 +122,31 @@ def test_a_failure_of_the_model_is_told_without_its_cause(
         asyncio.run(fails())
     assert "secret" not in str(caught.value)
     assert not caught.value.print_exception
+
+
+def test_a_comparison_that_ends_early_does_not_seem_to_wait(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = Demo(EngineBackend(engine))
+
+    async def last_step(stops: bool) -> tuple[Any, ...]:
+        seen = []
+        with suppress(gr.Error):
+            async for step in demo.compare(request("a"), Session(picture()), None, "What?", *controls()):
+                seen.append(step)
+                if stops:
+                    demo.runs._runs["a", COMPARISON].stop()
+        return seen[-1]
+
+    for side in asyncio.run(last_step(stops=True))[3::2]:
+        assert "stopped" in side and "waiting" not in side and "&hellip;" not in side
+    monkeypatch.setattr(engine, "asubmit", fail)
+    for side in asyncio.run(last_step(stops=False))[3::2]:
+        assert "failed" in side and "waiting" not in side and "&hellip;" not in side
+
+
+async def fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("the model is broken")
 
 
 def test_what_moderation_refuses_is_not_asked(engine: ChatEngine) -> None:

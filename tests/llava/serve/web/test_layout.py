@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -61,6 +62,39 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
         found = Axe().run(visitor.page).response["violations"]
         assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == []
     visitor.page.emulate_media(color_scheme="light")
+
+
+@pytest.mark.parametrize("width", [320, 375, 768, 1200, 1280])
+def test_no_choice_of_a_view_or_a_way_is_cut_off(come: Callable[..., Visitor], width: int) -> None:
+    visitor = come((width, 800)).sees_a_picture()
+    for switch in ("#view", "#way"):
+        box = visitor.at(f"{switch} .wrap").last.bounding_box()
+        labels = [label.bounding_box() for label in visitor.at(f"{switch} label").all()]
+        assert len(labels) >= 3
+        for label in labels:
+            assert box["x"] <= label["x"] and label["x"] + label["width"] <= box["x"] + box["width"] + 1
+        cut = f"document.querySelectorAll('{switch} label')"
+        assert visitor.page.evaluate(f"[...{cut}].every(label => label.scrollWidth <= label.clientWidth + 1)")
+
+
+def test_on_a_phone_the_question_box_covers_no_control_at_the_end_of_the_page(come: Callable[..., Visitor]) -> None:
+    visitor = come(PHONE).sees_a_picture()
+    visitor.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    bar = visitor.at("#ask-bar").bounding_box()
+    last = visitor.at("#settings-card input[type=range]").last.bounding_box()
+    assert last["y"] + last["height"] < bar["y"]
+    for name in ("add-picture", "ask", "compare"):
+        visitor.at(f"#{name}").click(trial=True)  # nothing is drawn over it
+
+
+def test_a_toast_names_the_file_that_is_refused(come: Callable[..., Visitor], tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("letter.png", "note.png")]
+    for path in paths:
+        path.write_text("Dear Sir")
+    visitor = come().sees_a_picture()
+    visitor.add([str(path) for path in paths])
+    for path in paths:
+        expect(visitor.page.get_by_text(f"{path.name} cannot be used: Not a readable image")).to_be_visible()
 
 
 def test_stop_regenerate_and_undo_are_enabled_while_they_have_something_to_do(

@@ -85,7 +85,7 @@ def test_several_pictures_are_added_at_once_and_what_cannot_be_is_named(
     demo: Demo, upload: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    monkeypatch.setattr(gr, "Warning", lambda text, title: warned.append(f"{title}: {text}"))
+    monkeypatch.setattr(gr, "Warning", warned.append)
     (tmp_path / "letter").write_text("Dear Sir")
     letter = {"path": str(tmp_path / "letter"), "orig_name": "<b>.png"}
     session, strip, *_ = demo.add_pictures(request("a"), Session(RED), [upload, letter, upload], *controls())
@@ -96,7 +96,7 @@ def test_several_pictures_are_added_at_once_and_what_cannot_be_is_named(
     session, *_ = demo.add_pictures(request("a"), session, [upload] * MAX_PICTURES, *controls())
     assert len(session.pictures) == MAX_PICTURES
     assert warned[1:] == [
-        f"Too many pictures: A conversation takes {MAX_PICTURES} pictures: the first {MAX_PICTURES - 3} of "
+        f"A conversation takes {MAX_PICTURES} pictures: the first {MAX_PICTURES - 3} of "
         f"{MAX_PICTURES} files were taken."
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import gradio as gr
@@ -14,9 +16,11 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.chart import accuracy_chart, embedded_curve
+from llava.serve.web.controls import CLIP, QLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.session import Session
 from llava.serve.web.views import LINES, PICTURE, TOWER, draw
+from qlip import QLIPConfig
 from tests.llava.serve.openai.serving import picture
 from tests.llava.serve.web.clients import controls
 
@@ -58,16 +62,18 @@ def test_a_view_is_chosen_and_an_unknown_one_refused(demo: Demo) -> None:
         demo.set_view(session, "x", *controls())
 
 
-def test_the_chart_s_numbers_are_those_of_the_results() -> None:
+def test_the_chart_s_numbers_are_those_of_the_claims_in_the_settings_of_today() -> None:
+    """Measured again when a default changes: `source` is the command."""
+    record = json.loads(files("llava.serve.web").joinpath("accuracy.json").read_text())
+    assert record["settings"] == {name: getattr(QLIPConfig(), name) for name in record["settings"]}
+    assert "split_order" in record["settings"] and "--experiments page " in record["source"]
+    results = (DOCS / "RESULTS.md").read_text()
+    shipped = {
+        way: float(value)
+        for way, value in re.findall(r"^\| objects 12-24 px, (\w+): V\* \| [^|]* \| ([\d.]+) ", results, re.MULTILINE)
+    }
     curve = embedded_curve()
-    block = re.search(r"<!-- llm-positions: 12-24 px -->(.*?)<!-- end", (DOCS / "RESULTS.md").read_text(), re.DOTALL)[1]
-    rows = re.findall(r"^\| raster, \d+ \| ([\d.]+) \| [\d.]+ \| \*\*([\d.]+)\*\*", block, re.MULTILINE)
-    assert curve.qlip == tuple((float(tokens), float(value)) for tokens, value in rows)
-    readme = (DOCS.parent / "README.md").read_text()
-    headline = re.search(
-        r"<!-- claims: headline -->.*?objects 12-24 px \| CLIP \| (\d+) \| ([\d.]+)", readme, re.DOTALL
-    )
-    assert curve.clip == tuple(map(float, headline.groups()))
+    assert (curve.clip[1], curve.qlip[-1][1]) == (shipped["CLIP"], shipped["QLIP"])
 
 
 def test_the_chart_marks_the_tokens_of_the_picture() -> None:
@@ -82,3 +88,17 @@ def test_the_chart_marks_the_tokens_of_the_picture() -> None:
 def test_without_a_curve_there_is_no_chart(demo: Demo) -> None:
     assert accuracy_chart(None, 64) == ""
     assert "<svg" not in demo.draw(Session(picture()), *controls())[1]
+
+
+def test_the_meter_says_what_is_not_split_and_what_is_almost_nothing_of_the_grid(demo: Demo) -> None:
+    flat = Image.new("RGB", (448, 448), "gray")
+    assert "; nothing is split" in demo.draw(Session(flat), *controls())[1]
+    assert "nothing is split" not in demo.draw(Session(picture()), *controls())[1]
+    huge = Image.effect_noise((1792, 1792), 90).convert("RGB")
+    meter = demo.draw(Session(huge), *controls(QLIP, 3.0, 20))[1]
+    assert "&lt;1% of the uniform grid" in meter and ">0%" not in meter
+
+
+def test_the_meter_of_clip_names_both_sizes_of_a_picture_that_is_padded(demo: Demo) -> None:
+    meter = demo.draw(Session(Image.new("RGB", (400, 200), "gray")), *controls(CLIP))[1]
+    assert "uniform grid of 112&times;112 pixels, from a picture of 400&times;200" in meter
