@@ -244,8 +244,8 @@ class ChatEngine:
         """Raises PromptTooLong unless the text, the images (`PreparedImage.context`) and the answer fit the context."""
         if text + visual + answer > self.context_len:
             raise PromptTooLong(
-                f"{text} text tokens, {visual} positions of images and an answer of up to {answer} token"
-                f"{'s' * (answer != 1)} exceed the model's context of {self.context_len}"
+                f"{text} text tokens, {visual} positions of images and an answer of up to {answer} "
+                f"exceed the model's context of {self.context_len} tokens"
             )
 
     def _enqueue(self, request: Request) -> Answer:

@@ -64,7 +64,7 @@ def test_only_a_typed_length_must_fit_the_context(
     assert cli.main(flags) == 0
     assert loader.model.calls[0]["max_new_tokens"] < 512
     assert cli.main([*flags, "--max-new-tokens", "512"]) == 2
-    assert "an answer of up to 512 tokens exceed the model's context of 4096" in capsys.readouterr().err
+    assert "an answer of up to 512 exceed the model's context of 4096" in capsys.readouterr().err
 
 
 def test_a_prompt_says_itself_where_the_pictures_are(loader: Loader, pictures: list[str]) -> None:

@@ -130,7 +130,7 @@ def test_what_fits_the_context_is_what_a_chat_takes_and_the_rest_is_refused_befo
         assert answerer.answer([picture], [(0, "What?")]) == [engine.ask("What?", pictures[:1], greedy)]
         return
     monkeypatch.setattr(engine.model, "forward", lambda *_, **__: pytest.fail("nothing may be computed"))
-    words = f"{text} text tokens, {visual} positions of images and an answer of up to 16 tokens exceed the model's"
+    words = f"{text} text tokens, {visual} positions of images and an answer of up to 16 exceed the model's"
     with pytest.raises(PromptTooLong, match=words):
         answerer.answer([picture], [(0, "What?")])
     with pytest.raises(ValueError, match=words):

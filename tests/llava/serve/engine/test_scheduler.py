@@ -154,7 +154,7 @@ def test_shorten_reduces_max_new_tokens_to_what_fits_the_context(
 ) -> None:
     engine = new_engine()
     endless = Sampling(temperature=0, max_new_tokens=5000)
-    with pytest.raises(ValueError, match="answer of up to 5000 tokens exceed the model's context of 2048"):
+    with pytest.raises(ValueError, match="answer of up to 5000 exceed the model's context of 2048"):
         submit(engine, pictures[0], sampling=endless)
     answer = submit(engine, pictures[0], sampling=endless, shorten=True)
     usage = answer.usage

@@ -203,7 +203,7 @@ def test_without_a_length_the_context_decides() -> None:
         completion = ask(client)
         assert completion.usage.completion_tokens == 5
         assert completion.choices[0].finish_reason == "length"
-        with pytest.raises(openai.BadRequestError, match=f"up to 6 tokens exceed .* of {prompt + 5}") as caught:
+        with pytest.raises(openai.BadRequestError, match=f"up to 6 exceed .* of {prompt + 5}") as caught:
             ask(client, max_tokens=6)
         assert caught.value.code == "context_length_exceeded"
 
