@@ -1,13 +1,14 @@
-"""Attention weights of one layer of a language model, from that layer's inputs, whatever its attention function.
+"""Attention weights of one layer of a language model, from its own queries and keys, whatever its attention function.
 
-The model runs up to the layer and no further; its weights come from the query and key projections themselves, so that a
-quantised model, LoRA and "sdpa", which returns none, work as "eager" does.
+The model runs up to the layer and no further. The layer makes its queries and keys itself, so that those of a quantised
+model, of LoRA, and of any rotation and norms are right, and "sdpa", which returns no weights, works as "eager" does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
 from threading import Lock, get_ident
 from typing import Any
 
@@ -21,8 +22,69 @@ _STANCE = Lock()
 """Guards torch.compiler.set_stance, which is process-wide; the holder restores the previous stance."""
 
 
+PROBE = "qlip_probe"
+"""Name of `_stop_with_inputs` among transformers' attention functions."""
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What a layer gives its attention function."""
+
+    query: Tensor
+    """(B, H, T, head width), rotated."""
+    key: Tensor
+    """(B, H or a divisor of it, T, head width), rotated."""
+    scaling: float | None
+    """Factor of the products; None for 1 / sqrt(head width)."""
+    softcap: float | None
+    """c: a logit becomes c tanh(logit / c), as in Gemma 2; None for none."""
+    sinks: Tensor | None
+    """(H,), a logit that takes a part of each query's attention, as in gpt-oss; None for none."""
+
+
 class _LayerReached(Exception):
     """Ends a forward pass once the wanted layer's inputs are known."""
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def _stop_with_inputs(
+    module: object, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float | None = None, **more: Any
+) -> None:
+    """Takes the place of an attention function; the signature is transformers'."""
+    raise _LayerReached(AttentionInputs(query, key, scaling, more.get("softcap"), more.get("s_aux")))
+
+
+class _ProbingConfig:
+    """A layer's configuration, but for its attention function."""
+
+    _attn_implementation = PROBE
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+def _read_inputs(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionInputs | None:
+    """Runs an attention layer up to its attention function; None if it calls none of transformers'.
+
+    A copy that shares its weights runs, so that other threads' forward passes see nothing of it.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if PROBE not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        ALL_ATTENTION_FUNCTIONS.register(PROBE, _stop_with_inputs)
+    probing = copy(attention)
+    probing.config = _ProbingConfig(attention.config)  # type: ignore[assignment]
+    try:
+        type(attention).forward(probing, *args, **kwargs)
+    except _LayerReached as reached:
+        return reached.inputs
+    return None
 
 
 def middle_layer(decoder: nn.Module) -> int:
@@ -63,11 +125,10 @@ def attention_on_keys(
         window: how many keys a token attends to at most, itself included; None for all before it.
 
     Returns:
-        float32 (B, T), rows sum to 1.
+        float32 (B, T), rows sum to 1; to less where the layer has sinks.
 
     Raises:
-        ValueError: there is no such layer, its attention has no separate query and key projections, or a row has no
-            query.
+        ValueError: there is no such layer, its attention is not one of transformers' interface, or a row has no query.
     """
     layers = find_layers(decoder)
     if not 0 <= layer < len(layers):
@@ -75,64 +136,61 @@ def attention_on_keys(
     if not bool(queries.any(1).all()):
         raise ValueError(f"prompt {queries.any(1).tolist().index(False)} has no token whose attention could be read")
     attention = getattr(layers[layer], "self_attn", None)
-    lacking = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, name)]
-    if lacking:
+    if not hasattr(attention, "config"):
         raise ValueError(
-            f"the attention of {type(decoder).__name__} has no {' and no '.join(lacking)}, from which the question's"
-            " attention is computed; set budget to 'score'"
+            f"layer {layer} of {type(decoder).__name__} has no `self_attn` of transformers, whose attention is read;"
+            " set budget to 'score'"
         )
-    caught: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
     thread = get_ident()
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if get_ident() != thread:  # another thread's forward pass through the same model
             return
-        caught.append(
-            (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], kwargs["position_embeddings"])
-        )
-        raise _LayerReached
+        if (inputs := _read_inputs(module, args, kwargs)) is not None:
+            raise _LayerReached(inputs)
 
     handle = attention.register_forward_pre_hook(catch, with_kwargs=True)  # type: ignore[union-attr]
     try:
-        with suppress(_LayerReached), _STANCE, torch.compiler.set_stance("force_eager"):  # compiled code calls no hook
+        with _STANCE, torch.compiler.set_stance("force_eager"):  # compiled code calls no hook
             run()
+    except _LayerReached as reached:
+        return _mean_weights(reached.inputs, queries, real, key_bias, window)
     finally:
         handle.remove()
-    if not caught:
-        raise ValueError(f"layer {layer} of {type(decoder).__name__} did not run")
-    hidden, rotation = caught[0]
-    return _mean_weights(attention, hidden, rotation, queries, real, key_bias, window)
+    raise ValueError(
+        f"the attention of layer {layer} of {type(decoder).__name__} can't be read, since it did not run by one of"
+        " transformers' attention functions; set budget to 'score'"
+    )
 
 
 def _mean_weights(
-    attention: Any,
-    hidden: Tensor,
-    rotation: tuple[Tensor, Tensor],
-    queries: Tensor,
-    real: Tensor,
-    key_bias: Tensor | None,
-    window: int | None,
+    inputs: AttentionInputs, queries: Tensor, real: Tensor, key_bias: Tensor | None, window: int | None
 ) -> Tensor:
     """Computes the layer's weights row by row, for the queries alone: (Q, T) instead of (T, T) logits a head.
 
     A long question's queries are taken in pieces, so that memory does not grow with their number.
     """
-    token = torch.arange(hidden.shape[1], device=hidden.device)
+    device, (_, heads, length, width) = inputs.query.device, inputs.query.shape
+    token, scaling = torch.arange(length, device=device), inputs.scaling or width**-0.5
     means = []
-    for row, chosen in enumerate(queries.to(hidden.device)):
+    for row, chosen in enumerate(queries.to(device)):
         own = chosen.nonzero()[:, 0]
-        turn = tuple(part[row if len(part) > 1 else 0] for part in rotation)
-        key = _heads(attention, "k", hidden[row], turn).repeat_interleave(attention.num_key_value_groups, 0).float()
-        total = torch.zeros(len(token), device=hidden.device)
-        for some in own.split(max(1, MAX_WEIGHTS // (len(key) * len(token)))):
+        key = inputs.key[row].repeat_interleave(heads // inputs.key.shape[1], 0).float()
+        total = torch.zeros(length, device=device)
+        for some in own.split(max(1, MAX_WEIGHTS // (heads * length))):
             # In float32: where biases are large, as Qwen2's, products exceed half precision before they are scaled.
-            query = _heads(attention, "q", hidden[row, some], tuple(part[some] for part in turn)).float()
-            logits = query @ key.transpose(1, 2) * attention.scaling  # (heads, Q, T)
+            logits = inputs.query[row, :, some].float() @ key.transpose(1, 2) * scaling  # (heads, Q, T)
+            if inputs.softcap is not None:
+                logits = inputs.softcap * (logits / inputs.softcap).tanh()
             if key_bias is not None:
                 logits = logits + key_bias[row].to(logits)
-            allowed = in_window(some[:, None] - token, window) & real[row].to(hidden.device)
-            total += logits.masked_fill(~allowed, -torch.inf).softmax(-1).sum((0, 1))
-        means.append(total / (len(key) * len(own)))
+            allowed = in_window(some[:, None] - token, window) & real[row].to(device)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+            if inputs.sinks is not None:
+                sinks = inputs.sinks.to(logits)[:, None, None].expand(-1, len(some), 1)
+                logits = torch.cat([logits, sinks], -1)
+            total += logits.softmax(-1)[..., :length].sum((0, 1))
+        means.append(total / (heads * len(own)))
     return torch.stack(means)
 
 
@@ -163,14 +221,3 @@ def in_window(distance: Tensor, window: int | None) -> Tensor:
     """
     near = distance >= 0
     return near if window is None else near & (distance < window)
-
-
-def _heads(attention: Any, kind: str, hidden: Tensor, rotation: tuple[Tensor, ...]) -> Tensor:
-    """Projects tokens (T, D) to rotated queries or keys (heads, T, head width)."""
-    states = getattr(attention, f"{kind}_proj")(hidden[None])[0].unflatten(-1, (-1, attention.head_dim))
-    if (norm := getattr(attention, f"{kind}_norm", None)) is not None:
-        states = norm(states)
-    states = states.transpose(0, 1)
-    cos, sin = (part.to(states) for part in rotation)
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin

@@ -6,7 +6,7 @@ Needs torch and Pillow only, so that worker processes start fast; `qlip.image_pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qlip.blocks import resize_blocks
 from qlip.config import QLIPConfig, check_count
-from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_patches, patches_of_levels
+from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_native, extract_patches
 from qlip.quadtree import Leaves, partition_as
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
@@ -36,6 +36,17 @@ class CutOne(Protocol):
 
     def __call__(self, settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
         """Cuts it under the settings, into `leaves` if they are given."""
+
+
+def check_channels(name: str, values: Sequence[float]) -> None:
+    """Raises unless `values`, "mean" or "std", are a finite number for each of three channels, for "std" above 0."""
+    try:
+        own = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {values!r}; it must be three numbers") from None
+    if len(own) != 3 or not all(math.isfinite(value) and (name == "mean" or value > 0) for value in own):
+        above = "" if name == "mean" else " above 0"
+        raise ValueError(f"{name} is {tuple(own)}; it must be three finite numbers{above}, one for each of R, G and B")
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class ImageCutter:
     def __post_init__(self) -> None:
         check_count("patch_size", self.patch_size)
         check_count("native_size", self.native_size)
+        for name in ("mean", "std"):
+            check_channels(name, getattr(self, name))
         if self.native_size < self.patch_size:
             raise ValueError(f"native_size is {self.native_size}; it must be at least patch_size {self.patch_size}")
         # A ViT drops the pixels beyond its last whole patch.
@@ -177,8 +190,8 @@ class ImageCutter:
             else:
                 pixels = pixels_of(self._fitted_size(settings, *image.size))
                 check_grid(pixels, leaves, self.patch_size)
-            if settings.geometry == "native" and leaves.aligned:
-                patches = patches_of_levels(partial(self._cut_level, image, pixels), leaves, self.patch_size)
+            if settings.geometry == "native":
+                patches = extract_native(partial(self._cut_level, image, pixels), pixels, leaves, self.patch_size)
             else:
                 patches = extract_patches(pixels, leaves, self.patch_size)
             return CutImage(leaves, patches, self._thumbnail(pixels, settings))

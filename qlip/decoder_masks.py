@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlip.attention import in_window
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
-SLIDING = "sliding_attention"
-"""transformers' name of the kind of layer that attends to a window."""
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""transformers' names of the kinds of layers that attend to all keys, and to a window."""
 
 ALIBI_MODELS = ("mpt", "llava_mpt")
 """Language models whose attention (ALiBi) counts tokens, and makes True, that is hidden, of any number in a mask."""
@@ -29,17 +29,52 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 
     Returns:
         Kind of layer -> window; one entry named "" where all layers are alike.
+
+    Raises:
+        ValueError: a kind is neither full nor sliding attention.
     """
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not kinds:
         return {"": window}
+    if others := sorted(set(kinds) - {FULL, SLIDING}):
+        raise ValueError(
+            f"the language model {config.model_type!r} has layers of {', '.join(others)}, which take no mask with a"
+            f" bias on keys; allowed are {FULL} and {SLIDING}; give llm_size_bias=0 and llm_weight='each'"
+        )
     return {kind: window if kind == SLIDING else None for kind in kinds}
 
 
 def window_of(config: Any, layer: int) -> int | None:
-    """Finds the window of one layer, counted from 0; None if it attends to all keys."""
-    kinds = getattr(config, "layer_types", None)
-    return layer_windows(config)[kinds[layer] if kinds else ""]
+    """Finds the window of one layer, counted from 0; None if it attends to all keys.
+
+    Raises:
+        ValueError: its attention is neither full nor sliding, so that a question's is not known.
+    """
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not kinds:
+        return window
+    if kinds[layer] not in (FULL, SLIDING):
+        raise ValueError(
+            f"layer {layer} of the language model {config.model_type!r}, whose attention to the image decides what is"
+            f" split, is of {kinds[layer]}; allowed are {FULL} and {SLIDING}; set budget to 'score'"
+        )
+    return window if kinds[layer] == SLIDING else None
+
+
+def check_takes_bias(language_model: nn.Module, config: Any) -> None:
+    """Raises ValueError if a language model has layers to which a bias on keys can't be given: not all are attention.
+
+    Args:
+        language_model: transformers', without its head.
+        config: its configuration.
+    """
+    layer_windows(config)
+    # Of Mamba, gated delta rules and short convolutions, whose configurations say it in many ways.
+    if any(isinstance(module, nn.Conv1d) for module in language_model.modules()):
+        raise ValueError(
+            f"the language model {config.model_type!r} has layers that mix tokens by convolutions, which take no mask"
+            " with a bias on keys; give llm_size_bias=0 and llm_weight='each'"
+        )
 
 
 def decoder_mask(

@@ -17,9 +17,10 @@ from qlip.config import QLIPConfig
 from qlip.language_positions import ImageSpan, image_span
 from qlip.mlp import CoordinateMLP
 from qlip.outputs import HiddenStates, QLIPOutput
-from qlip.patches import CutImage, check_cuts, downsize, key_mask, pad_ragged
+from qlip.patches import CutImage, check_cuts, downsize
 from qlip.positions import interpolate_positions
 from qlip.quadtree import Leaves, count_sizes
+from qlip.ragged import key_mask, pad_ragged
 from qlip.saved_settings import locate_prior, read_saved_settings
 from qlip.untraced import extract_patches, native_cut, partition_as
 
@@ -90,13 +91,14 @@ class QLIPVisionModel(nn.Module):
         self.change_settings(self.qlip)
 
     def change_settings(self, settings: QLIPConfig) -> None:
-        """Uses other settings from now on, and the prior that they name; an error changes nothing.
+        """Uses other settings from now on, and the prior that they name, read again if written since; or raises first.
 
         Raises:
             OSError, ValueError: the prior cannot be read, or is of another width.
         """
         wanted = settings.mlp if settings.interpolation == "mlp" else None
-        if wanted is not None and (self.prior is None or wanted != self.prior_file):
+        known = self.prior if wanted == self.prior_file else None
+        if wanted is not None and (known is None or not known.is_current(wanted)):
             self.set_prior(CoordinateMLP.load(wanted), wanted)
         self.qlip = settings
 

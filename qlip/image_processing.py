@@ -61,7 +61,7 @@ class QLIPImageProcessor(ImageProcessingMixin):
         qlip: QLIPConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        native_size = ImageCutter(patch_size, native_size).native_size
+        native_size = ImageCutter(patch_size, native_size, tuple(image_mean), tuple(image_std)).native_size
         self.patch_size = patch_size
         self.size = {"shortest_edge": native_size}
         self.crop_size = {"height": native_size, "width": native_size}
@@ -272,6 +272,6 @@ def _as_array(image: Any) -> Any:
     if np.issubdtype(image.dtype, np.floating) and image.size:
         low, high = image.min(), image.max()
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"the image holds floats from {low:g} to {high:g}; allowed are 0 to 1, and uint8")
+            raise ValueError(f"the image holds floats from {low} to {high}; allowed are 0 to 1, and uint8")
         image = (image.astype(np.float32) * 255).round().astype(np.uint8)
     return image

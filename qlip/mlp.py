@@ -40,6 +40,8 @@ class CoordinateMLP(nn.Module):
     """
 
     frequencies: Tensor
+    written_at: int | None = None
+    """When the file that it was read from had been written, in nanoseconds; None if it was not read."""
 
     def __init__(
         self, dim: int, hidden: int = 1024, depth: int = 4, bands: int = 12, frequencies: Tensor | None = None
@@ -77,7 +79,7 @@ class CoordinateMLP(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no MLP prior at {path}")
-        state = _read_state(path)
+        written, state = path.stat().st_mtime_ns, _read_state(path)
         frequencies = state.pop(FREQUENCIES, None)
         weights, biases = _linear_layers(state, path)
         bands = (weights[0].shape[1] - 2) // 4
@@ -92,7 +94,13 @@ class CoordinateMLP(nn.Module):
         prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
         for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
             layer.load_state_dict({"weight": weight, "bias": bias})
+        prior.written_at = written
         return prior
+
+    def is_current(self, path: str | Path) -> bool:
+        """Whether the file that it was read from has not been written since; true where either is missing."""
+        path = Path(path)
+        return self.written_at is None or not path.is_file() or path.stat().st_mtime_ns == self.written_at
 
 
 def smooth_frequencies(bands: int) -> Tensor:

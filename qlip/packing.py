@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlip.patches import CutImage, native_cut, pad_ragged
+from qlip.patches import CutImage, native_cut
 from qlip.quadtree import Leaves
+from qlip.ragged import pad_ragged
 
 PACKED_NAMES = ("pixel_values", "leaf_boxes", "leaf_grids")
 

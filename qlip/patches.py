@@ -1,4 +1,4 @@
-"""Leaves -> patches of one size, and ragged sequences -> a padded batch."""
+"""Leaves -> patches of one size."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def extract_patches(image: Tensor, leaves: Leaves, patch_size: int = 14, geometr
     """
     check_choice("geometry", geometry, Geometry)
     check_grid(image, leaves, patch_size)
-    if geometry == "native" and leaves.aligned:
-        return patches_of_levels(partial(_cut_level, image, patch_size), leaves, patch_size)
+    if geometry == "native":
+        return extract_native(partial(_cut_level, image, patch_size), image, leaves, patch_size)
     if _is_array(image):
         return torch.from_numpy(_extract_arrays(image.detach().numpy(), leaves.boxes.numpy(), patch_size))
     patches = image.new_empty(len(leaves), len(image), patch_size, patch_size)
@@ -93,6 +93,18 @@ def check_grid(image: Tensor, leaves: Leaves, patch_size: int) -> None:
     """Raises ValueError unless an image (C, H, W) has the leaves' grid."""
     if (grid := find_grid(image, patch_size)) != tuple(leaves.grid):
         raise ValueError(f"the image has a grid of {grid} cells, its leaves one of {tuple(leaves.grid)}")
+
+
+def extract_native(cut: Callable[[int, Tensor], Tensor], image: Tensor, leaves: Leaves, patch_size: int) -> Tensor:
+    """Cuts aligned leaves by levels, see `patches_of_levels`, and others as geometry "grid" does: (N, C, P, P)."""
+    aligned = leaves.aligned
+    if bool(aligned.all()):
+        return patches_of_levels(cut, leaves, patch_size)
+    patches = extract_patches(image, leaves, patch_size)
+    if bool(aligned.any()):
+        of_levels = patches_of_levels(cut, Leaves(leaves.boxes[aligned], leaves.grid), patch_size)
+        patches[aligned.to(patches.device)] = of_levels.to(patches.dtype)
+    return patches
 
 
 def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves, patch_size: int) -> Tensor:
@@ -249,38 +261,6 @@ def native_cut(image: Tensor, patch_size: int = 14) -> CutImage:
     side = image.shape[1] // patch_size
     leaves = Leaves.uniform((side, side))
     return CutImage(leaves, extract_patches(image, leaves, patch_size))
-
-
-def pad_ragged(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pads sequences of (N_i, ...) with zeros at the end.
-
-    Returns:
-        The batch (B, max N_i, ...), and `valid`, bool (B, max N_i), True on tokens.
-    """
-    lengths = [len(sequence) for sequence in sequences]
-    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), valid.to(sequences[0].device)
-
-
-def key_mask(valid: Tensor, sizes: Sequence[Tensor], bias: float, prefix: int, dtype: torch.dtype) -> Tensor | None:
-    """Builds the additive attention mask of a padded batch of leaves, (B, 1, 1, T) over keys; None if it is all zero.
-
-    Args:
-        valid: bool (B, T), from `pad_ragged`.
-        sizes: (N_i,): sides of each image's leaves, in the cells that count.
-        bias: s; adds s * log(size^2) to a leaf's key.
-        prefix: tokens before the leaves, [CLS].
-        dtype: of the mask, which is the lowest number on padding.
-    """
-    ragged = len({len(size) for size in sizes}) > 1
-    if not ragged and (bias == 0 or all((size == 1).all() for size in sizes)):
-        return None
-    mask = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
-    if bias:
-        areas = [F.pad(2 * size.float().log(), (prefix, 0)) for size in sizes]
-        mask += bias * pad_ragged(areas)[0].to(mask)
-    mask = mask.to(dtype).masked_fill(~valid, torch.finfo(dtype).min)  # in float32 float64's lowest does not fit
-    return mask[:, None, None, :]
 
 
 def _pixels(image: Tensor, boxes: Tensor, patch_size: int) -> Tensor:

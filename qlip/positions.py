@@ -57,7 +57,9 @@ def interpolate_positions(
         positions = _prior_positions(mlp, leaves, side, leaf_position, placement, table.device)
         if mlp_residual:
             native = Leaves.uniform((side, side))
-            residual = table - _prior_positions(mlp, native, side, "centre", "whole", table.device)
+            # By the leaves' own formula: at the authors' frequencies its rounding alone would be seen.
+            own: LeafPosition = "native" if leaf_position == "native" else "centre"
+            residual = table - _prior_positions(mlp, native, side, own, "whole", table.device)
             weights = _table_weights(leaves, side, "bicubic", leaf_position, placement)
             positions = positions + weights.to(table.device) @ residual
         return positions
@@ -88,7 +90,7 @@ def raster_positions(leaves: Leaves, native_grid: int, placement: Placement = QL
 def native_side(table: Tensor) -> int:
     """Computes n of a table (n * n, D)."""
     side = round(table.shape[0] ** 0.5)
-    if table.ndim != 2 or side * side != table.shape[0]:
+    if table.ndim != 2 or side * side != table.shape[0] or side == 0:
         raise ValueError(f"the position table has shape {tuple(table.shape)}; it must be (n * n, D), without [CLS]")
     return side
 

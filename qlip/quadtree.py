@@ -64,9 +64,9 @@ class Leaves:
         return self.boxes[:, :2] + (self.boxes[:, 2:] - 1) / 2
 
     @property
-    def aligned(self) -> bool:
-        """Whether each starts at a multiple of its side, as in every tree of layout "aligned"."""
-        return not bool((self.boxes[:, :2] % self.boxes[:, 2:]).any())
+    def aligned(self) -> Tensor:
+        """bool (N,): whether each starts at a multiple of its side, as all do in a tree of layout "aligned"."""
+        return (self.boxes[:, :2] % self.boxes[:, 2:] == 0).all(1)
 
     def token_map(self) -> Tensor:
         """Computes int64 (rows, cols), the index of the leaf that covers each cell; -1 if none does."""

@@ -20,10 +20,14 @@ class Roots(NamedTuple):
 def find_roots(
     grid: tuple[int, int], layout: Layout = QLIPConfig.layout, max_leaf: int | None = None, native_cell: int = 1
 ) -> Roots:
-    """Finds the roots, of side 2^(floor(log2(min(rows, cols))) - 1), at least `native_cell` and at most `max_leaf`."""
+    """Finds the roots, of side 2^(floor(log2(min(rows, cols))) - 1), at least `native_cell` and at most `max_leaf`.
+
+    None is larger than the grid.
+    """
     check_choice("layout", layout, Layout)
     rows, cols = grid
     level = max(min(rows, cols).bit_length() - 2, native_cell.bit_length() - 1)
+    level = max(0, min(level, min(rows, cols).bit_length() - 1))  # a larger block would stick out
     if max_leaf is not None:
         check_count("max_leaf", max_leaf)
         if max_leaf & (max_leaf - 1):

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.rgb",
         "qlip.blocks",
         "qlip.image_limits",
+        "qlip.ragged",
         "qlip.backbones.base",
         "qlip.tools.intervals",
         "qlip.tools.plots",

@@ -23,7 +23,7 @@ from transformers import (
 from qlip.backbones import open_clip
 from qlip.backbones.registry import find_adapter, find_obstacle
 from qlip.config import QLIPConfig
-from qlip.decoder_masks import ALIBI_MODELS
+from qlip.decoder_masks import ALIBI_MODELS, check_takes_bias
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor, find_normalisation
 from qlip.integrations.attachment import (
@@ -241,6 +241,8 @@ def check_language_model(model: Any, settings: QLIPConfig) -> None:
             f" model's attention {text._attn_implementation!r} takes no bias; load it with 'sdpa' or 'eager', or give"
             " llm_size_bias=0"
         )
+    if biased:
+        check_takes_bias(model.model.language_model, text)
 
 
 def find_tiles(model: nn.Module, vision: QLIPVisionModel, processor: Any) -> NextTiles | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,8 +70,11 @@ def process_for_question(
     first = with_cuts(processor, [each.first for each in waiting])(images=images, text=text, **options).to(device)
     asks = mark_questions(processor, first, text, questions, model.config.image_token_id)
     check_order(asks, first["input_ids"] == model.config.image_token_id)
-    weights = attention_on_images(model, first, asks)
-    cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
+    if any(each.splits for each in waiting):
+        weights = attention_on_images(model, first, asks)
+        cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
+    else:  # no question could change them
+        cuts = [replace(each.kept, thumbnail=each.first.thumbnail) for each in waiting]
     return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
@@ -244,3 +245,28 @@ def test_images_without_what_the_settings_ask_for_are_named(wrapped):
     whole = CutImage(Leaves.uniform((2, 2)), torch.zeros(4, 3, 14, 14))
     with pytest.raises(ValueError, match=r"image 0 has no thumbnail, but the settings ask for one"):
         model.encode_cut([whole])
+
+
+def test_a_prior_that_was_written_again_is_read_again(wrapped, tmp_path):
+    first, second = (CoordinateMLP(SHAPE["hidden_size"], hidden=16) for _ in range(2))
+    file = tmp_path / "prior.safetensors"
+    first.save(file)
+    settings = QLIPConfig(interpolation="mlp", mlp=str(file))
+    model = QLIPVisionModel(wrapped)
+    model.change_settings(settings)
+    known = model.prior
+    model.change_settings(settings)
+    assert model.prior is known
+    second.save(file)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # clocks of some file systems tick in seconds
+    model.change_settings(settings)
+    assert torch.equal(model.prior.layers[0].weight, second.layers[0].weight)
+    file.unlink()
+    model.change_settings(settings)  # what was read is kept
+
+
+def test_a_strip_of_one_cell_s_width_is_cut_either_way(wrapped):
+    model = QLIPVisionModel(wrapped)
+    side, size = 64 * model.adapter.patch_size, model.adapter.patch_size
+    upright = torch.randn(3, side, size)
+    assert len(model.partition(upright)) == len(model.partition(upright.transpose(1, 2).contiguous())) == 64

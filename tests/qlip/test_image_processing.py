@@ -215,8 +215,15 @@ def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path, caplog
 def test_errors_name_the_value():
     with pytest.raises(TypeError, match="int64 array; it must be a Pillow image, or uint8 or floats"):
         QLIPImageProcessor().preprocess(np.zeros((4, 4, 3), dtype=np.int64))
-    with pytest.raises(ValueError, match=r"floats from -2 to 0; allowed are 0 to 1"):
+    with pytest.raises(ValueError, match=r"floats from -2.0 to 0.0; allowed are 0 to 1"):
         QLIPImageProcessor().preprocess(np.float32([[0, -2.0]]))
+    with pytest.raises(ValueError, match=r"floats from 0\.0 to 1\.0000001"):
+        QLIPImageProcessor().preprocess(np.float32([[0, 1.0000001]]))
+    for wrong in ((0, 1, 1), (1, 1), (1, float("nan"), 1)):
+        with pytest.raises(ValueError, match=r"std is \(.*\); it must be three finite numbers above 0"):
+            QLIPImageProcessor(image_std=wrong)
+    with pytest.raises(TypeError, match="mean is .*; it must be three numbers"):
+        QLIPImageProcessor(image_mean=("a", 1, 1))
     with pytest.raises(ValueError, match="floats from nan to nan"):
         QLIPImageProcessor().preprocess(np.float32([[0, np.nan]]))
     for call in (QLIPImageProcessor().preprocess, QLIPImageProcessor().pack):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import qlip
+from qlip.mlp import CoordinateMLP, authors_frequencies
 from tests.qlip.reference import raster_position
 from tests.qlip.samples import paper_partition
 
@@ -242,3 +243,15 @@ def test_raster_positions_count_the_native_grid(native):
 def test_raster_positions_stay_in_the_span_of_the_native_grid(rows, cols, native, alpha):
     found = qlip.raster_positions(uneven((rows, cols), alpha), native)
     assert found.min() >= 0 and found.max() <= native * native - 1
+
+
+@pytest.mark.parametrize("leaf_position", ["centre", "native", "cell", "mean"])
+@pytest.mark.parametrize("side", [1, 2, 24])
+def test_the_native_grid_is_exact_however_high_the_prior_s_frequencies(side, leaf_position):
+    torch.manual_seed(0)
+    prior = CoordinateMLP(6, 64, 2, frequencies=authors_frequencies(48))
+    with torch.no_grad():
+        prior.layers[0].weight.mul_(50)
+    table = random_table(side, 6)
+    found = qlip.interpolate_positions(table, uniform((side, side)), "mlp", prior, leaf_position)
+    torch.testing.assert_close(found, table, atol=1e-6, rtol=0)

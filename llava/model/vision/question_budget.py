@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.multimodal_encoder.qlip_encoder import QLIPVisionTower
-from llava.model.splice import bias_keys
+from llava.model.splice import bias_keys, share_images
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage, prepare_cut
@@ -68,7 +68,8 @@ def refine_pixels(model: Any, input_ids: Tensor, attention_mask: Tensor | None, 
         model: a LLaVA model.
         input_ids: int64 (B, L), IMAGE_TOKEN_INDEX where an image goes.
         attention_mask: (B, L), nonzero on real tokens; by default all are.
-        images: pixels of each image, one per placeholder; tokens, and other images, are returned as they are.
+        images: pixels of each image, one per placeholder; tokens, and other images, are returned as they are. Those
+            that no prompt shows, see `share_images`, are left out.
     """
     tower = model.get_vision_tower()
     if images is None or len(images) == 0 or not isinstance(images[0], Tensor) or images[0].ndim != 3:
@@ -77,13 +78,15 @@ def refine_pixels(model: Any, input_ids: Tensor, attention_mask: Tensor | None, 
         return images
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     rows = [ids[keep].cpu() for ids, keep in zip(input_ids, real.bool(), strict=True)]
-    counts = [int((row == IMAGE_TOKEN_INDEX).sum()) for row in rows]
-    if sum(counts) != len(images):
-        return images  # `splice_images` says what is wrong, or leaves some out
+    shares = [
+        share if bool((row == IMAGE_TOKEN_INDEX).any()) else range(0)
+        for row, share in zip(rows, share_images(rows, len(images)), strict=True)
+    ]
     cutter = tower.image_processor.cutter
-    pixels = [image.to(tower.device) for image in images]
-    waiting = iter([prepare_cut(partial(cutter.cut, image), cutter, tower.settings) for image in pixels])
-    shown = [[next(waiting) for _ in range(count)] for count in counts]
+    shown = [
+        [prepare_cut(partial(cutter.cut, images[i].to(tower.device)), cutter, tower.settings) for i in share]
+        for share in shares
+    ]
     refined = refine_images(model, rows, [0] * len(rows), shown)
     return encode_prepared(model, [image for own in refined for image in own])
 

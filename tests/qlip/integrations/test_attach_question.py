@@ -126,3 +126,11 @@ def test_what_cannot_be_asked_is_refused():
     vision, _ = qlip.attach(make_vision_model("clip"))
     with pytest.raises(TypeError, match="CLIPVisionModel is not an attached model with a language model"):
         qlip.process_for_question(vision, processor, PICTURES[0], PROMPTS[0])
+
+
+def test_where_no_question_could_change_the_tree_the_model_does_not_run(monkeypatch: pytest.MonkeyPatch):
+    model, processor = attached("llava", **{**SETTINGS, "alpha": float("inf")})
+    monkeypatch.setattr(model, "forward", lambda **_: pytest.fail("no first pass is needed"))
+    inputs = qlip.process_for_question(model, processor, PICTURES[0], PROMPTS[0])
+    expected = ask(processor, PROMPTS[:1], PICTURES[:1])
+    assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()

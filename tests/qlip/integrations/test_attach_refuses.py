@@ -176,6 +176,25 @@ def test_mpt_takes_neither_positions_nor_a_bias():
     qlip.attach(model, llm_positions="sequential", llm_size_bias=0.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ({"model_type": "llama4_text", "num_local_experts": 2, "intermediate_size_mlp": 48}, "chunked_attention"),
+        ({"model_type": "falcon_h1", "mamba_n_heads": 4, "mamba_d_ssm": 32}, "hybrid|convolutions"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}, "conv"),
+        ({"model_type": "minimax", "num_local_experts": 2, "num_hidden_layers": 2}, "linear_attention"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_layers_that_take_no_mask_with_a_bias(text, kind):
+    """Their logits would be wrong without a word: a bias needs masks of our own for every layer."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    model = with_text({**sizes, "num_key_value_heads": 2, "pad_token_id": 0, "num_hidden_layers": 4, **text})
+    with pytest.raises(ValueError, match=f"'{text['model_type']}' has layers .*({kind}).* give llm_size_bias=0"):
+        qlip.attach(model)
+    qlip.attach(model, llm_size_bias=0.0)
+
+
 def test_attentions_that_take_no_bias_or_no_padding():
     model = make_language_model("llava")
     model.config.text_config._attn_implementation = "flash_attention_2"

@@ -13,7 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.encoding import encode_prepared
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves
-from llava.model.vision.question_budget import attention_on_images, awaits_question, refine_images
+from llava.model.vision.question_budget import attention_on_images, awaits_question, refine_images, refine_pixels
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip import QLIPConfig
@@ -156,3 +156,19 @@ def test_a_quantised_model_attends_nearly_as_the_whole_one(flag, tmp_path):
         )
     close = torch.nn.functional.cosine_similarity(*(part.float() for part in weights), dim=0)
     assert close > {"load_8bit": 0.95, "load_4bit": 0.7}[flag]
+
+
+@pytest.mark.parametrize("surplus", [1, 2])
+def test_generate_asks_about_the_pictures_that_are_shown_and_leaves_the_others_out(model: Any, surplus: int) -> None:
+    """LLaVA ignores pictures beyond the last <image>; a prompt without one takes one, which it does not show."""
+    model = load_pretrained_model(demo_model_path(), device="cpu", qlip={"budget": "question"})[1]
+    cutter = model.get_vision_tower().image_processor.cutter
+    image = cutter.normalise(to_rgb(Image.fromarray(scene(PRESETS["detail"], 8, 0).image)), QLIPConfig())
+    prompts = torch.stack([torch.tensor([1, IMAGE_TOKEN_INDEX, 5, 6, 7]), torch.tensor([1, 3, 5, 6, 7])])
+    (alone,) = refine_pixels(model, prompts[:1], None, [image])
+    black = torch.zeros(3, 112, 112)
+    (found,) = refine_pixels(model, prompts[: 3 - surplus], None, [image, *[black] * surplus])
+    assert len(found.features) == len(alone.features) < cutter.native_grid**2 * 2
+    torch.testing.assert_close(found.features, alone.features)
+    with pytest.raises(ValueError, match="the prompt holds 2 <image>, but 1 images were given"):
+        refine_pixels(model, torch.cat([prompts, prompts]), None, [image])
