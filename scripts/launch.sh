@@ -10,13 +10,13 @@
 #   NUM_PROCESSES     processes of torchrun on this machine (default: its GPUs, at least 1)
 #   DEEPSPEED_CONFIG  replaces the recipe's ZeRO file; "none" trains without DeepSpeed
 #   TRAIN             the module (default: llava.train.train_mem if flash_attn is installed, else llava.train.train)
-#   PYTHON            the interpreter (default: python)
+#   PYTHON            the interpreter (default: python, of the environment that is active)
 #   DRY_RUN=1         prints the command
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-python}
+source "$ROOT/scripts/python.sh"
 FLAGS=("$@")
 
 installed() {

@@ -1,8 +1,8 @@
 """Runs commands without the imports of a new interpreter for each.
 
 `start` writes an executable that replaces `python` in a shell script. It sends its arguments to this process, which
-calls the `main` of the module or script that they name, and returns output and exit code. `fork_main` runs a `main` in
-a separate process.
+calls the `main` of the module or script that they name, and returns output and exit code; code after `-c` runs in a new
+interpreter. `fork_main` runs a `main` in a separate process.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from accelerate.state import AcceleratorState
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
+if sys.argv[1] == "-c":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as link:
     link.connect({address!r})
     request = {{"arguments": sys.argv[1:], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}}

@@ -22,17 +22,23 @@ from qlip import QLIPConfig
 if TYPE_CHECKING:
     from playground.examination import Score
 
+
+def _tree(**settings: Any) -> QLIPConfig:
+    """Builds QLIP's settings with the order of splits in which the tables were measured."""
+    return QLIPConfig(split_order="score", **settings)
+
+
 RANDOM: dict[str, Any] = {"criterion": "random", "alpha": 0.0}
 WAYS: dict[str, QLIPConfig | bool] = {
     "anyres": False,
-    "image, budget 64": QLIPConfig(max_tokens=64),
-    "image, budget 128": QLIPConfig(max_tokens=128),
-    "image, budget 256": QLIPConfig(max_tokens=256),
-    "image and base, budget 128": QLIPConfig(max_tokens=128, thumbnail=True),
-    "tiles, budget 128": QLIPConfig(max_tokens=128, tiling="tiles"),
-    "tiles, budget 256": QLIPConfig(max_tokens=256, tiling="tiles"),
-    "random leaves of the image, 128": QLIPConfig(**RANDOM, max_tokens=128),
-    "random leaves of tiles, 128": QLIPConfig(**RANDOM, max_tokens=128, tiling="tiles"),
+    "image, budget 64": _tree(max_tokens=64),
+    "image, budget 128": _tree(max_tokens=128),
+    "image, budget 256": _tree(max_tokens=256),
+    "image and base, budget 128": _tree(max_tokens=128, thumbnail=True),
+    "tiles, budget 128": _tree(max_tokens=128, tiling="tiles"),
+    "tiles, budget 256": _tree(max_tokens=256, tiling="tiles"),
+    "random leaves of the image, 128": _tree(**RANDOM, max_tokens=128),
+    "random leaves of tiles, 128": _tree(**RANDOM, max_tokens=128, tiling="tiles"),
 }
 """The model's own tiles, QLIP in their place, and leaves that split at random, of the same budgets."""
 WHOLE: dict[str, Any] = {"alpha": 0.0, "max_tokens": None, "llm_size_bias": 0.0, "noise_floor": False}
@@ -45,13 +51,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 COUNTING: dict[str, QLIPConfig | bool] = {
     "anyres": False,
-    "image at 224 px, whole grid, with base": QLIPConfig(**WHOLE, image_size=224, thumbnail=True),
-    "image at 224 px, whole grid, no base": QLIPConfig(**WHOLE, image_size=224),
-    "image at 448 px, whole grid, no base": QLIPConfig(**WHOLE, image_size=448),
-    "image, budget 128": QLIPConfig(max_tokens=128),
-    **{f"the same, {name}": QLIPConfig(max_tokens=128, **change) for name, change in CHANGES.items()},
-    "image at 224 px, budget 128": QLIPConfig(max_tokens=128, image_size=224),
-    "image at 224 px, budget 128, llm_size_bias 0": QLIPConfig(max_tokens=128, image_size=224, llm_size_bias=0.0),
+    "image at 224 px, whole grid, with base": _tree(**WHOLE, image_size=224, thumbnail=True),
+    "image at 224 px, whole grid, no base": _tree(**WHOLE, image_size=224),
+    "image at 448 px, whole grid, no base": _tree(**WHOLE, image_size=448),
+    "image, budget 128": _tree(max_tokens=128),
+    **{f"the same, {name}": _tree(max_tokens=128, **change) for name, change in CHANGES.items()},
+    "image at 224 px, budget 128": _tree(max_tokens=128, image_size=224),
+    "image at 224 px, budget 128, llm_size_bias 0": _tree(max_tokens=128, image_size=224, llm_size_bias=0.0),
 }
 """What counting rests on: the base, the weights, or the positions of tokens."""
 SCENES: dict[str, SceneSpec] = {

@@ -91,9 +91,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ZERO_OF = dict.fromkeys(RECIPES[1:], "zero3.json") | {"v1_5/pretrain": "zero2.json", "finetune_qlora": "zero2.json"}
 
 PYTHON = """#!/usr/bin/env bash
-# Says which packages are installed, and prints any other command.
+# Says that it can run llava and which other packages are installed, and prints any other command.
 if [[ $1 == -c ]]; then
     if [[ $2 == *device_count* ]]; then echo 3; exit; fi
+    if [[ $2 == *"'llava'"* ]]; then exit; fi
     for name in $INSTALLED; do if [[ $2 == *"find_spec('$name')"* ]]; then exit 0; fi; done
     exit 1
 fi
@@ -139,7 +140,7 @@ def test_every_recipe_is_checked() -> None:
     found = {
         str(file.relative_to(SCRIPTS).with_suffix("")) for file in [*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("v1_5/*.sh")]
     }
-    assert found - {"launch"} == set(ALL)
+    assert found - {"launch", "python"} == set(ALL)
 
 
 @pytest.mark.parametrize("recipe", ALL)
@@ -207,6 +208,13 @@ def test_the_log_goes_to_tensorboard_where_wandb_is_not_installed(start: Start) 
 
 def parsed_word(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
+
+
+@pytest.mark.parametrize("script", [*RECIPES, "v1_5/eval/pope"])
+def test_an_interpreter_that_cannot_run_llava_is_named_in_one_line(start: Start, script: str) -> None:
+    _, said = start(script, code=2, PYTHON="false")
+    (line,) = said.splitlines()
+    assert line.endswith("/false cannot run llava: first `. .venv/bin/activate`, or set PYTHON")
 
 
 def test_a_dry_run_prints_the_command(start: Start) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.evidence.checkpoints import trained_path
+from scripts.bench.evidence.experiments import BY_SCORE
 from scripts.bench.evidence.scene_sets import MEASURES, SET_NAMES, SPLITS
 from scripts.markdown_table import table_head, table_row
 
@@ -56,7 +57,7 @@ def command(options: argparse.Namespace) -> None:
     from scripts.bench.evidence.sets import draw_set
 
     torch.set_num_threads(options.threads)
-    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model_path]
+    engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=BY_SCORE)) for path in options.model_path]
     lines = [head(several=len(engines) > 1)]
     for name in options.sets:
         questions = draw_set(name, options.split, options.scenes)

@@ -7,7 +7,7 @@
 #   EVAL_DIR                   the data (default: ./playground/data/eval, laid out as LLaVA documents)
 #   CKPT                       the run's name (default: the model's, with the flags that change answers)
 #   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
-#   PYTHON                     (default: python)
+#   PYTHON                     the interpreter (default: python, of the environment that is active)
 # A run that was stopped continues when started again. With --limit N each process answers its first N questions, and
 # nothing is scored.
 
@@ -15,7 +15,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 EVAL_DIR=${EVAL_DIR:-./playground/data/eval}
-PYTHON=${PYTHON:-python}
+source "$ROOT/scripts/python.sh"
 FLAGS=("$@")
 
 # run_name FLAG...: the model's name, then each flag that changes answers.
