@@ -179,7 +179,7 @@ def _use_file(path: Path, use: Callable[[BinaryIO], Result]) -> Result:
         if not path.exists():
             raise ImageError(f"no such image file: {path}")
         if not path.is_file():
-            raise ImageError(f"not a file: {path}")
+            raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, not an image file")
         with path.open("rb") as file:
             return use(file)
     except OSError as error:

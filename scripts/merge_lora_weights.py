@@ -22,8 +22,11 @@ def merge_lora(args: argparse.Namespace) -> None:
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.deltas import check_empty
+    from llava.model.loading.checkpoint import inspect, local_folder
 
     check_empty(args.save_model_path)
+    if inspect(local_folder(args.model_path)).kind == "full":
+        raise ValueError(f"--model-path {args.model_path} has all weights: there is nothing to merge into --model-base")
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, _, _ = load_pretrained_model(
         args.model_path, args.model_base, name, device_map="cpu", torch_dtype=args.dtype

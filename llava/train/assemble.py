@@ -30,7 +30,8 @@ from llava.train.tiles import choose_tiles, keep_aspect_ratio, record_tiles
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TEMPLATE = "vicuna_v1"
+UNPADDED, DEFAULT_TEMPLATE = "v0.5", "vicuna_v1"
+"""LLaVA's version that pads with <unk>, which is not a template, and the template that it uses."""
 VISION_FIELDS = (
     "mm_vision_select_layer",
     "mm_vision_select_feature",
@@ -109,12 +110,17 @@ def find_base(args: ParsedArguments) -> Checkpoint:
 
 
 def resolve_version(args: ParsedArguments) -> str:
-    """Chooses the prompt template that `--version` names; Vicuna's for an unknown name, as in LLaVA."""
+    """Finds the prompt template that `--version` names.
+
+    Raises:
+        ValueError: there is none of that name; LLaVA would train on Vicuna's without a word.
+    """
     version = str(args.model.version)
-    if version in conv_templates:
-        return version
-    logger.warning("--version %r is not the name of a template; %r is used, as in LLaVA", version, DEFAULT_TEMPLATE)
-    return DEFAULT_TEMPLATE
+    if version == UNPADDED:
+        return DEFAULT_TEMPLATE
+    if version not in conv_templates:
+        raise ValueError(f"--version {version!r} is not a prompt template; known: {', '.join(conv_templates)}")
+    return version
 
 
 def warn_of_defaults(args: ParsedArguments, config: ImageLanguageConfig, template: str) -> None:

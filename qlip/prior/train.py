@@ -77,10 +77,10 @@ def fit_prior(config: FitConfig) -> FitResult:
         raise ValueError(f"{config.checkpoint} is of an unfinished run: resume it, or delete that file")
     paths = None if config.images is None else find_pictures(config.images)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     tower = load_tower(config.tower)
     projection = load_projection(config.tower) if config.loss == "projected" and paths is not None else None
     objective = PriorLoss(make_prior(config, tower.position_table), tower, projection).to(accelerator.device)
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     consistency = None
     if paths is not None:
         processor = load_image_processor(config.tower)

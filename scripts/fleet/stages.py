@@ -85,11 +85,12 @@ def read_times(path: Path) -> StageTimes:
     """Reads a file of measured times.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is not JSON of {"device": "...", "seconds": {a field of `StageTimes`: seconds}}.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     seconds = content.get("seconds") if isinstance(content, Mapping) else None
     if not isinstance(seconds, Mapping):

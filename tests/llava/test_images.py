@@ -65,7 +65,7 @@ def test_path_bytes_data_url_and_base64_text_give_the_same_picture(picture: Imag
     ("source", "words"),
     [
         ("nowhere.png", "no such image file: nowhere.png"),
-        (Path("/"), "not a file: /"),
+        (Path("/"), "/ is a folder, not an image file"),
         ("file:///etc/passwd", "file: URLs are not allowed"),
         ("FILE:/etc/passwd", "file: URLs are not allowed"),
         ("ftp://example.org/a.png", "ftp: URLs are not allowed"),

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
+from llava.utils import demo_model_path
 from scripts import extract_mm_projector, merge_lora_weights
 from tests.llava.checkpoints import (
     IMAGE_TOKEN,
@@ -157,3 +158,11 @@ def test_scripts_can_be_started_by_their_files_as_llavas_are(script):
     source = (ROOT / "scripts" / script).read_text(encoding="utf-8")
     assert "from scripts" not in source and "import scripts" not in source  # the folder is not a package then
     assert 'if __name__ == "__main__":' in source
+
+
+def test_a_checkpoint_without_a_lora_is_not_merged(tmp_path, capsys):
+    demo = str(demo_model_path())
+    flags = ["--model-path", demo, "--model-base", demo, "--save-model-path", str(tmp_path / "out")]
+    assert merge_lora_weights.main(flags) == 2
+    assert f"--model-path {demo} has all weights: there is nothing to merge" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = OneLineParser(prog="sweep", description=DESCRIPTION, conflict_handler="resolve")
+    parser = OneLineParser(prog="qlip sweep", description=DESCRIPTION, conflict_handler="resolve")
     add_flags(parser)
     return command(parser.parse_args(argv))
 
@@ -67,7 +67,7 @@ def command(args: argparse.Namespace) -> int:
 
         return run(args)
 
-    return run_command("sweep", sweep, interrupted="stopped; the same command continues with the next cell")
+    return run_command("qlip sweep", sweep, interrupted="stopped; the same command continues with the next cell")
 
 
 if __name__ == "__main__":

@@ -71,10 +71,10 @@ def _measure(
     records = [record for record in known if record["task"] == asdict(task)]
     done = [record["settings"] for record in records]
     todo = [cell for cell in cells if to_settings(cell) not in done]
-    print(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} of them already done", file=sys.stderr)
+    print(f"qlip sweep: {len(cells)} cells, {len(cells) - len(todo)} of them already done", file=sys.stderr)
     seconds, skipped = 0.0, 0
     for number, (cell, outcome) in enumerate(measure_all(args, asked, todo), start=1):
-        line = f"sweep: {number} of {len(todo)}: {describe(to_settings(cell), axes)}"
+        line = f"qlip sweep: {number} of {len(todo)}: {describe(to_settings(cell), axes)}"
         if isinstance(outcome, str):
             skipped += 1
             print(f"{line}: skipped: {outcome}", file=sys.stderr)
@@ -90,7 +90,7 @@ def _measure(
     if records:
         print(table(records))
         for file in write_figures(records, args.out):
-            print(f"sweep: {file}", file=sys.stderr)
+            print(f"qlip sweep: {file}", file=sys.stderr)
     return 1 if skipped else 0
 
 

@@ -123,8 +123,8 @@ class ModelCost:
             asking: tokens of the question, whose attention is read.
         """
         below = self.depth // 2 * self.layer.run(tokens)
-        key = self.layer.projections // 2 - self.query  # the other half is of values and outputs
-        return below + 2 * (asking * self.query + tokens * key) + asking * self.attend(tokens)
+        made = self.layer.projections - self.query  # queries, keys and values; the output's are as many as the queries'
+        return below + 2 * tokens * made + asking * self.attend(tokens)
 
 
 def _is_linear(part: nn.Module) -> bool:

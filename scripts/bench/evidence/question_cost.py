@@ -14,7 +14,7 @@ def prefill_flops(share: float, first_share: float = 0.0) -> float:
     """Computes the operations of tower and language model for one image and a short question.
 
     Products alone: two operations for each multiplication with its addition. The first pass ends below the middle
-    layer, whose query and key projections are left out as they are small.
+    layer, whose projections are left out as they are small.
 
     Args:
         share: tokens of the image, as a share of CLIP's.

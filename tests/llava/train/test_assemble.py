@@ -199,9 +199,10 @@ def test_the_padding_token(build, version, pad, rows):
     assert tokenizer.padding_side == "right" and model.get_vision_tower() is None
 
 
-def test_an_unknown_template_is_vicunas_as_in_llava(build, caplog):
-    assert build(f"{LLAVA} --version vicuna")[2] == conv_templates["vicuna_v1"]
-    assert "--version 'vicuna' is not the name of a template" in caplog.text
+def test_an_unknown_template_is_refused(build):
+    """LLaVA trains on Vicuna's then, which a mistyped name would not show."""
+    with pytest.raises(ValueError, match="--version 'v1.5' is not a prompt template; known: .*, plain,"):
+        build(f"{LLAVA} --version v1.5")
 
 
 def test_image_tokens_are_added(build):

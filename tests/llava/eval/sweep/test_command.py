@@ -220,7 +220,7 @@ def test_a_cell_beyond_the_models_context_is_skipped_and_the_others_measured(
     assert [record["settings"]["image_size"] for record in read(tmp_path)] == [112]
     captured = capsys.readouterr()
     assert "image_size=896: skipped: " in captured.err
-    assert "4096 visual tokens" in captured.err
+    assert "4096 positions of images" in captured.err
     assert "| QLIP |" in captured.out
 
 
@@ -295,4 +295,4 @@ def test_the_command_is_one_of_qlips(material: Path, tmp_path: Path, capsys: pyt
     assert cli.main(["sweep", *flags(material, tmp_path, "--no-qlip", "--limit", "1")]) == 0
     assert len(read(tmp_path)) == 1
     assert cli.main(["sweep", *flags(material, tmp_path, "--alpha", "x")]) == 2
-    assert capsys.readouterr().err.endswith("sweep: error: alpha is 'x'; it must be a number\n")
+    assert capsys.readouterr().err.endswith("qlip sweep: error: alpha is 'x'; it must be a number\n")

@@ -125,7 +125,7 @@ def test_impossible_flags_are_reported_in_one_line(
     assert command.main(flags(material, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
     assert words in error
-    assert error.startswith("sweep: error: ")
+    assert error.startswith("qlip sweep: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -117,7 +117,7 @@ def test_lengths_are_those_of_the_prepared_samples(folder, preparer, workers):
 
 
 def test_images_of_one_size_are_not_opened_and_leaves_not_cut_out(folder, monkeypatch):
-    for cut in ("extract_patches", "patches_of_levels"):
+    for cut in ("extract_patches", "extract_native"):
         monkeypatch.setattr(f"qlip.cutting.{cut}", lambda *_: pytest.fail("leaves were cut out"))
     measure_lengths(open_dataset(folder, QLIP))
     monkeypatch.setattr(module, "load_image", lambda *_: pytest.fail("an image was opened"))
