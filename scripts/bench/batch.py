@@ -60,6 +60,7 @@ class Case:
 CASES = (
     Case("demo", pictures=64, size=448, per_picture=6, new_tokens=128),
     Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128),
+    Case("demo", pictures=1536, size=448, per_picture=1, new_tokens=128),
     Case("upstream-tiny", pictures=40, size=448, per_picture=6, new_tokens=16),
     Case("upstream-tiny", pictures=240, size=448, per_picture=1, new_tokens=16),
     Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),

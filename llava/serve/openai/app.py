@@ -92,6 +92,7 @@ def openai_app(engine: ChatEngine, settings: APISettings, checked: bool = False)
     metrics = Metrics(engine)
     app = DescribedAPI(
         title="LLaVA with QLIP",
+        redoc_url=None,  # /docs is enough
         version=installed(PROJECT) or "unknown",  # a checkout that was not installed has no version
         summary="Chat about pictures in the OpenAI protocol.",
         responses=ERRORS,
