@@ -122,14 +122,21 @@ def _slide_along(extreme, size, source, target, rows, width):  # type: ignore[no
 
 @numba.njit(inline="always")
 def _slide_down(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
-    """Slides it down columns."""
-    for row in range(rows):
-        result = target[row]
+    """Slides it down columns, two rows at a time: they share all but one pixel each."""
+    for row in range(0, rows - 1, 2):
+        first, second = target[row], target[row + 1]
         for x in range(width):
-            value = source[row, x]
+            shared = source[row + 1, x]
+            for step in range(2, size):
+                shared = extreme(shared, source[row + step, x])
+            first[x], second[x] = extreme(shared, source[row, x]), extreme(shared, source[row + size, x])
+    if rows % 2:
+        last = target[rows - 1]
+        for x in range(width):
+            value = source[rows - 1, x]
             for step in range(1, size):
-                value = extreme(value, source[row + step, x])
-            result[x] = value
+                value = extreme(value, source[rows - 1 + step, x])
+            last[x] = value
 
 
 @compile_loop
@@ -188,6 +195,8 @@ def resample(
 ) -> None:
     """Resamples leaves of `size` cells a side into their patches; to rounding what the product with all weights gives.
 
+    Of finite pixels: others may also show beside the leaf's edge, where their weight is 0.
+
     Args:
         image: float32 (C, H, W), contiguous.
         boxes: int64 (N, 3), the leaves: row, col, size in cells. They must lie inside the image.
@@ -196,7 +205,9 @@ def resample(
         weights: float32 (P, size P), see `qlip.patches.antialias_weights`.
         patches: float32 (N, C, P, P), contiguous; the chosen ones are written.
     """
-    _make_resampling(size, len(weights))(image, boxes, chosen, _find_taps(weights, size), patches)
+    taps = _find_taps(weights, size)
+    along = np.tile(taps, image.shape[2] // (size * len(weights)))  # of all leaves that fit into a row
+    _make_resampling(size, len(weights))(image, boxes, chosen, taps, along, patches)
 
 
 def _find_taps(weights: np.ndarray, size: int) -> np.ndarray:
@@ -211,42 +222,60 @@ def _find_taps(weights: np.ndarray, size: int) -> np.ndarray:
 
 @cache
 def _make_resampling(size: int, patch_size: int) -> Kernel:
-    """Compiles `resample` for one size of leaves and patches."""
+    """Compiles `resample` for one size of leaves and patches: leaves that follow each other in a row at once."""
     side, taps, margin = size * patch_size, 2 * size, size // 2
 
     @compile_loop
     def resample(
-        image: np.ndarray, boxes: np.ndarray, chosen: np.ndarray, weights: np.ndarray, patches: np.ndarray
+        image: np.ndarray,
+        boxes: np.ndarray,
+        chosen: np.ndarray,
+        weights: np.ndarray,
+        along: np.ndarray,
+        patches: np.ndarray,
     ) -> None:
         channels, height, width = image.shape
         flat, pitch = image.reshape(-1), np.uint64(width)
-        down = np.zeros(side + taps, np.float32)  # one row of samples; the margin stays 0
-        inner, samples = down[margin:], np.empty(patch_size, np.float32)
-        for leaf in chosen:
+        down = np.zeros(width + taps, np.float32)  # one row of samples; the margin stays 0
+        inner, samples = down[margin:], np.empty(width // size, np.float32)
+        begin = 0
+        while begin < len(chosen):
+            first_row, first_col = boxes[chosen[begin], 0], boxes[chosen[begin], 1]
+            end = begin + 1
+            while (
+                end < len(chosen)
+                and boxes[chosen[end], 0] == first_row
+                and boxes[chosen[end], 1] == first_col + (end - begin) * size
+            ):
+                end += 1
+            extent, count = np.uint64((end - begin) * side), np.uint64((end - begin) * patch_size)
             for channel in range(channels):
-                corner = (channel * height + boxes[leaf, 0] * patch_size) * width + boxes[leaf, 1] * patch_size
+                corner = (channel * height + first_row * patch_size) * width + first_col * patch_size
                 for row in range(patch_size):
                     first = row * size - margin
                     if first >= 0 and first + taps <= side:
                         start = np.uint64(corner + first * width)
-                        for x in range(np.uint64(side)):
+                        for x in range(extent):
                             total = weights[0, row] * flat[start + x]
                             for tap in range(1, taps):
                                 total += weights[tap, row] * flat[start + np.uint64(tap) * pitch + x]
                             inner[x] = total
                     else:
-                        inner[:side] = 0
+                        inner[:extent] = 0
                         for tap in range(max(0, -first), min(taps, side - first)):
                             start = np.uint64(corner + (first + tap) * width)
-                            for x in range(np.uint64(side)):
+                            for x in range(extent):
                                 inner[x] += weights[tap, row] * flat[start + x]
-                    # All of a row at once: within one sum each addition would wait for the last.
-                    for col in range(patch_size):
-                        samples[col] = weights[0, col] * down[col * size]
-                    for tap in range(1, taps):
+                    inner[extent : extent + np.uint64(margin)] = 0  # of a longer row of leaves before
+                    for place in range(count):
+                        total = along[0, place] * down[place * np.uint64(size)]
+                        for tap in range(1, taps):
+                            total += along[tap, place] * down[place * np.uint64(size) + np.uint64(tap)]
+                        samples[place] = total
+                    for leaf in range(begin, end):
+                        patch = patches[chosen[leaf], channel, row]
                         for col in range(patch_size):
-                            samples[col] += weights[tap, col] * down[col * size + tap]
-                    for col in range(patch_size):
-                        patches[leaf, channel, row, col] = samples[col]
+                            patch[col] = samples[(leaf - begin) * patch_size + col]
+            begin = end
 
     return resample

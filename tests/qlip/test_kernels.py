@@ -96,6 +96,20 @@ def test_leaves_are_resampled_as_torch_interpolates_with_antialiasing(loops, siz
     assert np.isnan(patches[1]).all()  # nobody chose it
 
 
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=1, max_size=12), st.sampled_from([2, 4]))
+def test_leaves_that_follow_each_other_in_a_row_are_cut_as_each_alone(places, size):
+    """In any order, and the last one at the image's border."""
+    boxes = np.array([(size * row, size * col, size) for row, col in places])
+    image, loops = noise(2, 3 * size * 4, 7 * size * 4, seed=len(places)), kernels.load_loops()
+    together, alone = (np.full((len(boxes), 2, 4, 4), np.nan, np.float32) for _ in range(2))
+    weights = antialias_weights(size, 4)
+    loops.resample(image, boxes, np.arange(len(boxes)), size, weights, together)
+    for leaf in range(len(boxes)):
+        loops.resample(image, boxes, np.array([leaf]), size, weights, alone)
+    assert np.array_equal(together, alone)
+
+
 # Where they are used
 
 
