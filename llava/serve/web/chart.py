@@ -56,7 +56,7 @@ def accuracy_chart(curve: Curve | None, tokens: int) -> str:
         f'<g class="qlip"><polyline points="{points}"/>{dots}</g>'
         f'<g class="clip"><rect x="{_x(clip_x) - 3.5:.1f}" y="{_y(clip_y) - 3.5:.1f}" width="7" height="7"/>'
         f'<text x="{_x(clip_x) - 7:.1f}" y="{_y(clip_y) + 4:.1f}" text-anchor="end">CLIP</text></g>'
-        f'<text class="qlip" x="{_x(last_x):.1f}" y="{_y(last_y) + 14:.1f}" text-anchor="end">QLIP</text></svg>'
+        f'<text class="qlip" x="{_x(last_x) + 6:.1f}" y="{_y(last_y) + 4:.1f}">QLIP</text></svg>'
         f"<figcaption>Accuracy in % by visual tokens: {escape(curve.note)}</figcaption></figure>"
     )
 
