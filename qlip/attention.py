@@ -51,10 +51,20 @@ class _LayerReached(Exception):
 
 
 def _stop_with_inputs(
-    module: object, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float | None = None, **more: Any
+    module: object,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    **more: Any,
 ) -> None:
     """Takes the place of an attention function; the signature is transformers'."""
-    raise _LayerReached(AttentionInputs(query, key, scaling, more.get("softcap"), more.get("s_aux")))
+    sinks, of_heads = more.get("s_aux"), isinstance(attention_mask, Tensor) and attention_mask.shape[1] > 1
+    if of_heads or (sinks is not None and sinks.is_meta):
+        what = "its heads have masks of their own" if of_heads else "its sinks are offloaded"
+        raise ValueError(f"the attention of {type(module).__name__} can't be read: {what}; set budget to 'score'")
+    raise _LayerReached(AttentionInputs(query, key, scaling, more.get("softcap"), sinks))
 
 
 class _ProbingConfig:
@@ -78,6 +88,7 @@ def _read_inputs(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
     if PROBE not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         ALL_ATTENTION_FUNCTIONS.register(PROBE, _stop_with_inputs)
+    attention = getattr(attention, "_orig_mod", attention)  # of torch.compile
     probing = copy(attention)
     probing.config = _ProbingConfig(attention.config)  # type: ignore[assignment]
     try:
@@ -128,7 +139,8 @@ def attention_on_keys(
         float32 (B, T), rows sum to 1; to less where the layer has sinks.
 
     Raises:
-        ValueError: there is no such layer, its attention is not one of transformers' interface, or a row has no query.
+        ValueError: there is no such layer, its attention is not one of transformers' interface or has masks by head,
+            or a row has no query.
     """
     layers = find_layers(decoder)
     if not 0 <= layer < len(layers):
@@ -150,17 +162,20 @@ def attention_on_keys(
             raise _LayerReached(inputs)
 
     handle = attention.register_forward_pre_hook(catch, with_kwargs=True)  # type: ignore[union-attr]
+    inputs = None
     try:
         with _STANCE, torch.compiler.set_stance("force_eager"):  # compiled code calls no hook
             run()
     except _LayerReached as reached:
-        return _mean_weights(reached.inputs, queries, real, key_bias, window)
+        inputs = reached.inputs
     finally:
         handle.remove()
-    raise ValueError(
-        f"the attention of layer {layer} of {type(decoder).__name__} can't be read, since it did not run by one of"
-        " transformers' attention functions; set budget to 'score'"
-    )
+    if inputs is None:
+        raise ValueError(
+            f"the attention of layer {layer} of {type(decoder).__name__} can't be read, since it did not run by one of"
+            " transformers' attention functions; set budget to 'score'"
+        )
+    return _mean_weights(inputs, queries, real, key_bias, window)  # outside, where the pass's tensors are freed
 
 
 def _mean_weights(

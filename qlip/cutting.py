@@ -6,10 +6,10 @@ Needs torch and Pillow only, so that worker processes start fast; `qlip.image_pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,15 +38,18 @@ class CutOne(Protocol):
         """Cuts it under the settings, into `leaves` if they are given."""
 
 
-def check_channels(name: str, values: Sequence[float]) -> None:
-    """Raises unless `values`, "mean" or "std", are a finite number for each of three channels, for "std" above 0."""
+def check_channels(name: str, values: Any, above: float = -math.inf) -> tuple[float, ...]:
+    """Reads a finite number above `above` for each of three channels; raises TypeError or ValueError for others."""
+    bound = "" if above == -math.inf else f" above {above:g}"
     try:
-        own = [float(value) for value in values]
+        own = () if isinstance(values, str) else tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {values!r}; it must be three numbers") from None
-    if len(own) != 3 or not all(math.isfinite(value) and (name == "mean" or value > 0) for value in own):
-        above = "" if name == "mean" else " above 0"
-        raise ValueError(f"{name} is {tuple(own)}; it must be three finite numbers{above}, one for each of R, G and B")
+        own = ()
+    if not own:
+        raise TypeError(f"{name} is {values!r}; it must be three numbers{bound}, one for each of R, G and B")
+    if len(own) != 3 or not all(math.isfinite(value) and value > above for value in own):
+        raise ValueError(f"{name} is {own}; it must be three finite numbers{bound}, one for each of R, G and B")
+    return own
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class ImageCutter:
     def __post_init__(self) -> None:
         check_count("patch_size", self.patch_size)
         check_count("native_size", self.native_size)
-        for name in ("mean", "std"):
-            check_channels(name, getattr(self, name))
+        object.__setattr__(self, "mean", check_channels("mean", self.mean))
+        object.__setattr__(self, "std", check_channels("std", self.std, above=0))
         if self.native_size < self.patch_size:
             raise ValueError(f"native_size is {self.native_size}; it must be at least patch_size {self.patch_size}")
         # A ViT drops the pixels beyond its last whole patch.

@@ -103,11 +103,11 @@ class QLIPVisionModel(nn.Module):
         self.qlip = settings
 
     def set_prior(self, prior: CoordinateMLP, file: str | None = None) -> None:
-        """Uses `prior` for positions; kept in float32 and out of the state dict.
+        """Uses `prior` for positions, in float32 and out of the state dict.
 
         Args:
             prior: the MLP.
-            file: where it was read, as `QLIPConfig.mlp` names it; None: it is used instead of the one of the settings.
+            file: its file, as `QLIPConfig.mlp` names it; None: it is used instead of the one of the settings.
 
         Raises:
             ValueError: its width is not the model's.

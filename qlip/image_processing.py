@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
 from qlip.config import QLIPConfig
-from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter
+from qlip.cutting import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageCutter, check_channels
 from qlip.packing import PACKED_NAMES, pack
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
@@ -61,12 +61,12 @@ class QLIPImageProcessor(ImageProcessingMixin):
         qlip: QLIPConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        native_size = ImageCutter(patch_size, native_size, tuple(image_mean), tuple(image_std)).native_size
+        native_size = ImageCutter(patch_size, native_size).native_size
         self.patch_size = patch_size
         self.size = {"shortest_edge": native_size}
         self.crop_size = {"height": native_size, "width": native_size}
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = list(check_channels("image_mean", image_mean))
+        self.image_std = list(check_channels("image_std", image_std, above=0))
         self.qlip = qlip if isinstance(qlip, QLIPConfig) else QLIPConfig.from_dict(qlip or {})
 
     @classmethod

@@ -40,8 +40,8 @@ class CoordinateMLP(nn.Module):
     """
 
     frequencies: Tensor
-    written_at: int | None = None
-    """When the file that it was read from had been written, in nanoseconds; None if it was not read."""
+    source: tuple[Path, int] | None = None
+    """The file that it was read from, and when that was written, in nanoseconds; None if it was not read."""
 
     def __init__(
         self, dim: int, hidden: int = 1024, depth: int = 4, bands: int = 12, frequencies: Tensor | None = None
@@ -94,13 +94,14 @@ class CoordinateMLP(nn.Module):
         prior = cls(weights[-1].shape[0], weights[0].shape[0], len(weights) - 1, frequencies=frequencies)
         for layer, weight, bias in zip(prior.layers, weights, biases, strict=True):
             layer.load_state_dict({"weight": weight, "bias": bias})
-        prior.written_at = written
+        prior.source = (path, written)
         return prior
 
     def is_current(self, path: str | Path) -> bool:
-        """Whether the file that it was read from has not been written since; true where either is missing."""
-        path = Path(path)
-        return self.written_at is None or not path.is_file() or path.stat().st_mtime_ns == self.written_at
+        """Whether a file is not one that this was read from and that was written since."""
+        if self.source is None or self.source[0] != Path(path) or not Path(path).is_file():
+            return True
+        return Path(path).stat().st_mtime_ns == self.source[1]
 
 
 def smooth_frequencies(bands: int) -> Tensor:

@@ -100,7 +100,9 @@ def extract_native(cut: Callable[[int, Tensor], Tensor], image: Tensor, leaves: 
     aligned = leaves.aligned
     if bool(aligned.all()):
         return patches_of_levels(cut, leaves, patch_size)
-    patches = extract_patches(image, leaves, patch_size)
+    others = extract_patches(image, Leaves(leaves.boxes[~aligned], leaves.grid), patch_size)
+    patches = others.new_empty(len(leaves), *others.shape[1:])
+    patches[~aligned.to(patches.device)] = others
     if bool(aligned.any()):
         of_levels = patches_of_levels(cut, Leaves(leaves.boxes[aligned], leaves.grid), patch_size)
         patches[aligned.to(patches.device)] = of_levels.to(patches.dtype)

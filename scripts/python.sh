@@ -4,6 +4,6 @@
 PYTHON=${PYTHON:-python}
 if ! "$PYTHON" -c "import importlib.util as u, sys
 sys.exit(not all(map(u.find_spec, ('llava', 'torch', 'transformers'))))" 2> /dev/null; then
-    echo "$(basename "$0"): $(type -P "$PYTHON" || echo "$PYTHON") cannot run llava: first \`. .venv/bin/activate\`, or set PYTHON" >&2
+    echo "$(basename "$0"): $(type -P "$PYTHON" || echo "$PYTHON") lacks llava, torch or transformers: first \`. .venv/bin/activate\`, or set PYTHON to one that has them" >&2
     exit 2
 fi

@@ -1,4 +1,4 @@
-"""Loops over pixels compiled by numba, on a CPU where it is installed (`pip install "llava-qlip[fast]"`).
+"""Loops over pixels compiled by numba, on a CPU where it is installed (`pip install ".[fast]"`).
 
 Without it numpy computes the same, more slowly. `NUMBA_DISABLE_JIT=1` switches them off.
 """

@@ -238,5 +238,5 @@ def open_log(folder: str | Path | None) -> AbstractContextManager[Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("log_dir needs TensorBoard: pip install 'llava-qlip[train]'") from None
+        raise ValueError("log_dir needs TensorBoard: pip install '.[train]'") from None
     return SummaryWriter(str(folder))

@@ -154,7 +154,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         rates = [f"{row[way]:.2f}/s" for way in WAYS]
         cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
         memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
-        cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.0%}", memory]
+        cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.1%}", memory]
         lines.append(table_row([row["model"], *map(str, cells)]))
     return "\n".join(lines)
 

@@ -40,6 +40,7 @@ CONFIGS |= {
         ("cohere", {}),  # interleaved rotation
         ("olmo2", {}),  # norms over all heads
         ("glm", {"head_dim": 8}),  # partial rotation
+        ("afmoe", {"head_dim": 8, "num_local_experts": 2, "num_dense_layers": 3}),  # its mask comes by keyword
         ("phi3", {}),  # one projection for queries, keys and values
         ("smollm3", {"no_rope_layers": [1, 0, 1]}),  # a layer without rotation
         ("gemma2", {"head_dim": 8, "attn_logit_softcapping": 2.0, "sliding_window": 4096}),
@@ -204,11 +205,23 @@ def test_a_forward_pass_of_another_thread_is_not_disturbed():
 
 
 @torch.no_grad()
+def test_heads_with_masks_of_their_own_are_refused():
+    config = AutoConfig.for_model("doge", **SIZES, pad_token_id=0)
+    model, inputs = build(config, "eager"), batch()
+    with pytest.raises(ValueError, match="DogeAttention can't be read: its heads have masks of their own; set budget"):
+        found(model, inputs, 0, inputs["attention_mask"].bool())
+
+
+@torch.no_grad()
 def test_a_compiled_model_is_read_as_before():
     model, inputs = build(CONFIGS["llama"], "sdpa"), batch()
     queries = torch.zeros(2, 9, dtype=torch.bool)
     queries[:, -2:] = True
     expected = found(model, inputs, 1, queries)
+    layer = model.model.layers[1]
+    layer.self_attn = torch.compile(layer.self_attn, backend="eager")
+    torch.testing.assert_close(found(model, inputs, 1, queries), expected)
+    layer.self_attn = layer.self_attn._orig_mod
     model.compile(backend="eager")
     logits = model(**inputs).logits  # the compiler keeps the code that it made before there was a hook
     torch.testing.assert_close(found(model, inputs, 1, queries), expected)

@@ -220,10 +220,11 @@ def test_errors_name_the_value():
     with pytest.raises(ValueError, match=r"floats from 0\.0 to 1\.0000001"):
         QLIPImageProcessor().preprocess(np.float32([[0, 1.0000001]]))
     for wrong in ((0, 1, 1), (1, 1), (1, float("nan"), 1)):
-        with pytest.raises(ValueError, match=r"std is \(.*\); it must be three finite numbers above 0"):
+        with pytest.raises(ValueError, match=r"image_std is \(.*\); it must be three finite numbers above 0"):
             QLIPImageProcessor(image_std=wrong)
-    with pytest.raises(TypeError, match="mean is .*; it must be three numbers"):
-        QLIPImageProcessor(image_mean=("a", 1, 1))
+    for odd in (("a", 1, 1), 0.5, None, "123"):
+        with pytest.raises(TypeError, match="image_mean is .*; it must be three numbers"):
+            QLIPImageProcessor(image_mean=odd)
     with pytest.raises(ValueError, match="floats from nan to nan"):
         QLIPImageProcessor().preprocess(np.float32([[0, np.nan]]))
     for call in (QLIPImageProcessor().preprocess, QLIPImageProcessor().pack):

@@ -214,7 +214,9 @@ def parsed_word(words: list[str], flag: str) -> str:
 def test_an_interpreter_that_cannot_run_llava_is_named_in_one_line(start: Start, script: str) -> None:
     _, said = start(script, code=2, PYTHON="false")
     (line,) = said.splitlines()
-    assert line.endswith("/false cannot run llava: first `. .venv/bin/activate`, or set PYTHON")
+    assert line.endswith(
+        "/false lacks llava, torch or transformers: first `. .venv/bin/activate`, or set PYTHON to one that has them"
+    )
 
 
 def test_a_dry_run_prints_the_command(start: Start) -> None:

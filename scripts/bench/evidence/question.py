@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = make_parser("question", "Measure the question-aware budget.")
     parser.add_argument("--layers", type=integer(0), nargs="+", default=[], help="further layers to read")
+    parser.add_argument("--ways", nargs="+", metavar="NAME", help="only these rows of the table")
     parser.add_argument("--mark", default="question", help="what the names of the marks to fill begin with")
     return parse_and_run(parser, command, argv)
 
@@ -61,7 +62,7 @@ def command(options: argparse.Namespace) -> None:
 
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
-    from scripts.bench.evidence.question_ways import draw_scenes, make_ways, measure, table
+    from scripts.bench.evidence.question_ways import choose_ways, draw_scenes, make_ways, measure, table
     from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
@@ -69,10 +70,10 @@ def command(options: argparse.Namespace) -> None:
     towers = [engine.model.get_vision_tower() for engine in engines]
     for low, high in options.sizes:
         scenes = list(draw_scenes((low, high), options.seed, options.scenes, options.photos))
-        tallies = [
-            measure(engine, make_ways(tower.settings, tower.num_patches, options.layers), scenes)
-            for engine, tower in zip(engines, towers, strict=True)
-        ]
+        tallies = []
+        for engine, tower in zip(engines, towers, strict=True):
+            ways = make_ways(tower.settings, tower.num_patches, options.layers)
+            tallies.append(measure(engine, choose_ways(ways, options.ways), scenes))
         text = table(tallies, towers[0].num_patches)
         print(f"{low}-{high} px, {options.scenes} scenes, seed {options.seed}\n\n{text}\n", flush=True)
         if options.page.exists():

@@ -62,6 +62,18 @@ def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
     return ways + [Way(f"question and scores as shipped, layer {layer}", asking, layer) for layer in layers]
 
 
+def choose_ways(ways: Sequence[Way], names: Sequence[str] | None) -> list[Way]:
+    """Chooses ways by name, in their own order; all by default.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    known = [way.name for way in ways]
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"there is no way {unknown[0]!r}; allowed are {', '.join(known)}")
+    return [way for way in ways if names is None or way.name in names]
+
+
 def draw_scenes(
     sizes: tuple[int, int], seed: int, count: int, photos: str = "validation"
 ) -> Iterator[tuple[Scene, list[Question]]]:

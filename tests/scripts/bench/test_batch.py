@@ -79,4 +79,6 @@ def test_medians_and_ratios_are_of_turns() -> None:
     assert (row["one at a time"], row["runner"]) == pytest.approx((6 / 9, 2.0))
     assert row["ratio"] == 3.0 and row["ratios"] == [3.0, 4.0, 1.0]
     assert row["cpu"] == pytest.approx([1000.0, 500.0]) and row["same"] == pytest.approx(5 / 6)
-    assert "| demo | 6 | 3 | 0.67/s | 2.00/s | 3.0 | 1000.0 to 500.0 | 83% | 500 to 500 + 40 a worker |" in table([row])
+    assert "| demo | 6 | 3 | 0.67/s | 2.00/s | 3.0 | 1000.0 to 500.0 | 83.3% | 500 to 500 + 40 a worker |" in table(
+        [row]
+    )
