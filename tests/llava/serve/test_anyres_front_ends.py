@@ -82,7 +82,7 @@ def test_the_engine_says_what_llava_next_says_and_counts_its_tokens(engine, expe
     engine.context_len = answer.usage.text_tokens + expected[1] + GREEDY.max_new_tokens
     assert engine.ask(TEXT, [IMAGE], GREEDY) == expected[0]
     engine.context_len -= 1
-    with pytest.raises(PromptTooLong, match=f" {expected[1]} visual tokens"):
+    with pytest.raises(PromptTooLong, match=f" {expected[1]} positions of images"):
         engine.ask(TEXT, [IMAGE], GREEDY)
 
 
@@ -173,6 +173,6 @@ def test_the_page_draws_the_whole_picture_and_counts_the_tiles(engine, expected)
     prepared = backend.prepare(IMAGE, SERVER_DEFAULTS)
     assert views.draw(prepared, backend.pixels).getbbox() is not None
     meter = views.token_meter(prepared, IMAGE, backend.native_tokens)
-    assert f"<strong>{expected[1]}</strong> visual tokens" in meter and "and on 3 tiles of it" in meter
+    assert f"<strong>{expected[1]}</strong> visual tokens" in meter and "and 3 tiles of it" in meter
     with pytest.raises(ValueError, match="this model has CLIP's uniform grid only"):
         backend.prepare(IMAGE, QLIPOptions(enabled=True))

@@ -113,7 +113,9 @@ def test_what_exceeds_the_context_is_refused_before_anything_is_computed(tower: 
     model = ScriptedModel([], tower)
     prompt = "<image>1234567"  # BOS and seven bytes
     fitting = 8 + visual + 10
-    with pytest.raises(ValueError, match=f"8 text tokens, {visual} visual tokens .* up to 10 .* of {fitting - 1}"):
+    with pytest.raises(
+        ValueError, match=f"8 text tokens, {visual} positions of images .* up to 10 .* of {fitting - 1}"
+    ):
         engine(model, fitting - 1).reply(prompt, [PICTURE], Sampling(max_new_tokens=10))
     assert model.calls == []
     model.script.append("yes")

@@ -184,7 +184,7 @@ def test_a_prompt_is_refused_where_the_most_that_it_may_need_exceeds_the_context
     text, most = fits.usage.text_tokens, engine.vision.prepare(pictures[0], settings).tokens
     assert most >= fits.usage.visual_tokens
     monkeypatch.setattr(engine, "context_len", text + most + GREEDY.max_new_tokens - 1)
-    with pytest.raises(PromptTooLong, match=f"{text} text tokens, {most} visual tokens"):
+    with pytest.raises(PromptTooLong, match=f"{text} text tokens, {most} positions of images"):
         submit(engine, pictures[0], ASKED[0], qlip=replace(settings, llm_positions="sequential"))
 
 

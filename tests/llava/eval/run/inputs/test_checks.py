@@ -38,7 +38,7 @@ FROM_FILES: dict[str, Main] = {
     "model_vqa_science": model_vqa_science.main,
     "ray_batch": ray_batch.main,
     "vstar_likelihood": vstar_likelihood.main,
-    "sweep": sweep.main,
+    "qlip sweep": sweep.main,
 }
 
 
@@ -69,7 +69,7 @@ def make_flags(name: str, folder: Path, images: Path, count: int = 12) -> list[s
         file = write_rows(
             folder / "q.jsonl", [{"question_id": i, "image": f"{i % 4}.png", **more} for i in range(count)]
         )
-    out = ["--out", str(folder / "out")] if name == "sweep" else ["--answers-file", str(folder / "a.jsonl")]
+    out = ["--out", str(folder / "out")] if name == "qlip sweep" else ["--answers-file", str(folder / "a.jsonl")]
     return ["--question-file", str(file), "--image-folder", str(images), *out, "--device", "cpu"]
 
 
@@ -85,7 +85,7 @@ def test_missing_and_unreadable_pictures_are_said_once_before_the_model_is_loade
     assert f"2 of 4 images are missing, for example {images / '1.png'} and {images / '3.png'}; " in error
     assert f"1 of 4 images are unreadable, for example {images / '2.png'}: not a readable image; broken" in error
     assert "not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; check --image-folder" in error
-    assert ("--skip-unreadable" in error) == (name != "sweep")
+    assert ("--skip-unreadable" in error) == (name != "qlip sweep")
     assert not (tmp_path / "a.jsonl").exists() and not (tmp_path / "out").exists()
 
 
