@@ -79,23 +79,21 @@ class _ProbingConfig:
         return getattr(self._config, name)
 
 
-def _read_inputs(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionInputs | None:
-    """Runs an attention layer up to its attention function; None if it calls none of transformers'.
+def _run_probing(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Runs an attention layer up to its attention function; returns only if it calls none of transformers'.
 
     A copy that shares its weights runs, so that other threads' forward passes see nothing of it.
+
+    Raises:
+        _LayerReached: with what the function would get.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if PROBE not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        ALL_ATTENTION_FUNCTIONS.register(PROBE, _stop_with_inputs)
+    ALL_ATTENTION_FUNCTIONS.register(PROBE, _stop_with_inputs)
     attention = getattr(attention, "_orig_mod", attention)  # of torch.compile
     probing = copy(attention)
     probing.config = _ProbingConfig(attention.config)  # type: ignore[assignment]
-    try:
-        type(attention).forward(probing, *args, **kwargs)
-    except _LayerReached as reached:
-        return reached.inputs
-    return None
+    type(attention).forward(probing, *args, **kwargs)
 
 
 def middle_layer(decoder: nn.Module) -> int:
@@ -156,10 +154,8 @@ def attention_on_keys(
     thread = get_ident()
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if get_ident() != thread:  # another thread's forward pass through the same model
-            return
-        if (inputs := _read_inputs(module, args, kwargs)) is not None:
-            raise _LayerReached(inputs)
+        if get_ident() == thread:  # not another thread's forward pass through the same model
+            _run_probing(module, args, kwargs)
 
     handle = attention.register_forward_pre_hook(catch, with_kwargs=True)  # type: ignore[union-attr]
     inputs = None

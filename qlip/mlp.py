@@ -99,9 +99,10 @@ class CoordinateMLP(nn.Module):
 
     def is_current(self, path: str | Path) -> bool:
         """Whether a file is not one that this was read from and that was written since."""
-        if self.source is None or self.source[0] != Path(path) or not Path(path).is_file():
+        path = Path(path)
+        if self.source is None or self.source[0] != path or not path.is_file():
             return True
-        return Path(path).stat().st_mtime_ns == self.source[1]
+        return path.stat().st_mtime_ns == self.source[1]
 
 
 def smooth_frequencies(bands: int) -> Tensor:

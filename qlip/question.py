@@ -51,6 +51,11 @@ class QuestionCut:
             raise ValueError(f"the grids differ: {', '.join(map(str, grids))} cells")
 
     @property
+    def unasked(self) -> CutImage:
+        """The image where no question is asked: what the scores split, and the thumbnail."""
+        return replace(self.kept, thumbnail=self.first.thumbnail)
+
+    @property
     def roots(self) -> Roots:
         """The coarsest blocks, whose attention is read."""
         return roots_for(self.settings, self.first.leaves.grid, self.native_grid)

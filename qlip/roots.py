@@ -26,8 +26,8 @@ def find_roots(
     """
     check_choice("layout", layout, Layout)
     rows, cols = grid
-    level = max(min(rows, cols).bit_length() - 2, native_cell.bit_length() - 1)
-    level = max(0, min(level, min(rows, cols).bit_length() - 1))  # a larger block would stick out
+    largest = min(rows, cols).bit_length() - 1
+    level = min(largest, max(largest - 1, native_cell.bit_length() - 1))
     if max_leaf is not None:
         check_count("max_leaf", max_leaf)
         if max_leaf & (max_leaf - 1):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +73,7 @@ def process_for_question(
         weights = attention_on_images(model, first, asks)
         cuts = [each.refine(own_weights) for each, own_weights in zip(waiting, weights, strict=True)]
     else:  # no question could change them
-        cuts = [replace(each.kept, thumbnail=each.first.thumbnail) for each in waiting]
+        cuts = [each.unasked for each in waiting]
     return with_cuts(processor, cuts)(images=images, text=text, **options).to(device)
 
 

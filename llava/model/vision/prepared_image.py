@@ -147,7 +147,7 @@ def prepare_cut(cut: CutOne, cutter: ImageCutter, settings: QLIPConfig) -> Prepa
     elif waiting.splits:
         first = waiting.first
     else:  # no question could change it
-        first, waiting = replace(waiting.kept, thumbnail=waiting.first.thumbnail), None
+        first, waiting = waiting.unasked, None
     span = image_span(settings, first.leaves, cutter.native_grid)
     more = 0 if waiting is None else waiting.most_leaves - len(first.leaves)
     positions = span.length + (more if span.positions is None else 0)

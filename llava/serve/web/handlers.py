@@ -112,13 +112,14 @@ class Demo(PictureHandlers):
                         yield step
             except gr.Error:
                 if sides.is_shown:
-                    yield self._end_comparison(sides, "failed")
+                    yield self._show_bodies(sides, "failed")
                 raise
             if sides.is_shown and run.is_stopped:
-                yield self._end_comparison(sides, "stopped")
+                yield self._show_bodies(sides, "stopped")
 
-    def _end_comparison(self, sides: Comparison, how: str) -> tuple[Any, ...]:
-        left, right = sides.bodies(how)
+    def _show_bodies(self, sides: Comparison, ended: str = "") -> tuple[Any, ...]:
+        """Shows the panel, in each step: a browser that gets several at once applies what they change to the first."""
+        left, right = sides.bodies(ended)
         return gr.update(visible=True), gr.skip(), gr.skip(), left, gr.skip(), right
 
     async def _compare(
@@ -141,16 +142,13 @@ class Demo(PictureHandlers):
         drawn = [asyncio.to_thread(views.compare_head, mode, image, pixels) for mode, image in sides.images.items()]
         heads = await asyncio.gather(*drawn)
         left, right = sides.bodies()
-        # In each step: a browser that gets several at once applies what they change within an output to the first.
-        visible = gr.update(visible=True)
         sides.is_shown = True
-        yield visible, views.compare_question(text), heads[0], left, heads[1], right
+        yield gr.update(visible=True), views.compare_question(text), heads[0], left, heads[1], right
         for mode, image in sides.images.items():
             progress = sides.progress[mode] = AnswerProgress(image.tokens)
             async with aclosing(self._answer(queries[mode], progress)) as steps:
                 async for _ in steps:
-                    left, right = sides.bodies()
-                    yield visible, gr.skip(), gr.skip(), left, gr.skip(), right
+                    yield self._show_bodies(sides)
 
     async def stop(self, request: gr.Request, press: Any) -> None:
         """Ends the visitor's answers, also those that wait to begin; what has come of them stays."""
