@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+
+from qlip.resizing import BicubicResizer
 
 LARGEST_GAP = 1
 """Unneeded blocks that may lie between two needed ones of a run: starting a new run costs as much."""
@@ -30,7 +31,7 @@ class Area:
 
 
 def resize_blocks(
-    image: Image.Image, grid: tuple[int, int], size: int, places: np.ndarray, patch_size: int
+    original: BicubicResizer, grid: tuple[int, int], size: int, places: np.ndarray, patch_size: int
 ) -> np.ndarray:
     """Resizes some blocks of an image to one cell each, antialiased bicubic, over their borders.
 
@@ -39,7 +40,7 @@ def resize_blocks(
     thousand differs by one level.
 
     Args:
-        image: RGB.
+        original: the image.
         grid: (rows, cols) of the image in cells.
         size: side of the blocks in cells.
         places: int (n, 2), row and column of the wanted blocks, counted in blocks, in raster order; at least one, and
@@ -50,6 +51,7 @@ def resize_blocks(
         uint8 (n, P, P, 3).
     """
     blocks = np.empty((len(places), patch_size, patch_size, 3), np.uint8)
+    width, height = original.image.size
     whole = Area(0, 0, grid[0] // size, grid[1] // size)
     parts = find_runs(places)
     if sum(len(area) for area, _ in parts) > WHOLE_SHARE * len(whole):
@@ -57,11 +59,10 @@ def resize_blocks(
     for area, own in parts:
         rows, cols = area.bottom - area.top, area.right - area.left
         # Multiplied first: a border that falls on a whole pixel is exact.
-        left, right = (image.width * (size * column) / grid[1] for column in (area.left, area.right))
-        top, bottom = (image.height * (size * row) / grid[0] for row in (area.top, area.bottom))
-        shape = (cols * patch_size, rows * patch_size)
-        resized = image.resize(shape, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-        squares = np.asarray(resized).reshape(rows, patch_size, cols, patch_size, 3)
+        left, right = (width * (size * column) / grid[1] for column in (area.left, area.right))
+        top, bottom = (height * (size * row) / grid[0] for row in (area.top, area.bottom))
+        resized = original.resize(cols * patch_size, rows * patch_size, (left, top, right, bottom))
+        squares = resized.reshape(rows, patch_size, cols, patch_size, 3)
         blocks[own] = squares[places[own, 0] - area.top, :, places[own, 1] - area.left]
     return blocks
 

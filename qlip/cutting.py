@@ -20,6 +20,7 @@ from qlip.blocks import resize_blocks
 from qlip.config import QLIPConfig, check_count
 from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_native, extract_patches
 from qlip.quadtree import Leaves, partition_as
+from qlip.resizing import BicubicResizer
 from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
 from qlip.scores.noise import estimate_noise
@@ -122,11 +123,11 @@ class ImageCutter:
     def normalise(self, image: Image.Image, settings: QLIPConfig) -> Tensor:
         """Resizes an image of any mode to whole cells: float32 (3, H, W), normalised."""
         image = to_rgb(image)  # returns an image that `llava.images` decoded as it is
-        return self._resize(image, self._fitted_size(settings, *image.size))
+        return self._resize(BicubicResizer(image), self._fitted_size(settings, *image.size))
 
-    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+    def _resize(self, original: BicubicResizer, size: tuple[int, int]) -> Tensor:
         """Resizes an RGB image to (width, height) and normalises it."""
-        return self.to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+        return torch.from_numpy(self._normalise(original.resize(*size)))
 
     def to_tensor(self, image: Image.Image) -> Tensor:
         """Normalises an RGB image as it is: float32 (3, H, W)."""
@@ -160,7 +161,7 @@ class ImageCutter:
         What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
         """
         image = to_rgb(image)
-        return self._make_finder(image, cache(partial(self._resize, image)))
+        return self._make_finder(image, cache(partial(self._resize, BicubicResizer(image))))
 
     def _make_finder(
         self, image: Image.Image, pixels_of: Callable[[tuple[int, int]], Tensor]
@@ -184,7 +185,8 @@ class ImageCutter:
     def make_preparer(self, image: Image.Image) -> CutOne:
         """Builds `prepare` of one image, which also cuts it into given leaves; see `make_finder`."""
         image = to_rgb(image)
-        pixels_of = cache(partial(self._resize, image))
+        original = BicubicResizer(image)
+        pixels_of = cache(partial(self._resize, original))
         find = self._make_finder(image, pixels_of)
 
         def prepare(settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
@@ -194,7 +196,7 @@ class ImageCutter:
                 pixels = pixels_of(self._fitted_size(settings, *image.size))
                 check_grid(pixels, leaves, self.patch_size)
             if settings.geometry == "native":
-                patches = extract_native(partial(self._cut_level, image, pixels), pixels, leaves, self.patch_size)
+                patches = extract_native(partial(self._cut_level, original, pixels), pixels, leaves, self.patch_size)
             else:
                 patches = extract_patches(pixels, leaves, self.patch_size)
             return CutImage(leaves, patches, self._thumbnail(pixels, settings))
@@ -210,13 +212,13 @@ class ImageCutter:
         patches = extract_patches(pixels, leaves, self.patch_size, settings.geometry)
         return CutImage(leaves, patches, self._thumbnail(pixels, settings))
 
-    def _cut_level(self, image: Image.Image, pixels: Tensor, size: int, places: Tensor) -> Tensor:
-        """Cuts blocks of `size` cells from an image resized so that each is one cell; see `patches_of_levels`."""
+    def _cut_level(self, original: BicubicResizer, pixels: Tensor, size: int, places: Tensor) -> Tensor:
+        """Cuts blocks of `size` cells from the image resized so that each is one cell; see `patches_of_levels`."""
         side = self.patch_size
         if size == 1:
             return cut_cells(pixels, places, side)
         grid = pixels.shape[1] // side, pixels.shape[2] // side
-        levels = resize_blocks(image, grid, size, places.numpy(), side)
+        levels = resize_blocks(original, grid, size, places.numpy(), side)
         patches = self._normalise(levels.reshape(-1, side, 3)).reshape(3, -1, side, side)
         return torch.from_numpy(patches.swapaxes(0, 1))
 

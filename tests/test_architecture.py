@@ -19,6 +19,8 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # The layers, lowest first. A module may import modules of lower layers only; in llava, playground and scripts also
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("qlip.kernels.compiling",),
+    ("qlip.kernels.resizing",),
     ("qlip.kernels.loops",),
     (
         "qlip.kernels",
@@ -27,7 +29,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.config",
         "qlip.files",
         "qlip.rgb",
-        "qlip.blocks",
         "qlip.image_limits",
         "qlip.ragged",
         "qlip.backbones.base",
@@ -43,8 +44,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.mlp",
         "qlip.splits",
         "qlip.saved_settings",
+        "qlip.resizing",
     ),
-    ("qlip.scores.criteria",),
+    ("qlip.scores.criteria", "qlip.blocks"),
     ("qlip.integrations.continuation", "qlip.integrations.mixins", "qlip.pictures", "qlip.prior.config"),
     ("qlip.backbones.transformers", "qlip.backbones.timm", "qlip.backbones.open_clip"),
     ("qlip.backbones.registry",),

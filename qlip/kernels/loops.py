@@ -8,34 +8,18 @@ The side of a window, of leaves and of patches is a constant of the compiled cod
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numba
 import numpy as np
-from numba.core.compiler_lock import global_compiler_lock
 
-if hasattr(os, "register_at_fork"):  # a child whose parent was compiling would wait for its lock for ever
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+from qlip.kernels.compiling import Kernel, compile_loop
+from qlip.kernels.resizing import resize_image
+
+__all__ = ["find_cell_hats", "halve", "resample", "resize_image", "summarise_gradient"]
 
 BAND = 2**16
 """Pixels of one channel that are opened at once, so that they stay in a core's cache."""
-
-Kernel = Callable[..., Any]
-
-
-def compile_loop(function: Kernel) -> Kernel:
-    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place."""
-    try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:  # numba found no folder that it may write to
-        return numba.njit(function, nogil=True)
 
 
 @compile_loop

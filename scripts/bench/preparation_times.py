@@ -33,11 +33,13 @@ class Preparation:
     cut: float
     """`ImageCutter.prepare`: resized, cut by the quadtree of its detail, patches normalised."""
     compiled: float | None
-    """The same by numba's loops; None where it is not installed."""
+    """The same, resized as well, by numba's loops; None where it is not installed."""
     clip: float
     """`CLIPImageProcessorPil`: resized, cropped and normalised."""
     ratio: float
     """Of `cut` and `clip`, median over photographs."""
+    compiled_ratio: float | None
+    """Of `compiled` and `clip`, likewise."""
 
 
 def enlarged(name: str, size: tuple[int, int]) -> Image.Image:
@@ -71,17 +73,20 @@ def measure_preparation(size: tuple[int, int], repeats: int) -> Preparation:
         )
         turns = [[way() for way in ways] for _ in range(repeats)]
         fastest.append(tuple(map(min, zip(*turns, strict=True))))
-    ratio = statistics.median(own / other for own, other, _ in fastest)
     cut, clip, compiled = map(statistics.median, zip(*fastest, strict=True))
-    return Preparation(size, statistics.median(tokens), cut, compiled if loops else None, clip, ratio)
+    ratios = [statistics.median(turn[way] / turn[1] for turn in fastest) for way in (0, 2)]
+    with_loops = (compiled, ratios[1]) if loops else (None, None)
+    return Preparation(size, statistics.median(tokens), cut, with_loops[0], clip, ratios[0], with_loops[1])
 
 
 def preparation_table(rows: Sequence[Preparation]) -> str:
     """Formats milliseconds and ratios as Markdown, a line for each row."""
-    lines = [table_head(["photograph", "leaves", "QLIP, ms", "by numba, ms", "CLIP, ms", "QLIP / CLIP"])]
+    lines = [
+        table_head(["photograph", "leaves", "QLIP, ms", "by numba, ms", "CLIP, ms", "QLIP / CLIP", "by numba / CLIP"])
+    ]
     for row in rows:
         name = f"{row.size[0]} x {row.size[1]}"
-        compiled = "-" if row.compiled is None else f"{row.compiled:.1f}"
-        times = [f"{row.cut:.1f}", compiled, f"{row.clip:.1f}", f"{row.ratio:.1f}"]
+        values = (row.cut, row.compiled, row.clip, row.ratio, row.compiled_ratio)
+        times = ["-" if value is None else f"{value:.1f}" for value in values]
         lines.append(table_row([name, f"{row.tokens:.0f}", *times]))
     return "\n".join(lines)

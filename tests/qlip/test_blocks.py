@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qlip.blocks import Area, find_runs, resize_blocks
+from qlip.resizing import BicubicResizer
 
 P = 14
 
@@ -34,7 +35,7 @@ def some_places(rows: int, cols: int, share: float) -> np.ndarray:
 def test_they_are_equal_where_borders_are_whole_pixels(side: int, size: int, share: float) -> None:
     image, count = photograph(side, side), 96 // size
     places = some_places(count, count, share)
-    blocks = resize_blocks(image, (96, 96), size, places, P)
+    blocks = resize_blocks(BicubicResizer(image), (96, 96), size, places, P)
     assert np.array_equal(blocks, resized_whole(image, count, count)[tuple(places.T)])
 
 
@@ -43,7 +44,7 @@ def test_they_are_equal_where_borders_are_whole_pixels(side: int, size: int, sha
 def test_elsewhere_hardly_a_value_differs_and_none_by_more_than_a_level(shape: tuple[int, int], share: float) -> None:
     image = photograph(*shape)
     places = some_places(30, 40, share)
-    blocks = resize_blocks(image, (60, 80), 2, places, P).astype(int)
+    blocks = resize_blocks(BicubicResizer(image), (60, 80), 2, places, P).astype(int)
     difference = abs(blocks - resized_whole(image, 30, 40)[tuple(places.T)])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.002
@@ -51,7 +52,7 @@ def test_elsewhere_hardly_a_value_differs_and_none_by_more_than_a_level(shape: t
 
 def test_blocks_that_stick_out_of_the_grid_leave_the_others_where_they_are() -> None:
     image = photograph(70, 42)  # 5 x 3 cells, so 2 x 1 whole blocks
-    blocks = resize_blocks(image, (3, 5), 2, np.array([[0, 1]]), P)
+    blocks = resize_blocks(BicubicResizer(image), (3, 5), 2, np.array([[0, 1]]), P)
     expected = image.resize((P, P), Image.Resampling.BICUBIC, box=(28, 0, 56, 28))
     assert np.array_equal(blocks[0], np.asarray(expected))
 

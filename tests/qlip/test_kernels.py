@@ -12,15 +12,19 @@ from types import ModuleType, SimpleNamespace
 import numba
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 
 import qlip
-from qlip import Leaves, kernels
+from qlip import Leaves, QLIPConfig, kernels
+from qlip.cutting import ImageCutter
 from qlip.patches import antialias_weights
+from qlip.resizing import BicubicResizer
 from qlip.scores import edges
 from tests.qlip.samples import CRITERIA, LAYOUTS, paper_partition, patchwork
 
@@ -110,7 +114,33 @@ def test_leaves_that_follow_each_other_in_a_row_are_cut_as_each_alone(places, si
     assert np.array_equal(together, alone)
 
 
+@settings(max_examples=60)
+@given(
+    st.tuples(st.integers(1, 200), st.integers(1, 70)) | st.tuples(st.integers(1, 2), st.integers(90, 310)),
+    st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_an_image_is_resized_as_pillow_does_to_the_bit(original, size, corners):
+    """Enlarged and shrunk, strips as well, whole and in part, with borders between pixels."""
+    (width, height), (left, right), (top, bottom) = original, sorted(corners[:2]), sorted(corners[2:])
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    for box in [None, (left * width, top * height, right * width, bottom * height)]:
+        expected = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        assert np.array_equal(BicubicResizer(image).resize(*size, box), np.asarray(expected))
+
+
 # Where they are used
+
+
+def test_a_photograph_is_prepared_alike():
+    photograph = Image.fromarray(skimage.data.astronaut()).resize((700, 433))
+    settings_ = QLIPConfig(max_tokens=200)
+    with pytest.MonkeyPatch.context() as patch:
+        by_numpy(patch)
+        expected = ImageCutter().prepare(photograph, settings_)
+    cut = ImageCutter().prepare(photograph, settings_)
+    assert torch.equal(cut.leaves.boxes, expected.leaves.boxes) and len(set(cut.leaves.sizes.tolist())) > 1
+    assert torch.equal(cut.patches, expected.patches)
 
 
 def by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,5 +63,5 @@ def test_all_of_the_preparation_is_measured_against_clips() -> None:
     row = measure_preparation((500, 300), 1)
     assert row.tokens > 24 * 14
     assert min(row.cut, row.clip, row.ratio) > 0
-    given = Preparation((500, 300), 600, cut=12.0, compiled=9.0, clip=4.0, ratio=3.1)
-    assert preparation_table([given]).splitlines()[-1] == "| 500 x 300 | 600 | 12.0 | 9.0 | 4.0 | 3.1 |"
+    given = Preparation((500, 300), 600, cut=12.0, compiled=9.0, clip=4.0, ratio=3.1, compiled_ratio=2.2)
+    assert preparation_table([given]).splitlines()[-1] == "| 500 x 300 | 600 | 12.0 | 9.0 | 4.0 | 3.1 | 2.2 |"

@@ -1,0 +1,27 @@
+"""Compiles functions by numba, once a machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.core.compiler_lock import global_compiler_lock
+
+if hasattr(os, "register_at_fork"):  # a child whose parent was compiling would wait for its lock for ever
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+Kernel = Callable[..., Any]
+
+
+def compile_loop(function: Kernel) -> Kernel:
+    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place."""
+    try:
+        return numba.njit(function, nogil=True, cache=True)
+    except RuntimeError:  # numba found no folder that it may write to
+        return numba.njit(function, nogil=True)
