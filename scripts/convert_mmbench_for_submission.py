@@ -35,7 +35,7 @@ def convert(args: argparse.Namespace) -> None:
         result_file,
     )
     target = args.upload_dir / f"{args.experiment}.xlsx"
-    args.upload_dir.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)  # a run may be named as on the hub, OWNER/MODEL
     book = openpyxl.Workbook()
     book.active.title = "Sheet1"  # as pandas writes it
     book.active.append(list(rows[0]) if rows else [])

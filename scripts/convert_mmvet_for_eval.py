@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import OneLineParser, parse_and_run
+from llava.command import OneLineParser, check_outputs, parse_and_run
 from llava.eval.score.rows import read_answers
 from llava.eval.score.score import write_json
 
 
 def convert(args: argparse.Namespace) -> None:
     """Writes one object of question -> answer, with MM-Vet's name for a question, "v1_0" for 0."""
+    check_outputs(args, "dst")
     answers = read_answers(args.src)
     write_json(args.dst, {f"v1_{key[0]}": row["text"] for key, row in answers.items()})
     print(f"{args.dst}: {len(answers)} answers")

@@ -69,6 +69,10 @@ def convert(args: argparse.Namespace) -> None:
     problems = read_problems(args.base_dir, args.split, FIELDS)
     rows = []
     for name, problem in problems.items():
+        if len(problem["choices"]) > len(LETTERS):
+            raise ValueError(
+                f"problem {name!r} has {len(problem['choices'])} choices; at most {len(LETTERS)} have letters"
+            )
         question, answer = question_and_answer(problem, args.prompt_format)
         row: Row = {"id": name}
         if problem["image"]:

@@ -18,6 +18,7 @@ from llava.eval.benchmarks import find_benchmarks
 from llava.eval.score.benchmark import Benchmark
 
 SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
+LFS_POINTER = b"version https://git-lfs"
 BATCH = 64
 
 
@@ -26,15 +27,21 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing.
+        ValueError: a file is not a Parquet file, or a column is missing.
     """
-    from pyarrow import parquet  # an extra
+    from pyarrow import ArrowInvalid, parquet  # an extra
 
-    files = sorted(folder.rglob("*.parquet"))
+    files = sorted(folder.rglob("[!.]*.parquet"))  # macOS adds "._NAME.parquet"
     if not files:
         raise FileNotFoundError(f"there is no .parquet file in {folder}")
     for path in files:
-        file = parquet.ParquetFile(path)
+        try:
+            file = parquet.ParquetFile(path)
+        except ArrowInvalid as error:
+            with path.open("rb") as start:
+                pointer = start.read(len(LFS_POINTER)) == LFS_POINTER
+            why = "git-lfs has left a pointer; `git lfs pull` gets the file" if pointer else error
+            raise ValueError(f"{path} is not a Parquet file: {why}") from None
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise ValueError(f"{path} has no column {', '.join(missing)}")
         for batch in file.iter_batches(BATCH, columns=list(columns)):
@@ -43,6 +50,8 @@ def read_records(columns: Sequence[str], folder: Path) -> Iterator[dict[str, Any
 
 def prepare(benchmark: Benchmark, folder: Path) -> int:
     """Writes images, then the question file at once; returns the number of questions."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
     (folder / "images").mkdir(exist_ok=True)
     lines = []
     for number, row in enumerate(read_records(benchmark.columns, folder)):

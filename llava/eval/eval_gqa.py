@@ -61,9 +61,9 @@ def score(questions: Mapping[str, Row], said: Sequence[str]) -> Score:
 
 def score_files(args: argparse.Namespace) -> Score:
     """Scores the answers that the flags name."""
-    questions = read_json(args.question_file, dict)
-    for name, row in questions.items():
-        row = check_row(f"{args.question_file}: question {name!r}", row, ("answer", "types"))
+    questions = {}
+    for name, row in read_json(args.question_file, dict).items():
+        row = questions[name] = check_row(f"{args.question_file}: question {name!r}", row, ("answer", "types"))
         if not isinstance(types := row["types"], dict) or not {"structural", "semantic"} <= types.keys():
             raise ValueError(
                 f"{args.question_file}: types of question {name!r} is {types!r}; it must have structural and semantic"

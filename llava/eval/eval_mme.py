@@ -83,8 +83,8 @@ def read_labels(folder: Path) -> dict[Key, str]:
     labels: dict[Key, str] = {}
     for task in (*PERCEPTION, *COGNITION):
         inner = folder / task / "questions_answers_YN"
-        for path in sorted((inner if inner.is_dir() else folder / task).glob("*.txt")):
-            for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for path in sorted((inner if inner.is_dir() else folder / task).glob("[!.]*.txt")):  # macOS adds "._NAME.txt"
+            for number, line in enumerate(read_text(path).split("\n"), start=1):
                 if not line.strip():
                     continue
                 question, _, label = line.partition("\t")
@@ -107,7 +107,7 @@ def index_by_question(answers: Mapping[Key, Row], path: Path) -> dict[Key, Row]:
     """Maps (task, image, question) to answers; LLaVA's `question_id` is TASK/IMAGE.png, the same for both questions."""
     rows = []
     for name, prompt in answers:
-        task, slash, image = name.partition("/")
+        task, slash, image = name.replace("\\", "/").partition("/")
         if not slash:
             raise ValueError(f"{path}: question_id is {name!r}; MME's are TASK/IMAGE")
         key = {"task": task, "image": Path(image).stem, "question": strip_instructions(prompt)}

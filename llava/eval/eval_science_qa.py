@@ -47,6 +47,7 @@ GROUPS: dict[str, Callable[[Row], bool]] = {
     "G7-12": lambda problem: _grade(problem) > 6,
 }
 FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
+PROBLEM_TEXTS = ("question", "hint", "image", "lecture", "solution")
 
 
 def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
@@ -77,7 +78,7 @@ def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) ->
     """Reads the problems of a split from `pid_splits.json` and `problems.json`; each must have `fields` and choices.
 
     Raises:
-        ValueError: there is no such split, or a problem is missing, incomplete or without a list of choices.
+        ValueError: there is no such split, or a problem is missing or wrong, see `check_problem`.
     """
     splits = read_json(base_dir / "pid_splits.json", dict)
     problems = read_json(base_dir / "problems.json", dict)
@@ -85,12 +86,33 @@ def read_problems(base_dir: Path, split: str, fields: Sequence[str] = FIELDS) ->
         raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
     if not (own := splits[split]):
         raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is empty")
-    for name in own:
-        place = f"{base_dir / 'problems.json'}: problem {name!r}"
-        check_object(place, problem := problems.get(name, {}), fields)
-        if not isinstance(choices := problem["choices"], list):
-            raise ValueError(f"{place}: choices is {choices!r}; it must be a list")
-    return {name: problems[name] for name in own}
+    if not isinstance(own, list):
+        raise ValueError(f"split {split!r} of {base_dir / 'pid_splits.json'} is {own!r}; it must be a list of problems")
+    names = [str(name) for name in own]
+    if missing := [name for name in names if name not in problems]:
+        raise ValueError(f"{base_dir / 'problems.json'} has no problem {missing[0]!r} of the split {split!r}")
+    return {
+        name: check_problem(f"{base_dir / 'problems.json'}: problem {name!r}", problems[name], fields) for name in names
+    }
+
+
+def check_problem(place: str, problem: Row, fields: Sequence[str]) -> Row:
+    """Checks a problem, and makes its choices text, its answer an index of them, and missing texts empty.
+
+    Raises:
+        ValueError: it lacks one of `fields`, or one holds something else.
+    """
+    check_object(place, problem, fields)
+    choices, answer = problem["choices"], problem["answer"]
+    if not isinstance(choices, list) or not choices or not all(isinstance(text, str | int | float) for text in choices):
+        raise ValueError(f"{place}: choices is {choices!r}; it must be a list of texts")
+    index = int(answer) if isinstance(answer, str) and answer.isdecimal() else answer
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
+        raise ValueError(f"{place}: answer is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}")
+    texts = {name: problem[name] or "" for name in PROBLEM_TEXTS if name in fields}
+    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+        raise ValueError(f"{place}: {wrong[0]} is {problem[wrong[0]]!r}; it must be text")
+    return {**problem, **texts, "choices": [str(text) for text in choices], "answer": index}
 
 
 def read_asked(path: Path) -> dict[Key, Row]:

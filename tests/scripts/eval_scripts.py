@@ -96,5 +96,5 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet as writer
 
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -111,3 +111,6 @@ def test_mm_vet_gets_an_answer_by_its_own_name_of_the_question(tmp_path: Path) -
     out = tmp_path / "results" / "run.json"
     assert convert_mmvet_for_eval.main(["--src", str(answers), "--dst", str(out)]) == 0
     assert json.loads(out.read_text(encoding="utf-8")) == {"v1_0": "A cat.", "v1_17": "é"}
+    before = answers.read_bytes()
+    assert convert_mmvet_for_eval.main(["--src", str(answers), "--dst", str(answers)]) == 2
+    assert answers.read_bytes() == before

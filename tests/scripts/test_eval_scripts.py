@@ -117,9 +117,13 @@ def test_vqav2(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "vqav2"
     rows = questions(data / "llava_vqav2_mscoco_test-dev2015.jsonl", data / "test2015", COUNT)
     write_rows(data / "llava_vqav2_mscoco_test2015.jsonl", [*rows, {"question_id": 9}])
-    run("vqav2")
-    path = data / "answers_upload" / "llava_vqav2_mscoco_test-dev2015" / "llava-demo.json"
-    assert json.loads(path.read_text()) == [{"question_id": 0, "answer": "3"}, {"question_id": 9, "answer": ""}]
+    for split, other in ({}, ""), ({"SPLIT": "llava_vqav2_mscoco_test2015"}, "3"):
+        if split:
+            questions(data / "llava_vqav2_mscoco_test2015.jsonl", data / "test2015", COUNT, COUNT)
+        run("vqav2", **split)
+        path = data / "answers_upload" / split.get("SPLIT", "llava_vqav2_mscoco_test-dev2015") / "llava-demo.json"
+        assert json.loads(path.read_text())[0] == {"question_id": 0, "answer": "3"}
+        assert [row["answer"] for row in json.loads(path.read_text())] == ["3", other]
 
 
 def test_vizwiz(run: Run, tmp_path: Path) -> None:
@@ -175,8 +179,10 @@ def test_mmbench(run: Run, tmp_path: Path, script: str, folder: str, split: str)
     rows = score(data / "scores" / split / "llava-demo_all-rounds.json")
     assert rows["first order"]["questions"] == rows["CircularEval"]["questions"] == 1
     assert (data / "answers_upload" / split / "llava-demo_all-rounds.xlsx").is_file()
-    (data / "mmbench_test.tsv").write_text(header + row)
-    assert "submit the file" in run(script, SPLIT="mmbench_test").stdout
+    unlabelled = (header + row).replace("answer\t", "").replace("\tB\tcolour", "\tcolour")
+    (data / "MMBench_TEST_EN.tsv").write_text(unlabelled)
+    assert "submit the file" in run(script, SPLIT="MMBench_TEST_EN", CKPT="owner/model").stdout
+    assert (data / "answers_upload" / "MMBench_TEST_EN" / "owner" / "model.xlsx").is_file()
 
 
 def test_vstar_in_both_protocols(run: Run, tmp_path: Path) -> None:

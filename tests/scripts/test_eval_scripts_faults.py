@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,12 +95,40 @@ def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_conti
     for flags in (("--limit", "2"), ("--limit=2",)):
         done = run("pope", *flags)
         assert "pope.sh: no score over a part of the benchmark (--limit)" in done.stdout
-        assert len((data / "answers" / "llava-demo.jsonl").read_text().splitlines()) == 2
+        assert len((data / "answers" / "llava-demo.limit.jsonl").read_text().splitlines()) == 2
         assert not (data / "scores").exists()
-    first = (data / "answers" / "llava-demo.jsonl").read_bytes()
+    first = (data / "answers" / "llava-demo.limit.jsonl").read_bytes()
     run("pope")
-    assert (data / "answers" / "llava-demo.jsonl").read_bytes().startswith(first)
+    whole = (data / "answers" / "llava-demo.jsonl").read_bytes()
+    assert whole.startswith(first)
     assert score(data / "scores" / "llava-demo.json")["random"]["questions"] == 3
+    run("pope", "--limit", "1", CUDA_VISIBLE_DEVICES="0,1")  # a trial on other machines leaves the whole as it is
+    assert (data / "answers" / "llava-demo.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
+        ("runs/a/checkpoint-500/", "a_checkpoint-500"),
+        ("checkpoint-500", "checkpoint-500"),
+        (".", "here"),
+        ("sub/..", "here"),
+    ],
+)
+def test_a_run_is_named_after_its_model(tmp_path: Path, path: str, name: str) -> None:
+    """As LLaVA names models: of a training checkpoint, its number alone would be every run's."""
+    (here := tmp_path / "here" / "sub").mkdir(parents=True)
+    command = f'source "{SCRIPTS / "common.sh"}"; model_name "$0"'
+    done = subprocess.run(
+        ["bash", "-c", command, path],
+        cwd=here.parent,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == name
 
 
 @pytest.mark.parametrize("flags", [("--lim", "2"), ("--lim=2",), ("--batch-s", "3"), ("--model", "x")])
@@ -118,5 +149,10 @@ def test_a_hubs_file_must_have_its_columns_and_pictures(run: Run, tmp_path: Path
     data = tmp_path / "realworldqa"
     parquet(data / "data" / "a.parquet", [{"image": {"bytes": b"text", "path": ""}, "question": "?", "answer": "A"}])
     assert "row 0: image is not a JPEG, PNG or WebP file" in run("realworldqa", check=2).stderr
+    (data / "data" / "._a.parquet").write_bytes(b"Mac")  # what macOS adds is passed over
+    (data / "data" / "b.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00")
+    parquet(data / "data" / "a.parquet", [{"image": {"bytes": PICTURE, "path": ""}, "question": "?", "answer": "A"}])
+    assert "b.parquet is not a Parquet file: git-lfs has left a pointer" in run("realworldqa", check=2).stderr
+    (data / "data" / "b.parquet").unlink()
     (data / "data" / "a.parquet").rename(data / "data" / "a.txt")
     assert "there is no .parquet file" in run("realworldqa", check=2).stderr

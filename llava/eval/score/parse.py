@@ -82,7 +82,8 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
 
     Letters that the answer rules out ("not B", "A is wrong") do not count, nor do those inside an option's text
     ("vitamin C"), nor "A" where it is an article. The first rule that applies decides: the whole answer is a letter,
-    in any case and decoration ("option b"), or one with its option's text, or several ("A, B"), which choose none;
+    in any case and decoration ("option b"), or an option's text that is one, or a letter with its option's text, or
+    several ("A, B"), which choose none;
     the last letter that it declares ("the answer is B", "I choose B", "B is correct", "答案是B"); it begins with one
     ("B. a cat", "(B) a cat", "B" on a separate line), or its last line is one; it is an option's text,
     except for a leading article; exactly one option's letter is alone in it; exactly one option's text is in it.
@@ -92,14 +93,16 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
         options: Upper-case letter -> text of the option, "" where only the letter is known.
 
     Returns:
-        One of the letters; None if no rule applies, or if the answer is a letter outside the options.
+        One of the letters; None if no rule applies, or if the answer is another letter.
     """
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.translate(_FULL_WIDTH)))
     texts = {letter: _plain(option) for letter, option in options.items() if _plain(option)}
     titled = None if _plain(text) in texts.values() else _TITLED.fullmatch(text)
     if whole := _WHOLE.fullmatch(text) or titled:
-        letter = whole[1].upper()
-        return letter if letter in options else None
+        if (letter := whole[1].upper()) in options:
+            return letter
+        same = [name for name, option in texts.items() if option == letter.lower()]  # "O" of H, O, N and X
+        return same[0] if len(same) == 1 else None
     if (restated := _RESTATED.fullmatch(text)) and texts.get(restated[1]) == _plain(restated[2]):
         return restated[1]
     if _SEVERAL.fullmatch(text):

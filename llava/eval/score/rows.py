@@ -142,6 +142,7 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
     try:
         sheet = openpyxl.load_workbook(path, read_only=True).worksheets[0]
         lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
+        lines = [line for line in lines if any(line)]  # Excel also saves rows that hold nothing but a format
     except (BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
         raise ValueError(f"{path} is not an Excel file: {error}") from None
     if not lines:

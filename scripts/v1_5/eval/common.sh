@@ -8,8 +8,8 @@
 #   CKPT                       the run's name (default: the model's, with the flags that change answers)
 #   SCORE_FILE                 where the score goes (default: scores/NAME.json in the benchmark's folder)
 #   PYTHON                     the interpreter (default: python, of the environment that is active)
-# A run that was stopped continues when started again. With --limit N each process answers its first N questions, and
-# nothing is scored.
+# A run that was stopped continues when started again with as many GPUs. With --limit N each process answers its first N
+# questions, which are merged into NAME.limit.jsonl, and nothing is scored.
 
 set -euo pipefail
 
@@ -17,6 +17,15 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 EVAL_DIR=${EVAL_DIR:-./playground/data/eval}
 source "$ROOT/scripts/python.sh"
 FLAGS=("$@")
+
+# model_name PATH: the last part of a path or hub id; of a folder checkpoint-N, the folder above as well.
+model_name() {
+    local path=$1
+    if [[ -d $path ]]; then path=$(cd "$path" && pwd); fi
+    local name=$(basename "$path")
+    if [[ $name == checkpoint-* && $path == */* ]]; then name=$(basename "$(dirname "$path")")_$name; fi
+    echo "$name"
+}
 
 # run_name FLAG...: the model's name, then each flag that changes answers.
 run_name() {
@@ -31,7 +40,7 @@ run_name() {
             shift
         fi
         case $flag in
-            --model-path) model=$(basename "$value") ;;
+            --model-path) model=$(model_name "$value") ;;
             --batch-size | --batch-tokens | --workers | --device | --resume | --no-resume) ;;
             --limit | --skip-unreadable) ;;
             *) suffix+="_${flag#--}${value:+-${value//\//-}}" ;;
@@ -117,9 +126,11 @@ answer() {
         echo "$(basename "$0"): not all questions were answered; the finished ones are kept, start it again" >&2
         exit 1
     fi
+    local limited=0
+    if [[ " ${FLAGS[*]-} " == *" --limit"[\ =]* ]]; then limited=1 out=${out%.jsonl}.limit.jsonl; fi
     for ((i = 0; i < count; i++)); do cat "$parts/${count}_$i.jsonl"; done > "$out.part"
     mv "$out.part" "$out"
-    if [[ " ${FLAGS[*]-} " == *" --limit"[\ =]* ]]; then
+    if ((limited)); then
         echo "$(basename "$0"): no score over a part of the benchmark (--limit); its answers are in $out"
         exit 0
     fi

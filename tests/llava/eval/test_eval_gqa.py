@@ -40,6 +40,14 @@ def test_gqa_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_a_number_is_an_answer_to_gqa_as_its_text_is(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "q.json", {"1": gqa_question(3, "query", "obj")})
+    answers = write_answers(tmp_path / "a.jsonl", {"1": "3"})
+    flags = ["--question-file", str(file), "--result-file", str(answers), "--json", str(tmp_path / "s.json")]
+    assert eval_gqa.main(flags) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["rows"]["all"]["accuracy"] == 100.0
+
+
 def test_gqas_questions_need_their_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_json(tmp_path / "q.json", {"1": {"answer": "yes"}})
     answers = write_answers(tmp_path / "a.jsonl", {"1": "yes"})

@@ -156,6 +156,7 @@ def upload(path: Path, said: dict[int, str | None]) -> Path:
         options, answer = KEPT.get(index, (["x", "y"], "A"))
         cells = [*options, *[None] * (4 - len(options))]
         book.active.append([index, "Which?", *cells, text, answer, "dev"])
+    book.active.cell(book.active.max_row + 2, 1).number_format = "0.00"  # Excel saves rows of formats alone
     book.save(path)
     return path
 

@@ -52,6 +52,15 @@ def test_mme_by_hand(tmp_path: Path) -> None:
     assert (rows["perception"], rows["cognition"]) == ({"score": 1850.0}, {"score": 650.0})
 
 
+def test_mme_copied_by_a_mac_and_answered_on_windows_is_scored(tmp_path: Path) -> None:
+    flags = mme_files(tmp_path, {})
+    (tmp_path / "data" / "existence" / "._0.txt").write_bytes(b"\x00\x05\x16\x07Mac\xff")
+    answers = tmp_path / "a.jsonl"
+    answers.write_text(answers.read_text().replace("existence/", "existence\\\\"))
+    assert eval_mme.main([*flags, "--json", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["rows"]["existence"]["score"] == 200.0
+
+
 def test_mme_is_not_summed_over_a_part_of_its_tasks_or_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import eval_science_qa
-from tests.llava.eval.files import write_answers
+from tests.llava.eval.files import write_answers, write_json
 from tests.llava.eval.scoring import rows_of, science_files
 
 
@@ -58,3 +58,46 @@ def test_a_split_of_science_qa_must_be_there(tmp_path: Path, split: str, words: 
     parsed = type("Args", (), {"base_dir": Path(flags[1]), "split": split, "result_file": answers, "options": "ABCDE"})
     with pytest.raises(ValueError, match=words):
         eval_science_qa.score_files(parsed)
+
+
+def change(flags: list[str], **fields: object) -> Path:
+    """Changes fields of problem 1, and leaves it alone in the split; returns the folder."""
+    base = Path(flags[1])
+    problems = json.loads((base / "problems.json").read_text())
+    problems["1"] |= fields
+    write_json(base / "problems.json", problems)
+    write_json(base / "pid_splits.json", {"test": [1]})  # a number, as some files have it
+    return base
+
+
+@pytest.mark.parametrize("fields", [{"answer": "1"}, {"answer": 1, "hint": None}, {"answer": 1, "choices": [1, 2]}])
+def test_a_problem_is_scored_as_others_write_it(tmp_path: Path, fields: dict) -> None:
+    flags = science_files(tmp_path)
+    change(flags, **fields)
+    write_answers(tmp_path / "a.jsonl", {"1": "B"})
+    assert rows_of(tmp_path, eval_science_qa.main, *flags)["all"]["accuracy"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"answer": 7}, "answer is 7; it must be the index of a choice, 0 to"),
+        ({"answer": "A"}, "answer is 'A'; it must be the index of a choice, 0 to"),
+        ({"answer": None}, "answer is None; it must be the index of a choice, 0 to"),
+        ({"choices": "AB"}, "choices is 'AB'; it must be a list of texts"),
+        ({"hint": 3}, "hint is 3; it must be text"),
+    ],
+)
+def test_a_wrong_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict, words: str) -> None:
+    flags = science_files(tmp_path)
+    change(flags, **fields)
+    answers = write_answers(tmp_path / "a.jsonl", {"1": "B"})
+    assert eval_science_qa.main([*flags, "--result-file", str(answers)]) == 2
+    assert f"problem '1': {words}" in capsys.readouterr().err
+
+
+def test_a_problem_that_the_split_names_must_be_there(tmp_path: Path) -> None:
+    base = Path(science_files(tmp_path)[1])
+    write_json(base / "pid_splits.json", {"test": ["99"]})
+    with pytest.raises(ValueError, match="has no problem '99' of the split 'test'"):
+        eval_science_qa.read_problems(base, "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,38 @@ def test_seed_bench_by_hand(tmp_path: Path) -> None:
         "Instance Identity": one,
         "Action Recognition": none,
     }
+
+
+@pytest.mark.parametrize("label", ["a", "(A)", " A", "A."])
+def test_seed_benchs_labels_are_read_in_any_form(tmp_path: Path, label: str) -> None:
+    flags = relabel(seed_files(tmp_path), answer=label)
+    write_answers(tmp_path / "a.jsonl", {"v3": "A", "1_0": "A", "2": "A"})
+    assert rows_of(tmp_path, eval_seed.main, *flags)["all"]["accuracy"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"answer": 0}, "answer is '0'; it must be an option's letter"),
+        ({"question_type_id": []}, "question_type does not name the type []"),
+    ],
+)
+def test_what_seed_benchs_labels_can_not_be_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict, words: str
+) -> None:
+    flags = relabel(seed_files(tmp_path), **fields)
+    answers = write_answers(tmp_path / "a.jsonl", {"v3": "A", "1_0": "A", "2": "A"})
+    assert eval_seed.main([*flags, "--result-file", str(answers)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def relabel(flags: list[str], **fields: object) -> list[str]:
+    """Changes fields of all questions; returns the flags."""
+    path = Path(flags[flags.index("--annotation-file") + 1])
+    content = json.loads(path.read_text())
+    content["questions"] = [{**row, **fields} for row in content["questions"]]
+    path.write_text(json.dumps(content))
+    return flags
 
 
 def test_seed_benchs_images_need_no_answers_about_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,9 +75,9 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
         if missing := [key for key in ("question_id", "image", "text") if key not in row]:
             raise ValueError(f"{path}:{number}: the question has no {', '.join(missing)}")
         name, text, image = (_read_value(f"{path}:{number}", row, key) for key in ("question_id", "text", "image"))
-        if answers_file and name not in answers:
+        if answers_file and str(name) not in answers:
             raise ValueError(f"{answers_file} has no answer to question {name!r}")
-        answer = answers.get(name, row.get(_find_field(row, "answer", "label")))
+        answer = answers.get(str(name), row.get(_find_field(row, "answer", "label")))
         questions.append(
             Question(
                 question_id=name,
@@ -95,9 +95,9 @@ def read_lines(path: Path, folder: Path, answers_file: Path | None = None) -> li
     return questions
 
 
-def _read_right_answers(path: Path) -> dict[object, str]:
-    """Reads the right answer of each question; a question may have several rows if they agree."""
-    answers: dict[object, str] = {}
+def _read_right_answers(path: Path) -> dict[str, str]:
+    """Reads the right answer of each question, by its id as text; it may have several rows if they agree."""
+    answers: dict[str, str] = {}
     for number, row in read_rows(path):
         place = f"{path}:{number}"
         field = _find_field(row, "answer", "label", "text")
@@ -106,8 +106,8 @@ def _read_right_answers(path: Path) -> dict[object, str]:
         if field == "text" and is_question(row):
             raise ValueError(f"{place} is a question, not an answer: it has no answer or label")
         name, answer = _read_value(place, row, "question_id"), str(_read_value(place, row, field, number=True))
-        if answers.setdefault(name, answer) != answer:
-            raise ValueError(f"{place}: {name!r} appears twice, with the answers {answers[name]!r} and {answer!r}")
+        if (other := answers.setdefault(str(name), answer)) != answer:
+            raise ValueError(f"{place}: {name!r} appears twice, with the answers {other!r} and {answer!r}")
     return answers
 
 

@@ -183,3 +183,11 @@ def test_an_answer_that_repeats_itself_is_read_at_once() -> None:
 @pytest.mark.parametrize("text", ["A, B", "A, B, C, D", "A; B", "(A) (B)", "(A), (B), (C)", "A\nB", "B, C."])
 def test_an_answer_that_names_several_letters_chooses_none(text: str) -> None:
     assert option_letter(text, letters(6)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [("O", "B"), ("o.", "B"), ("Option N", "C"), ("A", "A"), ("H", "A"), ("Z", None), ("D", "D")]
+)
+def test_an_options_text_may_be_a_letter_that_is_no_options(text: str, letter: str | None) -> None:
+    """Chemical elements: "O" is oxygen's, and no option is called so."""
+    assert option_letter(text, {"A": "H", "B": "O", "C": "N", "D": "X"}) == letter
