@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from llava.command import OneLineParser, add_length_flag, integer, read_name, real, run_command
@@ -32,13 +33,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def __getattr__(name: str) -> Any:
-    """Finds `load_images`, which LLaVA's clients import from here."""
-    if name == "load_images":
-        from llava.images import load_images
+ELSEWHERE = {
+    "llava.images": ("load_image", "load_images"),
+    "llava.mm_utils": ("get_model_name_from_path", "process_images", "tokenizer_image_token"),
+    "llava.model.builder": ("load_pretrained_model",),
+    "llava.conversation": ("SeparatorStyle", "conv_templates"),
+    "llava.utils": ("disable_torch_init",),
+}
+"""Names that LLaVA's clients import from here, by the module that has them."""
 
-        return load_images
+
+def __getattr__(name: str) -> Any:
+    """Finds a name of `ELSEWHERE`; its module is imported then."""
+    for module, names in ELSEWHERE.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def image_parser(args: Any) -> list[str]:
+    """Splits an arguments object's `image_file` at its `sep`."""
+    return args.image_file.split(args.sep)
 
 
 def eval_model(args: Any) -> None:
@@ -62,7 +77,7 @@ def eval_model(args: Any) -> None:
     check_model_flags(settings)
     if settings.model_path and not settings.image_file:
         raise ValueError("--image-file is required with --model-path")
-    sources = settings.image_file.split(settings.sep) if settings.image_file else [demo_picture_path()]
+    sources = image_parser(settings) if settings.image_file else [demo_picture_path()]
     images = load_images(sources)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
     engine = load_engine(settings)

@@ -142,7 +142,15 @@ def test_the_command_prints_one_answer(
     assert capsys.readouterr().out.endswith("\n")
 
 
-def test_llavas_name_for_opening_images_is_found_here(picture: str) -> None:
-    from llava.eval.run_llava import load_images
+def test_llavas_names_for_opening_images_are_found_here(picture: str) -> None:
+    from llava.eval.run_llava import image_parser, load_image, load_images
 
-    assert [image.mode for image in load_images([picture])] == ["RGB"]
+    args = SimpleNamespace(image_file=f"{picture}|{picture}", sep="|")
+    assert [image.mode for image in load_images(image_parser(args))] == ["RGB", "RGB"]
+    assert load_image(picture).size == (120, 80)
+
+
+def test_names_of_llavas_quick_start_are_found_here() -> None:
+    for module, names in run_llava.ELSEWHERE.items():
+        for name in names:
+            assert getattr(run_llava, name) is getattr(sys.modules[module], name)
