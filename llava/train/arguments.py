@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -164,6 +165,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     for name, count, least in (
         ("model_max_length", training.model_max_length, 2),
         ("lora_r", training.lora_r, 1),
+        ("lora_alpha", training.lora_alpha, 1),
         ("batch_tokens", training.batch_tokens, 1),
         ("max_bad_samples", data.max_bad_samples, 0),
         ("per_device_train_batch_size", training.per_device_train_batch_size, 1),
@@ -174,12 +176,16 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("mm_projector_lr", training.mm_projector_lr, 0),
         ("weight_decay", training.weight_decay, 0),
     ):
-        if count is not None and count < least:
+        if count is not None and not least <= count < math.inf:  # NaN is neither
             raise ValueError(f"--{name} is {count}; it must be at least {least}")
+    if not 0 <= training.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout is {training.lora_dropout:g}; it must be at least 0 and below 1")
     if training.max_steps != -1 and training.max_steps < 1:
         raise ValueError(f"--max_steps is {training.max_steps}; allowed are at least 1, and -1 for --num_train_epochs")
-    if training.max_steps == -1 and training.num_train_epochs <= 0:
+    if training.max_steps == -1 and not 0 < training.num_train_epochs < math.inf:
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs:g}; it must be above 0")
+    if training.save_strategy == "steps" and training.save_steps <= 0:
+        raise ValueError(f"--save_steps is {training.save_steps:g}; it must be above 0, or --save_strategy no")
     check_precision(training)
     if data.data_path is None:
         raise ValueError("--data_path is missing: a JSON list, JSON lines, or a folder of such files")
@@ -210,6 +216,7 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
         ValueError: the flags contradict each other, or what is trained would not be saved.
     """
     projector, lora, unfrozen = model.tune_mm_mlp_adapter, training.lora_enable, model.unfreeze_mm_vision_tower
+    by_tokens = training.pack or training.batch_tokens is not None
     contradictions: tuple[tuple[bool, str], ...] = (
         (projector and lora, "--tune_mm_mlp_adapter trains the projector alone, --lora_enable the language model, too"),
         (projector and unfrozen, "--tune_mm_mlp_adapter saves the projector alone, not the tower that "
@@ -220,8 +227,10 @@ def check_modes(model: ModelArguments, training: TrainingArguments) -> None:
          "--lora_enable True or --tune_mm_mlp_adapter True"),
         (training.bits != 16 and training.deepspeed is not None and _zero_stage(training) == 3,
          "quantised weights cannot be sharded by ZeRO-3; use scripts/zero2.json"),
-        (training.group_by_modality_length and (training.pack or training.batch_tokens is not None),
-         "--group_by_modality_length groups a number of samples; --pack and --batch_tokens form batches by tokens"),
+        (training.group_by_modality_length and by_tokens, "--group_by_modality_length groups a number of samples; "
+         "--pack and --batch_tokens form batches by tokens"),
+        (training.train_sampling_strategy == "group_by_length" and by_tokens, "--group_by_length groups a number of "
+         "samples; --pack and --batch_tokens form batches by tokens"),
     )  # fmt: skip
     for wrong, message in contradictions:
         if wrong:

@@ -176,10 +176,7 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
     today: list[str] = []
     settings: dict[str, Any] = {}
     warnings: list[str] = []
-    for flag, values in _split(argv):
-        name, equals, value = flag.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        given = [value] if equals else values
+    for name, given in _choose_warmup(_split(argv)):
         newer = RENAMED.get(name, name)
         if name.startswith(QLIP_PREFIX):
             if len(given) != 1:
@@ -201,7 +198,7 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
 
 
 def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Groups arguments into flags and their values.
+    """Groups arguments into names of flags and their values; `--flag-name=value` is `flag_name` and a value.
 
     Raises:
         ValueError: a value in front of the first flag.
@@ -209,12 +206,24 @@ def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     groups: list[tuple[str, list[str]]] = []
     for argument in argv:
         if argument.startswith("--"):
-            groups.append((argument, []))
+            name, equals, value = argument.removeprefix("--").partition("=")
+            groups.append((name.replace("-", "_"), [value] if equals else []))
         elif groups:
             groups[-1][1].append(argument)
         else:
             raise ValueError(f"{argument!r} belongs to no flag; every value follows its flag: --data_path FILE")
     return groups
+
+
+def _choose_warmup(groups: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """Leaves out `--warmup_ratio` or `--warmup_steps` where both are given: a number of steps above 0 wins, in any
+    order, as it did in transformers before version 5."""
+    values = dict(groups)
+    if not {"warmup_ratio", "warmup_steps"} <= values.keys():
+        return groups
+    steps = read_value(values["warmup_steps"][0]) if values["warmup_steps"] else None
+    loser = "warmup_ratio" if isinstance(steps, int | float) and steps > 0 else "warmup_steps"
+    return [(name, given) for name, given in groups if name != loser]
 
 
 def _today(name: str, values: list[str]) -> list[str]:

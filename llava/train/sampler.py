@@ -22,14 +22,15 @@ def choose_sampler(dataset: Any, args: Any, seed: int) -> Sampler[int] | None:
         seed: of the order.
     """
     # transformers' own would open every image to count the tokens of its text, and its order is not a resumed run's.
+    by_modality = args.group_by_modality_length  # goes before the other, as in LLaVA
     by_length = args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths")
-    if dataset is None or not (by_length or args.group_by_modality_length):
+    if dataset is None or not (by_length or by_modality):
         return None
     return LengthGroupedSampler(
         args.train_batch_size,
         world_size=args.world_size * args.gradient_accumulation_steps,
-        lengths=dataset.lengths if by_length else dataset.modality_lengths,
-        group_by_modality=not by_length,
+        lengths=dataset.modality_lengths if by_modality else dataset.lengths,
+        group_by_modality=by_modality,
         seed=seed,
     )
 

@@ -73,6 +73,10 @@ def test_transformers_flags_are_read_without_importing_it():
     [
         ("--evaluation_strategy no", "--eval_strategy no"),
         ("--warmup_ratio 0.03", "--warmup_steps 0.03"),
+        ("--warmup_ratio 0.03 --warmup_steps 5", "--warmup_steps 5"),
+        ("--warmup_steps 5 --warmup_ratio 0.03", "--warmup_steps 5"),
+        ("--warmup_ratio 0.03 --warmup_steps 0", "--warmup_steps 0.03"),
+        ("--warmup_steps=0 --warmup-ratio=0.03", "--warmup_steps 0.03"),
         ("--per_gpu_train_batch_size 4", "--per_device_train_batch_size 4"),
         ("--no_cuda True", "--use_cpu True"),
         ("--group_by_length True", "--train_sampling_strategy group_by_length"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from llava.train import llava_trainer, sampler
 from llava.train.sampler import (
     LengthGroupedSampler,
+    choose_sampler,
     get_length_grouped_indices,
     get_modality_length_grouped_indices,
     split_to_even_chunks,
@@ -113,3 +116,15 @@ def test_what_cannot_be_ordered_is_an_error():
 def test_llavas_import_path_holds() -> None:
     for name in ("LengthGroupedSampler", "get_modality_length_grouped_indices", "split_to_even_chunks"):
         assert getattr(llava_trainer, name) is getattr(sampler, name)
+
+
+def test_modalities_are_grouped_where_lengths_are_to_be_as_well() -> None:
+    """As LLaVA's trainer, which asks for its own flag first."""
+    data = SimpleNamespace(lengths=[5, 133, 7], modality_lengths=[-5, 5, -7])
+    args = SimpleNamespace(train_batch_size=1, world_size=1, gradient_accumulation_steps=1)
+    args.train_sampling_strategy, args.group_by_modality_length = "group_by_length", True
+    both = choose_sampler(data, args, seed=0)
+    assert (both.group_by_modality, both.lengths) == (True, data.modality_lengths)
+    args.group_by_modality_length = False
+    by_length = choose_sampler(data, args, seed=0)
+    assert (by_length.group_by_modality, by_length.lengths) == (False, data.lengths)
