@@ -223,10 +223,10 @@ class QLIPVisionModel(nn.Module):
             settings: see the class.
 
         Raises:
-            ValueError: no image, positions of another number than the tokens, or a thumbnail is missing.
+            ValueError: no image, another number of channels or positions, or a thumbnail is missing.
         """
-        layers = self.select_layers if select is None else tuple(select)
-        check_cuts(cuts, thumbnail := (settings or self.qlip).thumbnail)
+        layers, thumbnail = tuple(self.select_layers if select is None else select), (settings or self.qlip).thumbnail
+        check_cuts(cuts, thumbnail, self.adapter.patch_projection.weight.shape[1])
         hidden = self.hidden_states(cuts, {*layers, self.adapter.depth} if pool else layers, positions, settings)
         features = self._features(hidden, layers)
         if thumbnail:

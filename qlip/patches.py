@@ -44,10 +44,12 @@ class CutImage:
         return CutImage(self.leaves, self.patches.to(device), small)
 
 
-def check_cuts(cuts: Sequence[CutImage], thumbnail: bool) -> None:
-    """Raises ValueError if there is no image, or one without its thumbnail where that is needed."""
+def check_cuts(cuts: Sequence[CutImage], thumbnail: bool, channels: int) -> None:
+    """Raises ValueError if there is no image, or one of other channels, or one that lacks a thumbnail it needs."""
     if not cuts:
         raise ValueError("there is no image; give at least one")
+    if wrong := next((cut.patches.shape[1] for cut in cuts if cut.patches.shape[1] != channels), None):
+        raise ValueError(f"an image has {wrong} channels; the model takes {channels}")
     if thumbnail and (missing := [number for number, cut in enumerate(cuts) if cut.thumbnail is None]):
         raise ValueError(f"image {missing[0]} has no thumbnail, but the settings ask for one (thumbnail)")
 

@@ -7,6 +7,7 @@ repeat a library's message.
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import threading
 import zlib
@@ -54,12 +55,14 @@ BROKEN = (
 
 
 def check_drawing_name(flag: str, path: Path) -> None:
-    """Raises ValueError unless a file has a folder, and the ending of a format in which Pillow writes images."""
+    """Raises ValueError unless a file can be written, and has the ending of a format in which Pillow writes images."""
     Image.init()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{flag} {path}: use the ending of an image format, for example .png")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{flag} {path}: the file, or its folder, is read-only")
 
 
 def find_pictures(folder: str | Path) -> list[Path]:

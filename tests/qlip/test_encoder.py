@@ -245,6 +245,9 @@ def test_images_without_what_the_settings_ask_for_are_named(wrapped):
     whole = CutImage(Leaves.uniform((2, 2)), torch.zeros(4, 3, 14, 14))
     with pytest.raises(ValueError, match=r"image 0 has no thumbnail, but the settings ask for one"):
         model.encode_cut([whole])
+    for channels in (1, 4):
+        with pytest.raises(ValueError, match=f"an image has {channels} channels; the model takes 3"):
+            model([torch.zeros(3, 28, 28), torch.zeros(channels, 28, 28)])
 
 
 def test_a_prior_that_was_written_again_is_read_again(wrapped, tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import tracemalloc
 
 import pytest
 from PIL import Image, ImageFile, features
 
 from qlip.image_limits import ImageError, check_scans
-from qlip.pictures import find_pictures, open_picture, read_picture, without_pillows_limit
+from qlip.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pillows_limit
 from scripts.soak import hostile
 
 
@@ -91,6 +92,17 @@ def test_an_image_is_upright_rgb(tmp_path):
     image.save(tmp_path / "turned.png", exif=image.getexif())
     assert (read := read_picture(tmp_path / "turned.png")) is not None
     assert (read.mode, read.size, read.getpixel((0, 0))) == ("RGB", (2, 4), (9, 9, 9))
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["file", "folder"])
+def test_a_drawing_must_be_writable(tmp_path, monkeypatch, exists):
+    path = tmp_path / "a.png"
+    if exists:
+        path.touch()
+    check_drawing_name("--out", path)
+    monkeypatch.setattr(os, "access", lambda place, mode: (place, mode) != (path if exists else tmp_path, os.W_OK))
+    with pytest.raises(ValueError, match=r"--out .*a.png: the file, or its folder, is read-only"):
+        check_drawing_name("--out", path)
 
 
 def test_pillows_limit_returns_with_the_last_of_several_threads_that_lifted_it() -> None:
