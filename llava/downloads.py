@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from functools import cache
+from threading import Thread
+from typing import Any
 
 import httpx
 
@@ -39,9 +43,10 @@ def download(
                 f"images from the host {host!r} are not allowed here; send the picture itself as a data: URL, or have"
                 " the server started with this host among its --allowed-media-domains"
             )
-        address = _public_address(host, port, allow_loopback)
+        deadline = time.monotonic() + limits.timeout
+        address = _public_address(host, port, limits.timeout, allow_loopback)
         # In a separate event loop: only there can the whole download be bounded, slow headers included.
-        fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits)
+        fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits, deadline)
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, fetching).result()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -74,7 +79,7 @@ def _split_url(url: str) -> tuple[httpx.URL, str, int]:
     return parsed, host, port
 
 
-async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimits) -> bytes:
+async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimits, deadline: float) -> bytes:
     """Fetches the body of a reply within the time limit.
 
     Args:
@@ -82,6 +87,7 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
         pinned: The same with an address for its host.
         host: For the certificate.
         limits: On bytes and seconds.
+        deadline: When the seconds are over, by `time.monotonic`.
     """
     # Asks for plain bytes, since a compressed reply could unfold without bound, and uses no proxy, which would resolve
     # the name again.
@@ -104,7 +110,7 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
             return bytes(data)
 
     try:
-        return await asyncio.wait_for(fetch(), limits.timeout)
+        return await asyncio.wait_for(fetch(), max(0.0, deadline - time.monotonic()))
     except asyncio.TimeoutError:
         raise ImageError(f"the download took longer than {limits.timeout:g} seconds") from None
 
@@ -115,12 +121,14 @@ def _authorities() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _public_address(host: str, port: int, allow_loopback: bool) -> str:
+def _public_address(host: str, port: int, timeout: float, allow_loopback: bool) -> str:
     """Resolves a host once; all its addresses must be public, or an attacker could choose the one that is used."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _look_up(host, port).result(timeout)
         addresses = [str(entry[4][0]) for entry in found]
         refused = [address for address in addresses if not _is_allowed(address, allow_loopback)]
+    except FutureTimeout:
+        raise ImageError(f"finding the host {host!r} took longer than {timeout:g} seconds") from None
     except (OSError, ValueError):
         addresses, refused = [], []
     if not addresses:
@@ -128,6 +136,20 @@ def _public_address(host: str, port: int, allow_loopback: bool) -> str:
     if refused:
         raise ImageError(f"the host {host!r} is not a public address")
     return addresses[0]
+
+
+def _look_up(host: str, port: int) -> Future[list[Any]]:
+    """Begins to resolve a host, in a thread that nobody waits for: the system's resolver can't be stopped."""
+    future: Future[list[Any]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="image-host", daemon=True).start()
+    return future
 
 
 def _is_allowed(address: str, allow_loopback: bool) -> bool:

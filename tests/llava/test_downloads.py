@@ -105,6 +105,14 @@ def test_this_machine_is_out_of_reach_unless_allowed(site: str, localhost: list[
     assert Site.seen == []
 
 
+def test_a_slow_resolver_is_bounded_as_the_download_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found.wait(60) and [])
+    with pytest.raises(ImageError, match="finding the host 'slow.test' took longer than 0.05 seconds"):
+        load_image("http://slow.test/a.png", ImageLimits(timeout=0.05))
+    found.set()
+
+
 def test_a_closed_port_is_a_clear_error(localhost: list[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and not listening

@@ -22,7 +22,7 @@ MAX_LINGERING = 64
 SEND_BUFFER = 2**17
 MALFORMED = (
     "the bytes are no valid HTTP/1.1: one Host and at most one Content-Length are needed, paths are ASCII, and a"
-    " request's headers take less than 64 KiB"
+    " request's headers may take 64 KiB"
 )
 
 NO_REQUEST, BODY_MISSING, ANSWERING = range(3)  # what a connection waits for; the client sends the first two

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -168,10 +169,17 @@ def create_app(worker: ModelWorker, keys: Sequence[str] = (), token: str | None 
     async def worker_get_status() -> protocol.WorkerStatus:
         return worker.status()
 
-    async def refuse_method(request: Request) -> Response:
-        failure = explain_routing(405, request.method, "")
+    def refuse(request: Request, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        failure = explain_routing(status, request.method, "")
         metrics.failed(failure)
-        return error_response(failure, headers={"Allow": "POST"})
+        return error_response(failure, headers=headers)
+
+    async def refuse_method(request: Request) -> Response:
+        return refuse(request, 405, {"Allow": "POST"})
+
+    @app.exception_handler(HTTPException)
+    async def refuse_path(request: Request, error: HTTPException) -> Response:
+        return refuse(request, error.status_code, error.headers)  # "*", or a whole URL, which no application takes
 
     for path in (ANSWERS, STATUS):  # OpenAI's application takes every path that no route here takes in full
         app.api_route(path, methods=OTHER_METHODS)(refuse_method)

@@ -72,6 +72,13 @@ def test_bytes_of_a_character_are_told_byte_by_byte(tokenizer: Any) -> None:
     assert tokens[3].start == 1
 
 
+def test_a_word_behind_an_unfinished_first_character_keeps_its_blank(tokenizer: Any) -> None:
+    first, word = tokenizer.convert_tokens_to_ids(["<0xF0>", "\u2581b"])
+    content, tokens = said(tokenizer, [first, word])
+    assert content == "\ufffd" + tokens[1].token.text
+    assert tokens[1].token.bytes == tuple(tokens[1].token.text.encode()) and tokens[1].token.text.startswith(" ")
+
+
 def test_a_byte_that_is_a_character_is_told_as_such(tokenizer: Any) -> None:
     newline = tokenizer.convert_tokens_to_ids("<0x0A>")
     _, tokens = said(tokenizer, [300, newline])

@@ -110,6 +110,13 @@ def test_what_is_not_there_is_404(url: str) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
+@pytest.mark.parametrize("target", ["*", "http://other/health"])
+def test_a_target_that_is_no_path_is_404(url: str, target: str) -> None:
+    with httpx.Client() as client:
+        reply = client.request("OPTIONS", url, extensions={"target": target.encode()})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+
+
 def test_more_than_may_wait_is_429_and_when_to_come_back(engine: ChatEngine, url: str) -> None:
     with Gate(engine) as gate:
         first = engine.submit(prompt_for(engine, images=0), [], Sampling())
