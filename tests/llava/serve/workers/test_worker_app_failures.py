@@ -110,10 +110,9 @@ def test_what_is_not_there_is_404(url: str) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("target", ["*", "http://other/health"])
-def test_a_target_that_is_no_path_is_404(url: str, target: str) -> None:
+def test_a_target_that_is_no_path_is_404(url: str) -> None:
     with httpx.Client() as client:
-        reply = client.request("OPTIONS", url, extensions={"target": target.encode()})
+        reply = client.request("OPTIONS", url, extensions={"target": b"*"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
