@@ -38,34 +38,27 @@ from llava.conversation import conv_templates
 from llava.image_geometry import read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.config import TEXT_CONFIGS, LlavaMptConfig, MultimodalConfig, with_old_names
-from llava.model.llava_arch import TOWER_NAMES
-from llava.model.loading.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
-from llava.model.loading.files import weight_files, weight_shapes
+from llava.model.loading.checkpoint import KEPT_FIELDS, TRANSFORMERS_NAMES, Checkpoint, inspect, local_folder
+from llava.model.loading.files import weight_shapes
+from llava.model.loading.quantization import stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import MODELS
 from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.vision.quadtree_tiles import has_tiles
-from llava.serve.engine.templates import default_template
+from llava.serve.engine.templates import choose_template, default_template
 from scripts.chat_template import chat_template
+from scripts.original_files import ORIGINAL, copy_prior, keep_original, note_rows, restore
 from scripts.weight_files import (
-    EMBEDDINGS,
     HEAD,
     LLAVA_FILE_NAMES,
     TRANSFORMERS_FILE_NAMES,
-    VOCABULARY,
-    names_in,
-    read_one,
+    dtype_of_files,
     renamed,
     rewrite,
-    write,
-    write_index,
 )
 
 Format = Literal["llava", "transformers"]
 
-ORIGINAL = "original"
-NAMES_FILE = "weights.json"
-PRIOR_KEY = "mlp"
 KNOWN_TOWER = "openai/clip-vit-large-patch14-336"
 
 
@@ -89,10 +82,20 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
     checkpoint = inspect(local_folder(model_path))
     if checkpoint.kind != "full" and model_base is None:
         raise ValueError(f"{model_path} is a {checkpoint.kind} checkpoint: give its language model as --model-base")
-    if checkpoint.kind != "full" or checkpoint.config.mm_vision_config is None:
-        with tempfile.TemporaryDirectory() as merged:
-            merge(model_path, model_base, Path(merged))
-            return convert(merged, out)
+    if checkpoint.kind == "full" and model_base is not None:
+        raise ValueError(f"{model_path} has all weights: there is nothing to merge with --model-base {model_base}")
+    template = choose_template(model_path, checkpoint.config)
+    if template != default_template(checkpoint.config):
+        checkpoint.config.conv_mode = template  # the name, which chose it, is not that of the other checkpoint
+    if checkpoint.kind == "full" and checkpoint.config.mm_vision_config is not None:
+        return convert_whole(checkpoint, out)
+    with tempfile.TemporaryDirectory() as merged:
+        merge(model_path, model_base, checkpoint.config.conv_mode, Path(merged))
+        return convert_whole(inspect(Path(merged)), out)
+
+
+def convert_whole(checkpoint: Checkpoint, out: Path) -> Format:
+    """Writes a checkpoint that has all weights in the other format; see `convert`."""
     target: Format = "llava" if checkpoint.names is TRANSFORMERS_NAMES else "transformers"
     restored = (checkpoint.folder / ORIGINAL / "config.json").is_file()
     if not restored:
@@ -105,6 +108,7 @@ def convert(model_path: str, out: Path, model_base: str | None = None) -> Format
             keep_original(checkpoint, folder / ORIGINAL)
             write_format(checkpoint, folder)
             copy_prior(checkpoint, folder)
+            note_rows(folder)
     return target
 
 
@@ -124,22 +128,35 @@ def written_whole(out: Path) -> Iterator[Path]:
             folder.rename(out)
 
 
-def merge(model_path: str, model_base: str | None, out: Path) -> None:
+def merge(model_path: str, model_base: str | None, conv_mode: str | None, out: Path) -> None:
     """Writes a checkpoint in LLaVA's format together with what it lacks: its language model, its vision tower.
 
+    In the dtype of the language model's files.
+
     Raises:
-        ValueError: it is a text-only model.
+        ValueError: it is a text-only model, or its weights are quantised.
     """
-    tokenizer, model, processor, _ = load_pretrained_model(model_path, model_base, device="cpu", dtype="auto")
+    language_model = local_folder(model_base or model_path)
+    refuse_quantised(language_model)
+    dtype = dtype_of_files(language_model)
+    tokenizer, model, processor, _ = load_pretrained_model(model_path, model_base, device="cpu", dtype=dtype)
     if processor is None:
         raise ValueError(f"{model_path} has no vision tower, so it is not a LLaVA checkpoint")
+    model.config.conv_mode = conv_mode
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Raises ValueError if a checkpoint's weights are quantised: their codes have no place under other names."""
+    if stored_quantization(folder):
+        raise ValueError(f"{folder} is quantised (quantization_config in config.json); convert it before it is")
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:
     """Raises unless the files hold every weight of the model, and its configuration says what the formats know."""
     config = checkpoint.config
+    refuse_quantised(checkpoint.folder)
     if isinstance(config, LlavaMptConfig):
         raise ValueError(
             "the language model is MPT, whose embeddings transformers' Llava can't tie; use LLaVA's format"
@@ -154,11 +171,15 @@ def check_convertible(checkpoint: Checkpoint) -> None:
     if config.conv_mode is not None and config.conv_mode not in conv_templates:
         raise ValueError(f"conv_mode is {config.conv_mode!r}; allowed are {', '.join(sorted(conv_templates))}")
     with torch.device("meta"):
-        wanted = set(MODELS[type(config)](config).state_dict())
+        wanted = {name: tuple(weight.shape) for name, weight in MODELS[type(config)](config).state_dict().items()}
     if config.tie_word_embeddings:
-        wanted.discard(HEAD)
-    if missing := wanted - {renamed(name, checkpoint.names) for name in weight_shapes(checkpoint.folder, "")}:
+        wanted.pop(HEAD, None)
+    found = {renamed(name, checkpoint.names): tuple(s) for name, s in weight_shapes(checkpoint.folder, "").items()}
+    if missing := wanted.keys() - found.keys():
         raise ValueError(f"{checkpoint.folder} lacks {len(missing)} weights, for example {min(missing)!r}")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ValueError(f"{checkpoint.folder}: {name} has the shape {found[name]}; config.json asks for {shape}")
 
 
 def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
@@ -192,8 +213,9 @@ def write_transformers(checkpoint: Checkpoint, out: Path) -> None:
         dtype=config.dtype,
         **({"image_grid_pinpoints": resolutions(config)} if tiles else {}),
     )
-    if config.qlip is not None:
-        settings.qlip = config.qlip
+    for name in (*KEPT_FIELDS, *(() if tiles else ("image_aspect_ratio",))):
+        if (value := getattr(config, name)) is not None or name == "image_aspect_ratio":
+            setattr(settings, name, value)
     values = with_old_names(json.loads(settings.to_json_string()))
     values["text_config"] = with_old_names(values["text_config"])
     (out / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
@@ -247,53 +269,3 @@ def write_llava(checkpoint: Checkpoint, out: Path) -> None:
     if (generation := checkpoint.folder / "generation_config.json").is_file():
         shutil.copy(generation, out)
     rewrite(checkpoint, out, LLAVA_FILE_NAMES, config.vocab_size)
-
-
-def restore(checkpoint: Checkpoint, out: Path) -> None:
-    """Writes what a converted checkpoint was made from, with the weights and the flag that it has now."""
-    original = checkpoint.folder / ORIGINAL
-    values = json.loads((original / "config.json").read_text())
-    flag = json.loads((checkpoint.folder / "config.json").read_text()).get("qlip")
-    for file in original.iterdir():
-        if file.name not in ("config.json", NAMES_FILE):
-            shutil.copy(file, out)
-    values.pop("qlip", None)
-    (out / "config.json").write_text(json.dumps({**values, **({} if flag is None else {"qlip": flag})}, indent=2))
-    copy_prior(checkpoint, out)
-    kept = json.loads((original / NAMES_FILE).read_text())
-    names = TOWER_NAMES if checkpoint.names is TRANSFORMERS_NAMES else TRANSFORMERS_NAMES
-    place = {
-        renamed(name, checkpoint.names): (file, name)
-        for file in weight_files(checkpoint.folder)
-        for name in names_in(file)
-    }
-    if checkpoint.config.tie_word_embeddings:
-        place.setdefault(HEAD, place[EMBEDDINGS])  # of two equal tensors transformers writes one
-    written: dict[str, str] = {}
-    for file_name, own in kept["files"].items():
-        tensors = {}
-        for name in own:
-            ours = renamed(name, names)
-            tensor = read_one(*place[ours])
-            tensors[name] = tensor[: kept["vocab_size"]] if ours in VOCABULARY else tensor
-        write(out, file_name, tensors, written)
-    write_index(out, written)
-
-
-def keep_original(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies all small files of a checkpoint, and notes which weights its files hold."""
-    folder.mkdir()
-    for file in checkpoint.folder.iterdir():
-        if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
-            shutil.copy(file, folder)
-    files = {file.name: sorted(names_in(file)) for file in weight_files(checkpoint.folder)}
-    notes = {"vocab_size": checkpoint.config.vocab_size, "files": files}
-    (folder / NAMES_FILE).write_text(json.dumps(notes, indent=1))
-
-
-def copy_prior(checkpoint: Checkpoint, out: Path) -> None:
-    """Copies the MLP prior that the flag names, if it is in the checkpoint."""
-    flag = checkpoint.config.qlip
-    name = flag.get(PRIOR_KEY) if isinstance(flag, dict) else None
-    if name is not None and (checkpoint.folder / name).is_file():
-        shutil.copy(checkpoint.folder / name, out / Path(name).name)

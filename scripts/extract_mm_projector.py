@@ -18,7 +18,7 @@ def extract(args: argparse.Namespace) -> None:
     """Saves the projector's tensors under LLaVA's names, `model.mm_projector.*`, and `model.image_newline` if any.
 
     Raises:
-        ValueError: the checkpoint has no projector.
+        ValueError: the checkpoint has no projector, or the output is a folder.
     """
     import torch
 
@@ -27,6 +27,8 @@ def extract(args: argparse.Namespace) -> None:
     from llava.model.loading.weights import read_extra_weights
     from llava.model.vision_setup import NEWLINE
 
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder; name a file")
     checkpoint = inspect(local_folder(args.model_path))
     folder, projector = checkpoint.folder, {}
     if checkpoint.kind == "full":

@@ -95,6 +95,15 @@ launcher() {
     LAUNCH=("$PYTHON" -m "${LAUNCH[@]}")
 }
 
+# uses_quadtree: whether the run trains with the quadtree, by its flags or else by the checkpoint.
+uses_quadtree() {
+    case " ${FLAGS[*]-} " in
+        *" --qlip False "* | *" --qlip=False "*) return 1 ;;
+        *" --qlip"*) return 0 ;;
+    esac
+    [[ -f ${MODEL:-}/config.json ]] && grep -Eq '"qlip": *(true|\{)' "$MODEL/config.json"
+}
+
 # train ZERO FLAG...: trains with a ZeRO file (zero2, zero3), LLaVA's settings, the recipe's flags, and the user's.
 train() {
     local zero=() config=${DEEPSPEED_CONFIG:-$ROOT/scripts/$1.json}
@@ -110,7 +119,7 @@ train() {
     if [[ -z ${TRAIN:-} ]]; then
         TRAIN=llava.train.train
         # The quadtree's attention bias needs a mask, which FlashAttention does not take.
-        if [[ " ${FLAGS[*]-} " != *" --qlip"* ]] && installed flash_attn; then TRAIN=llava.train.train_mem; fi
+        if ! uses_quadtree && installed flash_attn; then TRAIN=llava.train.train_mem; fi
     fi
     LAUNCH+=("$TRAIN" ${zero[@]+"${zero[@]}"} "${COMMON[@]}" "$@" ${FLAGS[@]+"${FLAGS[@]}"})
     if [[ ${DRY_RUN:-} ]]; then

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SERVER = "http://localhost:8000/v1"
-FOLLOWED: Mapping[str, Any] = {"llm_positions": "sequential", "llm_size_bias": 0.0, "llm_weight": "each"}
-"""What vLLM can follow: it counts positions one by one and biases no attention."""
+FOLLOWED: Mapping[str, Any] = {
+    "llm_positions": "sequential",
+    "llm_size_bias": 0.0,
+    "llm_weight": "each",
+    "budget": "score",
+}
+"""What vLLM can follow: it counts positions one by one, biases no attention, and no question splits an image."""
 
 
 def chat_request(
@@ -68,7 +73,7 @@ def post(server: str, body: Mapping[str, Any], api_key: str | None = None, timeo
         timeout: seconds to wait for the reply.
 
     Raises:
-        RuntimeError: the server refused the request; the text is the server's.
+        RuntimeError: the server refused the request, or does not answer in JSON; the text is the server's.
         ConnectionError: the server can't be reached.
     """
     import httpx
@@ -81,12 +86,19 @@ def post(server: str, body: Mapping[str, Any], api_key: str | None = None, timeo
         raise ConnectionError(f"no vLLM server answers at {server} ({why}); name yours by --server") from None
     if response.is_error:
         raise RuntimeError(f"the server answered {response.status_code}: {response.text[:500]}")
-    return response.json()
+    try:
+        return response.json()
+    except ValueError:
+        raise RuntimeError(f"{server} answered no JSON, so it is no vLLM server: {response.text[:500]}") from None
 
 
 def ask(server: str, body: Mapping[str, Any], api_key: str | None = None) -> str:
     """Sends a request and reads the answer's text. For the arguments and errors see `post`."""
-    return post(server, body, api_key)["choices"][0]["message"]["content"]
+    reply = post(server, body, api_key)
+    try:
+        return str(reply["choices"][0]["message"]["content"] or "")
+    except (IndexError, KeyError, TypeError):
+        raise RuntimeError(f"{server} answered without a message: {str(reply)[:500]}") from None
 
 
 def load_attached(model_path: str, dtype: Any = "auto", **settings: Any) -> tuple[Any, Any]:
@@ -101,18 +113,26 @@ def load_attached(model_path: str, dtype: Any = "auto", **settings: Any) -> tupl
         The model and its processor.
 
     Raises:
-        ValueError: a weight is missing.
+        ValueError: it is in LLaVA's format, or a weight is missing.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import qlip
+    from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.files import read_json
     from llava.model.loading.strict import read_pretrained
 
-    loaded = read_pretrained(AutoModelForImageTextToText, model_path, dtype=dtype)
+    folder = local_folder(model_path)
+    if "vision_config" not in read_json(folder / "config.json"):  # transformers would build a 7B of its defaults
+        raise ValueError(
+            f"{model_path} is not in transformers' format; convert it: python -m scripts.convert_checkpoint"
+            f" --model-path {model_path} --out FOLDER"
+        )
+    loaded = read_pretrained(AutoModelForImageTextToText, folder, dtype=dtype)
     if loaded.missing:
         raise ValueError(f"{model_path}: no file holds the weight {min(loaded.missing)!r}")
     given = {name: value for name, value in settings.items() if value is not None}
-    return qlip.attach(loaded.model, AutoProcessor.from_pretrained(model_path), **FOLLOWED, **given)
+    return qlip.attach(loaded.model, AutoProcessor.from_pretrained(folder), **FOLLOWED, **given)
 
 
 def command(args: argparse.Namespace) -> None:

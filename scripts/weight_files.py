@@ -93,6 +93,15 @@ def read_one(file: Path, name: str) -> Tensor:
         return tensors.get_tensor(name)
 
 
+def dtype_of_files(folder: Path) -> torch.dtype:
+    """Finds the dtype of a checkpoint's floating-point weights, by the first of them."""
+    for file in weight_files(folder):
+        for name in names_in(file):
+            if (tensor := read_one(file, name)).is_floating_point():
+                return tensor.dtype
+    raise ValueError(f"{folder} holds no weights")
+
+
 def write(out: Path, file_name: str, tensors: dict[str, Tensor], written: dict[str, str]) -> None:
     """Writes one safetensors file and notes in `written` what it holds."""
     name = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file_name)

@@ -20,7 +20,7 @@ from llava.model.loading.adapters import merge_adapter, read_adapter
 from llava.model.loading.base import find_base
 from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder, require_tower
 from llava.model.loading.options import choose_options
-from llava.model.loading.quantization import check_four_bit
+from llava.model.loading.quantization import base_quantization, check_four_bit, stored_quantization
 from llava.model.loading.tokenizer import load_tokenizer
 from llava.model.loading.weights import (
     TOWER,
@@ -112,6 +112,11 @@ def load_pretrained_model(
     checkpoint = inspect(local_folder(str(model_path), revision=revision, **hub), **hub)
     override_flag(checkpoint.config, qlip)
     base = find_base(checkpoint, model_path, model_base, hub)
+    if stored := stored_quantization(base):
+        if "quantization_config" in options:
+            raise ValueError(f"{base} is quantised already (quantization_config in config.json); load it as it is")
+        if dtype is None and stored.get("load_in_8bit"):
+            options["dtype"] = torch.float16  # of the products of 8 bits, on a CPU as well
     if load_4bit:
         check_four_bit(checkpoint.config, options["device_map"])
     tokenizer = load_tokenizer(base)  # before the weights, so that a missing file is reported at once
@@ -205,6 +210,8 @@ def load_on_base(
     config = checkpoint.config
     if hasattr(config, "quantization_config"):  # of the base while the adapters were trained
         del config.quantization_config
+    if stored := stored_quantization(base):
+        config.quantization_config = base_quantization(stored)
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
     take_tower_config(config, below, extra)
     padding = config.pad_token_id

@@ -18,15 +18,19 @@ def consolidate_ckpt(src_path: str, dst_path: str | Path) -> None:
     """Writes the checkpoint at `src_path` into the folder `dst_path`, its weights in float16.
 
     Raises:
-        ValueError: there are no weights, or ones that float16 does not hold, or the folder is not empty.
+        ValueError: there are no weights, or ones that float16 does not hold, or quantised ones; or the folder is not
+            empty.
     """
     from llava.model.deltas import check_empty, read_weights, write_checkpoint
     from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.quantization import stored_quantization
     from llava.model.utils import auto_upgrade
 
     check_empty(Path(dst_path))
-    auto_upgrade(src_path)
     source = local_folder(src_path)
+    auto_upgrade(src_path)
+    if stored_quantization(source):
+        raise ValueError(f"{src_path} is quantised (quantization_config in config.json), so it has no float16 weights")
     weights = read_weights(source)
     halves = {name: to_half(name, tensor) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     write_checkpoint(Path(dst_path), halves, source)

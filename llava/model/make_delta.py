@@ -16,15 +16,18 @@ def make_delta(
     """Writes target minus base into the folder `delta_path`, and uploads it to `hub_repo_id` if that is given.
 
     Raises:
-        ValueError: the target has another base, or the folder is not empty.
+        ValueError: the target has another base, or is in transformers' format, or the folder is not empty.
     """
     from llava.model.deltas import add_base, check_empty, write_checkpoint
     from llava.model.loading.checkpoint import local_folder
+    from llava.model.loading.files import read_json
     from llava.model.utils import auto_upgrade
 
     check_empty(Path(delta_path))
-    auto_upgrade(target_model_path)
     target = local_folder(target_model_path)
+    auto_upgrade(target_model_path)
+    if "vision_config" in read_json(target / "config.json"):
+        raise ValueError(f"{target_model_path} is in transformers' format; convert it first: scripts.convert_checkpoint")
     write_checkpoint(Path(delta_path), add_base(target, local_folder(base_model_path), -1), target)
     if hub_repo_id is not None:
         from huggingface_hub import HfApi

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch.distributed.nn  # noqa: F401 - before a process group, which defaults of its functions would keep
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llava import conversation
 from llava.conversation import Conversation
 from llava.model.loading.checkpoint import LORA_FILE, PROJECTOR_FILE
-from llava.model.loading.files import read_json
+from llava.model.loading.files import read_json, tensor_shapes
 from llava.model.vision.preparer import Preparer
 from llava.train.arguments import ParsedArguments, parse_arguments
 from llava.train.assemble import assemble
@@ -26,6 +27,7 @@ from llava.train.throughput import gather_objects
 
 logger = logging.getLogger(__name__)
 
+SCHEDULER_FILE = "scheduler.pt"
 OPTIMIZER_FILES = ("optimizer*", "global_step*")
 """What holds an optimizer's state in a checkpoint: torch's file, FSDP's file or folder, DeepSpeed's folder."""
 
@@ -123,11 +125,7 @@ def find_resume(training: Any) -> str | None:
             )
     if folder is None:
         return None
-    if not (folder / "trainer_state.json").is_file():
-        raise ValueError(
-            f"{folder} holds a part of a checkpoint, that of this machine's processes; copy the files of all machines'"
-            f" {folder.name} together, or give another --output_dir"
-        )
+    check_whole(folder)
     has_projector, has_lora = ((folder / name).is_file() for name in (PROJECTOR_FILE, LORA_FILE))
     if has_projector != training.tune_mm_mlp_adapter or has_lora != training.lora_enable:
         kind = "the projector alone" if has_projector else "LoRA" if has_lora else "the whole model"
@@ -141,7 +139,34 @@ def find_resume(training: Any) -> str | None:
             " begin again; give another --output_dir, and start from its weights: a whole model as"
             " --model_name_or_path, a projector as --pretrain_mm_mlp_adapter, LoRA merged by merge_lora_weights.py"
         )
+    if not (folder / SCHEDULER_FILE).is_file() and not any(folder.glob("global_step*")):  # DeepSpeed's own is in there
+        raise ValueError(
+            f"{folder} lacks {SCHEDULER_FILE}, without which transformers begins the optimizer and its learning rates"
+            " again; copy it there, or give another --output_dir"
+        )
     return str(folder)
+
+
+def check_whole(folder: Path) -> None:
+    """Checks that a checkpoint is complete as far as its small files and the ends of its large ones show.
+
+    Raises:
+        ValueError: it is not, with the file.
+    """
+    state = folder / "trainer_state.json"
+    if not state.is_file():
+        raise ValueError(
+            f"{folder} holds a part of a checkpoint: it has no {state.name}. A folder of LLaVA's first stage holds the"
+            " projector alone, which is a start (--pretrain_mm_mlp_adapter) and can't be continued. Of a run on several"
+            f" machines without a shared folder, copy the files of all machines' {folder.name} together. Or give"
+            " another --output_dir"
+        )
+    read_json(state)
+    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")]):
+        if not is_zipfile(file):
+            raise ValueError(f"{file} is damaged or incomplete; copy it again, or give another --output_dir")
+    for file in sorted(folder.glob("*.safetensors")):
+        tensor_shapes(file)
 
 
 def check_same_step(names: Sequence[str | None]) -> None:

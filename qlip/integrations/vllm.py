@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlip.config import check_count
 from qlip.integrations.llava import LlavaMixin
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,12 @@ logger = logging.getLogger(__name__)
 def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) -> list[Tensor]:
     """Computes what vLLM takes as `multi_modal_data={"image": [...]}`, with `enable_mm_embeds=True`.
 
-    vLLM counts positions one by one and biases no attention: attach with `llm_positions="sequential"` and
-    `llm_size_bias=0` to get the same answers as here; other settings are named in a warning.
+    vLLM counts positions one by one and biases no attention, and no question is known here: attach with
+    `llm_positions="sequential"`, `llm_size_bias=0` and `budget="score"` to get the same answers as here; other settings
+    are named in a warning.
 
     Args:
-        model: an attached LlavaForConditionalGeneration, LlavaNext or VipLlava.
+        model: an attached LlavaForConditionalGeneration or LlavaNext; vLLM has no VipLlava.
         images: as the image processor takes them.
         batch_size: images per pass of the tower.
 
@@ -37,8 +39,10 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
         one <image> for each, which vLLM expands to N_i tokens itself.
 
     Raises:
-        TypeError: the model is not attached, or has no language model.
+        TypeError: the model is not attached, or has no language model; or `batch_size` is no whole number.
+        ValueError: `batch_size` is below 1.
     """
+    check_count("batch_size", batch_size)
     if not isinstance(model, LlavaMixin):
         raise TypeError(
             f"{type(model).__name__} is not an attached LLaVA model; call qlip.attach(model, processor) first"
@@ -47,6 +51,7 @@ def vllm_image_embeds(model: Any, images: Sequence[Any], batch_size: int = 8) ->
     lost = [f"llm_positions={settings.llm_positions!r}"] if settings.llm_positions != "sequential" else []
     lost += [f"llm_size_bias={settings.llm_size_bias}"] if settings.llm_size_bias else []
     lost += [f"llm_weight={settings.llm_weight!r}"] if settings.llm_weight != "each" else []
+    lost += [f"budget={settings.budget!r}"] if settings.budget != "score" else []
     if lost:
         logger.warning("vLLM can't follow %s: its answers will differ from this model's", ", ".join(lost))
     embeds: list[Tensor] = []

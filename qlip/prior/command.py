@@ -89,6 +89,8 @@ def fit(args: argparse.Namespace) -> None:
     values = {field.name: getattr(args, field.name) for field in fields(FitConfig) if field.name in args}
     if "init" in values and "frequencies" in values:
         raise ValueError(f"--frequencies {args.frequencies} goes without --init, whose weights have their own")
+    if "init" in values and "exact_start" in values:
+        raise ValueError("--random-start goes without --init, whose weights are the start")
     if "alpha" in values:
         values["alpha"] = tuple(values["alpha"])
     config = FitConfig.from_recipe(getattr(args, "recipe", "paper"), **values)

@@ -123,9 +123,9 @@ class FitConfig:
             raise ValueError(f"out is {self.out}; its name must end in .safetensors")
         for name in ("epochs", "batch", "save_every"):
             check_count(name, getattr(self, name))
-        for name in ("steps", "largest_size", "max_tokens"):
+        for name, least in (("steps", 1), ("largest_size", 1), ("max_tokens", 4)):  # of less no tree can be made
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), least)
         for name in ("seed", "workers"):
             check_count(name, getattr(self, name), least=0)
         for name in ("lr", "theta"):

@@ -53,7 +53,8 @@ def ask_transformers(model: Any, processor: Any, text: str, image: Image) -> Ans
 
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=[image], text=[prompt], return_tensors="pt").to(model.device)
+    start = not template_starts(processor)  # as the server is asked to
+    inputs = processor(images=[image], text=[prompt], add_special_tokens=start, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         output = model.generate(
             **inputs, max_new_tokens=LONGEST, do_sample=False, return_dict_in_generate=True, output_logits=True

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from qlip import CoordinateMLP
 from scripts.checkpoint_formats import convert
-from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
+from tests.llava.checkpoints import VISION, make_llava_checkpoint, transformers_model, write_tokenizer
 
 
 def test_a_text_only_model_is_refused(tmp_path):
@@ -34,6 +35,42 @@ def test_incomplete_checkpoints_are_refused(tmp_path):
     (source / "model.safetensors").unlink()
     torch.save({}, source / "mm_projector.bin")
     with pytest.raises(ValueError, match="is a projector checkpoint: give its language model as --model-base"):
+        convert(str(source), tmp_path / "out")
+
+
+@pytest.mark.parametrize("stored", ["llava", "transformers"])
+def test_quantised_weights_are_refused(tmp_path, stored):
+    source = make_llava_checkpoint(tmp_path / "source")
+    if stored == "transformers":
+        convert(str(source), tmp_path / "there")
+        source = tmp_path / "there"
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": {"load_in_8bit": True}}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="quantised \\(quantization_config"):
+        convert(str(source), tmp_path / "out")
+
+
+def test_a_weight_of_another_shape_is_refused(tmp_path):
+    source = make_llava_checkpoint(tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    state[name] = state[name][1:].contiguous()
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"up_proj\.weight has the shape .*; config\.json asks for"):
+        convert(str(source), tmp_path / "out")
+
+
+def test_a_base_that_a_whole_checkpoint_does_not_need_is_refused(tmp_path):
+    source = make_llava_checkpoint(tmp_path / "source")
+    with pytest.raises(ValueError, match="has all weights: there is nothing to merge with --model-base base"):
+        convert(str(source), tmp_path / "out", "base")
+
+
+def test_a_prior_outside_of_the_checkpoint_is_refused(tmp_path):
+    CoordinateMLP(VISION["hidden_size"], hidden=8).save(tmp_path / "a.safetensors")
+    settings = {"interpolation": "mlp", "mlp": "../a.safetensors"}
+    source = make_llava_checkpoint(tmp_path / "source", qlip=settings)
+    with pytest.raises(ValueError, match="the MLP prior ../a.safetensors is outside of .*source; copy it there"):
         convert(str(source), tmp_path / "out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, CLIPVisionModel
@@ -9,6 +10,18 @@ from transformers import AutoImageProcessor, CLIPVisionModel
 from llava.model.builder import load_pretrained_model
 from llava.utils import demo_model_path
 from scripts.extract_tower import main
+from tests.llava.checkpoints import (
+    make_llava_checkpoint,
+    projector_state,
+    transformers_model,
+    write_config,
+    write_language_model,
+)
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return transformers_model()
 
 
 @torch.no_grad()
@@ -29,3 +42,20 @@ def test_a_checkpoint_is_not_written_over(tmp_path, capsys):
     assert main(["--model-path", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "is not empty; name another folder" in capsys.readouterr().err
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"config.json": "{}"}
+
+
+def test_a_model_without_a_tower_is_refused(oracle, tmp_path, capsys):
+    llama = write_language_model(tmp_path / "llama", oracle)
+    assert main(["--model-path", str(llama), "--out", str(tmp_path / "out")]) == 2
+    assert "llama has no vision tower, it is a language model alone" in capsys.readouterr().err
+
+
+def test_the_tower_of_a_projectors_base_is_found(oracle, tmp_path):
+    whole = make_llava_checkpoint(tmp_path / "whole")
+    write_config(tmp_path / "projector")
+    torch.save(projector_state(oracle), tmp_path / "projector" / "mm_projector.bin")
+    flags = ["--model-path", str(tmp_path / "projector"), "--model-base", str(whole)]
+    assert main([*flags, "--out", str(tmp_path / "tower")]) == 0
+    weights = load_file(tmp_path / "tower" / "model.safetensors")
+    own = oracle.model.vision_tower.state_dict()
+    assert weights.keys() == own.keys() and all(torch.equal(own[name], tensor) for name, tensor in weights.items())

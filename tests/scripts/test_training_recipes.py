@@ -17,6 +17,7 @@ from transformers import LlamaConfig
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from llava.train.arguments import ParsedArguments, parse_arguments
+from llava.utils import demo_model_path
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -180,6 +181,13 @@ def test_flashattention_is_used_where_it_is_installed_but_for_the_quadtree(start
     assert "llava.train.train" in start("v1_5/finetune", "--qlip", "True", installed=both)[0]
     assert "llava.train.train" in start("v1_5/finetune", "--qlip.alpha=0.5", installed=both)[0]
     assert "mine.train" in start("v1_5/finetune", installed=both, TRAIN="mine.train")[0]
+
+
+def test_a_checkpoint_may_ask_for_the_quadtree_by_itself(start: Start) -> None:
+    both, model = "flash_attn wandb", str(demo_model_path())  # its config.json has settings
+    assert "llava.train.train" in start("v1_5/finetune_task", installed=both, MODEL=model)[0]
+    words, _ = start("v1_5/finetune_task", "--qlip", "False", installed=both, MODEL=model)
+    assert "llava.train.train_mem" in words
 
 
 def test_paths_come_from_the_environment_and_further_flags_count_last(start: Start, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 import torch
+from PIL import Image
 
 import qlip
+from llava.utils import demo_model_path
 from scripts.vllm_client import ask, chat_request, main
 from tests.qlip.integrations.models import WIDTH, make_language_model, make_processor, picture
 
@@ -82,6 +85,35 @@ def test_the_client_sends_every_image_and_reads_the_answer(server):
 def test_a_refusal_is_reported_in_the_servers_words(server):
     with pytest.raises(RuntimeError, match='answered 400: {"error": "no image"}'):
         ask(server.address, chat_request("llava", "what?", [], 9, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("<html>", "answered no JSON, so it is no vLLM server: <html>"),
+        ('{"detail": "x"}', "answered without a message: {'detail': 'x'}"),
+        ('{"choices": []}', "answered without a message"),
+    ],
+)
+def test_what_is_no_answer_is_named_with_its_server(monkeypatch, reply, words):
+    request = httpx.Request("POST", "http://host")
+    monkeypatch.setattr(httpx, "post", lambda *args, **kwargs: httpx.Response(200, text=reply, request=request))
+    with pytest.raises(RuntimeError, match=f"http://host/v1 {words}"):
+        ask("http://host/v1", {})
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (str(demo_model_path()), "is not in transformers' format; convert it: python -m scripts.convert_checkpoint"),
+        ("/no/such", "there is no checkpoint folder '/no/such'"),
+    ],
+)
+def test_a_checkpoint_in_another_format_is_refused_before_a_model_is_built(path, words, tmp_path, capsys):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(file)
+    assert main(["--model-path", path, "--image-file", str(file), "--query", "?"]) != 0
+    assert words in capsys.readouterr().err
 
 
 def test_command_line(server, tmp_path, capsys):

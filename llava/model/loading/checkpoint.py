@@ -62,6 +62,9 @@ TRANSFORMERS_NAMES = {
 
 ATTACH_HINT = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
 
+KEPT_FIELDS = ("qlip", "conv_mode", "mm_use_im_start_end", "mm_use_im_patch_token")
+"""LLaVA's fields that a converted checkpoint's config.json keeps beside transformers', as `image_aspect_ratio`."""
+
 NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """(height, width) of transformers' LlavaNext where its configuration names none."""
 
@@ -90,7 +93,7 @@ def local_folder(path: str, **hub: Any) -> Path:
         raise FileNotFoundError(f"{path!r} is a file; a checkpoint is a folder, or a model id of the hub (OWNER/NAME)")
     if names_folder(path):
         raise FileNotFoundError(f"there is no checkpoint folder {path!r}; model ids of the hub read OWNER/NAME")
-    small = ["*.json", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
+    small = ["*.json", "*.jinja", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE, "adapter_model.*"]
     try:
         folder = Path(snapshot_download(path, allow_patterns=[*small, "*.safetensors"], **hub))
         found = [file.name for file in folder.glob("*.safetensors")]
@@ -214,6 +217,8 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
         raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACH_HINT}")
     if (bias := values.get("multimodal_projector_bias", True)) is not True:
         raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACH_HINT}")
+    if values.get("quantization_config"):
+        raise ValueError(f"its weights are quantised (quantization_config), under other names than here; {ATTACH_HINT}")
     text = dict(values["text_config"])
     config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
     text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
@@ -230,7 +235,7 @@ def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
         mm_hidden_size=vision.hidden_size,
         **tiling_from_transformers(values),
         dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
-        qlip=values.get("qlip"),
+        **{name: values[name] for name in KEPT_FIELDS if name in values},
     )
 
 
@@ -250,7 +255,7 @@ def select_layer(layers: Any) -> Any:
 def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
     if values.get("model_type") != "llava_next":
-        return {"image_aspect_ratio": "pad"}
+        return {"image_aspect_ratio": values.get("image_aspect_ratio", "pad")}
     pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
     return {
         "image_aspect_ratio": "anyres",

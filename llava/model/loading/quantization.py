@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from llava.model.config import ImageLanguageConfig
+from llava.model.loading.files import read_json
 
 UNQUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
 """Modules that keep their dtype."""
@@ -37,6 +39,17 @@ def quantization(
             llm_int8_skip_modules=UNQUANTISED,
         )
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
+
+
+def stored_quantization(folder: Path) -> dict[str, Any]:
+    """Reads how the weights in a checkpoint's files are quantised, `quantization_config` in its config.json, or {}."""
+    return read_json(folder / "config.json").get("quantization_config") or {}
+
+
+def base_quantization(stored: dict[str, Any]) -> dict[str, Any]:
+    """Extends how a language model is quantised to the model around it, whose other parts keep their dtype."""
+    kept = stored.get("llm_int8_skip_modules") or []  # bitsandbytes' name, of 4 bits as well
+    return stored | {"llm_int8_skip_modules": sorted({*kept, *UNQUANTISED})}
 
 
 def check_four_bit(config: ImageLanguageConfig, placement: dict[str, Any] | str) -> None:

@@ -25,6 +25,8 @@ from llava.model.sharding import whole_parameters
 
 logger = logging.getLogger(__name__)
 
+QUANTISED = (".SCB", ".absmax", ".quant_map")
+"""Endings of what bitsandbytes saves beside its codes; without it the codes would be read as weights."""
 PROJECTOR = "model.mm_projector."
 TOWER = "model.vision_tower."
 
@@ -57,6 +59,11 @@ def load_weights(
         key_mapping=checkpoint.names,
         **options,
     )
+    if codes := sorted(name for name in loaded.unread if name.endswith(QUANTISED)):
+        raise ValueError(
+            f"{checkpoint.folder} holds quantised weights ({codes[0]!r}), but its config.json has no"
+            " quantization_config; give the one that they were saved with"
+        )
     if loaded.unread:
         logger.warning(
             "%s holds %d tensors that the model has no place for, for example %r; they are not read",

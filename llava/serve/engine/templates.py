@@ -43,12 +43,12 @@ def choose_template(model_path: str, config: Any) -> str:
 
     Args:
         model_path: Folder or hub id.
-        config: Config of the loaded model; one without `mm_vision_tower` is not in LLaVA's format.
+        config: Config of the loaded model.
     """
     if config.conv_mode is not None:
         return config.conv_mode
     template = default_template(config)
-    if template != "vicuna_v1" or config.mm_vision_tower is None:
+    if template != "vicuna_v1" or not config.has_tower:
         return template
     name = get_model_name_from_path(model_path).lower()
     return next((own for part, own in NAMES.items() if part in name), template)

@@ -91,6 +91,8 @@ def scan_items(path: Path) -> Iterator[Item]:
         head = file.read(4)
         if encoding := _BYTE_ORDER_MARKS.get(head[:2]):
             raise ValueError(f"{path} is {encoding}; save it as UTF-8")
+        if b"\0" in head and head.replace(b"\0", b"")[:1] in (b"[", b"{"):
+            raise ValueError(f"{path} begins with {head!r}, as UTF-16 or UTF-32 without a mark does; save it as UTF-8")
         start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
         file.seek(start)
         while blank := file.peek(1)[:1]:  # type: ignore[attr-defined]
@@ -123,6 +125,8 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
                 value = decoder.decode(line)
             except ValueError as error:
                 problem = str(error)
+                if not line.endswith(b"\n"):
+                    raise ValueError(f"{path}: the last line, from byte {start}, is cut: {problem}") from None
             if is_first and path.suffix != ".jsonl" and (problem or "conversations" not in value):
                 raise ValueError(
                     f"{path} begins with an object that {'does not end on its line' if problem else 'is not a sample'};"

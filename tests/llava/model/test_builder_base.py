@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil
+from transformers import BitsAndBytesConfig, CLIPImageProcessorPil, LlamaForCausalLM
 
 from llava.model.builder import load_empty_tower, load_pretrained_model
 from llava.model.loading.weights import add_weights
@@ -171,6 +171,37 @@ def test_a_whole_weight_cannot_replace_a_quantised_one(tmp_path, oracle, whole, 
     folder = write_lora(tmp_path, {name: llava_state(oracle)[name]})
     with pytest.raises(ValueError, match=rf"non_lora_trainables\.bin holds '{name}', which is quantised"):
         load_pretrained_model(str(folder), str(whole), device="cpu", **{flag: True})
+
+
+@pytest.fixture(scope="module")
+def eight_bit(tmp_path_factory, vicuna) -> Path:
+    """The language model in 8 bits, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("eight")
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    LlamaForCausalLM.from_pretrained(vicuna, quantization_config=settings, device_map="cpu").save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def test_a_base_in_8_bits_is_read_as_it_was_quantised(tmp_path, oracle, vicuna, eight_bit, clip):
+    folder = write_projector(tmp_path, projector_state(oracle), mm_vision_tower=clip)
+    model = load_pretrained_model(str(folder), str(eight_bit), device="cpu")[1]
+    expected = load_pretrained_model(str(folder), str(vicuna), device="cpu", load_8bit=True)[1]
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    torch.testing.assert_close(logits(model).float(), logits(expected).float(), atol=2e-2, rtol=0)
+    with pytest.raises(ValueError, match="is quantised already"):
+        load_pretrained_model(str(folder), str(eight_bit), device="cpu", load_4bit=True)
+
+
+def test_codes_without_their_settings_are_not_read_as_weights(tmp_path, oracle, eight_bit, clip):
+    base = tmp_path / "base"
+    shutil.copytree(eight_bit, base)
+    config = json.loads((base / "config.json").read_text())
+    del config["quantization_config"]
+    (base / "config.json").write_text(json.dumps(config))
+    folder = write_projector(tmp_path / "projector", projector_state(oracle), mm_vision_tower=clip)
+    with pytest.raises(ValueError, match="holds quantised weights .* has no quantization_config"):
+        load(folder, base)
 
 
 def test_a_whole_weight_cannot_replace_an_offloaded_one(oracle, whole):

@@ -140,6 +140,20 @@ def test_consolidating_writes_half_precision(target, oracle, tmp_path):
     load_pretrained_model(tmp_path / "half", device="cpu")
 
 
+def test_quantised_weights_have_no_half_precision(target, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(target, source)
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": {"load_in_8bit": True}}
+    (source / "config.json").write_text(json.dumps(config))
+    assert consolidate.main(["--src", str(source), "--dst", str(tmp_path / "half")]) == 2
+    assert "is quantised (quantization_config in config.json)" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path, capsys):
+    assert consolidate.main(["--src", "/no/such", "--dst", str(tmp_path / "half")]) == 2
+    assert "there is no checkpoint folder '/no/such'" in capsys.readouterr().err
+
+
 def test_a_prior_and_a_tower_beside_the_weights_come_along_and_the_dtype_is_the_weights(oracle, tmp_path):
     source = tmp_path / "source"
     write_tower(source / "tower", oracle)

@@ -249,6 +249,28 @@ def test_a_checkpoint_without_an_optimizers_state_is_not_continued(bases, data, 
     assert code == 2 and "checkpoint-3 has no state of an optimizer, as --save_only_model leaves it" in line
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("scheduler.pt", Path.unlink, "checkpoint-3 lacks scheduler.pt, without which"),
+        ("trainer_state.json", Path.unlink, "checkpoint-3 holds a part of a checkpoint: it has no trainer_state.json"),
+        ("trainer_state.json", cut, "checkpoint-3/trainer_state.json is not valid JSON"),
+        ("optimizer.pt", cut, "checkpoint-3/optimizer.pt is damaged or incomplete"),
+        ("mm_projector.bin", cut, "checkpoint-3/mm_projector.bin is damaged or incomplete"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_not_continued(bases, data, tmp_path, capsys, name, change, words):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
+    train_on(bases / "llava", data, tmp_path / "out", **chosen)
+    change(tmp_path / "out" / "checkpoint-3" / name)
+    code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
+    assert code == 2 and words in line
+
+
 def test_processes_continue_from_one_checkpoint():
     check_same_step(["checkpoint-2", "checkpoint-2"])
     with pytest.raises(ValueError, match="different checkpoints: checkpoint-2, None; copy the last one"):

@@ -48,11 +48,18 @@ def test_a_warning_names_what_vllm_cannot_follow(caplog):
         qlip.vllm_image_embeds(model, PICTURES[:1])
     assert "can't follow llm_positions='raster', llm_size_bias=-0.25, llm_weight='native'" in caplog.text
     caplog.clear()
-    qlip.vllm_image_embeds(qlip.attach(model, **SETTINGS, llm_weight="each")[0], PICTURES[:1])
+    model, _ = qlip.attach(model, **SETTINGS, llm_weight="each", budget="question")
+    qlip.vllm_image_embeds(model, PICTURES[:1])
+    assert "can't follow budget='question'" in caplog.text
+    caplog.clear()
+    qlip.vllm_image_embeds(qlip.attach(model, **SETTINGS, budget="score")[0], PICTURES[:1])
     assert caplog.text == ""
 
 
 def test_other_models_are_refused():
+    attached, _ = qlip.attach(make_language_model("llava"), **SETTINGS)
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        qlip.vllm_image_embeds(attached, PICTURES[:1], batch_size=-1)
     with pytest.raises(TypeError, match="LlavaForConditionalGeneration is not an attached LLaVA model"):
         qlip.vllm_image_embeds(make_language_model("llava"), PICTURES[:1])
     with pytest.raises(TypeError, match="CLIPVisionModel is not an attached LLaVA model"):

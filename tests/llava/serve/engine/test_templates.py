@@ -49,13 +49,16 @@ def test_llavas_guess_is_known(name: str, template: str) -> None:
 
 
 def config(model_type: str, conv_mode: str | None = None) -> SimpleNamespace:
-    return SimpleNamespace(model_type=model_type, conv_mode=conv_mode, mm_vision_tower="clip")
+    return SimpleNamespace(model_type=model_type, conv_mode=conv_mode, has_tower=True)
 
 
 @pytest.mark.parametrize(
     ("name", "model_type", "template"),
     [
         ("liuhaotian/llava-v1.6-34b", "llava_llama", "chatml_direct"),
+        ("llava-hf/llava-v1.6-34b-hf", "llava_llama", "chatml_direct"),
+        ("llava-hf/llama3-llava-next-8b-hf", "llava_llama", "llava_llama_3"),
+        ("llava-hf/llava-1.5-7b-hf", "llava_llama", "vicuna_v1"),
         ("liuhaotian/llava-v1.6-mistral-7b", "llava_mistral", "mistral_instruct"),
         ("my-model", "llava_mistral", "mistral_instruct"),
         ("lmms-lab/llama3-llava-next-8b", "llava_llama", "llava_llama_3"),

@@ -87,6 +87,8 @@ def test_lines_may_be_called_json(write):
         ("id,question\n1,2", r"is not a JSON file: it begins with b'id,question"),
         (b"\x1f\x8b\x08\x00", r"is not a JSON file: it begins with b'\\x1f"),
         (LINE.encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (LINE.encode("utf-16-le"), "as UTF-16 or UTF-32 without a mark does; save it as UTF-8"),
+        (f"[{LINE}]".encode("utf-32-be"), "as UTF-16 or UTF-32 without a mark does; save it as UTF-8"),
         (f'[{LINE}, {{"id": "é"}}]'.encode("latin-1"), "is not UTF-8 at byte 43; save it as UTF-8"),
         (b'[{"id": "\xc3', "is not UTF-8 at byte 9"),
         (json.dumps({"data": [SAMPLE]}), "begins with an object that is not a sample"),
@@ -130,6 +132,12 @@ def test_a_damaged_line_leaves_the_others(write, line, message):
     items = list(scan_items(write(b"\n".join([LINE.encode(), line, LINE.encode()]), "samples.jsonl")))
     assert [item.value for item in items if item.error is None] == [SAMPLE, SAMPLE]
     assert re.match(message, items[1].error)
+
+
+def test_a_file_of_lines_that_ends_early_is_named(write):
+    file = write(f"{LINE}\n{LINE[:-5]}", "samples.jsonl")
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}: the last line, from byte {len(LINE) + 1}, is cut"):
+        list(scan_items(file))
 
 
 def test_nan_in_a_list_leaves_the_other_items(write):
