@@ -150,7 +150,9 @@ def merge(model_path: str, model_base: str | None, conv_mode: str | None, out: P
 def refuse_quantised(folder: Path) -> None:
     """Raises ValueError if a checkpoint's weights are quantised: their codes have no place under other names."""
     if stored_quantization(folder):
-        raise ValueError(f"{folder} is quantised (quantization_config in config.json); convert it before it is")
+        raise ValueError(
+            f"{folder} is quantised (quantization_config in config.json); convert the checkpoint that it was made from"
+        )
 
 
 def check_convertible(checkpoint: Checkpoint) -> None:

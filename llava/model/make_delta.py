@@ -27,7 +27,7 @@ def make_delta(
     target = local_folder(target_model_path)
     auto_upgrade(target_model_path)
     if "vision_config" in read_json(target / "config.json"):
-        raise ValueError(f"{target_model_path} is in transformers' format; convert it first: scripts.convert_checkpoint")
+        raise ValueError(f"{target_model_path} is in transformers' format; convert it (scripts.convert_checkpoint)")
     write_checkpoint(Path(delta_path), add_base(target, local_folder(base_model_path), -1), target)
     if hub_repo_id is not None:
         from huggingface_hub import HfApi

@@ -255,7 +255,8 @@ def select_layer(layers: Any) -> Any:
 def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
     if values.get("model_type") != "llava_next":
-        return {"image_aspect_ratio": values.get("image_aspect_ratio", "pad")}
+        ratio = values.get("image_aspect_ratio", "pad")  # a converted checkpoint's; its class knows no tiles
+        return {"image_aspect_ratio": ratio if ratio in ("pad", "square", None) else "pad"}
     pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
     return {
         "image_aspect_ratio": "anyres",

@@ -43,7 +43,8 @@ def quantization(
 
 def stored_quantization(folder: Path) -> dict[str, Any]:
     """Reads how the weights in a checkpoint's files are quantised, `quantization_config` in its config.json, or {}."""
-    return read_json(folder / "config.json").get("quantization_config") or {}
+    file = folder / "config.json"
+    return (read_json(file).get("quantization_config") or {}) if file.is_file() else {}
 
 
 def base_quantization(stored: dict[str, Any]) -> dict[str, Any]:
