@@ -75,6 +75,8 @@ def convert(args: argparse.Namespace) -> None:
             )
         question, answer = question_and_answer(problem, args.prompt_format)
         row: Row = {"id": name}
+        if not isinstance(problem["image"], str | None):
+            raise ValueError(f"problem {name!r}: image is {problem['image']!r:.80}; it must be a file's name")
         if problem["image"]:
             row["image"] = f"{name}/{problem['image']}"
             question += "\n<image>"

@@ -95,13 +95,20 @@ launcher() {
     LAUNCH=("$PYTHON" -m "${LAUNCH[@]}")
 }
 
-# uses_quadtree: whether the run trains with the quadtree, by its flags or else by the checkpoint.
+# uses_quadtree: whether the run trains with the quadtree, by its flags or else by the checkpoint's folder.
 uses_quadtree() {
-    case " ${FLAGS[*]-} " in
-        *" --qlip False "* | *" --qlip=False "*) return 1 ;;
-        *" --qlip"*) return 0 ;;
-    esac
-    [[ -f ${MODEL:-}/config.json ]] && grep -Eq '"qlip": *(true|\{)' "$MODEL/config.json"
+    local flag last="" model=${MODEL:-}
+    for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
+        case $flag in
+            --qlip=[Ff]alse | --no_qlip) return 1 ;;
+            --model_name_or_path=*) model=${flag#*=} ;;
+        esac
+        if [[ $last == --qlip && $flag == [Ff]alse ]]; then return 1; fi
+        if [[ $last == --model_name_or_path ]]; then model=$flag; fi
+        last=$flag
+    done
+    [[ " ${FLAGS[*]-} " == *" --qlip"* ]] && return 0
+    [[ -f $model/config.json ]] && grep -Eq '"qlip": *(true|\{)' "$model/config.json"
 }
 
 # train ZERO FLAG...: trains with a ZeRO file (zero2, zero3), LLaVA's settings, the recipe's flags, and the user's.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llava.model.llava_arch import TOWER_NAMES
-from llava.model.loading.checkpoint import TRANSFORMERS_NAMES, Checkpoint, inspect
+from llava.model.loading.checkpoint import KEPT_FIELDS, TRANSFORMERS_NAMES, Checkpoint, inspect
 from llava.model.loading.files import weight_files, weight_shapes
 from scripts.weight_files import EMBEDDINGS, HEAD, VOCABULARY, names_in, read_one, renamed, write, write_index
 
@@ -22,7 +24,7 @@ def restore(checkpoint: Checkpoint, out: Path) -> None:
     """Writes what a converted checkpoint was made from, with the weights and the flag that it has now."""
     original = checkpoint.folder / ORIGINAL
     values = json.loads((original / "config.json").read_text())
-    flag = json.loads((checkpoint.folder / "config.json").read_text()).get("qlip")
+    now = json.loads((checkpoint.folder / "config.json").read_text())
     kept = json.loads((original / NAMES_FILE).read_text())
     if (rows := vocabulary_rows(checkpoint.folder)) != kept.get("rows", rows):
         raise ValueError(
@@ -33,7 +35,8 @@ def restore(checkpoint: Checkpoint, out: Path) -> None:
         if file.name not in ("config.json", NAMES_FILE):
             shutil.copy(file, out)
     values.pop("qlip", None)
-    (out / "config.json").write_text(json.dumps({**values, **({} if flag is None else {"qlip": flag})}, indent=2))
+    values |= changed_settings(now, kept.get("settings", {}))
+    (out / "config.json").write_text(json.dumps(values, indent=2))
     copy_prior(checkpoint, out)
     names = TOWER_NAMES if checkpoint.names is TRANSFORMERS_NAMES else TRANSFORMERS_NAMES
     place = {
@@ -57,6 +60,13 @@ def restore(checkpoint: Checkpoint, out: Path) -> None:
     write_index(out, written)
 
 
+def changed_settings(now: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Finds LLaVA's settings of a converted config.json that its original lacks: the flag, the template, which may come
+    from the original's name, and what was changed since."""
+    fixed = {name: now[name] for name in ("qlip", "conv_mode") if now.get(name) is not None}
+    return fixed | {name: now.get(name) for name, value in written.items() if name != "qlip" and now.get(name) != value}
+
+
 def keep_original(checkpoint: Checkpoint, folder: Path) -> None:
     """Copies all small files of a checkpoint, and notes which weights its files hold."""
     folder.mkdir()
@@ -68,10 +78,12 @@ def keep_original(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / NAMES_FILE).write_text(json.dumps(notes, indent=1))
 
 
-def note_rows(folder: Path) -> None:
-    """Notes how many rows the vocabulary of a converted checkpoint has, by which `restore` sees whether it grew."""
+def note_written(folder: Path) -> None:
+    """Notes a converted checkpoint's rows of vocabulary and settings, so that `restore` sees what has changed."""
     file = folder / ORIGINAL / NAMES_FILE
-    notes = json.loads(file.read_text()) | {"rows": vocabulary_rows(folder)}
+    config = json.loads((folder / "config.json").read_text())
+    settings = {name: config.get(name) for name in (*KEPT_FIELDS, "image_aspect_ratio")}
+    notes = json.loads(file.read_text()) | {"rows": vocabulary_rows(folder), "settings": settings}
     file.write_text(json.dumps(notes, indent=1))
 
 

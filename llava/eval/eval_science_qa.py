@@ -47,7 +47,7 @@ GROUPS: dict[str, Callable[[Row], bool]] = {
     "G7-12": lambda problem: _grade(problem) > 6,
 }
 FIELDS = ("choices", "answer", "image", "hint", "subject", "grade")
-PROBLEM_TEXTS = ("question", "hint", "image", "lecture", "solution")
+PROBLEM_TEXTS = ("question", "hint", "lecture", "solution")
 
 
 def predictions(problems: Mapping[str, Row], said: Mapping[str, str], options: str) -> dict[str, int]:
@@ -106,7 +106,8 @@ def check_problem(place: str, problem: Row, fields: Sequence[str]) -> Row:
     choices, answer = problem["choices"], problem["answer"]
     if not isinstance(choices, list) or not choices or not all(isinstance(text, str | int | float) for text in choices):
         raise ValueError(f"{place}: choices is {choices!r}; it must be a list of texts")
-    index = int(answer) if isinstance(answer, str) and answer.isdecimal() else answer
+    is_whole = answer.isdecimal() if isinstance(answer, str) else isinstance(answer, float) and answer.is_integer()
+    index = int(answer) if is_whole else answer
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
         raise ValueError(f"{place}: answer is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}")
     texts = {name: problem[name] or "" for name in PROBLEM_TEXTS if name in fields}

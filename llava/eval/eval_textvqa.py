@@ -111,7 +111,8 @@ def score_files(args: argparse.Namespace) -> Score:
             raise ValueError(f"{words}; it must list the annotators' texts")
     if args.result_dir is None:
         return score(list(annotations.values()), find_answer_texts(annotations, Results.of(args)))
-    files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(".errors.jsonl")]
+    others = (".errors.jsonl", ".limit.jsonl")  # questions without an answer, and answers of a trial
+    files = [path for path in sorted(args.result_dir.glob("*.jsonl")) if not path.name.endswith(others)]
     if not files:
         raise ValueError(f"--result-dir {args.result_dir} holds no *.jsonl")
     scores = {

@@ -113,7 +113,7 @@ def load_pretrained_model(
     override_flag(checkpoint.config, qlip)
     base = find_base(checkpoint, model_path, model_base, hub)
     if stored := stored_quantization(base):
-        if "quantization_config" in options:
+        if options.get("quantization_config") is not None:
             raise ValueError(f"{base} is quantised already (quantization_config in config.json); load it as it is")
         if dtype is None and stored.get("load_in_8bit"):
             options["dtype"] = torch.float16  # of the products of 8 bits, on a CPU as well

@@ -177,7 +177,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         ("weight_decay", training.weight_decay, 0),
     ):
         if count is not None and not least <= count < math.inf:  # NaN is neither
-            raise ValueError(f"--{name} is {count}; it must be at least {least}")
+            finite = "" if math.isfinite(count) else " and finite"
+            raise ValueError(f"--{name} is {count}; it must be at least {least}{finite}")
     if not 0 <= training.lora_dropout < 1:
         raise ValueError(f"--lora_dropout is {training.lora_dropout:g}; it must be at least 0 and below 1")
     if training.max_steps != -1 and training.max_steps < 1:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava import conversation
 from llava.conversation import Conversation
-from llava.model.loading.checkpoint import LORA_FILE, PROJECTOR_FILE
+from llava.model.loading.checkpoint import LORA_FILE, NON_LORA_FILE, PROJECTOR_FILE
 from llava.model.loading.files import read_json, tensor_shapes
 from llava.model.vision.preparer import Preparer
 from llava.train.arguments import ParsedArguments, parse_arguments
@@ -28,6 +28,17 @@ from llava.train.throughput import gather_objects
 logger = logging.getLogger(__name__)
 
 SCHEDULER_FILE = "scheduler.pt"
+READ_FILES = (
+    "optimizer*",
+    SCHEDULER_FILE,
+    "rng_state*",
+    "model*",
+    "adapter_model*",
+    "pytorch_model*",
+    PROJECTOR_FILE,
+    NON_LORA_FILE,
+)
+"""What a resumed run reads of a checkpoint."""
 OPTIMIZER_FILES = ("optimizer*", "global_step*")
 """What holds an optimizer's state in a checkpoint: torch's file, FSDP's file or folder, DeepSpeed's folder."""
 
@@ -162,11 +173,11 @@ def check_whole(folder: Path) -> None:
             " another --output_dir"
         )
     read_json(state)
-    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")]):
-        if not is_zipfile(file):
+    for file in sorted({file for pattern in READ_FILES for file in folder.glob(pattern) if file.is_file()}):
+        if file.suffix == ".safetensors":
+            tensor_shapes(file)
+        elif file.suffix in (".bin", ".pt", ".pth") and not is_zipfile(file):
             raise ValueError(f"{file} is damaged or incomplete; copy it again, or give another --output_dir")
-    for file in sorted(folder.glob("*.safetensors")):
-        tensor_shapes(file)
 
 
 def check_same_step(names: Sequence[str | None]) -> None:

@@ -39,6 +39,8 @@ def test_the_template_that_a_name_chose_is_kept_under_any_name(tmp_path, name, t
     assert choose_template("there", load_pretrained_model(tmp_path / "there", device="cpu")[1].config) == template
     written = AutoProcessor.from_pretrained(tmp_path / "there", backend="pil").chat_template or ""
     assert ("USER" in written) == (template == "vicuna_v1")
+    convert(str(tmp_path / "there"), tmp_path / "back")
+    assert choose_template("back", load_pretrained_model(tmp_path / "back", device="cpu")[1].config) == template
     shutil.rmtree(tmp_path / "there" / "original")
     convert(str(tmp_path / "there"), tmp_path / "again")
     assert config_of(tmp_path / "again").get("conv_mode") == (None if template == "vicuna_v1" else template)
@@ -64,6 +66,14 @@ def test_images_are_prepared_as_before(tmp_path, ratio):
     assert torch.equal(*pixels)
     theirs = AutoProcessor.from_pretrained(tmp_path / "there", backend="pil").image_processor
     torch.testing.assert_close(theirs(picture, return_tensors="pt").pixel_values, pixels[0], atol=1e-5, rtol=0)
+
+
+def test_settings_that_were_changed_since_come_back_changed(tmp_path):
+    convert(str(make_llava_checkpoint(tmp_path / "source", image_aspect_ratio="pad")), tmp_path / "there")
+    changes = {"conv_mode": "llava_llama_3", "image_aspect_ratio": "square", "qlip": {"alpha": 0.5}}
+    (tmp_path / "there" / "config.json").write_text(json.dumps(config_of(tmp_path / "there") | changes))
+    convert(str(tmp_path / "there"), tmp_path / "back")
+    assert {name: config_of(tmp_path / "back")[name] for name in changes} == changes
 
 
 def test_tokens_around_an_image_are_kept(tmp_path):

@@ -112,6 +112,7 @@ def test_a_limit_answers_a_few_questions_without_a_score_and_the_whole_run_conti
         ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
         ("runs/a/checkpoint-500/", "a_checkpoint-500"),
         ("checkpoint-500", "checkpoint-500"),
+        ("/checkpoint-500", "checkpoint-500"),
         (".", "here"),
         ("sub/..", "here"),
     ],

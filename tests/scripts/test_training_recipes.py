@@ -186,8 +186,11 @@ def test_flashattention_is_used_where_it_is_installed_but_for_the_quadtree(start
 def test_a_checkpoint_may_ask_for_the_quadtree_by_itself(start: Start) -> None:
     both, model = "flash_attn wandb", str(demo_model_path())  # its config.json has settings
     assert "llava.train.train" in start("v1_5/finetune_task", installed=both, MODEL=model)[0]
-    words, _ = start("v1_5/finetune_task", "--qlip", "False", installed=both, MODEL=model)
-    assert "llava.train.train_mem" in words
+    for flags in (["--qlip", "False"], ["--qlip=false"], ["--model_name_or_path", "plain"]):
+        words, _ = start("v1_5/finetune_task", *flags, installed=both, MODEL=model)
+        assert "llava.train.train_mem" in words
+    words, _ = start("v1_5/finetune_task", f"--model_name_or_path={model}", installed=both, MODEL="plain")
+    assert "llava.train.train_mem" not in words
 
 
 def test_paths_come_from_the_environment_and_further_flags_count_last(start: Start, tmp_path: Path) -> None:

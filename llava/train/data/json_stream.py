@@ -125,7 +125,7 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
                 value = decoder.decode(line)
             except ValueError as error:
                 problem = str(error)
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and _breaks_off(line):
                     raise ValueError(f"{path}: the last line, from byte {start}, is cut: {problem}") from None
             if is_first and path.suffix != ".jsonl" and (problem or "conversations" not in value):
                 raise ValueError(
@@ -135,6 +135,19 @@ def _scan_lines(path: Path, file: BinaryIO) -> Iterator[Item]:
             yield Item(start, len(line), value, problem)
             is_first = False
         start += len(line)
+
+
+def _breaks_off(line: bytes) -> bool:
+    """Whether a line begins as an object and would be one if it went on."""
+    text = line.decode("utf-8", "ignore").strip()
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        is_at_end = error.pos >= len(text) - len("false") and error.msg != "Extra data"
+        return text.startswith("{") and (is_at_end or error.msg.startswith("Unterminated"))
+    except RecursionError:
+        pass
+    return False
 
 
 class _ListReader:

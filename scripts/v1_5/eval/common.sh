@@ -23,7 +23,7 @@ model_name() {
     local path=$1
     if [[ -d $path ]]; then path=$(cd "$path" && pwd); fi
     local name=$(basename "$path")
-    if [[ $name == checkpoint-* && $path == */* ]]; then name=$(basename "$(dirname "$path")")_$name; fi
+    if [[ $name == checkpoint-* && $path == ?*/* ]]; then name=$(basename "$(dirname "$path")")_$name; fi
     echo "$name"
 }
 

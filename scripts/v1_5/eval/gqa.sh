@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# GQA: accuracy by kind of answer and question, and the file for its own eval.py.
-# SPLIT: the questions (default: llava_gqa_testdev_balanced). Flags and environment: common.sh.
+# GQA: accuracy by kind of answer and question, and the file for its own eval.py. Flags and environment: common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-benchmark gqa ${SPLIT:+--split "$SPLIT"}
+benchmark gqa
 MERGED=$DIR/answers/$SPLIT/$NAME/merge.jsonl
 
 check_labels

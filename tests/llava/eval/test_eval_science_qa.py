@@ -70,7 +70,15 @@ def change(flags: list[str], **fields: object) -> Path:
     return base
 
 
-@pytest.mark.parametrize("fields", [{"answer": "1"}, {"answer": 1, "hint": None}, {"answer": 1, "choices": [1, 2]}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answer": "1"},
+        {"answer": 1.0, "image": {"path": "a.png"}},
+        {"answer": 1, "hint": None},
+        {"answer": 1, "choices": [1, 2]},
+    ],
+)
 def test_a_problem_is_scored_as_others_write_it(tmp_path: Path, fields: dict) -> None:
     flags = science_files(tmp_path)
     change(flags, **fields)

@@ -75,7 +75,7 @@ class ScriptedModel:
         self.script = list(script)
         self.tower = tower or Tower()
         self.config = SimpleNamespace(
-            **{"conv_mode": None, "mm_use_im_start_end": False, "mm_vision_tower": None, **config}
+            **{"conv_mode": None, "mm_use_im_start_end": False, "mm_vision_tower": None, "has_tower": True, **config}
         )
         self.calls: list[dict[str, Any]] = []
         self.emitted = 0

@@ -13,7 +13,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.train import train as command
-from llava.train.run import check_same_step
+from llava.train.run import check_same_step, check_whole
 from tests.llava.train.handwritten import write_data
 from tests.llava.train.runs import flags, logged, train_on
 
@@ -269,6 +269,14 @@ def test_an_incomplete_checkpoint_is_not_continued(bases, data, tmp_path, capsys
     change(tmp_path / "out" / "checkpoint-3" / name)
     code, line = code_and_error(flags(bases / "llava", data, tmp_path / "out", **chosen), capsys)
     assert code == 2 and words in line
+
+
+def test_files_that_training_does_not_read_stop_no_resume(bases, data, tmp_path):
+    chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 2}
+    train_on(bases / "llava", data, tmp_path / "out", **chosen)
+    for name in ("._optimizer.pt", "tokenizer.bin", "extra.pt"):
+        (tmp_path / "out" / "checkpoint-3" / name).write_bytes(b"Mac")
+    check_whole(tmp_path / "out" / "checkpoint-3")
 
 
 def test_processes_continue_from_one_checkpoint():

@@ -140,6 +140,12 @@ def test_a_file_of_lines_that_ends_early_is_named(write):
         list(scan_items(file))
 
 
+@pytest.mark.parametrize("end", ["# end", "not json", "\0\0", "\x1a", "{'id': 1, 'conversations': []}", LINE + ","])
+def test_a_last_line_that_is_no_sample_leaves_the_others(write, end):
+    items = list(scan_items(write(f"{LINE}\n{end}", "samples.jsonl")))
+    assert [item.error is None for item in items] == [True, False]
+
+
 def test_nan_in_a_list_leaves_the_other_items(write):
     items = list(scan_items(write('[{"a": 1}, {"a": NaN}, {"a": 2}]')))
     assert [item.value["a"] for item in items if item.error is None] == [1, 2]

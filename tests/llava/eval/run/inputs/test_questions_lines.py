@@ -41,7 +41,7 @@ def test_a_question_may_bring_its_answer_and_category(
 
 def test_answers_of_a_file_are_matched_by_question_and_go_before_the_questions_own(tmp_path: Path) -> None:
     questions = write(tmp_path / "q.jsonl", QUESTION | {"answer": "no"}, QUESTION | {"question_id": "b"})
-    answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": "7", "text": "A"})
+    answers = write(tmp_path / "a.jsonl", {"question_id": "b", "answer": "B"}, {"question_id": 7.0, "text": "A"})
     assert [question.answer for question in read_lines(questions, FOLDER, answers)] == ["A", "B"]
 
 
