@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
-from qlip.image_limits import ImageError, ImageLimits
+from qlip.images.limits import ImageError, ImageLimits
 
 _URL_FORM = "http(s)://HOST[:PORT]/PATH"
 

@@ -1,4 +1,4 @@
-"""Opens images from paths, URLs, base64 text and bytes; `qlip.pictures` decodes them.
+"""Opens images from paths, URLs, base64 text and bytes; `qlip.images.pictures` decodes them.
 
 Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL.
 """
@@ -17,9 +17,9 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 from qlip.command import tell_path
-from qlip.image_limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
-from qlip.pictures import FORMATS, clear_errors, decode_image
-from qlip.rgb import read_orientation
+from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
+from qlip.images.pictures import FORMATS, clear_errors, decode_image
+from qlip.images.rgb import read_orientation
 
 Result = TypeVar("Result")
 

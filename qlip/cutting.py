@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.blocks import resize_blocks
 from qlip.config import QLIPConfig, check_count
+from qlip.images.blocks import resize_blocks
+from qlip.images.resizing import BicubicResizer
+from qlip.images.rgb import to_rgb
 from qlip.patches import CutImage, check_grid, cut_cells, downsize, extract_native, extract_patches
 from qlip.quadtree import Leaves, partition_as
-from qlip.resizing import BicubicResizer
-from qlip.rgb import to_rgb
 from qlip.roots import fewest_leaves
 from qlip.scores.noise import estimate_noise
 

@@ -26,7 +26,7 @@ def check_drawings(flags: dict[str, Path | None], sources: Sequence[str | Path])
         flags: the file that each flag names, if it was given.
         sources: of the pictures.
     """
-    from qlip.pictures import check_drawing_name
+    from qlip.images.pictures import check_drawing_name
 
     written: dict[Path, str] = {}
     for flag, path in flags.items():

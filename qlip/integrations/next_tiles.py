@@ -22,10 +22,10 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from qlip.config import QLIPConfig
 from qlip.image_processing import QLIPImageProcessor, to_pillow
+from qlip.images.rgb import to_rgb
 from qlip.packing import AS_GIVEN, INTEGERS, PACKED_NAMES, unpack_leaves
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
-from qlip.rgb import to_rgb
 from qlip.tiles import Box, Raster, TokenOrder, cut_tiles, merge_tiles, order_tokens
 from qlip.untraced import native_cut
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from qlip.config import check_choice, check_count
 from qlip.image_processing import QLIPImageProcessor
-from qlip.pictures import crop_square, read_picture
+from qlip.images.pictures import crop_square, read_picture
 from qlip.prior.config import AlphaPer, Shape, Sizes
 
 

@@ -24,8 +24,8 @@ from qlip.config import Interpolation, QLIPConfig
 from qlip.encoder import QLIPVisionModel
 from qlip.files import replacing
 from qlip.image_processing import QLIPImageProcessor
+from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import AUTHORS_BANDS, CoordinateMLP, authors_frequencies
-from qlip.pictures import find_pictures, read_picture
 from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.prior.batches import PictureBatches
 from qlip.prior.config import FitConfig

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from qlip.config import Interpolation, QLIPConfig, check_choice, check_count
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
-from qlip.pictures import crop_square
+from qlip.images.pictures import crop_square
+from qlip.images.rgb import to_rgb
 from qlip.positions import interpolate_positions
 from qlip.prior.config import Shape
 from qlip.quadtree import Leaves, find_grid, partition_as
-from qlip.rgb import to_rgb
 from qlip.tools.intervals import mean_interval
 
 Mode = Literal["bilinear", "bicubic", "mlp", "mlp-pure"]

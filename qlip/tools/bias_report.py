@@ -17,8 +17,8 @@ from tqdm import tqdm
 from qlip.config import QLIPConfig, check_count
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
+from qlip.images.pictures import find_pictures, read_picture
 from qlip.mlp import CoordinateMLP
-from qlip.pictures import find_pictures, read_picture
 from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.tools.bias import BiasConfig, Row, choose_sizes, measure
 from qlip.tools.plots import Curve, Panel, check_suffix, plot_panels

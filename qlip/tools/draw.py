@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from qlip.images.rgb import to_rgb
 from qlip.quadtree import Leaves
-from qlip.rgb import to_rgb
 
 CAPTION = 20
 """Height of a line of text in a sheet, in pixels."""

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from qlip.images.rgb import to_rgb
 from qlip.quadtree import Leaves
-from qlip.rgb import to_rgb
 
 Frame = tuple[float, float, float, float]
 """(left, top, right, bottom), in shares of an image's width and height."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
-from qlip.pictures import check_drawing_name, find_pictures, open_picture, read_picture
+from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture
 from qlip.quadtree import Leaves
 from qlip.roots import allowed_leaf
 from qlip.tools.draw import draw_leaves, draw_sheet

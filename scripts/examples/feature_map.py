@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import AutoModel
 
 import qlip
-from qlip.rgb import to_rgb
+from qlip.images.rgb import to_rgb
 from scripts.examples import run
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from llava.images import ImageError, ImageLimits, decode_image, load_image, load_image_from_base64, load_images
-from qlip.rgb import find_orientation
+from qlip.images.rgb import find_orientation
 from scripts.soak import hostile
 
 ORIENTATION = 0x0112

@@ -11,7 +11,7 @@ import torch
 from llava.images import decode_image
 from qlip import QLIPConfig, QLIPImageProcessor
 from qlip.cutting import ImageCutter
-from qlip.rgb import to_rgb
+from qlip.images.rgb import to_rgb
 from qlip.scores.noise import estimate_noise
 from tests.qlip.test_image_processing import gradient_picture
 

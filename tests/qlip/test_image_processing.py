@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 
 from qlip import QLIPConfig, QLIPImageProcessor
 from qlip.image_processing import to_pillow
-from qlip.rgb import to_rgb
+from qlip.images.rgb import to_rgb
 from qlip.roots import fewest_leaves
 
 GRID = QLIPImageProcessor(qlip=QLIPConfig(geometry="grid"))

@@ -23,8 +23,8 @@ from scipy import ndimage
 import qlip
 from qlip import Leaves, QLIPConfig, kernels
 from qlip.cutting import ImageCutter
+from qlip.images.resizing import BicubicResizer
 from qlip.patches import antialias_weights
-from qlip.resizing import BicubicResizer
 from qlip.scores import edges
 from tests.qlip.samples import CRITERIA, LAYOUTS, paper_partition, patchwork
 

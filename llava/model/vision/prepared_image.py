@@ -16,10 +16,10 @@ from llava.mm_utils import process_images
 from llava.model.vision.anyres import TileLayout, lay_out, plan_tiles
 from llava.model.vision.quadtree_tiles import Cuts, check_quadtree, cut_for_tiles, has_tiles, merge_cuts, order_cuts
 from qlip.config import QLIPConfig
+from qlip.images.rgb import to_rgb
 from qlip.language_positions import image_span
 from qlip.patches import CutImage
 from qlip.question import QuestionCut, cut_for_question
-from qlip.rgb import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image

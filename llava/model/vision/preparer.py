@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llava.images import ImageError, ImageLimits, load_image
 from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, prepare_pixels
 from qlip.config import QLIPConfig
-from qlip.image_limits import LOCAL_LIMITS
-from qlip.pictures import without_pillows_limit
+from qlip.images.limits import LOCAL_LIMITS
+from qlip.images.pictures import without_pillows_limit
 
 if TYPE_CHECKING:
     from llava.model.multimodal_encoder.base import VisionTower

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded, PromptTooLong, ran_out_of_memory
-from qlip.image_limits import ImageError
+from qlip.images.limits import ImageError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from llava.serve.http.addresses import media_host
 from llava.serve.http.failures import shortened
 from llava.serve.http.limits import MAX_NAME, ConnectionLimits, RequestLimits
 from llava.serve.http.listening import port_number
-from qlip.image_limits import ImageLimits
+from qlip.images.limits import ImageLimits
 
 API_KEY_VARIABLE = "LLAVA_API_KEY"
 

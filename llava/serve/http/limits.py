@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from llava.serve.http.failures import RequestError
-from qlip.image_limits import DEFAULT_LIMITS, ImageLimits
+from qlip.images.limits import DEFAULT_LIMITS, ImageLimits
 
 try:
     import resource

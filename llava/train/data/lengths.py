@@ -29,8 +29,8 @@ from llava.train.throughput import BatchCounts, Gather, Skipped, Throughput, gat
 from qlip.config import QLIPConfig
 from qlip.cutting import CutOne, ImageCutter
 from qlip.files import replacing
+from qlip.images.pictures import without_pillows_limit
 from qlip.patches import CutImage
-from qlip.pictures import without_pillows_limit
 from qlip.quadtree import Leaves
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from qlip import QLIPConfig, QLIPImageProcessor
-from qlip.pictures import crop_square, find_pictures
+from qlip.images.pictures import crop_square, find_pictures
 from qlip.prior.batches import PictureBatches
 
 SIZES = [(60, 60), (90, 60), (60, 120), (140, 100), (56, 70)]  # (width, height)

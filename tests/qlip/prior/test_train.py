@@ -23,7 +23,7 @@ from transformers import ViTConfig
 import qlip.prior.train
 from qlip import CoordinateMLP, Leaves, QLIPConfig, QLIPVisionModel
 from qlip.cli import main
-from qlip.pictures import find_pictures
+from qlip.images.pictures import find_pictures
 from qlip.pretrained import load_image_processor, load_tower
 from qlip.prior.config import RECIPES, FitConfig
 from qlip.prior.loss import PriorLoss

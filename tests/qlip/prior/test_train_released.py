@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from qlip import CoordinateMLP
 from qlip.cli import main
-from qlip.pictures import find_pictures
+from qlip.images.pictures import find_pictures
 from qlip.pretrained import load_image_processor, load_projection, load_tower
 from qlip.prior.batches import Batch
 from qlip.prior.config import FitConfig

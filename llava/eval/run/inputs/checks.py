@@ -20,8 +20,8 @@ from PIL import Image
 
 from llava.eval.run.inputs.questions import Question, chunk
 from llava.images import FORMATS, ImageError, read_base64
-from qlip.image_limits import LOCAL_LIMITS, check_header
-from qlip.pictures import BROKEN
+from qlip.images.limits import LOCAL_LIMITS, check_header
+from qlip.images.pictures import BROKEN
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from llava.model.vision.question_budget import attention_on_images, awaits_quest
 from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from qlip import QLIPConfig
-from qlip.rgb import to_rgb
+from qlip.images.rgb import to_rgb
 from tests.llava.checkpoints import make_llava_checkpoint
 
 LAYER = 1  # the middle one of three

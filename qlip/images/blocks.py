@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qlip.resizing import BicubicResizer
+from qlip.images.resizing import BicubicResizer
 
 LARGEST_GAP = 1
 """Unneeded blocks that may lie between two needed ones of a run: starting a new run costs as much."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qlip import resizing
-from qlip.resizing import BicubicResizer, copy_pixels
+from qlip.images import resizing
+from qlip.images.resizing import BicubicResizer, copy_pixels
 
 
 def noise(width: int, height: int) -> Image.Image:

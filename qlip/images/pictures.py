@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qlip.image_limits import (
+from qlip.images.limits import (
     DEFAULT_LIMITS,
     SHAPELESS_LIMITS,
     ImageError,
@@ -26,7 +26,7 @@ from qlip.image_limits import (
     check_scans,
     check_structure,
 )
-from qlip.rgb import to_rgb
+from qlip.images.rgb import to_rgb
 
 logger = logging.getLogger(__name__)
 

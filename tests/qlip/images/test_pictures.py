@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 from PIL import Image, ImageFile, features
 
-from qlip.image_limits import ImageError, check_scans
-from qlip.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pillows_limit
+from qlip.images.limits import ImageError, check_scans
+from qlip.images.pictures import check_drawing_name, find_pictures, open_picture, read_picture, without_pillows_limit
 from scripts.soak import hostile
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qlip.blocks import Area, find_runs, resize_blocks
-from qlip.resizing import BicubicResizer
+from qlip.images.blocks import Area, find_runs, resize_blocks
+from qlip.images.resizing import BicubicResizer
 
 P = 14
 

@@ -1,0 +1,1 @@
+"""Images before they are cut: their files, colours and sizes."""
