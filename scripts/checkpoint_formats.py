@@ -47,7 +47,7 @@ from llava.model.multimodal_encoder.pretrained import find_image_processor
 from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.templates import choose_template, default_template
 from scripts.chat_template import chat_template
-from scripts.original_files import ORIGINAL, copy_prior, keep_original, note_written, restore
+from scripts.original_files import ORIGINAL, copy_prior, keep_original, restore
 from scripts.weight_files import (
     HEAD,
     LLAVA_FILE_NAMES,
@@ -105,10 +105,9 @@ def convert_whole(checkpoint: Checkpoint, out: Path) -> Format:
         if restored:
             restore(checkpoint, folder)
         else:
-            keep_original(checkpoint, folder / ORIGINAL)
             write_format(checkpoint, folder)
             copy_prior(checkpoint, folder)
-            note_written(folder)
+            keep_original(checkpoint, folder)
     return target
 
 

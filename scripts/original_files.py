@@ -26,7 +26,7 @@ def restore(checkpoint: Checkpoint, out: Path) -> None:
     values = json.loads((original / "config.json").read_text())
     now = json.loads((checkpoint.folder / "config.json").read_text())
     kept = json.loads((original / NAMES_FILE).read_text())
-    if (rows := vocabulary_rows(checkpoint.folder)) != kept.get("rows", rows):
+    if (rows := count_rows(checkpoint)) != kept.get("rows", rows):
         raise ValueError(
             f"{checkpoint.folder} has {rows} rows of vocabulary and had {kept['rows']} when it was converted; remove"
             f" its folder {ORIGINAL}, and it is converted as it is now"
@@ -67,30 +67,31 @@ def changed_settings(now: Mapping[str, Any], written: Mapping[str, Any]) -> dict
     return fixed | {name: now.get(name) for name, value in written.items() if name != "qlip" and now.get(name) != value}
 
 
-def keep_original(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies all small files of a checkpoint, and notes which weights its files hold."""
+def keep_original(checkpoint: Checkpoint, out: Path) -> None:
+    """Copies all small files of a checkpoint to its converted one in `out`, and notes what `restore` needs.
+
+    That is which weights the original's files hold, and the converted rows of vocabulary and settings, by which it sees
+    what has changed since.
+    """
+    folder = out / ORIGINAL
     folder.mkdir()
     for file in checkpoint.folder.iterdir():
         if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
             shutil.copy(file, folder)
-    files = {file.name: sorted(names_in(file)) for file in weight_files(checkpoint.folder)}
-    notes = {"vocab_size": checkpoint.config.vocab_size, "files": files}
+    config = json.loads((out / "config.json").read_text())
+    notes = {
+        "vocab_size": checkpoint.config.vocab_size,
+        "files": {file.name: sorted(names_in(file)) for file in weight_files(checkpoint.folder)},
+        "rows": count_rows(inspect(out)),
+        "settings": {name: config.get(name) for name in (*KEPT_FIELDS, "image_aspect_ratio")},
+    }
     (folder / NAMES_FILE).write_text(json.dumps(notes, indent=1))
 
 
-def note_written(folder: Path) -> None:
-    """Notes a converted checkpoint's rows of vocabulary and settings, so that `restore` sees what has changed."""
-    file = folder / ORIGINAL / NAMES_FILE
-    config = json.loads((folder / "config.json").read_text())
-    settings = {name: config.get(name) for name in (*KEPT_FIELDS, "image_aspect_ratio")}
-    notes = json.loads(file.read_text()) | {"rows": vocabulary_rows(folder), "settings": settings}
-    file.write_text(json.dumps(notes, indent=1))
-
-
-def vocabulary_rows(folder: Path) -> int:
+def count_rows(checkpoint: Checkpoint) -> int:
     """Counts the rows of a checkpoint's input embeddings."""
-    names = inspect(folder).names
-    return next(shape[0] for name, shape in weight_shapes(folder, "").items() if renamed(name, names) == EMBEDDINGS)
+    shapes = weight_shapes(checkpoint.folder, "")
+    return next(shape[0] for name, shape in shapes.items() if renamed(name, checkpoint.names) == EMBEDDINGS)
 
 
 def copy_prior(checkpoint: Checkpoint, out: Path) -> None:

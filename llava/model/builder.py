@@ -210,7 +210,7 @@ def load_on_base(
     config = checkpoint.config
     if hasattr(config, "quantization_config"):  # of the base while the adapters were trained
         del config.quantization_config
-    if stored := stored_quantization(base):
+    if stored := getattr(below.config, "quantization_config", None):
         config.quantization_config = base_quantization(stored)
     vocabulary, config.vocab_size = config.vocab_size, below.config.vocab_size
     take_tower_config(config, below, extra)

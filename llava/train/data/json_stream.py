@@ -143,11 +143,15 @@ def _breaks_off(line: bytes) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        is_at_end = error.pos >= len(text) - len("false") and error.msg != "Extra data"
-        return text.startswith("{") and (is_at_end or error.msg.startswith("Unterminated"))
+        return text.startswith("{") and error.msg != "Extra data" and _is_cut(error, len("false"))
     except RecursionError:
-        pass
+        return False
     return False
+
+
+def _is_cut(error: json.JSONDecodeError, margin: int) -> bool:
+    """Whether a text is no JSON since it ends too early: in a string, or within `margin` characters of the error."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc) - margin
 
 
 class _ListReader:
@@ -195,7 +199,7 @@ class _ListReader:
             try:
                 value, end, problem = decoder.decode_at(self._text, self._position)
             except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _MARGIN
+                is_cut = _is_cut(error, _MARGIN)
                 if not is_cut or self._is_complete:
                     end_of_file = " at the end of the file, which may be truncated" if is_cut else ""
                     self._fail(f"{error.msg}{end_of_file}", self._number, error.pos)

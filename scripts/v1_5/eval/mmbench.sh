@@ -4,11 +4,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 benchmark mmbench ${SPLIT:+--split "$SPLIT"} --folder "${MMBENCH_FOLDER:-mmbench}"
 
-[[ $SPLIT == *[tT][eE][sS][tT]* ]] || check_labels
+is_test() { [[ $SPLIT == *[tT][eE][sS][tT]* ]]; }
+
+is_test || check_labels
 ask "$DIR/answers/$SPLIT/$NAME" "$DIR/answers/$SPLIT/$NAME.jsonl" --lang "${MMBENCH_LANG:-en}"
 "$PYTHON" "$ROOT/scripts/convert_mmbench_for_submission.py" --annotation-file "$QUESTIONS" \
     --result-dir "$DIR/answers/$SPLIT" --upload-dir "$DIR/answers_upload/$SPLIT" --experiment "$NAME"
-if [[ $SPLIT == *[tT][eE][sS][tT]* ]]; then
+if is_test; then
     echo "$SPLIT has no answers: submit the file at https://mmbench.opencompass.org.cn/mmbench-submission"
 else
     SCORE_FILE=${SCORE_FILE:-$DIR/scores/$SPLIT/$NAME.json} score "$DIR/answers/$SPLIT/$NAME.jsonl"
