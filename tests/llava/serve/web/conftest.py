@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine() -> Iterator[ChatEngine]:
     """An engine on the embedded model."""
     with closing(ChatEngine(*loaded())) as engine:
@@ -46,22 +46,23 @@ def come(pages: Pages, url: str) -> Iterator[Callable[..., Visitor]]:
         yield come
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(engine: ChatEngine) -> Demo:
     """The page's handlers."""
     return Demo(EngineBackend(engine))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page_url(demo: Demo) -> Iterator[str]:
     """Address of the demo's page without examples."""
     with page_of(demo) as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def clients(page_url: str) -> Iterator[list[Client]]:
-    """Clients shared by all tests, since closing one takes a second."""
+    """Clients shared by all tests, since closing one takes a second. Not for the whole session: an open one sends
+    requests by itself (its heartbeat), which other folders' tests would count as theirs."""
     clients = [Client(page_url, verbose=False, analytics_enabled=False) for _ in range(4)]
     yield clients
     with ThreadPoolExecutor() as pool:
