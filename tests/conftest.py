@@ -17,7 +17,7 @@ from PIL import Image
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a fault
 settings.load_profile("untimed")
 
-# Tests see what is installed without extras; those of the compiled loops (qlip/test_kernels.py) switch them on.
+# Tests see what is installed without extras; those of the compiled loops (qlip/kernels) switch them on.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -21,6 +21,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.kernels.compiling",),
     ("qlip.kernels.resizing",),
+    ("qlip.kernels.hats",),
     ("qlip.kernels.loops",),
     (
         "qlip.kernels",

@@ -10,127 +10,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
+from qlip.kernels.hats import find_cell_hats
 from qlip.kernels.resizing import resize_image
 
-__all__ = ["find_cell_hats", "halve", "resample", "resize_image", "summarise_gradient"]
-
-BAND = 2**16
-"""Pixels of one channel that are opened at once, so that they stay in a core's cache."""
-
-
-@compile_loop
-def halve(image: np.ndarray) -> np.ndarray:
-    """Averages 2 x 2 pixels: float32 (C, H, W) -> (C, H // 2, W // 2)."""
-    channels, height, width = image.shape
-    halved = np.empty((channels, height // 2, width // 2), np.float32)
-    for channel in range(channels):
-        for row in range(height // 2):
-            upper, lower, mean = image[channel, 2 * row], image[channel, 2 * row + 1], halved[channel, row]
-            for x in range(width // 2):
-                total = ((upper[2 * x] + upper[2 * x + 1]) + lower[2 * x]) + lower[2 * x + 1]
-                mean[x] = total * np.float32(0.25)
-    return halved
-
-
-def find_cell_hats(image: np.ndarray, patch_size: int, size: int, floor: np.ndarray) -> np.ndarray:
-    """Computes the largest hat less its channel's floor (C,) in each whole cell: (C, H, W) -> (rows, cols), from 0."""
-    step = max(1, BAND // (patch_size * image.shape[2]))  # rows of cells at once
-    return _make_hats(size)(image, patch_size, floor, step)
-
-
-@cache
-def _make_hats(size: int) -> Kernel:
-    """Compiles `find_cell_hats` for one size of window."""
-    reach = size - 1
-
-    @compile_loop
-    def find(image: np.ndarray, patch_size: int, floor: np.ndarray, step: int) -> np.ndarray:
-        channels, height, width = image.shape
-        rows, cols = height // patch_size, width // patch_size
-        lines, pitch = step * patch_size + 2 * reach, width + 2 * reach
-        pixels = np.empty((lines, pitch), np.float32)
-        first, second = np.empty((lines, pitch), np.float32), np.empty((lines, pitch), np.float32)
-        highest = np.empty(width, np.float32)
-        hats = np.zeros((rows, cols), np.float32)
-        for top in range(0, rows, step):
-            count = min(step, rows - top)
-            lines = count * patch_size + 2 * reach
-            for channel in range(channels):
-                for line in range(lines):
-                    source = image[channel, min(max(top * patch_size + line - reach, 0), height - 1)]
-                    target = pixels[line]
-                    for x in range(width):
-                        target[reach + x] = source[x]
-                    target[:reach] = target[reach]
-                    target[reach + width :] = target[reach + width - 1]
-                for opens in (True, False):
-                    if opens:
-                        _slide_along(_smaller, size, pixels, first, lines, width + reach)
-                        _slide_down(_smaller, size, first, second, lines - reach, width + reach)
-                        _slide_along(_larger, size, second, first, lines - reach, width)
-                        _slide_down(_larger, size, first, second, lines - 2 * reach, width)
-                    else:
-                        _slide_along(_larger, size, pixels, first, lines, width + reach)
-                        _slide_down(_larger, size, first, second, lines - reach, width + reach)
-                        _slide_along(_smaller, size, second, first, lines - reach, width)
-                        _slide_down(_smaller, size, first, second, lines - 2 * reach, width)
-                    for row in range(count):
-                        highest[:] = floor[channel]
-                        for line in range(row * patch_size, (row + 1) * patch_size):
-                            own, smooth = pixels[line + reach][reach:], second[line]
-                            for x in range(width):  # an opening is never above the image, a closing never below
-                                highest[x] = max(highest[x], abs(own[x] - smooth[x]))
-                        for col in range(cols):
-                            best = highest[col * patch_size : (col + 1) * patch_size].max() - floor[channel]
-                            hats[top + row, col] = max(hats[top + row, col], best)
-        return hats
-
-    return find
-
-
-@numba.njit(inline="always")
-def _slide_along(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
-    """Slides a window of `size` pixels, which begins at its pixel, along rows."""
-    for row in range(rows):
-        pixels, result = source[row], target[row]
-        for x in range(width):
-            value = pixels[x]
-            for step in range(1, size):
-                value = extreme(value, pixels[x + step])
-            result[x] = value
-
-
-@numba.njit(inline="always")
-def _slide_down(extreme, size, source, target, rows, width):  # type: ignore[no-untyped-def]
-    """Slides it down columns, two rows at a time: they share all but one pixel each."""
-    for row in range(0, rows - 1, 2):
-        first, second = target[row], target[row + 1]
-        for x in range(width):
-            shared = source[row + 1, x]
-            for step in range(2, size):
-                shared = extreme(shared, source[row + step, x])
-            first[x], second[x] = extreme(shared, source[row, x]), extreme(shared, source[row + size, x])
-    if rows % 2:
-        last = target[rows - 1]
-        for x in range(width):
-            value = source[rows - 1, x]
-            for step in range(1, size):
-                value = extreme(value, source[rows - 1 + step, x])
-            last[x] = value
-
-
-@compile_loop
-def _smaller(a: float, b: float) -> float:
-    return min(a, b)
-
-
-@compile_loop
-def _larger(a: float, b: float) -> float:
-    return max(a, b)
+__all__ = ["find_cell_hats", "resample", "resize_image", "summarise_gradient"]
 
 
 @compile_loop

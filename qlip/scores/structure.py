@@ -6,6 +6,8 @@ operation over all of it. What a window then reads beyond the end of a row is cu
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from torch import Tensor
 
@@ -40,9 +42,8 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
     cells = empty(image, image.shape[1] // patch_size, image.shape[2] // patch_size)
     cells[...] = 0
     scores = [cells]
-    for level in range(1, levels + 1):
-        image = halve(image)
-        own = _cell_hats(image, patch_size, size, None if noise is None else noise * (NOISE_HEIGHT / 2**level))
+    floors = [None if noise is None else noise * (NOISE_HEIGHT / 2**level) for level in range(1, levels + 1)]
+    for level, own in enumerate(_find_cell_hats(image, patch_size, size, floors), start=1):
         if noise is not None:  # by a mask, since a number would wait for a GPU
             own = xp.where(noise.max() / 2 ** (level - 1) > MAX_NOISE, xp.zeros_like(own), own)
         score = largest(*quarters(scores[-1]))
@@ -51,10 +52,22 @@ def structure_scores(image: Array, patch_size: int, levels: int, size: int, nois
     return scores[1:]
 
 
+def _find_cell_hats(image: Array, patch_size: int, size: int, floors: Sequence[Array | None]) -> Iterable[Array]:
+    """Computes the largest hat in each whole cell of the image halved once, twice, ...: (rows, cols) for each floor."""
+    loops = find_loops(image) if size <= COMPILED_WINDOW else None
+    if loops:
+        given = [np.zeros(len(image), np.float32) if floor is None else floor for floor in floors]
+        hats = loops.find_cell_hats(np.ascontiguousarray(image), patch_size, size, given)
+        if hats is not None:
+            yield from hats
+            return
+    for floor in floors:
+        image = halve(image)
+        yield _cell_hats(image, patch_size, size, floor)
+
+
 def halve(image: Array) -> Array:
     """Averages 2 x 2 pixels, (C, H, W) -> (C, H // 2, W // 2): bitwise `avg_pool2d`, and several times as fast."""
-    if loops := find_loops(image):
-        return loops.halve(np.ascontiguousarray(image))
     add, (channels, height, width) = namespace(image).add, image.shape
     halved = empty(image, channels, height // 2, width // 2)
     step = _band_of(image, 1)
@@ -77,10 +90,6 @@ def _band_of(image: Array, pitch: int) -> int:
 
 def _cell_hats(image: Array, patch_size: int, size: int, floor: Array | None) -> Array:
     """Computes the largest hat in each whole cell: (C, H, W) -> (rows, cols); on a CPU by bands of the image's rows."""
-    loops = find_loops(image) if size <= COMPILED_WINDOW else None
-    if loops and np.isfinite(image.sum()):  # of other numbers compiled minima and maxima are not numpy's
-        nothing = np.zeros(len(image), np.float32)
-        return loops.find_cell_hats(np.ascontiguousarray(image), patch_size, size, nothing if floor is None else floor)
     rows, cols = image.shape[1] // patch_size, image.shape[2] // patch_size
     own = empty(image, rows, cols)
     step = _band_of(image, patch_size)

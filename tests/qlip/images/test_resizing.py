@@ -1,4 +1,4 @@
-"""An image is resized as Pillow resizes it; with compiled loops, see `test_kernels`, to the same bits."""
+"""An image is resized as Pillow resizes it; with compiled loops, see `tests.qlip.kernels`, to the same bits."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
 
 import qlip
 from qlip import Leaves, QLIPConfig, kernels
@@ -26,54 +25,10 @@ from qlip.cutting import ImageCutter
 from qlip.images.resizing import BicubicResizer
 from qlip.patches import antialias_weights
 from qlip.scores import edges
+from tests.qlip.kernels.images import noise
 from tests.qlip.samples import CRITERIA, LAYOUTS, paper_partition, patchwork
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> Iterator[None]:
-    """Switches the compiled loops on, which `tests/conftest.py` switches off."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba.config, "DISABLE_JIT", 0)
-        kernels.load_loops.cache_clear()
-        yield
-    kernels.load_loops.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def loops(compiled: None) -> ModuleType:
-    found = kernels.load_loops()
-    assert found is not None
-    return found
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 # What they compute
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 4), st.integers(2, 37), st.integers(2, 37))
-def test_halving_is_torchs_average_pooling_to_the_bit(channels, height, width):
-    image = noise(channels, height, width)
-    pooled = F.avg_pool2d(torch.from_numpy(image), 2)
-    assert torch.equal(torch.from_numpy(kernels.load_loops().halve(image)), pooled)
-
-
-@pytest.mark.parametrize("band", [1, 2**16], ids=["row by row", "at once"])
-@pytest.mark.parametrize("size", [3, 5])
-def test_hats_are_those_of_scipys_opening_and_closing(monkeypatch, loops, size, band):
-    monkeypatch.setattr(loops, "BAND", band)
-    floor = np.float32([0.0, 0.5, 1.25])
-    image = noise(3, 31, 47)  # a part of a cell is left over on both sides
-    wide = np.pad(image, ((0, 0), (size, size), (size, size)), mode="edge")  # the opening sees it extended, too
-    window = (1, size, size)
-    hats = np.maximum(wide - ndimage.grey_opening(wide, window), ndimage.grey_closing(wide, window) - wide)
-    hats = hats[:, size:-size, size:-size]
-    lowered = np.maximum(hats - floor[:, None, None], 0).max(0)
-    expected = lowered[:28, :42].reshape(4, 7, 6, 7).max((1, 3))
-    assert np.array_equal(loops.find_cell_hats(image, 7, size, floor), expected)
 
 
 @settings(max_examples=30)
@@ -200,11 +155,6 @@ def test_values_that_are_not_finite_split_the_same_blocks(monkeypatch, criterion
     assert torch.equal(leaves.boxes, paper_partition(image, 4, **options).boxes)
 
 
-def test_large_windows_are_numpys(monkeypatch, loops):
-    monkeypatch.setattr(loops, "find_cell_hats", None)
-    assert len(paper_partition(patchwork((8, 8)), 4, alpha=1.5, criterion="structure", structure_size=33)) > 1
-
-
 FORKED = """
 import os, threading
 from numba.core.compiler_lock import global_compiler_lock
@@ -237,15 +187,6 @@ def test_a_child_that_is_forked_while_a_thread_compiles_can_compile():
 def test_they_take_arrays_of_float32_alone(other):
     assert kernels.find_loops(np.zeros(3, np.float32)) is not None
     assert kernels.find_loops(other) is None
-
-
-def test_what_was_compiled_before_is_read_from_disk(loops):
-    """A key that changes with each process would compile anew, and leave a file, every time."""
-    loops.find_cell_hats(noise(3, 28, 28), 14, 5, np.zeros(3, np.float32))
-    loops._make_hats.cache_clear()
-    loops.find_cell_hats(noise(3, 28, 28), 14, 5, np.zeros(3, np.float32))
-    statistics = loops._make_hats(5).stats
-    assert sum(statistics.cache_hits.values()) == 1 and not statistics.cache_misses
 
 
 def test_without_a_folder_to_write_to_it_is_compiled_in_memory(monkeypatch, loops):
