@@ -14,7 +14,7 @@ from PIL import Image
 
 from llava.constants import CHAT_LONG, CHAT_SHORT
 
-Size = tuple[int, int]
+WidthHeight = tuple[int, int]
 """(width, height) in pixels, as in Pillow and LLaVA's configurations."""
 
 _CHAT_PADDING = (122, 116, 104)  # CLIP's mean colour
@@ -34,7 +34,7 @@ def most_tiles(aspect_ratio: str) -> int | None:
     return int(found[1]) if found is not None and found[1] is not None else None
 
 
-def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[Size]:
+def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[WidthHeight]:
     """Reads `image_grid_pinpoints`: the resolutions that images are tiled at.
 
     Args:
@@ -65,7 +65,7 @@ def read_pinpoints(pinpoints: Any, tile: int = 1) -> list[Size]:
     return [(width, height) for width, height in read]
 
 
-def find_padding(frame: Size, original: Size) -> Size:
+def find_padding(frame: WidthHeight, original: WidthHeight) -> WidthHeight:
     """Computes the padding of an image of size `original` that was fitted into `frame`: (each side, above and below).
 
     In the frame's unit, which may be cells; one of the two is 0. Exact, as in transformers' LlavaNext. LLaVA's product
@@ -77,10 +77,10 @@ def find_padding(frame: Size, original: Size) -> Size:
     return (width - original_width * height // original_height) // 2, 0
 
 
-def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
+def select_best_resolution(original_size: WidthHeight, possible_resolutions: Sequence[WidthHeight]) -> WidthHeight:
     """Chooses the (width, height) that keeps most of an image's pixels and, of equal ones, wastes least."""
 
-    def kept_and_wasted(resolution: Size) -> tuple[int, int]:
+    def kept_and_wasted(resolution: WidthHeight) -> tuple[int, int]:
         (width, height), (original_width, original_height) = resolution, original_size
         scale = min(width / original_width, height / original_height)
         kept = min(int(original_width * scale) * int(original_height * scale), original_width * original_height)
@@ -90,7 +90,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
     return width, height
 
 
-def fit_into(original: Size, frame: Size) -> tuple[int, int, int, int]:
+def fit_into(original: WidthHeight, frame: WidthHeight) -> tuple[int, int, int, int]:
     """Finds where an image of size `original` lies that is fitted into `frame`, centred: (left, top, width, height)."""
     (width, height), (original_width, original_height) = frame, original
     scale = min(width / original_width, height / original_height)
@@ -98,7 +98,7 @@ def fit_into(original: Size, frame: Size) -> tuple[int, int, int, int]:
     return (width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted
 
 
-def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+def resize_and_pad_image(image: Image.Image, target_resolution: WidthHeight) -> Image.Image:
     """Fits an image into `target_resolution` (width, height), keeping its aspect ratio, centred on black."""
     left, top, width, height = fit_into(image.size, target_resolution)
     padded = Image.new("RGB", target_resolution)

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
-from qlip.command import tell_path
+from qlip.command import suggest_path
 from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.images.pictures import FORMATS, clear_errors, decode_image
 from qlip.images.rgb import read_orientation
@@ -100,7 +100,7 @@ def read_image(
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
         if scheme and scheme[0].lower() == "file" and allow_paths:
-            raise ImageError(f"file: URLs are not allowed; {tell_path(source)}")
+            raise ImageError(f"file: URLs are not allowed; {suggest_path(source)}")
         if scheme and scheme[0].lower() not in ("data", "http", "https"):
             allowed = _describe_sources(allow_paths, allow_urls, allowed_hosts)
             raise ImageError(f"{scheme[0].lower()}: URLs are not allowed; use {allowed}")

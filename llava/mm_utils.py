@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.image_geometry import (
-    Size,
+    WidthHeight,
     divide_to_patches,
     encode_image_to_base64,
     expand2square,
@@ -62,14 +62,14 @@ def __getattr__(name: str) -> Any:
 
 
 def get_anyres_image_grid_shape(
-    image_size: Size, grid_pinpoints: str | Sequence[Size], patch_size: int
+    image_size: WidthHeight, grid_pinpoints: str | Sequence[WidthHeight], patch_size: int
 ) -> tuple[int, int]:
     """Computes (columns, rows) of the tiles that `process_anyres_image` cuts, `patch_size` pixels wide and high."""
     width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
-def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size]) -> Tensor:
+def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[WidthHeight]) -> Tensor:
     """Prepares an image as LLaVA-1.6 does: the whole image, squeezed, then its tiles.
 
     Args:
@@ -117,7 +117,7 @@ def _square_side(size: Any) -> int | None:
     return size.get("shortest_edge") or (height if height == width else None)
 
 
-def unpad_image(tensor: Tensor, original_size: Size) -> Tensor:
+def unpad_image(tensor: Tensor, original_size: WidthHeight) -> Tensor:
     """Crops the padding from an image of `original_size` (width, height) that was fitted into (C, H, W)."""
     height, width = tensor.shape[1:]
     side, above = find_padding((width, height), original_size)

@@ -41,13 +41,13 @@ def read_path(text: str) -> Path:
     """Reads a flag that names a file or folder: what the type `Path` means to `OneLineParser`."""
     scheme, colon, _ = text.partition("://")
     if colon and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
-        way_out = tell_path(text) if scheme.lower() == "file" else "download it and give the file"
+        way_out = suggest_path(text) if scheme.lower() == "file" else "download it and give the file"
         raise argparse.ArgumentTypeError(f"{text} is a URL; {way_out}")
     return Path(read_name(text))
 
 
-def tell_path(url: str) -> str:
-    """Says what to give in place of a file: URL."""
+def suggest_path(url: str) -> str:
+    """Formats the advice to give a path instead of a file: URL."""
     rest = unquote(url.partition(":")[2])
     if rest.startswith("//") and not rest.startswith("///"):  # it names a host
         return "give the path"

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlip.backbones.registry import find_adapter, load_vision_model
@@ -287,13 +286,7 @@ class QLIPVisionModel(nn.Module):
 
     def _embed(self, patches: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Builds each image's input sequence ([CLS] +) N_i from patches (N_i, C, P, P) and positions of all tokens."""
-        projection = self.adapter.patch_projection
-        dtype = projection.weight.dtype
-        joined = torch.cat(patches).to(dtype)
-        if type(projection) is nn.Conv2d:  # one product for the whole batch, as the convolution would give
-            tokens = F.linear(joined.flatten(1), projection.weight.flatten(1), projection.bias)
-        else:  # an adapter of PEFT around it
-            tokens = projection(joined).flatten(1)
+        tokens, dtype = self.adapter.project(torch.cat(patches)), self.adapter.patch_projection.weight.dtype
         sequences = list(tokens.split([len(patch) for patch in patches]))
         if self.adapter.prefix:
             sequences = [torch.cat([self.adapter.prefix_tokens.to(dtype), sequence]) for sequence in sequences]

@@ -62,6 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "qlip.integrations.next_tiles",
     ),
     ("qlip.integrations.attachment",),
+    ("qlip.integrations.classes",),
     ("qlip.integrations.llava_trunk", "qlip.integrations.processor", "qlip.integrations.vision"),
     ("qlip.integrations.llava",),
     ("qlip.integrations.question", "qlip.prior.loss", "qlip.pretrained"),

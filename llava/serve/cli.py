@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava.serve.engine import ChatEngine
-    from llava.serve.engine.answer_stream import Answer
+    from llava.serve.engine.answer_stream import AnswerStream
 
 EMPTY = "..."
 """An empty answer in the history of a conversation; a turn without text would be left out of the next prompt."""
@@ -165,7 +165,9 @@ def answer_prompts(
         write_attributions(engine, asked, shown, text, args.show_attribution, number)
 
 
-def format_answer(sources: Sequence[str], prompt: str, text: str, answer: Answer, args: argparse.Namespace) -> str:
+def format_answer(
+    sources: Sequence[str], prompt: str, text: str, answer: AnswerStream, args: argparse.Namespace
+) -> str:
     """Formats an answer in one line: its words, behind the file's name with `--each-image`, or JSON with `--json`."""
     if args.json:
         record = {

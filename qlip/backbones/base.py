@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -69,6 +70,14 @@ class ViTAdapter(ABC):
     def patch_projection(self) -> nn.Conv2d:
         """The convolution from a patch to its token."""
 
+    def project(self, patches: Tensor) -> Tensor:
+        """Projects patches (N, C, P, P) to tokens (N, D)."""
+        projection = self.patch_projection
+        patches = patches.to(projection.weight.dtype)
+        if type(projection) is nn.Conv2d and not _is_watched(projection):  # one product, as the convolution would give
+            return F.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
+        return projection(patches).flatten(1)
+
     @property
     @abstractmethod
     def prefix_tokens(self) -> Tensor:
@@ -99,6 +108,15 @@ class ViTAdapter(ABC):
     @abstractmethod
     def pool(self, last: Tensor) -> Tensor:
         """Computes the pooled output (B, D) from a `last_hidden_state` (B, T, D) without padding."""
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a module must be called to do all that it does: it has hooks, or a `forward` around its class's.
+
+    The hook of `enable_input_require_grads` makes adapters train under checkpoints that are re-entered.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 class LibraryAdapter(ViTAdapter):

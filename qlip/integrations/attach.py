@@ -26,13 +26,13 @@ from qlip.config import QLIPConfig
 from qlip.decoder_masks import ALIBI_MODELS, check_takes_bias
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor, find_normalisation
-from qlip.integrations.attachment import (
+from qlip.integrations.attachment import Attachment
+from qlip.integrations.classes import (
     AttachedMixin,
-    Attachment,
     check_not_part,
     find_attachment,
     mark_part,
-    patch_class,
+    patch_classes,
     unpatch,
 )
 from qlip.integrations.llava import LlavaMixin
@@ -74,7 +74,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
 
     Raises:
         FileNotFoundError: there is no MLP prior at the path in the settings.
-        TypeError: the model is not supported, or is a part of an attached one, or the processor is of another kind.
+        TypeError: the model is not supported, or is a part of an attached one, or has a forward method stored on it,
+            or the processor is of another kind.
         ValueError: a setting is out of range, or the model's attention can't apply it.
     """
     check_model(model)
@@ -92,19 +93,11 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     tiles = find_tiles(model, vision, plain)
     attachment = Attachment(vision, make_image_processor(vision, plain, tiles), plain, tiles)
     new_processor = join_processor(model, plain, attachment.image_processor)
-    unpatch(model)
-    if isinstance(model, LANGUAGE_MODELS):
-        for part in (model.model, tower):
+    mixins = choose_mixins(model, tower)
+    patch_classes(model, mixins, attachment)
+    for part in (*(module for module, _ in mixins), tower):
+        if part is not model and mixins[-1][0] is model:
             mark_part(part, model)
-        patch_class(model.model, LlavaTrunkMixin, attachment)
-        patch_class(model, LlavaMixin, attachment)
-    elif isinstance(tower, PreTrainedModel):
-        patch_class(tower, VisionMixin, attachment)
-        if tower is not model:
-            mark_part(tower, model)
-            patch_class(model, ContrastiveMixin, attachment)
-    else:
-        patch_class(tower, LibraryVisionMixin, attachment)
     if isinstance(model, PreTrainedModel):
         model.config.qlip = chosen.to_dict()
     return model, new_processor
@@ -121,7 +114,8 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
         The model, and the processor that `attach` was given.
 
     Raises:
-        TypeError: the model is not attached, or is a part of one that is, or is not a model.
+        TypeError: the model is not attached, or is a part of one that is, or is not a model, or has a forward method
+            stored on it.
     """
     check_model(model)
     if not isinstance(model, AttachedMixin):
@@ -132,6 +126,15 @@ def detach(model: Model, processor: Any = None) -> tuple[Model, Any]:
     if isinstance(model, PreTrainedModel):
         del model.config.qlip
     return model, plain  # type: ignore[return-value]
+
+
+def choose_mixins(model: nn.Module, tower: nn.Module) -> list[tuple[nn.Module, type]]:
+    """Chooses the mixin of each module whose class changes, inner ones first."""
+    if isinstance(model, LANGUAGE_MODELS):
+        return [(model.model, LlavaTrunkMixin), (model, LlavaMixin)]
+    if not isinstance(tower, PreTrainedModel):
+        return [(tower, LibraryVisionMixin)]
+    return [(tower, VisionMixin)] if tower is model else [(tower, VisionMixin), (model, ContrastiveMixin)]
 
 
 def check_model(model: object) -> None:

@@ -1,25 +1,17 @@
-"""The common part of attached models: their QLIP, and the patching of their class.
-
-A model is attached by giving the instance a subclass of its own class, under the same name: nothing in transformers is
-replaced, other models are untouched, and saved files name the class that transformers knows.
-"""
+"""The QLIP of an attached model: its tower over leaves, and what its images are prepared and encoded with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlip.encoder import QLIPVisionModel
 from qlip.image_processing import QLIPImageProcessor
 from qlip.integrations.next_tiles import NextTiles, split_cut
-from qlip.mlp import PRIOR_FILE
 from qlip.packing import check_pair, pack, unpack
 from qlip.patches import CutImage
 from qlip.quadtree import Leaves
@@ -149,123 +141,3 @@ class Attachment:
 def image_sizes_of(pixel_values: Any) -> Tensor:
     """Measures whole images: int64 (B, 2), heights and widths."""
     return torch.tensor([tuple(image.shape[1:]) for image in pixel_values])
-
-
-class AttachedMixin:
-    """Mixed into the class of every attached module."""
-
-    attachment: Attachment
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickles the two classes that this one is made of, since it can't be imported under a name."""
-        parts: Any = super().__reduce_ex__(protocol)
-        return _new_instance, (find_mixin(self), find_base(self)), *parts[2:]
-
-
-class AttachedPreTrainedMixin(AttachedMixin):
-    """Mixed into the class of an attached model of transformers."""
-
-    config: Any
-
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> Any:
-        """Saves the model as its own class does, and in the main process an MLP prior for positions beside it."""
-        prior = self.attachment.vision.prior
-        settings = getattr(self.config, "qlip", None)  # a part's configuration has none
-        if prior is None or settings is None:
-            return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
-        if is_main_process:
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            prior.save(Path(save_directory) / PRIOR_FILE)
-        self.config.qlip = {**settings, "mlp": PRIOR_FILE}
-        try:
-            return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.config.qlip = settings
-
-    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """Lists the files that `save_pretrained(push_to_hub=True)` found, not the prior, which was just written.
-
-        transformers uploads only what changes afterwards.
-        """
-        times = super()._get_files_timestamps(working_dir)  # type: ignore[misc]
-        return {name: time for name, time in times.items() if name != PRIOR_FILE}
-
-
-def _new_instance(mixin: type, base: type) -> Any:
-    attached: Any = make_attached_class(mixin, base)
-    return attached.__new__(attached)
-
-
-@cache
-def make_attached_class(mixin: type, base: type) -> type:
-    """Makes a subclass of `mixin` and `base`, under the name of `base`."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (mixin, base), names)
-
-
-def find_base(module: Any) -> type:
-    """Finds the class that an attached module was loaded as."""
-    return type(module).__bases__[1]
-
-
-def find_mixin(module: Any) -> type:
-    """Finds the mixin in the class of an attached module."""
-    return type(module).__bases__[0]
-
-
-def patch_class(module: nn.Module, mixin: type, attachment: Attachment) -> None:
-    """Gives a module the attached subclass of its class."""
-    _change_class(module, make_attached_class(mixin, type(module)))  # type: ignore[arg-type]
-    module.attachment = attachment  # type: ignore[assignment]  # a plain object, so no second name for the tower
-
-
-def mark_part(part: nn.Module, whole: nn.Module) -> None:
-    """Marks a module as part of an attached model: it can't be attached or detached alone."""
-    part.attached_within = type(whole).__name__  # type: ignore[assignment]  # a name only: parts are copied and pickled
-
-
-def check_not_part(model: nn.Module) -> None:
-    """Raises TypeError if a model is a part of an attached one."""
-    if (whole := vars(model).get("attached_within")) is not None:
-        raise TypeError(f"this {type(model).__name__} is a part of an attached {whole}; attach or detach the whole")
-
-
-def check_same_tower(tower: nn.Module, attachment: Attachment) -> None:
-    """Raises TypeError unless an attached model's tower is the one that was attached, perhaps compiled.
-
-    Another one, such as the copy that PEFT trains for `modules_to_save`, would not run, without an error.
-    """
-    own = getattr(tower, "_orig_mod", tower)  # what torch.compile wraps
-    parts = {name: getattr(part, "_orig_mod", part) for name, part in own.named_children()}
-    known = {name: getattr(part, "_orig_mod", part) for name, part in attachment.vision.named_children()}
-    if "attached_within" not in vars(own) or any(part is not parts.get(name) for name, part in known.items()):
-        raise TypeError(
-            f"the vision tower was replaced by a {type(tower).__name__} after qlip.attach, which runs the one it was"
-            " given; detach the model, replace the tower, and attach again. To train the tower with PEFT, set"
-            " requires_grad on it instead of naming it in modules_to_save"
-        )
-
-
-def find_attachment(model: nn.Module) -> Attachment | None:
-    """Finds what is attached to a model, or to a part of it; None if nothing is."""
-    return next((module.attachment for module in model.modules() if isinstance(module, AttachedMixin)), None)
-
-
-def unpatch(model: nn.Module) -> None:
-    """Restores the classes of a model and of its parts."""
-    for module in list(model.modules()):
-        vars(module).pop("attached_within", None)
-        if isinstance(module, AttachedMixin):
-            _change_class(module, find_base(module))
-            del module.attachment
-
-
-def _change_class(module: nn.Module, new: type) -> None:
-    """Changes the class of an instance, also inside accelerate's hooks, which wrap the instance's `forward`.
-
-    A `device_map` over several devices puts such hooks on every part of a model.
-    """
-    module.__class__ = new  # type: ignore[assignment]
-    if "_old_forward" in vars(module):
-        module._old_forward = MethodType(new.forward, module)  # type: ignore[attr-defined, assignment]
-        module.forward.__wrapped__ = module._old_forward  # type: ignore[attr-defined]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import AttachedPreTrainedMixin, image_sizes_of
+from qlip.integrations.attachment import image_sizes_of
+from qlip.integrations.classes import AttachedPreTrainedMixin, name_arguments
 from qlip.integrations.continuation import follow, note_continuation, read_continuation
 from qlip.integrations.llava_trunk import LlavaTrunkMixin, take_feature_options
 from qlip.integrations.mixins import ImagePositionsMixin, refuse_options
@@ -82,6 +84,8 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             return [order.span for order in orders], orders
         return [self.attachment.vision.language_span(tree) for tree in trees], None
 
+    @name_arguments
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -127,8 +131,9 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
         encoded = (mm_encoder_outputs or {}).get("image") is not None
         images = PackedImages(pixel_values, leaf_boxes, leaf_grids, image_sizes)
         images = self._pack(images, encoded or input_ids is None)
-        pixel_values, leaf_boxes, leaf_grids, image_sizes = images
-        new, end = inputs_embeds if inputs_embeds is not None else input_ids, next_positions
+        _, leaf_boxes, leaf_grids, image_sizes = images
+        new = input_ids if inputs_embeds is None else inputs_embeds
+        end = next_positions
         if leaf_boxes is not None and leaf_grids is not None:
             if input_ids is None:
                 self._check_placed(position_ids, key_bias, images)
@@ -148,17 +153,15 @@ class LlavaMixin(ImagePositionsMixin, AttachedPreTrainedMixin):
             kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         output = super().forward(  # type: ignore[misc]
             input_ids=input_ids,
-            pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             logits_to_keep=logits_to_keep,
-            leaf_boxes=leaf_boxes,
-            leaf_grids=leaf_grids,
-            image_sizes=image_sizes,
             is_placed=True,
+            return_dict=True,
+            **images._asdict(),
             **kwargs,
         )
         if position_ids is not None and (leaf_boxes is not None or end is not None):

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
-from qlip.integrations.attachment import AttachedPreTrainedMixin, check_same_tower, image_sizes_of
+from qlip.integrations.attachment import image_sizes_of
+from qlip.integrations.classes import AttachedPreTrainedMixin, check_same_tower
 
 
 def feature_layers(config: Any) -> int | list[int]:

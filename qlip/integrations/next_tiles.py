@@ -29,7 +29,7 @@ from qlip.quadtree import Leaves
 from qlip.tiles import Box, Raster, TokenOrder, cut_tiles, merge_tiles, order_tokens
 from qlip.untraced import native_cut
 
-Size = tuple[int, int]
+HeightWidth = tuple[int, int]
 """(height, width) in pixels."""
 
 
@@ -48,7 +48,7 @@ class NextLayout:
 class NextTiles:
     """How a model tiles images."""
 
-    pinpoints: tuple[Size, ...]
+    pinpoints: tuple[HeightWidth, ...]
     """`image_grid_pinpoints`: the resolutions that images are tiled at."""
 
     side: int
@@ -77,7 +77,7 @@ class NextTiles:
         sizes = read_sizes(image_sizes, len(trees))
         return [self._order_one(settings, tree, size) for tree, size in zip(trees, sizes, strict=True)]
 
-    def _order_one(self, settings: QLIPConfig, leaves: Leaves, size: Size) -> TokenOrder:
+    def _order_one(self, settings: QLIPConfig, leaves: Leaves, size: HeightWidth) -> TokenOrder:
         layout, base = lay_out(self, size), self.native_grid**2
         raster = Raster(base, *layout.window[2:])
         if settings.tiling == "image":
@@ -92,7 +92,7 @@ class NextTiles:
         kept, which = merge_tiles(tiles, layout.shape, layout.window)
         return order_tokens(settings, kept, raster, base, which)
 
-    def cut(self, pixels: Tensor, size: Size, settings: QLIPConfig, patch_size: int) -> CutImage:
+    def cut(self, pixels: Tensor, size: HeightWidth, settings: QLIPConfig, patch_size: int) -> CutImage:
         """Cuts the base and the tiles of an image: leaves on the joined tiles, and the base as its thumbnail.
 
         Args:
@@ -121,7 +121,7 @@ class NextTiles:
 
 
 @lru_cache(maxsize=4096)
-def lay_out(tiles: NextTiles, size: Size) -> NextLayout:
+def lay_out(tiles: NextTiles, size: HeightWidth) -> NextLayout:
     """Chooses an image's tiles, and finds what LLaVA-NeXT keeps of them."""
     n = tiles.native_grid
     shape = get_anyres_image_grid_shape(size, [list(pair) for pair in tiles.pinpoints], tiles.side)
@@ -131,7 +131,7 @@ def lay_out(tiles: NextTiles, size: Size) -> NextLayout:
     return NextLayout(shape, ((rows - height) // 2, (cols - width) // 2, height, width))
 
 
-def find_image(size: Size, frame: Size) -> Box:
+def find_image(size: HeightWidth, frame: HeightWidth) -> Box:
     """Finds where an image lies that is fitted into `frame`, in pixels."""
     like = np.broadcast_to(np.zeros((), dtype=np.uint8), (1, *size))
     height, width = get_patch_output_size(like, frame, ChannelDimension.FIRST)
@@ -169,7 +169,7 @@ def split_cut(image: CutImage, n: int, patch_size: int) -> list[CutImage]:
     return [native_cut(image.thumbnail, patch_size), *tiles]
 
 
-def read_sizes(image_sizes: Any, count: int) -> list[Size]:
+def read_sizes(image_sizes: Any, count: int) -> list[HeightWidth]:
     """Reads the sizes of `count` images.
 
     Raises:

@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from qlip.image_processing import QLIPImageProcessor
-from qlip.integrations.attachment import find_base
+from qlip.integrations.classes import find_base
 
 
 class AttachedProcessorMixin:

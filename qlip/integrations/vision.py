@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlip.integrations.attachment import AttachedMixin, AttachedPreTrainedMixin
+from qlip.integrations.classes import AttachedMixin, AttachedPreTrainedMixin
 from qlip.quadtree import Leaves
 
 

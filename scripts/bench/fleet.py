@@ -25,9 +25,10 @@ from playground.presets import PRESETS
 from playground.questions import WORDINGS
 from scripts.fleet.measure import fit
 from scripts.fleet.replica import Batching, Limits
-from scripts.fleet.simulation import percentile, simulate
+from scripts.fleet.simulation import simulate
 from scripts.fleet.stages import Request, StageTimes
 from scripts.fleet.traffic import Mix, draw_requests
+from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine

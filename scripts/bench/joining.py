@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.percentiles import percentile
 from scripts.bench.shapes import CLIP_SMALL
+from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine

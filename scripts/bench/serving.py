@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from llava.command import OneLineParser, integer, parse_and_run
 from playground.presets import PRESETS
 from playground.questions import WORDINGS
-from scripts.bench.percentiles import percentile
+from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
     import httpx

@@ -10,6 +10,7 @@ from typing import Literal
 
 from scripts.fleet.replica import Clock, Job, Limits, Replica
 from scripts.fleet.stages import Request, StageTimes
+from scripts.percentiles import percentile
 
 Routing = Literal["two_choices", "shortest", "round_robin"]
 """Ray Serve asks two replicas drawn at random and takes the one with fewer requests: two_choices."""
@@ -91,8 +92,8 @@ def summarise(fleet: Sequence[Replica]) -> Outcome:
     if not jobs:
         raise ValueError("no request was answered")
     seconds = max(job.done_at for job in jobs) - min(job.request.at for job in jobs)
-    first = sorted(job.first_at - job.request.at for job in jobs)
-    whole = sorted(job.done_at - job.request.at for job in jobs)
+    first = [job.first_at - job.request.at for job in jobs]
+    whole = [job.done_at - job.request.at for job in jobs]
     threads = len(fleet) * fleet[0].limits.preparers
     return Outcome(
         len(jobs),
@@ -105,11 +106,6 @@ def summarise(fleet: Sequence[Replica]) -> Outcome:
         sum(replica.preparing_seconds for replica in fleet) / (threads * seconds) if seconds else 0.0,
         sum(replica.model_seconds for replica in fleet) / (len(fleet) * seconds) if seconds else 0.0,
     )
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Finds the smallest of sorted values that at least this share of them do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def fewest_replicas(answers_in_time: Callable[[int], bool], most: int = 4096) -> int | None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.image_geometry import (
-    Size,
+    WidthHeight,
     find_padding,
     is_anyres,
     most_tiles,
@@ -42,7 +42,7 @@ class TileLayout:
     """Rows of tiles; 0 where the image is its base alone."""
     cols: int
     """Columns of tiles."""
-    original: Size | None
+    original: WidthHeight | None
     """(width, height) of the original image in pixels; None where it is its base alone."""
     unpad: bool
     """Whether padding is cut off, and `image_newline` closes each row, or the base where it is alone."""

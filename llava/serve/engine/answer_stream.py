@@ -53,14 +53,14 @@ class Usage:
         return self.decode_seconds / max(1, self.generated_tokens - 1)
 
 
-class Answer:
+class AnswerStream:
     """Stream of an answer's text; iterate over it once, with `for` or `async for`.
 
     Leaving an `async for` early does not stop the model: call `cancel`.
     """
 
     def __init__(
-        self, row: Row, views: Sequence[PreparedImage], usage: Usage, on_cancel: Callable[[Answer], None]
+        self, row: Row, views: Sequence[PreparedImage], usage: Usage, on_cancel: Callable[[AnswerStream], None]
     ) -> None:
         """
         Args:
@@ -203,7 +203,7 @@ class Answer:
             raise self.row.error
 
 
-def stream_text(answer: Answer) -> Generator[str, None, None]:
+def stream_text(answer: AnswerStream) -> Generator[str, None, None]:
     """Yields an answer's pieces; closing the iterator waits until the model has stopped."""
     try:
         yield from answer

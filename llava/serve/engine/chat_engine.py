@@ -27,7 +27,7 @@ from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import awaits_question
-from llava.serve.engine.answer_stream import Answer, Usage, stream_text
+from llava.serve.engine.answer_stream import AnswerStream, Usage, stream_text
 from llava.serve.engine.continuous import ContinuousBatch
 from llava.serve.engine.encoding import encode_answers
 from llava.serve.engine.errors import PromptTooLong
@@ -176,7 +176,7 @@ class ChatEngine:
         sampling: Sampling,
         qlip: RequestSettings = SERVER_DEFAULTS,
         shorten: bool = False,
-    ) -> Answer:
+    ) -> AnswerStream:
         """Queues a request and returns its answer, a stream for `for` or `async for`.
 
         Opens and prepares the images in the calling thread; from an event loop, use `asubmit`.
@@ -207,7 +207,7 @@ class ChatEngine:
         sampling: Sampling,
         qlip: RequestSettings = SERVER_DEFAULTS,
         shorten: bool = False,
-    ) -> Answer:
+    ) -> AnswerStream:
         """Queues a request like `submit`, but opens and prepares its images in other threads, a few requests at a time.
 
         If it is cancelled meanwhile, the request is dropped and the opening of its images is stopped.
@@ -248,7 +248,7 @@ class ChatEngine:
                 f"exceed the model's context of {self.context_len} tokens"
             )
 
-    def _enqueue(self, request: Request) -> Answer:
+    def _enqueue(self, request: Request) -> AnswerStream:
         """Prepares a request that has a place in the queue and enqueues it; on an error, gives the place back."""
         try:
             answer = self._prepare(request)
@@ -258,7 +258,7 @@ class ChatEngine:
         self.scheduler.enqueue(answer)
         return answer
 
-    def _prepare(self, request: Request) -> Answer:
+    def _prepare(self, request: Request) -> AnswerStream:
         prompt, images, sampling, form = request.prompt, request.images, request.sampling, self.new_conversation()
         if isinstance(prompt, Conversation):
             form = prompt
@@ -279,14 +279,14 @@ class ChatEngine:
         question = find_question_token(prompt, form, self.tokenizer, len(ids)) if awaits_question(views) else 0
         key = prompt_key(ids.tolist(), views) if self.prefixes.most_bytes else ()
         row = Row(ids, sampling, self.tokenizer, self.end_tokens, question=question, key=key)
-        return Answer(row, views, usage, self.scheduler.remove)
+        return AnswerStream(row, views, usage, self.scheduler.remove)
 
     def _prepare_image(self, image: Picture, settings: QLIPConfig | None, fit: Fit | None) -> PreparedImage:
         if isinstance(image, ImageOpener):
             image.fit = fit
         return self.vision.prepare(image() if callable(image) else image, settings)
 
-    def _generate(self, batch: Sequence[Answer]) -> None:
+    def _generate(self, batch: Sequence[AnswerStream]) -> None:
         """Answers a batch; runs in the model thread."""
         if self._batch is not None and batch[0].row.sampling.num_beams == 1:
             self._batch.run(batch, lambda *bounds: self.scheduler.take(*bounds))

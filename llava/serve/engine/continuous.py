@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from llava.model.vision.image_tokens import ImageTokens
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.encoding import encode_in_parts
 from llava.serve.engine.errors import ran_out_of_memory
 from llava.serve.engine.halving import free_and_halve
@@ -31,7 +31,7 @@ from llava.serve.engine.vision import VisionFrontend
 
 logger = logging.getLogger(__name__)
 
-TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
+TakeWaiting = Callable[[Sequence[AnswerStream], int], Sequence[AnswerStream]]
 """Takes waiting requests that may join, given those that are being answered and how many rows there may be."""
 
 
@@ -39,7 +39,7 @@ TakeWaiting = Callable[[Sequence[Answer], int], Sequence[Answer]]
 class RequestStream(Stream):
     """The row of a request."""
 
-    answer: Answer
+    answer: AnswerStream
 
 
 class ContinuousBatch:
@@ -61,7 +61,7 @@ class ContinuousBatch:
         self._most_rows = limits.max_batch
 
     @torch.inference_mode()
-    def run(self, first: Sequence[Answer], take_waiting: TakeWaiting) -> None:
+    def run(self, first: Sequence[AnswerStream], take_waiting: TakeWaiting) -> None:
         """Answers requests, and those that arrive in the meantime, until none are left. Errors reach their readers.
 
         Args:
@@ -82,7 +82,7 @@ class ContinuousBatch:
             self._joining, self._join = [], None
             self._suspended.clear()
 
-    def _answers(self) -> list[Answer]:
+    def _answers(self) -> list[AnswerStream]:
         """Lists the requests that are being answered."""
         streams = [*self._running.streams, *self._joining, *self._suspended]
         return [stream.answer for stream in streams if not stream.row.ended]

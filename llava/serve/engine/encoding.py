@@ -12,19 +12,19 @@ import torch
 from llava.model.vision.image_tokens import ImageTokens
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import awaits_question, refine_images
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.streams import run_to_end
 from llava.serve.engine.vision import VisionFrontend
 
 
-def encode_answers(vision: VisionFrontend, batch: Sequence[Answer], most_asked: int) -> list[ImageTokens] | None:
+def encode_answers(vision: VisionFrontend, batch: Sequence[AnswerStream], most_asked: int) -> list[ImageTokens] | None:
     """Encodes the images of all requests at once; see `encode_in_parts`."""
     return run_to_end(encode_in_parts(vision, batch, most_asked=most_asked))
 
 
 def encode_in_parts(
     vision: VisionFrontend,
-    batch: Sequence[Answer],
+    batch: Sequence[AnswerStream],
     most_tokens: float = math.inf,
     known: Sequence[int] | None = None,
     most_asked: float | None = None,
@@ -66,7 +66,7 @@ def encode_in_parts(
 
 
 def ask_in_parts(
-    vision: VisionFrontend, batch: Sequence[Answer], most_tokens: float
+    vision: VisionFrontend, batch: Sequence[AnswerStream], most_tokens: float
 ) -> Generator[None, None, list[Sequence[PreparedImage]]]:
     """Splits what questions attend to in the images of requests whose questions decide; see `encode_in_parts`.
 

@@ -16,7 +16,7 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.attribution import DEFAULT_METHOD, Method, attribute_answer
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import refine_images
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import SERVER_DEFAULTS, Sampling
 from llava.serve.engine.prefixes import count_shared
 from llava.serve.engine.prompting import PromptFormat, find_question_token
@@ -42,7 +42,7 @@ class Engine(PromptFormat, Protocol):
 
     def submit(
         self, prompt: str | Conversation, images: Sequence[Picture], sampling: Sampling, qlip: RequestSettings
-    ) -> Answer:
+    ) -> AnswerStream:
         """Queues a request."""
 
     def check_length(self, text: int, visual: int, answer: int) -> None:

@@ -18,7 +18,7 @@ from llava.serve.engine.params import Sampling
 MIN_LOGPROB = -9999.0  # lower ones are raised to this, since JSON has no infinity
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a one-byte token
 
-TokenLogprob = tuple[int, float]
+RankedToken = tuple[int, float]
 """A token's id and its log-probability."""
 
 
@@ -28,7 +28,7 @@ class StepLogprobs:
 
     chosen: float
     """Log-probability of the chosen token."""
-    top: tuple[TokenLogprob, ...]
+    top: tuple[RankedToken, ...]
     """The likeliest tokens, best first."""
 
 

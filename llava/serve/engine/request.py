@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from llava.conversation import Conversation
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.vision import Picture, check_pictures
 from qlip import QLIPConfig
@@ -27,7 +27,7 @@ class Request:
         check_pictures(self.images)
 
 
-def cancel_prepared(preparing: Future[Answer]) -> None:
+def cancel_prepared(preparing: Future[AnswerStream]) -> None:
     """Cancels a request whose caller was cancelled, once it is prepared."""
     if preparing.exception() is None:
         preparing.result().cancel()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import EngineClosed, Overloaded, ran_out_of_memory
 from llava.serve.engine.halving import free_and_halve
 from llava.serve.engine.params import GROWTH, EngineLimits
@@ -34,7 +34,7 @@ class Scheduler:
 
     def __init__(
         self,
-        generate: Callable[[Sequence[Answer]], None],
+        generate: Callable[[Sequence[AnswerStream]], None],
         limits: EngineLimits,
         joins: bool = False,
         free: Callable[[], bool] = lambda: False,
@@ -52,9 +52,9 @@ class Scheduler:
         self.closed = False
         """Whether new requests are refused."""
         self._lock = threading.Condition()
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[AnswerStream] = deque()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()  # other work for the model thread
-        self._started: dict[Answer, float] = {}  # requests that are being answered, and since when
+        self._started: dict[AnswerStream, float] = {}  # requests that are being answered, and since when
         self._draining = False
         self._batch_seconds = 0.0  # of the last batch, or answer
         # Its thread sleeps while the queue is empty, and ends with the scheduler.
@@ -81,7 +81,7 @@ class Scheduler:
                 raise Overloaded(self.admitted, min(MAX_RETRY_AFTER, max(1, seconds)))
             self.admitted += 1
 
-    def enqueue(self, answer: Answer) -> None:
+    def enqueue(self, answer: AnswerStream) -> None:
         """Appends a request that has a reserved place."""
         with self._lock:
             self._waiting.append(answer)
@@ -116,7 +116,7 @@ class Scheduler:
             self.admitted -= count
             self._lock.notify_all()
 
-    def remove(self, answer: Answer) -> None:
+    def remove(self, answer: AnswerStream) -> None:
         """Removes a cancelled request from the queue, if it still waits there."""
         with self._lock:
             if answer not in self._waiting:
@@ -132,7 +132,7 @@ class Scheduler:
             self._lock.wait_for(lambda: not self.admitted)
         self._model_thread.shutdown(wait=True)
 
-    def take(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
+    def take(self, active: Sequence[AnswerStream], most_rows: int) -> list[AnswerStream]:
         """Takes requests off the queue, in order, that may join those being answered. Called in the model thread.
 
         Args:
@@ -192,14 +192,14 @@ class Scheduler:
             logger.warning("out of memory; dropped the keys and values of earlier prompts")
         return freed
 
-    def _note_ended(self, active: Sequence[Answer]) -> None:
+    def _note_ended(self, active: Sequence[AnswerStream]) -> None:
         """Counts the requests that are being answered, and keeps the time that the last one took."""
         now = time.perf_counter()
         for answer in [each for each in self._started if each not in active]:
             self._batch_seconds = now - self._started.pop(answer)
             self._lock.notify_all()
 
-    def _next_batch(self) -> list[Answer]:
+    def _next_batch(self) -> list[AnswerStream]:
         """Takes the next batch off the queue, in order: as many requests as may run together.
 
         Where requests cannot join later, it waits a little for those that are still being prepared. Clients that were
@@ -214,8 +214,8 @@ class Scheduler:
             self._draining = bool(batch or self._calls)
             return batch
 
-    def _pop_batch(self, active: Sequence[Answer], most_rows: int) -> list[Answer]:
-        batch: list[Answer] = []
+    def _pop_batch(self, active: Sequence[AnswerStream], most_rows: int) -> list[AnswerStream]:
+        batch: list[AnswerStream] = []
         growth, joining = GROWTH if self.joins else 0, 0
         while self._waiting and len(active) + len(batch) < most_rows:
             first = self._waiting[0]
@@ -238,7 +238,7 @@ class Scheduler:
         waiting = len(self._waiting)
         return waiting in (0, self.admitted) or waiting >= self.limits.max_batch
 
-    def _run(self, batch: Sequence[Answer]) -> None:
+    def _run(self, batch: Sequence[AnswerStream]) -> None:
         """Answers a batch; one that fails before any of its answers has begun is retried in parts.
 
         Out of memory, it is tried again if some could be freed, and else its halves are; after another error each
@@ -255,7 +255,7 @@ class Scheduler:
             if left := [answer for answer in part if not answer.row.ended]:
                 self._run(left)
 
-    def _parts_to_retry(self, batch: Sequence[Answer], failure: Exception) -> list[Sequence[Answer]]:
+    def _parts_to_retry(self, batch: Sequence[AnswerStream], failure: Exception) -> list[Sequence[AnswerStream]]:
         begun = [answer for answer in batch if answer.row.generated and not answer.row.ended]
         if not begun and ran_out_of_memory(failure) and self._free_prefixes():
             return [batch]

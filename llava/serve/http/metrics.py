@@ -15,7 +15,7 @@ from llava.serve.http.failures import Failure
 
 if TYPE_CHECKING:
     from llava.serve.engine import ChatEngine
-    from llava.serve.engine.answer_stream import Answer
+    from llava.serve.engine.answer_stream import AnswerStream
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 SECONDS_PER_TOKEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
@@ -52,7 +52,7 @@ class Metrics:
         ):
             Gauge(f"llava_{name}", help, registry=self.registry).set_function(read)
 
-    def answered(self, answer: Answer, reason: str) -> None:
+    def answered(self, answer: AnswerStream, reason: str) -> None:
         """Counts an answer; observes the times of one that was completed.
 
         Args:

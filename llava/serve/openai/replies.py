@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.logprobs import AnswerLogprob, TextLogprob
 
 
@@ -19,7 +19,7 @@ class PromptDetails(BaseModel):
     cached_tokens: int
 
 
-class ImageTokens(BaseModel):
+class ImageUsage(BaseModel):
     """Visual tokens of one image, and of the uniform grid on the same pixels."""
 
     tokens: int
@@ -33,7 +33,7 @@ class VisualTokens(BaseModel):
     uniform_tokens: int
     tokens_saved: int
     first_pass_tokens: int = Field(description="of the pictures as the question was asked about them first, or 0")
-    images: list[ImageTokens]
+    images: list[ImageUsage]
 
 
 class Seconds(BaseModel):
@@ -57,10 +57,10 @@ class CompletionUsage(BaseModel):
     seconds: Seconds
 
     @classmethod
-    def of(cls, answer: Answer) -> CompletionUsage:
+    def of(cls, answer: AnswerStream) -> CompletionUsage:
         """Builds the usage of an answer that has ended."""
         usage = answer.usage
-        images = [ImageTokens(tokens=view.tokens, uniform_tokens=view.uniform_tokens) for view in answer.views]
+        images = [ImageUsage(tokens=view.tokens, uniform_tokens=view.uniform_tokens) for view in answer.views]
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.generated_tokens,

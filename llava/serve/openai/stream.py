@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.logprobs import AnswerLogprob
 from llava.serve.http.disconnects import wait_until_gone
 from llava.serve.http.failures import explain
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Reply:
     """An answer that is being sent to a client, without its leading blanks."""
 
-    answer: Answer
+    answer: AnswerStream
     asked: ChatRequest
     """The request, without its messages."""
     metrics: Metrics
@@ -187,7 +187,7 @@ def event(data: str) -> str:
     return f"data: {data}\n\n"
 
 
-async def cancel_when_gone(request: Request, answer: Answer) -> None:
+async def cancel_when_gone(request: Request, answer: AnswerStream) -> None:
     """Cancels the answer when its client disconnects."""
     await wait_until_gone(request.receive)
     answer.cancel()

@@ -33,7 +33,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A part of an answer."""
 
     text: str = ""
@@ -86,7 +86,7 @@ class Backend(Protocol):
     def explain(self, query: Query, answer: str) -> Explanation:
         """Computes what an answer to a query depended on; runs the model."""
 
-    def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
+    def ask(self, query: Query) -> AsyncGenerator[AnswerPiece, None]:
         """Yields the answer in pieces, the first once the request is accepted. Closing the iterator stops the model."""
 
 
@@ -130,14 +130,14 @@ class EngineBackend:
         pictures = [picture for turn in query.turns for picture in turn.images if isinstance(picture, Image.Image)]
         return self.engine.explain(conversation, pictures, answer, qlip=query.qlip)
 
-    async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
+    async def ask(self, query: Query) -> AsyncGenerator[AnswerPiece, None]:
         """See `Backend`; errors are the engine's."""
         conversation, images = build_conversation(self.engine, query.turns)
         answer = await self.engine.asubmit(conversation, images, query.sampling, query.qlip, shorten=True)
         try:
-            yield Piece(visual_tokens=answer.usage.visual_tokens)
+            yield AnswerPiece(visual_tokens=answer.usage.visual_tokens)
             async for text in answer:
-                yield Piece(text, answer.usage.visual_tokens)  # a question has decided on them
+                yield AnswerPiece(text, answer.usage.visual_tokens)  # a question has decided on them
         finally:
             answer.cancel()
 

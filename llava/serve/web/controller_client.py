@@ -27,7 +27,7 @@ from llava.serve.engine.prompting import Turn, build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
-from llava.serve.web.backend import Piece, Query, pixels_of
+from llava.serve.web.backend import AnswerPiece, Query, pixels_of
 from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.web.encoded_pictures import encode_pictures
 from llava.serve.workers import protocol
@@ -160,7 +160,7 @@ class ControllerBackend:
         """Raises ValueError: workers answer, and explain nothing."""
         raise ValueError("a controller explains no answers; start the page with a model of its own")
 
-    async def ask(self, query: Query) -> AsyncGenerator[Piece, None]:
+    async def ask(self, query: Query) -> AsyncGenerator[AnswerPiece, None]:
         """See `Backend`.
 
         Raises:
@@ -186,10 +186,10 @@ class ControllerBackend:
             client.stream("POST", "/worker_generate_stream", json=request) as reply,
         ):
             await check(reply)
-            yield Piece()  # the request is accepted
+            yield AnswerPiece()  # the request is accepted
             async for frame in frames(reply.aiter_bytes()):
                 message = read_frame(frame)
-                yield Piece(message["text"][shown:], read_visual_tokens(message))
+                yield AnswerPiece(message["text"][shown:], read_visual_tokens(message))
                 shown = max(shown, len(message["text"]))
 
     @asynccontextmanager

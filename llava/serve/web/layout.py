@@ -40,7 +40,7 @@ class PageText:
 
 
 @dataclass(frozen=True)
-class Talk:
+class ConversationCard:
     """Components of the conversation's card."""
 
     chat: gr.Chatbot
@@ -58,12 +58,12 @@ class Talk:
 
 
 @dataclass(frozen=True)
-class Sees:
+class ViewCard:
     """Components of the card that shows what the model sees."""
 
-    view: gr.Radio
+    choice: gr.Radio
     """Chooses what is drawn."""
-    seen: gr.Image
+    image: gr.Image
     cost: gr.HTML
     quadtree: Sequence[Any]
     """Mode, split threshold and budget."""
@@ -114,13 +114,13 @@ def _slider(range: Range, value: float, step: float, **options: Any) -> gr.Slide
     return gr.Slider(range.low, range.high, value, step=step, label=range.label, **options)
 
 
-def view_card(demo: Demo) -> Sees:
+def view_card(demo: Demo) -> ViewCard:
     """Lays out the drawing, what it costs, and how the picture is cut."""
     settings, most = demo.backend.defaults, demo.backend.max_tokens
     both = settings is not None
     gr.HTML("<h2>What the model sees</h2>")
-    view = gr.Radio(demo.views, value=LINES, label="View", show_label=False, elem_id="view", container=False)
-    seen = gr.Image(
+    choice = gr.Radio(demo.views, value=LINES, label="View", show_label=False, elem_id="view", container=False)
+    image = gr.Image(
         label="What the model sees",
         show_label=False,
         interactive=False,
@@ -144,10 +144,10 @@ def view_card(demo: Demo) -> Sees:
     budget = _slider(ranges["budget"], largest, 1, info="Most pieces per picture.", elem_id="budget", **shown)
     if demo.backend.note:
         gr.HTML(f"<p>{demo.backend.note}</p>", elem_id="note")
-    return Sees(view, seen, cost, [mode, alpha, budget])
+    return ViewCard(choice, image, cost, [mode, alpha, budget])
 
 
-def talk_card(demo: Demo, text: PageText) -> Talk:
+def talk_card(demo: Demo, text: PageText) -> ConversationCard:
     """Lays out the conversation, the question box and the buttons."""
     gr.HTML("<h2>Conversation</h2>")
     chat = gr.Chatbot(
@@ -187,7 +187,7 @@ def talk_card(demo: Demo, text: PageText) -> Talk:
             for name, usable in (("Stop", False), ("Regenerate", False), ("Undo", False), ("Clear", True)):
                 buttons[name] = gr.Button(name, size="md", elem_id=name.lower(), interactive=usable)
             buttons["Compare"] = gr.Button("Compare with CLIP", size="md", elem_id="compare", visible=both)
-    return Talk(chat, spent, question, buttons, suggestions, add, strip, remove, gr.Button(visible=False))
+    return ConversationCard(chat, spent, question, buttons, suggestions, add, strip, remove, gr.Button(visible=False))
 
 
 def compare_card() -> list[gr.HTML]:

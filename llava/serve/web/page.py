@@ -14,7 +14,7 @@ from llava.serve.web import layout
 from llava.serve.web.blocks import PageBlocks
 from llava.serve.web.controls import CLIP, ranges_of
 from llava.serve.web.handlers import Demo
-from llava.serve.web.layout import PRIVATE, TITLE, PageText, Sees, Talk
+from llava.serve.web.layout import PRIVATE, TITLE, ConversationCard, PageText, ViewCard
 from llava.serve.web.session import Session
 from llava.serve.web.toasts import toast_error
 from llava.serve.web.views import LINES
@@ -31,8 +31,8 @@ class Parts:
     """The chosen view; not among the controls, which programs send with each call."""
     picture: gr.Image
     examples: Examples | None
-    sees: Sees
-    talk: Talk
+    view: ViewCard
+    talk: ConversationCard
     controls: Sequence[Any]
     """In the order of `Controls`."""
     panel: gr.Column
@@ -63,9 +63,9 @@ def build_page(demo: Demo, text: PageText | None = None, choose_model: bool = Fa
             with gr.Column(elem_id="settings-card", elem_classes="card"):
                 sampling = layout.settings_card(ranges_of(demo.backend))
             with gr.Column(elem_id="sees-card", elem_classes="card"):
-                sees = layout.view_card(demo)
-        controls = [*sees.quadtree, *sampling, model]
-        parts = Parts(session, drawn, picture, examples, sees, talk, controls, panel, sides)
+                view = layout.view_card(demo)
+        controls = [*view.quadtree, *sampling, model]
+        parts = Parts(session, drawn, picture, examples, view, talk, controls, panel, sides)
         _connect_questions(demo, parts)
         _connect_pictures(demo, parts, page)
         _connect_views(demo, parts)
@@ -109,7 +109,7 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
     )
     answering = [asking, *suggested, again, comparing]
     _connect_ends(demo, parts, answering)
-    values, shown = [session, *parts.controls, parts.drawn], [parts.sees.seen, parts.sees.cost]
+    values, shown = [session, *parts.controls, parts.drawn], [parts.view.image, parts.view.cost]
     for event in (asking, *suggested):  # pictures that have been asked about cannot be removed
         event.then(demo.show_strip, session, talk.strip, trigger_mode="always_last", **hidden, **PRIVATE)
     if demo.backend.explains:
@@ -134,7 +134,7 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
         event.then(demo.draw, values, shown, trigger_mode="always_last", **hidden, **PRIVATE)
 
 
-def _tools(talk: Talk) -> list[Any]:
+def _tools(talk: ConversationCard) -> list[Any]:
     """Lists what is enabled while it has something to do; `page.js` counts running answers."""
     return [talk.buttons[name] for name in ("Stop", "Regenerate", "Undo")]
 
@@ -183,13 +183,13 @@ def _connect_ends(demo: Demo, parts: Parts, answering: Sequence[Any]) -> None:
 def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
     """Connects the events of pictures."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
-    sees, talk = parts.sees, parts.talk
+    view, talk = parts.view, parts.talk
     values = [*parts.controls, parts.drawn]
     opened = gr.on(
         [page.load, parts.picture.change],
         demo.open_picture,
         [parts.session, talk.press, parts.picture, *values],
-        [parts.picture, parts.session, sees.seen, sees.cost, talk.chat, talk.spent, parts.panel],
+        [parts.picture, parts.session, view.image, view.cost, talk.chat, talk.spent, parts.panel],
         api_name="open_picture",
         js=_send("open"),
         trigger_mode="always_last",  # a change during another is not lost
@@ -197,7 +197,7 @@ def _connect_pictures(demo: Demo, parts: Parts, page: gr.Blocks) -> None:
     )
     _connect_edit("open", opened)
     opened.then(demo.show_strip, parts.session, talk.strip, **PRIVATE)
-    strip = [parts.session, talk.strip, sees.seen, sees.cost]
+    strip = [parts.session, talk.strip, view.image, view.cost]
     hidden["trigger_mode"] = "multiple"
     added = talk.add.upload(
         demo.add_pictures, [parts.session, talk.add, *values], strip, js=_wait("add"), **PRIVATE, **hidden
@@ -218,20 +218,20 @@ def _connect_views(demo: Demo, parts: Parts) -> None:
     """Connects the events that draw the picture again: the view, and the quadtree's controls."""
     hidden: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
     mode, alpha, budget = parts.controls[:3]
-    sees = parts.sees
+    view = parts.view
     gr.on(
         [mode.change, alpha.change, budget.change],
         demo.draw,
         [parts.session, *parts.controls, parts.drawn],
-        [sees.seen, sees.cost],
+        [view.image, view.cost],
         api_name="look",
         trigger_mode="always_last",
         **hidden,
     )
-    sees.view.change(
+    view.choice.change(
         demo.set_view,
-        [parts.session, sees.view, *parts.controls],
-        [parts.drawn, sees.seen, sees.cost],
+        [parts.session, view.choice, *parts.controls],
+        [parts.drawn, view.image, view.cost],
         trigger_mode="always_last",
         **PRIVATE,
         **hidden,

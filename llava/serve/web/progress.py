@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from llava.model.vision.prepared_image import PreparedImage
-from llava.serve.web.backend import Piece
+from llava.serve.web.backend import AnswerPiece
 from llava.serve.web.controls import CLIP, QLIP, QUESTION
 from llava.serve.web.toasts import replace_surrogates
 from llava.serve.web.views import Cost, compare_body
@@ -25,7 +25,7 @@ class AnswerProgress:
         self.text, self.cost = "", Cost(tokens)
         self._start = time.perf_counter()
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerPiece) -> None:
         """Adds a piece."""
         if piece.visual_tokens is not None:
             self.cost = replace(self.cost, tokens=piece.visual_tokens)

@@ -15,7 +15,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.images import read_base64
 from llava.serve.decoding.pool import UnopenedImage
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import GenerationError
 from llava.serve.http.auth import RequireKey, SameOrigin
 from llava.serve.http.bodies import BodyLimit, take_body
@@ -74,10 +74,10 @@ class ModelWorker:
             failure = explain(error)
             metrics.failed(failure)
             return protocol.error_reply(failure)
-        exchange = Exchange(request.prompt, answer, metrics)
-        return protocol.FrameStream(exchange.frames(self.stream_interval, self.silence), exchange.finish)
+        reply = WorkerReply(request.prompt, answer, metrics)
+        return protocol.FrameStream(reply.frames(self.stream_interval, self.silence), reply.finish)
 
-    async def _submit(self, request: protocol.GenerateRequest) -> Answer:
+    async def _submit(self, request: protocol.GenerateRequest) -> AnswerStream:
         sampling, options = request.sampling(), qlip_of(request.qlip)
         prompt = request.prompt.replace(DEFAULT_IMAGE_TOKEN, self.engine.image_token)
         limits = self.limits.image
@@ -86,11 +86,11 @@ class ModelWorker:
 
 
 @dataclass
-class Exchange:
+class WorkerReply:
     """An answer that is being streamed to a client of LLaVA's protocol."""
 
     prompt: str
-    answer: Answer
+    answer: AnswerStream
     metrics: Metrics
     failed: bool = False
 

@@ -20,7 +20,7 @@ Turn = Mapping[str, str]
 """{"from": "human" or "gpt", "value": text}."""
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """A stretch of the prompt."""
 
     text: str
@@ -72,7 +72,7 @@ def check_turns(turns: Sequence[Turn]) -> None:
         raise ValueError(f"the speakers are {speakers}; they must be 'human', 'gpt', 'human', 'gpt', ...")
 
 
-def build_pieces(turns: Sequence[Turn], template: Conversation) -> list[Piece]:
+def build_pieces(turns: Sequence[Turn], template: Conversation) -> list[PromptPiece]:
     """Builds the prompt of a conversation: the text of `Conversation.get_prompt`, where no answer is empty.
 
     "Plain" templates are the exception: the question's text is dropped, and no separator follows its images. Of an
@@ -91,39 +91,42 @@ def build_pieces(turns: Sequence[Turn], template: Conversation) -> list[Piece]:
     return [piece for piece in build([turn["value"] for turn in turns], template) if piece.text]
 
 
-def _two(texts: Sequence[str], template: Conversation) -> list[Piece]:
+def _two(texts: Sequence[str], template: Conversation) -> list[PromptPiece]:
     """`USER: question ASSISTANT: answer</s>`: the space belongs to the answer, whose first token often holds it."""
     user, assistant = template.roles
-    pieces = [Piece(template.system + template.sep, False)]
+    pieces = [PromptPiece(template.system + template.sep, False)]
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         asked = f"{user}: {question}{template.sep}" if question else f"{user}:"
-        pieces += [Piece(f"{asked}{assistant}:", False), Piece((answer and f" {answer}") + _answer_end(template), True)]
+        pieces += [
+            PromptPiece(f"{asked}{assistant}:", False),
+            PromptPiece((answer and f" {answer}") + _answer_end(template), True),
+        ]
     return pieces
 
 
-def _mpt(texts: Sequence[str], template: Conversation) -> list[Piece]:
+def _mpt(texts: Sequence[str], template: Conversation) -> list[PromptPiece]:
     """`<|im_start|>user\\nquestion<|im_end|><|im_start|>assistant\\nanswer<|im_end|>`; in ChatML with line breaks."""
     user, assistant = template.roles
     line = "\n" if template.sep_style is SeparatorStyle.CHATML else ""
     end = template.sep + line
-    pieces = [Piece(template.system + end, False)]
+    pieces = [PromptPiece(template.system + end, False)]
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         asked = question and question + end
-        pieces += [Piece(user + line + asked + assistant + line, False), Piece(answer + end, True)]
+        pieces += [PromptPiece(user + line + asked + assistant + line, False), PromptPiece(answer + end, True)]
     return pieces
 
 
-def _llama_2(texts: Sequence[str], template: Conversation) -> list[Piece]:
+def _llama_2(texts: Sequence[str], template: Conversation) -> list[PromptPiece]:
     """`[INST] question [/INST] answer </s><s>[INST] ...`; the tokenizer adds the first `<s>` itself."""
     pieces = []
     for i, (question, answer) in enumerate(zip(texts[::2], texts[1::2], strict=True)):
         first = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if i == 0 and template.system else ""
-        pieces.append(Piece(f"{template.sep if i else ''}[INST] {first}{question} [/INST]", False))
-        pieces.append(Piece((answer and f" {answer} ") + _answer_end(template), True))
+        pieces.append(PromptPiece(f"{template.sep if i else ''}[INST] {first}{question} [/INST]", False))
+        pieces.append(PromptPiece((answer and f" {answer} ") + _answer_end(template), True))
     return pieces
 
 
-def _plain(texts: Sequence[str], template: Conversation) -> list[Piece]:
+def _plain(texts: Sequence[str], template: Conversation) -> list[PromptPiece]:
     """`<image>caption\\n`."""
     if len(texts) != 2:
         raise ValueError(
@@ -132,14 +135,14 @@ def _plain(texts: Sequence[str], template: Conversation) -> list[Piece]:
         )
     question, caption = texts
     images = DEFAULT_IMAGE_TOKEN * question.count(DEFAULT_IMAGE_TOKEN)
-    return [Piece(template.system + images, False), Piece(caption + template.sep, True)]
+    return [PromptPiece(template.system + images, False), PromptPiece(caption + template.sep, True)]
 
 
 def _answer_end(template: Conversation) -> str:
     return template.sep if template.sep2 is None else template.sep2
 
 
-_BUILDERS: dict[SeparatorStyle, Callable[[Sequence[str], Conversation], list[Piece]]] = {
+_BUILDERS: dict[SeparatorStyle, Callable[[Sequence[str], Conversation], list[PromptPiece]]] = {
     SeparatorStyle.TWO: _two,
     SeparatorStyle.MPT: _mpt,
     SeparatorStyle.LLAMA_2: _llama_2,
@@ -158,7 +161,7 @@ class _Tokens:
     is_text: npt.NDArray[np.bool_]  # (L,), False on images and on what the tokenizer adds, as BOS
 
 
-def encode_pieces(pieces: Sequence[Piece], tokenizer: Any, has_image: bool) -> Encoded:
+def encode_pieces(pieces: Sequence[PromptPiece], tokenizer: Any, has_image: bool) -> Encoded:
     """Tokenizes the pieces' text at once. A token is a target if any of its characters is one.
 
     A token that crosses the border between pieces is one, too: else the answer's first letter could be lost.

@@ -25,7 +25,7 @@ from llava.serve.engine.prompting import separators
 from scripts.bench.gpu.models import build_engine, filled, picture
 from scripts.bench.gpu.parts import Row, report_each
 from scripts.bench.gpu.timing import median_ratio
-from scripts.bench.percentiles import percentile
+from scripts.percentiles import percentile
 
 TOKENS = 576
 SIZE = 672

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import EngineLimits
 from tests.llava.serve.engine.engines import Hold, NewEngine, NotePasses, Passes, submit
 from tests.llava.serve.openai.serving import DEADLINE, Gate, becomes_idle, loaded, picture, picture_paths
@@ -61,7 +61,7 @@ def hold(new_engine: NewEngine) -> Iterator[Hold]:
     """Blocks an engine's model with a first request, so that all later ones wait; opens its gate after the test."""
     with ExitStack() as stack:
 
-        def block(engine: ChatEngine) -> tuple[Gate, Answer]:
+        def block(engine: ChatEngine) -> tuple[Gate, AnswerStream]:
             assert becomes_idle(engine)  # else the first one may join the end of an earlier run, which no gate holds
             gate = stack.enter_context(Gate(engine))
             first = submit(engine, picture())

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import Sampling
 from tests.llava.serve.openai.serving import QUESTION, Gate
 
@@ -16,12 +16,12 @@ GREEDY = Sampling(temperature=0, max_new_tokens=32)
 FIRST_ANSWER = "a purple ring, a cyan triangle and a blue square"  # to QUESTION about the demo's first picture
 
 NewEngine = Callable[..., ChatEngine]
-Hold = Callable[[ChatEngine], tuple[Gate, Answer]]
+Hold = Callable[[ChatEngine], tuple[Gate, AnswerStream]]
 Passes = list[tuple[int, int]]
 NotePasses = Callable[..., Passes]
 
 
-def submit(engine: ChatEngine, picture: Image.Image, question: str = QUESTION, **options: Any) -> Answer:
+def submit(engine: ChatEngine, picture: Image.Image, question: str = QUESTION, **options: Any) -> AnswerStream:
     """Submits a question about a picture, greedily by default."""
     options = {"sampling": GREEDY, **options}
     return engine.submit(engine.question(question, 1), [picture], **options)

@@ -15,7 +15,7 @@ from llava.eval.run.likelihood import option_losses
 from llava.model.builder import load_pretrained_model
 from llava.model.vision.encoding import encode_prepared
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prefill import CHANGING_ROTATIONS, rotates_by_length
 from llava.utils import demo_model_path
@@ -47,11 +47,11 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChatEngin
     made.close()
 
 
-def submit(engine: ChatEngine, picture: Image.Image, question: str) -> Answer:
+def submit(engine: ChatEngine, picture: Image.Image, question: str) -> AnswerStream:
     return engine.submit(engine.question(question, 1), [picture], GREEDY, CLIP)
 
 
-def read(answer: Answer) -> tuple[str, list[float]]:
+def read(answer: AnswerStream) -> tuple[str, list[float]]:
     return "".join(answer), [step.token.logprob for step in answer.row.logprobs]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava.images import ImageError
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import Overloaded
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
 from tests.llava.serve.openai.serving import DEADLINE, QUESTION
@@ -52,7 +52,7 @@ def test_a_coroutine_cancelled_while_its_pictures_are_prepared_leaves_no_request
     preparing, go_on = threading.Event(), threading.Event()
     prepare = engine._prepare
 
-    def slowly(*request: Any) -> Answer:
+    def slowly(*request: Any) -> AnswerStream:
         preparing.set()
         assert go_on.wait(DEADLINE)
         return prepare(*request)

@@ -14,7 +14,7 @@ from llava.eval.run import generate
 from llava.eval.run.answerer import Answerer
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine, continuous, sampling
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.detokenize import Detokenizer, StopFilter
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.generate import Row
@@ -34,7 +34,7 @@ def engine() -> Iterator[ChatEngine]:
     engine.close()
 
 
-def ask(engine: ChatEngine, settings: Sampling) -> Answer:
+def ask(engine: ChatEngine, settings: Sampling) -> AnswerStream:
     return engine.submit(engine.question(QUESTION, 1), [picture()], settings)
 
 
@@ -55,7 +55,7 @@ def test_half_a_character_is_refused_before_the_tokenizer_gets_it(engine: ChatEn
     assert engine.waiting == 0
 
 
-def outcome(answer: Answer) -> str | type[Exception]:
+def outcome(answer: AnswerStream) -> str | type[Exception]:
     """The answer, or what its reader gets in its place."""
     try:
         return "".join(answer)
@@ -63,7 +63,7 @@ def outcome(answer: Answer) -> str | type[Exception]:
         return type(error.__cause__)
 
 
-def together(engine: ChatEngine, spoil: Callable[[list[Answer]], None]) -> tuple[list[Any], list[int]]:
+def together(engine: ChatEngine, spoil: Callable[[list[AnswerStream]], None]) -> tuple[list[Any], list[int]]:
     """What comes of three requests that are answered together, and the sizes of all batches, a first one's included."""
     assert becomes_idle(engine)  # else the first one may join the end of an earlier run, which no gate holds
     with Gate(engine) as gate:
@@ -173,7 +173,7 @@ def test_a_picture_of_no_numbers_fails_its_own_request(engine: ChatEngine, monke
     alone = [outcome(ask(engine, each)) for each in SAMPLINGS]
     encode = engine.vision.encode
 
-    def spoil(answers: list[Answer]) -> None:
+    def spoil(answers: list[AnswerStream]) -> None:
         (culprit,) = answers[CULPRIT].views
 
         def spoilt(views: Sequence[Any]) -> list[ImageTokens]:
@@ -208,7 +208,7 @@ def test_requests_that_fail_before_their_answers_begin_are_tried_one_by_one(
     def place_or_fail(model: Any, ids: torch.Tensor, *rest: Any) -> Any:
         return raising() if len(ids) == culprits[0] else place(model, ids, *rest)
 
-    def spoil(answers: list[Answer]) -> None:
+    def spoil(answers: list[AnswerStream]) -> None:
         if part == "images":
             culprits.extend(answers[CULPRIT].views)
             monkeypatch.setattr(engine.vision, "encode", encode_or_fail)
@@ -229,7 +229,7 @@ def test_a_request_that_ended_before_the_others_failed_is_not_tried_again(
 ) -> None:
     encode, groups = engine.vision.encode, list[int]()
 
-    def spoil(answers: list[Answer]) -> None:
+    def spoil(answers: list[AnswerStream]) -> None:
         def fail_together(views: Sequence[Any]) -> list[ImageTokens]:
             groups.append(len(views))
             if len(views) < ROWS:

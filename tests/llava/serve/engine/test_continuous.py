@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from llava.serve.engine import continuous
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.streams import Stream, TokenChooser
@@ -26,7 +26,7 @@ SAMPLINGS = [
 ]
 
 
-def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
+def tell(answers: list[AnswerStream]) -> list[tuple[str, str | None, list[float]]]:
     """The texts, why they ended, and the log-probabilities."""
     seen = []
     for answer in answers:
@@ -38,7 +38,7 @@ def tell(answers: list[Answer]) -> list[tuple[str, str | None, list[float]]]:
 def test_a_request_that_comes_amid_a_long_answer_is_answered_before_its_end(
     new_engine: NewEngine, hold: Hold, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, later, open_at_end = new_engine(), list[Answer](), list[bool]()
+    engine, later, open_at_end = new_engine(), list[AnswerStream](), list[bool]()
     expected = ["".join(submit(engine, picture)) for picture in pictures[:2]]
     gate, long = hold(engine)
     take, end = long.row.take, long.row.on_end

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import GenerationError
 from llava.serve.engine.params import EngineLimits, QLIPOptions, Sampling
 from llava.serve.engine.prefixes import PrefixCache, PromptKey, prompt_key
@@ -23,7 +23,7 @@ ASKED = ("What is in the picture?", "How many shapes are there?", "Is there a re
 SEEDED = Sampling(1.3, seed=4, max_new_tokens=24)
 
 
-def ask(engine: ChatEngine, turns: list[Turn], sampling: Sampling = GREEDY, **options: Any) -> Answer:
+def ask(engine: ChatEngine, turns: list[Turn], sampling: Sampling = GREEDY, **options: Any) -> AnswerStream:
     conversation, images = build_conversation(engine, turns)
     answer = engine.submit(conversation, images, sampling, **options)
     answer.text = "".join(answer)  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ def ask(engine: ChatEngine, turns: list[Turn], sampling: Sampling = GREEDY, **op
 
 def talk(
     engine: ChatEngine, pictures: list[Image.Image], sampling: Sampling, options: list[dict[str, Any]]
-) -> list[Answer]:
+) -> list[AnswerStream]:
     """A conversation that begins with some pictures, a turn for each of the options."""
     turns: list[Turn] = []
     answers = []
@@ -43,7 +43,7 @@ def talk(
     return answers
 
 
-def texts(answers: list[Answer]) -> list[str]:
+def texts(answers: list[AnswerStream]) -> list[str]:
     return [answer.text for answer in answers]  # type: ignore[attr-defined]
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from llava.serve.engine import chat_engine, scheduler
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.errors import EngineClosed, GenerationError, Overloaded
 from llava.serve.engine.params import GROWTH, QLIPOptions, Sampling
 from tests.llava.serve.engine.engines import FIRST_ANSWER, GREEDY, Hold, NewEngine, submit
@@ -204,7 +204,7 @@ def test_a_batch_out_of_memory_is_retried_in_halves(
     gate, _ = hold(engine)
     held = engine._generate
 
-    def small_memory(batch: Sequence[Answer]) -> None:
+    def small_memory(batch: Sequence[AnswerStream]) -> None:
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         held(batch)
@@ -224,7 +224,7 @@ def test_a_failing_batch_raises_for_each_reader_and_the_next_is_answered(
     held = engine._generate
     failures = [torch.OutOfMemoryError("CUDA"), RuntimeError("cuDNN at 0x7f00")]
 
-    def failing(batch: Sequence[Answer]) -> None:
+    def failing(batch: Sequence[AnswerStream]) -> None:
         if failures:
             raise failures.pop(0)
         held(batch)

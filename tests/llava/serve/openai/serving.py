@@ -19,7 +19,7 @@ from PIL import Image
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import EngineLimits
 from llava.serve.engine.scheduler import Scheduler
 from llava.serve.http.server import Hook, Server
@@ -107,18 +107,18 @@ class Gate:
         self.engine, self.opens_at, self.submitted = engine, opens_at, 0
         self.counting = threading.Condition()
 
-    def held(self, batch: Sequence[Answer]) -> None:
+    def held(self, batch: Sequence[AnswerStream]) -> None:
         self.batches.append(len(batch))
         self.reached.set()
         assert self.opened.wait(DEADLINE)
         ChatEngine._generate(self.engine, batch)
 
-    def take(self, *bounds: Any) -> list[Answer]:
+    def take(self, *bounds: Any) -> list[AnswerStream]:
         joining = Scheduler.take(self.engine.scheduler, *bounds)
         self.batches += [len(joining)] if joining else []
         return joining
 
-    def enqueue(self, *request: Any) -> Answer:
+    def enqueue(self, *request: Any) -> AnswerStream:
         answer = ChatEngine._enqueue(self.engine, *request)
         with self.counting:
             self.submitted += 1
@@ -166,10 +166,10 @@ class Talker:
 
     def __init__(self, engine: ChatEngine, text: str, failure: Exception | None = None) -> None:
         self.ids = engine.tokenizer(text, add_special_tokens=False).input_ids
-        self.failure, self.answers = failure, list[Answer]()
+        self.failure, self.answers = failure, list[AnswerStream]()
         engine._generate = self.talk  # type: ignore[method-assign]
 
-    def talk(self, batch: Sequence[Answer]) -> None:
+    def talk(self, batch: Sequence[AnswerStream]) -> None:
         self.answers += batch
         for answer in batch:
             answer.note_start(0, 0, 0)

@@ -15,7 +15,7 @@ from openai.types.chat.chat_completion import ChoiceLogprobs
 from torch import Tensor
 
 from llava.serve.engine import ChatEngine
-from llava.serve.engine.answer_stream import Answer
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.logprobs import StepLogprobs
 from llava.serve.engine.params import Sampling
 from tests.llava.serve.openai.serving import DEADLINE, QUESTION, Gate, body, picture
@@ -108,7 +108,7 @@ def test_the_blanks_that_an_answer_begins_with_are_not_listed(engine: ChatEngine
     ids = engine.tokenizer.convert_tokens_to_ids(["<0x0A>", "\u2581", "\u2581red", "\u2581and", "<0x0A>"])
     assert engine.tokenizer.unk_token_id not in ids
 
-    def say(batch: Sequence[Answer]) -> None:
+    def say(batch: Sequence[AnswerStream]) -> None:
         for row in (answer.row for answer in batch):
             for token in ids:
                 row.take(token, StepLogprobs(-1.0, ((token, -1.0),)))

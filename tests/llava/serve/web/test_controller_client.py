@@ -24,7 +24,7 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn
 from llava.serve.http.failures import RequestError
-from llava.serve.web.backend import Piece, Query
+from llava.serve.web.backend import AnswerPiece, Query
 from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import errors_as_toasts
@@ -42,14 +42,14 @@ def query(text: str = QUESTION, model: str = MODEL, **options: Any) -> Query:
     return Query([Turn("user", text, (picture(),))], GREEDY, QLIPOptions(**options), model)
 
 
-def answer(backend: ControllerBackend, asked: Query) -> list[Piece]:
-    async def read() -> list[Piece]:
+def answer(backend: ControllerBackend, asked: Query) -> list[AnswerPiece]:
+    async def read() -> list[AnswerPiece]:
         return [piece async for piece in backend.ask(asked)]
 
     return asyncio.run(read())
 
 
-def text_of(pieces: list[Piece]) -> str:
+def text_of(pieces: list[AnswerPiece]) -> str:
     return "".join(piece.text for piece in pieces).strip()
 
 
