@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
+from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP
@@ -25,7 +27,7 @@ from llava.serve.web.session import Exchange, Session
 from llava.serve.web.views import NO_PICTURE
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.serve.engine.engines import GREEDY
-from tests.llava.serve.openai.serving import Gate, picture
+from tests.llava.serve.openai.serving import DEADLINE, Gate, picture
 from tests.llava.serve.web.clients import (
     ALPHA,
     BUDGET,
@@ -77,6 +79,27 @@ def test_without_a_picture_there_is_nothing_to_see(new_visitor: NewVisitor) -> N
     assert new_visitor(None).predict(*controls(), api_name="/look") == (None, NO_PICTURE)
 
 
+@pytest.fixture
+def read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the model go on only when each piece has been read: on busy cores a reader gets several at a time."""
+    put, take, taken = AnswerStream._put, AnswerStream._take, threading.Event()
+
+    def put_and_wait(stream: AnswerStream, piece: str) -> None:
+        taken.clear()
+        put(stream, piece)
+        taken.wait(DEADLINE)
+
+    def note_taken(stream: AnswerStream) -> tuple[list[str], bool]:
+        pieces, ended = take(stream)
+        if pieces:
+            taken.set()
+        return pieces, ended
+
+    monkeypatch.setattr(AnswerStream, "_put", put_and_wait)
+    monkeypatch.setattr(AnswerStream, "_take", note_taken)
+
+
+@pytest.mark.usefixtures("read_piece_by_piece")
 def test_a_question_is_answered_step_by_step_as_the_engine_answers(new_visitor: NewVisitor, engine: ChatEngine) -> None:
     shown = ask(new_visitor(), f" {QUESTION} ")
     asked, answer = ("user", QUESTION), alone(engine, FIRST)
