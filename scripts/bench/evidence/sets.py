@@ -12,7 +12,7 @@ from PIL import Image
 from llava.eval.run.inputs.questions import Question, read_lines
 from playground.dialogue import ask
 from playground.questions import scene_questions
-from playground.scenes import Scene, scene
+from playground.scenes import Scene, add_noise, scene
 from scripts.bench.evidence.scene_sets import KINDS, SCENES, find_set, series_of
 
 
@@ -53,7 +53,7 @@ def draw_scene(name: str, split: str, index: int) -> tuple[Image.Image, Scene]:
     """Draws one picture of a set; returns it and its scene, which has no noise yet."""
     wanted, seed = find_set(name, split), series_of(split)
     made = scene(wanted.spec, seed, index)
-    return Image.fromarray(_add_noise(made.image, wanted.noise, (seed, index, 3))), made
+    return Image.fromarray(add_noise(made.image, wanted.noise, (seed, index, 3))), made
 
 
 def read_set(folder: Path) -> QuestionSet:
@@ -67,11 +67,3 @@ def read_set(folder: Path) -> QuestionSet:
         with Image.open(name) as picture:
             pictures.append(picture.convert("RGB"))
     return QuestionSet(folder.name, pictures, list(by_image.values()))
-
-
-def _add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
-    """Lays Gaussian noise of standard deviation `strength` over an image, uint8 (H, W, 3)."""
-    if not strength:
-        return image
-    noise = np.random.default_rng(seed).normal(0, strength, image.shape)
-    return np.clip(image + noise, 0, 255).round().astype(np.uint8)

@@ -230,8 +230,8 @@ def scrambled_positions(vision: QLIPVisionModel) -> Iterator[None]:
 def interpolate_scrambled(table: Tensor, leaves: Leaves) -> Tensor:
     """Interpolates positions as the QLIP authors' released code does, only for comparison: float32 (N, D).
 
-    It reshapes the (n * n, D) table straight to (1, D, n, n), which mixes channels and places (DESIGN section 6). The
-    same reshape on the way back undoes that where the grid is native, and nowhere else.
+    It reshapes the (n * n, D) table straight to (1, D, n, n), which mixes channels and places. The same reshape on the
+    way back undoes that where the grid is native, and nowhere else.
     """
     side, dim = native_side(table), table.shape[1]
     mixed = table.reshape(1, dim, side, side)
