@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from scripts.bench.evidence.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.claim_tables import claim_parts
-from scripts.bench.evidence.claims import read_claims
-from scripts.bench.evidence.scene_sets import SPLITS
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.scene_sets import SPLITS
+from scripts.bench.evidence.claims.__main__ import read_claims
+from scripts.bench.evidence.claims.tables import claim_parts
 
 
 def fill(text: str, parts: Mapping[str, str], partly: bool = False) -> str:
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> None:
         return
     from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
-    from scripts.bench.evidence.figures import position_figure, size_figure, token_figure
-    from scripts.bench.evidence.tables import Answers, tables
+    from scripts.bench.evidence.pages.figures import position_figure, size_figure, token_figure
+    from scripts.bench.evidence.pages.tables import Answers, tables
 
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
-from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, series_of
-from scripts.bench.evidence.settings import Way
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES, series_of
+from scripts.bench.evidence.answering.variants import Way
 
 if TYPE_CHECKING:
-    from scripts.bench.evidence.sets import QuestionSet
-    from scripts.bench.evidence.ways import Examined, Subject
+    from scripts.bench.evidence.answering.sets import QuestionSet
+    from scripts.bench.evidence.answering.subject import Examined, Subject
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run(
     log: AnswerLog,
 ) -> None:
     """Examines every subject in every way on every set of some pairs that the log does not hold yet."""
-    from scripts.bench.evidence.sets import draw_set, read_set
+    from scripts.bench.evidence.answering.sets import draw_set, read_set
 
     todo = [(model, way, chosen) for way, chosen in pairs for model in subjects]
     for model, way, _ in todo:
@@ -163,7 +163,7 @@ def command(options: argparse.Namespace) -> None:
     import torch
 
     from llava.utils import default_device
-    from scripts.bench.evidence.ways import Subject
+    from scripts.bench.evidence.answering.subject import Subject
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
