@@ -20,15 +20,8 @@ from scripts.bench.evidence.answering.answer_log import AnswerLog, read_cells
 from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES, new_series
-from scripts.bench.evidence.claims.__main__ import (
-    CLAIMS_FILE,
-    Claim,
-    Verdict,
-    claimed_ways,
-    count_scenes,
-    judge,
-    read_claims,
-)
+from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims
+from scripts.bench.evidence.claims.verdicts import Verdict, count_scenes, judge
 
 SHIPPED_MODEL = "shipped"
 QUICK_SCENES = 120

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
-from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog, marks
 from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
-from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES, series_of
+from scripts.bench.evidence.answering.flags import known_split, named_path
+from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES
 from scripts.bench.evidence.answering.variants import Way
 
 if TYPE_CHECKING:
@@ -92,34 +93,6 @@ def run(
 def to_cell(questions: QuestionSet, found: Examined) -> dict[str, Any]:
     """Builds what is kept of a cell's answers, ready for JSON."""
     return marks(questions, found.right) | {"tokens": found.tokens, "flops": [round(count) for count in found.flops]}
-
-
-def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Builds, by kind, a string with "1" for every right answer, and the number of each answer's picture."""
-    strings: dict[str, str] = {}
-    owners: dict[str, list[int]] = {}
-    for picture, (asked, row) in enumerate(zip(questions.questions, right, strict=True)):
-        for item, good in zip(asked, row, strict=True):
-            strings[item.category] = strings.get(item.category, "") + str(int(good))
-            owners.setdefault(item.category, []).append(picture)
-    return {"right": strings, "pictures": owners}
-
-
-def named_path(text: str) -> tuple[str, str]:
-    """Parses `NAME=PATH`, for argparse's `type`."""
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be NAME=PATH")
-    return name, path
-
-
-def known_split(text: str) -> str:
-    """Checks the name of a split, for argparse's `type`."""
-    try:
-        series_of(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(str(problem)) from None
-    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
 from scripts.bench.evidence.answering.variants import Way
-from scripts.bench.evidence.pages.tables import Answers, Cell, describe
-from scripts.bench.evidence.report import fill_page
+from scripts.bench.evidence.pages.fill import fill_page
+from scripts.bench.evidence.pages.tables import describe
 
 PAGE = Path("docs/results/trained.md")
 GEOMETRIES = {way.name: way for way in EXPERIMENTS["geometry"].ways}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.eval.run.answers.jsonl import Rows, append_row, read_rows, replace
+
+if TYPE_CHECKING:
+    from scripts.bench.evidence.answering.sets import QuestionSet
 
 ANSWERS_FILE = Path("evidence/answers.jsonl")
 """Where answers are kept unless the command line says otherwise."""
@@ -50,6 +54,17 @@ class AnswerLog:
         """Appends a line; it survives a crash."""
         append_row(self.path, row)
         self.done.add(_key(row))
+
+
+def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """Builds, by kind, a string with "1" for every right answer, and the number of each answer's picture."""
+    strings: dict[str, str] = {}
+    owners: dict[str, list[int]] = {}
+    for picture, (asked, row) in enumerate(zip(questions.questions, right, strict=True)):
+        for item, good in zip(asked, row, strict=True):
+            strings[item.category] = strings.get(item.category, "") + str(int(good))
+            owners.setdefault(item.category, []).append(picture)
+    return {"right": strings, "pictures": owners}
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES
-from scripts.bench.evidence.claims.__main__ import Claim
+from scripts.bench.evidence.claims.published import Claim
 
 SCENES = {
     "base": "base: 112 px, objects 6-48 px",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from llava.command import OneLineParser, integer, parse_and_run, real
 from llava.utils import demo_model_path
+from scripts.bench.evidence.answering.flags import named_path
 from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES, SPLITS
-from scripts.bench.evidence.run import named_path
 
 SETS = ("6-12 px", "12-24 px", "24-48 px", "mixed/ground photo")
 LOG = Path("evidence/deletion.jsonl")
@@ -44,7 +44,7 @@ def command(options: argparse.Namespace) -> None:
     import torch
 
     from scripts.bench.evidence.deletion.measure import measure, table
-    from scripts.bench.evidence.report import fill_page
+    from scripts.bench.evidence.pages.fill import fill_page
 
     torch.set_num_threads(options.threads)
     rows = measure(options)

@@ -20,7 +20,7 @@ from scripts.bench.evidence.answering.scene_sets import MEASURES, SET_NAMES, SPL
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
-    from scripts.bench.evidence.pages.tables import Cell
+    from scripts.bench.evidence.answering.answers import Cell
 
 SETS = ("48-96 px", "96-192 px", "mixed/size 48-96", "mixed/size 96-192")
 SCENES = 400
@@ -54,7 +54,7 @@ def command(options: argparse.Namespace) -> None:
     from llava.serve.engine import ChatEngine
     from scripts.bench.evidence.answering.sets import draw_set
     from scripts.bench.evidence.loss_causes.exchange import examine
-    from scripts.bench.evidence.report import fill_page
+    from scripts.bench.evidence.pages.fill import fill_page
 
     torch.set_num_threads(options.threads)
     engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=BY_SCORE)) for path in options.model_path]
@@ -76,7 +76,8 @@ def head(several: bool) -> str:
 
 def rows(name: str, checkpoints: Sequence[Mapping[str, Cell]]) -> list[str]:
     """Formats the rows of one set: what each checkpoint answered to the same questions, by way."""
-    from scripts.bench.evidence.pages.tables import Cell, describe
+    from scripts.bench.evidence.answering.answers import Cell
+    from scripts.bench.evidence.pages.tables import describe
 
     lines = []
     for way in checkpoints[0]:

@@ -12,9 +12,9 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from qlip import Leaves
 from qlip.language_positions import ImageSpan
+from scripts.bench.evidence.answering.answer_log import marks
+from scripts.bench.evidence.answering.answers import Cell
 from scripts.bench.evidence.answering.sets import QuestionSet
-from scripts.bench.evidence.pages.tables import Cell
-from scripts.bench.evidence.run import marks
 
 
 def examine(engine: ChatEngine, questions: QuestionSet) -> dict[str, Cell]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from playground.questions import V_STAR
 from qlip.tools.intervals import Estimate
 from qlip.tools.plots import Curve, Panel, plot_curves, plot_panels
+from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET, SIZES
 from scripts.bench.evidence.answering.variants import Way
-from scripts.bench.evidence.pages.tables import Answers
 
 Points = Mapping[str, Sequence[tuple[float, Estimate]]]
 """Curves by label, each of x and an accuracy in %."""

@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from qlip import QLIPConfig
-from scripts.bench.evidence.answering.experiments import IN_GRID
+from scripts.bench.evidence.photographs.tokens import SETTINGS, count_tokens, tokens_table
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.photographs.collection import Photograph
 
-SETTINGS = {
-    "the defaults": QLIPConfig(),
-    "the defaults, budget 864": QLIPConfig(max_tokens=864),
-    "the defaults, budget 576": QLIPConfig(max_tokens=576),
-    "the defaults, no budget": QLIPConfig(max_tokens=None),
-    "no budget, without the noise floor": QLIPConfig(max_tokens=None, noise_floor=False),
-    "no budget, alpha 1.2": QLIPConfig(max_tokens=None, alpha=1.2),
-    "alpha 1.2, budget 864": QLIPConfig(max_tokens=864, alpha=1.2),
-    "the paper's geometry": QLIPConfig(**IN_GRID),
-    "the paper's rule, alpha 0.1": QLIPConfig.paper(),
-}
-"""Settings whose tokens are counted, for CLIP ViT-L/14-336: 24 x 24 cells, 576 tokens."""
 TIMED = ("the defaults", "the defaults, budget 864", "the defaults, budget 576", "the paper's geometry")
 SHOWN = "the defaults"
-CLIP_TOKENS = 576
 REPEATS = 3
 
 
@@ -67,31 +52,6 @@ def command(options: argparse.Namespace) -> None:
     page = format_page(photographs, counts, times_table(rows), options)
     (options.out / "photographs.md").write_text(page, encoding="utf-8")
     print(f"{options.out / 'photographs.md'}, {options.out / 'photographs.jpg'}")
-
-
-def count_tokens(photographs: Sequence[Photograph], settings: dict[str, QLIPConfig]) -> dict[str, list[int]]:
-    """Counts the leaves of each photograph, by setting."""
-    from qlip.cutting import ImageCutter
-
-    cutter = ImageCutter()
-    return {
-        name: [len(cutter.find_leaves(item.picture, chosen)) for item in photographs]
-        for name, chosen in settings.items()
-    }
-
-
-def tokens_table(photographs: Sequence[Photograph], counts: dict[str, list[int]]) -> str:
-    """Formats tokens by photograph and setting, with the mean as a multiple of CLIP's."""
-    names = list(counts)
-    lines = [table_head(["photograph", "pixels", *names])]
-    for index, item in enumerate(photographs):
-        size = f"{item.picture.width} x {item.picture.height}"
-        lines.append(table_row([item.name, size, *(str(counts[name][index]) for name in names)]))
-    means = [sum(column) / len(column) for column in counts.values()]
-    lines.append(table_row(["median", "", *(f"{statistics.median(column):.0f}" for column in counts.values())]))
-    lines.append(table_row(["mean", "", *(f"{mean:.0f}" for mean in means)]))
-    lines.append(table_row(["mean, of CLIP's 576", "", *(f"{mean / CLIP_TOKENS:.2f}" for mean in means)]))
-    return "\n".join(lines)
 
 
 def format_page(

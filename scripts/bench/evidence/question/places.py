@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llava.command import parse_and_run
 from playground.objects import SceneObject
 from playground.questions import Question
-from scripts.bench.evidence.question.__main__ import make_parser
+from scripts.bench.evidence.question.flags import make_parser
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def command(options: argparse.Namespace) -> None:
     from llava.model.builder import load_pretrained_model
     from llava.serve.engine import ChatEngine
     from qlip.attention import find_layers, middle_layer
+    from scripts.bench.evidence.pages.fill import fill_page
     from scripts.bench.evidence.question.measure import draw_scenes
-    from scripts.bench.evidence.report import fill_page
 
     torch.set_num_threads(options.threads)
     engines = [ChatEngine(*load_pretrained_model(path, device="cpu", qlip=True)) for path in options.model]

@@ -11,15 +11,15 @@ from llava.serve.engine import ChatEngine
 from playground.model import sincos_2d
 from playground.scenes import PRESETS, write_scenes
 from qlip import Leaves, QLIPConfig, interpolate_positions
-from scripts.bench.evidence.answering.answer_log import AnswerLog
+from scripts.bench.evidence.answering.answer_log import AnswerLog, marks
+from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import KINDS, SPLITS
 from scripts.bench.evidence.answering.sets import draw_set, read_set
 from scripts.bench.evidence.answering.subject import interpolate_scrambled
 from scripts.bench.evidence.answering.variants import Way
-from scripts.bench.evidence.pages.tables import Answers, kind_table, size_table, table
-from scripts.bench.evidence.report import fill
-from scripts.bench.evidence.run import marks
+from scripts.bench.evidence.pages.fill import fill
+from scripts.bench.evidence.pages.tables import kind_table, size_table, table
 
 
 def test_the_scrambled_reshape_is_exact_at_the_native_grid_and_wrong_elsewhere():

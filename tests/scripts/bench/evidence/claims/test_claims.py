@@ -12,23 +12,15 @@ import pytest
 
 from qlip import QLIPConfig
 from scripts.bench.evidence.answering.answer_log import AnswerLog
+from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import KINDS, SCENE_SETS, new_series, series_of
-from scripts.bench.evidence.claims.__main__ import (
-    MEASURES,
-    Claim,
-    claimed_ways,
-    count_scenes,
-    difference_interval,
-    judge,
-    read_claims,
-    update,
-    write_claims,
-)
+from scripts.bench.evidence.claims.__main__ import update
+from scripts.bench.evidence.claims.published import MEASURES, Claim, claimed_ways, read_claims, write_claims
 from scripts.bench.evidence.claims.tables import claim_parts, headline_table
-from scripts.bench.evidence.pages.tables import Answers, Cell
+from scripts.bench.evidence.claims.verdicts import count_scenes, difference_interval, judge
+from scripts.bench.evidence.pages.fill import fill
 from scripts.bench.evidence.quick import format_verdicts, main
-from scripts.bench.evidence.report import fill
 
 ROOT = Path(__file__).parents[5]
 

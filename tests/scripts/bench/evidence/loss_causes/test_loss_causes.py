@@ -11,9 +11,9 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.utils import demo_model_path
 from qlip import Leaves
 from qlip.language_positions import ImageSpan
+from scripts.bench.evidence.answering.answers import Cell
 from scripts.bench.evidence.loss_causes.__main__ import head, main, rows
 from scripts.bench.evidence.loss_causes.exchange import exchange_features
-from scripts.bench.evidence.pages.tables import Cell
 
 # 2 x 2 native cells of 2 x 2 cells each; the upper right one is split.
 TREE = Leaves(torch.tensor([[0, 0, 2], [0, 2, 1], [0, 3, 1], [1, 2, 1], [1, 3, 1], [2, 0, 2], [2, 2, 2]]), (4, 4))

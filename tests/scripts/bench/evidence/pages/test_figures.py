@@ -13,12 +13,12 @@ from playground.questions import V_STAR
 from qlip import QLIPConfig
 from qlip.tools.plots import Panel
 from scripts.bench.evidence.answering.answer_log import AnswerLog
+from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import BUDGET, BUDGETS, CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET
 from scripts.bench.evidence.answering.variants import Way
 from scripts.bench.evidence.gallery import views
 from scripts.bench.evidence.pages import figures
-from scripts.bench.evidence.pages.tables import Answers
 from tests.scripts.bench.evidence.answering.test_subject import journal_row
 
 RIGHT = {"colour": "1100", "shape": "1111", "relation": "1001", "count": "1000", "existence": "1111"}

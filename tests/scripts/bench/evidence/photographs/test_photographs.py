@@ -8,10 +8,11 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from qlip import QLIPConfig
-from scripts.bench.evidence.photographs.__main__ import SETTINGS, TIMED, count_tokens, tokens_table
+from scripts.bench.evidence.photographs.__main__ import TIMED
 from scripts.bench.evidence.photographs.collection import LICENCES, Photograph, load_photographs
 from scripts.bench.evidence.photographs.sheet import CAPTION, SIDE, draw_sheet
 from scripts.bench.evidence.photographs.times import STAGES, Times, measure_stages, times_table
+from scripts.bench.evidence.photographs.tokens import SETTINGS, count_tokens, tokens_table
 
 
 def flat(name: str, width: int, height: int) -> Photograph:

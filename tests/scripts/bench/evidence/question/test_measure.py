@@ -15,8 +15,8 @@ from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.questions import KINDS, V_STAR
 from scripts.bench.cost_models import CLIP_LARGE, VICUNA_7B
-from scripts.bench.evidence.question.__main__ import pixels
 from scripts.bench.evidence.question.cost import LAYERS, NATIVE, TEXT, WIDTH, prefill_flops
+from scripts.bench.evidence.question.flags import pixels
 from scripts.bench.evidence.question.measure import Tally, draw_scenes, make_ways, measure, table
 
 
