@@ -1,13 +1,20 @@
-"""Sets with photographs and signs: what a split keeps to itself, and what is asked."""
+"""Names of sets and splits: what a split keeps to itself, and what is asked."""
 
 from __future__ import annotations
 
 import pytest
 
 from playground.scenes import scene
-from scripts.bench.evidence.answering.scene_sets import KINDS, MIXED_SETS, SCENE_SETS, SPLITS, find_set
+from scripts.bench.evidence.answering.scene_sets import (
+    KINDS,
+    MIXED_SETS,
+    SCENE_SETS,
+    SPLITS,
+    find_set,
+    new_series,
+    series_of,
+)
 from scripts.bench.evidence.answering.sets import draw_set
-from scripts.bench.evidence.run import cells
 
 SIGNS = "mixed/signs 8-12 at 448"
 
@@ -42,7 +49,8 @@ def test_a_set_that_does_not_exist_is_named() -> None:
         find_set("mixed/native unclear", "test")
 
 
-def test_ways_are_chosen_by_name() -> None:
-    assert {(way.name, name) for way, name in cells(["geometry"], ["base"], [], ["CLIP"])} == {("CLIP", "base")}
-    with pytest.raises(ValueError, match="no way 'clip'; their ways are CLIP; grid"):
-        cells(["geometry"], [], [], ["clip"])
+def test_splits_are_names_or_series() -> None:
+    assert (series_of("test"), series_of(new_series(20261126))) == (11500, 20261126)
+    for wrong in ("train", "series", "series x"):
+        with pytest.raises(ValueError, match=f"{wrong!r}.*validation, test, and series NUMBER"):
+            series_of(wrong)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from playground.questions import V_STAR
 from qlip import QLIPConfig
@@ -17,9 +15,8 @@ from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import BUDGET, BUDGETS, CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET
 from scripts.bench.evidence.answering.variants import Way
-from scripts.bench.evidence.gallery import views
 from scripts.bench.evidence.pages import figures
-from tests.scripts.bench.evidence.answering.test_subject import journal_row
+from tests.scripts.bench.evidence.rows import answer_row
 
 RIGHT = {"colour": "1100", "shape": "1111", "relation": "1001", "count": "1000", "existence": "1111"}
 BY_BUDGET = {way.name: way for way in EXPERIMENTS["budgets"].ways}
@@ -28,7 +25,7 @@ BY_BUDGET = {way.name: way for way in EXPERIMENTS["budgets"].ways}
 def answers_of(folder: Path, *rows: tuple[Way, str, int]) -> Answers:
     """Answers of some ways on some sets, each with its number of tokens."""
     for way, name, tokens in rows:
-        AnswerLog(folder / "answers.jsonl").add(journal_row(way, "a", RIGHT, name, tokens))
+        AnswerLog(folder / "answers.jsonl").add(answer_row(way, "a", RIGHT, name, tokens))
     return Answers([folder / "answers.jsonl"], "test", QLIPConfig())
 
 
@@ -77,26 +74,3 @@ def test_accuracy_by_size_lies_at_the_mean_size_of_the_objects(tmp_path: Path) -
     drawn = (tmp_path / "sizes.svg").read_text(encoding="utf-8")
     assert {"CLIP", "QLIP as shipped", "object size (pixels of 448)"} <= set(re.findall(r">([^<>]+)</text>", drawn))
     assert len(drawn) < 60_000
-
-
-def test_a_view_of_an_unsplit_picture_is_the_picture(subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the native size both towers are given the picture's own pixels."""
-    monkeypatch.setattr(views, "draw_leaves", lambda canvas, leaves: canvas)
-    pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    way = Way("whole", {"alpha": 0.0, "max_tokens": None, "image_size": 112})
-    engine = subject.engine_of(way)
-    tower = engine.model.get_vision_tower()
-    tower.settings = subject.settings(way)
-    np.testing.assert_array_equal(views.draw_qlip_view(engine.prepare_images([picture])[0], tower), pixels)
-    clip = subject.engine_of(CLIP)
-    processor = clip.model.get_vision_tower().image_processor
-    np.testing.assert_array_equal(views.draw_clip_view(clip.prepare_images([picture])[0], processor, 112), pixels)
-
-
-def test_views_are_side_by_side_at_one_height() -> None:
-    small, large = Image.new("RGB", (10, 10), "red"), Image.new("RGB", (40, 20), "blue")
-    sheet = views.join_views([("a", small), ("b", large)], 20)
-    assert sheet.size == (20 + views.GAP + 40, 20 + views.CAPTION)
-    assert sheet.getpixel((19, 19)) == (255, 0, 0)
-    assert sheet.getpixel((20 + views.GAP, 0)) == (0, 0, 255)

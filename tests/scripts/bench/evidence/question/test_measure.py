@@ -1,46 +1,17 @@
-"""The measurement of the question-aware budget: its scenes, its ways, its costs against PyTorch's own count."""
+"""The measurement of the question-aware budget: its scenes, its ways, its tables."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
-
 import numpy as np
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import ChatEngine
 from llava.utils import demo_model_path
 from playground.questions import KINDS, V_STAR
-from scripts.bench.cost_models import CLIP_LARGE, VICUNA_7B
-from scripts.bench.evidence.question.cost import LAYERS, NATIVE, TEXT, WIDTH, prefill_flops
-from scripts.bench.evidence.question.flags import pixels
-from scripts.bench.evidence.question.measure import Tally, draw_scenes, make_ways, measure, table
-
-
-def counted(model: torch.nn.Module, **inputs: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(**inputs)
-    return counter.get_total_flops()
-
-
-def test_the_operations_of_a_pass_are_those_that_pytorch_counts():
-    with torch.device("meta"):
-        tower = CLIPVisionModel(CLIPVisionConfig(**{**CLIP_LARGE, "num_hidden_layers": 23}))
-        language = LlamaModel(LlamaConfig(**VICUNA_7B))
-        language.embed_tokens = None
-        seen = counted(tower, pixel_values=torch.zeros(1, 3, 336, 336))
-        length = NATIVE + TEXT
-        read = counted(language, inputs_embeds=torch.zeros(1, length, WIDTH))
-    half = LAYERS * 2 * WIDTH * length**2  # it counts the pairs that a causal mask leaves out
-    assert prefill_flops(1.0) == pytest.approx(seen + read - half, rel=0.002)  # [CLS], and the patches' own product
-
-
-def test_a_first_pass_costs_half_of_the_language_model():
-    first = prefill_flops(1.0, 1.0) - prefill_flops(1.0)
-    assert 0.5 < first / prefill_flops(1.0) < 0.54
+from qlip import QLIPConfig
+from scripts.bench.evidence.question.cost import prefill_flops
+from scripts.bench.evidence.question.measure import Tally, choose_ways, draw_scenes, make_ways, measure, table
 
 
 def test_every_way_answers_the_same_questions_and_only_a_question_takes_two_passes():
@@ -80,8 +51,10 @@ def test_scenes_lie_over_photographs_and_are_the_same_every_time():
     assert len(np.unique(one.image.reshape(-1, 3), axis=0)) > 100
 
 
-@pytest.mark.parametrize("text", ["9", "28-16", "0-9", "100-300", "a-b", ""])
-def test_sizes_are_a_range_that_fits_into_a_scene(text):
-    assert pixels("16-28") == (16, 28)
-    with pytest.raises(ArgumentTypeError, match=f"{text!r} is not allowed; it must be LOW-HIGH, 1 to 224 pixels"):
-        pixels(text)
+def test_rows_are_chosen_by_name_and_an_unknown_one_is_named() -> None:
+    ways = make_ways(QLIPConfig(), 64, [])
+    assert choose_ways(ways, None) == ways
+    chosen = choose_ways(ways, ["question 0.15, scores 0.15", "unsplit, CLIP's view"])
+    assert [way.name for way in chosen] == ["unsplit, CLIP's view", "question 0.15, scores 0.15"]
+    with pytest.raises(ValueError, match="there is no way 'CLIP'; allowed are unsplit, CLIP's view, score, 1.2 x"):
+        choose_ways(ways, ["CLIP"])
