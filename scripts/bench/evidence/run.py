@@ -22,7 +22,7 @@ from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split, named_path
 from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 if TYPE_CHECKING:
     from scripts.bench.evidence.answering.sets import QuestionSet
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def cells(
     names: Sequence[str], sets: Sequence[str], folders: Sequence[Path], ways: Sequence[str] = ()
-) -> list[tuple[Way, str | Path]]:
+) -> list[tuple[Variant, str | Path]]:
     """Lists every way and set of some experiments, ordered by set so that each is drawn once; pairs may repeat.
 
     Args:
@@ -60,7 +60,7 @@ def cells(
 
 def run(
     subjects: dict[str, Subject],
-    pairs: Sequence[tuple[Way, str | Path]],
+    pairs: Sequence[tuple[Variant, str | Path]],
     split: str,
     scenes: int,
     log: AnswerLog,

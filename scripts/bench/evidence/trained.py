@@ -18,13 +18,13 @@ from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import describe
 
 PAGE = Path("docs/results/trained.md")
 GEOMETRIES = {way.name: way for way in EXPERIMENTS["geometry"].ways}
-WAYS: Mapping[str, Way] = {
+WAYS: Mapping[str, Variant] = {
     "CLIP": CLIP,
     "QLIP, the paper's geometry": GEOMETRIES["grid"],
     "QLIP": GEOMETRIES["native, native positions, noise floor"],

@@ -11,12 +11,12 @@ from typing import Any
 from qlip import QLIPConfig
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answering.answer_log import read_cells
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 
 @dataclass(frozen=True)
 class Cell:
-    """All checkpoints' answers to one set, seen in one way."""
+    """All checkpoints' answers to one set, encoded in one way."""
 
     rows: Sequence[Mapping[str, Any]]
     """Lines of the answers' files, one a checkpoint."""
@@ -80,12 +80,12 @@ class Answers:
                     key = (json.dumps(row["way"], sort_keys=True), row["set"])
                     self._cells.setdefault(key, {})[row["model"]] = row
 
-    def cell(self, way: Way, name: str) -> Cell | None:
+    def cell(self, way: Variant, name: str) -> Cell | None:
         """Finds the answers of a way on a set; None where there are none."""
         found = self._cells.get((json.dumps(way.key(self.own), sort_keys=True), name))
         return Cell(list(found.values())) if found else None
 
-    def compare(self, ways: Iterable[Way], sets: Sequence[str]) -> list[list[Cell | None]]:
+    def compare(self, ways: Iterable[Variant], sets: Sequence[str]) -> list[list[Cell | None]]:
         """Finds the answers of ways, a list each, on sets, of the checkpoints that were asked in all of them.
 
         A way on a set that no checkpoint was asked is None, and is no reason to leave a checkpoint out.

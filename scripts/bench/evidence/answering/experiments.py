@@ -10,10 +10,10 @@ from typing import Any
 
 import qlip.config
 from scripts.bench.evidence.answering.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
-CLIP = Way("CLIP", None)
-SHIPPED = Way("QLIP as shipped")
+CLIP = Variant("CLIP", None)
+SHIPPED = Variant("QLIP as shipped")
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
 GRID = {"geometry": "grid"}
@@ -52,26 +52,26 @@ PAPER: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Ways of seeing, each examined on the same sets."""
+    """Ways to encode images, each examined on the same sets."""
 
-    ways: Sequence[Way]
+    ways: Sequence[Variant]
     sets: Sequence[str]
 
 
-def _positions(settings: Mapping[str, object]) -> list[Way]:
+def _positions(settings: Mapping[str, object]) -> list[Variant]:
     return [
-        Way("bicubic", {"interpolation": "bicubic", **settings}),
-        Way("bilinear", {"interpolation": "bilinear", **settings}),
-        Way("MLP, grid term", {"mlp_residual": False, **settings}, prior="grid"),
-        Way("MLP, grid term, + residual", {"mlp_residual": True, **settings}, prior="grid"),
-        Way("MLP, [CLS] term", {"mlp_residual": False, **settings}, prior="consistency"),
-        Way("MLP, [CLS] term, + residual", {"mlp_residual": True, **settings}, prior="consistency"),
-        Way("MLP, released training", {"mlp_residual": False, **settings}, prior="released"),
-        Way("scrambled reshape", settings, scrambled=True),
+        Variant("bicubic", {"interpolation": "bicubic", **settings}),
+        Variant("bilinear", {"interpolation": "bilinear", **settings}),
+        Variant("MLP, grid term", {"mlp_residual": False, **settings}, prior="grid"),
+        Variant("MLP, grid term, + residual", {"mlp_residual": True, **settings}, prior="grid"),
+        Variant("MLP, [CLS] term", {"mlp_residual": False, **settings}, prior="consistency"),
+        Variant("MLP, [CLS] term, + residual", {"mlp_residual": True, **settings}, prior="consistency"),
+        Variant("MLP, released training", {"mlp_residual": False, **settings}, prior="released"),
+        Variant("scrambled reshape", settings, scrambled=True),
     ]
 
 
-def _language_positions() -> list[Way]:
+def _language_positions() -> list[Variant]:
     """Lists budgets of 1/4 to 16 times the native tokens; below these leaves may be larger than native cells."""
     ways = []
     for tokens in (16, 32, 64, 96, 128, 256, 512, 1024):
@@ -82,102 +82,102 @@ def _language_positions() -> list[Way]:
             ("raster", {"llm_positions": "raster"}),
             ("raster, native weight", {"llm_positions": "raster", "llm_weight": "native"}),
         ):
-            ways.append(Way(f"{name}, {tokens}", budget | change))
+            ways.append(Variant(f"{name}, {tokens}", budget | change))
     return ways
 
 
-def _criteria() -> list[Way]:
+def _criteria() -> list[Variant]:
     named: list[tuple[str, dict[str, int]]] = [("gradient", {}), ("variance", {}), ("diagonal", {}), ("random", {})]
     named += [("structure", {"structure_size": size}) for size in (5, 7, 9, 11)]
     ways = []
     for (criterion, extra), coarsest in product(named, ("any", "native")):
         window = f" {extra['structure_size']}" if extra else ""
         settings = {"criterion": criterion, **extra, "coarsest": coarsest, **SPENT}
-        ways.append(Way(f"{criterion}{window}, {coarsest}", settings))
+        ways.append(Variant(f"{criterion}{window}, {coarsest}", settings))
     return ways
 
 
-def _quadtrees() -> list[Way]:
+def _quadtrees() -> list[Variant]:
     """Lists CLIP, the quadtree at `BUDGET`, and its controls."""
     return [
         CLIP,
-        Way("quadtree", SPENT),
-        Way("quadtree, any coarsest", {**SPENT, "coarsest": "any"}),
-        Way("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
-        Way("random quadtree", {**SPENT, "criterion": "random"}),
+        Variant("quadtree", SPENT),
+        Variant("quadtree, any coarsest", {**SPENT, "coarsest": "any"}),
+        Variant("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
+        Variant("random quadtree", {**SPENT, "criterion": "random"}),
     ]
 
 
-def _rivals() -> list[Way]:
+def _rivals() -> list[Variant]:
     ways = [
         *_quadtrees(),
-        Way("native grid, 1024 tokens", UNIFORM),
-        Way("native grid, 1024 tokens, native weight", {**UNIFORM, "llm_weight": "native"}),
+        Variant("native grid, 1024 tokens", UNIFORM),
+        Variant("native grid, 1024 tokens, native weight", {**UNIFORM, "llm_weight": "native"}),
     ]
     for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging"), ("tome", "ToMe merging")):
         for positions in ("raster", "sequential"):
-            ways.append(Way(f"{name}, {positions}", {"max_tokens": BUDGET, "llm_positions": positions}, rival))
+            ways.append(Variant(f"{name}, {positions}", {"max_tokens": BUDGET, "llm_positions": positions}, rival))
     for positions in ("raster", "sequential"):
-        ways.append(Way(f"PruMerge, adaptive, {positions}", {"llm_positions": positions}, "prumerge"))
+        ways.append(Variant(f"PruMerge, adaptive, {positions}", {"llm_positions": positions}, "prumerge"))
     for name, change in AVERAGES.items():
-        ways.append(Way(f"leaves averaged after the tower{name}", {**SPENT, **change}, "leaves"))
-    ways += [Way(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
-    ways.append(Way("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}))
-    ways.append(Way("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
+        ways.append(Variant(f"leaves averaged after the tower{name}", {**SPENT, **change}, "leaves"))
+    ways += [Variant(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
+    ways.append(Variant("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}))
+    ways.append(Variant("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
     return ways
 
 
-def _budgets() -> list[Way]:
+def _budgets() -> list[Variant]:
     """Lists ways to few tokens, half to four times the native number; up to the native number leaves may be larger."""
     ways = [CLIP]
     for tokens, side in BUDGETS.items():
         tree = {**SPENT, "max_tokens": tokens, "coarsest": "any" if tokens <= 64 else "native"}
         ways += [
-            Way(f"QLIP, {tokens}", tree),
-            Way(f"random quadtree, {tokens}", {**tree, "criterion": "random"}),
-            Way(f"resized, {tokens}", {**UNIFORM, "image_size": 14 * side}),
-            Way(f"[CLS] pruning, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "cls"),
+            Variant(f"QLIP, {tokens}", tree),
+            Variant(f"random quadtree, {tokens}", {**tree, "criterion": "random"}),
+            Variant(f"resized, {tokens}", {**UNIFORM, "image_size": 14 * side}),
+            Variant(f"[CLS] pruning, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "cls"),
         ]
         if tokens >= 64:  # a layer merges at most half of its tokens: from 1024 the embedded model's get no lower
-            ways.append(Way(f"ToMe merging, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "tome"))
+            ways.append(Variant(f"ToMe merging, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "tome"))
     return ways
 
 
-def _equal_flops() -> list[Way]:
+def _equal_flops() -> list[Variant]:
     """Lists ways that compute as much as the quadtree at `BUDGET`, for the embedded model.
 
     A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
     """
     ways = [
         *_quadtrees(),
-        Way("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}),
+        Variant("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}),
     ]
     for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging")):
-        ways.append(Way(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))
-    ways.append(Way("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
-    ways.append(Way("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
+        ways.append(Variant(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))
+    ways.append(Variant("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
+    ways.append(Variant("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
     for name, change in AVERAGES.items():
         settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **BY_SCORE, **change}
-        ways.append(Way(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
+        ways.append(Variant(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
     return ways
 
 
-def _dear_rivals() -> list[Way]:
+def _dear_rivals() -> list[Variant]:
     """Lists rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
     weighted = {"alpha": 0.0, "llm_weight": "native", **BY_SCORE}
     return [
-        Way("question-aware", {"budget": "question"}),
-        Way("quadtree, about the cost of the question", {**weighted, "max_tokens": ASKED_TOKENS}),
-        Way("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
-        Way("quadtree, about the cost of the crop", {**weighted, "max_tokens": CROP_TOKENS}),
-        Way("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),
-        Way("quadtree, about the cost of ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
-        Way("[CLS] pruning, 96 of 32 x 32", {"max_tokens": BUDGET}, "cls"),
-        Way("quadtree, about the cost of pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
+        Variant("question-aware", {"budget": "question"}),
+        Variant("quadtree, about the cost of the question", {**weighted, "max_tokens": ASKED_TOKENS}),
+        Variant("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
+        Variant("quadtree, about the cost of the crop", {**weighted, "max_tokens": CROP_TOKENS}),
+        Variant("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),
+        Variant("quadtree, about the cost of ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
+        Variant("[CLS] pruning, 96 of 32 x 32", {"max_tokens": BUDGET}, "cls"),
+        Variant("quadtree, about the cost of pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
     ]
 
 
-def _options() -> list[Way]:
+def _options() -> list[Variant]:
     changes: list[tuple[str, Mapping[str, object]]] = [
         ("thumbnail", {"thumbnail": True}),
         ("thumbnail, native weight", {"thumbnail": True, "llm_weight": "native"}),
@@ -193,39 +193,39 @@ def _options() -> list[Way]:
         ("coarsest any", {"coarsest": "any"}),
         ("coarsest any, both size biases 1", {"coarsest": "any", "size_bias": 1.0, "llm_size_bias": 1.0}),
     ]
-    return [CLIP, *_by_score(SHIPPED, *(Way(name, change) for name, change in changes))]
+    return [CLIP, *_by_score(SHIPPED, *(Variant(name, change) for name, change in changes))]
 
 
-def _by_score(*ways: Way) -> list[Way]:
+def _by_score(*ways: Variant) -> list[Variant]:
     return [replace(way, settings={**BY_SCORE, **(way.settings or {})}) for way in ways]
 
 
-def _losses() -> list[Way]:
+def _losses() -> list[Variant]:
     """Lists the rows of README's table, too: in the default order the shipped settings give the same figures."""
     return [
         CLIP,
         SHIPPED,
         *_by_score(
-            Way("paper's rule, alpha 1, budget 256", {**PAPER, "alpha": 1.0, "max_tokens": 256}),
-            Way("thumbnail", {"thumbnail": True}),
+            Variant("paper's rule, alpha 1, budget 256", {**PAPER, "alpha": 1.0, "max_tokens": 256}),
+            Variant("thumbnail", {"thumbnail": True}),
         ),
     ]
 
 
-def _counting() -> list[Way]:
+def _counting() -> list[Variant]:
     ways = [SHIPPED]
     for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
-        ways.append(Way(f"llm_size_bias {bias}", {"llm_size_bias": bias}))
+        ways.append(Variant(f"llm_size_bias {bias}", {"llm_size_bias": bias}))
     for change in ({"size_bias": -0.25}, {"llm_weight": "native"}, {"llm_positions": "sequential"}):
         ((name, value),) = change.items()
-        ways.append(Way(f"{name} {value}", change))
-    ways.append(Way("budget 80", {"max_tokens": 80}))
+        ways.append(Variant(f"{name} {value}", change))
+    ways.append(Variant("budget 80", {"max_tokens": 80}))
     for size in (3, 9):
-        ways.append(Way(f"window {size}", {"structure_size": size}))
+        ways.append(Variant(f"window {size}", {"structure_size": size}))
     return [CLIP, *_by_score(*ways)]
 
 
-def _geometry() -> list[Way]:
+def _geometry() -> list[Variant]:
     """Lists the steps from the paper's geometry to the native one."""
     steps: list[tuple[str, Mapping[str, object]]] = [
         ("grid", IN_GRID),
@@ -235,39 +235,39 @@ def _geometry() -> list[Way]:
         ("native, native positions, noise floor", NATIVE),
         ("native, native positions, noise floor, padded", {**NATIVE, "placement": "padded"}),
     ]
-    return [CLIP, *(Way(name, {**change, **BY_SCORE}) for name, change in steps)]
+    return [CLIP, *(Variant(name, {**change, **BY_SCORE}) for name, change in steps)]
 
 
-def _resized() -> list[Way]:
+def _resized() -> list[Variant]:
     """Lists the shipped settings on pictures resized to each size of the native geometry."""
-    return [CLIP, *(Way(f"{side} px", {"image_size": side, **BY_SCORE}) for side in (112, 224, 448, 896, 1792))]
+    return [CLIP, *(Variant(f"{side} px", {"image_size": side, **BY_SCORE}) for side in (112, 224, 448, 896, 1792))]
 
 
-def _choice() -> list[Way]:
+def _choice() -> list[Variant]:
     """Lists candidates for the defaults, those that were shipped before the choice among them."""
     earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS}
     earlier |= {**IN_GRID, **BY_SCORE}
-    ways = [CLIP, Way("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
+    ways = [CLIP, Variant("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
     for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
         window = {"structure_size": size, "alpha": alpha}
         settings = {**window, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE, **BY_SCORE}
-        ways.append(Way(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
+        ways.append(Variant(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
     return ways
 
 
-def _order() -> list[Way]:
+def _order() -> list[Variant]:
     """Lists the orders in which a budget splits, at 1.5 times and twice the native tokens; then by side at fewer."""
     ways = [CLIP]
     for order, tokens in product(("score", "side"), (BUDGET, 128)):
-        ways.append(Way(f"{order}, {tokens}", {"split_order": order, "max_tokens": tokens}))
+        ways.append(Variant(f"{order}, {tokens}", {"split_order": order, "max_tokens": tokens}))
     for tokens in (76, 84):
-        ways.append(Way(f"side, {tokens}", {"split_order": "side", "max_tokens": tokens}))
+        ways.append(Variant(f"side, {tokens}", {"split_order": "side", "max_tokens": tokens}))
     return ways
 
 
-def _page() -> list[Way]:
+def _page() -> list[Variant]:
     """Lists what the chart of the web page shows: the shipped settings, and smaller budgets."""
-    return [CLIP, *(Way(f"budget {tokens}", {"max_tokens": tokens}) for tokens in (16, 32, 48, 64, 80, 96, 128))]
+    return [CLIP, *(Variant(f"budget {tokens}", {"max_tokens": tokens}) for tokens in (16, 32, 48, 64, 80, 96, 128))]
 
 
 DETAIL_AND_LARGE = (DETAIL_SET, "large")

@@ -1,4 +1,4 @@
-"""A checkpoint that answers questions about images encoded in any of the ways of `settings.py`."""
+"""A checkpoint that answers questions about images encoded in any of the ways of `variants.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qlip import Leaves, QLIPConfig, QLIPVisionModel
 from qlip.language_positions import ImageSpan
 from qlip.positions import native_side
 from scripts.bench.evidence.answering.sets import QuestionSet
-from scripts.bench.evidence.answering.variants import Rival, Way
+from scripts.bench.evidence.answering.variants import Rival, Variant
 from scripts.bench.evidence.rivals.crop import GENERAL, attend_to_image, choose_box, join_views, window_sides
 from scripts.bench.evidence.rivals.reduction import (
     average_leaves,
@@ -41,7 +41,7 @@ from scripts.bench.flops import ModelCost
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedPicture:
     """A picture as the language model gets it."""
 
     tokens: ImageTokens
@@ -76,7 +76,7 @@ class Subject:
         name = get_model_name_from_path(self.model_path)
         return ChatEngine(*load_pretrained_model(self.model_path, None, name, device=self.device, qlip=qlip))
 
-    def settings(self, way: Way) -> QLIPConfig | None:
+    def settings(self, way: Variant) -> QLIPConfig | None:
         """Merges a way's settings into the checkpoint's own; None for CLIP."""
         settings = way.resolve(self.own)
         if settings is None or way.prior is None:
@@ -85,7 +85,7 @@ class Subject:
             raise ValueError(f"the way {way.name!r} needs a prior: give --prior MODEL/{way.prior}=FILE")
         return replace(settings, interpolation="mlp", mlp=str(self.priors[way.prior]))
 
-    def engine_of(self, way: Way) -> ChatEngine:
+    def engine_of(self, way: Variant) -> ChatEngine:
         """Picks the engine for a way; CLIP's is a second model, loaded on first use."""
         if way.settings is not None and way.rival != "crop":
             return self.engine
@@ -93,49 +93,51 @@ class Subject:
             self.clip = self._load(False)
         return self.clip
 
-    def examine(self, way: Way, questions: QuestionSet, chunk: int = 8) -> Examined:
-        """Asks every question about its picture, seen in one way."""
+    def examine(self, way: Variant, questions: QuestionSet, chunk: int = 8) -> Examined:
+        """Asks every question about its picture, encoded in one way."""
         engine = self.engine_of(way)
         answerer = Answerer(engine, max_new_tokens=16, batch_tokens=self.batch_tokens)
         examined = Examined([], [], [])
         for start in range(0, len(questions.pictures), chunk):
             rows = questions.questions[start : start + chunk]
             texts = [[item.text for item in row] for row in rows]
-            seen = self.see_asked(way, questions.pictures[start : start + chunk], texts)
-            flat = [view for views in seen for view in views]
+            encoded = self.encode_for_questions(way, questions.pictures[start : start + chunk], texts)
+            flat = [one for same_picture in encoded for one in same_picture]
             asked = [text for row in texts for text in row]
-            answers = iter(answerer.answer([view.tokens for view in flat], list(enumerate(asked))))
+            answers = iter(answerer.answer([one.tokens for one in flat], list(enumerate(asked))))
             examined.right.extend([same_answer(next(answers), str(item.answer)) for item in row] for row in rows)
-            for views, row in zip(seen, texts, strict=True):
-                counts = [len(view.tokens.features) for view in views]
+            for same_picture, row in zip(encoded, texts, strict=True):
+                counts = [len(one.tokens.features) for one in same_picture]
                 work = [
-                    view.flops + self.cost.prefill(count + len(prompt_ids(engine, text)) - 1)
-                    for view, count, text in zip(views, counts, row, strict=True)
+                    one.flops + self.cost.prefill(count + len(prompt_ids(engine, text)) - 1)
+                    for one, count, text in zip(same_picture, counts, row, strict=True)
                 ]
                 examined.tokens.append(mean(counts))
                 examined.flops.append(mean(work))
         return examined
 
     @torch.inference_mode()
-    def see_asked(
-        self, way: Way, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
-    ) -> list[list[Seen]]:
-        """Encodes pictures for their questions: one view a question, for most ways the same for all."""
+    def encode_for_questions(
+        self, way: Variant, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+    ) -> list[list[EncodedPicture]]:
+        """Encodes pictures for their questions: one encoding a question, for most ways the same for all."""
         settings = self.settings(way)
         asked = zip(pictures, questions, strict=True)
         if way.rival == "crop":
             return [self._crop(way, picture, row) for picture, row in asked]
         if settings is not None and settings.budget == "question":
             return [self._ask(settings, picture, row) for picture, row in asked]
-        return [[view] * len(row) for view, row in zip(self.see(way, pictures), questions, strict=True)]
+        return [[one] * len(row) for one, row in zip(self.encode_pictures(way, pictures), questions, strict=True)]
 
     @torch.inference_mode()
-    def see(self, way: Way, pictures: Sequence[Image.Image]) -> list[Seen]:
+    def encode_pictures(self, way: Variant, pictures: Sequence[Image.Image]) -> list[EncodedPicture]:
         """Encodes pictures as tokens for the language model, whatever the question."""
         engine, settings = self.engine_of(way), self.settings(way)
         if settings is None:
             tokens = engine.model.encode_tokens(engine.prepare_images(pictures))
-            return [Seen(image, self.cost.encode(len(image.features), interpolated=False)) for image in tokens]
+            return [
+                EncodedPicture(image, self.cost.encode(len(image.features), interpolated=False)) for image in tokens
+            ]
         tower = engine.model.get_vision_tower()
         # A rival starts from the whole grid; a budget would make the image processor choose a smaller picture.
         tower.settings = replace(settings, max_tokens=None) if way.rival else settings
@@ -148,16 +150,16 @@ class Subject:
                 return self._count(engine.vision.encode(prepared), thumbnail)
         return self._count(engine.vision.encode(prepared), thumbnail)
 
-    def _count(self, tokens: Sequence[ImageTokens], thumbnail: int = 0) -> list[Seen]:
+    def _count(self, tokens: Sequence[ImageTokens], thumbnail: int = 0) -> list[EncodedPicture]:
         """Adds what encoding cost; a thumbnail's tokens went through the tower apart."""
-        seen = []
+        encoded = []
         for image in tokens:
             count = len(image.features)
             apart = self.cost.encode(thumbnail) if thumbnail else 0
-            seen.append(Seen(image, apart + self.cost.encode(count - thumbnail)))
-        return seen
+            encoded.append(EncodedPicture(image, apart + self.cost.encode(count - thumbnail)))
+        return encoded
 
-    def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> Seen:
+    def _reduce(self, rival: Rival, image: Tensor, settings: QLIPConfig) -> EncodedPicture:
         """Runs a rival on one image (C, H, W) at the size of its uniform grid."""
         tower = self.engine.model.get_vision_tower()
         vision, native = tower.vision_tower, tower.num_patches_per_side
@@ -178,9 +180,9 @@ class Subject:
         elif span is None:
             span = ImageSpan(count, raster_places(kept, native), native**2, None)
         features = self.engine.model.get_model().mm_projector(kept.features)
-        return Seen(ImageTokens(features, span), kept.flops + self.cost.project(count))
+        return EncodedPicture(ImageTokens(features, span), kept.flops + self.cost.project(count))
 
-    def _ask(self, settings: QLIPConfig, picture: Image.Image, questions: Sequence[str]) -> list[Seen]:
+    def _ask(self, settings: QLIPConfig, picture: Image.Image, questions: Sequence[str]) -> list[EncodedPicture]:
         """Encodes a picture by the tree that each question asks for."""
         model = self.engine.model
         prepared = prepare_leaves(picture, model.get_vision_tower().image_processor.cutter, settings)
@@ -189,14 +191,14 @@ class Subject:
         weights = attention_on_images(model, prompts, [0] * len(prompts), [first] * len(prompts))
         views = encode_prepared(model, [prepared.refine(part) for (part,) in weights])
         count = len(first[0].features)
-        seen = []
+        encoded = []
         for view, prompt in zip(views, prompts, strict=True):
             text = len(prompt) - 1
             look = self.cost.encode(count) + self.cost.relate(text + count, text)
-            seen.append(Seen(view, look + self.cost.encode(len(view.features))))
-        return seen
+            encoded.append(EncodedPicture(view, look + self.cost.encode(len(view.features))))
+        return encoded
 
-    def _crop(self, way: Way, picture: Image.Image, questions: Sequence[str]) -> list[Seen]:
+    def _crop(self, way: Variant, picture: Image.Image, questions: Sequence[str]) -> list[EncodedPicture]:
         """Encodes a picture and, for each question, the crop that its first pass finds."""
         engine, settings = self.engine_of(way), self.settings(way)
         model, processor = engine.model, engine.model.get_vision_tower().image_processor
@@ -212,14 +214,14 @@ class Subject:
         cell = square.width / n
         crops = [square.crop([round(v * cell) for v in (b.col, b.row, b.col + b.side, b.row + b.side)]) for b in boxes]
         raster = settings is not None and settings.llm_positions == "raster"
-        seen = []
+        encoded = []
         general, *lengths = [len(prompt_ids(engine, text)) - 1 + n * n for text in (GENERAL, *questions)]
         views = model.encode_tokens(engine.prepare_images(crops))
         for view, box, length in zip(views, boxes, lengths, strict=True):
             first = sum(self.cost.prefill(size) + self.cost.attend(size) for size in (general, length))
             tokens = join_views(whole, view, box, n, raster)
-            seen.append(Seen(tokens, first + 2 * self.cost.encode(n * n, interpolated=False)))
-        return seen
+            encoded.append(EncodedPicture(tokens, first + 2 * self.cost.encode(n * n, interpolated=False)))
+        return encoded
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One way of seeing an image: QLIP's settings, CLIP's own tower, or another token reduction. Imports nothing heavy."""
+"""Ways to encode an image: QLIP's settings, CLIP's own tower, or another token reduction. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Prior = Literal["grid", "consistency", "released"]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of seeing; the row of a table."""
+class Variant:
+    """One way to encode an image; the row of a table. A "way" in flags, in names and in files of answers."""
 
     name: str
     settings: Mapping[str, Any] | None = field(default_factory=dict)
     """QLIP settings laid over the checkpoint's own; None is CLIP's own tower."""
     rival: Rival | None = None
     """Another token reduction instead of the quadtree; `settings` then give the budget and the positions, for "leaves"
-    also the tree; "crop" sees through CLIP's own tower."""
+    also the tree; "crop" encodes by CLIP's own tower."""
     prior: Prior | None = None
     """Which trained MLP prior to use, for interpolation "mlp"."""
     scrambled: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from qlip.tools.intervals import Estimate, mean_interval
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 CLAIMS_FILE = Path(__file__).with_name("claims.json")
 CONTROLS = ("random quadtree", "native grid, 1024 tokens")
@@ -26,7 +26,7 @@ class Claim:
     set: str
     """Of `SCENE_SETS`."""
     way: str
-    """Name of the way of seeing, one of `claimed_ways`."""
+    """Name of the way to encode images, one of `claimed_ways`."""
     measure: str
     """Of `MEASURES`."""
     tokens: float
@@ -54,8 +54,8 @@ class Claim:
         return mean_interval(shares)
 
 
-def claimed_ways() -> dict[str, Way]:
-    """Collects the ways of seeing that claims are about, by name."""
+def claimed_ways() -> dict[str, Variant]:
+    """Collects the ways to encode images that claims are about, by name."""
     rivals = {way.name: way for way in EXPERIMENTS["rivals"].ways}
     return {way.name: way for way in (CLIP, SHIPPED, *(rivals[name] for name in CONTROLS))}
 

@@ -18,7 +18,7 @@ SCENES = {
 }
 """Sets of scenes as README names them."""
 WAYS = {SHIPPED.name: "QLIP", "native grid, 1024 tokens": "uniform, native size"}
-"""Ways of seeing that README names otherwise."""
+"""Ways to encode images that README names otherwise."""
 
 
 def headline_table(claims: Sequence[Claim]) -> str:

@@ -18,7 +18,7 @@ from llava.utils import device_flag
 from playground.questions import listing
 from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,10 +54,10 @@ def answered_scenes(subject: Subject, name: str, count: int) -> Iterator[Answere
         yield Answered(f"{name}, scene {index}", picture, listing(made.objects), *texts, tokens)
 
 
-def _answer(subject: Subject, way: Way, picture: Image.Image) -> tuple[str, int]:
+def _answer(subject: Subject, way: Variant, picture: Image.Image) -> tuple[str, int]:
     from llava.eval.run.answerer import Answerer
 
-    tokens = subject.see(way, [picture])[0].tokens
+    tokens = subject.encode_pictures(way, [picture])[0].tokens
     said = Answerer(subject.engine_of(way), max_new_tokens=40).answer([tokens], [(0, QUESTION)])
     return said[0], len(tokens.features)
 

@@ -23,7 +23,7 @@ def examine(engine: ChatEngine, questions: QuestionSet) -> dict[str, Cell]:
     right: dict[str, list[list[bool]]] = {}
     counts: dict[str, list[int]] = {}
     for picture, asked in zip(questions.pictures, questions.questions, strict=True):
-        views = see(engine, picture)
+        views = encode_and_exchange(engine, picture)
         pairs = [(index, item.text) for index in range(len(views)) for item in asked]
         said = iter(answerer.answer(list(views.values()), pairs))
         for way, tokens in views.items():
@@ -33,7 +33,7 @@ def examine(engine: ChatEngine, questions: QuestionSet) -> dict[str, Cell]:
 
 
 @torch.inference_mode()
-def see(engine: ChatEngine, image: Image.Image) -> dict[str, ImageTokens]:
+def encode_and_exchange(engine: ChatEngine, image: Image.Image) -> dict[str, ImageTokens]:
     """Encodes a square image by CLIP's grid and by the shipped quadtree, and exchanges their features.
 
     Raises:

@@ -11,7 +11,7 @@ from qlip.tools.plots import Curve, Panel, plot_curves, plot_panels
 from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET, SIZES
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 Points = Mapping[str, Sequence[tuple[float, Estimate]]]
 """Curves by label, each of x and an accuracy in %."""
@@ -48,7 +48,7 @@ def size_figure(answers: Answers, kinds: Sequence[str], label: str, path: Path) 
         plot_curves(path, make_curves(points), "object size (pixels of 448)", label, log_x=True)
 
 
-def by_tokens(answers: Answers, ways: Sequence[Way], kinds: Sequence[str]) -> Points:
+def by_tokens(answers: Answers, ways: Sequence[Variant], kinds: Sequence[str]) -> Points:
     """Collects accuracy by tokens of ways whose names end in ", TOKENS", a curve for all that begin alike."""
     points: dict[str, list[tuple[float, Estimate]]] = {}
     for way, (cell,) in zip(ways, answers.compare(ways, [DETAIL_SET]), strict=True):

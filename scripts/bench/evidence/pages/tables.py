@@ -9,11 +9,11 @@ from qlip.tools.intervals import Estimate
 from scripts.bench.evidence.answering.answers import Answers, Cell
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import GROUND_SETS, KINDS, MEASURES
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.markdown_table import join_values
 
 
-def table(answers: Answers, ways: Sequence[Way], name: str) -> str:
+def table(answers: Answers, ways: Sequence[Variant], name: str) -> str:
     """Formats a Markdown table of ways on one set; V* of each checkpoint, too, if there are several."""
     cells = [cell for (cell,) in answers.compare(ways, [name])]
     several = any(cell and len(cell.rows) > 1 for cell in cells)
@@ -36,7 +36,7 @@ def describe(cell: Cell) -> list[str]:
     return texts
 
 
-def kind_table(answers: Answers, ways: Sequence[Way], name: str) -> str:
+def kind_table(answers: Answers, ways: Sequence[Variant], name: str) -> str:
     """Formats a Markdown table of ways on one set: accuracy in each kind of question asked, tokens and FLOPs."""
     cells = {way.name: cell for way, (cell,) in zip(ways, answers.compare(ways, [name]), strict=True)}
     asked = dict.fromkeys(kind for cell in cells.values() if cell for row in cell.rows for kind in row["right"])
@@ -61,7 +61,7 @@ def interval(estimate: Estimate) -> str:
     return f"**{estimate.mean:.1f}** [{estimate.low:.1f}, {estimate.high:.1f}]"
 
 
-def size_table(answers: Answers, ways: Sequence[Way], sets: Sequence[str], kinds: Sequence[str]) -> str:
+def size_table(answers: Answers, ways: Sequence[Variant], sets: Sequence[str], kinds: Sequence[str]) -> str:
     """Formats a Markdown table of ways over sets: accuracy in the given kinds, and tokens.
 
     FLOPs, in units of 10^9, are the mean over the sets that were measured.

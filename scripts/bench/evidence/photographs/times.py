@@ -27,7 +27,7 @@ CLIP_NAME = "CLIP"
 
 @dataclass(frozen=True)
 class Times:
-    """What the photographs take together, seen in one way."""
+    """What the photographs take together, encoded in one way."""
 
     name: str
     tokens: float

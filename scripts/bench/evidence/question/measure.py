@@ -33,8 +33,8 @@ COLUMNS = ("existence", "count", "listing")
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of spending tokens; the row of a table."""
+class BudgetVariant:
+    """One way to spend tokens; the row of a table."""
 
     name: str
     settings: QLIPConfig
@@ -42,7 +42,7 @@ class Way:
     """Of the language model, whose attention is read; None for the middle one."""
 
 
-def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
+def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[BudgetVariant]:
     """Lists CLIP's view, the scores at several budgets, and the question at several shares; then other `layers`.
 
     Args:
@@ -50,19 +50,19 @@ def make_ways(own: QLIPConfig, native: int, layers: Sequence[int]) -> list[Way]:
         native: tokens of an unsplit square image.
         layers: beside the middle one.
     """
-    ways = [Way("unsplit, CLIP's view", replace(own, alpha=float("inf")))]
+    ways = [BudgetVariant("unsplit, CLIP's view", replace(own, alpha=float("inf")))]
     for order in ("score", "side"):
         for share in (0.2, 0.3, 0.5, 1.0):
             held = replace(own, max_tokens=int(native * (1 + share)), split_order=order)
-            ways.append(Way(f"score, {1 + share:.1f} x, order {order}", held))
+            ways.append(BudgetVariant(f"score, {1 + share:.1f} x, order {order}", held))
     asking = replace(own, budget="question", max_tokens=None)
     for score, question in ((0.0, 0.15), (0.0, 0.3), (0.1, 0.1), (0.15, 0.15), (0.2, 0.3), (0.3, 0.3), (0.3, 0.5)):
         shares = replace(asking, score_share=score, question_share=question)
-        ways.append(Way(f"question {question:.2f}, scores {score:.2f}", shares))
-    return ways + [Way(f"question and scores as shipped, layer {layer}", asking, layer) for layer in layers]
+        ways.append(BudgetVariant(f"question {question:.2f}, scores {score:.2f}", shares))
+    return ways + [BudgetVariant(f"question and scores as shipped, layer {layer}", asking, layer) for layer in layers]
 
 
-def choose_ways(ways: Sequence[Way], names: Sequence[str] | None) -> list[Way]:
+def choose_ways(ways: Sequence[BudgetVariant], names: Sequence[str] | None) -> list[BudgetVariant]:
     """Chooses ways by name, in their own order; all by default.
 
     Raises:
@@ -109,7 +109,9 @@ def accuracy(tallies: Sequence[Tally], kinds: Sequence[str]) -> Estimate:
 
 
 @torch.inference_mode()
-def see(engine: ChatEngine, way: Way, image: Image.Image, asked: Sequence[Question]) -> list[PreparedImage]:
+def prepare_for_questions(
+    engine: ChatEngine, way: BudgetVariant, image: Image.Image, asked: Sequence[Question]
+) -> list[PreparedImage]:
     """Prepares an image for each question under one way."""
     cutter = engine.model.get_vision_tower().image_processor.cutter
     prepared = prepare_leaves(image, cutter, way.settings)
@@ -130,13 +132,13 @@ def attend(
 
 @torch.inference_mode()
 def measure(
-    engine: ChatEngine, ways: Sequence[Way], scenes: Iterable[tuple[Scene, list[Question]]]
+    engine: ChatEngine, ways: Sequence[BudgetVariant], scenes: Iterable[tuple[Scene, list[Question]]]
 ) -> dict[str, Tally]:
     """Asks every question in every way; the ways of a scene are answered together."""
     answerer, tallies = Answerer(engine, max_new_tokens=40), {way.name: Tally() for way in ways}
     for made, asked in scenes:
         image = Image.fromarray(made.image)
-        views = [see(engine, way, image, asked) for way in ways]
+        views = [prepare_for_questions(engine, way, image, asked) for way in ways]
         shown: list[ImageTokens] = encode_prepared(engine.model, [view for row in views for view in row])
         texts = [(i, asked[i % len(asked)].text) for i in range(len(shown))]
         said = iter(answerer.answer(shown, texts))

@@ -1,4 +1,4 @@
-"""Two passes: the first finds where the question looks, the second also sees a crop of that place.
+"""Two passes: the first finds the place that the question attends to, the second also gets a crop of it.
 
 As ViCrop (arXiv 2502.17422) does with the attention of one layer: relative to that of a general question, summed over
 windows of several sizes. Works on CLIP's view of n x n cells.

@@ -1,6 +1,6 @@
 """Other ways from a picture to few visual tokens, without training: prune by [CLS] attention, merge by similarity.
 
-Pure functions on the layers of a CLIP tower that is read through `QLIPVisionModel`. All see the uniform grid of the
+Pure functions on the layers of a CLIP tower that is read through `QLIPVisionModel`. All get the uniform grid of the
 image that they are given, so that they, like the quadtree, can use fine detail; all give places of what they keep, so
 that they can have the same positions in the language model.
 """

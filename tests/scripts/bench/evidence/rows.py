@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from qlip import QLIPConfig
 from scripts.bench.evidence.answering.scene_sets import KINDS
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.claims.published import Claim, claimed_ways
 
 
-def answer_row(way: Way, model: str, right: dict[str, str], name: str = "base", tokens: int = 64) -> dict:
+def answer_row(way: Variant, model: str, right: dict[str, str], name: str = "base", tokens: int = 64) -> dict:
     count = len(right["colour"])
     pictures = {kind: list(range(count)) for kind in right}
     return {

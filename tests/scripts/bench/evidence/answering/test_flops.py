@@ -14,8 +14,8 @@ from llava.model.vision.image_tokens import ImageTokens
 from qlip import Leaves
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.sets import QuestionSet, draw_set
-from scripts.bench.evidence.answering.subject import Seen, Subject
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.subject import EncodedPicture, Subject
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.rivals.reduction import Kept, average_leaves, merge_similar, prune_by_cls, prune_outliers
 
 
@@ -34,33 +34,33 @@ def counted(work: Callable[[], object]) -> int:
 
 QUADTREES = [
     SHIPPED,
-    Way("uniform", {"alpha": 0.0, "max_tokens": None}),
-    Way("thumbnail", {"thumbnail": True}),
-    Way("large leaves", {"coarsest": "any", "max_tokens": 40}),
+    Variant("uniform", {"alpha": 0.0, "max_tokens": None}),
+    Variant("thumbnail", {"thumbnail": True}),
+    Variant("large leaves", {"coarsest": "any", "max_tokens": 40}),
 ]
 
 
 @pytest.mark.parametrize("way", QUADTREES, ids=lambda way: way.name)
-def test_encoding_a_picture_costs_what_torch_counts(subject: Subject, questions: QuestionSet, way: Way) -> None:
-    seen: list[Seen] = []
-    assert counted(lambda: seen.extend(subject.see(way, questions.pictures))) == seen[0].flops
+def test_encoding_a_picture_costs_what_torch_counts(subject: Subject, questions: QuestionSet, way: Variant) -> None:
+    encoded: list[EncodedPicture] = []
+    assert counted(lambda: encoded.extend(subject.encode_pictures(way, questions.pictures))) == encoded[0].flops
 
 
 def test_clip_costs_what_torch_counts_without_its_last_layer_which_nothing_reads(
     subject: Subject, questions: QuestionSet
 ) -> None:
-    seen: list[Seen] = []
-    found = counted(lambda: seen.extend(subject.see(CLIP, questions.pictures)))
-    assert found - subject.cost.tower.layer.run(65) == seen[0].flops
+    encoded: list[EncodedPicture] = []
+    found = counted(lambda: encoded.extend(subject.encode_pictures(CLIP, questions.pictures)))
+    assert found - subject.cost.tower.layer.run(65) == encoded[0].flops
 
 
 @pytest.mark.parametrize("way", [CLIP, SHIPPED], ids=lambda way: way.name)
-def test_prefill_costs_what_torch_counts(subject: Subject, questions: QuestionSet, way: Way) -> None:
-    (seen,) = subject.see(way, questions.pictures)
+def test_prefill_costs_what_torch_counts(subject: Subject, questions: QuestionSet, way: Variant) -> None:
+    (encoded,) = subject.encode_pictures(way, questions.pictures)
     ids = prompt_ids(subject.engine_of(way), "What is in the picture?")
     model = subject.engine_of(way).model
-    found = counted(lambda: model(input_ids=ids[None], images=[seen.tokens], logits_to_keep=1))
-    assert found == subject.cost.prefill(len(ids) - 1 + len(seen.tokens.features))
+    found = counted(lambda: model(input_ids=ids[None], images=[encoded.tokens], logits_to_keep=1))
+    assert found == subject.cost.prefill(len(ids) - 1 + len(encoded.tokens.features))
 
 
 @pytest.mark.parametrize("keep", [20, 47])
@@ -83,25 +83,25 @@ def test_a_rival_costs_what_torch_counts(subject: Subject, reduce: Callable[...,
 
 
 def test_two_passes_cost_both(subject: Subject, questions: QuestionSet) -> None:
-    text, way = "How many objects are there?", Way("crop", {}, "crop")
-    seen: list[list[Seen]] = []
-    found = counted(lambda: seen.extend(subject.see_asked(way, questions.pictures, [[text]])))
-    assert found - 2 * subject.cost.tower.layer.run(65) == seen[0][0].flops
+    text, way = "How many objects are there?", Variant("crop", {}, "crop")
+    encoded: list[list[EncodedPicture]] = []
+    found = counted(lambda: encoded.extend(subject.encode_for_questions(way, questions.pictures, [[text]])))
+    assert found - 2 * subject.cost.tower.layer.run(65) == encoded[0][0].flops
 
 
 def test_asking_first_costs_both_passes(subject: Subject, questions: QuestionSet) -> None:
-    text, way = "How many objects are there?", Way("asked", {"budget": "question", "max_tokens": None})
-    seen: list[list[Seen]] = []
-    found = counted(lambda: seen.extend(subject.see_asked(way, questions.pictures, [[text]])))
-    assert found == seen[0][0].flops
-    assert len(seen[0][0].tokens.features) > 64
+    text, way = "How many objects are there?", Variant("asked", {"budget": "question", "max_tokens": None})
+    encoded: list[list[EncodedPicture]] = []
+    found = counted(lambda: encoded.extend(subject.encode_for_questions(way, questions.pictures, [[text]])))
+    assert found == encoded[0][0].flops
+    assert len(encoded[0][0].tokens.features) > 64
 
 
 def test_a_cell_counts_the_mean_over_questions_with_their_own_prompts(subject: Subject, questions: QuestionSet) -> None:
     found = subject.examine(SHIPPED, questions)
-    (seen,) = subject.see(SHIPPED, questions.pictures)
-    tokens: ImageTokens = seen.tokens
+    (encoded,) = subject.encode_pictures(SHIPPED, questions.pictures)
+    tokens: ImageTokens = encoded.tokens
     lengths = [len(prompt_ids(subject.engine, item.text)) - 1 for item in questions.questions[0]]
-    whole = [seen.flops + subject.cost.prefill(len(tokens.features) + length) for length in lengths]
+    whole = [encoded.flops + subject.cost.prefill(len(tokens.features) + length) for length in lengths]
     assert found.flops == [pytest.approx(sum(whole) / len(whole))]
     assert found.tokens == [len(tokens.features)]

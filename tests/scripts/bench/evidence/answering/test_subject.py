@@ -11,7 +11,7 @@ from qlip import Leaves, interpolate_positions
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.sets import draw_set
 from scripts.bench.evidence.answering.subject import interpolate_scrambled
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 
 
 def test_the_scrambled_reshape_is_exact_at_the_native_grid_and_wrong_elsewhere():
@@ -22,7 +22,7 @@ def test_the_scrambled_reshape_is_exact_at_the_native_grid_and_wrong_elsewhere()
     assert (interpolate_scrambled(table, larger) - right).norm() / right.norm() > 1
 
 
-@pytest.mark.parametrize("way", [CLIP, SHIPPED, Way("small", {"image_size": 112})], ids=lambda way: way.name)
+@pytest.mark.parametrize("way", [CLIP, SHIPPED, Variant("small", {"image_size": 112})], ids=lambda way: way.name)
 def test_examining_judges_what_a_chat_would_answer(subject, way):
     questions = draw_set("12-24 px", "validation", 3)
     found = subject.examine(way, questions)
@@ -39,14 +39,14 @@ def test_examining_judges_what_a_chat_would_answer(subject, way):
 @pytest.mark.parametrize("rival", ["cls", "cls+merge", "tome"])
 def test_rivals_see_as_many_tokens_as_they_are_allowed(subject, rival):
     questions = draw_set("12-24 px", "validation", 1)
-    (seen,) = subject.see(Way(rival, {"max_tokens": 70}, rival), questions.pictures)
-    assert len(seen.tokens.features) == len(seen.tokens.span.positions) == 70
-    assert seen.tokens.span.length == 64
+    (encoded,) = subject.encode_pictures(Variant(rival, {"max_tokens": 70}, rival), questions.pictures)
+    assert len(encoded.tokens.features) == len(encoded.tokens.span.positions) == 70
+    assert encoded.tokens.span.length == 64
 
 
 def test_a_prior_that_is_not_given_is_named(subject):
     with pytest.raises(ValueError, match="'mlp'.*grid"):
-        subject.see(Way("mlp", {}, prior="grid"), [])
+        subject.encode_pictures(Variant("mlp", {}, prior="grid"), [])
 
 
 def test_ways_at_equal_cost_cost_the_same(subject):

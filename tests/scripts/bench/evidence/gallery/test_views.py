@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts.bench.evidence.answering.experiments import CLIP
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.gallery import views
 
 
@@ -16,7 +16,7 @@ def test_a_view_of_an_unsplit_picture_is_the_picture(subject, monkeypatch: pytes
     monkeypatch.setattr(views, "draw_leaves", lambda canvas, leaves: canvas)
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    way = Way("whole", {"alpha": 0.0, "max_tokens": None, "image_size": 112})
+    way = Variant("whole", {"alpha": 0.0, "max_tokens": None, "image_size": 112})
     engine = subject.engine_of(way)
     tower = engine.model.get_vision_tower()
     tower.settings = subject.settings(way)

@@ -14,7 +14,7 @@ from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import BUDGET, BUDGETS, CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.pages import figures
 from tests.scripts.bench.evidence.rows import answer_row
 
@@ -22,7 +22,7 @@ RIGHT = {"colour": "1100", "shape": "1111", "relation": "1001", "count": "1000",
 BY_BUDGET = {way.name: way for way in EXPERIMENTS["budgets"].ways}
 
 
-def answers_of(folder: Path, *rows: tuple[Way, str, int]) -> Answers:
+def answers_of(folder: Path, *rows: tuple[Variant, str, int]) -> Answers:
     """Answers of some ways on some sets, each with its number of tokens."""
     for way, name, tokens in rows:
         AnswerLog(folder / "answers.jsonl").add(answer_row(way, "a", RIGHT, name, tokens))

@@ -9,7 +9,7 @@ from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.answers import Answers
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import KINDS
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.pages.tables import kind_table, size_table, table
 from tests.scripts.bench.evidence.rows import answer_row
 
@@ -26,7 +26,7 @@ def test_a_table_pools_checkpoints_and_says_what_was_not_measured(tmp_path):
 
 def test_ways_are_compared_on_the_checkpoints_that_were_asked_in_all_of_them(tmp_path):
     path = tmp_path / "answers.jsonl"
-    log, other = AnswerLog(path), Way("random", {"criterion": "random"})
+    log, other = AnswerLog(path), Variant("random", {"criterion": "random"})
     log.add(answer_row(CLIP, "a", dict.fromkeys(KINDS, "1100")))
     log.add(answer_row(CLIP, "b", dict.fromkeys(KINDS, "1111")))
     log.add(answer_row(SHIPPED, "a", dict.fromkeys(KINDS, "1110")))

@@ -13,7 +13,7 @@ from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
 from scripts.bench.evidence.answering.experiments import CLIP
 from scripts.bench.evidence.answering.subject import Subject
-from scripts.bench.evidence.answering.variants import Way
+from scripts.bench.evidence.answering.variants import Variant
 from scripts.bench.evidence.rivals.crop import Box, attend_to_image, choose_box, join_views, window_sides
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((448, 448))
@@ -21,13 +21,13 @@ PICTURE = Image.radial_gradient("L").convert("RGB").resize((448, 448))
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_attention_to_the_image_is_that_of_eager_attention(subject: Subject, layer: int) -> None:
-    (seen,) = subject.see(CLIP, [PICTURE])
+    (encoded,) = subject.encode_pictures(CLIP, [PICTURE])
     model, ids = subject.engine_of(CLIP).model, prompt_ids(subject.engine_of(CLIP), "How many objects are there?")
-    found = attend_to_image(model, ids, seen.tokens, layer)
+    found = attend_to_image(model, ids, encoded.tokens, layer)
     usual = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        eager = model(input_ids=ids[None], images=[seen.tokens], output_attentions=True).attentions[layer]
+        eager = model(input_ids=ids[None], images=[encoded.tokens], output_attentions=True).attentions[layer]
     finally:
         model.set_attn_implementation(usual)
     start = ids.tolist().index(-200)
@@ -86,10 +86,12 @@ def test_a_crops_tokens_lie_inside_their_box_or_count_on() -> None:
 
 
 def test_both_views_are_answered_from(subject: Subject) -> None:
-    ways = [Way(name, {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
+    ways = [Variant(name, {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
     for way in ways:
-        ((first, second),) = subject.see_asked(way, [PICTURE], [["How many objects are there?", "What is it?"]])
-        (whole,) = subject.see(CLIP, [PICTURE])
-        for seen in (first, second):
-            assert len(seen.tokens.features) == 128
-            torch.testing.assert_close(seen.tokens.features[:64], whole.tokens.features)
+        ((first, second),) = subject.encode_for_questions(
+            way, [PICTURE], [["How many objects are there?", "What is it?"]]
+        )
+        (whole,) = subject.encode_pictures(CLIP, [PICTURE])
+        for encoded in (first, second):
+            assert len(encoded.tokens.features) == 128
+            torch.testing.assert_close(encoded.tokens.features[:64], whole.tokens.features)
