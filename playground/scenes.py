@@ -75,7 +75,7 @@ def scene(spec: SceneSpec, seed: int, index: int) -> Scene:
     if sign is not None and plate is not None and place is not None:
         sign = replace(sign, centre=place)
         image[sign_area(sign)] = plate
-    image = _add_noise(np.clip(image + 0.5, 0, 255).astype(np.uint8), spec.noise, (seed, index, 3))
+    image = add_noise(np.clip(image + 0.5, 0, 255).astype(np.uint8), spec.noise, (seed, index, 3))
     return Scene(image, tuple(objects), sign, kind)
 
 
@@ -101,7 +101,7 @@ def sign_area(sign: Sign) -> tuple[slice, slice]:
     return slice(top, top + sign.box[0]), slice(left, left + sign.box[1])
 
 
-def _add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
+def add_noise(image: np.ndarray, strength: float, seed: tuple[int, ...]) -> np.ndarray:
     """Lays Gaussian noise of standard deviation `strength` over an image, uint8 (H, W, 3)."""
     if not strength:
         return image

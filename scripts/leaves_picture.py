@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     from playground.photographs import SPLITS, read_photograph
     from qlip import QLIPConfig
     from qlip.cutting import ImageCutter
-    from scripts.bench.evidence.report import fill_page
+    from scripts.bench.evidence.pages.fill import fill_page
 
     (photograph,) = (item for split in SPLITS.values() for item in split if item.name == PHOTOGRAPH)
     picture, cutter = Image.fromarray(read_photograph(photograph)), ImageCutter()

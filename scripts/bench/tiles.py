@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava.model.vision.prepared_image import PreparedImage
-    from scripts.bench.evidence.flops import ModelCost
+    from scripts.bench.flops import ModelCost
 
 SIDE, CELLS = 336, 576
 ANYRES = SimpleNamespace(
@@ -62,7 +62,7 @@ OPERATIONS = """\
 ## Operations
 
 Of LLaVA-1.6-7B up to the first token: tower, projector and prefill with {text} tokens of text, by the formulas of
-`scripts/bench/evidence/flops.py`, as shares of anyres'. Computed, not measured."""
+`scripts/bench/flops.py`, as shares of anyres'. Computed, not measured."""
 TIMES = """\
 ## Time
 
@@ -85,7 +85,7 @@ def command(options: argparse.Namespace) -> None:
     import torch
     from PIL import ImageOps
 
-    from scripts.bench.evidence.photograph_set import load_photographs
+    from scripts.bench.evidence.photographs.collection import load_photographs
 
     torch.set_num_threads(options.threads)
     photographs = [item for item in load_photographs() if not item.cropped]
@@ -150,7 +150,7 @@ def count_ways(pictures: Sequence[Image.Image]) -> dict[str, tuple[float, float]
 
 def llava_7b() -> ModelCost:
     """Builds the sizes of LLaVA-1.6-7B."""
-    from scripts.bench.evidence.flops import LayerCost, ModelCost, TowerCost
+    from scripts.bench.flops import LayerCost, ModelCost, TowerCost
 
     vision, text, hidden = 1024, 4096, 11008
     tower = TowerCost(
@@ -184,7 +184,7 @@ def measure_stages(pictures: Sequence[Image.Image], repeats: int) -> dict[str, d
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-    from scripts.bench.evidence.photograph_times import build_layer
+    from scripts.bench.evidence.photographs.times import build_layer
 
     config = LlamaConfig(num_hidden_layers=1)  # 7B's shape
     config._attn_implementation = "sdpa"

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.evidence.report import fill_page
+from scripts.bench.evidence.pages.fill import fill_page
 from scripts.markdown_table import join_values, table_head, table_row
 
 PAGE = Path("docs/results/checkpoints.md")

@@ -17,15 +17,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run, real
-from scripts.bench.evidence.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
-from scripts.bench.evidence.report import fill_page
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.pages.fill import fill_page
 from scripts.markdown_table import join_values, table_head, table_row
 
 if TYPE_CHECKING:
     from qlip import QLIPConfig
-    from scripts.bench.evidence.tables import Cell
+    from scripts.bench.evidence.answering.answers import Cell
 
 MOST_ON_SCENES = 1.2
 """Most tokens on average over the scenes, as a multiple of CLIP's."""
@@ -136,7 +136,7 @@ def command(options: argparse.Namespace) -> None:
         ValueError: CLIP or all candidates lack answers in one of the sets.
     """
     from llava.eval.sweep.grid import read_own_settings
-    from scripts.bench.evidence.tables import Answers
+    from scripts.bench.evidence.answering.answers import Answers
 
     own = read_own_settings(options.model_path)
     answers, wanted = Answers(options.answers_files, "validation", own), EXPERIMENTS["choice"]
@@ -198,8 +198,8 @@ def photograph_tokens(settings: QLIPConfig, native_grid: int) -> float:
     """Counts the mean tokens of photographs at CLIP's grid, with the budget of a grid of `native_grid` scaled to it."""
     from dataclasses import replace
 
-    from scripts.bench.evidence.photograph_set import load_photographs
-    from scripts.bench.evidence.photographs import count_tokens
+    from scripts.bench.evidence.photographs.collection import load_photographs
+    from scripts.bench.evidence.photographs.tokens import count_tokens
 
     budget = settings.max_tokens
     scaled = None if budget is None else round(budget * (CLIP_CELLS / native_grid) ** 2)

@@ -12,13 +12,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.evidence.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
-from scripts.bench.evidence.report import fill_page
-from scripts.bench.evidence.run import known_split
-from scripts.bench.evidence.scene_sets import MEASURES, MIXED
-from scripts.bench.evidence.tables import Answers, Cell, interval
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.answers import Answers, Cell
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.flags import known_split
+from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
+from scripts.bench.evidence.pages.fill import fill_page
+from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import join_values, table_head, table_row
 
 if TYPE_CHECKING:

@@ -16,19 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.evidence.answer_log import AnswerLog, read_cells
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.claims import (
-    CLAIMS_FILE,
-    Claim,
-    Verdict,
-    claimed_ways,
-    count_scenes,
-    judge,
-    read_claims,
-)
-from scripts.bench.evidence.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.scene_sets import MEASURES, new_series
+from scripts.bench.evidence.answering.answer_log import AnswerLog, read_cells
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
+from scripts.bench.evidence.answering.scene_sets import MEASURES, new_series
+from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims
+from scripts.bench.evidence.claims.verdicts import Verdict, count_scenes, judge
 
 SHIPPED_MODEL = "shipped"
 QUICK_SCENES = 120
@@ -76,8 +69,8 @@ def measure(claims: Sequence[Claim], split: str, options: argparse.Namespace, pa
     """Answers the questions of every set and way that claims are about; what the file holds is not answered again."""
     import torch
 
+    from scripts.bench.evidence.answering.subject import Subject
     from scripts.bench.evidence.run import run
-    from scripts.bench.evidence.ways import Subject
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)

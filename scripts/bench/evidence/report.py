@@ -8,44 +8,17 @@ table and the table of claims come from `claims.json`; `--only-claims` writes th
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from scripts.bench.evidence.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.claim_tables import claim_parts
-from scripts.bench.evidence.claims import read_claims
-from scripts.bench.evidence.scene_sets import SPLITS
-
-
-def fill(text: str, parts: Mapping[str, str], partly: bool = False) -> str:
-    """Writes each part between its marks; `partly` leaves marks without a part as they are.
-
-    Raises:
-        ValueError: the text has a mark without a part.
-    """
-
-    def part(match: re.Match[str]) -> str:
-        if match["name"] not in parts and partly:
-            return match[0]
-        if match["name"] not in parts:
-            raise ValueError(f"no part for the mark {match['name']!r}; parts are {', '.join(parts)}")
-        return f"<!-- {match['name']} -->\n{parts[match['name']]}\n<!-- end {match['name']} -->"
-
-    return re.sub(r"<!-- (?P<name>[^\n]+?) -->\n(?:.*?\n)?<!-- end (?P=name) -->", part, text, flags=re.DOTALL)
-
-
-def fill_page(page: Path, parts: Mapping[str, str], partly: bool = False) -> None:
-    """Writes each part between its marks in a file, as `fill` does.
-
-    Raises:
-        FileNotFoundError: there is no such page.
-        ValueError: it has a mark without a part.
-    """
-    page.write_text(fill(page.read_text(encoding="utf-8"), parts, partly), encoding="utf-8")
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.scene_sets import SPLITS
+from scripts.bench.evidence.claims.published import read_claims
+from scripts.bench.evidence.claims.tables import claim_parts
+from scripts.bench.evidence.pages.fill import fill_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +47,9 @@ def run(options: argparse.Namespace) -> None:
         return
     from llava.eval.sweep.grid import read_own_settings
     from playground.questions import V_STAR
-    from scripts.bench.evidence.figures import position_figure, size_figure, token_figure
-    from scripts.bench.evidence.tables import Answers, tables
+    from scripts.bench.evidence.answering.answers import Answers
+    from scripts.bench.evidence.pages.figures import position_figure, size_figure, token_figure
+    from scripts.bench.evidence.pages.tables import tables
 
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)

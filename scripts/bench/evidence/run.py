@@ -17,22 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import device_flag
-from scripts.bench.evidence.answer_log import ANSWERS_FILE, AnswerLog
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import SCENES, SET_NAMES, series_of
-from scripts.bench.evidence.settings import Way
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog, marks
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.flags import known_split, named_path
+from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES
+from scripts.bench.evidence.answering.variants import Variant
 
 if TYPE_CHECKING:
-    from scripts.bench.evidence.sets import QuestionSet
-    from scripts.bench.evidence.ways import Examined, Subject
+    from scripts.bench.evidence.answering.sets import QuestionSet
+    from scripts.bench.evidence.answering.subject import Examined, Subject
 
 logger = logging.getLogger(__name__)
 
 
 def cells(
     names: Sequence[str], sets: Sequence[str], folders: Sequence[Path], ways: Sequence[str] = ()
-) -> list[tuple[Way, str | Path]]:
+) -> list[tuple[Variant, str | Path]]:
     """Lists every way and set of some experiments, ordered by set so that each is drawn once; pairs may repeat.
 
     Args:
@@ -59,13 +60,13 @@ def cells(
 
 def run(
     subjects: dict[str, Subject],
-    pairs: Sequence[tuple[Way, str | Path]],
+    pairs: Sequence[tuple[Variant, str | Path]],
     split: str,
     scenes: int,
     log: AnswerLog,
 ) -> None:
     """Examines every subject in every way on every set of some pairs that the log does not hold yet."""
-    from scripts.bench.evidence.sets import draw_set, read_set
+    from scripts.bench.evidence.answering.sets import draw_set, read_set
 
     todo = [(model, way, chosen) for way, chosen in pairs for model in subjects]
     for model, way, _ in todo:
@@ -92,34 +93,6 @@ def run(
 def to_cell(questions: QuestionSet, found: Examined) -> dict[str, Any]:
     """Builds what is kept of a cell's answers, ready for JSON."""
     return marks(questions, found.right) | {"tokens": found.tokens, "flops": [round(count) for count in found.flops]}
-
-
-def marks(questions: QuestionSet, right: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Builds, by kind, a string with "1" for every right answer, and the number of each answer's picture."""
-    strings: dict[str, str] = {}
-    owners: dict[str, list[int]] = {}
-    for picture, (asked, row) in enumerate(zip(questions.questions, right, strict=True)):
-        for item, good in zip(asked, row, strict=True):
-            strings[item.category] = strings.get(item.category, "") + str(int(good))
-            owners.setdefault(item.category, []).append(picture)
-    return {"right": strings, "pictures": owners}
-
-
-def named_path(text: str) -> tuple[str, str]:
-    """Parses `NAME=PATH`, for argparse's `type`."""
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be NAME=PATH")
-    return name, path
-
-
-def known_split(text: str) -> str:
-    """Checks the name of a split, for argparse's `type`."""
-    try:
-        series_of(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(str(problem)) from None
-    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +136,7 @@ def command(options: argparse.Namespace) -> None:
     import torch
 
     from llava.utils import default_device
-    from scripts.bench.evidence.ways import Subject
+    from scripts.bench.evidence.answering.subject import Subject
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from scripts.bench.evidence.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
-from scripts.bench.evidence.report import fill_page
-from scripts.bench.evidence.scene_sets import MIXED, SPLITS
-from scripts.bench.evidence.settings import Way
-from scripts.bench.evidence.tables import Answers, Cell, describe
+from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.answers import Answers, Cell
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
+from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.pages.fill import fill_page
+from scripts.bench.evidence.pages.tables import describe
 
 PAGE = Path("docs/results/trained.md")
 GEOMETRIES = {way.name: way for way in EXPERIMENTS["geometry"].ways}
-WAYS: Mapping[str, Way] = {
+WAYS: Mapping[str, Variant] = {
     "CLIP": CLIP,
     "QLIP, the paper's geometry": GEOMETRIES["grid"],
     "QLIP": GEOMETRIES["native, native positions, noise floor"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava.utils import demo_model_path
-from scripts.bench.evidence.ways import Subject
+from scripts.bench.evidence.answering.subject import Subject
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import pytest
 from llava.eval.sweep.grid import read_own_settings
 from qlip import QLIPConfig
 from scripts.bench.evidence import choice
-from scripts.bench.evidence.checkpoints import trained_path
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.choice import Candidate, best_shares, mean_losses, photograph_tokens, rank, table
-from scripts.bench.evidence.experiments import CLIP, EXPERIMENTS
 
 CLIP_SHARES = {("a", "count"): 80.0, ("a", "colour"): 50.0}
 FINE = Candidate("fine", {("a", "count"): 79.5, ("a", "colour"): 90.0}, 1.2, 1.5)

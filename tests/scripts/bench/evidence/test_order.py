@@ -6,10 +6,10 @@ import pytest
 
 from llava.eval.sweep.grid import read_own_settings
 from scripts.bench.evidence import order
-from scripts.bench.evidence.answer_log import AnswerLog
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import KINDS
+from scripts.bench.evidence.answering.answer_log import AnswerLog
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.scene_sets import KINDS
 
 RIGHT = {"CLIP": "0000", "score, 128": "1000", "side, 128": "1110"}
 MARKS = ("order: validation, 128", "order: validation, budgets")

@@ -6,10 +6,10 @@ import pytest
 
 from llava.eval.sweep.grid import read_own_settings
 from scripts.bench.evidence import trained
-from scripts.bench.evidence.answer_log import AnswerLog
-from scripts.bench.evidence.checkpoints import trained_path
-from scripts.bench.evidence.experiments import EXPERIMENTS
-from scripts.bench.evidence.scene_sets import KINDS
+from scripts.bench.evidence.answering.answer_log import AnswerLog
+from scripts.bench.evidence.answering.checkpoints import trained_path
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.scene_sets import KINDS
 
 RIGHT = {"CLIP": "1100", "QLIP, the paper's geometry": "1111", "QLIP": "1110"}
 

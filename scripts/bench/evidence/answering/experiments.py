@@ -1,0 +1,294 @@
+"""The experiments: the rows of every table of docs/RESULTS.md. Settings that are not named are the shipped ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+import qlip.config
+from scripts.bench.evidence.answering.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
+from scripts.bench.evidence.answering.variants import Variant
+
+CLIP = Variant("CLIP", None)
+SHIPPED = Variant("QLIP as shipped")
+BUDGET = 96
+"""Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
+GRID = {"geometry": "grid"}
+"""Pictures of any size in cells, as the rivals take them."""
+UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
+IN_GRID: Mapping[str, Any] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
+"""Trees of the image's own pixels, as in the paper."""
+NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
+"""Trees of CLIP's own cells."""
+THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
+AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "": {"llm_size_bias": 0.0},
+        ", logit bias": {"llm_size_bias": 1.0},
+        ", logit bias, native weight": {"llm_size_bias": 1.0, "llm_weight": "native"},
+    }
+)
+"""Averages over leaves, without and with the logarithm of a leaf's cells on its key's logits."""
+CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
+"""Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
+ASKED_TOKENS = 130
+"""The same of the question-aware budget, on objects of 12-24 px."""
+BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
+"""The order of splits before it was "side", in which the tables were measured where a budget binds; see "order"."""
+SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET, **BY_SCORE}
+"""The whole budget, by score alone."""
+BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
+"""Tokens, and the side in cells of the uniform grid that has about as many."""
+DETAIL_BIAS = -0.25
+"""A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
+PAPER: Mapping[str, object] = {
+    name: qlip.config.PAPER[name] for name in ("criterion", "coarsest", "geometry", "leaf_position", "llm_size_bias")
+}
+"""The paper's rule, but with raster positions in the language model."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Ways to encode images, each examined on the same sets."""
+
+    ways: Sequence[Variant]
+    sets: Sequence[str]
+
+
+def _positions(settings: Mapping[str, object]) -> list[Variant]:
+    return [
+        Variant("bicubic", {"interpolation": "bicubic", **settings}),
+        Variant("bilinear", {"interpolation": "bilinear", **settings}),
+        Variant("MLP, grid term", {"mlp_residual": False, **settings}, prior="grid"),
+        Variant("MLP, grid term, + residual", {"mlp_residual": True, **settings}, prior="grid"),
+        Variant("MLP, [CLS] term", {"mlp_residual": False, **settings}, prior="consistency"),
+        Variant("MLP, [CLS] term, + residual", {"mlp_residual": True, **settings}, prior="consistency"),
+        Variant("MLP, released training", {"mlp_residual": False, **settings}, prior="released"),
+        Variant("scrambled reshape", settings, scrambled=True),
+    ]
+
+
+def _language_positions() -> list[Variant]:
+    """Lists budgets of 1/4 to 16 times the native tokens; below these leaves may be larger than native cells."""
+    ways = []
+    for tokens in (16, 32, 64, 96, 128, 256, 512, 1024):
+        coarsest = "any" if tokens < 64 else "native"
+        budget = {"alpha": 0.0, "max_tokens": tokens, "coarsest": coarsest, "llm_size_bias": 0.0, **BY_SCORE}
+        for name, change in (
+            ("sequential", {"llm_positions": "sequential"}),
+            ("raster", {"llm_positions": "raster"}),
+            ("raster, native weight", {"llm_positions": "raster", "llm_weight": "native"}),
+        ):
+            ways.append(Variant(f"{name}, {tokens}", budget | change))
+    return ways
+
+
+def _criteria() -> list[Variant]:
+    named: list[tuple[str, dict[str, int]]] = [("gradient", {}), ("variance", {}), ("diagonal", {}), ("random", {})]
+    named += [("structure", {"structure_size": size}) for size in (5, 7, 9, 11)]
+    ways = []
+    for (criterion, extra), coarsest in product(named, ("any", "native")):
+        window = f" {extra['structure_size']}" if extra else ""
+        settings = {"criterion": criterion, **extra, "coarsest": coarsest, **SPENT}
+        ways.append(Variant(f"{criterion}{window}, {coarsest}", settings))
+    return ways
+
+
+def _quadtrees() -> list[Variant]:
+    """Lists CLIP, the quadtree at `BUDGET`, and its controls."""
+    return [
+        CLIP,
+        Variant("quadtree", SPENT),
+        Variant("quadtree, any coarsest", {**SPENT, "coarsest": "any"}),
+        Variant("resize to 10 x 10", {**UNIFORM, "image_size": 140}),
+        Variant("random quadtree", {**SPENT, "criterion": "random"}),
+    ]
+
+
+def _rivals() -> list[Variant]:
+    ways = [
+        *_quadtrees(),
+        Variant("native grid, 1024 tokens", UNIFORM),
+        Variant("native grid, 1024 tokens, native weight", {**UNIFORM, "llm_weight": "native"}),
+    ]
+    for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging"), ("tome", "ToMe merging")):
+        for positions in ("raster", "sequential"):
+            ways.append(Variant(f"{name}, {positions}", {"max_tokens": BUDGET, "llm_positions": positions}, rival))
+    for positions in ("raster", "sequential"):
+        ways.append(Variant(f"PruMerge, adaptive, {positions}", {"llm_positions": positions}, "prumerge"))
+    for name, change in AVERAGES.items():
+        ways.append(Variant(f"leaves averaged after the tower{name}", {**SPENT, **change}, "leaves"))
+    ways += [Variant(f"two-pass crop, {name}", {"llm_positions": name}, "crop") for name in ("raster", "sequential")]
+    ways.append(Variant("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}))
+    ways.append(Variant("thumbnail + native grid", {**UNIFORM, "thumbnail": True, "llm_weight": "native"}))
+    return ways
+
+
+def _budgets() -> list[Variant]:
+    """Lists ways to few tokens, half to four times the native number; up to the native number leaves may be larger."""
+    ways = [CLIP]
+    for tokens, side in BUDGETS.items():
+        tree = {**SPENT, "max_tokens": tokens, "coarsest": "any" if tokens <= 64 else "native"}
+        ways += [
+            Variant(f"QLIP, {tokens}", tree),
+            Variant(f"random quadtree, {tokens}", {**tree, "criterion": "random"}),
+            Variant(f"resized, {tokens}", {**UNIFORM, "image_size": 14 * side}),
+            Variant(f"[CLS] pruning, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "cls"),
+        ]
+        if tokens >= 64:  # a layer merges at most half of its tokens: from 1024 the embedded model's get no lower
+            ways.append(Variant(f"ToMe merging, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "tome"))
+    return ways
+
+
+def _equal_flops() -> list[Variant]:
+    """Lists ways that compute as much as the quadtree at `BUDGET`, for the embedded model.
+
+    A rival that runs the tower over a whole grid gets a smaller picture: 11 to 13 cells a side instead of 32.
+    """
+    ways = [
+        *_quadtrees(),
+        Variant("thumbnail + quadtree of 32", {**SPENT, **THUMBNAIL_32}),
+    ]
+    for rival, name in (("cls", "[CLS] pruning"), ("cls+merge", "[CLS] pruning + merging")):
+        ways.append(Variant(f"{name}, 57 of 11 x 11", {"max_tokens": 57, "image_size": 154, **GRID}, rival))
+    ways.append(Variant("PruMerge, adaptive, of 12 x 12", {"image_size": 168, **GRID}, "prumerge"))
+    ways.append(Variant("ToMe merging, 64 of 13 x 13", {"max_tokens": 64, "image_size": 182, **GRID}, "tome"))
+    for name, change in AVERAGES.items():
+        settings = {"alpha": 0.0, "max_tokens": 57, "image_size": 154, "coarsest": "any", **GRID, **BY_SCORE, **change}
+        ways.append(Variant(f"leaves averaged after the tower, 57 of 11 x 11{name}", settings, "leaves"))
+    return ways
+
+
+def _dear_rivals() -> list[Variant]:
+    """Lists rivals that cost more than the quadtree at `BUDGET`, each followed by a quadtree of about its cost."""
+    weighted = {"alpha": 0.0, "llm_weight": "native", **BY_SCORE}
+    return [
+        Variant("question-aware", {"budget": "question"}),
+        Variant("quadtree, about the cost of the question", {**weighted, "max_tokens": ASKED_TOKENS}),
+        Variant("two-pass crop, raster", {"llm_positions": "raster"}, "crop"),
+        Variant("quadtree, about the cost of the crop", {**weighted, "max_tokens": CROP_TOKENS}),
+        Variant("ToMe merging, 96 of 32 x 32", {"max_tokens": BUDGET}, "tome"),
+        Variant("quadtree, about the cost of ToMe", {**weighted, "max_tokens": TOME_TOKENS}),
+        Variant("[CLS] pruning, 96 of 32 x 32", {"max_tokens": BUDGET}, "cls"),
+        Variant("quadtree, about the cost of pruning", {**weighted, "max_tokens": PRUNING_TOKENS}),
+    ]
+
+
+def _options() -> list[Variant]:
+    changes: list[tuple[str, Mapping[str, object]]] = [
+        ("thumbnail", {"thumbnail": True}),
+        ("thumbnail, native weight", {"thumbnail": True, "llm_weight": "native"}),
+        ("native weight", {"llm_weight": "native"}),
+        ("size_bias 0.5", {"size_bias": 0.5}),
+        ("size_bias 1", {"size_bias": 1.0}),
+        ("llm_size_bias 0.5", {"llm_size_bias": 0.5}),
+        ("llm_size_bias 1", {"llm_size_bias": 1.0}),
+        ("both size biases 1", {"size_bias": 1.0, "llm_size_bias": 1.0}),
+        ("llm_size_bias 1, native weight", {"llm_size_bias": 1.0, "llm_weight": "native"}),
+        ("leaf_position mean", {"leaf_position": "mean"}),
+        ("layout centered", {"layout": "centered"}),
+        ("coarsest any", {"coarsest": "any"}),
+        ("coarsest any, both size biases 1", {"coarsest": "any", "size_bias": 1.0, "llm_size_bias": 1.0}),
+    ]
+    return [CLIP, *_by_score(SHIPPED, *(Variant(name, change) for name, change in changes))]
+
+
+def _by_score(*ways: Variant) -> list[Variant]:
+    return [replace(way, settings={**BY_SCORE, **(way.settings or {})}) for way in ways]
+
+
+def _losses() -> list[Variant]:
+    """Lists the rows of README's table, too: in the default order the shipped settings give the same figures."""
+    return [
+        CLIP,
+        SHIPPED,
+        *_by_score(
+            Variant("paper's rule, alpha 1, budget 256", {**PAPER, "alpha": 1.0, "max_tokens": 256}),
+            Variant("thumbnail", {"thumbnail": True}),
+        ),
+    ]
+
+
+def _counting() -> list[Variant]:
+    ways = [SHIPPED]
+    for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
+        ways.append(Variant(f"llm_size_bias {bias}", {"llm_size_bias": bias}))
+    for change in ({"size_bias": -0.25}, {"llm_weight": "native"}, {"llm_positions": "sequential"}):
+        ((name, value),) = change.items()
+        ways.append(Variant(f"{name} {value}", change))
+    ways.append(Variant("budget 80", {"max_tokens": 80}))
+    for size in (3, 9):
+        ways.append(Variant(f"window {size}", {"structure_size": size}))
+    return [CLIP, *_by_score(*ways)]
+
+
+def _geometry() -> list[Variant]:
+    """Lists the steps from the paper's geometry to the native one."""
+    steps: list[tuple[str, Mapping[str, object]]] = [
+        ("grid", IN_GRID),
+        ("grid, noise floor", {"geometry": "grid", "leaf_position": "centre", "noise_floor": True}),
+        ("native", {"geometry": "native", "leaf_position": "centre", "noise_floor": False}),
+        ("native, native positions", {**NATIVE, "noise_floor": False}),
+        ("native, native positions, noise floor", NATIVE),
+        ("native, native positions, noise floor, padded", {**NATIVE, "placement": "padded"}),
+    ]
+    return [CLIP, *(Variant(name, {**change, **BY_SCORE}) for name, change in steps)]
+
+
+def _resized() -> list[Variant]:
+    """Lists the shipped settings on pictures resized to each size of the native geometry."""
+    return [CLIP, *(Variant(f"{side} px", {"image_size": side, **BY_SCORE}) for side in (112, 224, 448, 896, 1792))]
+
+
+def _choice() -> list[Variant]:
+    """Lists candidates for the defaults, those that were shipped before the choice among them."""
+    earlier = {"structure_size": 5, "alpha": 0.8, "max_tokens": 128, "llm_size_bias": DETAIL_BIAS}
+    earlier |= {**IN_GRID, **BY_SCORE}
+    ways = [CLIP, Variant("the paper's geometry, structure 5, alpha 0.8, budget 128, llm_size_bias -0.25", earlier)]
+    for size, alpha, tokens, bias in product((5, 7), (0.8, 1.2, 1.6), (96, 128), (0.0, DETAIL_BIAS)):
+        window = {"structure_size": size, "alpha": alpha}
+        settings = {**window, "max_tokens": tokens, "llm_size_bias": bias, **NATIVE, **BY_SCORE}
+        ways.append(Variant(f"structure {size}, alpha {alpha}, budget {tokens}, llm_size_bias {bias}", settings))
+    return ways
+
+
+def _order() -> list[Variant]:
+    """Lists the orders in which a budget splits, at 1.5 times and twice the native tokens; then by side at fewer."""
+    ways = [CLIP]
+    for order, tokens in product(("score", "side"), (BUDGET, 128)):
+        ways.append(Variant(f"{order}, {tokens}", {"split_order": order, "max_tokens": tokens}))
+    for tokens in (76, 84):
+        ways.append(Variant(f"side, {tokens}", {"split_order": "side", "max_tokens": tokens}))
+    return ways
+
+
+def _page() -> list[Variant]:
+    """Lists what the chart of the web page shows: the shipped settings, and smaller budgets."""
+    return [CLIP, *(Variant(f"budget {tokens}", {"max_tokens": tokens}) for tokens in (16, 32, 48, 64, 80, 96, 128))]
+
+
+DETAIL_AND_LARGE = (DETAIL_SET, "large")
+BY_SIZE = ("base", *SIZES, "noise 20")
+EXPERIMENTS = MappingProxyType(
+    {
+        "positions": Experiment(_positions({}), DETAIL_AND_LARGE),
+        "enlarged": Experiment(_positions({**UNIFORM, "image_size": 224}), ("base",)),
+        "llm-positions": Experiment(_language_positions(), (DETAIL_SET,)),
+        "criteria": Experiment(_criteria(), DETAIL_AND_LARGE),
+        "rivals": Experiment(_rivals(), DETAIL_AND_LARGE),
+        "budgets": Experiment(_budgets(), (DETAIL_SET,)),
+        "equal-flops": Experiment(_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
+        "dear-rivals": Experiment(_dear_rivals(), DETAIL_AND_LARGE),
+        "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
+        "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
+        "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
+        "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
+        "between": Experiment(_resized(), tuple(BETWEEN)),
+        "choice": Experiment(_choice(), MIXED_SETS),
+        "order": Experiment(_order(), MIXED_SETS),
+        "page": Experiment(_page(), (DETAIL_SET,)),
+    }
+)

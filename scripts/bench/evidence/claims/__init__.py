@@ -1,0 +1,1 @@
+"""The published claims, and whether new answers agree with them."""

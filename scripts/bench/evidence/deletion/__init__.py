@@ -1,0 +1,1 @@
+"""The deletion test of attributions."""

@@ -1,0 +1,1 @@
+"""Scenes that one tower answers and the other does not, for docs/GALLERY.md."""

@@ -1,0 +1,1 @@
+"""Where a quadtree's losses arise."""

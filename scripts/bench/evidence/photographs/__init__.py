@@ -1,0 +1,1 @@
+"""What photographs cost: tokens and time."""

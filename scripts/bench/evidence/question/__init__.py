@@ -1,0 +1,1 @@
+"""The question-aware budget on shapes over photographs."""

@@ -1,0 +1,1 @@
+"""Other ways to few visual tokens, without training."""
