@@ -1,10 +1,11 @@
 """Compares the runner with one question at a time: `python -m scripts.bench.batch [--models demo random-160m]`.
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
-is `llava.eval.run.runner` with its file of answers and at most `--workers` processes, whose start counts. Each way runs
-in a separate process (`batch_ways.py`); the two take turns, so that both meet the same state of the machine. Loading
-does not count; CPU time includes the workers'. Beside the embedded model there are two of random weights: a tiny one in
-LLaVA's own format, and a CLIP-L-shaped tower with a language model of 160 million parameters.
+is `llava.eval.run.runner` with its file of answers and at most `--workers` processes, whose start counts; in some cases
+two processes share the questions. Each way runs in processes of its own (`batch_ways.py`); the two take turns, so that
+both meet the same state of the machine. Loading does not count; CPU time includes the workers'. Beside the embedded
+model there are two of random weights: a tiny one in LLaVA's own format, and a CLIP-L-shaped tower with a language model
+of 160 million parameters.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ class Case:
     """Questions to a picture."""
     new_tokens: int
     """Longest answer."""
+    processes: int = 1
+    """Processes that the runner's questions are shared among, as `accelerate launch` does."""
 
 
 CASES = (
     Case("demo", pictures=64, size=448, per_picture=6, new_tokens=128),
     Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128),
     Case("demo", pictures=1536, size=448, per_picture=1, new_tokens=128),
+    Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128, processes=2),
+    Case("demo", pictures=1536, size=448, per_picture=1, new_tokens=128, processes=2),
     Case("upstream-tiny", pictures=40, size=448, per_picture=6, new_tokens=16),
     Case("upstream-tiny", pictures=240, size=448, per_picture=1, new_tokens=16),
     Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
@@ -94,18 +99,38 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     questions = write_questions(folder, case)
     common = {"device": options.device, "checkpoint": str(checkpoint), "questions": str(questions)}
     common |= {"new_tokens": case.new_tokens, "workers": options.workers, "batch_size": options.batch_size}
-    running = {way: start(common | {"way": way}) for way in WAYS}
+    counts = dict(zip(WAYS, (1, case.processes), strict=True))
+    running = {
+        way: [start(common | {"way": way, "share": [count, number]}) for number in range(count)]
+        for way, count in counts.items()
+    }
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     try:
-        for process in running.values():
-            say(process)
+        for processes in running.values():
+            for process in processes:
+                read_line(process)
         for _ in range(options.repeats):
-            for way, process in running.items():
-                turns[way].append(json.loads(say(process, "go")))
+            for way, processes in running.items():
+                turns[way].append(take_turn(processes))
     finally:
-        for process in running.values():
+        for process in sum(running.values(), []):
             process.communicate()
     return turns
+
+
+def take_turn(processes: Sequence[subprocess.Popen[str]]) -> dict[str, Any]:
+    """Lets the processes of a way answer their shares at the same time, and joins what they measured."""
+    for process in processes:
+        write_line(process, "go")
+    parts = [json.loads(read_line(process)) for process in processes]
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        "seconds": max(part["seconds"] for part in parts),
+        "cpu": sum(part["cpu"] for part in parts),
+        "memory": [sum(part["memory"][place] for part in parts) for place in range(2)],
+        "answers": [answer for part in parts for answer in part["answers"]],
+    }
 
 
 def start(options: dict[str, Any]) -> subprocess.Popen[str]:
@@ -114,16 +139,21 @@ def start(options: dict[str, Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def say(process: subprocess.Popen[str], line: str | None = None) -> str:
-    """Reads a process's next line, after sending it one of ours if given."""
-    if process.stdin is None or process.stdout is None:
+def write_line(process: subprocess.Popen[str], line: str) -> None:
+    """Sends a process a line."""
+    if process.stdin is None:
         raise ValueError("the process has no pipes")
-    if line is not None:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-    if not (answer := process.stdout.readline()):
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Reads a process's next line."""
+    if process.stdout is None:
+        raise ValueError("the process has no pipes")
+    if not (line := process.stdout.readline()):
         raise RuntimeError(f"a measuring process ended: {process.args}")
-    return answer
+    return line
 
 
 def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -136,6 +166,7 @@ def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         "model": case.model,
         "questions": count,
         "per_picture": case.per_picture,
+        "processes": case.processes,
         **{way: count / statistics.median(turn["seconds"] for turn in turns[way]) for way in WAYS},
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 2) for ratio in ratios],
@@ -147,14 +178,33 @@ def report(case: Case, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Formats a Markdown table."""
-    head = ["model", "questions", "to a picture", *WAYS, "ratio", "CPU ms each", "same answers", "peak MiB"]
+    head = [
+        "model",
+        "questions",
+        "to a picture",
+        "processes",
+        *WAYS,
+        "ratio",
+        "CPU ms each",
+        "same answers",
+        "peak MiB",
+    ]
     lines = [table_head(head)]
     for row in rows:
         alone, together, worker = row["memory"]
         rates = [f"{row[way]:.2f}/s" for way in WAYS]
         cpu = " to ".join(f"{milliseconds:.1f}" for milliseconds in row["cpu"])
         memory = f"{alone:.0f} to {together:.0f} + {worker:.0f} a worker"
-        cells = [row["questions"], row["per_picture"], *rates, f"{row['ratio']:.1f}", cpu, f"{row['same']:.1%}", memory]
+        cells = [
+            row["questions"],
+            row["per_picture"],
+            row["processes"],
+            *rates,
+            f"{row['ratio']:.1f}",
+            cpu,
+            f"{row['same']:.1%}",
+            memory,
+        ]
         lines.append(table_row([row["model"], *map(str, cells)]))
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from llava.eval.run.answers.answer_file import AnswerFile
 from llava.eval.run.batching import BatchLimits
 from llava.eval.run.generate import prompt_ids
 from llava.eval.run.inputs.pictures import prepare_ahead
-from llava.eval.run.inputs.questions import Question, read_lines
+from llava.eval.run.inputs.questions import Question, chunk, read_lines
 from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.images import load_image
 from llava.model.builder import load_pretrained_model
@@ -90,6 +90,7 @@ def serve(options: argparse.Namespace) -> None:
     engine = ChatEngine(*load_pretrained_model(options.checkpoint, device=options.device))
     path = Path(options.questions)
     questions = read_lines(path, path.parent)
+    questions = [questions[i] for i in chunk(questions, *options.share)]
     limits = BatchLimits(options.batch_size)
     runner = Runner(engine, Sampling(0.0, max_new_tokens=options.new_tokens), limits=limits)
     preparer = Preparer.of(engine.model.get_vision_tower())

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_both_ways_give_the_same_answers_at_every_turn(
 ) -> None:
     """As the processes that measure them run, here in this one."""
     options = {"device": "cpu", "checkpoint": str(demo_model_path()), "questions": str(write_questions(tmp_path, CASE))}
-    options |= {"new_tokens": CASE.new_tokens, "workers": 0, "batch_size": 4}
+    options |= {"new_tokens": CASE.new_tokens, "workers": 0, "batch_size": 4, "share": [1, 0]}
     said = []
     for way in WAYS:
         monkeypatch.setattr("sys.stdin", io.StringIO("go\ngo\n"))
@@ -60,6 +61,27 @@ def test_the_ways_take_turns_in_a_process_each(tmp_path: Path, monkeypatch: pyte
     assert all((options["batch_size"], options["new_tokens"]) == (4, 24) for options, _ in started)
 
 
+SHARE = """
+import json, sys
+count, number = json.loads(sys.argv[1])["share"]
+print("ready", flush=True)
+for _ in sys.stdin:
+    part = {"seconds": number + 1, "cpu": 2, "memory": [500, 40 * number], "answers": [f"{number + 1} of {count}"]}
+    print(json.dumps(part), flush=True)
+"""
+
+
+def test_processes_share_the_runners_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "start", lambda options: subprocess.Popen(
+        [sys.executable, "-c", SHARE, json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ))  # fmt: skip
+    case = replace(CASE, processes=2)
+    turns = measure(case, argparse.Namespace(device="cpu", workers=0, batch_size=4, repeats=1), tmp_path)
+    assert turns["one at a time"] == [{"seconds": 1, "cpu": 2, "memory": [500, 0], "answers": ["1 of 1"]}]
+    both = {"seconds": 2, "cpu": 4, "memory": [1000, 40], "answers": ["1 of 2", "2 of 2"]}
+    assert turns["runner"] == [both]
+
+
 def test_a_measuring_process_that_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "start", lambda options: subprocess.Popen(
         [sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -79,6 +101,6 @@ def test_medians_and_ratios_are_of_turns() -> None:
     assert (row["one at a time"], row["runner"]) == pytest.approx((6 / 9, 2.0))
     assert row["ratio"] == 3.0 and row["ratios"] == [3.0, 4.0, 1.0]
     assert row["cpu"] == pytest.approx([1000.0, 500.0]) and row["same"] == pytest.approx(5 / 6)
-    assert "| demo | 6 | 3 | 0.67/s | 2.00/s | 3.0 | 1000.0 to 500.0 | 83.3% | 500 to 500 + 40 a worker |" in table(
+    assert "| demo | 6 | 3 | 1 | 0.67/s | 2.00/s | 3.0 | 1000.0 to 500.0 | 83.3% | 500 to 500 + 40 a worker |" in table(
         [row]
     )
