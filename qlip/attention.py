@@ -28,7 +28,7 @@ PROBE = "qlip_probe"
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What a layer gives its attention function."""
+    """What a layer passes to its attention function."""
 
     query: Tensor
     """(B, H, T, head width), rotated."""
@@ -37,9 +37,9 @@ class AttentionInputs:
     scaling: float | None
     """Factor of the products; None for 1 / sqrt(head width)."""
     softcap: float | None
-    """c: a logit becomes c tanh(logit / c), as in Gemma 2; None for none."""
+    """c: a logit becomes c tanh(logit / c), as in Gemma 2; None leaves logits as they are."""
     sinks: Tensor | None
-    """(H,), a logit that takes a part of each query's attention, as in gpt-oss; None for none."""
+    """(H,), a logit that takes a part of each query's attention, as in gpt-oss; None if there are no sinks."""
 
 
 class _LayerReached(Exception):

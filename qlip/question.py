@@ -37,7 +37,7 @@ class QuestionCut:
     """The blocks that are smaller than the leaf of `kept` around them and larger than those of `fine` in them."""
 
     fine: CutImage
-    """As fine as alpha asks; it splits leaves of `kept` further."""
+    """The image as fine as alpha asks; it splits leaves of `kept` further."""
 
     native_grid: int
     """n, cells per side of the grid that the tower was trained on."""

@@ -54,7 +54,7 @@ class ImageAttribution:
     """The share that each leaf of one image has in an answer."""
 
     leaves: Leaves
-    """Of the quadtree; without one, the cells of CLIP's grid."""
+    """Leaves of the quadtree; without one, the cells of CLIP's grid."""
     weights: Tensor
     """float32 (N,): not negative; of all images of a prompt they sum to 1."""
     frame: Frame = FULL_FRAME
