@@ -206,15 +206,15 @@ def _mean_weights(
 
 
 def check_followed(queries: Tensor, end: int, prompt: int) -> None:
-    """Checks that a token attends to all images of a prompt: in a causal model one behind them.
+    """Checks that some token of a question attends to all images of its prompt: in a causal model one after them.
 
     Args:
-        queries: bool (T,): the tokens that attend.
-        end: where the last image ends.
-        prompt: its number, for the message.
+        queries: bool (T,): the question's tokens.
+        end: index of the first token after the last image.
+        prompt: the prompt's number, for the message.
 
     Raises:
-        ValueError: none does.
+        ValueError: no token of the question comes after the last image.
     """
     if not bool(queries[end:].any()):
         raise ValueError(
