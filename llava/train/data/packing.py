@@ -10,9 +10,9 @@ def assign_rows(lengths: Sequence[int], capacity: int) -> list[int]:
     """Assigns samples to few rows of similar length.
 
     Two ways are tried, and the one with fewer rows is taken: first fit decreasing, which takes at most 11/9 of the
-    fewest possible rows and one more; and filling row after row in the given order, so that samples which come sorted by the
-    rows of a plan never take more rows than the plan has. With the same number of rows, samples are then spread more
-    evenly if this makes the longest row shorter, which saves padding.
+    fewest possible rows and one more; and filling row after row in the given order, so that samples which come sorted
+    by the rows of a plan never take more rows than the plan has. Samples are then spread more evenly over as many rows
+    if this makes the longest row shorter, which saves padding.
 
     Args:
         lengths: tokens of each sample.
