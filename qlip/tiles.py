@@ -54,7 +54,7 @@ class TokenOrder:
     span: ImageSpan
     """Positions and weights of the K tokens."""
     leaves: Leaves
-    """Those of `order`, on the raster's part of the image."""
+    """The leaves of `order`, on the raster's part of the image."""
 
     def gather(self, features: Tensor, newline: Tensor | None) -> Tensor:
         """Puts an image's features (N, D) and newlines (D,) in order: (K, D).

@@ -52,7 +52,7 @@ class Panel:
     """Curves over one pair of axes."""
 
     curves: Sequence[Curve]
-    """At most eight; they differ by marker, dash and colour."""
+    """At most eight curves; they differ by marker, dash and colour."""
     xlabel: str
     """Name of the axis with its unit; likewise `ylabel`."""
     ylabel: str

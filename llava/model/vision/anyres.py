@@ -34,7 +34,7 @@ from llava.image_geometry import (
 from qlip.tiles import Raster
 
 SHRINKS = 1.1
-"""By how much a raster's side must exceed that of N tiles before "anyres_max_N" shrinks it."""
+"""Ratio of a raster's side to that of N tiles above which "anyres_max_N" shrinks it."""
 
 POOLED, POOL = "maxpool2x2", 2
 

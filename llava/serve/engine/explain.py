@@ -67,7 +67,7 @@ class Explanation:
 
     answer: str
     images: tuple[ImageAttribution, ...]
-    """In the order of the prompt."""
+    """The images' attributions, in the order of the prompt."""
 
     def draw(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Draws each picture with the heat of its leaves, on one scale; see `qlip.draw_weights`."""
@@ -184,7 +184,7 @@ def _find_leaves(
     Args:
         engine: has the tower.
         view: the image.
-        tokens: of it.
+        tokens: the image's tokens.
         size: (width, height) of the picture.
 
     Returns:
