@@ -27,8 +27,8 @@ class ModerationService:
     def __init__(self, key: str, base_url: str = DEFAULT_URL) -> None:
         """
         Args:
-            key: Of the service.
-            base_url: Of the service, up to its version.
+            key: API key of the service.
+            base_url: Address of the service, up to its version.
         """
         self.key, self.url = key, f"{base_url.rstrip('/')}/moderations"
 

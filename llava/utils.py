@@ -156,7 +156,7 @@ class StreamToLogger(io.TextIOBase):
         """
         Args:
             logger: Where lines go.
-            log_level: Of each line.
+            log_level: Level of each line.
         """
         self.logger = logger
         self.log_level = log_level

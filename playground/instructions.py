@@ -101,7 +101,7 @@ def _choose_kinds(kinds: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 
 def _opened(opening: str, asked: Sequence[Question]) -> Iterator[tuple[str, str]]:
-    """Yields requests and answers, the first request behind `opening`."""
+    """Yields requests and answers, the first request after `opening`."""
     for number, question in enumerate(asked):
         yield (opening if number == 0 else "") + question.text, question.answer
 

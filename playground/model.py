@@ -39,9 +39,9 @@ class Architecture:
 
 
 EMBEDDED = Architecture()
-"""Of the recipe `joint`: 1.8 million weights."""
+"""Architecture of the recipe `joint`: 1.9 million weights."""
 LLAVA = Architecture(width=160, tower_layers=6, decoder_layers=4, heads=5)
-"""Of the recipe `llava`: 3.4 million weights."""
+"""Architecture of the recipe `llava`: 3.5 million weights."""
 
 
 class DemoModel(nn.Module):

@@ -1,4 +1,4 @@
-"""Packs several conversations about one image behind their common prefix.
+"""Packs several conversations about one image after their common prefix.
 
 A row is `<s> system text USER: `, the image tokens, and then one segment after another, each a question with its
 answer. A segment sees the prefix and itself, and its positions begin where the prefix ends: the decoder computes for
@@ -88,7 +88,7 @@ class Packer:
 
 
 def segment_mask(prefix: int, image: int, segments: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Builds the additive attention mask of image tokens and segments behind a prefix of text.
+    """Builds the additive attention mask of image tokens and segments after a prefix of text.
 
     Args:
         prefix: number of text tokens in front of the image, which are keys only.

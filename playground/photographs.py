@@ -23,7 +23,7 @@ class Photograph:
     """A sample picture of a package."""
 
     name: str
-    """Of the function of `skimage.data`, or of matplotlib's sample file."""
+    """Name of the function of `skimage.data`, or of matplotlib's sample file."""
     licence: str
     package: str = "skimage"
 

@@ -64,7 +64,7 @@ class PictureCache:
 
 
 def encode_text(sign: Sign | None) -> np.ndarray:
-    """Encodes a sign's readable characters: uint8 (LONGEST_TEXT,), 1 + index into `CHARACTERS`, 0 for none."""
+    """Encodes a sign's readable characters: uint8 (LONGEST_TEXT,), 1 + index into `CHARACTERS`, 0 past the end."""
     codes = np.zeros(LONGEST_TEXT, np.uint8)
     if sign is not None and sign.readable:
         codes[: len(sign.text)] = [1 + CHARACTERS.index(character) for character in sign.text]

@@ -28,7 +28,7 @@ PROBE = "qlip_probe"
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What a layer gives its attention function."""
+    """What a layer passes to its attention function."""
 
     query: Tensor
     """(B, H, T, head width), rotated."""
@@ -37,9 +37,9 @@ class AttentionInputs:
     scaling: float | None
     """Factor of the products; None for 1 / sqrt(head width)."""
     softcap: float | None
-    """c: a logit becomes c tanh(logit / c), as in Gemma 2; None for none."""
+    """c: a logit becomes c tanh(logit / c), as in Gemma 2; None leaves logits as they are."""
     sinks: Tensor | None
-    """(H,), a logit that takes a part of each query's attention, as in gpt-oss; None for none."""
+    """(H,), a logit that takes a part of each query's attention, as in gpt-oss; None if there are no sinks."""
 
 
 class _LayerReached(Exception):
@@ -206,15 +206,15 @@ def _mean_weights(
 
 
 def check_followed(queries: Tensor, end: int, prompt: int) -> None:
-    """Checks that a token attends to all images of a prompt: in a causal model one behind them.
+    """Checks that some token of a question attends to all images of its prompt: in a causal model one after them.
 
     Args:
-        queries: bool (T,): the tokens that attend.
-        end: where the last image ends.
-        prompt: its number, for the message.
+        queries: bool (T,): the question's tokens.
+        end: index of the first token after the last image.
+        prompt: the prompt's number, for the message.
 
     Raises:
-        ValueError: none does.
+        ValueError: no token of the question comes after the last image.
     """
     if not bool(queries[end:].any()):
         raise ValueError(

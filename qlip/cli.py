@@ -71,7 +71,7 @@ def add_show(commands: Any) -> None:
         "--split-order",
         choices=get_args(SplitOrder),
         default=QLIPConfig.split_order,
-        help="what a budget splits first: the highest score times side, or the highest score (%(default)s)",
+        help="which blocks a budget splits first: by score times side, or by score alone (%(default)s)",
     )
     command.add_argument("--image-size", type=int, help="resize the shorter side to this many pixels")
     command.add_argument("--criterion", choices=get_args(Criterion), default=QLIPConfig.criterion)

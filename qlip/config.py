@@ -55,7 +55,7 @@ class QLIPConfig:
     The defaults need no sweep: of the candidates in docs/RESULTS.md that take at most one and a half times CLIP's
     tokens on photographs, they answer best over all sets of validation scenes and kinds of question. All but
     `split_order`, which was chosen later on validation scenes (docs/results/order.md), were fixed before anything was
-    measured on the test scenes. `QLIPConfig.paper()` gives the paper's rule.
+    measured on the test scenes. `QLIPConfig.paper()` has the paper's rule.
     """
 
     alpha: float = 0.8
@@ -89,7 +89,7 @@ class QLIPConfig:
 
     question_share: float = 0.15
     """How many tokens the question may add, as a share of the unsplit image's; it also gets those that the scores left
-    of their share. With both at 0.15, 1.3 times CLIP's tokens answer as well as 1.8 times do by the scores alone about
+    of their share. With both at 0.15, 1.3 times CLIP's tokens answer as well as 1.9 times do by the scores alone about
     objects of 16 pixels and more, and worse about smaller ones (docs/results/question.md)."""
 
     geometry: Geometry = "native"

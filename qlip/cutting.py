@@ -64,10 +64,10 @@ class ImageCutter:
     """Side, in pixels, of the square images that the tower was trained on, rounded down to whole cells."""
 
     mean: tuple[float, ...] = OPENAI_CLIP_MEAN
-    """Per channel, of pixels in [0, 1]."""
+    """Mean of each channel, of pixels in [0, 1]."""
 
     std: tuple[float, ...] = OPENAI_CLIP_STD
-    """Per channel."""
+    """Standard deviation of each channel."""
 
     def __post_init__(self) -> None:
         check_count("patch_size", self.patch_size)

@@ -1,9 +1,14 @@
 """The question-aware budget: what a question attends to is split, whatever its scores.
 
-An image is cut ahead of the model: unsplit, which the question is asked about first; with the few splits that the
-blocks' own scores always get; as finely as alpha asks; and into all blocks between the last two. The answer comes from
-a tree between those two, which splits where the question attends to. Pure functions; the attention itself is computed
-by `qlip.attention`.
+An image is cut in four ways before the model runs:
+
+1. `first`: unsplit. The question is asked about this view, and its attention is read.
+2. `kept`: with the few splits that the blocks' own scores get whatever the question is.
+3. `fine`: as finely as alpha asks.
+4. `between`: all blocks that are finer than `kept` and coarser than `fine`.
+
+The answer comes from a tree that splits leaves of `kept`, at most down to those of `fine`, where the question attends
+to. All of its leaves have been cut already. Pure functions; `qlip.attention` computes the attention.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ class QuestionCut:
     """The blocks that are smaller than the leaf of `kept` around them and larger than those of `fine` in them."""
 
     fine: CutImage
-    """As fine as alpha asks; it splits leaves of `kept` further."""
+    """The image as fine as alpha asks; it splits leaves of `kept` further."""
 
     native_grid: int
     """n, cells per side of the grid that the tower was trained on."""

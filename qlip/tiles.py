@@ -52,9 +52,9 @@ class TokenOrder:
     order: Tensor
     """int64 (K,): which of the tower's N tokens comes next; N is a newline. Tokens may be left out."""
     span: ImageSpan
-    """Of K tokens."""
+    """Positions and weights of the K tokens."""
     leaves: Leaves
-    """Those of `order`, on the raster's part of the image."""
+    """The leaves of `order`, on the raster's part of the image."""
 
     def gather(self, features: Tensor, newline: Tensor | None) -> Tensor:
         """Puts an image's features (N, D) and newlines (D,) in order: (K, D).

@@ -43,7 +43,7 @@ SHOTS = (Shot("demo.png", 1400, 900, "light"), Shot("demo-phone.png", 390, 844, 
 
 @contextmanager
 def serve_page() -> Iterator[str]:
-    """Serves the embedded model's page, with feedback buttons; gives its address."""
+    """Serves the embedded model's page, with feedback buttons; returns its address."""
     from contextlib import closing
 
     from llava.serve.gradio_web_server import parse_args

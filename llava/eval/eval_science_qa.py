@@ -64,7 +64,7 @@ def score(problems: Mapping[str, Row], predicted: Mapping[str, int]) -> Score:
 
     Args:
         problems: As in `problems.json`.
-        predicted: Problem -> index of a choice, -1 for none.
+        predicted: Problem -> index of a choice, -1 where none was predicted.
     """
     right = {name: predicted[name] == problem["answer"] for name, problem in problems.items()}
     rows = {}

@@ -223,7 +223,7 @@ def load_on_base(
     if vocabulary > config.vocab_size:
         grow_vocabulary(model, vocabulary)
     config.pad_token_id = padding
-    if padding == len(tokenizer):  # as training added it, so that the image tokens behind it have the same ids
+    if padding == len(tokenizer):  # as training added it, so that the image tokens after it have the same ids
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     known = len(tokenizer)
     add_image_tokens(tokenizer, model)

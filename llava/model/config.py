@@ -202,7 +202,7 @@ MPT_ATTENTION: dict[str, tuple[Any, ...]] = {
     "prefix_lm": (False,),
     "qk_ln": (False,),
 }
-"""The same of its `attn_config`."""
+"""Fields of MPT's `attn_config` that transformers' model does not read -> the values that it has built in."""
 
 
 def check_mpt(config: MptConfig) -> None:

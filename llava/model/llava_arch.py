@@ -47,7 +47,7 @@ TOWER_NAMES = {r"vision_tower\.vision_tower\.vision_model\.": "vision_tower.visi
 """LLaVA's prefix of the tower's weights -> that of today's transformers."""
 
 MPT_NAMES = {r"^transformer\.": "model.", **TOWER_NAMES}
-"""The same for a trunk that MPT's files call "transformer"."""
+"""Prefixes in MPT's files, which call the trunk "transformer" -> those of today's transformers."""
 
 
 class LlavaMetaModel(nn.Module):

@@ -42,7 +42,7 @@ class SplicedRow:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Prompts padded to T tokens: B rows of one prompt each, or of several one behind the other."""
+    """Prompts padded to T tokens: B rows of one prompt each, or of several one after the other."""
 
     inputs_embeds: Tensor  # (B, T, D)
     attention_mask: Tensor  # int64 (B, T), 1 on tokens, 0 on padding

@@ -1,1 +1,1 @@
-"""Serves models: the terminal chat, the servers, the web page, and the generation engine behind them."""
+"""Serves models: the terminal chat, the servers, the web page, and the generation engine that they use."""

@@ -168,7 +168,7 @@ def answer_prompts(
 def format_answer(
     sources: Sequence[str], prompt: str, text: str, answer: AnswerStream, args: argparse.Namespace
 ) -> str:
-    """Formats an answer in one line: its words, behind the file's name with `--each-image`, or JSON with `--json`."""
+    """Formats an answer in one line: its words, after the file's name with `--each-image`, or JSON with `--json`."""
     if args.json:
         record = {
             "images": sources,

@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until it gets a signal to stop; gives the exit code."""
+    """Serves until it gets a signal to stop; returns the exit code."""
     args = parse_args(argv)
     return run_command("controller", lambda: run(args))
 

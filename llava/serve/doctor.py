@@ -33,7 +33,7 @@ OPTIONAL_PACKAGES = ("flash-attn", "open-clip-torch", "timm", "vllm")
 QUESTION = "What is in the picture?"
 PICTURE = "3-large-shapes.png"
 SHAPES = frozenset({"a red triangle", "a yellow triangle", "a blue triangle", "a purple ring", "a blue circle"})
-"""What that picture shows; large enough for CLIP's grid and the quadtree alike."""
+"""Objects of that picture, large enough for CLIP's grid and the quadtree alike."""
 
 Result = TypeVar("Result")
 

@@ -47,7 +47,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-order",
         choices=get_args(SplitOrder),
-        help="what a budget splits first: the highest score times side, or the highest score; implies --qlip",
+        help="which blocks a budget splits first: by score times side, or by score alone; implies --qlip",
     )
     parser.add_argument("--image-size", type=integer(), help="shorter side of a picture in pixels; implies --qlip")
     parser.add_argument(

@@ -111,7 +111,7 @@ def _find_conflict_of_host(args: argparse.Namespace) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves a model until it gets a signal to stop; gives the exit code."""
+    """Serves a model until it gets a signal to stop; returns the exit code."""
     args = parse_args(argv)
     return run_command("model_worker", lambda: run(args))
 

@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves a model until it gets a signal to stop; gives the exit code."""
+    """Serves a model until it gets a signal to stop; returns the exit code."""
     args = parse_args(argv)
     return run_command("openai_api", lambda: run(args))
 

@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Registers the worker; gives the exit code."""
+    """Registers the worker; returns the exit code."""
     return parse_and_run(make_parser(), register, argv)
 
 

@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sends the message; gives the exit code."""
+    """Sends the message; returns the exit code."""
     return parse_and_run(make_parser(), send, argv)
 
 

@@ -144,7 +144,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     """Checks that arguments are in range and do not contradict each other.
 
     Raises:
-        ValueError: they are not, or do.
+        ValueError: an argument is out of range, or two contradict each other.
     """
     for name, value, allowed in (
         ("bits", training.bits, (4, 8, 16)),

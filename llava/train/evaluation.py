@@ -28,7 +28,7 @@ from llava.train.throughput import Gather, gather_objects
 logger = logging.getLogger(__name__)
 
 EXACT_MATCH = "exact_match"
-"""The measure's name in the logs, behind the evaluation's prefix."""
+"""The measure's name in the logs, after the evaluation's prefix."""
 MAX_NEW_TOKENS = 64
 """Longest answer, as in `qlip sweep`."""
 
@@ -73,7 +73,7 @@ class QuestionEvaluation:
 
     @classmethod
     def of(cls, data_args: Any, training_args: Any, tokenizer: Any) -> QuestionEvaluation | None:
-        """Builds the evaluation that the arguments of training ask for; None where they ask for none.
+        """Builds the evaluation that the arguments of training ask for; None where they do not ask for any.
 
         Args:
             data_args: with `preparer` and `template`.

@@ -164,7 +164,7 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]
     """Brings a command line up to date, and takes the quadtree's settings out of it.
 
     Args:
-        argv: the arguments behind the program's name.
+        argv: the arguments after the program's name.
 
     Returns:
         The arguments with today's names; the settings given as `--qlip.NAME VALUE`; warnings.

@@ -31,7 +31,7 @@ def choose_parameters(model: ImageLanguageModel, args: ParsedArguments) -> None:
 
 
 def unfreeze(tower: VisionTower) -> None:
-    """Makes a tower trainable, except for what lies behind the layer that is read: it would never get a gradient."""
+    """Makes a tower trainable, except for what comes after the layer that is read: it would never get a gradient."""
     tower.requires_grad_(True)
     depth = tower.config.num_hidden_layers
     read = tower.select_layer if tower.select_layer >= 0 else depth + 1 + tower.select_layer
@@ -45,7 +45,7 @@ def unfreeze(tower: VisionTower) -> None:
 def set_dtypes(model: ImageLanguageModel, training: TrainingArguments) -> None:
     """Converts trained weights to float32, which small updates need, and frozen ones to the products' dtype.
 
-    A tower that is trained is float32 throughout: norms behind the layer that is read would otherwise get inputs of
+    A tower that is trained is float32 throughout: norms after the layer that is read would otherwise get inputs of
     another dtype, which CPUs refuse. DeepSpeed holds float32 copies itself, so that all weights have the products'
     dtype; FSDP shards weights of one dtype only, float32. The norms of a quantised model are float32.
     """

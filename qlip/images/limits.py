@@ -87,11 +87,11 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
-"""For images from clients of a server."""
+"""Limits of images from clients of a server."""
 LOCAL_LIMITS = ImageLimits(max_bytes=512 * 2**20, max_pixels=500_000_000, max_side=32_768)
-"""For images that the user of a command names."""
+"""Limits of images that the user of a command names."""
 SHAPELESS_LIMITS = replace(LOCAL_LIMITS, max_pixels=180_000_000, min_side=1, max_aspect=32_768)
-"""For commands of the method alone, which take images of any shape and keep several copies of one."""
+"""Limits for commands of the method alone, which take images of any shape and keep several copies of one."""
 
 
 def check_structure(data: bytes) -> None:

@@ -31,9 +31,9 @@ from qlip.images.rgb import to_rgb
 logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What LLaVA opens."""
+"""Formats that LLaVA opens."""
 MORE_FORMATS = (*FORMATS, "AVIF", "DIB", "ICO", "JPEG2000", "PCX", "SGI", "TGA")
-"""What the method's own commands open: all that Pillow decodes in C, from one decoder."""
+"""Formats that the method's own commands open: all that Pillow decodes in C, from one decoder."""
 SIGNATURES = {b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF", b"P": "PPM"}
 """How files begin -> their format, to name a truncated one."""
 MAX_BYTES_IN_PYTHON = 2**24

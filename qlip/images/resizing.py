@@ -10,10 +10,10 @@ from PIL import Image
 from qlip import kernels
 
 BAND = 2**18
-"""Pixels that leave Pillow at once: the memory that this takes is used again, while new memory takes the time."""
+"""Pixels copied from Pillow at a time: each band reuses the memory of the one before; fresh memory takes longer."""
 
 STRIP = 100
-"""Height of an image, in its widths, above which Pillow may resize columns first, which gives other bits."""
+"""Height over width above which Pillow may resize columns first, which changes the result's bits."""
 
 
 class BicubicResizer:

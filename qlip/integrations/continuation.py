@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 ATTRIBUTE = "qlip_continuation"
-"""Of transformers' caches."""
+"""Attribute of transformers' caches that holds the note."""
 
 
 class Continuation(NamedTuple):
     """What follows the keys and values of prompts with images."""
 
     images: int
-    """Keys up to the end of the last image; the positions behind them rise by 1."""
+    """Keys up to the end of the last image; the positions after them rise by 1."""
     length: int
     """Keys when this was noted."""
     end: Tensor
@@ -26,11 +26,11 @@ class Continuation(NamedTuple):
     """float (B, K0): added to the attention logits of the first K0 keys; None adds nothing."""
 
     def positions(self, count: int) -> Tensor:
-        """Computes the positions (B, count) of tokens behind the keys."""
+        """Computes the positions (B, count) of tokens after the keys."""
         return self.end[:, None] + torch.arange(count, device=self.end.device)
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> Continuation:
-        """Changes the rows of all that is noted by one function, which takes and gives (rows, ...)."""
+        """Changes the rows of all that is noted by one function, which takes and returns (rows, ...)."""
         bias = self.bias if self.bias is None else change(self.bias.expand(len(self.end), -1))
         return self._replace(end=change(self.end), bias=bias)
 
@@ -134,7 +134,7 @@ def read_continuation(cache: Any, rows: int) -> Continuation | None:
 def follow(
     cache: Any, new: Tensor, positions: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Completes the positions and the bias of new tokens (B, Q, ...) behind a prompt with images; else as given.
+    """Completes the positions and the bias of new tokens (B, Q, ...) after a prompt with images; else as given.
 
     Raises:
         ValueError: see `read_continuation`.

@@ -25,7 +25,7 @@ from qlip.packing import check_pair, unpack_leaves
 from qlip.tiles import TokenOrder
 
 CACHED = (
-    "new images are given behind a cache, and their places in the whole conversation are not; call `generate` with the"
+    "new images are given after a cache, and their places in the whole conversation are not; call `generate` with the"
     " whole conversation and all its images"
 )
 NO_PROMPT = "images were given without input_ids: their places can't be found in embeddings"

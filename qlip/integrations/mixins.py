@@ -51,14 +51,15 @@ def refuse_options(model: Any, options: Mapping[str, Any], assistants: type | No
 
 
 class ImagePositionsMixin:
-    """For a model whose `generate` gets `next_positions`, int64 (B,): the first new position of each prompt."""
+    """Mixed into a model whose `generate` gets `next_positions`, int64 (B,): the first new position of each prompt."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Prepares as transformers does; behind a prompt of embeddings it puts the candidates of assisted decoding.
+        """Prepares inputs as transformers does, and embeds the candidates of assisted decoding after the prompt.
 
-        transformers leaves them out in the first step, and then reads the prompt's logits as theirs.
+        Where the prompt is given as embeddings, transformers leaves the candidates out of the first step, and then
+        reads the prompt's logits as theirs.
         """
         mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is not None and places is not None and len(mask) == 1 and mask.shape[-1] < places.shape[-1]:

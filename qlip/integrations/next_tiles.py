@@ -52,7 +52,7 @@ class NextTiles:
     """`image_grid_pinpoints`: the resolutions that images are tiled at."""
 
     side: int
-    """Of a tile, in pixels."""
+    """Side of a tile, in pixels."""
 
     native_grid: int
     """n: cells per side of a tile."""

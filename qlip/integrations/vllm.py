@@ -66,5 +66,5 @@ def encode_embeds(embeds: Tensor) -> str:
     """Encodes one image's (N, D) as the base64 text that vLLM's OpenAI-compatible server takes as `image_embeds`."""
     buffer = io.BytesIO()
     own = embeds.detach().cpu().clone(memory_format=torch.contiguous_format)
-    torch.save(own, buffer)  # a view would be written with the whole tensor behind it
+    torch.save(own, buffer)  # of a view the whole tensor would be written
     return base64.b64encode(buffer.getvalue()).decode()

@@ -63,9 +63,9 @@ def summarise_gradient(image: np.ndarray, patch_size: int) -> tuple[np.ndarray, 
 def resample(
     image: np.ndarray, boxes: np.ndarray, chosen: np.ndarray, size: int, weights: np.ndarray, patches: np.ndarray
 ) -> None:
-    """Resamples leaves of `size` cells a side into their patches; to rounding what the product with all weights gives.
+    """Resamples leaves of `size` cells a side into their patches: to rounding the product with all weights.
 
-    Of finite pixels: others may also show beside the leaf's edge, where their weight is 0.
+    This holds for finite pixels: others may also show beside the leaf's edge, where their weight is 0.
 
     Args:
         image: float32 (C, H, W), contiguous.

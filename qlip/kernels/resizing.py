@@ -114,7 +114,7 @@ def _sum_weighted(
 
 @compile_loop
 def _transpose(flat: np.ndarray, start: int, pitch: int, count: int, columns: np.ndarray) -> None:
-    """Copies `count` lines of RGB pixels, each `pitch` behind the other, to columns: (pixels, 3 LINES)."""
+    """Copies `count` lines of RGB pixels, each `pitch` after the last, to columns: (pixels, 3 LINES)."""
     target, step, stop = columns.reshape(-1), np.uint64(columns.shape[1]), np.uint64(columns.size)
     for line in range(count):
         place = np.uint64(start + line * pitch)

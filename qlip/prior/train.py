@@ -45,11 +45,11 @@ class Consistency(NamedTuple):
     """The consistency term on held-out images."""
 
     before: float
-    """Of the prior before training."""
+    """The term of the prior before training."""
     after: float
-    """Of the trained prior."""
+    """The term of the trained prior."""
     bicubic: float
-    """Of the table interpolated bicubically, which needs no training."""
+    """The term of the table interpolated bicubically, which needs no training."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def score_pyramid(
         structure_size: window of "structure", in sampled pixels.
         image_pixels: H * W of the whole image, which normalises "variance", if `image` is a part of it.
         generator: source of "random"; by default one with seed 0.
-        noise: float (C,), standard deviation of the image's noise, which "structure" disregards; None for none.
+        noise: float (C,), standard deviation of the image's noise, which "structure" disregards; None: no
+            noise floor.
 
     Returns:
         levels + 1 tensors; entry 0 is zeros, since a cell never splits.

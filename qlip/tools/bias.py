@@ -1,16 +1,18 @@
 """Mesoscopic and interpolation bias: how much a tower's embedding of an image depends on its size (paper section 3).
 
-Both compare E at size N with a reference, E of the same image at the tower's native size and on the uniform grid. E is
-the pooled output: [CLS] after the last norm; SigLIP: its attention head.
+E(N) is the tower's pooled output for an image at size N: [CLS] after the last norm; in SigLIP the output of its
+attention head. The reference is E of the same image at the tower's native size, on the uniform grid. Both biases are
+made from the cosine of E(N) and the reference:
 
-- Mesoscopic bias: the cosine of the two with all position embeddings, [CLS]'s too, set to zero. 1 is best.
-- Interpolation bias: the L2 norm of the gradient of the cosine, positions in use, by P: the embeddings added to the
-  patch tokens at size N. 0 is best. [CLS]'s own is not in P, as it is never interpolated. With more tokens, each
-  counts less and the norm is smaller: compare modes at one number of tokens, not sizes with each other.
+- Mesoscopic bias: the cosine when all position embeddings, [CLS]'s too, are zero in both. 1 is best.
+- Interpolation bias: with positions in use, the L2 norm of the cosine's gradient by P, the position embeddings that
+  are added to the patch tokens at size N. 0 is best. [CLS]'s own is not in P, as it is never interpolated. With more
+  tokens each counts less, and the norm is smaller: compare modes at one number of tokens, not sizes with each other.
 
-That is the convention "ours", whose reference has the image's own shape. In that of the authors' released code,
-"authors", E is CLIP's image embedding, the pooled output after `visual_projection`; P has [CLS]'s row as well; and the
-reference is the image's central square, whatever the shape. A cosine does not depend on the embedding's length.
+This is the convention "ours", whose reference has the image's own shape. The convention "authors", that of the
+authors' released code, differs in three points: E is CLIP's image embedding, the pooled output after
+`visual_projection`; P has [CLS]'s row as well; and the reference is the image's central square, whatever the shape. A
+cosine does not depend on the embedding's length.
 
 Images are measured one at a time, so the largest size bounds memory.
 """

@@ -13,7 +13,7 @@ from qlip.quadtree import Leaves
 CAPTION = 20
 """Height of a line of text in a sheet, in pixels."""
 GAP = 8
-"""Between the images of a sheet, in pixels."""
+"""Space between the images of a sheet, in pixels."""
 STRENGTH = 0.6
 """Share of black or white in a line, the rest is the image."""
 MIDDLE = 128

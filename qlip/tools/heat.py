@@ -32,7 +32,7 @@ PLASMA = np.array(
 """Colours of equal steps, perceptually uniform: every 32nd of matplotlib's "plasma" (van der Walt and Smith, CC0)."""
 
 OPACITY = 0.65
-"""Of the greatest weight's colour; a weight of 0 has none."""
+"""Opacity of the greatest weight's colour; that of a weight of 0 is 0."""
 RISE = 0.7
 """Power of a weight's share in its opacity: below 1, so that weak heat shows, too."""
 GREY = 0.5

@@ -28,7 +28,7 @@ FILLS = (
 )
 """Shades and hatches of bars' parts; neighbours differ in both lightness and hatch."""
 SHADES = LinearSegmentedColormap.from_list("shades", ["#fafafa", "#505050"])
-"""Of heat maps: no shade is so dark that numbers on it are hard to read."""
+"""Shades of heat maps: no shade is so dark that numbers on it are hard to read."""
 GREYS = ("#000000", "#1f5fa8", "#b3541e", "#3c7d3c", "#7b4a9e", "#666666", "#a8901f", "#1fa8a0")
 MAX_BARS = 16
 """Points of a curve whose intervals are bars; those of more points are a band."""
@@ -52,7 +52,7 @@ class Panel:
     """Curves over one pair of axes."""
 
     curves: Sequence[Curve]
-    """At most eight; they differ by marker, dash and colour."""
+    """At most eight curves; they differ by marker, dash and colour."""
     xlabel: str
     """Name of the axis with its unit; likewise `ylabel`."""
     ylabel: str

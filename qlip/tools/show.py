@@ -29,7 +29,7 @@ LARGEST_DRAWING = 4096
 ONE_CELL = "one_cell"
 """Listed among the names of settings without effect where the native size rules out all leaves but single cells."""
 SPENT = "spent"
-"""The same where the coarsest leaves take the whole budget, so that an image with detail is cut into equal pieces."""
+"""Listed there where the coarsest leaves take the whole budget: an image with detail is cut into equal pieces."""
 
 Find = Callable[[QLIPConfig], tuple[Tensor, Leaves]]
 """Finds one image's pixels and leaves under settings, from `ImageCutter.make_finder`."""

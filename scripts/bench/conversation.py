@@ -38,7 +38,7 @@ WAYS = {"without": 0, "with": 1024}
 
 
 def ask(engine: ChatEngine, turns: Sequence[Any], tokens: int) -> tuple[str, float, Any]:
-    """Asks the last question of a conversation; gives the answer, the seconds to its first token, and its usage."""
+    """Asks the last question of a conversation; returns the answer, the seconds to its first token, and its usage."""
     from llava.serve.engine.params import Sampling
     from llava.serve.engine.prompting import build_conversation
 
@@ -52,7 +52,7 @@ def ask(engine: ChatEngine, turns: Sequence[Any], tokens: int) -> tuple[str, flo
 
 
 def converse(engines: dict[str, ChatEngine], picture: Image.Image, turns: int, tokens: int) -> list[dict[str, float]]:
-    """Holds the same conversation with all engines, turn by turn; gives each turn's seconds by engine.
+    """Holds the same conversation with all engines, turn by turn; returns each turn's seconds by engine.
 
     Raises:
         RuntimeError: their answers differ.

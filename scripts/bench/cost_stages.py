@@ -33,7 +33,7 @@ from scripts.bench.naive_quadtree import naive_partition, naive_patches
 STAGES = ("prepare", "partition", "extraction", "tower", "projector", "prefill", "decode", "total")
 
 PRECISION = 1e-8
-"""To what share of itself a threshold is searched for."""
+"""Precision, as a share of itself, to which a threshold is searched for."""
 
 Result = TypeVar("Result")
 Milliseconds = dict[str, float]

@@ -37,9 +37,9 @@ class Preparation:
     clip: float
     """`CLIPImageProcessorPil`: resized, cropped and normalised."""
     ratio: float
-    """Of `cut` and `clip`, median over photographs."""
+    """`cut` over `clip`, median over photographs."""
     compiled_ratio: float | None
-    """Of `compiled` and `clip`, likewise."""
+    """`compiled` over `clip`, median over photographs."""
 
 
 def enlarged(name: str, size: tuple[int, int]) -> Image.Image:

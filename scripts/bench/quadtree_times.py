@@ -34,7 +34,7 @@ RULES = {
     "structure": QLIPConfig(**IN_GRID),
     "gradient": QLIPConfig.paper(),
 }
-"""By criterion, of pixels as they are: the default rule and budget, and the paper's rule."""
+"""Criterion -> settings for pixels as they are: the default rule and budget, and the paper's rule."""
 
 SCORES = {"structure": structure_score, "gradient": gradient_score}
 

@@ -42,7 +42,7 @@ class Sample:
     first_text: float
     """Seconds until the first piece of the answer."""
     tokens: int
-    """Of the answer."""
+    """Tokens of the answer."""
 
 
 @dataclass(frozen=True)

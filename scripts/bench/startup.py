@@ -42,7 +42,7 @@ class Command:
 
     name: str
     line: tuple[str, ...]
-    """After `python`."""
+    """Arguments after `python`."""
     seconds: float | None = None
     """Target in processor seconds."""
     ratio: float | None = None

@@ -17,7 +17,7 @@ class Request:
     at: float
     """Arrival, in seconds."""
     megapixels: float
-    """Of its image."""
+    """Size of its image."""
     visual: int
     """Visual tokens."""
     text: int
@@ -31,22 +31,22 @@ class StageTimes:
     """Every stage is linear in what it works on; all values are seconds."""
 
     prepare: float = 0.0
-    """Of an image in one preparing thread: HTTP, opening, resizing, cutting; whatever its size."""
+    """Time of an image in one preparing thread: HTTP, opening, resizing, cutting; whatever its size."""
     prepare_per_megapixel: float = 0.0
     encode: float = 0.0
-    """Of a batch of images in the vision tower and the projector, whatever its size."""
+    """Time of a batch of images in the vision tower and the projector, whatever its size."""
     encode_per_token: float = 0.0
-    """Of a visual token."""
+    """Time of a visual token there."""
     prefill: float = 0.0
-    """Of a batch of prompts in the language model, whatever its size."""
+    """Time of a batch of prompts in the language model, whatever its size."""
     prefill_per_token: float = 0.0
-    """Of a token, text or visual."""
+    """Time of a token of a prompt, text or visual."""
     decode: float = 0.0
-    """Of one step, in which every running answer gets a token."""
+    """Time of one step, in which every running answer gets a token."""
     decode_per_row: float = 0.0
-    """Of a step, for each running answer."""
+    """Time that each running answer adds to a step."""
     decode_per_context: float = 0.0
-    """Of a step, for each token of the running answers' contexts."""
+    """Time that each token of the running answers' contexts adds to a step."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,6 +1,6 @@
 """Compares our scores with the QLIP paper's table: `python -m scripts.paper [mme pope ...] [-- FLAG ...]`.
 
-Prints a line for every number: paper, ours, difference. Flags behind `--` go to the runner, as in `-- --batch-size 32`.
+Prints a line for every number: paper, ours, difference. Flags after `--` go to the runner, as in `-- --batch-size 32`.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ class Scale:
     burst: int = 80
     """Requests at once, to fill the queues."""
     large_bodies: int = 20
-    """Of 60 MiB each, at once."""
+    """Bodies of 60 MiB each, sent at once."""
     slow_images: int = 4
-    """Sent at once by clients that hang up."""
+    """Images sent at once by clients that hang up."""
     measured: bool = True
     """Whether latency and memory are promises; a short run, on a busy machine, only prints them."""
 

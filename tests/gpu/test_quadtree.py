@@ -16,7 +16,7 @@ SIZES = [(336, 336), (448, 672), (896, 602)]
 @pytest.mark.parametrize("criterion", ["gradient", "structure", "diagonal", "random"])
 @pytest.mark.parametrize("budget", [None, 400])
 def test_leaves_are_those_of_the_cpu(device, photograph, criterion, name, size, budget):
-    """Of whole numbers, whose differences and halves float32 holds exactly, so that ties are ties on both."""
+    """Pixels are whole numbers, whose differences and halves float32 holds exactly, so that ties are ties on both."""
     image = photograph(name, *size, normalised=False)
     alpha = 0.5 if criterion == "random" else 40.0
     options = {"criterion": criterion, "alpha": alpha, "max_tokens": budget, "coarsest": "any"}

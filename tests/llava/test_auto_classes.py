@@ -93,7 +93,7 @@ def test_a_configuration_imported_alone_builds_its_model():
 
 
 def test_advice_to_install_what_nothing_needs_is_dropped(caplog):
-    """Of bitsandbytes, which peft and transformers import in every training; its other warnings pass."""
+    """It is that of bitsandbytes, which peft and transformers import in every training; its other warnings pass."""
     log = logging.getLogger("bitsandbytes.backends.cpu.ops")
     log.warning("Failed to load: %s", ModuleNotFoundError("No module named 'kernels'"))
     log.warning("Failed to load: %s", RuntimeError("no such symbol"))

@@ -35,7 +35,7 @@ QUESTIONS = ("What is in the picture?", "How many objects are there?", "Is there
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    """Of two sizes, so that a batch is ragged where the tower keeps sizes."""
+    """Pictures of two sizes, so that a batch is ragged where the tower keeps sizes."""
     return [
         Image.fromarray(scene(PRESETS[preset], 31, i).image) for i, preset in enumerate(("detail", "base", "detail"))
     ]

@@ -26,7 +26,7 @@ def blocks(width: int = 64, height: int = 40) -> Image.Image:
 
 
 def exif(orientation: int, order: str = "<") -> bytes:
-    """An EXIF block that holds the orientation behind another tag."""
+    """An EXIF block that holds the orientation after another tag."""
     header = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, 8)
     width = struct.pack(order + "HHLHH", 0x0100, 3, 1, 64, 0)
     turned = struct.pack(order + "HHLHH", ORIENTATION, 3, 1, orientation, 0)

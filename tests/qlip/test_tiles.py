@@ -39,7 +39,7 @@ def test_the_rasters_own_tokens_take_its_positions(rows, cols):
 
 
 def test_leaves_lie_where_their_centres_are_and_close_the_rows_that_they_are_in():
-    """By hand: 4 x 4 cells over a raster of 2 rows of 6 behind a base of 4; pitch 7.
+    """By hand: 4 x 4 cells over a raster of 2 rows of 6 after a base of 4; pitch 7.
 
     The large leaf's centre is at (1/4, 1/4): row 0, column 1.5 - 0.5; that of the cell (0, 2) at (1/8, 5/8): row 0,
     column 3.75 - 0.5; that of (3, 3) at (7/8, 7/8): row 1, column 5.25 - 0.5. Newlines come after column 5.

@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_conversations_hold_question_picture_and_reasoned_answer(base: Path) -> None:
-    """The default format, QCM-LEA; the picture goes behind the question; a lecture keeps its line feeds."""
+    """The default format, QCM-LEA; the picture goes after the question; a lecture keeps its line feeds."""
     assert convert_sqa_to_llava.main(["convert_to_llava", "--base-dir", str(base), "--split", "train"]) == 0
     assert json.loads((base / "llava_train_QCM-LEA.json").read_text()) == [
         {

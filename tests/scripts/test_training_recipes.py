@@ -125,7 +125,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def parsed(words: list[str], module: str = "llava.train.train") -> dict[str, Any]:
-    """Parses the flags behind the module, and gathers all three groups of arguments."""
+    """Parses the flags after the module, and gathers all three groups of arguments."""
     arguments: ParsedArguments = parse_arguments(words[words.index(module) + 1 :])
     return {name: value for group in arguments[:3] for name, value in vars(group).items()}
 

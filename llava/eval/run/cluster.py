@@ -129,7 +129,7 @@ def describe_failure(error: Exception) -> str:
     """Describes an error of Ray in one line: by the type and words of what a stage raised, or by its own.
 
     Args:
-        error: Its text ends with the traceback of what was raised, and behind that with one of Ray Data's own error.
+        error: Its text ends with the traceback of what was raised, and after that with one of Ray Data's own error.
     """
     blocks = [block.strip().splitlines() for block in re.split(CHAINED, str(error))]
     if len(blocks) > 1 and any("UserCodeException" in line for line in blocks[-1]):

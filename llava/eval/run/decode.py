@@ -64,7 +64,7 @@ def decode_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens | 
 
 
 def _add_rows(running: RunningRows[Stream], rows: Sequence[Row], images: Sequence[ImageTokens | None]) -> Tensor:
-    """Runs the prompts of rows and adds them; gives the logits behind each, (B, V)."""
+    """Runs the prompts of rows and adds the rows; returns the next-token logits of each, (B, V)."""
     model, streams = running.model, [Stream(row) for row in rows]
     starts = [Start.of(row.prompt, image) for row, image in zip(rows, images, strict=True)]
     lengths = [len(row.prompt) - start.elements + start.tokens for row, start in zip(rows, starts, strict=True)]

@@ -44,7 +44,7 @@ _RULED_OUT = re.compile(rf"(?:{_NOT}\s+{_NAMED}|{_NOT_CJK}){_LETTERS}|{_LETTERS}
 _GONE = "\0"
 """Replaces text that a rule must not read."""
 
-# What declares the letter behind it ("the answer to this is B", "I choose B", "故选B"), or before it ("B is correct").
+# What declares the letter after it ("the answer to this is B", "I choose B", "故选B"), or before it ("B is correct").
 _HEDGES = "that|it|the|is|are|be|but|rather|instead|definitely|probably|clearly|likely|most|option|choice|answer|letter"
 _HEDGE = rf"(?i:(?:{_HEDGES})\s+){{0,6}}"
 _SAID = r"(?:\b(?i:answer|option|choice)s?\b[^.;!?\n。；！？]{0,60}?(?:\b(?i:is|are|be)\b|[:=])[\s:=]*"

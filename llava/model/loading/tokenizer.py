@@ -58,7 +58,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if (ids := tokenizer("").input_ids) and tokenizer.bos_token_id is None:
         raise ValueError(
             f"{file} begins every text with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but no"
-            " tokenizer_config.json names it as bos_token, so that it would be repeated behind an image"
+            " tokenizer_config.json names it as bos_token, so that it would be repeated after an image"
         )
     return tokenizer
 
@@ -240,7 +240,7 @@ def _load_sentencepiece(folder: Path, files: Mapping[str, Mapping[str, Any]]) ->
     for content, index in added.items():
         if (found := tokenizer.convert_tokens_to_ids(content)) != index:
             raise ValueError(
-                f"{folder} gives the added token {content!r} the id {index}, but behind {SENTENCEPIECE_FILE} it is"
+                f"{folder} gives the added token {content!r} the id {index}, but after {SENTENCEPIECE_FILE} it is"
                 f" {found}; ids of added tokens must follow each other from the end of its vocabulary"
             )
     return tokenizer

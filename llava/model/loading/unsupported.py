@@ -28,7 +28,7 @@ TRANSFORMERS_TYPES = {
     "llava_onevision": ("LLaVA-OneVision", SUPPORTED),
     "video_llava": ("Video-LLaVA", SUPPORTED),
 }
-"""The same in transformers' format."""
+"""`model_type` in transformers' format -> common name, alternative."""
 
 
 def describe_unsupported(values: Mapping[str, Any]) -> str | None:

@@ -37,7 +37,8 @@ PROCESSOR_CLASSES = {
     "clip_vision_model": ("CLIP", "Llava", "LlavaNext", "QLIP"),
     "siglip_vision_model": ("Siglip", "Llava", "LlavaNext", "QLIP"),
 }
-"""Whose image processors resize and normalise as the tower's own, by the same fields; what else they do is LLaVA's."""
+"""Families whose image processors resize and normalise as the tower's own does, by fields of the same names. What else
+they do to an image is left to LLaVA's code."""
 PROCESSOR_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
 DTYPE_NAMES = ("dtype", "torch_dtype")

@@ -1,10 +1,15 @@
 """Anyres (LLaVA-1.6, LLaVA-NeXT): where an image's tiles lie, how their features are joined, how many tokens result.
 
-An image is its *base*, squeezed to one tile, and then the tiles of the resolution that suits it, padded to that. By
-`mm_patch_merge_type` their features follow each other as they are ("flat"), or the base's come first and the tiles make
-one raster ("spatial"), which "spatial_unpad" rids of its padding, closing each row by the model's `image_newline`;
-"spatial_maxpool2x2" keeps the maximum of each 2 x 2 cells of it. Pure functions. Sources: LLaVA's
-`prepare_inputs_labels_for_multimodal`; "anyres_max_N" and "maxpool2x2" as in LLaVA-NeXT's.
+An image is encoded as its *base*, the whole of it squeezed to one tile, and as the tiles of the resolution that suits
+it best, to which it is padded. `mm_patch_merge_type` says how their features become one sequence:
+
+- "flat": those of base and tiles follow each other as they are.
+- "spatial": the base's come first; those of the tiles are arranged as one raster.
+- "spatial_unpad": also, the raster loses its padding, and the model's `image_newline` closes each of its rows.
+- "spatial_maxpool2x2": of each 2 x 2 cells of the raster the maximum is kept.
+
+Pure functions. Sources: LLaVA's `prepare_inputs_labels_for_multimodal`; "anyres_max_N" and "maxpool2x2" as in
+LLaVA-NeXT's.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from llava.image_geometry import (
 from qlip.tiles import Raster
 
 SHRINKS = 1.1
-"""By how much a raster's side must exceed that of N tiles before "anyres_max_N" shrinks it."""
+"""Ratio of a raster's side to that of N tiles above which "anyres_max_N" shrinks it."""
 
 POOLED, POOL = "maxpool2x2", 2
 

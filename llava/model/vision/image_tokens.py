@@ -21,7 +21,7 @@ class ImageTokens:
     """(N, D)."""
 
     span: ImageSpan
-    """Of N tokens."""
+    """Positions and weights of the N tokens."""
 
     tiles: TileLayout | TokenOrder | None = None
     """How tiles, or leaves in their places, will be joined once they are projected; None where nothing is to join."""

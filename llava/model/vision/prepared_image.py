@@ -38,7 +38,7 @@ class PreparedImage:
     """What the tower's `encode_tokens` takes: leaves, of the image or of base and tiles; or float32 (C, H, W),
     (1 + tiles, C, H, W)."""
     settings: QLIPConfig | None
-    """What a quadtree tower encodes it under; None for a tower without a quadtree."""
+    """The settings that a quadtree tower encodes it with; None for a tower without a quadtree."""
     tokens: int
     """Visual tokens in the language model; while a question is awaited, those that it will have."""
     positions: int
@@ -48,7 +48,7 @@ class PreparedImage:
     size: tuple[int, int]
     """(height, width) in pixels, as the tower gets it; of each tile where it has tiles."""
     question: QuestionCut | None = None
-    """Where a question decides what is split: what it decides between; `image` is what it is asked about first."""
+    """The cuts between which a question decides, of which `image` is the first; None where no question decides."""
     tiles: TileLayout | None = None
     """The tiles of a model that joins them, which leaves may take the places of; None where there are none, or they
     follow each other as they are."""

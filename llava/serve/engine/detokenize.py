@@ -40,7 +40,7 @@ class Detokenizer:
         context = self.ids[self.prefix :]
         before = self._decode(context)
         if before.endswith(UNFINISHED):
-            # Where nothing else is before it, a letter: behind nothing, decoders drop a token's blank.
+            # Where nothing else is before it, a letter: at the start of a text, decoders drop a token's blank.
             context = self.ids[self.prefix : self.read] or list(self.tokenizer("a").input_ids[-1:])
             before = self._decode(context)
         return self._decode([*context, token])[len(before) :]

@@ -36,7 +36,7 @@ def encode_in_parts(
     Args:
         vision: Encodes the images.
         batch: The requests.
-        most_tokens: Of images that are encoded together.
+        most_tokens: Most tokens of images that are encoded together.
         known: How many of each request's first images are left out.
         most_asked: Tokens of prompts whose questions are asked together, padding included, and of their images that
             are encoded together; by default `most_tokens`. A single prompt or image may have more.

@@ -54,7 +54,7 @@ class ImageAttribution:
     """The share that each leaf of one image has in an answer."""
 
     leaves: Leaves
-    """Of the quadtree; without one, the cells of CLIP's grid."""
+    """Leaves of the quadtree; without one, the cells of CLIP's grid."""
     weights: Tensor
     """float32 (N,): not negative; of all images of a prompt they sum to 1."""
     frame: Frame = FULL_FRAME
@@ -67,7 +67,7 @@ class Explanation:
 
     answer: str
     images: tuple[ImageAttribution, ...]
-    """In the order of the prompt."""
+    """The images' attributions, in the order of the prompt."""
 
     def draw(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Draws each picture with the heat of its leaves, on one scale; see `qlip.draw_weights`."""
@@ -184,7 +184,7 @@ def _find_leaves(
     Args:
         engine: has the tower.
         view: the image.
-        tokens: of it.
+        tokens: the image's tokens.
         size: (width, height) of the picture.
 
     Returns:

@@ -101,13 +101,14 @@ class EngineLimits:
     max_batch: int = 16
     """Largest number of answers generated together; 1 turns batching off."""
     max_batch_tokens: int = 16384
-    """Largest number of rows times the tokens of the longest one, prompt and answer so far: what the keys and values
-    of a batch take, since its rows are padded. Where answers outgrow it, the newest wait; a longer request runs alone.
-    Where requests do not join, prompts are counted alone."""
+    """Largest size of a batch: its rows times the tokens of the longest, prompt and answer so far. Rows are padded, so
+    this is what its keys and values take. Where answers outgrow it, the newest wait. A request that is longer by itself
+    runs alone. Where requests do not join a running batch, only their prompts count."""
     max_join_tokens: int = 1024
-    """Largest number of tokens of prompts that are encoded or run between two tokens of the answers that run; images
-    and longer prompts are worked off in pieces of that size. So are questions that decide what is split, also where
-    requests do not join; a single prompt whose question is asked runs at once."""
+    """Largest number of tokens that joining requests may encode or run between two tokens of the running answers.
+    Images and longer prompts are worked off in pieces of that size. So are the first passes of questions that decide
+    what is split (`budget="question"`), also where requests do not join; there a single prompt is one piece, however
+    long it is."""
     max_prefix_mib: int | None = None
     """Largest size, in MiB, of the keys and values kept for prompts that begin as earlier ones did; 0 keeps none, None
     as much as some full contexts take, within a share of the free memory (`prefix_memory`)."""

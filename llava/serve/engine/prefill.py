@@ -35,7 +35,7 @@ class PlacedPrompt:
     """Position of the next token."""
 
     def continue_by(self, embeds: Tensor) -> PlacedPrompt:
-        """Places text, (N, D), behind a prompt that has been run."""
+        """Places text, (N, D), after a prompt that has been run."""
         more = torch.arange(self.end, self.end + len(embeds))
         positions, sizes = torch.cat([self.positions, more]), torch.cat([self.sizes, torch.ones_like(more)])
         return PlacedPrompt(embeds, positions, sizes, self.end + len(embeds))
@@ -88,9 +88,9 @@ def place_prompt(
     Args:
         model: A LLaVA model.
         ids: int64 (L,), IMAGE_TOKEN_INDEX where an image goes.
-        images: Of the prompt, projected; without those among the known elements.
+        images: The prompt's images, projected; without those among the known elements.
         known: How many of the first elements have keys and values already; they are placed, but not embedded.
-        spans: Of the images among these.
+        spans: Spans of the images among the known elements.
     """
     check_spans(model.config, images)
     new = ids[known:].cpu()
@@ -108,7 +108,7 @@ def place_prompt(
 
 
 def bias_prompts(model: Any, prompts: Sequence[PlacedPrompt]) -> Tensor | None:
-    """Computes the bias on the keys of prompts, float32 (B, K); None for none."""
+    """Computes the bias on the keys of prompts, float32 (B, K); None if there is no bias."""
     sizes = pad_sequence([prompt.sizes for prompt in prompts], True, 1.0)
     bias = key_bias(sizes, model.config._attn_implementation)
     return None if bias is None else bias.to(model.device)
@@ -123,10 +123,10 @@ def prefill(
         model: A LLaVA model.
         prompts: One for each row of the cache.
         cache: Holds the known tokens of each prompt, and then all of them.
-        most_tokens: Of all prompts together, padding included.
+        most_tokens: Largest number of tokens of a piece, of all prompts together, padding included.
 
     Returns:
-        The logits behind each prompt, (B, V).
+        Next-token logits of each prompt, (B, V).
     """
     left = [len(prompt.embeds) for prompt in prompts]
     embeds = pad_sequence([prompt.embeds for prompt in prompts], True, 0.0, "left")
@@ -154,14 +154,14 @@ def run_tokens(
 
     Args:
         model: A LLaVA model.
-        cache: Of the tokens before them; has them too when this returns.
+        cache: Keys and values of the tokens before them; when this returns, also of the new tokens.
         counts: New tokens of each row, padded on the left to Q.
-        bias: float32 (B, K0), of the first keys; None for none.
+        bias: float32 (B, K0), of the first keys; None if there is no bias.
         positions: (B, Q).
         **inputs: `input_ids` (B, Q) or `inputs_embeds` (B, Q, D).
 
     Returns:
-        The logits behind each row's last token, (B, V).
+        Next-token logits of each row, (B, V).
     """
     writing, queries = cache.begin(counts), max(counts)
     ends = torch.tensor([length + count for length, count in zip(cache.lengths, counts, strict=True)])
@@ -183,7 +183,7 @@ def last_logits(model: Any, cache: SlotCache, masks: Any, positions: Tensor, **i
         **inputs: `input_ids` (B, Q) or `inputs_embeds` (B, Q, D).
 
     Returns:
-        The logits behind each row's last token, (B, V).
+        Next-token logits of each row, (B, V).
     """
     result = model(
         attention_mask=masks,
@@ -203,7 +203,7 @@ def attention_masks(model: Any, places: Tensor, keys: int, bias: Tensor | None) 
         model: Its language model's windows and type are read.
         places: int64 (B, Q), where each query's own key is.
         keys: K.
-        bias: float32 (B, K0), of the first keys; None for none.
+        bias: float32 (B, K0), of the first keys; None if there is no bias.
 
     Returns:
         A mask, or one for each kind of layer where their windows differ.

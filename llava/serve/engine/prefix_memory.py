@@ -70,7 +70,7 @@ def find_free_memory(root: Path = Path("/")) -> int | None:
     """Finds the main memory that this process may still take, by the system and by the limits of its control groups.
 
     Args:
-        root: Of the file system.
+        root: Root of the file system.
 
     Returns:
         Bytes; None where the system does not say, as on Windows and macOS.

@@ -33,7 +33,7 @@ def prompt_key(ids: Sequence[int], images: Sequence[PreparedImage]) -> PromptKey
 
     Args:
         ids: The prompt, IMAGE_TOKEN_INDEX in place of each image.
-        images: Of the prompt.
+        images: The prompt's images.
     """
     key: list[int | bytes] = []
     left = iter(images)
@@ -82,7 +82,7 @@ class Prefix:
 
     key: PromptKey = ()
     spans: tuple[ImageSpan, ...] = ()
-    """Of its images."""
+    """Spans of its images."""
     states: KeysValues | None = None
     """None where there are no tokens."""
 
@@ -107,7 +107,7 @@ class PrefixCache:
     def __init__(self, most_bytes: int) -> None:
         """
         Args:
-            most_bytes: Of all keys and values; 0 keeps none.
+            most_bytes: Most bytes of all keys and values; 0 keeps none.
         """
         self.most_bytes = most_bytes
         self.bytes = 0
@@ -134,8 +134,8 @@ class PrefixCache:
         """Keeps the keys and values of a key's tokens, in place of those that it continues, unless they are too large.
 
         Args:
-            key: Of the prompt and the answer.
-            spans: Of its images.
+            key: Key of the prompt and the answer.
+            spans: Spans of its images.
             size: Bytes of the keys and values.
             read: Copies them; called if they are kept.
         """

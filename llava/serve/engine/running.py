@@ -25,15 +25,15 @@ class RunningRows(Generic[S]):
         """
         Args:
             model: A LLaVA model for which `can_continue` holds.
-            most_tokens: Of all slots, see `SlotCache.bound`.
+            most_tokens: Most tokens of all slots, see `SlotCache.bound`.
             joins: Whether rows are added while others run.
         """
         self.model = model
         self.streams: list[S] = []
         """Row by row."""
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, most=most_tokens, joins=joins)
-        """Of the same rows."""
-        self._bias: Tensor | None = None  # float32 (B, K0), of the rows' keys; None for none
+        """Keys and values of the same rows."""
+        self._bias: Tensor | None = None  # float32 (B, K0), of the rows' keys; None: no bias
         self._chooser: TokenChooser | None = None  # of the rows, until they change
         self._graph = StepGraph(model) if can_capture(model) else None
 
@@ -43,7 +43,7 @@ class RunningRows(Generic[S]):
         Args:
             streams: Row by row.
             cache: Their keys and values, which belong to this batch then.
-            bias: float32 (B, K0), added to the attention logits of their first keys; None for none.
+            bias: float32 (B, K0), added to the attention logits of their first keys; None if there is no bias.
         """
         biases = [*self._rows_of(self._bias, len(self.streams)), *self._rows_of(bias, len(streams))]
         joined = pad_sequence(biases, True)
@@ -52,7 +52,7 @@ class RunningRows(Generic[S]):
         self._set_bias(joined)
 
     def run(self) -> Tensor:
-        """Runs each row's last token; gives the logits (B, V) behind it. One that raised may be repeated."""
+        """Runs each row's last token; returns the next-token logits (B, V). A run that raised may be repeated."""
         tokens = [stream.tokens[-1] for stream in self.streams]
         positions = [stream.position for stream in self.streams]
         if self._graph is not None:

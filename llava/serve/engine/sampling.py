@@ -97,7 +97,7 @@ def make_generator(settings: Sampling) -> torch.Generator | None:
 
 
 def find_penalty(model: Any) -> float:
-    """Finds the repetition penalty of rows that ask for none: the one in the model's generation config, else 1."""
+    """Finds the repetition penalty of rows that do not set one: the one in the model's generation config, else 1."""
     return getattr(getattr(model, "generation_config", None), "repetition_penalty", None) or 1.0
 
 
@@ -124,7 +124,8 @@ class RowSampler(LogitsProcessor):
             prompts: int64 (L,) for each row, negative in place of images; counted by the repetition penalty.
             on_error: Called with the index of a row that failed, and the error; by default the error is raised.
             penalty: Repetition penalty of rows whose settings have none.
-            generators: Of the rows that sample, by index, for answers that have begun; by default new ones.
+            generators: Random generators of the rows that sample, by index, for answers that have begun; by default
+                new ones.
         """
         self.penalties = [penalty if row.repetition_penalty is None else row.repetition_penalty for row in rows]
         self.rows, self.device, self.on_error = rows, device, on_error or _raise

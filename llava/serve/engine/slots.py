@@ -34,7 +34,7 @@ class Writing:
     rows: Tensor
     """int64 (N,): rows that have new ones."""
     places: Tensor
-    """int64 (N,): `starts` of these."""
+    """int64 (N,): `starts` of the rows in `rows`."""
     end: int
     """Tokens of the longest row after the pass."""
 
@@ -45,7 +45,7 @@ class Writing:
         return replace(self, rows=self.rows.to(device), places=self.places.to(device))
 
     def write(self, slots: Tensor, states: Tensor) -> Tensor:
-        """Writes new states, (B, H, Q, D), to their slots; gives a view of all, (B, H, K, D)."""
+        """Writes new states, (B, H, Q, D), to their slots; returns a view of all, (B, H, K, D)."""
         queries = states.shape[2]
         if queries == 1:  # a token of each row, in one operation
             slots[self.rows, :, self.places] = states[self.rows, :, 0]
@@ -68,7 +68,7 @@ class SlotLayer(CacheLayerMixin):
         self._allocate(key_states, value_states)
 
     def _allocate(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Allocates the slots, on the device and in the type of the first keys, and gives them."""
+        """Allocates the slots, on the device and in the type of the first keys, and returns them."""
         rows, length = self.capacity
         keys, values = (
             states.new_zeros(rows, states.shape[1], length, states.shape[3]) for states in (key_states, value_states)
@@ -77,7 +77,7 @@ class SlotLayer(CacheLayerMixin):
         return keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes new keys and values, (B, H, Q, D), to their slots; gives views of all, (B, H, K, D)."""
+        """Writes new keys and values, (B, H, Q, D), to their slots; returns views of all, (B, H, K, D)."""
         if self.writing is None:
             raise RuntimeError("the cache does not know how many tokens come: call SlotCache.begin first")
         keys, values = self.keys, self.values
@@ -101,7 +101,7 @@ class SlotLayer(CacheLayerMixin):
         return 0 if self.writing is None else self.writing.end
 
     def get_max_length(self) -> int:
-        """Gives -1, no bound: slots grow."""
+        """-1, no bound: slots grow."""
         return -1
 
 
@@ -129,7 +129,7 @@ class SlotCache(Cache):
     def __init__(self, layers: int, lengths: Sequence[int] = (), most: int = sys.maxsize, joins: bool = True) -> None:
         """
         Args:
-            layers: Of the language model.
+            layers: Number of the language model's layers.
             lengths: Tokens of each row so far, 0 for new ones.
             most: See `bound`.
             joins: Whether there is to be room for rows that join.
@@ -193,7 +193,7 @@ class SlotCache(Cache):
         self.capacity = (rows, length)
 
     def append(self, other: SlotCache) -> None:
-        """Adds the rows of another cache behind this one's; the other must not be used afterwards."""
+        """Appends the rows of another cache, which must not be used afterwards."""
         if not self.lengths:
             self.layers, self.lengths, self.capacity = other.layers, other.lengths, other.capacity
             return

@@ -84,7 +84,7 @@ _capturer = lru_cache(_Capturer)
 
 
 def capture_on_gpu(work: Callable[[], Tensor], device: torch.device) -> Replay:
-    """Captures work on a GPU, without running it; gives what runs it, into the same result each time.
+    """Captures work on a GPU, without running it; returns what runs it, into the same result each time.
 
     Graphs share memory, so that they must be replayed on one stream, and a result be read before the next replay.
     """
@@ -120,12 +120,13 @@ class StepGraph:
         Args:
             cache: The rows' keys and values.
             tokens: The last one of each row.
-            positions: Of these.
-            bias: float32 (B, K0), added to the attention logits of the rows' first keys; None for none. Another object
-                for another bias.
+            positions: The position of each of these tokens.
+            bias: float32 (B, K0), added to the attention logits of the rows' first keys; None if there is no bias.
+                Another object for another bias.
 
         Returns:
-            The logits behind each, (B, V); None where nothing was run, and the step is to be run kernel by kernel.
+            The next-token logits of each row, (B, V); None where nothing was run, and the step is to be run kernel by
+            kernel.
         """
         cache.reserve(len(tokens), max(cache.lengths) + 1)  # as every step does
         slots = [slots for layer in cache.layers for slots in (layer.keys, layer.values)]

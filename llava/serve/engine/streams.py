@@ -25,11 +25,11 @@ class Stream:
     row: Row
     """Its prompt, and where its tokens go."""
     tokens: list[int] = field(default_factory=list, kw_only=True)
-    """Of the answer so far."""
+    """Token ids of the answer so far."""
     position: int = field(default=0, kw_only=True)
-    """Of the last of them in the language model."""
+    """Language-model position of the last token."""
     spans: tuple[ImageSpan, ...] = field(default=(), kw_only=True)
-    """Of the prompt's images, once they are known."""
+    """Spans of the prompt's images, once they are known."""
 
     def __post_init__(self) -> None:
         self.generator = make_generator(self.row.sampling)
@@ -59,9 +59,9 @@ class TokenChooser:
     def __init__(self, model: Any, streams: Sequence[Stream], device: torch.device) -> None:
         """
         Args:
-            model: Its generation config has the repetition penalty of rows that ask for none.
+            model: Its generation config has the repetition penalty of rows that do not set one.
             streams: Row by row.
-            device: Of the logits.
+            device: Device of the logits.
         """
         self.streams = list(streams)
         settings = [stream.row.sampling for stream in streams]
@@ -103,7 +103,7 @@ def run_to_end(work: Generator[None, None, T]) -> T:
 
 
 def while_wanted(streams: Sequence[Stream], work: Generator[None, None, T]) -> Generator[None, None, T | None]:
-    """Does some work for requests piece by piece; gives None once all of them were cancelled."""
+    """Does some work for requests piece by piece; returns None once all of them were cancelled."""
     while True:
         try:
             next(work)

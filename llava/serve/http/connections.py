@@ -16,7 +16,7 @@ from llava.serve.http.failures import Failure
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.replies import raw_reply
 
-LINGER = 1.0  # seconds that a connection stays open behind a refusal, so that its client can read the reason
+LINGER = 1.0  # seconds that a connection stays open after a refusal, so that its client can read the reason
 MAX_LINGERING = 64
 # Bytes that the system buffers for a client: with the usual megabytes, a slow client seems to read nothing.
 SEND_BUFFER = 2**17

@@ -21,7 +21,7 @@ class Listener:
     """A bound address; clients cannot connect before `listen`."""
 
     host: str
-    """As the user gave it."""
+    """The host as the user gave it."""
 
     port: int
     """The port that was bound, also if the user gave 0."""

@@ -79,7 +79,7 @@ class Metrics:
         self.errors.labels(failure.kind).inc()
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """Encodes the metrics; gives the text and its content type.
+        """Encodes the metrics; returns the text and its content type.
 
         Args:
             accept: The request's Accept header; chooses between Prometheus' formats.

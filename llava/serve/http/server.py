@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Hook = Callable[[], Awaitable[None]]
 
 GRACE = 60  # seconds for running streams to finish after a signal to stop
-LAST = 1  # seconds for what is left behind them
+LAST = 1  # seconds for what is left after them
 
 
 class Server(uvicorn.Server):

@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 
 WIDTH, HEIGHT = 340, 128
-"""Of the drawing, in its own units."""
+"""Size of the drawing, in its own units."""
 LEFT, RIGHT, TOP, BOTTOM = 30, 8, 10, 18
 """Space around the axes."""
 TICKS = (16, 64, 256, 1024)

@@ -15,9 +15,9 @@ from llava.serve.web.clip_sizes import PATCH_SIZE
 from qlip.config import QLIPConfig
 
 MAX_ENCODED_PIXELS = QLIPConfig.max_cells * PATCH_SIZE**2
-"""Of a picture; a tower would resize a larger one itself."""
+"""Most pixels of a picture that is sent; a tower would resize a larger one itself."""
 MAX_ENCODED_BYTES = 45 * 2**20
-"""Of all pictures' files: in base64 they leave 4 of the 64 MiB of a request to its text."""
+"""Most bytes of all pictures' files: in base64 they leave 4 of the 64 MiB of a request to its text."""
 
 
 def encode_pictures(pictures: Sequence[Image.Image]) -> list[str]:

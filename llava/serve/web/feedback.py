@@ -13,7 +13,7 @@ from typing import Any
 LIKE, DISLIKE, REPORT = "Like", "Dislike", "Report"
 """The chatbot's buttons."""
 KINDS = {True: "upvote", False: "downvote", REPORT: "flag"}
-"""From what the chatbot reports of a click to the type of LLaVA's log."""
+"""What the chatbot reports of a click -> the type in LLaVA's log."""
 MAX_BYTES = 2**26
 """Size of a day's file from which nothing more is written: any visitor can write to it."""
 

@@ -34,7 +34,7 @@ class Parts:
     view: ViewCard
     talk: ConversationCard
     controls: Sequence[Any]
-    """In the order of `Controls`."""
+    """The controls, in the order of `Controls`."""
     panel: gr.Column
     sides: Sequence[gr.HTML]
     """The comparison: its question, then the head and body of each side."""

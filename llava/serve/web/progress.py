@@ -44,7 +44,7 @@ class Comparison:
 
     images: dict[str, PreparedImage] = field(default_factory=dict)
     progress: dict[str, AnswerProgress] = field(default_factory=dict)
-    """Of those that have begun."""
+    """Progress of the answers that have begun."""
     is_shown: bool = False
 
     def bodies(self, ended: str = "") -> list[str]:

@@ -21,9 +21,9 @@ DRAWING_SIDE = 640
 
 PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "What the tower gets", "What it looked at"
 VIEWS = (PICTURE, LINES, TOWER)
-"""What can be drawn: the picture, the picture with lines where it is split, each leaf by its patch."""
+"""The drawings: the picture, the picture with lines where it is split, each leaf by its patch."""
 EXPLAINED_VIEWS = (*VIEWS, ANSWER)
-"""Where the model explains answers: also the picture with the heat of what the last answer depended on."""
+"""The drawings where the model explains answers: also the picture with the heat of what the last answer depended on."""
 
 NO_ANSWER = "Ask something first: this shows what the last answer depended on."
 

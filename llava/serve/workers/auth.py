@@ -42,7 +42,7 @@ class WorkersOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
-        # A route's pattern, which ends in `$`, also matches its path with a line feed behind it.
+        # A route's pattern, which ends in `$`, also matches its path with a line feed after it.
         is_worker = scope["type"] == "http" and (self.paths is None or scope["path"].rstrip("\n") in self.paths)
         if is_worker and not self._is_allowed(scope):
             error = refusal(self.token)

@@ -31,22 +31,22 @@ class Timeouts:
     """How long a controller waits for its workers, in seconds."""
 
     connect: float = 5.0
-    """For a connection."""
+    """Time for a connection to open."""
     status: float = 5.0
-    """For a worker's status."""
+    """Time for a worker to report its status."""
     silence: float = 90.0
-    """Between two frames of an answer; our workers repeat the last one more often than that."""
+    """Longest time between two frames of an answer; our workers repeat the last one more often than that."""
     begin: float = 4.0
-    """For an answer to begin, before the controller asks its worker whether it is alive."""
+    """Time for an answer to begin, before the controller asks its worker whether it is alive."""
     lull: float = 10.0
-    """Between two frames, before the controller asks."""
+    """Time between two frames, before the controller asks."""
     alive: float = 4.0
-    """For any reply to that question."""
+    """Time for any reply to that question."""
     recognise: float = 1.0
-    """For an address that registers to show whether it is this controller's own."""
+    """Time for an address that registers to show whether it is this controller's own."""
     newcomers: float = WORKER_HEART_BEAT_INTERVAL + 1.0
-    """After the controller's start, for a worker of the requested model to register: a restarted controller hears
-    from its workers with their next heartbeat."""
+    """Time after the controller's start for a worker of the requested model to register: a restarted controller
+    hears from its workers with their next heartbeat."""
 
 
 class WorkerStopped(Exception):

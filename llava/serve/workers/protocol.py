@@ -221,7 +221,7 @@ class FrameSplitter:
         self._rest = b""
 
     def push(self, data: bytes) -> list[bytes]:
-        """Adds bytes; gives the frames that are complete now, without their zero bytes.
+        """Adds bytes; returns the frames that are complete now, without their zero bytes.
 
         Raises:
             ValueError: a frame is too long.
@@ -232,7 +232,7 @@ class FrameSplitter:
         return [frame for frame in frames if frame]
 
     def finish(self) -> list[bytes]:
-        """Gives the rest at the end of the stream: a last frame that lacks its zero byte, or nothing."""
+        """Finds the rest at the end of the stream: a last frame that lacks its zero byte, or nothing."""
         return [self._rest] if self._rest.strip() else []
 
 

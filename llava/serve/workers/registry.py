@@ -23,11 +23,11 @@ class Worker:
     """A registered worker."""
 
     status: WorkerStatus
-    """As last reported; the queue also counts the requests sent to the worker since then."""
+    """Status as last reported; the queue also counts the requests sent to the worker since then."""
     check_heart_beat: bool
     """Whether it is dropped when its heartbeats stop."""
     last_seen: float
-    """By the registry's clock."""
+    """Time of its last sign of life, by the registry's clock."""
     turn: int = 0
     """Higher, the later it was chosen."""
 
@@ -88,7 +88,7 @@ class Registry:
             self.remove(name, "it could not be reached")
 
     def workers(self) -> dict[str, Worker]:
-        """Drops silent workers; gives the others in the order of their registration."""
+        """Drops silent workers; returns the others in the order of their registration."""
         oldest = self.clock() - self.expiration
         for name, worker in list(self._workers.items()):
             if worker.check_heart_beat and worker.last_seen < oldest:

@@ -31,7 +31,7 @@ IMAGE_WORDS = 128
 """What an image adds to `LazySupervisedDataset.lengths`; LLaVA's number."""
 
 PATCH_SIZE = 14
-"""Of LLaVA's towers; counts the tokens of an image where only an image processor is known."""
+"""Patch size of LLaVA's towers; counts the tokens of an image where only an image processor is known."""
 
 
 def preprocess_multimodal(sources: Sequence[Sequence[Turn]], data_args: Any, images: int = 1) -> list[list[Turn]]:

@@ -75,7 +75,7 @@ class Decoder:
         except json.JSONDecodeError as error:
             raise ValueError(f"it is not JSON: {error.msg} (column {error.pos + 1})") from None
         if end < len(text):
-            raise ValueError(f"behind its end is {text[end : end + 20]!r}; allowed is one value")
+            raise ValueError(f"after its end is {text[end : end + 20]!r}; allowed is one value")
         if problem is not None:
             raise ValueError(problem)
         return value

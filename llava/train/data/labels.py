@@ -157,7 +157,7 @@ class _Tokens:
 
     ids: npt.NDArray[np.int64]  # (L,)
     starts: npt.NDArray[np.int64]  # (L,), each token's first character
-    ends: npt.NDArray[np.int64]  # (L,), behind its last one
+    ends: npt.NDArray[np.int64]  # (L,), one past its last
     is_text: npt.NDArray[np.bool_]  # (L,), False on images and on what the tokenizer adds, as BOS
 
 

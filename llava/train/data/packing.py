@@ -9,9 +9,10 @@ from collections.abc import Sequence
 def assign_rows(lengths: Sequence[int], capacity: int) -> list[int]:
     """Assigns samples to few rows of similar length.
 
-    There are as many rows as first fit decreasing takes, at most 11/9 of the fewest possible and one; or as filling row
-    after row in the given order takes, if that is less: samples that come sorted by rows of a plan never take more rows
-    than the plan has. Where rows can be levelled, so that there is less padding, they are.
+    Two ways are tried, and the one with fewer rows is taken: first fit decreasing, which takes at most 11/9 of the
+    fewest possible rows and one more; and filling row after row in the given order, so that samples which come sorted
+    by the rows of a plan never take more rows than the plan has. Samples are then spread more evenly over as many rows
+    if this makes the longest row shorter, which saves padding.
 
     Args:
         lengths: tokens of each sample.

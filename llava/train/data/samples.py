@@ -124,7 +124,7 @@ def _check_turn(turn: Any, name: str) -> None:
 
 
 def _check_order(turns: Sequence[Mapping[str, str]], first: int) -> None:
-    """Checks that questions and answers alternate behind the first `first` turns, and that an answer comes last."""
+    """Checks that questions and answers alternate after the first `first` turns, and that an answer comes last."""
     if len(turns) == first:
         raise ValueError(
             f"conversations holds {'an answer only' if first else 'nothing'}; it must begin with a question"

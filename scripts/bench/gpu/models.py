@@ -19,7 +19,7 @@ from scripts.bench.cost_models import CLIP_LARGE, SHAPES, VICUNA_7B, Shape, Subj
 TINY_VISION = {**CLIP_LARGE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TINY_TEXT = {**VICUNA_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TINY = Shape({**TINY_VISION, "num_attention_heads": 2}, {**TINY_TEXT, "num_attention_heads": 2})
-"""For trying the benchmarks without a GPU."""
+"""A small model for trying the benchmarks without a GPU."""
 
 MODELS = {"llava-7b": SHAPES["llava-7b"], "tiny": TINY}
 

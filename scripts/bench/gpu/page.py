@@ -14,10 +14,10 @@ from scripts.markdown_table import table_head, table_row
 FILE, PAGE = "gpu.json", "gpu.md"
 
 Report = dict[str, Any]
-"""By name of the part: date, model, machine, status and rows."""
+"""Name of a part -> its date, model, machine, status and rows."""
 
 STAGES = ("prepare", "partition", "extraction", "tower", "projector", "prefill", "decode", "total")
-"""Those of `scripts.bench.cost_stages`, which is heavy to import."""
+"""The stages of `scripts.bench.cost_stages`, which is heavy to import."""
 NOT_MEASURED = "not measured"
 INTRODUCTION = f"""\
 # On a GPU

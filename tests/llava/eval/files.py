@@ -9,7 +9,7 @@ from typing import Any
 
 TEXTS = ("What is in the picture?", "How many objects are there?", "Is there a red circle?")
 PICTURES = 8
-"""Of the benchmark in conftest.py, which asks each text about each picture."""
+"""Pictures of the benchmark in conftest.py, which asks each text about each picture."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

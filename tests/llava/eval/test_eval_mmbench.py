@@ -148,7 +148,7 @@ def test_a_file_of_llavas_model_vqa_mmbench_is_scored(tmp_path: Path) -> None:
 
 
 def upload(path: Path, said: dict[int, str | None]) -> Path:
-    """An upload as LLaVA publishes it: the table's rows with `prediction` behind the options."""
+    """An upload as LLaVA publishes it: the table's rows with `prediction` after the options."""
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
     book.active.append(["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"])

@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 @pytest.fixture(scope="module")
 def eight_bit_logits(oracle, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
-    """Of transformers' model with its language model in 8 bits."""
+    """Logits of transformers' model with its language model in 8 bits."""
     folder = tmp_path_factory.mktemp("theirs")
     oracle.save_pretrained(folder)
     eight = BitsAndBytesConfig(

@@ -97,7 +97,7 @@ def test_logits_of_a_batch_are_those_of_its_rows_alone(model):
 @pytest.mark.parametrize("prompt", [ROWS[1], [1, IMAGE, 40, IMAGE]], ids=["ends in text", "ends in an image"])
 @torch.no_grad()
 def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model, prompt):
-    """Positions go on behind the image's span, and the key bias stays, through the cache."""
+    """Positions continue after the image's span, and the key bias stays, through the cache."""
     images = IMAGES[:2]
     answer = model.generate(torch.tensor([prompt]), images=images, **GREEDY)[0].tolist()
     for length in range(len(answer)):
@@ -117,7 +117,7 @@ def test_beam_search_with_one_beam_more_is_at_least_as_likely(model):
 
 @torch.no_grad()
 def test_raster_positions_keep_text_where_the_native_grid_puts_it(folder):
-    """However many leaves an image has, the text behind it starts 64 positions after its start."""
+    """However many leaves an image has, the text after it starts 64 positions after the image's start."""
     model = load_pretrained_model(str(folder), device="cpu", qlip=TREE)[1]
     for image in IMAGES:
         batch = model.splice_images(torch.tensor([[1, 20, IMAGE, 30]]), None, None, [image], "left")

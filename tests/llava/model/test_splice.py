@@ -127,7 +127,7 @@ SHARES = {
     "none for text": ([[1], [IMAGE], [2]], 1, [[], [0], []]),
     "one for text, too, as in LLaVA's training batches": ([[1], [IMAGE], [2]], 3, [[0], [1], [2]]),
     "one for text, and a surplus": ([[1], [IMAGE, IMAGE]], 5, [[0], [1, 2]]),
-    "a surplus behind the last prompt": ([[IMAGE], [IMAGE]], 4, [[0], [1]]),
+    "a surplus after the last prompt": ([[IMAGE], [IMAGE]], 4, [[0], [1]]),
     "a picture beside text alone": ([[1, 2]], 1, [[0]]),
     "nothing": ([[1], [2]], 0, [[], []]),
 }

@@ -156,7 +156,7 @@ def test_inputs_are_prepared_as_llavas_forward_pass_asks_for_them(model, oracle)
 
 
 def test_inputs_without_images_come_back_as_they_are(model):
-    """As a fork's step of generation has them: one token behind a cache, at its own position."""
+    """As a fork's step of generation has them: one token after a cache, at its own position."""
     ids, positions, mask = torch.tensor([[30]]), torch.tensor([[67]]), torch.ones(1, 68)
     given = (ids, positions, mask, None, None, ids)
     assert model.prepare_inputs_labels_for_multimodal(ids, positions, mask, None, ids, None) == given

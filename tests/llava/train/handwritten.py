@@ -146,6 +146,6 @@ def encode(processor: SentencePieceProcessor, sample: Any) -> tuple[list[int], l
     ids = [BOS, *processor.encode(before), *([IMAGE_TOKEN] * TOKENS if image else [])]
     begin, last = (len(ids), after) if image else (1, before)
     whole, masked = processor.encode(f"{last} {answer}"), processor.encode(last)
-    assert whole[: len(masked)] == masked, "the answer's first token begins behind the colon"
+    assert whole[: len(masked)] == masked, "the answer's first token begins after the colon"
     ids = [*ids[:begin], *whole, EOS]
     return ids, [IGNORED] * (begin + len(masked)) + ids[begin + len(masked) :]

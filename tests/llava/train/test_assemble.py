@@ -79,7 +79,7 @@ def test_the_names_of_linear_layers(build):
 
 
 def test_an_unfrozen_tower_is_trained_as_far_as_it_is_read(build):
-    """The second to last hidden state is read: behind it lie the fourth of four layers and the last norm."""
+    """The second to last hidden state is read: after it come the fourth of four layers and the last norm."""
     _, model, _ = build(f"{LLAVA} --unfreeze_mm_vision_tower True")
     model(PROMPT, images=PICTURE, labels=PROMPT.clamp(min=0)).loss.backward()
     tower = model.get_vision_tower()

@@ -82,7 +82,7 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     assert all(torch.equal(ends[name], third[name]) for name in ends)
     assert not all(torch.equal(ends[name], sixth[name]) for name in ends)
 
-    stopped = tmp_path / "stopped"  # as a run that was killed behind its first checkpoint leaves it
+    stopped = tmp_path / "stopped"  # as a run that was killed after its first checkpoint leaves it
     shutil.copytree(tmp_path / "two" / "checkpoint-3", stopped / "checkpoint-3")
     launch(make_flags(tmp_path, stopped))
     assert logged(stopped) == pytest.approx(losses, abs=1e-5)

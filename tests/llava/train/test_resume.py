@@ -130,7 +130,7 @@ def test_the_oldest_checkpoints_go_but_never_the_best_or_the_newest(tmp_path):
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(bases, data, tmp_path, caplog):
-    """Of projector-only training, whose checkpoints transformers cannot read; here the highest loss is called best."""
+    """In projector-only training, whose checkpoints transformers cannot read; here the highest loss counts as best."""
     chosen = {"tune_mm_mlp_adapter": True, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
     chosen |= {"eval_steps": 1, "eval_data_path": data / "data.json", "load_best_model_at_end": True}
     trainer = train_on(bases / "llava", data, tmp_path, **chosen, metric_for_best_model="loss", greater_is_better=True)

@@ -18,7 +18,7 @@ SETTINGS = {
 }
 PROMPTS = ["<image> and", "see it: <image> now"]
 PICTURES = [picture(56, 56, 0), picture(168, 56, 1)]
-"""Of different lengths, so that positions and biases of their conversations differ."""
+"""Pictures of different lengths, so that positions and biases of their conversations differ."""
 
 CHANGES = {
     "reorder_cache": (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),

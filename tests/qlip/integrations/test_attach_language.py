@@ -71,7 +71,7 @@ def test_options_of_generate_that_do_not_go_with_images_are_named():
 @pytest.mark.parametrize("prompt", ["USER: <image>\nwhat? ASSISTANT:", "see <image>"], ids=["text", "image"])
 @torch.no_grad()
 def test_assisted_decoding_gives_the_greedy_answer_from_its_first_step_on(model_and_processor, prompt):
-    """Candidates follow the prompt's embeddings there; behind an image they begin at its end, not at its last token."""
+    """Candidates follow the prompt's embeddings there; after an image they begin at its end, not at its last token."""
     model, processor = model_and_processor
     inputs = ask(processor, [prompt], [picture(56, 98, 2)])
     expected = model.generate(**inputs, **GREEDY)
@@ -153,7 +153,7 @@ def test_a_batch_answers_as_its_rows_alone(model_and_processor):
 
 @torch.no_grad()
 def test_cached_generation_equals_a_full_pass_over_the_longer_prompt(model_and_processor):
-    """Positions go on behind the image's span, and the key bias stays, through the cache."""
+    """Positions continue after the image's span, and the key bias stays, through the cache."""
     model, processor = model_and_processor
     inputs = ask(processor, ["<image> and <image>"], [PICTURES[1], ENDS_IN_A_LARGE_LEAF])
     said = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)

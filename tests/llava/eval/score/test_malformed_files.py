@@ -25,7 +25,7 @@ from tests.llava.eval.test_eval_mmbench import table
 
 Main = Callable[[Sequence[str]], int]
 Make = Callable[[Path], list[str]]
-"""Writes a scorer's files to a folder, and gives the flags that name them, but for --result-file."""
+"""Writes a scorer's files to a folder, and returns the flags that name them, but for --result-file."""
 
 
 def asked(**row: Any) -> Make:

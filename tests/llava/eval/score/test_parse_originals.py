@@ -24,7 +24,7 @@ def table() -> list[list[str]]:
 
 
 def science_qa(text: str) -> str:
-    """A letter, a letter before ". ", or exactly one "The answer is X" with one more character behind it."""
+    """A letter, a letter before ". ", or exactly one "The answer is X" with one more character after it."""
     if text in OPTIONS:
         return text
     if text[:1] in OPTIONS and text[1:3] == ". ":

@@ -205,7 +205,7 @@ def test_an_added_image_token_separates_texts_as_llava_does(
 
 
 def test_text_beside_a_token_that_was_added_keeps_its_ids(folders: dict[str, Path]) -> None:
-    """Text behind it gets a space with `legacy` alone."""
+    """Text after it gets a space with `legacy` alone."""
     a, space_a = MODEL.piece_to_id("a"), MODEL.piece_to_id("\u2581a")
     for name, behind in (("true", [space_a]), ("false", BARE("a"))):
         tokenizer = load_tokenizer(folders[name])

@@ -57,7 +57,7 @@ def test_ids_that_cannot_be_kept_are_refused(tmp_path: Path, index: int, form: s
     write_folder(tmp_path, {form: {str(index): describe("<image>")}} if form == "added_tokens_decoder" else {})
     if form == "added_tokens.json":
         (tmp_path / form).write_text(json.dumps({"<image>": index}))
-    with pytest.raises(ValueError, match=f"'<image>' the id {index}, but behind tokenizer.model it is {SIZE}"):
+    with pytest.raises(ValueError, match=f"'<image>' the id {index}, but after tokenizer.model it is {SIZE}"):
         load_tokenizer(tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_an_impossible_setting_names_its_file(tmp_path: Path, settings: dict[str
 
 
 def test_a_beginning_that_no_file_names_is_refused(tmp_path: Path) -> None:
-    """Behind an image it could not be distinguished from the text."""
+    """After an image it could not be distinguished from the text."""
     load_tokenizer(write_folder(tmp_path / "source", {})).save_pretrained(tmp_path)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / name).rename(tmp_path / "source" / name)

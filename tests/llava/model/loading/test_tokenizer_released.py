@@ -32,7 +32,7 @@ QWEN_CHAT = (
 
 
 def write_tokenizer(folder: Path, special: list[str], settings: dict[str, Any], adds_bos: bool) -> Path:
-    """tokenizer.json and tokenizer_config.json of a byte-level BPE with special tokens behind its vocabulary."""
+    """tokenizer.json and tokenizer_config.json of a byte-level BPE with special tokens after its vocabulary."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -36,7 +36,7 @@ def add(running: RunningRows[Any], prompt: Sequence[int], images: Sequence[Image
 
 
 def step(running: RunningRows[Any], times: int) -> Iterator[Tensor]:
-    """Runs tokens of all rows; yields the logits behind each."""
+    """Runs tokens of all rows; yields the next-token logits of each."""
     for _ in range(times):
         yield running.run().float().cpu()
         for row, stream in enumerate(running.streams):

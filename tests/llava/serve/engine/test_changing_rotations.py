@@ -59,7 +59,7 @@ def test_answers_beside_others_are_those_alone(engine: ChatEngine, hold: Hold, p
     assert rotates_by_length(engine.model)
     questions = (QUESTION, LONG, QUESTION)
     alone = [read(submit(engine, pictures[0], question)) for question in questions]
-    gate, _ = hold(engine)  # those behind it are answered together, where they may be
+    gate, _ = hold(engine)  # those queued after it are answered together, where they may be
     answers = [submit(engine, pictures[0], question) for question in questions]
     gate.opened.set()
     for answer, (text, logprobs) in zip(answers, alone, strict=True):

@@ -13,7 +13,7 @@ from llava.serve.engine.slots import SlotCache
 from tests.llava.serve.engine.engines import Hold, NewEngine, submit
 
 BYTES = 3 * 2 * 128 * 4
-"""Of a token's keys and values in the embedded model: three layers of width 128 in float32."""
+"""Bytes of a token's keys and values in the embedded model: three layers of width 128 in float32."""
 
 GREEDY = Sampling(temperature=0, max_new_tokens=60)
 

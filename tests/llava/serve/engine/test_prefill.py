@@ -47,7 +47,7 @@ def test_logits_equal_transformers_llavas_whatever_the_pieces(tmp_path: Path, ki
 @pytest.mark.parametrize("kind", ["mistral, window", "qwen2, window", "mpt"])
 @torch.inference_mode()
 def test_a_prompt_continues_keys_and_values_of_another_row(tmp_path: Path, kind: str, known: int) -> None:
-    """The known elements end in front of an image, behind one, in the text and at the end."""
+    """The known elements end before an image, after one, in the text and at the end."""
     oracle = make_oracle(kind)
     model = load_pretrained_model(write_checkpoint(tmp_path, kind, oracle), device="cpu")[1]
     images = model.encode_tokens(PIXELS)

@@ -55,7 +55,7 @@ async def endless(request: Request) -> Response:
 
 @contextmanager
 def serving(limits: ConnectionLimits, bounded: bool = True) -> Iterator[tuple[tuple[str, int], Starlette]]:
-    """Gives the address of a server with these limits, and its application.
+    """Serves an application with these limits; yields its address, and its application.
 
     Args:
         limits: the limits.

@@ -85,7 +85,7 @@ def test_where_there_is_a_secret_workers_must_know_it(route: str, headers: dict[
 def test_no_spelling_of_a_path_leads_around_the_secret(
     route: str, ending: str, options: dict[str, Any], sender: dict[str, Any]
 ) -> None:
-    """The pattern of a route matches its path with a line feed behind it as well."""
+    """The pattern of a route matches its path with a line feed after it as well."""
     setup = Setup(**options)
     setup.registry.register(A, WorkerStatus.model_validate(STATUS), True)
     body = {**registration(B), "queue_length": 0}

@@ -118,8 +118,8 @@ def test_a_damaged_file_is_described(write, content, message):
     ("line", "message"),
     [
         ('{"id": ', r"it is not JSON: Expecting value \(column 7\)"),
-        (LINE + ",", "behind its end is ','; allowed is one value"),
-        (LINE + LINE, "behind its end is '{"),
+        (LINE + ",", "after its end is ','; allowed is one value"),
+        (LINE + LINE, "after its end is '{"),
         ('{"score": NaN}', "NaN is not JSON; allowed are numbers and null"),
         ('{"score": -Infinity}', "-Infinity is not JSON"),
         ('{"a":' * 200_000, "brackets are nested too deeply"),

@@ -20,7 +20,7 @@ CONVERSATIONS = {
 
 
 def masks_by_counting(template, tokenizer, texts):
-    """LLaVA's rule: (first, behind the last) token of each stretch that is masked.
+    """LLaVA's rule: (first, one past the last) token of each stretch that is masked.
 
     Every question is masked from its third token on; turns are as long as they are alone.
     """
