@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qlip.images.limits import (
     DEFAULT_LIMITS,
@@ -134,9 +134,8 @@ def clear_errors(limits: ImageLimits, formats: tuple[str, ...] = FORMATS, data: 
         if (name := find_truncated(error, data)) is not None:
             raise ImageError(f"not a readable image: the {name} file is truncated") from None
         # Pillow's message may hold memory addresses, so ours names only the kind of the failure.
-        raise ImageError(
-            f"not a readable image ({type(error).__name__}); it is broken, or not one of {', '.join(formats)}"
-        ) from None
+        kind = "" if isinstance(error, UnidentifiedImageError) else f" ({type(error).__name__})"
+        raise ImageError(f"not a readable image{kind}; it is broken, or not one of {', '.join(formats)}") from None
 
 
 def find_truncated(error: BaseException, data: bytes) -> str | None:

@@ -32,6 +32,10 @@ class Query:
     """Name of one of the backend's models; "" if it has only one."""
 
 
+TEXT = 128
+"""Tokens of the context that a picture leaves to question and answer."""
+
+
 @dataclass(frozen=True)
 class AnswerPiece:
     """A part of an answer."""
@@ -39,6 +43,8 @@ class AnswerPiece:
     text: str = ""
     visual_tokens: int | None = None
     """Visual tokens as reported by the model; None if not reported."""
+    finish_reason: str | None = None
+    """Why the answer ended, in its last piece ("length" where it was cut off); None if not reported."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class EngineBackend:
         self.defaults = None if quadtree is None else quadtree.settings
         self.quadtree = quadtree is not None and engine.vision.quadtree
         self.native_tokens = tower.num_patches
-        self.max_tokens = min(engine.context_len, engine.limits.max_image_tokens)
+        room = max(engine.context_len // 2, engine.context_len - TEXT)
+        self.max_tokens = min(room, engine.limits.max_image_tokens)
         self.pixels = pixels_of(tower.native_processor, tower.config.patch_size)
 
     async def models(self) -> list[str]:
@@ -138,6 +145,7 @@ class EngineBackend:
             yield AnswerPiece(visual_tokens=answer.usage.visual_tokens)
             async for text in answer:
                 yield AnswerPiece(text, answer.usage.visual_tokens)  # a question has decided on them
+            yield AnswerPiece(finish_reason=answer.finish_reason)
         finally:
             answer.cancel()
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 
 WIDTH, HEIGHT = 340, 128
 """Size of the drawing, in its own units."""
@@ -36,24 +37,31 @@ def embedded_curve() -> Curve:
     return Curve(record["source"], record["note"], (clip[0], clip[1]), tuple((x, y) for x, y in qlip))
 
 
-def accuracy_chart(curve: Curve | None, tokens: int) -> str:
-    """Draws a curve as an inline SVG with a mark at a number of tokens; nothing without a curve."""
+def accuracy_chart(curve: Curve | None, tokens: int, when: str = "now") -> str:
+    """Draws a curve as an inline SVG with a mark at a number of tokens; nothing without a curve.
+
+    The curve is broken where a budget gives CLIP's own view: that point is CLIP's.
+    """
     if curve is None:
         return ""
-    points = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in curve.qlip)
-    dots = "".join(f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="2.6"/>' for x, y in curve.qlip)
     (clip_x, clip_y), here = curve.clip, _x(tokens)
-    label, anchor = f"{tokens:,} tokens now", "end" if here > WIDTH * 0.7 else "start"
+    parts = [list(part) for is_clip, part in groupby(curve.qlip, lambda point: point == curve.clip) if not is_clip]
+    lines = "".join(f'<polyline points="{" ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in part)}"/>' for part in parts)
+    dots = "".join(f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="2.6"/>' for part in parts for x, y in part)
+    label, anchor = f"{tokens:,} tokens {when}", "end" if here > WIDTH * 0.7 else "start"
     shift = -4 if anchor == "end" else 4
+    line = f'<line class="now" x1="{here:.1f}" x2="{here:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    if not TICKS[0] <= tokens <= TICKS[-1]:  # beyond the axis
+        line, label = "", f"&larr; {label}" if tokens < TICKS[0] else f"{label} &rarr;"
     last_x, last_y = curve.qlip[-1]
     best = max(curve.qlip, key=lambda point: point[1])
     text = f"Accuracy by visual tokens, {curve.note}: QLIP {best[1]:g} % at {best[0]:,} tokens, "
     text += f"CLIP {clip_y:g} % at {clip_x:,}; this picture has {tokens:,}"
     return (
         f'<figure class="curve"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
-        f'{_axes()}<line class="now" x1="{here:.1f}" x2="{here:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f"{_axes()}{line}"
         f'<text class="now" x="{here + shift:.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{anchor}">{label}</text>'
-        f'<g class="qlip"><polyline points="{points}"/>{dots}</g>'
+        f'<g class="qlip">{lines}{dots}</g>'
         f'<g class="clip"><rect x="{_x(clip_x) - 3.5:.1f}" y="{_y(clip_y) - 3.5:.1f}" width="7" height="7"/>'
         f'<text x="{_x(clip_x) - 7:.1f}" y="{_y(clip_y) + 4:.1f}" text-anchor="end">CLIP</text></g>'
         f'<text class="qlip" x="{_x(last_x) + 6:.1f}" y="{_y(last_y) + 4:.1f}">QLIP</text></svg>'

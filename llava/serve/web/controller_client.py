@@ -189,7 +189,9 @@ class ControllerBackend:
             yield AnswerPiece()  # the request is accepted
             async for frame in frames(reply.aiter_bytes()):
                 message = read_frame(frame)
-                yield AnswerPiece(message["text"][shown:], read_visual_tokens(message))
+                reason = message.get("finish_reason")  # our workers' last frame has it
+                text, tokens = message["text"][shown:], read_visual_tokens(message)
+                yield AnswerPiece(text, tokens, reason if isinstance(reason, str) else None)
                 shown = max(shown, len(message["text"]))
 
     @asynccontextmanager

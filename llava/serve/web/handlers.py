@@ -26,7 +26,7 @@ from llava.serve.web.moderation import Moderator
 from llava.serve.web.picture_handlers import PictureHandlers
 from llava.serve.web.progress import AnswerProgress, Comparison
 from llava.serve.web.runs import COMPARISON, TALK, keep_outputs
-from llava.serve.web.session import Messages, Session
+from llava.serve.web.session import BROKEN_OFF, CUT, WAITING, Messages, Session
 from llava.serve.web.toasts import errors_as_toasts, replace_surrogates, toast_error
 from llava.serve.web.visitors import Latest
 
@@ -75,6 +75,8 @@ class Demo(PictureHandlers):
                 async for step in steps:
                     run.session = step[0]
                     yield step
+            if (stopped := run.mark_stopped()) is not None:
+                yield stopped, stopped.messages(), gr.skip(), gr.skip()
 
     @keep_outputs(3)
     async def regenerate(
@@ -93,6 +95,8 @@ class Demo(PictureHandlers):
                 async for *step, _ in steps:
                     run.session = step[0]
                     yield step[0], step[1], step[2]
+            if (stopped := run.mark_stopped()) is not None:
+                yield stopped, stopped.messages(), gr.skip()
 
     @keep_outputs(6)
     async def compare(
@@ -159,13 +163,16 @@ class Demo(PictureHandlers):
         await self.runs.stop(request.session_hash, press=read_press(press))
         return replace(session, exchanges=(), pending=()), [], views.NO_COST, gr.update(visible=False)
 
-    async def undo(self, request: gr.Request, session: Session, press: Any) -> tuple[Session, Messages, str, str]:
-        """Takes the last question back into its box, to edit it; session, chat, cost line and the box's text."""
+    async def undo(
+        self, request: gr.Request, session: Session, press: Any, typed: Any
+    ) -> tuple[Session, Messages, str, Any]:
+        """Takes the last question back into its box, unless something is typed there; session, chat, cost and box."""
         session = await self.runs.stop(request.session_hash, TALK, press=read_press(press)) or session
         if not session.exchanges:
             raise toast_error("There is no question to take back. Ask something first.")
         before = session.without_last()
-        return before, before.messages(), views.NO_COST, session.last_question
+        box = gr.skip() if isinstance(typed, str) and typed.strip() else session.last_question
+        return before, before.messages(), views.NO_COST, box
 
     async def vote(self, request: gr.Request, session: Session, model: Any, chosen: gr.EventData) -> None:
         """Writes a visitor's opinion of one answer, and the conversation up to it, to the operator's log.
@@ -199,6 +206,7 @@ class Demo(PictureHandlers):
     async def leave(self, request: gr.Request) -> None:
         """Forgets a visitor who has left, and stops their answers, even if no text has come yet."""
         self._opened.pop(request.session_hash, None)
+        self._refused.pop(request.session_hash, None)
         self._voted.pop(request.session_hash, None)
         self.holders.forget(request.session_hash)
         await self.runs.forget(request.session_hash)
@@ -232,12 +240,17 @@ class Demo(PictureHandlers):
         try:
             async with aclosing(self._answer(query, progress)) as steps:
                 async for _ in steps:
-                    answered = session.with_answer(question, progress.text.strip(), options)
+                    text, is_last = progress.text.strip(), progress.cost.total is not None
+                    mark = "" if text or is_last else WAITING
+                    answered = session.with_answer(question, text, options, CUT if progress.is_cut else mark)
                     yield answered, answered.messages(), views.cost_line(progress.cost), box
                     box = gr.skip()  # the visitor may be typing the next question
         except gr.Error:
             if box != "" and not progress.text.strip():
                 yield before, before.messages(), views.NO_COST, question
+            elif progress.text.strip():
+                answered = session.with_answer(question, progress.text.strip(), options, BROKEN_OFF)
+                yield answered, answered.messages(), gr.skip(), gr.skip()
             raise
         if not progress.text.strip():
             gr.Info("The model had nothing to say. Ask in other words.")

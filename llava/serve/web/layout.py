@@ -155,6 +155,7 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
         show_label=False,
         elem_id="chat",
         buttons=["copy"],
+        autoscroll=False,  # `page.js` follows the answer
         render_markdown=False,  # the text is escaped HTML, shown literally
         latex_delimiters=[],
         placeholder="### What would you like to know?",

@@ -34,6 +34,68 @@
     });
   };
 
+  // Suggested questions: Gradio makes them a list without items.
+  const fixLists = () => {
+    document.querySelectorAll('#chat .examples[role="list"]').forEach((list) => list.removeAttribute("role"));
+  };
+
+  // Sliders' number fields: Gradio sends whatever is typed, and corrects it later without telling anyone.
+  const range = (field) => field.closest(".block")?.querySelector("input[type=range]");
+  const isWrong = ({ value, step, validity }) => {
+    const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
+    return value === "" || badInput || rangeUnderflow || rangeOverflow || (step === "1" && stepMismatch);
+  };
+  const isNumber = (field) => field.matches?.('.card input[type="number"]') && range(field);
+  addEventListener("input", (event) => {
+    if (isNumber(event.target) && isWrong(event.target)) event.stopImmediatePropagation();
+  }, true);
+  addEventListener("blur", ({ target }) => {
+    if (!isNumber(target) || !isWrong(target)) return;
+    target.value = range(target).value;
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  }, true);
+
+  // The chat follows a growing answer as long as its end is in view; Gradio would follow also a reader who scrolls up.
+  let follows = true;
+  const scroller = () => document.querySelector("#chat .bubble-wrap");
+  addEventListener("scroll", ({ target }) => {
+    if (target === scroller()) follows = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+  }, true);
+  const followAnswer = () => { const chat = scroller(); if (follows && chat) chat.scrollTop = chat.scrollHeight; };
+
+  // A pasted picture is opened as one that is dropped; Gradio listens on a button alone.
+  const openPicture = (file) => {
+    const field = document.querySelector("#picture input[type=file]");
+    if (!field) return false;
+    const files = new DataTransfer();
+    files.items.add(file);
+    field.files = files.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+    return true;
+  };
+  addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+    if (file && openPicture(file)) event.preventDefault();
+  });
+
+  // What is typed outlives a reload: Gradio reloads the page by itself when a lost connection is back.
+  const DRAFT = "llava-draft";
+  const box = () => document.querySelector("#question textarea");
+  const keepDraft = (text) => {
+    try { if (text) sessionStorage.setItem(DRAFT, text); else sessionStorage.removeItem(DRAFT); } catch { /* private window */ }
+  };
+  addEventListener("input", ({ target }) => { if (target === box()) keepDraft(target.value); }, true);
+  let restored = false;
+  const restoreDraft = () => {
+    if (restored || !box()) return;
+    restored = true;
+    let draft = "";
+    try { draft = sessionStorage.getItem(DRAFT) ?? ""; } catch { /* private window */ }
+    if (!draft || box().value) return;
+    box().value = draft;
+    box().dispatchEvent(new Event("input", { bubbles: true }));
+  };
+
   // Sliders: Gradio gives all their reset buttons one name.
   const nameResets = () => {
     for (const button of document.querySelectorAll(".reset-button:not([data-named])")) {
@@ -120,6 +182,7 @@
       if (STARTS.includes(name)) {
         running += 1;
         stopping = false;
+        follows = true;
         comparing = name === "compare";
         if (comparing) showComparison(); else scrollTo("#chat", "center");
       } else {
@@ -157,7 +220,11 @@
       if (name === "remove") focusStrip();
       if (name === "add") scrollTo("#strip", "center");
     },
-    show(chat) { answered = (chat?.length ?? 0) > 0; return tools(); },
+    show(chat) {
+      answered = (chat?.length ?? 0) > 0;
+      setTimeout(() => keepDraft(box()?.value), 500); // the box is emptied with the first message
+      return tools();
+    },
   };
 
   // Added pictures: a press on a thumbnail's button removes it, and the focus goes to the next one.
@@ -178,19 +245,27 @@
     if (event.key === "Escape" && !event.defaultPrevented) document.querySelector("#stop:enabled")?.click();
   });
 
-  // The chatbot's copy buttons copy the escaped message; this unescapes it.
+  // The chatbot's copy buttons copy the escaped message and its mark; this unescapes the text.
   const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
-  const shown = (html) => new DOMParser().parseFromString("<pre>" + html, "text/html").body.textContent;
+  const shown = (html) => {
+    const { body } = new DOMParser().parseFromString("<pre>" + html, "text/html");
+    for (const mark of body.querySelectorAll(".mark")) mark.remove();
+    return body.textContent;
+  };
   if (write) navigator.clipboard.writeText = (text) => write(shown(text));
 
   const start = () => {
-    const look = () => { hideRepeatedToasts(); nameExamples(); nameResets(); showComparison(); };
+    const look = () => {
+      hideRepeatedToasts(); nameExamples(); nameResets(); fixLists(); restoreDraft(); showComparison();
+      followAnswer();
+    };
     follow();
     measure();
     nameExamples();
     nameResets();
+    fixLists();
     new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
+    new MutationObserver(look).observe(document.body, { childList: true, characterData: true, subtree: true });
     new ResizeObserver(measure).observe(document.body);
   };
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", start); // else added by Gradio later

@@ -125,7 +125,7 @@ def _connect_questions(demo: Demo, parts: Parts) -> None:
         trigger_mode="multiple",
     )
     undone = buttons["Undo"].click(
-        demo.undo, [session, press], answered, js=_send("undo"), trigger_mode="multiple", **PRIVATE
+        demo.undo, [session, press, question], answered, js=_send("undo"), trigger_mode="multiple", **PRIVATE
     )
     _connect_edit("clear", cleared)
     _connect_edit("undo", undone)

@@ -39,6 +39,7 @@ class PictureHandlers:
         self.runs = Runs()
         self.holders = PictureHolders()
         self._opened: Latest[str | None, str | None] = Latest()  # the file that each opened last, or is opening
+        self._refused: Latest[str | None, str | None] = Latest()  # the file that each was told last it cannot be used
         self.holders.drop.append(lambda visitor: self._opened.pop(visitor, None))  # who may open it again
 
     async def open_picture(
@@ -46,7 +47,7 @@ class PictureHandlers:
     ) -> tuple[Any, ...]:
         """Starts a new conversation about an uploaded picture, given as Gradio's description of a file, or None.
 
-        Ends running answers about the picture before.
+        Ends running answers about the picture before. A file that cannot be used leaves picture and conversation.
         Returns the picture component's value, the session, the drawing, its cost, the chat, the last answer's cost and
         the comparison. A browser may report the same change more than once, even while the picture is being opened:
         the second report must not clear a conversation that has started meanwhile.
@@ -55,17 +56,22 @@ class PictureHandlers:
             raise toast_error("The picture is not an uploaded file. Choose one, or reload the page.")
         source = str(upload.get("path"))[:MAX_PATH] if upload else None
         before = self._opened.get(request.session_hash, session.source)
+        refused = self._refused.pop(request.session_hash, None)
         if source == before:
             return (gr.skip(),) * 7
         self._opened[request.session_hash] = source
         picture, shown = None, gr.skip()
         try:
-            await self.runs.stop(request.session_hash, press=read_press(press))
             try:
                 picture = await asyncio.to_thread(open_upload, upload) if upload else None
             except ImageError as error:
-                warn(f"This picture cannot be used: {with_advice(explain(error))}")
+                if source != refused:
+                    warn(f"This picture cannot be used: {with_advice(explain(error))}")
+                if session.picture is not None:
+                    self._opened[request.session_hash], self._refused[request.session_hash] = before, source
+                    return (session.source, *(gr.skip(),) * 6)
                 shown = None
+            await self.runs.stop(request.session_hash, press=read_press(press))
             session = Session(picture, source)
             drawn = await asyncio.to_thread(self.draw, session, *values)
             self.note_visit(request, session)
@@ -186,8 +192,9 @@ class PictureHandlers:
                 shown = views.draw(prepared, self.backend.pixels, picture=picture, view=view)
                 about = leaf_map(prepared.leaves, picture.size)
             drawing = save_drawing(shown)
-        meter = views.token_meter(prepared, picture, self.backend.native_tokens)
-        return drawing, about + meter + accuracy_chart(self.curve, prepared.tokens)
+        several, when = len(session.pictures) > 1, "for this answer" if explains else "now"
+        meter = views.token_meter(prepared, picture, self.backend.native_tokens, several)
+        return drawing, about + meter + accuracy_chart(self.curve, prepared.tokens, when)
 
     def _explain(self, session: Session, settings: Controls) -> Explanation:
         """Computes what the last answer depended on, with the pictures cut as they were for it."""

@@ -23,6 +23,8 @@ class AnswerProgress:
             tokens: Number of visual tokens, until the model reports its own.
         """
         self.text, self.cost = "", Cost(tokens)
+        self.is_cut = False
+        """Whether the answer ended at its greatest length."""
         self._start = time.perf_counter()
 
     def add(self, piece: AnswerPiece) -> None:
@@ -32,6 +34,7 @@ class AnswerProgress:
         if piece.text and self.cost.first is None:
             self.cost = replace(self.cost, first=time.perf_counter() - self._start)
         self.text += replace_surrogates(piece.text)
+        self.is_cut = self.is_cut or piece.finish_reason == "length"
 
     def end(self) -> None:
         """Stops the clock."""

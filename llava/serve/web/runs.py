@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from llava.serve.web.session import Session
+from llava.serve.web.session import STOPPED, Session
 from llava.serve.web.visitors import Latest
 
 TALK, COMPARISON = "talk", "comparison"
@@ -52,6 +52,8 @@ class Run:
     def __init__(self) -> None:
         self.session: Session | None = None
         """The session that was yielded last, also by an earlier run that this one ended; None before."""
+        self.has_begun = self.is_whole = False
+        """Whether its first step has been yielded, and whether its last one has."""
         self.ended = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -64,6 +66,13 @@ class Run:
         """Makes `until_stopped` end, also during a step."""
         self._stopped.set()
 
+    def mark_stopped(self) -> Session | None:
+        """Marks the answer in the session as stopped, where it was: the session to yield; None where it was not."""
+        if self.session is None or not (self.has_begun and self.is_stopped and not self.is_whole):
+            return None
+        self.session = self.session.with_mark(STOPPED)
+        return self.session
+
     async def until_stopped(self, steps: AsyncGenerator[Step, None]) -> AsyncGenerator[Step, None]:
         """Yields steps until the last one or until the run is stopped, and closes them."""
         stopped, step = asyncio.ensure_future(self._stopped.wait()), None
@@ -73,7 +82,9 @@ class Run:
                 await asyncio.wait((step, stopped), return_when=asyncio.FIRST_COMPLETED)
                 value = step.result() if step.done() else None
                 if value is None:
+                    self.is_whole = step.done()
                     break
+                self.has_begun = True
                 yield value
         finally:
             stopped.cancel()

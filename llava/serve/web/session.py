@@ -27,6 +27,9 @@ MAX_PIXELS = 8_000_000
 Messages = list[dict[str, str]]
 """Messages in the format of Gradio's chatbot."""
 
+WAITING, STOPPED, BROKEN_OFF, CUT = "…", "stopped", "broken off", "cut at the longest answer"
+"""Marks of an answer that has not come yet, or not whole."""
+
 MAX_NAME = 40  # characters of a file's name in a message
 
 MAX_PICTURES = 8
@@ -44,10 +47,18 @@ class Exchange:
     """Pictures that were added with the question."""
     options: QLIPOptions = SERVER_DEFAULTS
     """How the pictures were cut for the answer."""
+    mark: str = ""
+    """What the page shows behind the answer; empty where it is whole, or grows."""
 
     def texts(self) -> tuple[str, str]:
         """Lists question and answer."""
         return self.question, self.answer
+
+    def messages(self) -> Messages:
+        """Converts the exchange to messages: the question, and the answer with its mark once there is either."""
+        mark = f'<span class="mark">{as_html(self.mark)}</span>' if self.mark else ""
+        said = (("user", as_html(self.question)), ("assistant", as_html(self.answer) + mark))
+        return [{"role": role, "content": text} for role, text in said if text]
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,16 @@ class Session:
         place = number - 1 - len(self.asked_pictures)
         return replace(self, pending=self.pending[:place] + self.pending[place + 1 :])
 
-    def with_answer(self, question: str, answer: str, options: QLIPOptions = SERVER_DEFAULTS) -> Session:
+    def with_answer(
+        self, question: str, answer: str, options: QLIPOptions = SERVER_DEFAULTS, mark: str = ""
+    ) -> Session:
         """Copies the session with one more exchange."""
-        exchange = Exchange(question, answer, self.pending, options)
+        exchange = Exchange(question, answer, self.pending, options, mark)
         return replace(self, exchanges=(*self.exchanges, exchange), pending=())
+
+    def with_mark(self, mark: str) -> Session:
+        """Copies the session with another mark at its last answer."""
+        return replace(self, exchanges=(*self.exchanges[:-1], replace(self.exchanges[-1], mark=mark)))
 
     def without_last(self) -> Session:
         """Copies the session without its last exchange; the pictures of that go with the next question again."""
@@ -124,16 +141,14 @@ class Session:
         Raises:
             LookupError: there is no such message.
         """
-        owners = [number for number, exchange in enumerate(self.exchanges) for text in exchange.texts() if text]
+        owners = [number for number, exchange in enumerate(self.exchanges) for _ in exchange.messages()]
         if not 0 <= message < len(owners):
             raise LookupError(f"no message {message}")
         return owners[message]
 
     def messages(self) -> Messages:
         """Converts the conversation to a chatbot's messages, as HTML that shows each text literally."""
-        roles = ("user", "assistant")
-        said = [(role, text) for exchange in self.exchanges for role, text in zip(roles, exchange.texts(), strict=True)]
-        return [{"role": role, "content": as_html(text)} for role, text in said if text]
+        return [message for exchange in self.exchanges for message in exchange.messages()]
 
 
 def uploaded_file(upload: Mapping[str, Any]) -> Path:

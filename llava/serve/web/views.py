@@ -19,7 +19,7 @@ from llava.serve.web.backend import Pixels
 DRAWING_SIDE = 640
 """Longer side of a drawing in pixels, about twice its size on the page, so that lines stay sharp."""
 
-PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "What the tower gets", "What it looked at"
+PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "What the encoder gets", "What it looked at"
 VIEWS = (PICTURE, LINES, TOWER)
 """The drawings: the picture, the picture with lines where it is split, each leaf by its patch."""
 EXPLAINED_VIEWS = (*VIEWS, ANSWER)
@@ -109,8 +109,15 @@ def enlarge(picture: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
-def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int) -> str:
-    """Formats as HTML the number of visual tokens, compared with the uniform grid and CLIP."""
+def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: int, several: bool = False) -> str:
+    """Formats as HTML the number of a picture's visual tokens, compared with the uniform grid and CLIP.
+
+    Args:
+        prepared: The picture as the model gets it.
+        picture: The picture.
+        native_tokens: CLIP's number.
+        several: Whether it is one of several.
+    """
     part = prepared.tokens / prepared.uniform_tokens
     share = f"{part:.0%}" if part >= 0.005 else "&lt;1%"
     if prepared.leaves is None:
@@ -131,7 +138,7 @@ def token_meter(prepared: PreparedImage, picture: Image.Image, native_tokens: in
         if prepared.question is not None:
             note += f". A question, asked about {prepared.first_tokens:,} tokens first, decides what is split"
     return (
-        f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}</p>'
+        f'<div class="meter"><p class="meter-count">{count_tokens(prepared.tokens)}{" of this picture" * several}</p>'
         f'<div class="meter-bar" role="img" aria-label="{share} of the uniform grid">'
         f'<i style="width:{min(1.0, part):.1%}"></i></div><p class="meter-note">{note}</p></div>'
     )
@@ -162,7 +169,7 @@ def compare_question(question: str) -> str:
 def compare_head(title: str, prepared: PreparedImage, pixels: Pixels) -> str:
     """Formats a small drawing of one side's input as HTML."""
     source = data_url(draw(prepared, pixels, 352, view=TOWER))
-    return f'<img class="side-view" src="{source}" alt="What the tower gets with {escape(title)}">'
+    return f'<img class="side-view" src="{source}" alt="What the encoder gets with {escape(title)}">'
 
 
 def data_url(image: Image.Image) -> str:
@@ -192,7 +199,8 @@ def picture_strip(pictures: Sequence[Image.Image], asked: int) -> str:
             button += f'aria-label="Remove picture {number}" title="Remove">&times;</button>'
         image = f'<img src="{data_url(small)}" alt="Picture {number}, {when}">'
         items.append(f"<li>{image}<span>{number}</span>{button}</li>")
-    note = f"{len(pictures)} pictures in this conversation; the last is drawn. Clear keeps the first."
+    note = f"{len(pictures)} pictures in this conversation; the last is drawn, by “{ANSWER}” the last one asked about."
+    note += " Clear keeps the first."
     return f'<ol class="strip">{"".join(items)}</ol><p class="hint">{note}</p>'
 
 

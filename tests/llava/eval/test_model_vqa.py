@@ -89,7 +89,7 @@ def test_a_broken_picture_is_an_error_row_and_the_rest_is_answered(
     errors = read_rows(tmp_path / "answers.errors.jsonl")
     assert [(row["question_id"], row["error"].split(":")[0]) for row in errors] == [
         (0, "no such image file"),
-        (2, "not a readable image (UnidentifiedImageError); it is broken, or not one of PNG, JPEG, WEBP, GIF, BMP,"
+        (2, "not a readable image; it is broken, or not one of PNG, JPEG, WEBP, GIF, BMP,"
             " TIFF, PPM"),
     ]  # fmt: skip
     assert "2 questions have no answer" in capsys.readouterr().err

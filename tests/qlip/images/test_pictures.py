@@ -31,7 +31,7 @@ def test_a_folder_without_images_is_refused(tmp_path, kind):
 
 def test_a_file_that_cannot_be_read_is_refused_or_logged(tmp_path, caplog):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png: not a readable image \(UnidentifiedImageError\)"):
+    with pytest.raises(ValueError, match=r"text\.png: not a readable image"):
         open_picture(tmp_path / "text.png")
     with caplog.at_level(logging.WARNING):
         assert read_picture(tmp_path / "text.png") is None

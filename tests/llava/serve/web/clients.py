@@ -16,6 +16,7 @@ from llava.images import load_image
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.controls import QLIP
+from llava.serve.web.session import WAITING
 from tests.llava.serve.openai.serving import QUESTION, picture_paths
 
 NewVisitor = Callable[..., Client]
@@ -47,8 +48,9 @@ def ask(visitor: Client, question: str = QUESTION, *said: Any) -> list[list[tupl
 
 
 def talk_of(chat: Sequence[Any]) -> list[tuple[str, str]]:
-    """A chat as (role, text)."""
-    return [(entry["role"], "".join(part["text"] for part in entry["content"])) for entry in chat]
+    """A chat as (role, text), without the mark of an answer that has not come yet."""
+    said = [(entry["role"], "".join(part["text"] for part in entry["content"])) for entry in chat]
+    return [(role, text) for role, text in said if text != f'<span class="mark">{WAITING}</span>']
 
 
 def alone(engine: ChatEngine, path: str, question: str = QUESTION, **options: Any) -> str:

@@ -23,7 +23,7 @@ from llava.serve.web.controls import CLIP, QLIP
 from llava.serve.web.controls import QUESTION as BY_QUESTION
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import build_page
-from llava.serve.web.session import Exchange, Session
+from llava.serve.web.session import CUT, Exchange, Session
 from llava.serve.web.views import NO_PICTURE
 from tests.llava.checkpoints import make_llava_checkpoint
 from tests.llava.serve.engine.engines import GREEDY
@@ -234,4 +234,4 @@ def test_a_clip_model_is_shown_as_it_sees_and_cannot_be_switched(tmp_path: Path)
 
         sampling = Sampling(temperature=0, max_new_tokens=6)
         own = "".join(engine.reply(engine.question("What?", 1), [picture()], sampling)).strip()
-        assert asyncio.run(read()).exchanges == (Exchange("What?", own),)
+        assert asyncio.run(read()).exchanges == (Exchange("What?", own, mark=CUT),)

@@ -18,7 +18,7 @@ from llava.serve.web.controls import QLIP
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.runs import COMPARISON
-from llava.serve.web.session import Session
+from llava.serve.web.session import STOPPED, WAITING, Session
 from tests.llava.serve.openai.serving import Gate, becomes_idle, picture, reaches
 from tests.llava.serve.web.clients import (
     FIRST,
@@ -42,7 +42,9 @@ def test_a_visitor_who_leaves_before_the_first_word_is_waited_for_no_longer(demo
             leaves = asyncio.create_task(read("leaves"))
             assert await asyncio.to_thread(gate.await_submitted, 2)
             await demo.leave(request("leaves"))
-            assert len(await leaves) == 1  # the accepted question, without an answer
+            accepted, stopped = await leaves
+            assert [step[0].exchanges[-1].texts() for step in (accepted, stopped)] == [(QUESTION, "")] * 2
+            assert [step[0].exchanges[-1].mark for step in (accepted, stopped)] == [WAITING, STOPPED]
             assert await asyncio.to_thread(reaches, engine, lambda: engine.waiting == 0)
             gate.opened.set()
             (*_, (session, *_)) = await stays
@@ -99,7 +101,7 @@ def test_controls_beyond_their_range_are_refused(demo: Demo) -> None:
 
     for said, told in [
         ((QLIP, -1, 96, 0, 1, 8, None), "Split threshold is -1; it must be a number from 0 to 3"),
-        ((QLIP, 1, 10**6, 0, 1, 8, None), "Token budget is 1000000; it must be a whole number from 1 to 2048"),
+        ((QLIP, 1, 10**6, 0, 1, 8, None), "Token budget is 1000000; it must be a whole number from 1 to 1920"),
         ((QLIP, 1, 96, -1, 1, 8, None), "Temperature is -1; it must be a number from 0 to 2"),
         ((QLIP, 1, 96, 0, 1, 0, None), "Longest answer, in tokens is 0; it must be a whole number from 1 to 1024"),
     ]:

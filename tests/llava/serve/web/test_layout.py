@@ -34,6 +34,12 @@ def url(engine: ChatEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield url
 
 
+def faults(visitor: Visitor) -> list[str]:
+    """Serious faults of accessibility that axe finds."""
+    found = Axe().run(visitor.page).response["violations"]
+    return [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")]
+
+
 def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing_serious(
     come: Callable[..., Visitor],
 ) -> None:
@@ -59,8 +65,10 @@ def test_question_and_comparison_are_in_view_at_every_size_and_axe_finds_nothing
             expect(visitor.at("#question textarea")).to_be_in_viewport(ratio=1)
             visitor.at("#undo").click(trial=True)  # nothing covers it
             assert visitor.overflow() == []
-        found = Axe().run(visitor.page).response["violations"]
-        assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == []
+        assert faults(visitor) == []
+    visitor.at("#clear").click()
+    expect(visitor.page.get_by_label(f"Select example 1: {QUESTION}")).to_be_visible()
+    assert faults(visitor) == []
     visitor.page.emulate_media(color_scheme="light")
 
 

@@ -16,7 +16,7 @@ from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.backend import EngineBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.runs import TALK
-from llava.serve.web.session import MAX_PICTURES, Session
+from llava.serve.web.session import MAX_PICTURES, WAITING, Session
 from tests.llava.serve.openai.serving import QUESTION, picture
 from tests.llava.serve.web.clients import ALPHA, BUDGET, SECOND, controls, request
 
@@ -48,7 +48,7 @@ def test_a_picture_of_a_question_without_an_answer_goes_with_the_next() -> None:
 
 def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) -> None:
     session = Session(RED).with_answer("What?", "red").with_picture(BLUE).with_answer("Which?", "blue")
-    before, messages, _, box = asyncio.run(demo.undo(request("a"), session, None))
+    before, messages, _, box = asyncio.run(demo.undo(request("a"), session, None, ""))
     assert box == "Which?"
     assert [message["content"] for message in messages] == ["What?", "red"]
     assert before.pending == (BLUE,) and images_of(before) == images_of(session)[:2]
@@ -56,7 +56,28 @@ def test_undo_puts_a_question_back_into_its_box_with_its_pictures(demo: Demo) ->
 
 def test_undo_without_a_question_says_so(demo: Demo) -> None:
     with pytest.raises(gr.Error, match="There is no question to take back"):
-        asyncio.run(demo.undo(request("a"), Session(RED), None))
+        asyncio.run(demo.undo(request("a"), Session(RED), None, ""))
+
+
+def test_undo_leaves_what_is_typed(demo: Demo) -> None:
+    session = Session(RED).with_answer("What?", "red")
+    before, *_, box = asyncio.run(demo.undo(request("a"), session, None, "a draft"))
+    assert before.exchanges == () and box == gr.skip()
+
+
+def test_messages_show_marks_literally_and_count_them() -> None:
+    session = Session(RED).with_answer("<b>", "1 < 2", mark="cut").with_answer("Why?", "", mark=WAITING)
+    session = session.with_answer("And?", "")
+    assert [(message["role"], message["content"]) for message in session.messages()] == [
+        ("user", "&lt;b&gt;"),
+        ("assistant", '1 &lt; 2<span class="mark">cut</span>'),
+        ("user", "Why?"),
+        ("assistant", f'<span class="mark">{WAITING}</span>'),
+        ("user", "And?"),
+    ]
+    assert [session.exchange_of(number) for number in range(5)] == [0, 0, 1, 1, 2]
+    assert session.with_mark("stopped").exchanges[-1].mark == "stopped"
+    assert [turn.text for turn in session.turns("Now?")] == ["<b>", "1 < 2", "Now?"]  # the model gets no marks
 
 
 def test_clearing_keeps_the_first_picture(demo: Demo) -> None:

@@ -53,7 +53,7 @@ def test_a_file_that_is_no_picture_is_refused_without_its_path(
     new_visitor: NewVisitor, tmp_path: Path, warnings: list[str], content: bytes
 ) -> None:
     (tmp_path / "letter.png").write_bytes(content)
-    visitor = new_visitor()
+    visitor = new_visitor(None)
     assert opened(visitor, tmp_path / "letter.png") == NOTHING
     (told,) = warnings
     assert told.startswith("This picture cannot be used: Not a readable image")
@@ -78,9 +78,13 @@ def test_a_change_that_a_browser_tells_twice_is_one(
     ask(visitor)
     show(visitor, FIRST)
     assert len(ask(visitor, "Why?")[0]) == 3  # the conversation goes on
-    opened(visitor, tmp_path / "letter.png")
-    opened(visitor, tmp_path / "letter.png")
+    for _ in range(2):
+        place, *others = opened(visitor, tmp_path / "letter.png")
+        # The picture of before is put back, the rest stays.
+        assert Path(place).name == Path(FIRST).name and all(each["__type__"] == "update" for each in others)
     assert len(warnings) == 1
+    show(visitor, FIRST)  # as a browser reports that it is back
+    assert len(ask(visitor, "And now?")[0]) == 5
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
