@@ -1,6 +1,6 @@
 """Measures a checkpoint on held-out scenes: `python -m playground.evaluate`.
 
-Accuracy by kind of question and kind of scene, and visual tokens, for four ways of seeing: CLIP's (downsized), QLIP as
+Accuracy by kind of question and kind of scene, and visual tokens, for four ways to encode them: CLIP's (downsized), QLIP as
 shipped, the uniform grid at native size, and random cells as many as QLIP's. It drives the model as any client does.
 """
 

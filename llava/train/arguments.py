@@ -101,7 +101,7 @@ def parse_arguments(argv: Sequence[str], program: str = "llava-train") -> Parsed
     )
     if settings:
         model.qlip = settings
-    check_arguments(model, data, training)
+    check_training_arguments(model, data, training)
     use_one_gpu(training)
     return ParsedArguments(model, data, training, given)
 
@@ -140,7 +140,7 @@ def check_deepspeed(file: str, projector_rate: float | None, given: frozenset[st
         logger.warning("--lr_scheduler_type is not used: %s has its own 'scheduler'", file)
 
 
-def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
+def check_training_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
     """Checks that arguments are in range and do not contradict each other.
 
     Raises:

@@ -59,7 +59,7 @@ def assemble(
         FileNotFoundError: no such checkpoint, or it lacks a file.
         ValueError: a checkpoint that cannot be trained, or flags that do not fit it.
     """
-    checkpoint = find_base(args)
+    checkpoint = find_start_checkpoint(args)
     config = checkpoint.config
     had_newline = has_newline(config)
     name = resolve_version(args)
@@ -68,7 +68,7 @@ def assemble(
     vision = choose_vision(args, config)
     choose_tiles(args, config, vision)
     tokenizer = load_tokenizer(checkpoint.folder)
-    model = load_model(checkpoint, args, attn_implementation, had_newline)
+    model = load_start_model(checkpoint, args, attn_implementation, had_newline)
     add_padding_token(tokenizer, model, name)
     tokenizer.padding_side, tokenizer.model_max_length = "right", args.training.model_max_length
     if vision is not None:
@@ -89,7 +89,7 @@ def assemble(
     return tokenizer, tuned, conv_templates[name]
 
 
-def find_base(args: ParsedArguments) -> Checkpoint:
+def find_start_checkpoint(args: ParsedArguments) -> Checkpoint:
     """Finds and inspects the checkpoint that training starts from.
 
     Raises:
@@ -184,7 +184,7 @@ def choose_vision(args: ParsedArguments, config: ImageLanguageConfig) -> SimpleN
     )
 
 
-def load_model(
+def load_start_model(
     checkpoint: Checkpoint, args: ParsedArguments, attn_implementation: str | None, has_own_newline: bool
 ) -> ImageLanguageModel:
     """Loads the checkpoint's weights, without a newline of tiles if it has none and only the flags ask for one.

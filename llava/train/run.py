@@ -77,7 +77,7 @@ def run(argv: Sequence[str], attn_implementation: str | None = None) -> LLaVATra
     log_plan(model, data["train_dataset"])
     check_same_step(gather_objects(None if begun is None else Path(begun).name))
     if begun is not None:
-        check_adapter(Path(begun), model)
+        check_resumed_adapter(Path(begun), model)
         logger.info("continuing from %s", begun)
     trainer.train(resume_from_checkpoint=begun)
     if begun is not None and Path(begun).name == f"checkpoint-{trainer.state.global_step}":
@@ -193,7 +193,7 @@ def check_same_step(names: Sequence[str | None]) -> None:
         )
 
 
-def check_adapter(folder: Path, model: Any) -> None:
+def check_resumed_adapter(folder: Path, model: Any) -> None:
     """Checks that the adapters in a checkpoint are those that the flags have made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The time of each stage between a picture and an answer, for one model and several ways of seeing, taken in turns.
+"""The time of each stage between a picture and an answer, for one model and several ways to encode it, in turns.
 
 The quadtree's two stages are timed inside the tower's own run, where the encoder calls them; "tower" is the rest of
 that run. Projector, prefill and decoding are calls that a client could make; a decoding step is what an answer of
@@ -40,8 +40,8 @@ Milliseconds = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of seeing; the row of a table."""
+class CostVariant:
+    """One way to encode a picture; the row of a table."""
 
     name: str
     """What the tables call it; unique in a model."""
@@ -93,12 +93,12 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, flo
     return result, (time.perf_counter() - start) * 1000
 
 
-def measure(subject: Subject, ways: Sequence[Way], size: int, repeats: int, new_tokens: int) -> list[Row]:
+def measure(subject: Subject, ways: Sequence[CostVariant], size: int, repeats: int, new_tokens: int) -> list[Row]:
     """Times all ways at one size in turns, each turn on another picture, after a turn to warm up.
 
     Args:
         subject: the model.
-        ways: ways of seeing, in the order of the rows.
+        ways: ways to encode a picture, in the order of the rows.
         size: side of the pictures in pixels, a multiple of the patch size.
         repeats: turns that count.
         new_tokens: tokens that decoding is timed over, after the first.
@@ -123,7 +123,7 @@ def measure(subject: Subject, ways: Sequence[Way], size: int, repeats: int, new_
 
 
 @torch.inference_mode()
-def run_once(subject: Subject, way: Way, picture: Image.Image, new_tokens: int) -> tuple[int, Milliseconds]:
+def run_once(subject: Subject, way: CostVariant, picture: Image.Image, new_tokens: int) -> tuple[int, Milliseconds]:
     """Measures the visual tokens of one picture and the time of every stage."""
     device, model = subject.model.device, subject.model
     settings = None if way.settings is None else replace(subject.own, **way.settings)

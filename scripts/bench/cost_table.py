@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from scripts.bench.cost_models import SHAPES, Subject, build_random, load_demo
-from scripts.bench.cost_stages import STAGES, Row, Way, measure
+from scripts.bench.cost_stages import STAGES, CostVariant, Row, measure
 from scripts.bench.pictures import PATCH
 from scripts.markdown_table import table_head, table_row
 
@@ -15,31 +15,31 @@ NEW_TOKENS = 16
 UNIFORM_CELLS = 48**2
 """Largest grid that the uniform way is timed on, 672 px: attention over the next ones takes seconds a turn."""
 
-CLIP = Way("CLIP", None)
+CLIP = CostVariant("CLIP", None)
 PAPER = {"criterion": "gradient", "alpha": 0.1, "coarsest": "any", "split_order": "score"}
 """The paper's quadtree, which the recursive one can build too, with a budget by a higher threshold."""
 
 
-def budget(tokens: int) -> Way:
+def budget(tokens: int) -> CostVariant:
     """Makes QLIP with the paper's criterion and a budget."""
-    return Way(f"QLIP {tokens}", {**PAPER, "max_tokens": tokens})
+    return CostVariant(f"QLIP {tokens}", {**PAPER, "max_tokens": tokens})
 
 
-def recursive(way: Way, device: str) -> list[Way]:
+def recursive(way: CostVariant, device: str) -> list[CostVariant]:
     """Makes the recursive quadtree with the same leaves, on the model's device; also on the CPU if that is a GPU."""
     places = [(device, "recursive")] if device == "cpu" else [(device, "recursive on GPU"), ("cpu", "recursive on CPU")]
-    return [Way(f"{way.name}, {name}", way.settings, place, same_leaves_as=way.name) for place, name in places]
+    return [CostVariant(f"{way.name}, {name}", way.settings, place, same_leaves_as=way.name) for place, name in places]
 
 
-def ways_of(model: str, device: str, size: int, sizes: Sequence[int]) -> list[Way]:
+def ways_of(model: str, device: str, size: int, sizes: Sequence[int]) -> list[CostVariant]:
     """Lists what is timed for a model at one of the sizes; ViT-L's further budgets at the middle one only.
 
     A tower's time follows from its number of tokens, so that more of them would say the same for minutes more.
     """
     if model == "demo":
-        gradient = Way("QLIP, gradient", PAPER)
-        uniform = Way("uniform, native size", {"alpha": 0.0, "max_tokens": None}, most_cells=UNIFORM_CELLS)
-        return [CLIP, Way("QLIP as shipped"), gradient, *recursive(gradient, device), uniform]
+        gradient = CostVariant("QLIP, gradient", PAPER)
+        uniform = CostVariant("uniform, native size", {"alpha": 0.0, "max_tokens": None}, most_cells=UNIFORM_CELLS)
+        return [CLIP, CostVariant("QLIP as shipped"), gradient, *recursive(gradient, device), uniform]
     if model == "vit-l":
         further = [288, 864, 1024] if size == sizes[len(sizes) // 2] else []
         return [CLIP, *(budget(tokens) for tokens in sorted([576, *further])), *recursive(budget(576), device)]
@@ -66,7 +66,7 @@ def measure_model(
     return rows, left_out
 
 
-def table(rows: Sequence[Row], ways: Sequence[Way]) -> str:
+def table(rows: Sequence[Row], ways: Sequence[CostVariant]) -> str:
     """Formats a Markdown table: a row for every way at every size; columns that all rows lack are left out."""
     stages = [stage for stage in STAGES if any(stage in row.runs for row in rows)]
     head = ["picture", "seen by", "tokens", *stages, "total / CLIP", "quadtree / ours"]

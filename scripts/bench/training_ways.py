@@ -112,7 +112,7 @@ def make_trainer(flags: Sequence[str], model: Any = None) -> LLaVATrainer:
     return LLaVATrainer(model=model, tokenizer=tokenizer, args=training, lengths=lengths, **data)
 
 
-class Way:
+class TrainingVariant:
     """One way of forming batches: its trainer, the batches of an epoch, and how fast it trains on them."""
 
     def __init__(self, name: str, flags: Sequence[str], model: Any = None) -> None:
@@ -167,11 +167,11 @@ def measure(model: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     flags += ["--image_folder", str(file.parent), "--output_dir", str(folder / "out"), "--report_to", "none"]
     flags += ["--per_device_train_batch_size", str(options.batch_size), "--mm_use_im_patch_token", "False"]
     flags += ["--model_max_length", str(options.max_length), "--bf16", str(options.bf16)]
-    ways: list[Way] = []
+    ways: list[TrainingVariant] = []
     for name, template in WAYS.items():
         budget = min((way.longest for way in ways[:COUNTED]), default=0)
         own = [part.format(budget=budget) for part in template]
-        ways.append(Way(name, [*flags, *own], ways[0].trainer.model if ways else None))
+        ways.append(TrainingVariant(name, [*flags, *own], ways[0].trainer.model if ways else None))
     data: list[dict[str, Any]] = [{"model": model, "workers": workers, "prepared": []} for workers in WORKERS]
     consumed = []
     for turn in range(options.repeats):

@@ -43,7 +43,7 @@ class AnswerProgress:
 
 @dataclass
 class Comparison:
-    """The sides of a comparison, by their way of seeing."""
+    """The sides of a comparison, by how the picture is encoded."""
 
     images: dict[str, PreparedImage] = field(default_factory=dict)
     progress: dict[str, AnswerProgress] = field(default_factory=dict)

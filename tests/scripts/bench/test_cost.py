@@ -13,7 +13,7 @@ from llava.mm_utils import process_images
 from qlip import Leaves, QLIPConfig
 from scripts.bench import cost, cost_table
 from scripts.bench.cost_models import SHAPES, Shape, Subject, build_random, demo_scene, photograph
-from scripts.bench.cost_stages import STAGES, Row, Way, answer, matching, measure, recursive_quadtree
+from scripts.bench.cost_stages import STAGES, CostVariant, Row, answer, matching, measure, recursive_quadtree
 from scripts.bench.quadtree_times import photograph as quadtree_photograph
 
 VISION = {
@@ -170,7 +170,7 @@ def test_a_table_shows_medians_and_ratios_to_its_peers():
         Row("m", 112, "Q", 40, {"prepare": [2.0], "partition": [1.0], "extraction": [3.0], "total": [5.0]}),
         Row("m", 112, "R", 39.5, {"prepare": [2.0], "partition": [6.0], "extraction": [4.0]}),
     ]
-    text = cost_table.table(rows, [cost_table.CLIP, Way("Q"), Way("R", {}, "cpu", "Q")])
+    text = cost_table.table(rows, [cost_table.CLIP, CostVariant("Q"), CostVariant("R", {}, "cpu", "Q")])
     assert text.splitlines() == [
         "| picture | seen by | tokens | prepare | partition | extraction | tower | total"
         " | total / CLIP | quadtree / ours |",
