@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import conv_templates
-from llava.train.data.labels import Piece, build_pieces, encode_pieces
+from llava.train.data.labels import PromptPiece, build_pieces, encode_pieces
 from playground.dialogue import ask, choose_kinds, full_listing
 from playground.objects import SceneObject, Sign
 from playground.placement import place_objects
@@ -67,7 +67,7 @@ def imagine(rng: np.random.Generator) -> Imagined:
     return Imagined(objects, Sign(choose_text(rng), place, PLATE, 12, readable))
 
 
-def document(rng: np.random.Generator) -> list[Piece]:
+def document(rng: np.random.Generator) -> list[PromptPiece]:
     """Writes a document as pieces of text, of which the answers are targets.
 
     A conversation has the format of the prompts that LLaVA's second stage is trained on.
@@ -75,7 +75,7 @@ def document(rng: np.random.Generator) -> list[Piece]:
     style = str(rng.choice(STYLES, p=SHARES))
     if style == "caption":
         made = imagine(rng)
-        return [Piece(f"{full_listing(made.objects, made.sign)}\n", True)]
+        return [PromptPiece(f"{full_listing(made.objects, made.sign)}\n", True)]
     if style == "album":
         return _album(rng)
     made = imagine(rng)
@@ -85,12 +85,12 @@ def document(rng: np.random.Generator) -> list[Piece]:
     return _conversation(describe(made, rng), asked)
 
 
-def repetition(rng: np.random.Generator) -> list[Piece]:
+def repetition(rng: np.random.Generator) -> list[PromptPiece]:
     """Writes a document that says a listing several times; each time but the first is a target."""
     made = imagine(rng)
     text = full_listing(made.objects, made.sign)
     again = int(rng.integers(REPEATS[0], REPEATS[1] + 1)) - 1
-    return [Piece(f"{text}.", False), Piece(again * f" {text}." + "\n", True)]
+    return [PromptPiece(f"{text}.", False), PromptPiece(again * f" {text}." + "\n", True)]
 
 
 def describe_by_listing(made: Imagined, rng: np.random.Generator) -> str:
@@ -130,7 +130,7 @@ def _cell(place: float) -> int:
     return int(place // CELL) + 1
 
 
-def _album(rng: np.random.Generator) -> list[Piece]:
+def _album(rng: np.random.Generator) -> list[PromptPiece]:
     """Describes two to five scenes, each with a number, and questions about one or the other."""
     scenes = [imagine(rng) for _ in range(rng.integers(2, 6))]
     describe = (describe_by_listing, describe_by_places)[rng.integers(2)]
@@ -144,7 +144,7 @@ def _album(rng: np.random.Generator) -> list[Piece]:
     return _conversation(text, asked)
 
 
-def _conversation(opening: str, asked: list[Question]) -> list[Piece]:
+def _conversation(opening: str, asked: list[Question]) -> list[PromptPiece]:
     turns = []
     for number, item in enumerate(asked):
         turns.append({"from": "human", "value": f"{opening} {item.text}" if number == 0 else item.text})

@@ -1,7 +1,8 @@
 """Measures a checkpoint on held-out scenes: `python -m playground.evaluate`.
 
-Accuracy by kind of question and kind of scene, and visual tokens, for four ways to encode them: CLIP's (downsized), QLIP as
-shipped, the uniform grid at native size, and random cells as many as QLIP's. It drives the model as any client does.
+Accuracy by kind of question and kind of scene, and visual tokens, for four ways to encode them: CLIP's (downsized),
+QLIP as shipped, the uniform grid at native size, and random cells as many as QLIP's. It drives the model as any client
+does.
 """
 
 from __future__ import annotations

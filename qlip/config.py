@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -255,8 +256,8 @@ def check_threshold(alpha: float) -> None:
     allowed = ">= 0 (0 is the uniform grid, infinity the coarsest tree)"
     if not is_number(alpha):
         raise TypeError(f"alpha is {alpha!r}; it must be a number {allowed}")
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha!r}; it must be {allowed}")
+    if not alpha >= 0 or (isinstance(alpha, int) and alpha > sys.float_info.max):
+        raise ValueError(f"alpha is {alpha!r:.40}; it must be {allowed}")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

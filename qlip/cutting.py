@@ -32,11 +32,18 @@ BAND = 2**17
 """Pixels that are normalised at once, so that they stay in a CPU's cache; by numpy, on the calling thread alone."""
 
 
+class FindLeaves(Protocol):
+    """Finds the leaves of one image."""
+
+    def __call__(self, settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
+        """Finds its pixels, resized and normalised, and its leaves; see `partition_as` for `bounded`."""
+
+
 class CutOne(Protocol):
     """Cuts one image."""
 
-    def __call__(self, settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
-        """Cuts it under the settings, into `leaves` if they are given."""
+    def __call__(self, settings: QLIPConfig, leaves: Leaves | None = None, bounded: bool = True) -> CutImage:
+        """Cuts it under the settings, into `leaves` if they are given; see `partition_as` for `bounded`."""
 
 
 def check_channels(name: str, values: Any, above: float = -math.inf) -> tuple[float, ...]:
@@ -95,13 +102,13 @@ class ImageCutter:
         scale = 1.0 if settings.image_size is None else settings.image_size / min(height, width)
         if settings.geometry == "native":
             return self._native_grid_of(height * scale, width * scale, settings)
-        cells = height * width * (scale / self.patch_size) ** 2
-        scale *= min(1.0, math.sqrt(settings.max_cells / cells))
+        shrink = math.sqrt(settings.max_cells / (height * width)) * self.patch_size / scale
+        shrink = shrink if shrink < 1 else 0.98
         while True:
             rows, cols = (max(1, round(side * scale / self.patch_size)) for side in (height, width))
             if rows * cols <= settings.max_cells and self._is_affordable((rows, cols), settings):
                 return rows, cols
-            scale *= 0.98
+            scale, shrink = scale * shrink, 0.98
 
     def _native_grid_of(self, height: float, width: float, settings: QLIPConfig) -> tuple[int, int]:
         """Chooses the grid of native cells, each a square of a power of two; see `choose_grid`."""
@@ -155,7 +162,7 @@ class ImageCutter:
         """Computes the leaves of an image of any mode: those that `prepare` cuts out."""
         return self.make_finder(image)(settings)[1]
 
-    def make_finder(self, image: Image.Image) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
+    def make_finder(self, image: Image.Image) -> FindLeaves:
         """Builds what finds one image's normalised pixels and leaves under settings.
 
         What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
@@ -163,18 +170,16 @@ class ImageCutter:
         image = to_rgb(image)
         return self._make_finder(image, cache(partial(self._resize, BicubicResizer(image))))
 
-    def _make_finder(
-        self, image: Image.Image, pixels_of: Callable[[tuple[int, int]], Tensor]
-    ) -> Callable[[QLIPConfig], tuple[Tensor, Leaves]]:
+    def _make_finder(self, image: Image.Image, pixels_of: Callable[[tuple[int, int]], Tensor]) -> FindLeaves:
         noise_of = cache(partial(estimate_noise, image))
 
-        def find(settings: QLIPConfig) -> tuple[Tensor, Leaves]:
+        def find(settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
             pixels, noise = pixels_of(self._fitted_size(settings, *image.size)), None
             if settings.noise_floor and settings.criterion == "structure":
                 scale = (pixels.shape[1] * pixels.shape[2] / (image.width * image.height)) ** 0.5
                 # Enlarged noise is smooth, but averages out over as many original pixels as before.
                 noise = scale * noise_of() / torch.tensor(self.std)
-            return pixels, partition_as(settings, pixels, self.patch_size, self.native_grid, noise)
+            return pixels, partition_as(settings, pixels, self.patch_size, self.native_grid, noise, bounded)
 
         return find
 
@@ -189,9 +194,9 @@ class ImageCutter:
         pixels_of = cache(partial(self._resize, original))
         find = self._make_finder(image, pixels_of)
 
-        def prepare(settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+        def prepare(settings: QLIPConfig, leaves: Leaves | None = None, bounded: bool = True) -> CutImage:
             if leaves is None:
-                pixels, leaves = find(settings)
+                pixels, leaves = find(settings, bounded)
             else:
                 pixels = pixels_of(self._fitted_size(settings, *image.size))
                 check_grid(pixels, leaves, self.patch_size)
@@ -203,12 +208,13 @@ class ImageCutter:
 
         return prepare
 
-    def cut(self, pixels: Tensor, settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
+    def cut(self, pixels: Tensor, settings: QLIPConfig, leaves: Leaves | None = None, bounded: bool = True) -> CutImage:
         """Cuts out the leaves of a normalised image (3, H, W), or `leaves` if they are given.
 
         With geometry "native", `prepare` is closer to CLIP: it resizes the original image once for each level.
         """
-        leaves = self.partition(pixels, settings) if leaves is None else leaves
+        if leaves is None:
+            leaves = partition_as(settings, pixels, self.patch_size, self.native_grid, bounded=bounded)
         patches = extract_patches(pixels, leaves, self.patch_size, settings.geometry)
         return CutImage(leaves, patches, self._thumbnail(pixels, settings))
 

@@ -248,11 +248,15 @@ def _cut_level(image: Tensor, patch_size: int, size: int, places: Tensor) -> Ten
 
 
 def _resize_level(image: Tensor, size: int, patch_size: int) -> Tensor:
-    """Resizes the whole blocks of `size` cells of an image (C, H, W) to cells: antialiased bicubic."""
-    rows, cols = image.shape[1] // (size * patch_size), image.shape[2] // (size * patch_size)
-    whole = image[None, :, : rows * size * patch_size, : cols * size * patch_size].float()
-    out = (rows * patch_size, cols * patch_size)
-    return F.interpolate(whole, out, mode="bicubic", antialias=True)[0].to(image.dtype)
+    """Resizes the blocks of `size` cells of an image (C, H, W) to cells: antialiased bicubic.
+
+    Blocks that stick out are filled up by the image's border, so that whole ones see what lies beside them.
+    """
+    side = size * patch_size
+    below, right = -image.shape[1] % side, -image.shape[2] % side
+    filled = F.pad(image[None].float(), (0, right, 0, below), mode="replicate")
+    out = (filled.shape[2] // size, filled.shape[3] // size)
+    return F.interpolate(filled, out, mode="bicubic", antialias=True)[0].to(image.dtype)
 
 
 def downsize(image: Tensor, side: int) -> Tensor:

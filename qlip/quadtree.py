@@ -24,7 +24,7 @@ from qlip.config import (
     check_count,
     check_threshold,
 )
-from qlip.roots import Roots, count_roots, find_max_leaf, find_native_cell, find_roots
+from qlip.roots import Roots, allowed_leaf, count_roots, find_max_leaf, find_native_cell, find_roots
 from qlip.scores.criteria import score_pyramid
 from qlip.scores.noise import estimate_noise
 from qlip.splits import choose_splits, upsample
@@ -153,18 +153,27 @@ def partition(
 
 
 def partition_as(
-    settings: QLIPConfig, image: Tensor, patch_size: int, native_grid: int, noise: Tensor | None = None
+    settings: QLIPConfig,
+    image: Tensor,
+    patch_size: int,
+    native_grid: int,
+    noise: Tensor | None = None,
+    bounded: bool = True,
 ) -> Leaves:
-    """Cuts an image (C, H, W) under the settings, for a tower trained on `native_grid` cells a side."""
+    """Cuts an image (C, H, W) under the settings, for a tower trained on `native_grid` cells a side.
+
+    Without `bounded` the budget decides about the roots alone: from them everything splits that alpha asks for.
+    """
     return partition(
         image,
         patch_size,
         alpha=settings.alpha,
         criterion=settings.criterion,
-        max_tokens=settings.max_tokens,
+        max_tokens=settings.max_tokens if bounded else None,
         split_order=settings.split_order,
         layout=settings.layout,
         coarsest=settings.coarsest,
+        max_leaf=allowed_leaf(settings, find_grid(image, patch_size), native_grid),
         native_grid=native_grid,
         structure_size=settings.structure_size,
         generator=torch.Generator().manual_seed(settings.seed),

@@ -160,16 +160,9 @@ def cut_for_question(cut: CutOne, native_grid: int, settings: QLIPConfig) -> Que
     first = cut(replace(settings, alpha=math.inf))
     leaves = replace(settings, thumbnail=False)
     kept = cut(replace(leaves, max_tokens=_bound_leaves(first.leaves, settings.score_share, settings)))
-    as_fine = replace(leaves, max_tokens=None)
-    fine = cut(as_fine)
-    grid = first.leaves.grid
-    roots = roots_for(settings, grid, native_grid)
-    # Where a small budget made the image smaller, or moved the roots of layout "centered", it is needed here, too.
-    if fine.leaves.grid != grid or roots_for(as_fine, grid, native_grid)[1:] != roots[1:]:
-        as_fine = leaves
-        fine = cut(as_fine)
-    inner = _find_between(kept.leaves, fine.leaves, roots)
-    between = cut(as_fine, inner) if len(inner) else CutImage(inner, kept.patches[:0])
+    fine = cut(leaves, bounded=False)
+    inner = _find_between(kept.leaves, fine.leaves, roots_for(settings, first.leaves.grid, native_grid))
+    between = cut(leaves, inner) if len(inner) else CutImage(inner, kept.patches[:0])
     return QuestionCut(first, kept, between, fine, native_grid, settings)
 
 

@@ -26,14 +26,26 @@ def choose_splits(
             score = np.minimum(score, upsample(effective[-1], 2, score.shape))
         forced.append(np.broadcast_to(_sticks_out(score.shape[-2:], k, extent), score.shape))
         effective.append(np.where(forced[-1], np.inf, score))
-    wanted = [score >= alpha for score in effective]
+    threshold = _cast_threshold(alpha)
+    wanted = [score >= threshold for score in effective]
     if most is not None and effective:
-        wanted = _best(effective, forced, alpha, most, order)
+        wanted = _best(effective, forced, threshold, most, order)
     return wanted[::-1]
 
 
+def _cast_threshold(alpha: float) -> np.float32:
+    """Rounds alpha to the precision of scores; one above 0 stays above 0, which would split everything.
+
+    At least the smallest normal number: processors may take smaller ones for 0.
+    """
+    limits = np.finfo(np.float32)
+    if alpha > float(limits.max):
+        return np.float32(np.inf)
+    return np.float32(max(alpha, float(limits.tiny))) if alpha > 0 else np.float32(0)
+
+
 def _best(
-    effective: list[np.ndarray], forced: list[np.ndarray], alpha: float, most: int, order: SplitOrder
+    effective: list[np.ndarray], forced: list[np.ndarray], threshold: np.float32, most: int, order: SplitOrder
 ) -> list[np.ndarray]:
     """Chooses all forced blocks and `most` others, the first in `order`: lists from the top level down.
 
@@ -42,7 +54,7 @@ def _best(
     """
     chosen = np.concatenate([beyond.ravel() for beyond in forced])
     scores = np.concatenate([score.ravel() for score in effective])
-    candidates = np.flatnonzero((scores >= alpha) & ~chosen)
+    candidates = np.flatnonzero((scores >= threshold) & ~chosen)
     ranking = scores
     if order == "side":
         sides = [2.0**level for level in range(len(effective), 0, -1)]  # in cells

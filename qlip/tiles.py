@@ -168,7 +168,8 @@ def partition_tiles(
         ValueError: the coarsest trees have more leaves than `max_tokens`.
     """
     cells = (native_grid, native_grid)
-    level = _find_level(len(tiles), shape, native_grid, settings)
+    longer = max(image[2:]) // tiles.shape[-1]  # tiles that the image is long, rounded down
+    level = _find_level(len(tiles), longer, native_grid, settings)
     roots = find_roots(cells, max_leaf=2**level)
     fewest = len(tiles) * count_roots(roots, cells)
     trees = f"trees of {len(tiles)} tiles of {native_grid} x {native_grid} cells have"
@@ -221,13 +222,13 @@ def merge_tiles(trees: list[Leaves], shape: tuple[int, int], window: Box) -> tup
     return Leaves(boxes[reaches], (height, width)), reaches
 
 
-def _find_level(tiles: int, shape: tuple[int, int], native_grid: int, settings: QLIPConfig) -> int:
-    """Finds the level of the coarsest blocks of a tile."""
+def _find_level(tiles: int, longer: int, native_grid: int, settings: QLIPConfig) -> int:
+    """Finds the level of the coarsest blocks of a tile, by the tiles along the image's longer side."""
     cells = (native_grid, native_grid)
     largest = find_roots(cells).level
     if settings.coarsest == "any":
         return largest
-    level = min(largest, max(shape).bit_length() - 1)
+    level = min(largest, max(1, longer).bit_length() - 1)
     if (most := settings.max_tokens) is not None:
         while level < largest and tiles * count_roots(find_roots(cells, max_leaf=2**level), cells) > most:
             level += 1

@@ -63,3 +63,13 @@ def test_a_decoded_image_is_not_converted_again() -> None:
     gradient_picture(20, 10).save(file, format="JPEG", dpi=(72, 72))
     image = decode_image(file.getvalue())
     assert to_rgb(image) is image
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "size", "most", "grid"),
+    [(14, (286, 11340), 16384, (20, 810)), (14, (146, 22400), 16384, (10, 1600)), (16, (1499, 19), 100, (94, 1))],
+)
+def test_thin_images_whose_whole_cells_fit_are_not_made_smaller(patch_size, size, most, grid):
+    """The areas in parts of cells are above the limit, the nearest whole cells are not."""
+    settings = QLIPConfig.paper(max_cells=most)
+    assert ImageCutter(patch_size, 336).choose_grid(*size, settings) == grid

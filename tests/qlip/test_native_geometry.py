@@ -222,3 +222,14 @@ def test_leaves_that_start_between_multiples_of_their_side_are_cut_as_with_the_g
 def test_a_stretched_thumbnail_is_refused_where_the_leaves_lie_in_the_padded_square():
     with pytest.raises(ValueError, match="placement is 'padded', but a thumbnail is the whole image stretched"):
         QLIPConfig(placement="padded", thumbnail=True)
+
+
+def test_from_pixels_alone_the_last_whole_blocks_see_what_lies_beside_them():
+    """18 x 24 cells in blocks of four: two rows of cells are left over, which are white, as is the edge beside them."""
+    pixels = np.zeros((252, 336, 3), np.uint8)
+    pixels[16 * 14 :] = 255
+    picture, settings = Image.fromarray(pixels), QLIPConfig(alpha=math.inf, max_tokens=100)
+    prepared = CUTTER.prepare(picture, settings)
+    assert prepared.leaves.grid == (18, 24) and prepared.leaves.sizes.max() == 4
+    cut = CUTTER.cut(CUTTER.normalise(picture, settings), settings, prepared.leaves)
+    assert (prepared.patches - cut.patches).abs().max() < 0.05

@@ -237,3 +237,18 @@ def test_the_tower_bounds_leaves_as_far_as_the_budget_allows():
 def test_a_budget_below_the_roots_names_both_numbers():
     with pytest.raises(ValueError, match=r"(?s)(?=.*\b15\b)(?=.*\b16\b)"):
         paper_partition(torch.zeros(3, 64, 64), 4, max_tokens=15, max_leaf=4)
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-46, 1e-30])
+@pytest.mark.parametrize("budget", [None, 20])
+def test_the_smallest_threshold_splits_nothing_flat(alpha, budget):
+    leaves = qlip.partition(torch.zeros(3, 112, 112), 14, alpha=alpha, max_tokens=budget, coarsest="any")
+    assert len(leaves) == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_threshold_is_infinity():
+    noise = torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(0))
+    assert len(qlip.partition(noise, 14, alpha=1e300, coarsest="any")) == 4
+    with pytest.raises(ValueError, match="alpha is 1000"):
+        qlip.partition(noise, 14, alpha=10**400)

@@ -207,3 +207,28 @@ def test_an_image_made_smaller_for_its_budget_has_one_grid_for_every_question(ge
     found = tree.refine(torch.rand(len(tree.first.leaves), generator=torch.Generator().manual_seed(0))).leaves
     assert found.grid == CUTTER.choose_grid(*size, wanted)
     assert len(found) == tree.most_leaves <= budget
+
+
+@pytest.mark.parametrize("budget", [20, 50, 100, 200, 300, 600])
+def test_a_flat_picture_has_nothing_to_split_whatever_the_budget(budget):
+    """Also where the budget merges native cells."""
+    settings = QLIPConfig(budget="question", max_tokens=budget)
+    tree = cut_for_question(ImageCutter().make_preparer(Image.new("RGB", (600, 600), "gray")), 24, settings)
+    assert tree.splits == 0 and len(tree.fine.leaves) == len(tree.first.leaves) <= budget
+
+
+@pytest.mark.parametrize("layout", ["aligned", "centered"])
+def test_where_a_budget_moves_the_roots_the_question_still_decides(layout):
+    pixels = np.full((450, 640, 3), 120, np.uint8)
+    pixels[::6, :320] = 255
+    pixels[::6, 400:] = 0
+    settings = QLIPConfig(budget="question", layout=layout, max_tokens=250, noise_floor=False)
+    tree = cut_for_question(ImageCutter().make_preparer(Image.fromarray(pixels)), 24, settings)
+    assert tree.splits > 0
+    shape = [-(-extent // 2**tree.roots.level) for extent in (tree.roots.rows, tree.roots.cols)]
+    found = []
+    for place in ((0, 0), (shape[0] // 2, shape[1] - 1)):
+        relevance = torch.zeros(shape)
+        relevance[place] = 1
+        found.append(tree.choose_leaves(relevance.flatten()).boxes.tolist())
+    assert found[0] != found[1]

@@ -147,6 +147,16 @@ def test_a_budget_below_the_coarsest_trees_is_refused():
         partition_tiles(torch.zeros(3, 3, 16, 16), (1, 3), (0, 0, 16, 48), config, 2, 8)
 
 
+@pytest.mark.parametrize(
+    ("image", "side"),
+    [((0, 0, 16, 16), 1), ((0, 0, 16, 10), 1), ((0, 0, 16, 31), 1), ((0, 0, 16, 32), 2), ((0, 0, 8, 32), 2)],
+)
+def test_no_leaf_is_longer_than_a_cell_of_the_base_along_the_images_longer_side(image, side):
+    """LLaVA-1.6 puts small squares and tall images on two tiles, of which they fill one."""
+    trees = partition_tiles(torch.zeros(2, 3, 16, 16), (1, 2), image, QLIPConfig(max_tokens=None), 2, 8)
+    assert all((tree.sizes == side).all() for tree in trees)
+
+
 def test_a_tight_budget_lifts_the_bound_on_leaves():
     tiles = torch.zeros(4, 3, 16, 16)
     for budget, side in ((None, 2), (64, 2), (63, 4), (16, 4)):

@@ -166,8 +166,8 @@ class _LeafCounter(ImageCutter):
     def make_preparer(self, image: Image.Image) -> CutOne:
         find = self.make_finder(image)
 
-        def count(settings: QLIPConfig, leaves: Leaves | None = None) -> CutImage:
-            return CutImage(find(settings)[1] if leaves is None else leaves, torch.empty(0))
+        def count(settings: QLIPConfig, leaves: Leaves | None = None, bounded: bool = True) -> CutImage:
+            return CutImage(find(settings, bounded)[1] if leaves is None else leaves, torch.empty(0))
 
         return count
 
