@@ -90,6 +90,8 @@ def write_questions(folder: Path, case: Case) -> Path:
 
 def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Runs both ways in turns."""
+    from llava.eval.run.batch_run import choose_workers
+
     checkpoint = demo_model_path()
     if case.model != "demo":
         from scripts.bench.batch_models import WRITERS
@@ -98,7 +100,8 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
         WRITERS[case.model](checkpoint)
     questions = write_questions(folder, case)
     common = {"device": options.device, "checkpoint": str(checkpoint), "questions": str(questions)}
-    common |= {"new_tokens": case.new_tokens, "workers": options.workers, "batch_size": options.batch_size}
+    workers = options.workers if case.processes == 1 else choose_workers(None, case.processes, options.device)
+    common |= {"new_tokens": case.new_tokens, "workers": workers, "batch_size": options.batch_size}
     counts = dict(zip(WAYS, (1, case.processes), strict=True))
     running = {
         way: [start(common | {"way": way, "share": [count, number]}) for number in range(count)]

@@ -18,7 +18,7 @@ from llava.eval.run.runner import WINDOW, Runner, list_pictures
 from llava.model.builder import load_empty_tower
 from llava.model.vision.preparer import Preparer
 from llava.serve.loading import check_model_flags, load_engine, qlip_option
-from llava.utils import demo_model_path
+from llava.utils import default_device, demo_model_path
 
 
 def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: bool = True) -> int:
@@ -36,7 +36,7 @@ def run(name: str, args: argparse.Namespace, read: ReadQuestions, needs_tower: b
         sampling, limits = read_sampling(args), read_limits(args)
         todo = processes.share(find_unanswered(args, questions, answers))
         pictures = list_pictures(todo, limits)
-        workers = choose_workers(args.workers, processes.count)
+        workers = choose_workers(args.workers, processes.count, args.device or default_device())
         ready: Iterator[Any] = iter(())
         if preparer is not None:
             ready = prepare_ahead(preparer, pictures, workers, ahead=WINDOW * limits.rows)  # while the model loads
@@ -56,6 +56,12 @@ def make_preparer(args: argparse.Namespace) -> Preparer:
     return Preparer.of(load_empty_tower(model, args.model_base, qlip=qlip_option(args)))
 
 
-def choose_workers(wanted: int | None, processes: int) -> int:
-    """Chooses the most processes that prepare images; `wanted` is the user's flag."""
-    return max(1, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
+def choose_workers(wanted: int | None, processes: int, device: str) -> int:
+    """Chooses the most processes that prepare images; `wanted` is the user's flag.
+
+    Models that compute on all cores leave none for preparing images: a thread beside each would only take turns.
+    """
+    if wanted is not None:
+        return wanted
+    spare = (os.cpu_count() or 1) // processes - 1
+    return max(0 if device == "cpu" and processes > 1 else 1, min(8, spare))
