@@ -19,7 +19,7 @@ from llava.serve.web.backend import Pixels
 DRAWING_SIDE = 640
 """Longer side of a drawing in pixels, about twice its size on the page, so that lines stay sharp."""
 
-PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "What the encoder gets", "What it looked at"
+PICTURE, LINES, TOWER, ANSWER = "Picture", "Lines", "Encoder input", "What it looked at"
 VIEWS = (PICTURE, LINES, TOWER)
 """The drawings: the picture, the picture with lines where it is split, each leaf by its patch."""
 EXPLAINED_VIEWS = (*VIEWS, ANSWER)
@@ -169,7 +169,7 @@ def compare_question(question: str) -> str:
 def compare_head(title: str, prepared: PreparedImage, pixels: Pixels) -> str:
     """Formats a small drawing of one side's input as HTML."""
     source = data_url(draw(prepared, pixels, 352, view=TOWER))
-    return f'<img class="side-view" src="{source}" alt="What the encoder gets with {escape(title)}">'
+    return f'<img class="side-view" src="{source}" alt="Encoder input with {escape(title)}">'
 
 
 def data_url(image: Image.Image) -> str:
