@@ -56,11 +56,18 @@
   }, true);
 
   // The chat follows a growing answer as long as its end is in view; Gradio would follow also a reader who scrolls up.
-  let follows = true;
+  let follows = true, lastTop = 0;
   const scroller = () => document.querySelector("#chat .bubble-wrap");
   addEventListener("scroll", ({ target }) => {
-    if (target === scroller()) follows = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+    if (target !== scroller()) return;
+    const { scrollTop, scrollHeight, clientHeight } = target;
+    if (scrollHeight - scrollTop - clientHeight < 2) follows = true;
+    else if (scrollTop < lastTop) follows = false;
+    lastTop = scrollTop;
   }, true);
+  addEventListener("wheel", ({ target, deltaY }) => { // before the next piece of the answer could scroll back
+    if (deltaY < 0 && scroller()?.contains(target)) follows = false;
+  }, { capture: true, passive: true });
   const followAnswer = () => { const chat = scroller(); if (follows && chat) chat.scrollTop = chat.scrollHeight; };
 
   // A pasted picture is opened as one that is dropped; Gradio listens on a button alone.
