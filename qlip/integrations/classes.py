@@ -96,8 +96,15 @@ def name_arguments(forward: Any) -> Any:
     @wraps(forward)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args:
-            names = list(inspect.signature(getattr(find_base(self), forward.__name__)).parameters)[1 : 1 + len(args)]
-            kwargs = {**dict(zip(names, args, strict=True)), **kwargs}
+            kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            known = inspect.signature(getattr(find_base(self), forward.__name__)).parameters.values()
+            names = [each.name for each in known if each.kind in kinds][1:]
+            if len(args) > len(names):
+                raise TypeError(f"{forward.__name__} takes at most {len(names)} unnamed arguments, not {len(args)}")
+            given = dict(zip(names, args, strict=False))
+            if twice := given.keys() & kwargs.keys():
+                raise TypeError(f"{forward.__name__} got several values for {', '.join(sorted(twice))}")
+            kwargs |= given
         return forward(self, **kwargs)
 
     return named

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qlip.decoder_masks import decoder_mask
 from qlip.integrations.attachment import image_sizes_of
-from qlip.integrations.classes import AttachedPreTrainedMixin, check_same_tower
+from qlip.integrations.classes import AttachedPreTrainedMixin, check_same_tower, name_arguments
 
 
 def feature_layers(config: Any) -> int | list[int]:
@@ -108,6 +108,7 @@ class LlavaTrunkMixin(AttachedPreTrainedMixin):
         places = self.get_placeholder_mask(input_ids, inputs_embeds, joined)  # type: ignore[attr-defined]
         return inputs_embeds.masked_scatter(places, joined)
 
+    @name_arguments
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -19,8 +19,16 @@ if hasattr(os, "register_at_fork"):  # a child whose parent was compiling would 
 Kernel = Callable[..., Any]
 
 
-def compile_loop(function: Kernel) -> Kernel:
-    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place."""
+def compile_loop(function: Kernel, variant: int | str = "") -> Kernel:
+    """Compiles at the first call, without Python's lock while it runs; kept on disk where numba finds a place.
+
+    Args:
+        function: what is compiled.
+        variant: tells functions apart that a factory makes under one name. Read from disk, code of one name is taken
+            for that of another, which crashes where it returns arrays.
+    """
+    if variant:
+        function.__qualname__ += f"_{variant}"
     try:
         return numba.njit(function, nogil=True, cache=True)
     except RuntimeError:  # numba found no folder that it may write to

@@ -35,10 +35,13 @@ def find_cell_hats(
     for level, floor in enumerate(floors, start=1):
         width = image.shape[2] // 2 if level == 1 else image.shape[2]
         step = max(1, BAND // max(1, patch_size * width))  # rows of cells at once
-        own, image, is_finite = _make_hats(size)(image, patch_size, floor, step, level == 1)
-        if not is_finite:
+        height = image.shape[1] // 2 if level == 1 else image.shape[1]
+        own = np.zeros((height // patch_size, width // patch_size), np.float32)
+        halved = np.empty((len(image), height // 2, width // 2), np.float32)
+        if not _make_hats(size)(image, patch_size, floor, step, level == 1, own, halved):
             return None
         hats.append(own)
+        image = halved
     return hats
 
 
@@ -46,15 +49,21 @@ def find_cell_hats(
 def _make_hats(size: int) -> Kernel:
     """Compiles one level of `find_cell_hats` for one size of window.
 
-    The compiled function takes the image of that level or, with `halves`, of the one before, and also returns the next
-    level's: what a band of the image becomes is written while the band is in the core's cache.
+    The compiled function takes the image of that level or, with `halves`, of the one before, and also writes the next
+    level's: what a band of the image becomes, while the band is in the core's cache. It returns whether all pixels that
+    it read are finite.
     """
     reach = size - 1
 
-    @compile_loop
     def find(
-        image: np.ndarray, patch_size: int, floor: np.ndarray, step: int, halves: bool
-    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        image: np.ndarray,
+        patch_size: int,
+        floor: np.ndarray,
+        step: int,
+        halves: bool,
+        hats: np.ndarray,
+        halved: np.ndarray,
+    ) -> bool:
         channels, height, width = image.shape
         if halves:
             height, width = height // 2, width // 2
@@ -64,8 +73,6 @@ def _make_hats(size: int) -> Kernel:
         low, high = np.empty((most, pitch), np.float32), np.empty((most, pitch), np.float32)
         eroded, dilated = np.empty((most, pitch), np.float32), np.empty((most, pitch), np.float32)
         highest = np.empty(width, np.float32)
-        hats = np.zeros((rows, cols), np.float32)
-        halved = np.empty((channels, height // 2, width // 2), np.float32)
         beyond = 0
         for top in range(0, rows, step):
             count = min(step, rows - top)
@@ -92,9 +99,9 @@ def _make_hats(size: int) -> Kernel:
                 for part in range(2):
                     _read_line(image[channel], halves, 2 * line + part, width, pixels[part])
                 _halve_lines(pixels[0], pixels[1], width // 2, halved[channel, line])
-        return hats, halved, beyond == 0
+        return beyond == 0
 
-    return find
+    return compile_loop(find, size)
 
 
 @numba.njit(inline="always")

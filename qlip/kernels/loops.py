@@ -95,7 +95,6 @@ def _make_resampling(size: int, patch_size: int) -> Kernel:
     """Compiles `resample` for one size of leaves and patches: leaves that follow each other in a row at once."""
     side, taps, margin = size * patch_size, 2 * size, size // 2
 
-    @compile_loop
     def resample(
         image: np.ndarray,
         boxes: np.ndarray,
@@ -148,4 +147,4 @@ def _make_resampling(size: int, patch_size: int) -> Kernel:
                             patch[col] = samples[(leaf - begin) * patch_size + col]
             begin = end
 
-    return resample
+    return compile_loop(resample, f"{size}_{patch_size}")

@@ -64,4 +64,4 @@ def choose_workers(wanted: int | None, processes: int, device: str) -> int:
     if wanted is not None:
         return wanted
     spare = (os.cpu_count() or 1) // processes - 1
-    return max(0 if device == "cpu" and processes > 1 else 1, min(8, spare))
+    return max(0 if device.startswith("cpu") and processes > 1 else 1, min(8, spare))

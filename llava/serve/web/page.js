@@ -47,11 +47,14 @@
   };
   const isNumber = (field) => field.matches?.('.card input[type="number"]') && range(field);
   addEventListener("input", (event) => {
-    if (isNumber(event.target) && isWrong(event.target)) event.stopImmediatePropagation();
+    const { target } = event;
+    if (target.type === "range") delete target.closest(".block")?.querySelector("input[type=number]")?.dataset.last;
+    if (!isNumber(target)) return;
+    if (isWrong(target)) event.stopImmediatePropagation(); else target.dataset.last = target.value;
   }, true);
   addEventListener("blur", ({ target }) => {
     if (!isNumber(target) || !isWrong(target)) return;
-    target.value = range(target).value;
+    target.value = target.dataset.last ?? range(target).value;
     target.dispatchEvent(new Event("input", { bubbles: true }));
   }, true);
 
@@ -81,8 +84,10 @@
     return true;
   };
   addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
-    if (file && openPicture(file)) event.preventDefault();
+    const { files = [], types = [] } = event.clipboardData ?? {};
+    const isTyping = event.target.closest?.("input, textarea") && types.includes("text/plain"); // as from a word processor
+    const file = [...files].find(({ type }) => type.startsWith("image/") && type !== "image/svg+xml");
+    if (file && !isTyping && openPicture(file)) event.preventDefault();
   });
 
   // What is typed outlives a reload: Gradio reloads the page by itself when a lost connection is back.

@@ -57,7 +57,7 @@ class Exchange:
     def messages(self) -> Messages:
         """Converts the exchange to messages: the question, and the answer with its mark once there is either."""
         mark = f'<span class="mark">{as_html(self.mark)}</span>' if self.mark else ""
-        said = (("user", as_html(self.question)), ("assistant", as_html(self.answer) + mark))
+        said = (("user", as_html(self.question)), ("assistant", f"{as_html(self.answer)} {mark}".strip()))
         return [{"role": role, "content": text} for role, text in said if text]
 
 

@@ -140,6 +140,24 @@ def test_arguments_without_names_have_the_order_of_the_models_class():
     assert torch.equal(found, expected.logits)
 
 
+def test_the_trunk_takes_arguments_without_names_as_its_class_does():
+    model, _ = qlip.attach(make_language_model("llava"), make_processor("llava"), **TREE)
+    ids, mask = torch.randint(5, 200, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        found, expected = model.model(ids, None, mask), model.model(input_ids=ids, attention_mask=mask)
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+
+
+def test_wrong_calls_are_errors_as_everywhere():
+    model, _ = qlip.attach(make_language_model("llava"), make_processor("llava"), **TREE)
+    ids = torch.randint(5, 200, (1, 9))
+    with pytest.raises(TypeError, match="got several values for input_ids"):
+        model(ids, input_ids=ids)
+    with pytest.raises(TypeError, match="unnamed arguments, not 60"):
+        model(ids, *[None] * 59)
+
+
 def test_the_class_of_an_attached_model_makes_plain_ones(tmp_path):
     plain, processor = make_language_model("llava"), make_processor("llava")
     kind, expected = type(plain), logits(plain, processor)

@@ -79,3 +79,9 @@ def test_what_was_compiled_before_is_read_from_disk(loops):
     loops.find_cell_hats(noise(3, 28, 28), 14, 5, [np.zeros(3, np.float32)])
     statistics = hat_loops()._make_hats(5).stats
     assert sum(statistics.cache_hits.values()) == 1 and not statistics.cache_misses
+
+
+def test_code_of_different_windows_has_different_names(loops):
+    """Read from disk together, code of one name crashes."""
+    names = {hat_loops()._make_hats(size).py_func.__qualname__ for size in (3, 5)}
+    assert len(names) == 2

@@ -19,9 +19,10 @@ from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 pytestmark = needs_chromium
 
-PASTE = """([name, data, target]) => {
+PASTE = """([name, data, target, text]) => {
     const files = new DataTransfer(), bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
     files.items.add(new File([bytes], name, { type: "image/png" }));
+    if (text) files.setData("text/plain", text);
     const event = new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true });
     return document.querySelector(target).dispatchEvent(event);
 }"""
@@ -44,6 +45,13 @@ def test_a_pasted_picture_is_opened(come: Callable[..., Visitor], engine: ChatEn
     visitor.has_been_answered(alone(engine, SECOND, QUESTION, enabled=True))
 
 
+def test_text_that_is_pasted_with_its_picture_stays_text(come: Callable[..., Visitor]) -> None:
+    """As word processors copy it."""
+    visitor = come().sees_a_picture()
+    pasted = ["pasted.png", base64.b64encode(Path(SECOND).read_bytes()).decode(), "#question textarea", "Why?"]
+    assert visitor.page.evaluate(PASTE, pasted)  # the browser puts the text into the box
+
+
 def test_a_draft_outlives_a_reload_and_a_question_does_not(come: Callable[..., Visitor]) -> None:
     visitor = come().sees_a_picture().greedy()
     box = visitor.at("#question textarea")
@@ -57,6 +65,19 @@ def test_a_draft_outlives_a_reload_and_a_question_does_not(come: Callable[..., V
     box.press("Enter")  # the page knows of it
     expect(visitor.at("#chat .user.message")).to_have_text("What colour is")
     visitor.page.wait_for_function("() => !sessionStorage.getItem('llava-draft')")
+
+
+def test_a_number_field_returns_to_what_was_typed_and_not_to_the_sliders_step(come: Callable[..., Visitor]) -> None:
+    visitor = come().sees_a_picture()
+    number, slider = (visitor.at(f"#settings-card input[type={kind}]").first for kind in ("number", "range"))
+    for typed, shown in (("0.33", "0.33"), ("9", "0.33")):
+        number.fill(typed)
+        number.blur()
+        expect(number).to_have_value(shown)
+    slider.fill("0.5")
+    number.fill("9")
+    number.blur()
+    expect(number).to_have_value("0.5")
 
 
 @pytest.mark.parametrize("typed", ["-5", "99999", "3.7", ""])

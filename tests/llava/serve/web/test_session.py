@@ -70,7 +70,7 @@ def test_messages_show_marks_literally_and_count_them() -> None:
     session = session.with_answer("And?", "")
     assert [(message["role"], message["content"]) for message in session.messages()] == [
         ("user", "&lt;b&gt;"),
-        ("assistant", '1 &lt; 2<span class="mark">cut</span>'),
+        ("assistant", '1 &lt; 2 <span class="mark">cut</span>'),
         ("user", "Why?"),
         ("assistant", f'<span class="mark">{WAITING}</span>'),
         ("user", "And?"),
