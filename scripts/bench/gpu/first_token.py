@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from scripts.bench.cost_stages import STAGES, Milliseconds, Way, run_once
+from scripts.bench.cost_stages import STAGES, CostVariant, Milliseconds, run_once
 from scripts.bench.gpu.models import build_subject, picture
 from scripts.bench.gpu.parts import Row, report_each
 from scripts.bench.gpu.timing import median_ratio
@@ -26,16 +26,16 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 CLIP = "CLIP"
 ANYRES = "LLaVA-1.6's tiles"
 WAYS = (
-    Way(CLIP, None),
-    *(Way(f"QLIP {budget}", {"alpha": 0.0, "max_tokens": budget}) for budget in (288, 576, 1152)),
-    Way(ANYRES, None),
+    CostVariant(CLIP, None),
+    *(CostVariant(f"QLIP {budget}", {"alpha": 0.0, "max_tokens": budget}) for budget in (288, 576, 1152)),
+    CostVariant(ANYRES, None),
 )
 
 Samples = list[tuple[int, Milliseconds]]
 
 
 @contextmanager
-def tiling(config: Any, way: Way) -> Iterator[None]:
+def tiling(config: Any, way: CostVariant) -> Iterator[None]:
     """Enters a context in which images are cut as the way says: into LLaVA-1.6's tiles, or not."""
     before = config.image_aspect_ratio, config.image_grid_pinpoints
     if way.name == ANYRES:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator, dispatch_model
 from accelerate.hooks import remove_hook_from_module
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 
 import qlip
@@ -24,6 +25,12 @@ from tests.qlip.integrations.models import (
 
 KINDS = ["llava", "llava_siglip", "vipllava", "llava_next"]
 UNSPLIT = {"alpha": float("inf"), "max_tokens": None, "llm_size_bias": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch):
+    """Accelerate keeps one precision a process; the one of tests before stays theirs."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
 
 
 def prepared(model):
