@@ -90,7 +90,7 @@ class QLIPVisionModel(nn.Module):
         self.change_settings(self.qlip)
 
     def change_settings(self, settings: QLIPConfig) -> None:
-        """Uses other settings, and the prior that they name, read anew if its file changed; an error changes nothing.
+        """Uses other settings, and the prior that they name, read again if its file changed; an error changes nothing.
 
         Raises:
             OSError, ValueError: the prior cannot be read, or is of another width.

@@ -95,8 +95,8 @@ def attach(model: Model, processor: Any = None, config: QLIPConfig | None = None
     new_processor = join_processor(model, plain, attachment.image_processor)
     mixins = choose_mixins(model, tower)
     patch_classes(model, mixins, attachment)
-    for part in (*(module for module, _ in mixins), tower):
-        if part is not model and mixins[-1][0] is model:
+    if mixins[-1][0] is model:
+        for part in {*(module for module, _ in mixins), tower} - {model}:
             mark_part(part, model)
     if isinstance(model, PreTrainedModel):
         model.config.qlip = chosen.to_dict()

@@ -33,12 +33,12 @@ def find_cell_hats(
     """
     hats = []
     for level, floor in enumerate(floors, start=1):
-        width = image.shape[2] // 2 if level == 1 else image.shape[2]
+        halves = level == 1
+        height, width = (extent // 2 if halves else extent for extent in image.shape[1:])
         step = max(1, BAND // max(1, patch_size * width))  # rows of cells at once
-        height = image.shape[1] // 2 if level == 1 else image.shape[1]
         own = np.zeros((height // patch_size, width // patch_size), np.float32)
         halved = np.empty((len(image), height // 2, width // 2), np.float32)
-        if not _make_hats(size)(image, patch_size, floor, step, level == 1, own, halved):
+        if not _make_hats(size)(image, patch_size, floor, step, halves, own, halved):
             return None
         hats.append(own)
         image = halved

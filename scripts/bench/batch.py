@@ -2,7 +2,7 @@
 
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
 is `llava.eval.run.runner` with its file of answers and at most `--workers` processes, whose start counts; in some cases
-two processes share the questions. Each way runs in processes of its own (`batch_ways.py`); the two take turns, so that
+two processes share the questions. Each way runs in separate processes (`batch_ways.py`); the two take turns, so that
 both meet the same state of the machine. Loading does not count; CPU time includes the workers'. Beside the embedded
 model there are two of random weights: a tiny one in LLaVA's own format, and a CLIP-L-shaped tower with a language model
 of 160 million parameters.

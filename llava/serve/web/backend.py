@@ -32,7 +32,7 @@ class Query:
     """Name of one of the backend's models; "" if it has only one."""
 
 
-TEXT = 128
+TEXT_TOKENS = 128
 """Tokens of the context that a picture leaves to question and answer."""
 
 
@@ -115,7 +115,7 @@ class EngineBackend:
         self.defaults = None if quadtree is None else quadtree.settings
         self.quadtree = quadtree is not None and engine.vision.quadtree
         self.native_tokens = tower.num_patches
-        room = max(engine.context_len // 2, engine.context_len - TEXT)
+        room = max(engine.context_len // 2, engine.context_len - TEXT_TOKENS)
         self.max_tokens = min(room, engine.limits.max_image_tokens)
         self.pixels = pixels_of(tower.native_processor, tower.config.patch_size)
 

@@ -39,7 +39,7 @@ class PictureHandlers:
         self.runs = Runs()
         self.holders = PictureHolders()
         self._opened: Latest[str | None, str | None] = Latest()  # the file that each opened last, or is opening
-        self._refused: Latest[str | None, str | None] = Latest()  # the file that each was told last it cannot be used
+        self._refused: Latest[str | None, str | None] = Latest()  # the file of each that was refused last
         self.holders.drop.append(lambda visitor: self._opened.pop(visitor, None))  # who may open it again
 
     async def open_picture(
