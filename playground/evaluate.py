@@ -12,11 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import device_flag
+from llava.utils import demo_model_path, device_flag
 from playground.dialogue import DIALOGUE_KINDS
 from playground.presets import NAMED_PRESETS
 from playground.questions import KINDS
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 METHODS = ("clip", "qlip", "uniform", "random")
 SHOWN_PRESETS = ("base", "detail-smooth", "detail-textured", "large")
-CHECKPOINT = Path(__file__).parent / "llava-demo"
 
 
 def compare(
@@ -78,7 +76,7 @@ def settings_text(text: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="evaluate", description="Measure the demo model on held-out scenes.")
-    parser.add_argument("--model-path", default=str(CHECKPOINT), help="folder of the checkpoint")
+    parser.add_argument("--model-path", default=str(demo_model_path()), help="folder of the checkpoint")
     parser.add_argument("--seed", type=integer(0), default=9000, help="series of scenes; training used 1")
     parser.add_argument(
         "--n", type=integer(), default=100, help="scenes of each preset, with one question of each kind"

@@ -38,7 +38,7 @@ class Architecture:
     heads: int = 4
 
 
-EMBEDDED = Architecture()
+JOINT = Architecture()
 """Architecture of the recipe `joint`: 1.9 million weights."""
 LLAVA = Architecture(width=160, tower_layers=6, decoder_layers=4, heads=5)
 """Architecture of the recipe `llava`: 3.5 million weights."""
@@ -47,7 +47,7 @@ LLAVA = Architecture(width=160, tower_layers=6, decoder_layers=4, heads=5)
 class DemoModel(nn.Module):
     """The three parts of a LLaVA."""
 
-    def __init__(self, vocab_size: int, architecture: Architecture = EMBEDDED) -> None:
+    def __init__(self, vocab_size: int, architecture: Architecture = JOINT) -> None:
         super().__init__()
         width = architecture.width
         self.tower = CLIPVisionModel(vision_config(architecture))
@@ -65,7 +65,7 @@ class DemoModel(nn.Module):
         return seen.hidden_states[SELECTED_LAYER][:, 1:], seen.pooler_output
 
 
-def vision_config(architecture: Architecture = EMBEDDED) -> CLIPVisionConfig:
+def vision_config(architecture: Architecture = JOINT) -> CLIPVisionConfig:
     """Builds the tower's config: 8 x 8 cells of 14 pixels."""
     return CLIPVisionConfig(
         hidden_size=architecture.width,
@@ -80,7 +80,7 @@ def vision_config(architecture: Architecture = EMBEDDED) -> CLIPVisionConfig:
     )
 
 
-def decoder_config(vocab_size: int, architecture: Architecture = EMBEDDED) -> LlamaConfig:
+def decoder_config(vocab_size: int, architecture: Architecture = JOINT) -> LlamaConfig:
     """Builds the language model's config; token ids as Llama's."""
     return LlamaConfig(
         vocab_size=vocab_size,

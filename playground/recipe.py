@@ -32,14 +32,19 @@ from playground.parts import LANGUAGE_MODEL, TOWER, Parts
 from playground.picture_cache import PictureCache
 from playground.presets import TRAINING
 from playground.pretraining import LanguageStage, Sources, VisionStage
-from playground.schedules import LLAVA_SCHEDULES, PRETRAINING_SCHEDULES, LlavaSchedule, TrainingConfig, scale
+from playground.schedules import (
+    CHECKPOINTS,
+    LLAVA_SCHEDULES,
+    PRETRAINING_SCHEDULES,
+    LlavaSchedule,
+    TrainingConfig,
+    scale,
+)
 from playground.trainer import LOGS, VOCABULARY, check_stages, run_in_order, training_device
 from playground.vocabulary import train_vocabulary
 
 logger = logging.getLogger(__name__)
 
-TEXT_DEMO = "llava-text-demo"
-"""Folder of the finished checkpoint."""
 PROJECTOR_FILE = "mm_projector.bin"
 WORKERS = "--dataloader_num_workers="
 RECORD = "stage.json"
@@ -161,7 +166,7 @@ def train_llava(config: TrainingConfig) -> None:
     """Trains by the recipe `llava`: language model and tower apart, then together in LLaVA's two stages.
 
     The two stages show the tower's full grid at sequential positions, and nothing else. After the last one it writes
-    the checkpoint to `config.out / "llava-text-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
+    the checkpoint to `config.out / "llava-demo"`, and the losses of all stages to `config.out / "loss.svg"`.
     """
     check_stages("llava", config.stages)
     schedules = scale(LLAVA_SCHEDULES, config.steps_scale)
@@ -176,7 +181,8 @@ def train_llava(config: TrainingConfig) -> None:
     for name in later:
         run.train(name, schedules[name])
     if "finetune" in later:
-        save_checkpoint(load_model(run.stage_folder("finetune")), config.out / VOCABULARY, config.out / TEXT_DEMO)
+        model = load_model(run.stage_folder("finetune"))
+        save_checkpoint(model, config.out / VOCABULARY, config.out / CHECKPOINTS["llava"])
         logs = [config.out / LOGS / name for name in PRETRAINING_SCHEDULES]
         draw_losses([*logs, *(run.stage_folder(name) for name in schedules)], config.out / "loss.svg")
 

@@ -1,4 +1,4 @@
-"""How the embedded model is trained: recipes, their stages, steps and learning rates. Imports nothing heavy."""
+"""How the embedded models are trained: recipes, their stages, steps and learning rates. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ LLAVA_SCHEDULES = {
 """Last stages of the recipe `llava`, which `llava.train` runs."""
 
 TILES_SCHEDULES = {"tiles": LlavaSchedule(steps=1000, rate=5e-4, batch=16)}
-"""The one stage of the recipe `tiles`, which `llava.train` runs, from the embedded model."""
+"""The one stage of the recipe `tiles`, which `llava.train` runs, from the checkpoint of the recipe `joint`."""
 
 Scaled = TypeVar("Scaled", Schedule, LlavaSchedule)
 
@@ -87,6 +87,8 @@ RECIPES = {
     "tiles": (*TILES_SCHEDULES,),
 }
 """Stages of each recipe, in order."""
+CHECKPOINTS = {"joint": "llava-joint-demo", "llava": "llava-demo", "tiles": "llava-tiles-demo"}
+"""Folder of each recipe's finished checkpoint, in that of the run; those of seed 1 are in `playground/`."""
 SCENES = {"joint": 60_000, "llava": 40_000, "tiles": 12_000}
 """Most training scenes of each recipe."""
 

@@ -1,4 +1,4 @@
-"""The recipe `tiles`: the embedded checkpoint, trained on in LLaVA-1.6's format, on a base and tiles (anyres).
+"""The recipe `tiles`: trains the recipe `joint`'s checkpoint on, in LLaVA-1.6's format: on a base and tiles (anyres).
 
 It answers whether leaves in the places of tiles serve a model that was trained on tiles and never saw a leaf.
 """
@@ -15,11 +15,9 @@ from llava.utils import demo_model_path
 from playground.instructions import CONVERSATIONS, IMAGES, write_instructions
 from playground.presets import TILED
 from playground.recipe import common_flags, run_stage
-from playground.schedules import TILES_SCHEDULES, LlavaSchedule, TrainingConfig
+from playground.schedules import CHECKPOINTS, TILES_SCHEDULES, LlavaSchedule, TrainingConfig
 from playground.trainer import check_stages
 
-TILES_DEMO = "llava-tiles-demo"
-"""Folder of the finished checkpoint."""
 PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
 """(width, height) of the resolutions, LLaVA-1.6's in proportion to the tower's 112 pixels."""
 
@@ -28,7 +26,7 @@ def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule, workers: int = 1)
     """Builds the flags that `llava.train` runs with: as LLaVA-1.6 was trained, tower and all, without a quadtree."""
     data = out / "data"
     return [
-        f"--model_name_or_path={demo_model_path()}",
+        f"--model_name_or_path={demo_model_path().with_name(CHECKPOINTS['joint'])}",
         "--version=v1",
         f"--data_path={data / CONVERSATIONS}",
         f"--image_folder={data / IMAGES}",
@@ -42,16 +40,17 @@ def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule, workers: int = 1)
 
 
 def train_on_tiles(config: TrainingConfig) -> None:
-    """Trains the embedded checkpoint on tiles: `config.out / "llava-tiles-demo"` is it, in LLaVA-1.6's format.
+    """Trains the shipped checkpoint of the recipe `joint` on tiles.
 
-    Losses are drawn to `config.out / "loss.svg"`.
+    `config.out / "llava-tiles-demo"` is the result, in LLaVA-1.6's format, with weights in float16. Losses are drawn
+    to `config.out / "loss.svg"`.
     """
     check_stages("tiles", config.stages)
     schedule = TILES_SCHEDULES["tiles"].scaled(config.steps_scale)
     write_instructions(config.out / "data", TILED, config.seed + 1, min(config.scenes, schedule.steps * schedule.batch))
     flags = tiles_flags(config.out, config.seed, schedule, max(1, config.workers))
     run_stage(config.out / "tiles", flags)
-    save_half(config.out / "tiles", config.out / TILES_DEMO)
+    save_half(config.out / "tiles", config.out / CHECKPOINTS["tiles"])
     draw_losses([config.out / "tiles"], config.out / "loss.svg")
 
 

@@ -1,11 +1,11 @@
-"""Trains the embedded demo model: `python -m playground.train --out DIR`.
+"""Trains the models of this repository: `python -m playground.train --out DIR`.
 
-`--recipe joint`, which made the embedded checkpoint, trains the decoder on symbols and the tower on cells, each apart,
-then all parts on questions at once. `--recipe llava` trains a language model on text alone and a tower on pictures with
+`--recipe llava`, which made the embedded model, trains a language model on text alone and a tower on pictures with
 captions, and joins them by LLaVA's two stages, run by `llava.train`: the projector on captions, projector and language
-model on conversations. `--recipe tiles` trains the embedded checkpoint on, in LLaVA-1.6's format: on tiles (anyres).
-Progress is saved in DIR; a run that was stopped continues. The first two stages of the first two recipes are
-independent: `--stages language` and `--stages vision` may run side by side.
+model on conversations. `--recipe joint` trains the decoder on symbols and the tower on cells apart, then all parts
+on questions at once. `--recipe tiles` trains its result on, in LLaVA-1.6's format: on tiles (anyres). Progress is
+saved in DIR; a run that was stopped continues. The first two stages of the first two recipes are independent:
+`--stages language` and `--stages vision` may run side by side.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ STAGES = tuple(dict.fromkeys(stage for stages in RECIPES.values() for stage in s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
-    parser = OneLineParser(prog="train", description="Train the embedded demo model.")
+    parser = OneLineParser(prog="train", description="Train the small models of this repository.")
     parser.add_argument("--out", type=Path, required=True, help="folder for scenes, progress and the checkpoint")
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        default="joint",
-        help="joint: decoder, tower, then all parts at once (made the embedded checkpoint); llava: language model on"
-        " text, tower on pictures, then llava.train's two stages on captions and conversations; tiles: the embedded"
-        " checkpoint on tiles, by llava.train (default: %(default)s)",
+        default="llava",
+        help="llava: language model on text, tower on pictures, then llava.train's two stages on captions and"
+        " conversations (made the embedded model); joint: decoder, tower, then all parts at once; tiles: the"
+        " checkpoint of joint on tiles, by llava.train (default: %(default)s)",
     )
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")

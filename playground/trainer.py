@@ -16,7 +16,7 @@ from playground.dataset import SceneCache
 from playground.model import DemoModel, save_checkpoint
 from playground.packing import Packer
 from playground.presets import PRESETS
-from playground.schedules import RECIPES, SCHEDULES, Schedule, TrainingConfig, scale
+from playground.schedules import CHECKPOINTS, RECIPES, SCHEDULES, Schedule, TrainingConfig, scale
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
 from playground.vocabulary import train_vocabulary
 from qlip.files import replacing
@@ -122,11 +122,11 @@ def _parameter_groups(module: nn.Module, decay: float = 0.02) -> list[dict]:
 
 
 def train(config: TrainingConfig) -> DemoModel:
-    """Trains by the recipe `joint`; after the last stage writes the checkpoint to `config.out / "llava-demo"`."""
+    """Trains by the recipe `joint`; after the last stage writes the checkpoint."""
     check_stages("joint", config.stages)
     _, model = run_stages(config, SCHEDULES, "joint" if "joint" in config.stages else None)
     if "joint" in config.stages:
-        save_checkpoint(model, config.out / VOCABULARY, config.out / "llava-demo")
+        save_checkpoint(model, config.out / VOCABULARY, config.out / CHECKPOINTS["joint"])
     return model
 
 

@@ -20,7 +20,7 @@ from playground.objects import COLOURS, SHAPES
 from playground.questions import WORDINGS
 
 SIZE = 608
-"""Pieces in the embedded model's vocabulary, the 256 bytes and three special tokens included."""
+"""Pieces in the vocabulary of the recipe `joint`, the 256 bytes and three special tokens included."""
 
 LEAST_TRAINER = (0, 2, 3)
 """SentencePiece's version from which on a required character need not occur in the sentences."""
@@ -40,7 +40,7 @@ def train_vocabulary(folder: Path, sentences: Iterable[str] | None = None, size:
 
     Args:
         folder: where to write.
-        sentences: what to learn pieces from; by default the embedded model's questions.
+        sentences: what to learn pieces from; by default the questions of the recipe `joint`.
         size: number of pieces.
 
     Raises:

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModel, Lla
 
 from llava.model.builder import load_pretrained_model
 from llava.model.loading.tokenizer import load_tokenizer
-from playground.evaluate import CHECKPOINT
+from llava.utils import demo_model_path
 from playground.model import DemoModel
 from playground.parts import Parts, main
 
@@ -22,7 +22,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llava():
-    return load_pretrained_model(CHECKPOINT, device="cpu", qlip=False)[1]
+    return load_pretrained_model(demo_model_path(), device="cpu", qlip=False)[1]
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def test_the_tower_is_a_clip_with_the_same_features(exported, llava):
 
 def test_tokenizer_and_image_processor_are_beside_them(exported):
     text = "What colour is the circle?"
-    ids = load_tokenizer(CHECKPOINT)(text).input_ids
+    ids = load_tokenizer(demo_model_path())(text).input_ids
     assert load_tokenizer(exported / "language-model")(text).input_ids == ids
     assert AutoTokenizer.from_pretrained(exported / "language-model")(text).input_ids == ids
     assert AutoImageProcessor.from_pretrained(exported / "tower").crop_size["height"] == 112

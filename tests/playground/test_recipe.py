@@ -11,17 +11,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
+from llava.utils import demo_model_path
 from playground import recipe
 from playground.corpus import PIECES
-from playground.evaluate import CHECKPOINT
-from playground.examination import Examinee, examination
 from playground.model import LLAVA, QLIP_SETTINGS, DemoModel, llava_state_dict
-from playground.presets import evaluation_presets
-from playground.recipe import TEXT_DEMO, LlavaRun, train_llava
-from playground.schedules import PRETRAINING_SCHEDULES, RECIPES, LlavaSchedule, TrainingConfig
+from playground.recipe import LlavaRun, train_llava
+from playground.schedules import CHECKPOINTS, PRETRAINING_SCHEDULES, RECIPES, LlavaSchedule, TrainingConfig
 from playground.train import main
 from playground.train_demo import train_demo
 
+CHECKPOINT = CHECKPOINTS["llava"]
 TINY = {
     "pretrain": LlavaSchedule(steps=2, rate=1e-3, batch=2),
     "finetune": LlavaSchedule(steps=2, rate=1e-3, batch=2),
@@ -45,14 +44,16 @@ def trained(tmp_path_factory):
 
 
 def test_the_result_is_laid_out_as_the_embedded_model(trained):
-    names = {path.name for path in CHECKPOINT.iterdir()}
-    assert {path.name for path in (trained / TEXT_DEMO).iterdir()} == names
-    weights = load_file(trained / TEXT_DEMO / "model.safetensors")
+    names = {path.name for path in demo_model_path().iterdir()}
+    assert {path.name for path in (trained / CHECKPOINT).iterdir()} == names
+    weights = load_file(trained / CHECKPOINT / "model.safetensors")
     assert {name: weight.shape for name, weight in weights.items()} == {
         name: weight.shape for name, weight in llava_state_dict(DemoModel(PIECES, LLAVA)).items()
     }
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
-    ours, shipped = (json.loads((folder / "config.json").read_text()) for folder in (trained / TEXT_DEMO, CHECKPOINT))
+    ours, shipped = (
+        json.loads((folder / "config.json").read_text()) for folder in (trained / CHECKPOINT, demo_model_path())
+    )
     assert set(ours) == set(shipped)
     assert ours["hidden_size"] == ours["mm_vision_config"]["hidden_size"] == ours["mm_hidden_size"] == LLAVA.width
     assert ours["qlip"] == QLIP_SETTINGS
@@ -72,7 +73,7 @@ def test_training_pictures_hold_signs_and_are_no_squares(trained):
 
 def test_the_result_holds_what_stage_2_has_saved(trained):
     final, saved = (
-        load_pretrained_model(trained / name, device="cpu", qlip=False)[1] for name in (TEXT_DEMO, "finetune")
+        load_pretrained_model(trained / name, device="cpu", qlip=False)[1] for name in (CHECKPOINT, "finetune")
     )
     for (name, weight), (_, other) in zip(final.named_parameters(), saved.named_parameters(), strict=True):
         assert torch.equal(weight, other.half().float()), name
@@ -142,13 +143,3 @@ def test_the_demo_trains_and_prints_what_has_changed(tmp_path, capsys):
     assert "right answers about 2 images: " in printed
     assert f"--image-file {tmp_path / 'held-out.png'}" in printed and (tmp_path / "held-out.png").is_file()
     assert ">pretrain</text>" in (tmp_path / "loss.svg").read_text()
-
-
-def test_the_shipped_model_that_saw_the_grid_alone_sees_small_objects_by_leaves():
-    """It was trained on all 64 cells in order, as LLaVA is; 20 validation scenes."""
-    shipped = CHECKPOINT.parent / TEXT_DEMO
-    assert (shipped / "model.safetensors").stat().st_size < 8_000_000
-    exam = examination(evaluation_presets("validation")["size 12-24"], 8000, 20)
-    by_grid, by_leaves = (Examinee.load(shipped, qlip, "cpu").take(exam) for qlip in (False, True))
-    assert by_leaves.v_star >= 0.7 > 0.5 >= by_grid.v_star
-    assert by_leaves.tokens <= 2 * by_grid.tokens

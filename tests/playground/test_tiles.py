@@ -1,4 +1,4 @@
-"""The recipe of tiles: the embedded checkpoint becomes one in LLaVA-1.6's format, which takes leaves, too."""
+"""The recipe of tiles: the recipe `joint`'s checkpoint becomes one in LLaVA-1.6's format, which takes leaves, too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from llava.utils import demo_model_path
 from playground import tiles
-from playground.evaluate import CHECKPOINT
 from playground.examination import Examinee, examination
 from playground.presets import TILED
-from playground.schedules import RECIPES, LlavaSchedule, TrainingConfig
+from playground.schedules import CHECKPOINTS, RECIPES, LlavaSchedule, TrainingConfig
 from qlip import QLIPConfig
 from scripts.bench import tiles_accuracy
+
+JOINT = demo_model_path().with_name(CHECKPOINTS["joint"])
+"""What the recipe begins with."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def test_the_result_is_in_the_format_of_llava_16(trained):
     config = json.loads((trained / "tiles" / "config.json").read_text())
     assert (config["image_aspect_ratio"], config["mm_patch_merge_type"]) == ("anyres", "spatial_unpad")
     assert config["image_grid_pinpoints"] == tiles.PINPOINTS and config["qlip"] is False
-    weights, before = (load_file(folder / "model.safetensors") for folder in (trained / "tiles", CHECKPOINT))
+    weights, before = (load_file(folder / "model.safetensors") for folder in (trained / "tiles", JOINT))
     assert set(weights) - set(before) == {"model.image_newline"}
     tower = next(name for name in before if name.endswith("layers.0.mlp.fc1.weight"))
     assert not torch.equal(weights[tower], before[tower].float())
@@ -41,17 +44,17 @@ def test_the_result_is_in_the_format_of_llava_16(trained):
 
 
 def test_the_finished_checkpoint_holds_the_same_in_half_precision_and_nothing_of_this_machine(trained):
-    final, saved = (load_file(trained / name / "model.safetensors") for name in (tiles.TILES_DEMO, "tiles"))
+    final, saved = (load_file(trained / name / "model.safetensors") for name in (CHECKPOINTS["tiles"], "tiles"))
     assert all(torch.equal(final[name], saved[name].half()) for name in saved) and set(final) == set(saved)
-    assert str(trained) not in (text := (trained / tiles.TILES_DEMO / "config.json").read_text())
-    assert str(CHECKPOINT.parent) not in text and json.loads(text)["mm_vision_tower"] == "."
+    assert str(trained) not in (text := (trained / CHECKPOINTS["tiles"] / "config.json").read_text())
+    assert str(JOINT.parent) not in text and json.loads(text)["mm_vision_tower"] == "."
 
 
 def test_the_shipped_model_of_tiles_sees_small_objects_by_leaves():
     """docs/results/tiles-accuracy.md, on 20 scenes: V* 95 against 60 by random leaves with more tokens."""
     exam = examination(tiles_accuracy.SCENES["448 px, 12-24 px"], 7601, 20)
     ways = ("image, budget 128", "random leaves of the image, 128")
-    shipped = CHECKPOINT.parent / tiles.TILES_DEMO
+    shipped = demo_model_path().with_name(CHECKPOINTS["tiles"])
     leaves, random = (Examinee.load(shipped, tiles_accuracy.WAYS[way], "cpu").take(exam) for way in ways)
     assert leaves.v_star > 0.8 > random.v_star and leaves.tokens < random.tokens
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from playground.model import DemoModel, llava_state_dict, save_checkpoint
 from playground.packing import Packer
-from playground.schedules import SCHEDULES, Schedule, TrainingConfig
+from playground.schedules import CHECKPOINTS, SCHEDULES, Schedule, TrainingConfig
 from playground.stages import DecoderStage, JointStage, Readout, Surroundings, Symbols, TowerStage
 from playground.trainer import Trainer, train
 
@@ -60,7 +60,7 @@ def test_a_stage_trains_all_its_parameters(name, tokenizer, around, tmp_path):
 
 def test_the_command_leaves_a_checkpoint(tmp_path):
     train(TrainingConfig(out=tmp_path, scenes=4, steps_scale=1e-6))
-    assert {path.name for path in (tmp_path / "llava-demo").iterdir()} == {
+    assert {path.name for path in (tmp_path / CHECKPOINTS["joint"]).iterdir()} == {
         "config.json",
         "generation_config.json",
         "model.safetensors",

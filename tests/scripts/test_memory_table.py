@@ -15,8 +15,8 @@ from scripts.memory_table import CLIP_L, Tower, cache_bytes, make_table, project
 from scripts.training_memory import MODELS, TOWER_PARAMETERS, Llama
 
 SEVEN, THIRTEEN = MODELS
-DEMO = Llama("embedded", width=128, inner=344, layers=3, heads=4, vocabulary=608)
-DEMO_TOWER = Tower(width=128, inner=512, layers=5, grid=8)
+DEMO = Llama("embedded", width=160, inner=432, layers=4, heads=5, vocabulary=704)
+DEMO_TOWER = Tower(width=160, inner=640, layers=6, grid=8)
 PAGE = (Path(__file__).parents[2] / "docs" / "MEMORY.md").read_text(encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, parse_and_run, real
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.markdown_table import join_values, table_head, table_row
@@ -125,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--page", type=Path, help="write the table there, between the marks of --mark")
     parser.add_argument("--mark", default="choice", help="name of the marks (%(default)s)")
-    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the settings that were changed")
+    parser.add_argument(
+        "--model-path", default=demo_model_path(), help="checkpoint with the settings that were changed"
+    )
     return parse_and_run(parser, command, argv)
 
 

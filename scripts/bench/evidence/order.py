@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=known_split, default="validation", help="the split to take (%(default)s)")
     parser.add_argument("--budget", type=integer(), default=128, help="tokens (%(default)s)")
     parser.add_argument("--budgets", action="store_true", help="fill the table of all budgets, means over the sets")
-    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
+    parser.add_argument("--mark", help='the table\'s mark in the page (default: such as "order: validation, 128")')
     return parse_and_run(parser, command, argv)
 
 
@@ -49,7 +50,7 @@ def command(options: argparse.Namespace) -> None:
     from llava.eval.sweep.grid import read_own_settings
 
     answers = Answers(options.answers_files, options.split, read_own_settings(options.model_path))
-    mark = f"order: {options.split}, {'budgets' if options.budgets else options.budget}"
+    mark = options.mark or f"order: {options.split}, {'budgets' if options.budgets else options.budget}"
     text = summarise(answers) if options.budgets else compare(answers, options.budget)
     fill_page(options.page, {mark: text}, partly=True)
     print(f"filled {options.page}, {mark}")

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.command import OneLineParser, integer, parse_and_run
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import AnswerLog, read_cells
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES, new_series
 from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=integer(2), default=QUICK_SCENES, help="scenes a set (%(default)s)")
     parser.add_argument("--all", action="store_true", help="the control rows, too: random splits, 1024 uniform tokens")
     parser.add_argument("--claims", type=Path, default=CLAIMS_FILE, help="file of claims (%(default)s)")
-    parser.add_argument("--model-path", default=trained_path())
+    parser.add_argument("--model-path", default=demo_model_path())
     parser.add_argument("--answers-file", type=Path, help="keep the answers here, and continue from it if it exists")
     parser.add_argument("--threads", type=integer(), default=os.cpu_count())
     return parse_and_run(parser, command, argv)

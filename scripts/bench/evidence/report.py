@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.scene_sets import SPLITS
 from scripts.bench.evidence.claims.published import read_claims
 from scripts.bench.evidence.claims.tables import claim_parts
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="report", description="Fill the tables and figures of docs/RESULTS.md.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--document", type=Path, default=Path("docs/RESULTS.md"), help="file to fill")
     parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import device_flag
+from llava.utils import demo_model_path, device_flag
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE, AnswerLog, marks
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split, named_path
 from scripts.bench.evidence.answering.scene_sets import SCENES, SET_NAMES
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--split", type=known_split, default="validation", help='validation, test, or "series NUMBER" (%(default)s)'
     )
     parser.add_argument(
-        "--model", type=named_path, nargs="+", default=[("seed 1", trained_path())], help="NAME=CHECKPOINT ..."
+        "--model", type=named_path, nargs="+", default=[("seed 1", demo_model_path())], help="NAME=CHECKPOINT ..."
     )
     parser.add_argument("--prior", type=named_path, nargs="+", default=[], help="MODEL/KIND=FILE of `qlip fit`")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Compares the model that was trained as LLaVA is with the recipe `joint`: `python -m scripts.bench.evidence.trained`.
 
 Their answers come from `python -m scripts.bench.evidence.run --experiments geometry --split test --model
-trained=playground/llava-text-demo trained-2=... trained-3=... joint=playground/llava-demo`: three seeds of the one
+trained=playground/llava-demo trained-2=... trained-3=... joint=playground/llava-joint-demo`: three seeds of the one
 recipe, one of the other. Fills the table of docs/results/trained.md; `--recipes` compares others, under a `--mark`.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
 from scripts.bench.evidence.answering.variants import Variant
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="trained", description="Compare the model that was trained as LLaVA is.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the mark to fill (%(default)s)")
     parser.add_argument("--mark", default="trained", help="the table's mark in the page (%(default)s)")
     parser.add_argument(

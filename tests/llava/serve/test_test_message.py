@@ -13,7 +13,8 @@ from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.protocol import WorkerStatus
 from llava.serve.workers.registry import Registry
 from llava.serve.workers.worker_app import ModelWorker, create_app
-from tests.llava.serve.openai.serving import loaded, picture, picture_paths, served
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import loaded, picture, served
 
 QUESTION = "What is in the picture?"
 
@@ -49,7 +50,16 @@ def test_the_answer_is_the_engines(
         "directly": ["--worker-address", worker],
         "through the controller": ["--worker-address", controller, "--model-name", "llava-demo"],
     }[way]
-    flags = ["--message", QUESTION, "--image-file", str(picture_paths()[0]), "--temperature", "0", "--api-key", "k"]
+    flags = [
+        "--message",
+        QUESTION,
+        "--image-file",
+        str(demo_picture_paths()[0]),
+        "--temperature",
+        "0",
+        "--api-key",
+        "k",
+    ]
     assert test_message.main([*address, *flags]) == 0
     assert capsys.readouterr().out.strip() == engine.ask(QUESTION, [picture()])
 
@@ -76,7 +86,7 @@ def test_the_answer_is_the_engines(
 def test_what_went_wrong_is_said_in_one_line(
     flags: list[str], said: str, controller: str, worker: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [{"WORKER": worker, "PICTURE": str(picture_paths()[0])}.get(flag, flag) for flag in flags]
+    flags = [{"WORKER": worker, "PICTURE": str(demo_picture_paths()[0])}.get(flag, flag) for flag in flags]
     assert test_message.main(["--controller-address", controller, *flags]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("test_message: error: ") and said in line

@@ -117,18 +117,18 @@ def test_a_trial_with_few_questions_has_no_scores(
 
 
 def test_paper_ours_and_difference(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The embedded model instead of the 7B one answers everything correctly; there is no 13B one."""
+    """The embedded model instead of the 7B one, which sees no small ring by CLIP; there is no 13B one."""
     pope(tmp_path)
     found = lines_of("pope", python, tmp_path, "--variants", "clip", "qlip", "--", "--device", "cpu")
     assert [(line.model, line.tower, line.paper, line.ours) for line in found] == [
-        ("7B", "CLIP", 74.4, 100.0),
+        ("7B", "CLIP", 74.4, 0.0),
         ("7B", "QLIP", 79.6, 100.0),
         ("13B", "CLIP", 82.4, None),
         ("13B", "QLIP", 83.6, None),
     ]
     assert "no weights" in found[2].note
     printed = capsys.readouterr().out
-    assert re.search(r"\| POPE F1 \| 7B \| CLIP \|  \| 74\.4 \| 100\.0 \| \+25\.6 \|", printed)
+    assert re.search(r"\| POPE F1 \| 7B \| CLIP \|  \| 74\.4 \| 0\.0 \| -74\.4 \|", printed)
     assert re.search(r"\| POPE F1 \| 13B .* \| 83\.6 \| not measured: no weights \(.*absent\) \|  \|", printed)
     towers = {}
     for name in ("clip", "qlip-defaults"):

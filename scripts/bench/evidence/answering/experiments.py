@@ -33,7 +33,7 @@ AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
 )
 """Averages over leaves, without and with the logarithm of a leaf's cells on its key's logits."""
 CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
-"""Budgets at which a quadtree takes as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
+"""Budgets at which a quadtree takes about as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 ASKED_TOKENS = 130
 """The same of the question-aware budget, on objects of 12-24 px."""
 BY_SCORE: Mapping[str, Any] = {"split_order": "score"}

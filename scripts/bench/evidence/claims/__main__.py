@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, parse_and_run
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SPLITS
 from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims, write_claims
 from scripts.bench.evidence.claims.verdicts import count_scenes
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="claims", description="Write measured values into the file of claims.")
     parser.add_argument("--answers-files", type=Path, nargs="+", default=[ANSWERS_FILE], help="files that `run` wrote")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--model-path", default=trained_path(), help="checkpoint with the shipped settings")
+    parser.add_argument("--model-path", default=demo_model_path(), help="checkpoint with the shipped settings")
     parser.add_argument("--shipped", default="seed 1", help="its name in the answers (%(default)s)")
     parser.add_argument("--command", required=True, help="the command that gave the answers, to be published")
     parser.add_argument("--date", type=date.fromisoformat, default=date.today(), help="of the measurement (today)")

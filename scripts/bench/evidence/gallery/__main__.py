@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import device_flag
+from llava.utils import demo_model_path, device_flag
 from playground.questions import listing
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.variants import Variant
 
@@ -103,7 +102,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
     lines = [
         "# What the two towers see",
         "",
-        f'`playground/llava-text-demo`, asked "{QUESTION}". The first scenes of the test split, set after set, on',
+        f'`playground/llava-demo`, asked "{QUESTION}". The first scenes of the test split, set after set, on',
         "which one tower lists all objects from left to right and the other does not;",
         "`python -m scripts.bench.evidence.gallery` writes this page.",
         "Each picture, what CLIP's tower is given of it, and what QLIP's is: every leaf in the pixels of one patch.",
@@ -134,7 +133,7 @@ def write_page(subject: Subject, won: Sequence[Answered], lost: Sequence[Answere
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="gallery", description="Write docs/GALLERY.md.")
-    parser.add_argument("--model-path", default=trained_path())
+    parser.add_argument("--model-path", default=demo_model_path())
     parser.add_argument("--scenes", type=integer(), default=60, help="scenes of each set to look through")
     parser.add_argument("--document", type=Path, default=Path("docs/GALLERY.md"))
     parser.add_argument("--device", type=device_flag, default=None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
-from scripts.bench.evidence.answering.checkpoints import trained_path
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.experiments import BY_SCORE
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SET_NAMES, SPLITS
 from scripts.markdown_table import table_head, table_row
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model-path",
         nargs="+",
-        default=[trained_path()],
+        default=[demo_model_path()],
         metavar="CHECKPOINT",
         help="one or several, reported together (default: the one that was trained as LLaVA is)",
     )

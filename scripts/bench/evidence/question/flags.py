@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llava.command import OneLineParser, integer
-from scripts.bench.evidence.answering.checkpoints import trained_path
+from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.scene_sets import SPLITS
 
 PAGE = Path("docs/results/question.md")
@@ -26,7 +26,7 @@ def make_parser(prog: str, description: str) -> OneLineParser:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=[trained_path()],
+        default=[demo_model_path()],
         metavar="CHECKPOINT",
         help="one or several, reported together (default: the one that was trained as LLaVA is)",
     )

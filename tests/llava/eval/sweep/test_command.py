@@ -255,7 +255,7 @@ def test_every_cell_sees_by_its_own_settings_as_if_loaded_with_them(tmp_path: Pa
     """Two priors in turn, and from one criterion to another and back."""
     for seed in (0, 1):
         torch.manual_seed(seed)
-        CoordinateMLP(128, hidden=16, depth=2).save(tmp_path / f"{seed}.safetensors")
+        CoordinateMLP(160, hidden=16, depth=2).save(tmp_path / f"{seed}.safetensors")
     common = {"max_tokens": 72, "interpolation": "mlp", "mlp_residual": False}
     cells = [
         QLIPConfig(**common, mlp=str(tmp_path / "0.safetensors")),

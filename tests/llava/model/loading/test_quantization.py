@@ -28,7 +28,7 @@ def test_the_embedded_model_is_refused_with_the_way_out(
     monkeypatch.setattr(quantization, "multiplies_in_blocks", lambda: True)
     assert main(["--load-4bit", "--device", "cpu", "--prompt", "What is in the picture?"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "gate_proj has 128 and 344" in error and "--load-8bit" in error
+    assert "q_proj has 160 and 160" in error and "--load-8bit" in error
 
 
 def test_widths_that_fit_are_taken_everywhere(tmp_path: Path, in_blocks: bool) -> None:

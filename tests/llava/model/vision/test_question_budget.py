@@ -20,7 +20,7 @@ from qlip import QLIPConfig
 from qlip.images.rgb import to_rgb
 from tests.llava.checkpoints import make_llava_checkpoint
 
-LAYER = 1  # the middle one of three
+LAYER = 2  # the middle one of four, counted from 0
 TEXTS = ([5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15])
 PROMPTS = [
     torch.tensor([1, 3, IMAGE_TOKEN_INDEX, *TEXTS[0]]),

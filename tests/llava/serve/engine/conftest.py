@@ -12,14 +12,15 @@ from PIL import Image
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.answer_stream import AnswerStream
 from llava.serve.engine.params import EngineLimits
+from llava.utils import demo_picture_paths
 from tests.llava.serve.engine.engines import Hold, NewEngine, NotePasses, Passes, submit
-from tests.llava.serve.openai.serving import DEADLINE, Gate, becomes_idle, loaded, picture, picture_paths
+from tests.llava.serve.openai.serving import DEADLINE, Gate, becomes_idle, loaded, picture
 
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     """The embedded demo's pictures."""
-    return [picture(index) for index in range(len(picture_paths()))]
+    return [picture(index) for index in range(len(demo_picture_paths()))]
 
 
 @pytest.fixture

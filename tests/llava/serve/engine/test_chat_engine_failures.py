@@ -263,12 +263,12 @@ def test_answers_that_have_begun_are_not_begun_again(engine: ChatEngine, monkeyp
 def test_a_run_without_readers_gets_what_failed_in_a_row(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation must not take the beginning of an answer for all of it."""
     monkeypatch.setattr(Detokenizer, "push", after(3, Detokenizer.push))
-    prompt = generate.prompt_ids(engine, "Hello", 0)
-    (error,) = generate.generate(engine, [prompt], [None], Sampling(0, max_new_tokens=8))
-    assert isinstance(error, GenerationError) and type(error.__cause__) is Spoilt
-    answerer = Answerer(engine, max_new_tokens=8)
     with torch.inference_mode():
         pictures = engine.model.encode_tokens(list(engine.prepare_images([picture()])))
+    prompt = generate.prompt_ids(engine, QUESTION, 1)
+    (error,) = generate.generate(engine, [prompt], pictures, Sampling(0, max_new_tokens=8))
+    assert isinstance(error, GenerationError) and type(error.__cause__) is Spoilt
+    answerer = Answerer(engine, max_new_tokens=8)
     with pytest.raises(GenerationError, match=r"the model failed \(Spoilt\)"):
         answerer.answer(pictures, [(0, QUESTION)])
 

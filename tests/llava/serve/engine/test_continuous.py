@@ -118,7 +118,7 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(
 
     gate, first = hold(engine)
     passes(engine, run_out)
-    large = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    large = engine.submit(engine.question("quartz " * 150, 1), pictures[:1], GREEDY)
     small = submit(engine, pictures[0])
     gate.opened.set()
     with pytest.raises(GenerationError, match="ran out of memory"):
@@ -155,7 +155,7 @@ def test_a_request_that_joins_waits_before_running_answers_do(
     if not moves:
         monkeypatch.setattr(engine._batch._running.cache, "shrink", fail)
     second = submit(engine, pictures[0])
-    long = engine.submit(engine.question("word " * 150, 1), pictures[:1], GREEDY)
+    long = engine.submit(engine.question("quartz " * 150, 1), pictures[:1], GREEDY)
     gate.opened.set()
     assert "".join(first) == "".join(second) == expected
     assert long.finish_reason == "stop" if "".join(long) else long.finish_reason == "length"

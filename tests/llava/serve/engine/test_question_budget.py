@@ -19,8 +19,9 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.errors import PromptTooLong
 from llava.serve.engine.params import Sampling
 from llava.serve.engine.prompting import Turn, build_conversation, question_start
+from llava.utils import demo_picture_paths
 from tests.llava.serve.engine.engines import GREEDY, submit
-from tests.llava.serve.openai.serving import Gate, loaded, picture_paths
+from tests.llava.serve.openai.serving import Gate, loaded
 
 ASKED = ("What is in the picture?", "How many objects are there?", "Is there a red ring?")
 
@@ -41,7 +42,7 @@ def settings(engine: ChatEngine) -> Any:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    return [load_image(path) for path in picture_paths()[:2]]
+    return [load_image(path) for path in demo_picture_paths()[1::2]]
 
 
 def two_turns(engine: ChatEngine, pictures: list[Image.Image], newest: str) -> tuple[Any, list[Any]]:

@@ -54,7 +54,7 @@ def test_a_batch_waits_for_requests_in_preparation_for_a_share_of_the_last_batch
 
 def test_batches_keep_the_limits_and_the_order(new_engine: NewEngine, hold: Hold, pictures: list[Image.Image]) -> None:
     engine = new_engine(joins=False, max_batch=3, max_batch_tokens=330)
-    gate, _ = hold(engine)  # 91 visual tokens each, 64 on CLIP's grid, 43 of text
+    gate, _ = hold(engine)  # 79 visual tokens each, 64 on CLIP's grid, 44 of text
     waiting = [submit(engine, pictures[0]) for _ in range(3)]
     clip = [submit(engine, pictures[0], qlip=QLIPOptions(enabled=False)) for _ in range(4)]
     beams = submit(engine, pictures[0], sampling=Sampling(temperature=0, num_beams=2))
@@ -72,7 +72,7 @@ def test_requests_join_within_the_limits_and_in_order(
 ) -> None:
     """All are of one token, so that each group has ended when the next one joins."""
     engine = new_engine(max_batch=3, max_batch_tokens=330 + 2 * GROWTH, max_join_tokens=300)
-    gate, first = hold(engine)  # 91 visual tokens each and 64 on CLIP's grid, 43 of text
+    gate, first = hold(engine)  # 79 visual tokens each and 64 on CLIP's grid, 44 of text
     first.row.sampling = one = Sampling(temperature=0, max_new_tokens=1)
     quadtrees = [submit(engine, pictures[0], sampling=one) for _ in range(3)]
     clip = [submit(engine, pictures[0], sampling=one, qlip=QLIPOptions(enabled=False)) for _ in range(4)]
@@ -112,14 +112,14 @@ def test_tokens_of_text_are_counted_and_a_longer_prompt_runs_alone(
     new_engine: NewEngine, hold: Hold, joins: bool
 ) -> None:
     one, growth = Sampling(temperature=0, max_new_tokens=1), GROWTH if joins else 0
-    engine = new_engine(joins=joins, max_batch_tokens=90 + 2 * growth, max_join_tokens=1000)
+    engine = new_engine(joins=joins, max_batch_tokens=75 + 2 * growth, max_join_tokens=1000)
     gate, first = hold(engine)
     first.row.sampling = one
     short = [engine.submit("one two three " * 4, [], one) for _ in range(4)]
     long = engine.submit("one two three " * 80, [], one)
     last = engine.submit("one two three " * 4, [], one)
     tokens = [answer.usage.prompt_tokens for answer in (*short, long, last)]
-    assert 2 * tokens[0] <= 90 < 3 * tokens[0] and tokens[4] > 90 + 2 * growth
+    assert 2 * tokens[0] <= 75 < 3 * tokens[0] and tokens[4] > 75 + 2 * growth
     gate.opened.set()
     for answer in (first, *short, long, last):
         list(answer)  # to its end

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +24,7 @@ from llava.serve.engine.scheduler import Scheduler
 from llava.serve.http.server import Hook, Server
 from llava.serve.openai.app import openai_app
 from llava.serve.openai.chat import APISettings
-from llava.utils import demo_model_path, demo_picture_path
+from llava.utils import demo_model_path, demo_picture_paths
 
 MODEL = "llava-demo"
 CHAT = "/v1/chat/completions"
@@ -39,17 +38,13 @@ def loaded() -> tuple[Any, ...]:
     return load_pretrained_model(demo_model_path(), device="cpu")
 
 
-def picture_paths() -> list[Path]:
-    return sorted(demo_picture_path().parent.glob("*.png"))
-
-
 def picture(index: int = 0) -> Image.Image:
-    return load_image(picture_paths()[index])
+    return load_image(demo_picture_paths()[index])
 
 
 def data_url(data: bytes | None = None, media: str = "image/png") -> str:
     """A picture file as a data: URL; the first of the demo's, by default."""
-    data = picture_paths()[0].read_bytes() if data is None else data
+    data = demo_picture_paths()[0].read_bytes() if data is None else data
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 

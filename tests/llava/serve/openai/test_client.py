@@ -11,8 +11,10 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from llava.mm_utils import tokenizer_image_token
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.conftest import KEY
 from tests.llava.serve.openai.replies import ask, text
 from tests.llava.serve.openai.serving import (
@@ -25,7 +27,6 @@ from tests.llava.serve.openai.serving import (
     data_url,
     loaded,
     picture,
-    picture_paths,
     user,
 )
 
@@ -124,7 +125,7 @@ def test_an_answer_can_be_sent_back_as_the_client_holds_it(client: OpenAI) -> No
 
 
 def test_several_pictures_are_shown_in_their_order(engine: ChatEngine, client: OpenAI) -> None:
-    urls = [data_url(path.read_bytes()) for path in picture_paths()[:2]]
+    urls = [data_url(path.read_bytes()) for path in demo_picture_paths()[:2]]
     completion = ask(client, user(QUESTION, *urls))
     assert text(completion) == engine.ask(QUESTION, [picture(0), picture(1)])
     assert [image["tokens"] for image in completion.usage.qlip["images"]] == [
@@ -151,7 +152,7 @@ def test_the_forms_of_a_picture_are_the_same(client: OpenAI, detail: str | None)
 def test_answers_asked_for_together_are_as_they_are_alone(
     engine: ChatEngine, client: OpenAI, many: Callable[..., list[ChatCompletion]]
 ) -> None:
-    urls = [data_url(path.read_bytes()) for path in picture_paths()]
+    urls = [data_url(path.read_bytes()) for path in demo_picture_paths()]
     requests = [body(user(question, url)) for question in QUESTIONS for url in urls]
     requests += [body(temperature=1.0, seed=7, max_tokens=5), body(extra_body={"qlip": {"enabled": False}})]
     alone = [client.chat.completions.create(**request) for request in requests]
@@ -218,12 +219,12 @@ def test_without_a_length_the_context_decides() -> None:
 def test_the_usage_counts_what_the_model_sees(engine: ChatEngine, client: OpenAI, options: dict[str, Any]) -> None:
     view = engine.vision.prepare(picture(), engine.vision.settings(QLIPOptions(**options)))
     usage = ask(client, extra_body={"qlip": options}).usage
-    words = engine.tokenizer(engine.question(QUESTION, 0).get_prompt()).input_ids
+    prompt = tokenizer_image_token(engine.question(QUESTION, 1).get_prompt(), engine.tokenizer)
     assert usage.prompt_tokens_details.image_tokens == view.tokens
     assert usage.qlip["uniform_tokens"] == view.uniform_tokens
     assert usage.qlip["tokens_saved"] == view.uniform_tokens - view.tokens
     assert usage.prompt_tokens == usage.prompt_tokens_details.text_tokens + view.tokens
-    assert 0 <= usage.prompt_tokens_details.text_tokens - len(words) <= 2  # the line break after the picture
+    assert usage.prompt_tokens_details.text_tokens == len(prompt) - 1  # all but the picture's place
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert set(usage.seconds) == {"queue", "first_pass", "image", "prefill", "decode"}
     assert all(seconds >= 0 for seconds in usage.seconds.values())

@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from llava.serve.engine import ChatEngine
 from llava.serve.http.limits import RequestLimits
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.conftest import KEY
 from tests.llava.serve.openai.replies import ask, text
 from tests.llava.serve.openai.serving import (
@@ -20,7 +21,6 @@ from tests.llava.serve.openai.serving import (
     api,
     body,
     picture,
-    picture_paths,
     user,
 )
 
@@ -74,7 +74,7 @@ def test_without_the_key_nothing_is_told(client: OpenAI) -> None:
         ({"extra_body": {"qlip": {"enabled": False, "alpha": 1}}}, "qlip", "not enabled, so it takes no alpha"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1, got 0"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "max_tokens is 5, but .* is 6"),
-        ({"max_tokens": 3000}, None, "43 text tokens, 91 positions of images and an answer of up to 3000 .* of 2048"),
+        ({"max_tokens": 3000}, None, "44 text tokens, 79 positions of images and an answer of up to 3000 .* of 2048"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true only"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "tool", "content": "3", "tool_call_id": "1"}]}, "messages[0].role", "'user'"),
@@ -115,7 +115,7 @@ def test_what_asks_for_nothing_is_taken(client: OpenAI, fields: dict[str, Any]) 
 def test_a_picture_comes_from_an_allowed_host_only() -> None:
     class Pictures(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            data = picture_paths()[0].read_bytes()
+            data = demo_picture_paths()[0].read_bytes()
             self.send_response(302 if self.path == "/moved" else 200)
             self.send_header("Location", "/picture")
             self.end_headers()

@@ -17,12 +17,13 @@ from llava.serve.engine import ChatEngine
 from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.web.controls import QLIP
 from llava.serve.web.session import WAITING
-from tests.llava.serve.openai.serving import QUESTION, picture_paths
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION
 
 NewVisitor = Callable[..., Client]
 
 ALPHA, BUDGET = 0.8, 96
-FIRST, SECOND = str(picture_paths()[0]), str(picture_paths()[1])
+FIRST, SECOND = str(demo_picture_paths()[0]), str(demo_picture_paths()[1])
 
 
 def controls(mode: str = QLIP, alpha: float = ALPHA, budget: int = BUDGET, length: int = 64) -> tuple[Any, ...]:

@@ -20,18 +20,18 @@ from llava.serve.web.page import PageText
 from llava.serve.workers import controller_app, worker_app
 from llava.serve.workers.dispatcher import Dispatcher, Timeouts
 from llava.serve.workers.registry import Registry
+from llava.utils import demo_picture_paths
 from tests.llava.serve.openai.serving import (
     MODEL,
     QUESTION,
     Talker,
     becomes_idle,
     picture,
-    picture_paths,
     served,
 )
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
-FILES = [str(path) for path in picture_paths()]
+FILES = [str(path) for path in demo_picture_paths()]
 GREEDY = Sampling(temperature=0, max_new_tokens=64)
 
 pytestmark = needs_chromium

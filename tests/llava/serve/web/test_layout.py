@@ -15,14 +15,15 @@ from llava.serve.web.chart import embedded_curve
 from llava.serve.web.feedback import FeedbackLog
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
-from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle, picture_paths
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
 SIZES = ((1400, 900), (1180, 820), (1024, 768), PHONE)
-FILES = [str(path) for path in picture_paths()]
+FILES = [str(path) for path in demo_picture_paths()]
 FOLLOWING = "How many objects are there?"
 THIRD = "What shape is the purple object?"
-LONG = "What colour is the ring that lies left of all the others? " * 12
+LONG = "What shape is the purple object? " * 22
 
 pytestmark = needs_chromium
 

@@ -19,7 +19,8 @@ from llava.serve.web.backend import EngineBackend
 from llava.serve.web.controls import CLIP, QLIP, Controls, read_question
 from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
-from tests.llava.serve.openai.serving import QUESTION, picture_paths
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION
 from tests.llava.serve.web.pages import page_of
 
 GOOD: list[Any] = [QLIP, 0.8, 96, 0, 1, 16, None]
@@ -29,7 +30,7 @@ UPLOAD = {"meta": {"_type": "gradio.FileData"}}
 @pytest.fixture(scope="module")
 def page(demo: Demo) -> Iterator[httpx.Client]:
     """A client of a page with examples, whose events are called with garbage too. One: each new one reads CA files."""
-    text = PageText("A notice.", [str(path) for path in picture_paths()], [QUESTION])
+    text = PageText("A notice.", [str(path) for path in demo_picture_paths()], [QUESTION])
     with page_of(demo, text) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 

@@ -14,13 +14,14 @@ from llava.serve.web.handlers import Demo
 from llava.serve.web.page import PageText
 from llava.serve.web.runs import COMPARISON, TALK, Runs
 from llava.serve.web.session import Session
-from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle, picture_paths
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION, Talker, becomes_idle
 from tests.llava.serve.web.pages import Visitor, needs_chromium, page_of
 
 
 @pytest.fixture(scope="module")
 def url(engine: ChatEngine) -> Iterator[str]:
-    text = PageText("A notice.", [str(path) for path in picture_paths()], [QUESTION])
+    text = PageText("A notice.", [str(path) for path in demo_picture_paths()], [QUESTION])
     with page_of(Demo(EngineBackend(engine)), text) as url:
         yield url
 

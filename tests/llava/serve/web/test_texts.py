@@ -18,10 +18,11 @@ from llava.serve.web.controller_client import ControllerBackend
 from llava.serve.web.handlers import Demo
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.page import PageText
-from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle, picture_paths, served
+from llava.utils import demo_picture_paths
+from tests.llava.serve.openai.serving import QUESTION, Gate, Talker, becomes_idle, served
 from tests.llava.serve.web.pages import PHONE, Visitor, needs_chromium, page_of
 
-FILES = [str(path) for path in picture_paths()]
+FILES = [str(path) for path in demo_picture_paths()]
 MARKUP = "<b>bold</b> <img src=x onerror=\"document.title='owned'\"> &lt; &amp; <script>document.title='owned'</script>"
 TEXTS = {
     "html": MARKUP,

@@ -14,15 +14,16 @@ from PIL import Image
 
 from llava.serve.engine import ChatEngine
 from llava.serve.workers.worker_app import ModelWorker, create_app
+from llava.utils import demo_picture_paths
 from tests.llava.serve.fakes import BytesTokenizer, ScriptedModel, SquareProcessor
-from tests.llava.serve.openai.serving import DEADLINE, picture_paths, served
+from tests.llava.serve.openai.serving import DEADLINE, served
 
 NAME = "llava-demo"
 QUESTION = "What is in the picture?"
 
 
 def encoded(data: bytes | None = None) -> str:
-    return base64.b64encode(picture_paths()[0].read_bytes() if data is None else data).decode()
+    return base64.b64encode(demo_picture_paths()[0].read_bytes() if data is None else data).decode()
 
 
 def png(size: tuple[int, int], mode: str = "RGB", format: str = "PNG") -> bytes:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llava.eval.sweep.grid import read_own_settings
+from llava.utils import demo_model_path
 from qlip import QLIPConfig
 from scripts.bench.evidence import choice
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
 from scripts.bench.evidence.choice import Candidate, best_shares, mean_losses, photograph_tokens, rank, table
 
@@ -51,7 +51,7 @@ def test_photographs_are_counted_at_clips_grid_with_the_budget_scaled() -> None:
 
 
 def test_the_command_ranks_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own, wanted = read_own_settings(trained_path()), EXPERIMENTS["choice"]
+    own, wanted = read_own_settings(demo_model_path()), EXPERIMENTS["choice"]
     answers = tmp_path / "answers.jsonl"
     rows = []
     for way, tokens, marks in ((CLIP, 64, "0011"), (wanted.ways[2], 70, "0111")):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llava.eval.sweep.grid import read_own_settings
+from llava.utils import demo_model_path
 from scripts.bench.evidence import order
 from scripts.bench.evidence.answering.answer_log import AnswerLog
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import KINDS
 
@@ -18,7 +18,7 @@ MARKS = ("order: validation, 128", "order: validation, budgets")
 @pytest.fixture
 def page(tmp_path):
     """A page with empty marks beside answers of four pictures to all kinds of questions; one set has signs, too."""
-    own, log = read_own_settings(trained_path()), AnswerLog(tmp_path / "answers.jsonl")
+    own, log = read_own_settings(demo_model_path()), AnswerLog(tmp_path / "answers.jsonl")
     for name in EXPERIMENTS["order"].sets:
         kinds = (*KINDS, "sign") if name == "mixed/native signs" else KINDS
         for way in EXPERIMENTS["order"].ways:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llava.eval.sweep.grid import read_own_settings
+from llava.utils import demo_model_path
 from scripts.bench.evidence import trained
 from scripts.bench.evidence.answering.answer_log import AnswerLog
-from scripts.bench.evidence.answering.checkpoints import trained_path
 from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import KINDS
 
@@ -18,7 +18,7 @@ RIGHT = {"CLIP": "1100", "QLIP, the paper's geometry": "1111", "QLIP": "1110"}
 def page(tmp_path):
     """A page with an empty mark beside answers of four pictures; the second seed's are all right, the other recipe's
     all wrong."""
-    own, log = read_own_settings(trained_path()), AnswerLog(tmp_path / "answers.jsonl")
+    own, log = read_own_settings(demo_model_path()), AnswerLog(tmp_path / "answers.jsonl")
     for name in EXPERIMENTS["geometry"].sets:
         for label, way in trained.WAYS.items():
             seeds = {"trained": RIGHT[label], "trained-2": "1111", "trained-3": RIGHT[label]}
