@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from playground.recipe import LlavaRun
 
 DEMO_STAGES = {
-    "pretrain": LlavaSchedule(steps=60, rate=2e-3, batch=32),
-    "finetune": LlavaSchedule(steps=120, rate=1e-3, batch=16),
+    "pretrain": LlavaSchedule(steps=100, rate=2e-3, batch=32),
+    "finetune": LlavaSchedule(steps=300, rate=1e-3, batch=16),
 }
 EXAMINED = 20
 """Scenes that the model is examined on, not among those it is trained on."""

@@ -21,7 +21,7 @@ QLIP_FLAGS = ("alpha", "max_tokens", "split_order", "image_size", "budget", "til
 """Flags that change one of the quadtree's settings each."""
 
 DEMO_NOTICE = """\
-This is the embedded demo: a tiny model that only knows coloured shapes. For a real one:
+This is the embedded demo: a tiny model that only knows coloured shapes and short signs. For a real one:
   llava --model-path liuhaotian/llava-v1.5-7b --image-file PICTURE"""
 
 

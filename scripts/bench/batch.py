@@ -3,9 +3,9 @@
 One at a time is what LLaVA's model_vqa does: open a picture, prepare it, generate with a batch of one, next. The runner
 is `llava.eval.run.runner` with its file of answers and at most `--workers` processes, whose start counts; in some cases
 two processes share the questions. Each way runs in separate processes (`batch_ways.py`); the two take turns, so that
-both meet the same state of the machine. Loading does not count; CPU time includes the workers'. Beside the embedded
-model there are two of random weights: a tiny one in LLaVA's own format, and a CLIP-L-shaped tower with a language model
-of 160 million parameters.
+both meet the same state of the machine. Loading does not count; CPU time includes the workers'. Beside the models of
+this repository there are two of random weights: a tiny one in LLaVA's own format, and a CLIP-L-shaped tower with a
+language model of 160 million parameters.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.batching import BatchLimits
 from llava.utils import demo_model_path, device_flag
+from playground.schedules import CHECKPOINTS
 from scripts.markdown_table import table_head, table_row
 
 WAYS = ("one at a time", "runner")
@@ -60,12 +62,24 @@ class Case:
     """Processes that the runner's questions are shared among, as `accelerate launch` does."""
 
 
+SHIPPED = {"demo": CHECKPOINTS["llava"], "joint": CHECKPOINTS["joint"]}
+"""Folders of the models of this repository: the embedded one, and one half as large."""
+
+
+def _ask_shipped(model: str) -> tuple[Case, ...]:
+    asked = partial(Case, model, size=448, new_tokens=128)
+    return (
+        asked(pictures=64, per_picture=6),
+        asked(pictures=384, per_picture=1),
+        asked(pictures=1536, per_picture=1),
+        asked(pictures=384, per_picture=1, processes=2),
+        asked(pictures=1536, per_picture=1, processes=2),
+    )
+
+
 CASES = (
-    Case("demo", pictures=64, size=448, per_picture=6, new_tokens=128),
-    Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128),
-    Case("demo", pictures=1536, size=448, per_picture=1, new_tokens=128),
-    Case("demo", pictures=384, size=448, per_picture=1, new_tokens=128, processes=2),
-    Case("demo", pictures=1536, size=448, per_picture=1, new_tokens=128, processes=2),
+    *_ask_shipped("demo"),
+    *_ask_shipped("joint"),
     Case("upstream-tiny", pictures=40, size=448, per_picture=6, new_tokens=16),
     Case("upstream-tiny", pictures=240, size=448, per_picture=1, new_tokens=16),
     Case("random-160m", pictures=2, size=336, per_picture=6, new_tokens=16),
@@ -92,8 +106,9 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     """Runs both ways in turns."""
     from llava.eval.run.batch_run import choose_workers
 
-    checkpoint = demo_model_path()
-    if case.model != "demo":
+    if case.model in SHIPPED:
+        checkpoint = demo_model_path().with_name(SHIPPED[case.model])
+    else:
         from scripts.bench.batch_models import WRITERS
 
         checkpoint = folder / "model"

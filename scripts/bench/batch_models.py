@@ -72,4 +72,4 @@ def write_upstream(folder: Path) -> None:
 
 
 WRITERS = {"random-160m": write_160m, "upstream-tiny": write_upstream}
-"""Name -> what writes the checkpoint; the embedded model, "demo", is there already."""
+"""Name -> what writes the checkpoint."""

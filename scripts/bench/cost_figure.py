@@ -16,7 +16,7 @@ from llava.command import OneLineParser, parse_and_run
 
 STAGES = ("prepare", "partition", "extraction", "tower", "projector", "prefill")
 """What is between a picture and the first token of an answer, in this order."""
-SHOWN = {"demo": ("448 px", "embedded model"), "vit-l": ("672 px", "ViT-L/14-336 and projector, random weights")}
+SHOWN = {"demo": ("448 px", "small model"), "vit-l": ("672 px", "ViT-L/14-336 and projector, random weights")}
 """Model -> the size of the pictures, and the title."""
 LEFT_OUT = ("recursive", "gradient")
 """Words in the names of ways that are not drawn."""

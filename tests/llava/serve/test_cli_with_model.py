@@ -169,7 +169,7 @@ def test_without_flags_the_command_talks_about_the_demo_picture_and_says_what_it
     done = run("--prompt", "What is in the picture?")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
-    assert "a tiny model that only knows coloured shapes" in done.stderr
+    assert "a tiny model that only knows coloured shapes and short signs" in done.stderr
     assert "llava --model-path liuhaotian/llava-v1.5-7b --image-file" in done.stderr
 
 

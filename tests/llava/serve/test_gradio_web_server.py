@@ -41,4 +41,4 @@ def test_without_flags_the_embedded_models_page_is_served(
     assert (host, share, options) == ("127.0.0.1", False, {"concurrency": 3})
     assert port > 0
     assert {"ask", "look", "compare"} <= {event.api_name for event in page.fns.values()}
-    assert "a tiny model that only knows coloured shapes" in capsys.readouterr().err
+    assert "a tiny model that only knows coloured shapes and short signs" in capsys.readouterr().err
