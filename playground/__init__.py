@@ -1,1 +1,1 @@
-"""The embedded demo: synthetic scenes, questions about them, and the small LLaVA model that answers."""
+"""The embedded demo: synthetic scenes, questions about them, and the small LLaVA models that answer."""

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = OneLineParser(prog="evaluate", description="Measure the demo model on held-out scenes.")
     parser.add_argument("--model-path", default=str(demo_model_path()), help="folder of the checkpoint")
-    parser.add_argument("--seed", type=integer(0), default=9000, help="series of scenes; training used 1")
+    parser.add_argument("--seed", type=integer(0), default=9000, help="of the scenes; those below 100 are for training")
     parser.add_argument(
         "--n", type=integer(), default=100, help="scenes of each preset, with one question of each kind"
     )

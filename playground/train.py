@@ -3,8 +3,8 @@
 `--recipe llava`, which made the embedded model, trains a language model on text alone and a tower on pictures with
 captions, and joins them by LLaVA's two stages, run by `llava.train`: the projector on captions, projector and language
 model on conversations. `--recipe joint` trains the decoder on symbols and the tower on cells apart, then all parts
-on questions at once. `--recipe tiles` trains its result on, in LLaVA-1.6's format: on tiles (anyres). Progress is
-saved in DIR; a run that was stopped continues. The first two stages of the first two recipes are independent:
+on questions at once. `--recipe tiles` trains the shipped result on, in LLaVA-1.6's format: on tiles (anyres). Progress
+is saved in DIR; a run that was stopped continues. The first two stages of the first two recipes are independent:
 `--stages language` and `--stages vision` may run side by side.
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="llava",
         help="llava: language model on text, tower on pictures, then llava.train's two stages on captions and"
         " conversations (made the embedded model); joint: decoder, tower, then all parts at once; tiles: the"
-        " checkpoint of joint on tiles, by llava.train (default: %(default)s)",
+        " shipped checkpoint of joint on tiles, by llava.train (default: %(default)s)",
     )
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--threads", type=integer(), default=os.cpu_count(), help="CPU threads")

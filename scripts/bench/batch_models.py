@@ -37,7 +37,6 @@ LLAMA_TINY = {
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "vocab_size": 608,
     "max_position_embeddings": 4096,
 }
 
@@ -55,10 +54,12 @@ def write_160m(folder: Path) -> None:
 def write_upstream(folder: Path) -> None:
     """Writes a tiny LLaVA as LLaVA's own code saves one: its model type, its names of weights, CLIP elsewhere."""
     torch.manual_seed(0)
-    config = LlavaConfig(**LLAMA_TINY, mm_vision_config=dict(CLIP_TINY), mm_projector_type="mlp2x_gelu")
+    tokenizer = load_tokenizer(demo_model_path())
+    shape = {**LLAMA_TINY, "vocab_size": len(tokenizer)}
+    config = LlavaConfig(**shape, mm_vision_config=dict(CLIP_TINY), mm_projector_type="mlp2x_gelu")
     model = LlavaLlamaForCausalLM(config)
     model.save_pretrained(folder)
-    load_tokenizer(demo_model_path()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     tower = folder / "clip-tiny"
     model.get_vision_tower().vision_tower.save_pretrained(tower)
     side = CLIP_TINY["image_size"]

@@ -1,4 +1,4 @@
-"""A small chart of a small model's accuracy against visual tokens, with the current number of tokens marked."""
+"""A small chart of the embedded model's accuracy against visual tokens, with the current number of tokens marked."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _budgets() -> list[Variant]:
             Variant(f"resized, {tokens}", {**UNIFORM, "image_size": 14 * side}),
             Variant(f"[CLS] pruning, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "cls"),
         ]
-        if tokens >= 64:  # a layer merges at most half of its tokens: from 1024 the embedded model's get no lower
+        if tokens >= 64:  # a layer merges at most half of its tokens: from 1024 four layers get no lower
             ways.append(Variant(f"ToMe merging, {tokens}", {"max_tokens": tokens, "llm_positions": "raster"}, "tome"))
     return ways
 
