@@ -88,9 +88,14 @@ RECIPES = {
 }
 """Stages of each recipe, in order."""
 CHECKPOINTS = {"joint": "llava-joint-demo", "llava": "llava-demo", "tiles": "llava-tiles-demo"}
-"""Folder of each recipe's finished checkpoint, in that of the run; those of seed 1 are in `playground/`."""
+"""Folder of each recipe's finished checkpoint, in that of the run; see `shipped_path`."""
 SCENES = {"joint": 60_000, "llava": 40_000, "tiles": 12_000}
 """Most training scenes of each recipe."""
+
+
+def shipped_path(recipe: str) -> Path:
+    """Finds a recipe's checkpoint of seed 1 in a checkout; an installed package has that of `llava` alone."""
+    return Path(__file__).parent / CHECKPOINTS[recipe]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.train.curve import draw_losses
-from llava.utils import demo_model_path
 from playground.instructions import CONVERSATIONS, IMAGES, write_instructions
 from playground.presets import TILED
 from playground.recipe import common_flags, run_stage
-from playground.schedules import CHECKPOINTS, TILES_SCHEDULES, LlavaSchedule, TrainingConfig
+from playground.schedules import CHECKPOINTS, TILES_SCHEDULES, LlavaSchedule, TrainingConfig, shipped_path
 from playground.trainer import check_stages
 
 PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
@@ -26,7 +25,7 @@ def tiles_flags(out: Path, seed: int, schedule: LlavaSchedule, workers: int = 1)
     """Builds the flags that `llava.train` runs with: as LLaVA-1.6 was trained, tower and all, without a quadtree."""
     data = out / "data"
     return [
-        f"--model_name_or_path={demo_model_path().with_name(CHECKPOINTS['joint'])}",
+        f"--model_name_or_path={shipped_path('joint')}",
         "--version=v1",
         f"--data_path={data / CONVERSATIONS}",
         f"--image_folder={data / IMAGES}",

@@ -26,8 +26,8 @@ from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.eval.run.batching import BatchLimits
-from llava.utils import demo_model_path, device_flag
-from playground.schedules import CHECKPOINTS
+from llava.utils import device_flag
+from playground.schedules import shipped_path
 from scripts.markdown_table import table_head, table_row
 
 WAYS = ("one at a time", "runner")
@@ -62,8 +62,8 @@ class Case:
     """Processes that the runner's questions are shared among, as `accelerate launch` does."""
 
 
-SHIPPED = {"demo": CHECKPOINTS["llava"], "joint": CHECKPOINTS["joint"]}
-"""Folders of the models of this repository: the embedded one, and one half as large."""
+SHIPPED = {"demo": "llava", "joint": "joint"}
+"""Recipes of the models of this repository: the embedded one, and one half as large."""
 
 
 def _ask_shipped(model: str) -> tuple[Case, ...]:
@@ -107,7 +107,7 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     from llava.eval.run.batch_run import choose_workers
 
     if case.model in SHIPPED:
-        checkpoint = demo_model_path().with_name(SHIPPED[case.model])
+        checkpoint = shipped_path(SHIPPED[case.model])
     else:
         from scripts.bench.batch_models import WRITERS
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
-from llava.utils import demo_model_path, device_flag
+from llava.utils import device_flag
 from playground.presets import NAMED_PRESETS, TILED, SceneSpec
-from playground.schedules import CHECKPOINTS
+from playground.schedules import shipped_path
 from qlip import QLIPConfig
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ SCENES: dict[str, SceneSpec] = {
 COUNTED = ("448 px, 24-48 px", "448 px, 48-96 px")
 """Scenes of `COUNTING`: square, of objects that the base shows; the whole grid of a long one exceeds the context."""
 SERIES = 7600
-SHIPPED = demo_model_path().with_name(CHECKPOINTS["tiles"])
+SHIPPED = shipped_path("tiles")
 KINDS = ("count", "existence")
 
 

@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava.utils import demo_model_path
 from playground import tiles
 from playground.examination import Examinee, examination
 from playground.presets import TILED
-from playground.schedules import CHECKPOINTS, RECIPES, LlavaSchedule, TrainingConfig
+from playground.schedules import CHECKPOINTS, RECIPES, LlavaSchedule, TrainingConfig, shipped_path
 from qlip import QLIPConfig
 from scripts.bench import tiles_accuracy
 
-JOINT = demo_model_path().with_name(CHECKPOINTS["joint"])
+JOINT = shipped_path("joint")
 """What the recipe begins with."""
 
 
@@ -54,7 +53,7 @@ def test_the_shipped_model_of_tiles_sees_small_objects_by_leaves():
     """docs/results/tiles-accuracy.md, on 20 scenes: V* 95 against 60 by random leaves with more tokens."""
     exam = examination(tiles_accuracy.SCENES["448 px, 12-24 px"], 7601, 20)
     ways = ("image, budget 128", "random leaves of the image, 128")
-    shipped = demo_model_path().with_name(CHECKPOINTS["tiles"])
+    shipped = shipped_path("tiles")
     leaves, random = (Examinee.load(shipped, tiles_accuracy.WAYS[way], "cpu").take(exam) for way in ways)
     assert leaves.v_star > 0.8 > random.v_star and leaves.tokens < random.tokens
 

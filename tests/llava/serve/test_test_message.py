@@ -50,16 +50,8 @@ def test_the_answer_is_the_engines(
         "directly": ["--worker-address", worker],
         "through the controller": ["--worker-address", controller, "--model-name", "llava-demo"],
     }[way]
-    flags = [
-        "--message",
-        QUESTION,
-        "--image-file",
-        str(demo_picture_paths()[0]),
-        "--temperature",
-        "0",
-        "--api-key",
-        "k",
-    ]
+    image = str(demo_picture_paths()[0])
+    flags = ["--message", QUESTION, "--image-file", image, "--temperature", "0", "--api-key", "k"]
     assert test_message.main([*address, *flags]) == 0
     assert capsys.readouterr().out.strip() == engine.ask(QUESTION, [picture()])
 

@@ -8,8 +8,7 @@ from base64 import b64decode
 import pytest
 import torch
 
-from llava.utils import demo_model_path
-from playground.schedules import CHECKPOINTS
+from playground.schedules import shipped_path
 from scripts.checkpoint_formats import convert
 from scripts.harness import vllm_check
 from scripts.vllm_client import load_attached
@@ -18,7 +17,7 @@ from scripts.vllm_client import load_attached
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm") / "checkpoint"
-    convert(demo_model_path().with_name(CHECKPOINTS["joint"]), folder)  # which the start token matters to
+    convert(shipped_path("joint"), folder)  # which the start token matters to
     return folder
 
 

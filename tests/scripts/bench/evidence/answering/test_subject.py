@@ -7,10 +7,11 @@ import torch
 
 from llava.serve.engine import ChatEngine
 from playground.model import sincos_2d
+from playground.schedules import shipped_path
 from qlip import Leaves, interpolate_positions
 from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
 from scripts.bench.evidence.answering.sets import draw_set
-from scripts.bench.evidence.answering.subject import interpolate_scrambled
+from scripts.bench.evidence.answering.subject import Subject, interpolate_scrambled
 from scripts.bench.evidence.answering.variants import Variant
 
 
@@ -56,6 +57,14 @@ def test_ways_at_equal_cost_cost_the_same(subject):
     quadtree = equal["quadtree"]
     assert all(abs(cost / quadtree - 1) < 1 / 12 for name, cost in equal.items() if name[:4] not in ("CLIP", "PruM"))
     assert max(equal.values()) < quadtree * 13 / 12
-    asked, *dear = [subject.examine(way, questions).flops[0] for way in EXPERIMENTS["dear-rivals"].ways]
-    for rival, ours in zip([asked, *dear[1::2]], dear[::2], strict=True):
-        assert abs(ours / rival - 1) < 1 / 8  # in RESULTS.md: "about its cost"
+
+
+@pytest.mark.parametrize(("recipe", "most"), [("joint", 1 / 50), ("llava", 1 / 8)])
+def test_dear_rivals_are_followed_by_quadtrees_of_about_their_cost(recipe, most):
+    """The budgets were found on the recipe `joint`; RESULTS.md, of the recipe `llava`, says "within an eighth"."""
+    subject = Subject(shipped_path(recipe), {}, "cpu", 4096)
+    questions = draw_set("12-24 px", "validation", 1)
+    costs = [subject.examine(way, questions).flops[0] for way in EXPERIMENTS["dear-rivals"].ways]
+    (asked, ours), *others = zip(costs[::2], costs[1::2], strict=True)
+    assert abs(ours / asked - 1) < 1 / 8  # by the question, so only about
+    assert all(abs(ours / rival - 1) < most for rival, ours in others)
