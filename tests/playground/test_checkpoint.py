@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 from safetensors.torch import load_file
@@ -24,25 +25,20 @@ ABLATION = shipped_path("joint")
 """Of the recipe `joint`, whose decoder has seen parts of the grid at gaps."""
 
 
-@pytest.fixture(scope="module")
-def score():
-    """Examines a checkpoint by a tower on a preset's scenes, once."""
-    examinees, taken = {}, {}
-
-    def take(checkpoint, method, preset, first=None):
-        key = checkpoint, method, preset, first
-        if key not in taken:
-            if key[:2] not in examinees:
-                examinees[key[:2]] = Examinee.load(checkpoint, method == "qlip", "cpu")
-            taken[key] = examinees[key[:2]].take(examination(PRESETS[preset], 8000, SCENES), first)
-        return taken[key]
-
-    return take
+@cache
+def load(checkpoint, method):
+    return Examinee.load(checkpoint, method == "qlip", "cpu")
 
 
-def mean_accuracy(score):
+@cache
+def score(checkpoint, method, preset, first=None):
+    """Examines a checkpoint by a tower on a preset's scenes; `first` is a question that is asked before."""
+    return load(checkpoint, method).take(examination(PRESETS[preset], 8000, SCENES), first)
+
+
+def mean_accuracy(result):
     """The mean over the kinds of questions, but for a listing, which is right or wrong as a whole."""
-    return sum(score.accuracy[kind] for kind in KINDS if kind != "listing") / (len(KINDS) - 1)
+    return sum(result.accuracy[kind] for kind in KINDS if kind != "listing") / (len(KINDS) - 1)
 
 
 @pytest.mark.parametrize(
@@ -62,18 +58,18 @@ def test_the_checkpoint_ships_with_qlip_on(checkpoint):
 
 
 @pytest.mark.parametrize("checkpoint", [EMBEDDED, ABLATION])
-def test_base_scenes_are_answered_with_the_clip_tower(score, checkpoint):
+def test_base_scenes_are_answered_with_the_clip_tower(checkpoint):
     assert mean_accuracy(score(checkpoint, "clip", "base")) >= 0.9
 
 
-def test_a_second_question_is_answered_as_well_as_a_first(score):
+def test_a_second_question_is_answered_as_well_as_a_first():
     first, second = (score(EMBEDDED, "clip", "base", opening) for opening in (None, "What is in the picture?"))
     assert mean_accuracy(second) >= mean_accuracy(first) - 0.02
 
 
 @pytest.mark.parametrize("preset", ["detail-smooth", "detail-textured"])
 @pytest.mark.parametrize(("checkpoint", "most", "least"), [(EMBEDDED, 0.5, 0.85), (ABLATION, 0.65, 0.9)])
-def test_small_objects_need_the_quadtree(score, checkpoint, most, least, preset):
+def test_small_objects_need_the_quadtree(checkpoint, most, least, preset):
     assert score(checkpoint, "clip", preset).v_star <= most
     assert score(checkpoint, "qlip", preset).v_star >= least
     assert score(checkpoint, "qlip", preset).tokens <= 1.5 * 64
