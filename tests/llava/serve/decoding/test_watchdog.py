@@ -22,7 +22,7 @@ STARVED = """
 import json, sys, time
 size = json.loads(sys.stdin.buffer.readline())["bytes"]
 sys.stdin.buffer.read(size)
-for turn in range(12):
+for turn in range(TURNS):
     end = time.process_time() + SHARE
     while time.process_time() < end:
         pass
@@ -34,11 +34,11 @@ sys.stdin.read()
 
 
 @linux
-@pytest.mark.parametrize(("share", "opened"), [(0.02, True), (0, False)], ids=["slowly", "hanging"])
+@pytest.mark.parametrize(("share", "turns", "opened"), [(0.02, 12, True), (0, 600, False)], ids=["slowly", "hanging"])
 def test_elapsed_time_ends_an_image_only_where_its_process_computes_nothing(
-    monkeypatch: pytest.MonkeyPatch, share: float, opened: bool
+    monkeypatch: pytest.MonkeyPatch, share: float, turns: int, opened: bool
 ) -> None:
-    command = [sys.executable, "-S", "-c", STARVED.replace("SHARE", str(share))]
+    command = [sys.executable, "-S", "-c", STARVED.replace("SHARE", str(share)).replace("TURNS", str(turns))]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     monkeypatch.setattr(pool_module, "start_process", lambda: subprocess.Popen(command, **pipes))
     pool = DecoderPool(1, idle_seconds=0.8, wait_seconds=0.01)  # as on a machine that is busy with other processes
