@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 from llava.auto_classes import register_lazily
+from qlip import __version__
 
-__all__ = ["LlavaLlamaForCausalLM"]
+__all__ = ["LlavaLlamaForCausalLM", "__version__"]
 
 register_lazily()
 

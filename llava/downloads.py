@@ -1,4 +1,4 @@
-"""Downloads images: from public addresses only, bounded in time and size, without redirects."""
+"""Downloads images: from public addresses, unless told otherwise, bounded in time and size, without redirects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _URL_FORM = "http(s)://HOST[:PORT]/PATH"
 
 
 def download(
-    url: str, limits: ImageLimits, *, allow_loopback: bool = False, allowed_hosts: Collection[str] | None = None
+    url: str,
+    limits: ImageLimits,
+    *,
+    allow_loopback: bool = False,
+    allow_private: bool = False,
+    allowed_hosts: Collection[str] | None = None,
 ) -> bytes:
     """Downloads a file from the address that was checked: resolves names once, follows no redirects.
 
@@ -30,6 +35,7 @@ def download(
         url: http or https.
         limits: On its bytes and seconds.
         allow_loopback: Whether the URL may name this machine.
+        allow_private: Whether it may name any machine, of this network too.
         allowed_hosts: The only hosts that it may name, in lower case; None for any.
 
     Raises:
@@ -44,7 +50,7 @@ def download(
                 " the server started with this host among its --allowed-media-domains"
             )
         deadline = time.monotonic() + limits.timeout
-        address = _public_address(host, port, limits.timeout, allow_loopback)
+        address = _find_address(host, port, limits.timeout, allow_loopback, allow_private)
         # In a separate event loop: only there can the whole download be bounded, slow headers included.
         fetching = _fetch(parsed, parsed.copy_with(host=address), host, limits, deadline)
         with ThreadPoolExecutor(1) as thread:
@@ -121,12 +127,12 @@ def _authorities() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _public_address(host: str, port: int, timeout: float, allow_loopback: bool) -> str:
-    """Resolves a host once; all its addresses must be public, or an attacker could choose the one that is used."""
+def _find_address(host: str, port: int, timeout: float, allow_loopback: bool, allow_private: bool) -> str:
+    """Resolves a host once; all its addresses must be allowed, or an attacker could choose the one that is used."""
     try:
         found = _look_up(host, port).result(timeout)
         addresses = [str(entry[4][0]) for entry in found]
-        refused = [address for address in addresses if not _is_allowed(address, allow_loopback)]
+        refused = [address for address in addresses if not (allow_private or _is_allowed(address, allow_loopback))]
     except FutureTimeout:
         raise ImageError(f"finding the host {host!r} took longer than {timeout:g} seconds") from None
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Opens images from paths, URLs, base64 text and bytes; `qlip.images.pictures` decodes them.
+"""Opens images from paths, URLs, base64 text, bytes and open files; `qlip.images.pictures` decodes them.
 
 Pillow and numpy only, since processes without torch use it; `llava.downloads` is loaded for an http(s) URL.
 """
@@ -12,14 +12,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image
 
 from qlip.command import suggest_path
 from qlip.images.limits import DEFAULT_LIMITS, TIFF_SIGNATURES, ImageError, ImageLimits, check_header
 from qlip.images.pictures import FORMATS, clear_errors, decode_image
-from qlip.images.rgb import read_orientation
+from qlip.images.rgb import read_orientation, to_rgb
 
 Result = TypeVar("Result")
 
@@ -43,60 +43,69 @@ class ImageOpener(ABC):
 
 
 def load_image(
-    source: str | Path | bytes,
+    source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
     limits: ImageLimits = DEFAULT_LIMITS,
-    *,
-    allow_paths: bool = True,
-    allow_urls: bool = True,
-    allow_loopback: bool = False,
-    allowed_hosts: Collection[str] | None = None,
+    **allowed: Any,
 ) -> Image.Image:
     """Opens an image in this process. Servers, which open untrusted files, use `llava.serve.decoding` instead.
 
     Args:
-        source: See `read_image`, as all other arguments.
+        source: What `read_image` takes, or a Pillow image.
+        limits: On the image; those of its file do not hold for a Pillow image.
+        **allowed: See `read_image`.
 
     Returns:
         The first frame, upright, RGB; transparency is laid on white.
 
     Raises:
         ImageError: if the source is not allowed, cannot be read, is not an image, or is beyond the limits.
+        TypeError: if it is none of these.
     """
-    data = read_image(
-        source,
-        limits,
-        allow_paths=allow_paths,
-        allow_urls=allow_urls,
-        allow_loopback=allow_loopback,
-        allowed_hosts=allowed_hosts,
-    )
-    return decode_image(data, limits)
+    if isinstance(source, Image.Image):
+        limits.check_size(*source.size)
+        return to_rgb(source)
+    return decode_image(read_image(source, limits, **allowed), limits)
 
 
 def read_image(
-    source: str | Path | bytes,
+    source: str | os.PathLike[str] | bytes | BinaryIO,
     limits: ImageLimits = DEFAULT_LIMITS,
     *,
     allow_paths: bool = True,
     allow_urls: bool = True,
     allow_loopback: bool = False,
+    allow_private: bool = False,
     allowed_hosts: Collection[str] | None = None,
 ) -> bytes:
     """Reads an image file, without decoding it.
 
     Args:
-        source: A path, an http(s) URL, a `data:` URL, or the bytes of an image file.
+        source: A path, an http(s) URL, a `data:` URL, the bytes of an image file, or a file that is open for bytes.
         limits: On the image.
         allow_paths: Whether to read local files.
         allow_urls: Whether to download.
         allow_loopback: Whether URLs may name this machine.
+        allow_private: Whether URLs may name this machine and those of its own network: for URLs that the user of this
+            process gives, never for those of a client.
         allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
 
     Raises:
         ImageError: if the source is not allowed, cannot be read, or is larger than allowed.
+        TypeError: if it is none of these, or a file that is open as text.
     """
-    if isinstance(source, bytes):
-        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if hasattr(source, "read"):
+        data = source.read(limits.max_bytes + 1)
+        if not isinstance(data, bytes):
+            raise TypeError("the image is a file that is open as text; open it for bytes, mode 'rb'")
+        limits.check_bytes(len(data))
+        return data
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes of an image file, an open"
+            " file or a Pillow image"
+        )
     if isinstance(source, str):
         scheme = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]*(?=://)", source, re.IGNORECASE)
         if scheme and scheme[0].lower() == "file" and allow_paths:
@@ -105,7 +114,9 @@ def read_image(
             allowed = _describe_sources(allow_paths, allow_urls, allowed_hosts)
             raise ImageError(f"{scheme[0].lower()}: URLs are not allowed; use {allowed}")
         if scheme:
-            return _read_url(source, scheme[0].lower(), limits, allow_urls, allow_loopback, allowed_hosts)
+            return _read_url(
+                source, scheme[0].lower(), limits, allow_urls, allow_loopback, allow_private, allowed_hosts
+            )
     if not allow_paths:
         raise ImageError(
             "local image files are not allowed here, and this text is not a URL; use"
@@ -129,13 +140,13 @@ def read_size(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[i
     return _use_file(Path(path), lambda file: _find_size(file, limits))
 
 
-def load_images(sources: Iterable[str | Path]) -> list[Image.Image]:
+def load_images(sources: Iterable[str | Path], **allowed: Any) -> list[Image.Image]:
     """Opens images like `load_image`; an error names its image."""
     images = []
     for source in sources:
         name = str(source) if len(str(source)) <= 200 else f"{str(source)[:60]}..."  # a data: URL holds the whole file
         try:
-            images.append(load_image(source))
+            images.append(load_image(source, **allowed))
         except ImageError as error:
             known = not name.strip() or name in str(error)
             raise ImageError(str(error) if known else f"{name}: {error}") from None
@@ -175,15 +186,18 @@ def _use_file(path: Path, use: Callable[[BinaryIO], Result]) -> Result:
     Raises:
         ImageError: it cannot be opened or read.
     """
+    name, advice = str(path), ""
+    if len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/=\s]+", name):
+        name, advice = f"{name[:60]}...", "; base64 text needs data:image/png;base64, before it"
     try:
         if not path.exists():
-            raise ImageError(f"no such image file: {path}")
+            raise ImageError(f"no such image file: {name}{advice}")
         if not path.is_file():
             raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, not an image file")
         with path.open("rb") as file:
             return use(file)
     except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}") from None
+        raise ImageError(f"cannot read {name}: {error.strerror}{advice}") from None
 
 
 def _find_size(file: BinaryIO, limits: ImageLimits) -> tuple[int, int]:
@@ -216,6 +230,7 @@ def _read_url(
     limits: ImageLimits,
     allow_urls: bool,
     allow_loopback: bool,
+    allow_private: bool,
     allowed_hosts: Collection[str] | None,
 ) -> bytes:
     if scheme == "data":
@@ -230,4 +245,6 @@ def _read_url(
         )
     from llava.downloads import download  # here, since it loads httpx and asyncio, which local files do not need
 
-    return download(url, limits, allow_loopback=allow_loopback, allowed_hosts=allowed_hosts)
+    return download(
+        url, limits, allow_loopback=allow_loopback, allow_private=allow_private, allowed_hosts=allowed_hosts
+    )

@@ -158,7 +158,10 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
         all shapes agree; otherwise a list, which has `to` and `half` as a tensor has.
     """
     import torch
+    from PIL import Image
 
+    if isinstance(images, Image.Image):
+        raise TypeError("images is one image; it must be a list: process_images([image], ...)")
     # Clients pass namespaces and custom processors: a missing attribute means LLaVA's default.
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     cuts_tiles = is_anyres(aspect_ratio) and getattr(image_processor, "takes_tiles", False)

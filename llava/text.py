@@ -15,11 +15,18 @@ def check_encodable(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half a character, {text[error.start]!r}") from None
+        half = text[error.start]
+        source = ", as a byte reads that is not UTF-8" if "\udc80" <= half <= "\udcff" else ""
+        raise ValueError(f"{name} holds half a character, {half!r}{source}") from None
 
 
 def check_question(text: str, name: str = "the question") -> None:
-    """Raises ValueError unless the text `name` can be asked: not blank, and without half a character."""
+    """Raises ValueError unless the text `name` can be asked: not blank, and without half a character.
+
+    Raises TypeError if it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {text!r}; it must be text")
     if not text.strip():
         raise ValueError("the question is empty" + (f" ({name})" if name.startswith("--") else ""))
     check_encodable(name, text)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from qlip.tools.draw import draw_leaves
     from qlip.tools.heat import draw_weights
 
+__version__ = "1.0.0"
+
 __all__ = [
     "PACKED_NAMES",
     "CoordinateMLP",

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args
 
+from qlip import __version__
 from qlip.command import OneLineParser, read_name, run_command
 from qlip.config import Coarsest, Criterion, Geometry, Layout, QLIPConfig, SplitOrder
 from qlip.prior.command import add_fit
@@ -35,6 +36,7 @@ def make_parser(asked: str | None = None) -> argparse.ArgumentParser:
         asked: the first argument. Another package is loaded only if this is the name of its command, or of none.
     """
     parser = OneLineParser(prog="qlip", description="Content-aware quadtrees for vision transformers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_show(commands)
     add_bias(commands)

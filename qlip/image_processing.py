@@ -231,7 +231,8 @@ def list_images(images: Any) -> Sequence[Any]:
     Raises:
         ValueError: there is none.
     """
-    is_batch = isinstance(images, Sequence) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+    is_batch = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    is_batch |= isinstance(images, np.ndarray | Tensor) and images.ndim == 4
     batch = list(images) if is_batch else [images]
     if not batch:
         raise ValueError("there is no image; give at least one")

@@ -164,7 +164,7 @@ def complaint(module: str, target: str) -> str | None:
         return f"{module} imports {target}: the method must not depend on servers"
     if target_package not in PACKAGES:
         return None
-    if target_package == "qlip" and package == "llava" and not any(is_in(module, user) for user in QLIP_USERS):
+    if target_package == "qlip" and package == "llava" != module and not any(is_in(module, own) for own in QLIP_USERS):
         return f"{module} imports {target}: in llava only {', '.join(QLIP_USERS)} know qlip"
     height, target_height = layer(module), layer(target)
     if height is None or target_height is None:

@@ -78,7 +78,7 @@ def eval_model(args: Any) -> None:
     if settings.model_path and not settings.image_file:
         raise ValueError("--image-file is required with --model-path")
     sources = image_parser(settings) if settings.image_file else [demo_picture_path()]
-    images = load_images(sources)
+    images = load_images(sources, allow_private=True)
     sampling = Sampling(settings.temperature, settings.top_p, settings.num_beams, settings.max_new_tokens)
     engine = load_engine(settings)
     asked = engine.question(settings.query, len(images))

@@ -1,7 +1,7 @@
 """Terminal chat about pictures: `llava`, or `python -m llava.serve.cli`.
 
-Answers questions that are typed, or given by `--prompt`. Answers go to stdout, everything else to stderr. The model's
-libraries are loaded after the flags have been checked.
+Answers questions that are typed, piped, or given by `--prompt`. Answers go to stdout, everything else to stderr; in a
+terminal the prompts stand beside them. The model's libraries are loaded after the flags have been checked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
 from llava.text import check_later_question, check_question
 from llava.utils import demo_picture_path
+from qlip import __version__
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,6 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ATTRIBUTION, metavar="PNG", type=Path, help="draw what the last answer depended on in the picture to this file"
     )
     parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(argv)
 
 
@@ -120,7 +122,7 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, list[Image.Image], list[
         raise ValueError("--image-file is required with --model-path")
     sources = args.image_file or [str(demo_picture_path())]
     check_drawings({QUADTREE: args.show_quadtree, ATTRIBUTION: args.show_attribution}, sources)
-    images = load_images(sources)
+    images = load_images(sources, allow_private=True)  # the user's own network
     if not args.model_path:
         print(DEMO_NOTICE, file=sys.stderr)
     engine = load_engine(args)
@@ -198,6 +200,10 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # other bytes than UTF-8 fail in the question that has them
+    if is_terminal():
+        with suppress(ImportError):  # Windows has it in the terminal itself
+            import readline  # noqa: F401  (the keys that edit a line and recall earlier ones; a paste of several lines)
+        print("llava: an empty line or Ctrl-D ends the chat; Ctrl-C stops an answer", file=sys.stderr)
     conversation = engine.new_conversation()
     user, assistant = conversation.roles
     while text := read_line(f"{user}: "):
@@ -207,6 +213,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
                 check_later_question(text)
             else:
                 text = engine.first_question(text, len(images))
+            check_question(text)
             conversation.append_message(user, text)
             conversation.append_message(assistant, None)
             show_prompt(conversation, args.debug)
@@ -232,15 +239,18 @@ def read_line(prompt: str) -> str:
     In a terminal a first Ctrl-C says how to end the chat, and a second one raises KeyboardInterrupt; elsewhere the
     first one does.
     """
-    interrupted = not sys.stdin.isatty()
+    interrupted = not is_terminal()
     while True:
         try:
-            return input(prompt).strip()
+            if is_terminal():
+                return input(prompt).strip()
+            print_label(prompt)
+            return input("").strip()
         except EOFError:
-            print()
+            print_label("\n")
             return ""
         except KeyboardInterrupt:
-            print()
+            print_label("\n")
             if interrupted:
                 raise
             interrupted = True
@@ -250,15 +260,30 @@ def read_line(prompt: str) -> str:
 def stream_answer(
     engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool
 ) -> str:
-    """Prints the answer as it is generated, until Ctrl-C, and returns its text."""
+    """Prints the answer as it is generated, until Ctrl-C, and returns its text.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C where questions come from a file or a pipe, which nobody types anew.
+    """
     pieces: list[str] = []
-    print(f"{conversation.roles[1]}: ", end="", flush=True)
-    with suppress(KeyboardInterrupt), closing(engine.reply(conversation, images, sampling, shorten)) as stream:
+    print_label(f"{conversation.roles[1]}: ")
+    stopped = (KeyboardInterrupt,) if is_terminal() else ()
+    with suppress(*stopped), closing(engine.reply(conversation, images, sampling, shorten)) as stream:
         for piece in stream:
             pieces.append(piece)
             print(piece, end="", flush=True)
     print()
     return "".join(pieces).strip()
+
+
+def is_terminal() -> bool:
+    """Whether questions are typed."""
+    return sys.stdin.isatty()
+
+
+def print_label(text: str) -> None:
+    """Prints what stands beside questions and answers: in a terminal on stdout, else on stderr."""
+    print(text, end="", file=sys.stdout if is_terminal() else sys.stderr, flush=True)
 
 
 def show_prompt(conversation: Conversation, debug: bool) -> None:

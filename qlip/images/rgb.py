@@ -29,8 +29,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Applies the EXIF orientation and puts transparency on white. Grey of more than 8 bits is scaled down: integers above
     255 count as 16-bit, floats up to 1 as fractions of white; NaN is black.
+
+    Raises:
+        TypeError: it is not a Pillow image.
+        ValueError: it has no pixels.
     """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"the image is a {type(image).__name__}; it must be a Pillow image")
     image.load()
+    if 0 in image.size:
+        raise ValueError(f"the image has {image.width} x {image.height} pixels; it needs at least one")
     if image.mode == "RGB" and not image.info:
         return image  # copying a photograph takes as long as decoding it
     turn = TURNS.get(read_orientation(image))

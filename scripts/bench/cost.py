@@ -1,10 +1,11 @@
 """Measures the cost of each stage: `python -m scripts.bench.cost [--models demo vit-l llava-7b] [--sizes 112 ...]`.
 
-Prints one Markdown table per model: visual tokens and milliseconds of every stage (`cost_stages.py`) by size of
-picture, for QLIP, for its peer CLIP on the downsized picture, for the uniform grid at native size, and for QLIP with a
-recursive quadtree instead of its own. Models (`cost_models.py`): the embedded one, on synthetic scenes; a ViT-L/14-336
-with LLaVA's projector, on photographs; and, on a GPU, a LLaVA of 7B's shape. The last two have random weights, float32
-on the CPU and float16 on a GPU. All times are medians over turns in which every way sees the same picture.
+Prints one Markdown table per model, or writes the page of them (`--out docs/results/cost.md`): visual tokens and
+milliseconds of every stage (`cost_stages.py`) by size of picture, for QLIP, for its peer CLIP on the downsized
+picture, for the uniform grid at native size, and for QLIP with a recursive quadtree instead of its own. Models
+(`cost_models.py`): the embedded one, on synthetic scenes; a ViT-L/14-336 with LLaVA's projector, on photographs; and,
+on a GPU, a LLaVA of 7B's shape. The last two have random weights, float32 on the CPU and float16 on a GPU. All times
+are medians over turns in which every way sees the same picture.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def machine(device: str) -> dict[str, Any]:
     import torch
     import transformers
 
+    from qlip.kernels import load_loops
+
     return {
         "device": torch.cuda.get_device_name(device) if device != "cpu" else platform.machine(),
         "cores": os.cpu_count(),
@@ -48,6 +51,7 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "loops": "compiled by numba" if load_loops() else "of numpy",
     }
 
 
@@ -58,6 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=multiple_of_patch, nargs="+", default=SIZES, help="sides of pictures in pixels")
     parser.add_argument("--repeats", type=integer(), help=f"timed turns; default: {TURNS}. One more warms up")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="write the page of docs here instead of printing it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows, with every run, here")
     options = parser.parse_args(arguments)
     if options.device == "cuda":
@@ -83,14 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures every model and prints the tables."""
+    """Measures every model, and prints the tables or writes their page."""
     import torch
 
     from scripts.bench.cost_table import build, measure_model, table, ways_of
 
     torch.manual_seed(0)
     report: dict[str, Any] = {"machine": machine(options.device), "models": {}, "rows": [], "left_out": []}
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    named = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    parts = ["# Cost by stage", f"`python -m scripts.bench.cost --out docs/results/cost.md`; {named}"]
     for name in options.models:
         subject = build(name, options.device)
         repeats = options.repeats or TURNS[name]
@@ -100,10 +106,14 @@ def run(options: argparse.Namespace) -> None:
         report["rows"] += [row.to_dict() for row in rows]
         report["left_out"] += [f"{name}: {text}" for text in left_out]
         ways = ways_of(name, options.device, options.sizes[0], options.sizes)
-        print(f"\n{name}, {dtype}, {repeats} turns\n\n{table(rows, ways)}\n")
-        print(NOTES.format(total=TOTAL[subject.decodes]))
-        if left_out:
-            print(f"Left out for their cost: {', '.join(left_out)}.")
+        notes = NOTES.format(total=TOTAL[subject.decodes])
+        notes += f"\nLeft out for their cost: {', '.join(left_out)}." if left_out else ""
+        parts += [f"{name}, {dtype}, {repeats} turns", table(rows, ways), notes]
+    page = "\n\n".join(parts) + "\n"
+    if options.out is None:
+        print(page, end="")
+    else:
+        options.out.write_text(page, encoding="utf-8")
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

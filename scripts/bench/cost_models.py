@@ -26,7 +26,7 @@ from llava.utils import demo_model_path
 from playground.scenes import PRESETS, scene
 from playground.vocabulary import prompt
 from qlip import QLIPConfig
-from scripts.bench.evidence.answering.experiments import IN_GRID
+from scripts.bench.evidence.answering.trees import IN_GRID
 from scripts.bench.pictures import PHOTOGRAPHS
 
 SCENE_SERIES = 7100

@@ -35,7 +35,7 @@ The last table has the whole preparation of an image, which also resizes it.
 
 HEADINGS = {
     "structure": "## structure, the default criterion\n\nAlpha 0.8, at most 1152 leaves, none coarser than a cell of "
-    "CLIP's; without the noise floor.",
+    "CLIP's; in the paper's geometry, of the image's own pixels, and without the noise floor.",
     "gradient": "## gradient, the paper's rule\n\nAlpha 0.1, no budget.",
 }
 

@@ -22,7 +22,7 @@ import qlip
 from qlip import Leaves, QLIPConfig, kernels
 from qlip.quadtree import partition_as
 from qlip.roots import allowed_leaf
-from scripts.bench.evidence.answering.experiments import IN_GRID
+from scripts.bench.evidence.answering.trees import IN_GRID
 from scripts.bench.naive_quadtree import Box, gradient_score, naive_partition, naive_patches, structure_score
 from scripts.bench.pictures import PATCH, PHOTOGRAPHS
 

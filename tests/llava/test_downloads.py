@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from llava import downloads
-from llava.images import ImageError, ImageLimits, load_image
+from llava.images import ImageError, ImageLimits, load_image, load_images
 
 
 @pytest.fixture
@@ -103,6 +103,13 @@ def test_this_machine_is_out_of_reach_unless_allowed(site: str, localhost: list[
     with pytest.raises(ImageError, match="'localhost' is not a public address"):
         load_image(f"{site}/picture.png")
     assert Site.seen == []
+
+
+@pytest.mark.parametrize("open_all", [load_image, lambda url, **allowed: load_images([url], **allowed)[0]])
+def test_the_user_of_a_process_may_name_any_machine(
+    site: str, localhost: list[str], picture: Image.Image, open_all: Callable[..., Image.Image]
+) -> None:
+    assert open_all(f"{site}/picture.png", allow_private=True).tobytes() == picture.tobytes()
 
 
 def test_a_slow_resolver_is_bounded_as_the_download_is(monkeypatch: pytest.MonkeyPatch) -> None:

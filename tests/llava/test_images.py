@@ -7,7 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def picture() -> Image.Image:
 # Sources
 
 
-def test_path_bytes_data_url_and_base64_text_give_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
+def test_whatever_holds_a_picture_gives_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
     data = encode(picture)
     text = base64.b64encode(data).decode()
     (tmp_path / "picture.png").write_bytes(data)
@@ -53,12 +53,47 @@ def test_path_bytes_data_url_and_base64_text_give_the_same_picture(picture: Imag
         load_image(tmp_path / "picture.png"),
         load_image(str(tmp_path / "picture.png")),
         load_image(data),
+        load_image(bytearray(data)),
+        load_image(memoryview(data)),
+        load_image(BytesIO(data)),
+        load_image(picture),
+        load_image(picture.convert("RGBA")),
         load_image(f"data:image/png;base64,{text}"),
         load_image_from_base64(text),
         load_image_from_base64(text.encode()),
     ]
-    assert [image.mode for image in loaded] == ["RGB"] * 6
-    assert [image.tobytes() for image in loaded] == [picture.tobytes()] * 6
+    assert [image.mode for image in loaded] == ["RGB"] * 11
+    assert [image.tobytes() for image in loaded] == [picture.tobytes()] * 11
+
+
+def test_a_picture_that_is_open_is_turned_upright_and_within_the_limits(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    with Image.open(BytesIO(encode(picture, exif=exif))) as opened:
+        assert load_image(opened).size == (picture.height, picture.width)
+    with pytest.raises(ImageError, match="at most 100"):
+        load_image(picture, ImageLimits(max_pixels=100))
+    with pytest.raises(ImageError, match="larger than 10 bytes"):
+        load_image(BytesIO(encode(picture)), ImageLimits(max_bytes=10))
+
+
+@pytest.mark.parametrize("source", [None, 3, np.zeros((4, 4, 3), np.uint8), ["a.png"]])
+def test_what_is_no_source_is_refused_with_what_is_one(source: Any) -> None:
+    with pytest.raises(TypeError, match=f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes"):
+        load_image(source)
+
+
+def test_a_file_that_is_open_as_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="open it for bytes"):
+        load_image(StringIO("P1 1 1 0"))
+
+
+def test_base64_text_in_place_of_a_name_is_refused_in_one_short_line(picture: Image.Image) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for image in (picture, noise):  # the longer one is too long for a name, too
+        with pytest.raises(ImageError, match="data:image/png;base64, before it") as refused:
+            load_image(base64.b64encode(encode(image)).decode())
+        assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize(

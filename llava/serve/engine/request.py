@@ -25,6 +25,9 @@ class Request:
 
     def __post_init__(self) -> None:
         check_pictures(self.images)
+        if not isinstance(self.sampling, Sampling):
+            kind = type(self.sampling).__name__
+            raise TypeError(f"sampling is a {kind}; it must be Sampling(temperature=..., max_new_tokens=...)")
 
 
 def cancel_prepared(preparing: Future[AnswerStream]) -> None:

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.helpers import Examples
 
 from llava.serve.engine.params import Sampling
-from llava.serve.web.controls import CLIP, MAX_QUESTION, MODES, QLIP, QUESTION, Range, ranges_of
+from llava.serve.web.controls import CLIP, MODES, QLIP, QUESTION, Range, ranges_of
 from llava.serve.web.feedback import DISLIKE, LIKE, REPORT
 from llava.serve.web.handlers import Demo
 from llava.serve.web.views import LINES, NO_COST, NO_PICTURE
@@ -156,7 +156,7 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
         elem_id="chat",
         buttons=["copy"],
         autoscroll=False,  # `page.js` follows the answer
-        render_markdown=False,  # the text is escaped HTML, shown literally
+        render_markdown=False,  # messages are HTML, see `Session.messages`
         latex_delimiters=[],
         placeholder="### What would you like to know?",
         examples=[{"text": question} for question in text.questions],
@@ -178,7 +178,6 @@ def talk_card(demo: Demo, text: PageText) -> ConversationCard:
                 placeholder="Ask about the picture",
                 lines=1,
                 max_lines=5,
-                max_length=MAX_QUESTION,
                 elem_id="question",
                 container=False,
             )

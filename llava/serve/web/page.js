@@ -71,7 +71,18 @@
   addEventListener("wheel", ({ target, deltaY }) => { // before the next piece of the answer could scroll back
     if (deltaY < 0 && scroller()?.contains(target)) follows = false;
   }, { capture: true, passive: true });
-  const followAnswer = () => { const chat = scroller(); if (follows && chat) chat.scrollTop = chat.scrollHeight; };
+  let isDrawn = true; // a layout for each change of the page would keep a browser busy with nothing else
+  const followAnswer = () => {
+    if (!isDrawn) return;
+    isDrawn = false;
+    requestAnimationFrame(() => {
+      isDrawn = true;
+      const chat = scroller();
+      if (!follows || !chat) return;
+      chat.scrollTop = chat.scrollHeight;
+      lastTop = chat.scrollTop; // its own scroll event comes later, maybe together with the reader's
+    });
+  };
 
   // A pasted picture is opened as one that is dropped; Gradio listens on a button alone.
   const openPicture = (file) => {
@@ -257,14 +268,21 @@
     if (event.key === "Escape" && !event.defaultPrevented) document.querySelector("#stop:enabled")?.click();
   });
 
-  // The chatbot's copy buttons copy the escaped message and its mark; this unescapes the text.
-  const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
-  const shown = (html) => {
+  // The chatbot's copy buttons copy a message's HTML; this takes the text that was written. Without https Gradio copies
+  // from a field that it adds for that moment.
+  const written = (html) => {
     const { body } = new DOMParser().parseFromString("<pre>" + html, "text/html");
     for (const mark of body.querySelectorAll(".mark")) mark.remove();
-    return body.textContent;
+    return body.querySelector(".answer")?.dataset.text ?? body.textContent;
   };
-  if (write) navigator.clipboard.writeText = (text) => write(shown(text));
+  const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
+  if (write) navigator.clipboard.writeText = (text) => write(written(text));
+  addEventListener("copy", (event) => {
+    const field = document.activeElement;
+    if ("clipboard" in navigator || field?.tagName !== "TEXTAREA" || field.parentElement !== document.body) return;
+    event.clipboardData.setData("text/plain", written(field.value));
+    event.preventDefault();
+  });
 
   const start = () => {
     const look = () => {

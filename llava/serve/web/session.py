@@ -19,6 +19,7 @@ from llava.images import ImageError, read_image
 from llava.serve.decoding.pool import shared_decoders
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from llava.serve.engine.prompting import Turn
+from llava.serve.web.markdown import render_answer
 from llava.serve.web.toasts import as_html
 
 MAX_PIXELS = 8_000_000
@@ -56,8 +57,7 @@ class Exchange:
 
     def messages(self) -> Messages:
         """Converts the exchange to messages: the question, and the answer with its mark once there is either."""
-        mark = f'<span class="mark">{as_html(self.mark)}</span>' if self.mark else ""
-        said = (("user", as_html(self.question)), ("assistant", f"{as_html(self.answer)} {mark}".strip()))
+        said = (("user", as_html(self.question)), ("assistant", render_answer(self.answer, self.mark)))
         return [{"role": role, "content": text} for role, text in said if text]
 
 
@@ -147,7 +147,7 @@ class Session:
         return owners[message]
 
     def messages(self) -> Messages:
-        """Converts the conversation to a chatbot's messages, as HTML that shows each text literally."""
+        """Converts the conversation to a chatbot's messages, HTML that shows questions literally, answers rendered."""
         return [message for exchange in self.exchanges for message in exchange.messages()]
 
 

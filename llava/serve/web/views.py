@@ -15,6 +15,7 @@ from torch import Tensor
 import qlip
 from llava.model.vision.prepared_image import PreparedImage
 from llava.serve.web.backend import Pixels
+from llava.serve.web.markdown import render_answer
 
 DRAWING_SIDE = 640
 """Longer side of a drawing in pixels, about twice its size on the page, so that lines stay sharp."""
@@ -215,10 +216,10 @@ def compare_body(title: str, subtitle: str, answer: str | None, cost: Cost, ende
         ended: Why no more will come, if nothing came; empty while something may.
     """
     hint = ended or ("waiting" if answer is None else "")
-    text = escape(answer or "") or (f'<span class="hint">{hint}</span>' if hint else "&hellip;")
+    text = render_answer(answer or "") or (f'<span class="hint">{hint}</span>' if hint else "&hellip;")
     figures = "".join(
         f"<div><dd>{value}</dd><dt>{name}</dt></div>"
         for name, value in [("visual tokens", f"{cost.tokens:,}"), *seconds(cost)]
     )
     head = f"<h3>{escape(title)} <small>{escape(subtitle)}</small></h3>"
-    return f'{head}<p class="side-answer" tabindex="0">{text}</p><dl class="figures">{figures}</dl>'
+    return f'{head}<div class="side-answer" tabindex="0">{text}</div><dl class="figures">{figures}</dl>'

@@ -2,7 +2,8 @@
 
 `python -m scripts.bench.evidence.report --answers-files evidence/*.jsonl` writes the table of each experiment between
 its marks `<!-- NAME -->` and `<!-- end NAME -->`, and the figures. Cells without answers are "not measured". README's
-table and the table of claims come from `claims.json`; `--only-claims` writes these alone.
+table and the table of claims come from `claims.json`; `--only-claims` writes these alone, `--only EXPERIMENT ...` the
+tables of some experiments.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import SPLITS
 from scripts.bench.evidence.claims.published import read_claims
 from scripts.bench.evidence.claims.tables import claim_parts
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="folder of its figures")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the headline table to fill")
     parser.add_argument("--only-claims", action="store_true", help="fill the tables of claims alone; reads no answers")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, help="fill the tables of these experiments alone")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     return parse_and_run(parser, run, argv)
 
@@ -57,6 +60,11 @@ def run(options: argparse.Namespace) -> None:
     if options.print:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")
+        return
+    if options.only:
+        chosen = {mark: part for mark, part in parts.items() if mark.partition(":")[0].split(" by ")[0] in options.only}
+        fill_page(options.document, chosen, partly=True)
+        print(f"filled {options.document}: {', '.join(chosen)}")
         return
     fill_page(options.document, parts)
     fill_claims(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,7 +39,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
-    """Lets `input` give these lines, then the end of input; returns the list of the questions it showed."""
+    """Lets a terminal's `input` give these lines, then their end; returns the list of the questions it showed."""
     shown: list[str] = []
     waiting: Iterator[str] = iter(lines)
 
@@ -50,6 +51,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", Mock(isatty=lambda: True))
     return shown
 
 

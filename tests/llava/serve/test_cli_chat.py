@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -32,6 +33,28 @@ def test_a_chat_has_turns_until_an_empty_line(
     assert shown == ["USER: "] * 3
     assert loader.model.prompts == [vicuna("<image>\nWhat?", None), vicuna("<image>\nWhat?", "a ring", "Sure?", None)]
     assert loader.model.temperatures == [[0.2], [0.2]]
+
+
+def test_piped_questions_put_their_answers_alone_on_stdout(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nSure?\n"))
+    loader.model.script += ["a ring", "yes"]
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    said = capsys.readouterr()
+    assert said.out == "a ring\nyes\n"
+    assert said.err == "USER: ASSISTANT: USER: ASSISTANT: USER: \n"
+
+
+def test_a_terminal_has_the_keys_of_readline_and_says_how_a_chat_ends(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("readline")
+    monkeypatch.delitem(sys.modules, "readline")
+    typed(monkeypatch)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
+    assert "readline" in sys.modules
+    assert "an empty line or Ctrl-D ends the chat" in capsys.readouterr().err
 
 
 def test_the_end_of_input_ends_a_chat(loader: Loader, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +109,21 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
     assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
 
 
+def test_ctrl_c_in_an_answer_ends_a_chat_whose_questions_are_piped(
+    loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nSure?\n"))
+    loader.model.script += ["a ring", "yes"]
+
+    def interrupt(self: Any, *args: Any) -> Iterator[str]:
+        yield "a"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChatEngine, "reply", interrupt)
+    assert cli.main(["--model-path", "m", "--image-file", picture]) == 130
+    assert capsys.readouterr().out == "a"
+
+
 def test_a_question_too_long_is_dropped_and_the_chat_goes_on(
     loader: Loader, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +141,7 @@ def test_a_question_too_long_for_memory_is_dropped_and_the_chat_goes_on(
     loader.model.script += [torch.OutOfMemoryError("CUDA out of memory"), "a ring"]
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("llava: error: the model ran out of memory; shorten the prompt") and "a ring" in said.out
+    assert "llava: error: the model ran out of memory; shorten the prompt" in said.err and "a ring" in said.out
     assert loader.model.prompts[-1] == vicuna("<image>\nWhat?", None)
 
 
@@ -125,5 +163,6 @@ def test_a_question_that_is_not_utf8_is_dropped_and_the_chat_goes_on(
     monkeypatch.setattr("sys.stdin", stdin)
     loader.model.script += ["a ring"]
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
-    assert "llava: error: the prompt holds half a character, '\\udcff'\n" in capsys.readouterr().err
+    why = "the question holds half a character, '\\udcff', as a byte reads that is not UTF-8"
+    assert f"llava: error: {why}\n" in capsys.readouterr().err
     assert loader.model.prompts == [vicuna("<image>\nWhat?", None)]

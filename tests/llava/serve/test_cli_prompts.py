@@ -52,7 +52,8 @@ def test_a_prompt_that_is_not_utf8_is_refused_before_the_model_loads(
     loader: Loader, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(pictures, "--prompt", "\udcff bad") == 2
-    assert capsys.readouterr().err == "llava: error: --prompt 3 holds half a character, '\\udcff'\n"
+    why = "--prompt 3 holds half a character, '\\udcff', as a byte reads that is not UTF-8"
+    assert capsys.readouterr().err == f"llava: error: {why}\n"
     assert loader.calls == []
 
 
@@ -163,5 +164,5 @@ def test_ctrl_c_at_the_question_ends_the_chat(
     monkeypatch.setattr("builtins.input", interrupt)
     before = signal.getsignal(signal.SIGINT)
     assert cli.main(["--model-path", "m", "--image-file", pictures[0]]) == 130
-    assert capsys.readouterr() == ("\n", "")
+    assert capsys.readouterr() == ("", "USER: \n")
     assert signal.getsignal(signal.SIGINT) is before

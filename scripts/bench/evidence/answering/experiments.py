@@ -6,23 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
-from typing import Any
 
 import qlip.config
 from scripts.bench.evidence.answering.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
+from scripts.bench.evidence.answering.trees import BY_SCORE, GRID, IN_GRID, NATIVE, PAPER, UNIFORM
 from scripts.bench.evidence.answering.variants import Variant
 
 CLIP = Variant("CLIP", None)
 SHIPPED = Variant("QLIP as shipped")
 BUDGET = 96
 """Tokens of comparisons at equal cost: one and a half times those of the demo model's native grid."""
-GRID = {"geometry": "grid"}
-"""Pictures of any size in cells, as the rivals take them."""
-UNIFORM = {"alpha": 0.0, "max_tokens": None, **GRID}
-IN_GRID: Mapping[str, Any] = {"geometry": "grid", "leaf_position": "centre", "noise_floor": False}
-"""Trees of the image's own pixels, as in the paper."""
-NATIVE: Mapping[str, object] = {"geometry": "native", "leaf_position": "native", "noise_floor": True}
-"""Trees of CLIP's own cells."""
 THUMBNAIL_32 = {"max_tokens": 32, "coarsest": "any", "thumbnail": True, "llm_size_bias": 0.0}
 AVERAGES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
@@ -36,18 +29,12 @@ CROP_TOKENS, TOME_TOKENS, PRUNING_TOKENS = 190, 388, 721
 """Budgets at which a quadtree takes about as many FLOPs as a two-pass crop, ToMe and pruning over 32 x 32 cells."""
 ASKED_TOKENS = 130
 """The same of the question-aware budget, on objects of 12-24 px."""
-BY_SCORE: Mapping[str, Any] = {"split_order": "score"}
-"""The order of splits before it was "side", in which the tables were measured where a budget binds; see "order"."""
 SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET, **BY_SCORE}
 """The whole budget, by score alone."""
 BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
 """Tokens, and the side in cells of the uniform grid that has about as many."""
 DETAIL_BIAS = -0.25
 """A negative `llm_size_bias`: small leaves, where the detail is, weigh more than large ones."""
-PAPER: Mapping[str, object] = {
-    name: qlip.config.PAPER[name] for name in ("criterion", "coarsest", "geometry", "leaf_position", "llm_size_bias")
-}
-"""The paper's rule, but with raster positions in the language model."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +199,15 @@ def _losses() -> list[Variant]:
     ]
 
 
+def _paper() -> list[Variant]:
+    """Lists the shipped settings, and `QLIPConfig.paper()` and the authors' code's rule with values of their alpha."""
+    ways = [CLIP, SHIPPED]
+    for alpha in (0.1, 0.4, 1.0):
+        ways.append(Variant(f"QLIPConfig.paper(alpha={alpha})", {**qlip.config.PAPER, "alpha": alpha}))
+    authors = {**qlip.config.PAPER, "criterion": "diagonal", "layout": "centered"}
+    return [*ways, *(Variant(f"the authors' rule, alpha {alpha}", {**authors, "alpha": alpha}) for alpha in (0.1, 0.4))]
+
+
 def _counting() -> list[Variant]:
     ways = [SHIPPED]
     for bias in (0.25, 0.0, -0.1, -0.25, -0.35, -0.5):
@@ -284,6 +280,7 @@ EXPERIMENTS = MappingProxyType(
         "dear-rivals": Experiment(_dear_rivals(), DETAIL_AND_LARGE),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
+        "paper": Experiment(_paper(), (*BY_SIZE, "noise 40")),
         "counting": Experiment(_counting(), ("base", *DETAIL_AND_LARGE)),
         "geometry": Experiment(_geometry(), (*BY_SIZE, "noise 40", f"{MIXED}aspect any", f"{MIXED}ground photo")),
         "between": Experiment(_resized(), tuple(BETWEEN)),

@@ -22,9 +22,9 @@ from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine import ChatEngine
 from llava.serve.engine.explain import tokenize_answer
 from qlip.tools.intervals import mean_interval
-from scripts.bench.evidence.answering.experiments import BY_SCORE
 from scripts.bench.evidence.answering.scene_sets import series_of
 from scripts.bench.evidence.answering.sets import draw_set
+from scripts.bench.evidence.answering.trees import BY_SCORE
 from scripts.markdown_table import table_head, table_row
 
 RANDOM = ("random", "random again")

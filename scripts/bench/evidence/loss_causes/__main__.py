@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
-from scripts.bench.evidence.answering.experiments import BY_SCORE
 from scripts.bench.evidence.answering.scene_sets import MEASURES, SET_NAMES, SPLITS
+from scripts.bench.evidence.answering.trees import BY_SCORE
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qlip import QLIPConfig
-from scripts.bench.evidence.answering.experiments import IN_GRID
+from scripts.bench.evidence.answering.trees import IN_GRID
 from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:

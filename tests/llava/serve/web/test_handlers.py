@@ -164,7 +164,7 @@ def test_comparing_answers_both_ways_outside_the_conversation(new_visitor: NewVi
     for side, answer, view in zip(
         (clip, qlip), (alone(engine, FIRST, enabled=False), alone(engine, FIRST)), views, strict=True
     ):
-        assert f'<p class="side-answer" tabindex="0">{answer}</p>' in side
+        assert f'<div class="side-answer" tabindex="0">{answer}</div>' in side
         assert f"<dd>{view.tokens}</dd><dt>visual tokens</dt>" in side
         assert "to first token" in side and "in total" in side
     assert len(ask(visitor, "Why?")[0]) == 3  # one exchange, and the new question

@@ -1,4 +1,4 @@
-"""What visitors, models, files and controllers write shows in a browser as it was written, and is never rendered."""
+"""What visitors, files and controllers write shows in a browser as it was written; answers with their Markdown."""
 
 from __future__ import annotations
 
@@ -69,7 +69,27 @@ def talks(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, text: str, failur
     Talker(engine, text, failure)
 
 
-def test_questions_and_their_answers_show_as_they_were_written(
+SHOWN = {
+    "markdown": ("h3", "Head x a<b [l](https://elsewhere.example) ![i](https://elsewhere.example/i.png) :smile:"),
+    "templates": ("p", "${77} {{77}} {7*7} %s \\n"),  # what is between two of the asterisks is emphasised
+    "lines": ("ul", "<i>two</i>"),
+}
+"""An element of each text with Markdown as an answer, and what is in it."""
+
+
+def answered(visitor: Visitor, selector: str, name: str, reply: str) -> None:
+    """Checks that an answer's Markdown was rendered, and that no link, picture or script was made of it."""
+    if name not in SHOWN:
+        assert written(visitor, selector) == reply
+        return
+    part = visitor.at(f"{selector} .answer").last
+    tag, shown = SHOWN[name]
+    expect(part.locator(tag).last).to_contain_text(shown)
+    assert part.locator("a, b, i, img, script, .katex, .mermaid").count() == 0
+    assert visitor.page.title() == TITLE
+
+
+def test_questions_show_as_they_were_written_and_answers_with_their_markdown(
     come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visitor = come(permissions=["clipboard-read", "clipboard-write"]).sees_a_picture()
@@ -80,7 +100,7 @@ def test_questions_and_their_answers_show_as_they_were_written(
         visitor.at("#ask").click()
         expect(visitor.answer).to_contain_text(f"{name} done")
         assert written(visitor, "#chat .user.message .md") == text
-        assert written(visitor, "#chat .bot.message .md") == reply
+        answered(visitor, "#chat .bot.message .md", name, reply)
         for index, said in enumerate((text, reply)):
             visitor.at("#chat").get_by_label("Copy message").nth(index).click()
             visitor.page.wait_for_function(
@@ -92,7 +112,25 @@ def test_questions_and_their_answers_show_as_they_were_written(
         expect(visitor.at("#chat .message")).to_have_count(0)
 
 
-def test_comparisons_show_their_questions_and_answers_as_they_were_written(
+def test_the_copy_buttons_work_without_https(
+    come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks(engine, monkeypatch, "if **r** < 0")
+    visitor = come().sees_a_picture()
+    visitor.page.evaluate("delete Navigator.prototype.clipboard")
+    visitor.page.evaluate(
+        "addEventListener('copy', event => { window.copied = event.clipboardData.getData('text/plain'); })"
+    )
+    visitor.ask("AT&T?")
+    expect(visitor.answer).to_contain_text("if r < 0")
+    for index, said in enumerate(("AT&T?", "if **r** < 0")):
+        visitor.at("#chat").get_by_label("Copy message").nth(index).click()
+        visitor.page.wait_for_function("said => window.copied == said", arg=said)
+    visitor.at("#stop").click()
+    assert becomes_idle(engine)
+
+
+def test_comparisons_show_their_questions_as_they_were_written_and_answers_with_their_markdown(
     come: Callable[..., Visitor], engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visitor = come().sees_a_picture()
@@ -103,7 +141,7 @@ def test_comparisons_show_their_questions_and_answers_as_they_were_written(
         visitor.at("#compare").click()
         expect(visitor.at("#side-clip")).to_contain_text(f"{name} done")
         assert written(visitor, "#compare-question h2") == text
-        assert written(visitor, "#side-clip .side-answer") == reply
+        answered(visitor, "#side-clip .side-answer", name, reply)
         visitor.at("#clear").click()
         expect(visitor.at("#compare-card")).to_be_hidden()
         assert becomes_idle(engine)
