@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib import import_module, metadata
 from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
@@ -79,3 +80,14 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
 def test_every_plugin_that_other_programs_find_here_loads(group: str) -> None:
     for name, value in PROJECT["entry-points"][group].items():
         assert callable(EntryPoint(name, value, group).load())
+
+
+@pytest.mark.parametrize("name", ["llava", "qlip"])
+def test_modules_and_commands_tell_the_version_of_the_package(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    version = metadata.version("llava-qlip")
+    assert import_module(name).__version__ == version
+    command = next(entry for entry in metadata.entry_points(group="console_scripts", name=name))
+    with pytest.raises(SystemExit) as ended:
+        command.load()(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{name} {version}\n"

@@ -110,6 +110,11 @@ def test_a_processor_that_keeps_the_shape_gets_unpadded_pictures() -> None:
     assert [tuple(pixels.shape) for pixels in mixed] == [(3, 20, 40), (3, 20, 20)]
 
 
+def test_one_picture_in_place_of_a_list_is_refused(processor: CLIPImageProcessorPil) -> None:
+    with pytest.raises(TypeError, match=r"it must be a list: process_images\(\[image\], ...\)"):
+        mm_utils.process_images(Image.new("RGB", (4, 4)), processor, Namespace())
+
+
 def test_pictures_of_several_sizes_are_converted_as_one_tensor_is() -> None:
     """VLMEvalKit calls `.to()` on whatever it gets; lmms-eval and LLaVA's scripts look whether it is a bare list."""
     sizes = [gradient(40, 20), gradient(20, 20)]

@@ -81,6 +81,12 @@ def test_every_pillow_mode_is_read(mode):
     assert pixels.std() > 0.3
 
 
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_refused(size):
+    with pytest.raises(ValueError, match=f"the image has {size[0]} x {size[1]} pixels; it needs at least one"):
+        QLIPImageProcessor().preprocess(Image.new("RGB", size))
+
+
 def test_sixteen_bit_grey_keeps_its_brightness():
     grey = Image.fromarray(np.full((14, 14), 128 * 257, np.uint16))
     assert to_rgb(grey).getpixel((0, 0)) == (128, 128, 128)
@@ -215,6 +221,9 @@ def test_values_given_as_it_is_loaded_replace_those_of_the_file(tmp_path, caplog
 def test_errors_name_the_value():
     with pytest.raises(TypeError, match="int64 array; it must be a Pillow image, or uint8 or floats"):
         QLIPImageProcessor().preprocess(np.zeros((4, 4, 3), dtype=np.int64))
+    for wrong in (b"a file", "a.png"):
+        with pytest.raises(TypeError, match=f"the image is a {type(wrong).__name__}; it must be a Pillow image"):
+            QLIPImageProcessor().preprocess(wrong)
     with pytest.raises(ValueError, match=r"floats from -2.0 to 0.0; allowed are 0 to 1"):
         QLIPImageProcessor().preprocess(np.float32([[0, -2.0]]))
     with pytest.raises(ValueError, match=r"floats from 0\.0 to 1\.0000001"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PosixPath
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +77,8 @@ def test_a_picture_is_drawn_upright_as_its_leaves_are():
         assert pixels.shape[0] > pixels.shape[1]
         top, bottom = pixels[5:20].mean((0, 1)), pixels[-20:-5].mean((0, 1))
         assert top[0] > top[2] + 50 and bottom[2] > bottom[0] + 50
+
+
+def test_a_name_in_place_of_a_picture_is_refused():
+    with pytest.raises(TypeError, match="the image is a PosixPath; it must be a Pillow image"):
+        draw_leaves(PosixPath("a.png"), Leaves.uniform((2, 2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import replace
 
@@ -198,6 +199,19 @@ def test_the_command_writes_every_run_and_says_what_it_left_out(tmp_path, capsys
         assert f"| {row['size']} px | {row['way']} | {row['tokens']:g} |" in printed
     assert report["left_out"] == ["demo: uniform, native size at 168 px (144 tokens)"]
     assert "uniform, native size at 168 px (144 tokens)" in printed
+
+
+def test_the_page_is_what_is_printed(tmp_path, capsys):
+    """But for the times."""
+    flags = ["--models", "demo", "--sizes", "112", "--repeats", "1"]
+    page = tmp_path / "cost.md"
+    assert cost.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert cost.main([*flags, "--out", str(page)]) == 0
+    assert capsys.readouterr().out == ""
+    written, times = page.read_text(encoding="utf-8"), re.compile(r"\d+(\.\d+)?")
+    assert times.sub("", written) == times.sub("", printed)
+    assert written.startswith("# Cost by stage\n\n`python -m scripts.bench.cost --out docs/results/cost.md`; device ")
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,11 @@ def test_what_is_no_list_of_pictures_is_named(images: Any) -> None:
     held = images[0] if isinstance(images, list) else images
     with pytest.raises(TypeError, match=rf"images \w+ a {type(held).__name__}; it must be a list of Pillow images"):
         engine(ScriptedModel(["yes"])).ask("Hi", images)
+
+
+def test_a_question_that_is_no_text_and_settings_of_another_type_are_named() -> None:
+    chat = engine(ScriptedModel(["yes"]))
+    with pytest.raises(TypeError, match="the question is 5; it must be text"):
+        chat.ask(5, [PICTURE])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"sampling is a dict; it must be Sampling\(temperature"):
+        chat.ask("Hi", [PICTURE], {"temperature": 0})  # type: ignore[arg-type]
