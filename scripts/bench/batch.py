@@ -72,6 +72,7 @@ def _ask_shipped(model: str) -> tuple[Case, ...]:
         asked(pictures=64, per_picture=6),
         asked(pictures=384, per_picture=1),
         asked(pictures=1536, per_picture=1),
+        asked(pictures=64, per_picture=6, processes=2),
         asked(pictures=384, per_picture=1, processes=2),
         asked(pictures=1536, per_picture=1, processes=2),
     )
