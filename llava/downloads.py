@@ -1,4 +1,4 @@
-"""Downloads images: from public addresses, unless told otherwise, bounded in time and size, without redirects."""
+"""Downloads images: from public addresses by default, bounded in time and size, without redirects."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _find_address(host: str, port: int, timeout: float, allow_loopback: bool, al
     try:
         found = _look_up(host, port).result(timeout)
         addresses = [str(entry[4][0]) for entry in found]
-        refused = [address for address in addresses if not (allow_private or _is_allowed(address, allow_loopback))]
+        refused = [address for address in addresses if not _is_allowed(address, allow_loopback, allow_private)]
     except FutureTimeout:
         raise ImageError(f"finding the host {host!r} took longer than {timeout:g} seconds") from None
     except (OSError, ValueError):
@@ -158,5 +158,5 @@ def _look_up(host: str, port: int) -> Future[list[Any]]:
     return future
 
 
-def _is_allowed(address: str, allow_loopback: bool) -> bool:
-    return is_global_unicast(address) or (allow_loopback and is_loopback_ip(address))
+def _is_allowed(address: str, allow_loopback: bool, allow_private: bool) -> bool:
+    return allow_private or is_global_unicast(address) or (allow_loopback and is_loopback_ip(address))

@@ -11,6 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -85,7 +86,7 @@ def read_image(
         allow_paths: Whether to read local files.
         allow_urls: Whether to download.
         allow_loopback: Whether URLs may name this machine.
-        allow_private: Whether URLs may name this machine and those of its own network: for URLs that the user of this
+        allow_private: Whether URLs may name this machine and others in its network: for URLs that the user of this
             process gives, never for those of a client.
         allowed_hosts: The only hosts that URLs may name, in lower case; None for any.
 
@@ -96,11 +97,9 @@ def read_image(
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if hasattr(source, "read"):
-        data = source.read(limits.max_bytes + 1)
-        if not isinstance(data, bytes):
+        if isinstance(source, TextIOBase):
             raise TypeError("the image is a file that is open as text; open it for bytes, mode 'rb'")
-        limits.check_bytes(len(data))
-        return data
+        return limits.read(source)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes of an image file, an open"

@@ -263,7 +263,7 @@ def stream_answer(
     """Prints the answer as it is generated, until Ctrl-C, and returns its text.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C where questions come from a file or a pipe, which nobody types anew.
+        KeyboardInterrupt: Ctrl-C where questions come from a file or a pipe, where none is typed again.
     """
     pieces: list[str] = []
     print_label(f"{conversation.roles[1]}: ")

@@ -63,9 +63,18 @@ class ImageLimits:
             raise self.too_large()
 
     def read(self, file: BinaryIO) -> bytes:
-        """Reads a file on disk; raises ImageError, before, for one of more bytes than allowed."""
-        size = os.fstat(file.fileno()).st_size  # `read(max_bytes)` would allocate them all
+        """Reads the rest of an open file; raises ImageError, before, for one of more bytes than allowed.
+
+        Of a pipe the length is not known before.
+        """
+        if not file.seekable():
+            data = file.read(self.max_bytes + 1)
+            self.check_bytes(len(data))
+            return data
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start  # `read(max_bytes)` would allocate them all
         self.check_bytes(size)
+        file.seek(start)
         return file.read(size)
 
     def too_large(self) -> ImageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import struct
 import zlib
@@ -81,6 +82,26 @@ def test_a_picture_that_is_open_is_turned_upright_and_within_the_limits(picture:
 def test_what_is_no_source_is_refused_with_what_is_one(source: Any) -> None:
     with pytest.raises(TypeError, match=f"the image is a {type(source).__name__}; it must be a path, a URL, the bytes"):
         load_image(source)
+
+
+def test_a_picture_may_come_through_a_pipe(picture: Image.Image) -> None:
+    data = encode(picture)
+    for limits in (ImageLimits(), ImageLimits(max_bytes=len(data) - 1)):
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb") as end:
+            end.write(data)
+        with os.fdopen(reading, "rb") as pipe:
+            if limits.max_bytes >= len(data):
+                assert load_image(pipe, limits).tobytes() == picture.tobytes()
+            else:
+                with pytest.raises(ImageError, match="larger than"):
+                    load_image(pipe, limits)
+
+
+def test_the_rest_of_a_file_that_was_begun_is_read(picture: Image.Image) -> None:
+    begun = BytesIO(b"head" + encode(picture))
+    begun.seek(4)
+    assert load_image(begun).tobytes() == picture.tobytes()
 
 
 def test_a_file_that_is_open_as_text_is_refused() -> None:

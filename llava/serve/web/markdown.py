@@ -36,7 +36,7 @@ def _is_plain(token: Token) -> bool:
 
 
 def render_answer(text: str, mark: str = "") -> str:
-    """Renders an answer, whole or as far as it has come, as HTML in one line.
+    """Renders an answer, whole or as far as it has come, as HTML.
 
     Headings, emphasis, lists, quotes, tables and code are rendered (CommonMark, with tables and struck text). Links,
     images, HTML and LaTeX are not.
@@ -54,7 +54,7 @@ def render_answer(text: str, mark: str = "") -> str:
     parser = _parser()
     tokens = parser.parse(text)
     if all(map(_is_plain, tokens)):
-        return f"{escape(text, quote=False)} {note}".strip()
+        return f"{as_html(text)} {note}".strip()
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1:]) + DEPTH, 6)}"

@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,18 @@ class Exchange:
     mark: str = ""
     """What the page shows behind the answer; empty where it is whole, or grows."""
 
+    @cached_property
+    def _answer_html(self) -> str:
+        """The answer on the page; rendered once, since every piece of a later answer sends the conversation again."""
+        return render_answer(self.answer, self.mark)
+
     def texts(self) -> tuple[str, str]:
         """Lists question and answer."""
         return self.question, self.answer
 
     def messages(self) -> Messages:
         """Converts the exchange to messages: the question, and the answer with its mark once there is either."""
-        said = (("user", as_html(self.question)), ("assistant", render_answer(self.answer, self.mark)))
+        said = (("user", as_html(self.question)), ("assistant", self._answer_html))
         return [{"role": role, "content": text} for role, text in said if text]
 
 

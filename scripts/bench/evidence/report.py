@@ -57,16 +57,16 @@ def run(options: argparse.Namespace) -> None:
     own = read_own_settings(options.model_path)
     answers = Answers(options.answers_files, options.split, own)
     parts = tables(answers) | claim_parts(read_claims())
+    if options.only:
+        parts = {mark: part for mark, part in parts.items() if mark.partition(":")[0].split(" by ")[0] in options.only}
     if options.print:
         for name, part in parts.items():
             print(f"\n## {name}\n\n{part}")
         return
+    fill_page(options.document, parts, partly=bool(options.only))
     if options.only:
-        chosen = {mark: part for mark, part in parts.items() if mark.partition(":")[0].split(" by ")[0] in options.only}
-        fill_page(options.document, chosen, partly=True)
-        print(f"filled {options.document}: {', '.join(chosen)}")
+        print(f"filled {options.document}: {', '.join(parts)}")
         return
-    fill_page(options.document, parts)
     fill_claims(options)
     token_figure(answers, options.figures / "tokens.svg")
     position_figure(answers, options.figures / "positions.svg")

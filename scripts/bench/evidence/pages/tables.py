@@ -83,11 +83,10 @@ def tables(answers: Answers) -> dict[str, str]:
         if name not in ("losses", "paper", "equal-flops", "between", "choice")
         for chosen in experiment.sets
     }
-    losses, paper = EXPERIMENTS["losses"], EXPERIMENTS["paper"]
     equal, between = EXPERIMENTS["equal-flops"], EXPERIMENTS["between"]
     for name, kinds in (("V*", V_STAR), ("count", ("count",)), ("existence", ("existence",))):
-        parts[f"losses: {name}"] = size_table(answers, losses.ways, losses.sets, kinds)
-        parts[f"paper: {name}"] = size_table(answers, paper.ways, paper.sets, kinds)
+        for by_set in ("losses", "paper"):
+            parts[f"{by_set}: {name}"] = size_table(answers, EXPERIMENTS[by_set].ways, EXPERIMENTS[by_set].sets, kinds)
         by_size = [chosen for chosen in equal.sets if chosen not in GROUND_SETS]
         parts[f"equal-flops by size: {name}"] = size_table(answers, equal.ways, by_size, kinds)
         parts[f"equal-flops by ground: {name}"] = size_table(answers, equal.ways, GROUND_SETS, kinds)

@@ -155,3 +155,14 @@ def test_a_picture_that_cannot_be_added_is_refused_with_a_way_out(engine: ChatEn
                     demo.add_pictures(request(visitor), session, sent, *controls())
 
     asyncio.run(add_each())
+
+
+def test_an_answer_is_rendered_once_though_later_ones_send_the_conversation_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered: list[str] = []
+    monkeypatch.setattr("llava.serve.web.session.render_answer", lambda text, mark: rendered.append(text) or text)
+    earlier = Session().with_answer("Q", "first")
+    for answer in ("s", "se", "second"):
+        assert earlier.with_answer("Q", answer).messages()[-1]["content"] == answer
+    assert rendered == ["first", "s", "se", "second"]
