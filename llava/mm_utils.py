@@ -6,6 +6,7 @@ Importing it loads Pillow; torch and transformers are imported by the functions 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -212,8 +213,17 @@ def tokenizer_image_token(
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """Finds the last folder's name; for a `checkpoint-N` folder, its parent's name comes first."""
+    """Finds a model's name: that of the last folder.
+
+    For a `checkpoint-N` folder its parent's name comes first. A folder of the hub's local cache,
+    `models--OWNER--NAME/snapshots/COMMIT`, has the NAME, and `.` that of the folder that it is.
+    """
+    if Path(model_path).name in ("", ".."):  # "." has no name of its own
+        model_path = str(Path(model_path).resolve())
     parts = str(model_path).replace("\\", "/").strip("/").split("/")  # Windows' paths, too
+    cached = parts[-3] if len(parts) > 2 and parts[-2] == "snapshots" else ""
+    if cached.startswith("models--"):
+        return cached.split("--")[-1]
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
     return parts[-1]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qlip import kernels
 from qlip.config import QLIPConfig, check_count
 from qlip.images.blocks import resize_blocks
 from qlip.images.resizing import BicubicResizer
@@ -167,11 +168,13 @@ class ImageCutter:
 
         What several settings share is computed once: the pixels, and the noise of the image that they are resized from.
         """
-        image = to_rgb(image)
-        return self._make_finder(image, cache(partial(self._resize, BicubicResizer(image))))
+        original = BicubicResizer(to_rgb(image))
+        return self._make_finder(original, cache(partial(self._resize, original)))
 
-    def _make_finder(self, image: Image.Image, pixels_of: Callable[[tuple[int, int]], Tensor]) -> FindLeaves:
-        noise_of = cache(partial(estimate_noise, image))
+    def _make_finder(self, original: BicubicResizer, pixels_of: Callable[[tuple[int, int]], Tensor]) -> FindLeaves:
+        image = original.image
+        # Compiled loops resize from these pixels too; without them Pillow copies only what is looked at.
+        noise_of = cache(lambda: estimate_noise(original.pixels if kernels.load_loops() else image))
 
         def find(settings: QLIPConfig, bounded: bool = True) -> tuple[Tensor, Leaves]:
             pixels, noise = pixels_of(self._fitted_size(settings, *image.size)), None
@@ -192,7 +195,7 @@ class ImageCutter:
         image = to_rgb(image)
         original = BicubicResizer(image)
         pixels_of = cache(partial(self._resize, original))
-        find = self._make_finder(image, pixels_of)
+        find = self._make_finder(original, pixels_of)
 
         def prepare(settings: QLIPConfig, leaves: Leaves | None = None, bounded: bool = True) -> CutImage:
             if leaves is None:

@@ -125,7 +125,7 @@ def decoder_mask(
             masks[kind] = mask_with_bias(allowed, bias, dtype, offset)
         else:
             masks[kind] = causal_mask_with_bias(given, bias, queries, dtype, keys, window, offset)
-    return masks if isinstance(attention_mask, Mapping) else one_or_all(masks)
+    return masks if isinstance(attention_mask, Mapping) else unwrap_single(masks)
 
 
 def all_real(new: Tensor, cache: Cache | None) -> Tensor:
@@ -134,7 +134,7 @@ def all_real(new: Tensor, cache: Cache | None) -> Tensor:
     return torch.ones(new.shape[0], past + new.shape[1], dtype=torch.int64, device=new.device)
 
 
-def one_or_all(masks: dict[str, Any]) -> Any:
+def unwrap_single(masks: dict[str, Any]) -> Any:
     """Gives the model's layers their mask: the only one, or one for each kind of layer."""
     return masks if len(masks) > 1 else next(iter(masks.values()))
 

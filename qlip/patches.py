@@ -101,24 +101,23 @@ def extract_native(cut: Callable[[int, Tensor], Tensor], image: Tensor, leaves: 
     """Cuts aligned leaves by levels, see `patches_of_levels`, and others as geometry "grid" does: (N, C, P, P)."""
     aligned = leaves.aligned
     if bool(aligned.all()):
-        return patches_of_levels(cut, leaves, patch_size)
+        return patches_of_levels(cut, leaves)
     others = extract_patches(image, Leaves(leaves.boxes[~aligned], leaves.grid), patch_size)
     patches = others.new_empty(len(leaves), *others.shape[1:])
     patches[~aligned.to(patches.device)] = others
     if bool(aligned.any()):
-        of_levels = patches_of_levels(cut, Leaves(leaves.boxes[aligned], leaves.grid), patch_size)
+        of_levels = patches_of_levels(cut, Leaves(leaves.boxes[aligned], leaves.grid))
         patches[aligned.to(patches.device)] = of_levels.to(patches.dtype)
     return patches
 
 
-def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves, patch_size: int) -> Tensor:
+def patches_of_levels(cut: Callable[[int, Tensor], Tensor], leaves: Leaves) -> Tensor:
     """Cuts every leaf from the image resized so that the leaf is one cell.
 
     Args:
         cut: from the side of leaves in cells, a power of two, and their places in that raster, int64 (n, 2) of row and
             column, in raster order, to their pixels (n, C, P, P); called once for each side.
         leaves: N leaves, each at a multiple of its size.
-        patch_size: P, pixels per side.
 
     Returns:
         (N, C, P, P).

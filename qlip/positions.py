@@ -21,7 +21,7 @@ def interpolate_positions(
     mlp_residual: bool = QLIPConfig.mlp_residual,
     placement: Placement = QLIPConfig.placement,
 ) -> Tensor:
-    """Interpolates position embeddings of leaves from a pretrained n x n table, by default as in the paper.
+    """Interpolates position embeddings of leaves from a pretrained n x n table, by default at the paper's places.
 
     Args:
         table: float (n * n, D), the pretrained patch positions without [CLS], row by row.

@@ -117,12 +117,13 @@ class QuestionCut:
         density = (relevance / cells).tolist()  # by cell
         finest = _map_sizes(self.fine.leaves)
 
-        def waits(box: tuple[int, ...], root: int) -> tuple[float, int, tuple[int, ...], int]:
+        def heap_entry(box: tuple[int, ...], root: int) -> tuple[float, int, tuple[int, ...], int]:
             return -density[root] * box[2] ** 2, -box[2], box, root
 
         owners = _root_of_leaves(leaves, roots).tolist()
         boxes = [(row, col, size) for row, col, size in leaves.boxes.tolist()]
-        queue = [waits(box, root) for box, root in zip(boxes, owners, strict=True) if finest[box[0], box[1]] < box[2]]
+        pairs = zip(boxes, owners, strict=True)
+        queue = [heap_entry(box, root) for box, root in pairs if finest[box[0], box[1]] < box[2]]
         heapq.heapify(queue)
         chosen = set(boxes)
         for _ in range(self.splits):
@@ -132,7 +133,7 @@ class QuestionCut:
             for child in ((row + down, col + across, half) for down in (0, half) for across in (0, half)):
                 chosen.add(child)
                 if finest[child[0], child[1]] < half:
-                    heapq.heappush(queue, waits(child, root))
+                    heapq.heappush(queue, heap_entry(child, root))
         return Leaves(torch.tensor(sorted(chosen), dtype=torch.int64), leaves.grid)
 
     def take(self, leaves: Leaves) -> CutImage:

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava.model.loading.checkpoint import TOWER_PREFIX, Checkpoint
+from llava.model.loading.checkpoint import Checkpoint
 from llava.model.loading.files import weight_files
+from llava.model.loading.transformers_format import TOWER_PREFIX
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -20,7 +20,7 @@ PACKAGES = ("qlip", "llava", "playground", "scripts")
 # modules of its own layer. "name.*" means every module in a package; a module is in the first layer that matches it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.kernels.compiling",),
-    ("qlip.kernels.resizing",),
+    ("qlip.kernels.resizing", "qlip.kernels.noise"),
     ("qlip.kernels.hats",),
     ("qlip.kernels.loops",),
     (

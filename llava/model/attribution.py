@@ -55,7 +55,7 @@ def attribute_answer(
     if weights is None:
         # The last token of the prompt predicts the first one of the answer.
         weights = attention_on_images(model, [ids[:-1]], [len(prompt) - 1], [images])[0]
-    return _share_out(weights)
+    return _normalise(weights)
 
 
 def _weigh_by_gradient(
@@ -103,7 +103,7 @@ def answer_log_likelihood(model: Any, ids: Tensor, answered: int, images: Sequen
     return logits.float().log_softmax(-1).gather(1, said[:, None]).sum()
 
 
-def _share_out(weights: Sequence[Tensor]) -> list[Tensor]:
+def _normalise(weights: Sequence[Tensor]) -> list[Tensor]:
     """Scales weights to the sum 1; where all are 0, they become equal."""
     joined = torch.cat([own.detach().float().cpu() for own in weights])
     total = joined.sum()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
 from qlip.attention import in_window
-from qlip.decoder_masks import layer_windows, one_or_all
+from qlip.decoder_masks import layer_windows, unwrap_single
 from qlip.language_positions import BIASABLE
 
 
@@ -64,7 +64,7 @@ def attend_within_prompts(prompts: Tensor, config: Any, dtype: torch.dtype) -> t
     if config._attn_implementation != "sdpa":
         lowest = torch.finfo(dtype).min
         masks = {kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest) for kind, mask in masks.items()}
-    return one_or_all(masks), {}
+    return unwrap_single(masks), {}
 
 
 def packed_mask(prompts: Tensor, window: int | None = None) -> Tensor:

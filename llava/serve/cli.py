@@ -226,7 +226,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
             continue
         try:
             write_attributions(engine, conversation, images, text, args.show_attribution)
-        except (OSError, ValueError, RuntimeError) as error:  # the answer stands
+        except (OSError, ValueError, RuntimeError) as error:  # the answer is kept
             if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
                 raise
             print(f"llava: error: no attribution: {format_error(error)}", file=sys.stderr)

@@ -17,7 +17,7 @@ from llava.serve.http.addresses import url_of
 from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
-from llava.serve.http.logs import warn_of_open_port
+from llava.serve.http.logs import log_to_console, warn_of_open_port
 from llava.serve.loading import add_model_flags, load_engine
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Loads the model and serves it until a signal to stop."""
+    log_to_console()
     with take_address(args.host, args.port) as listener:
         engine, settings = load(args)
         serve_engine(engine, settings, listener, ConnectionLimits(args.max_connections))
@@ -81,8 +82,6 @@ def serve_engine(
     async def announce() -> None:
         address = f"{url_of(listener.host, listener.port)}/v1"
         print(f"{', '.join(settings.model_names)} at {address}", file=sys.stderr, flush=True)
-        kept = engine.prefixes.most_bytes // 2**20
-        print(f"at most {kept} MiB of keys and values of earlier prompts (--prefix-cache-mib)", file=sys.stderr)
         warn_of_open_port(listener.host, settings.api_keys)
 
     try:

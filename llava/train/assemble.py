@@ -14,6 +14,7 @@ from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.model.builder import finish_tower
 from llava.model.config import ImageLanguageConfig
 from llava.model.language_model.common import ImageLanguageModel
+from llava.model.loading.chat_template import default_template
 from llava.model.loading.checkpoint import Checkpoint, inspect, local_folder
 from llava.model.loading.quantization import quantization
 from llava.model.loading.tokenizer import load_tokenizer
@@ -22,7 +23,6 @@ from llava.model.multimodal_encoder.builder import override_flag
 from llava.model.multimodal_encoder.pretrained import drops_last_layer, vision_config
 from llava.model.vision.anyres import has_newline
 from llava.model.vision_setup import NEWLINE
-from llava.serve.engine.templates import default_template
 from llava.train.arguments import ParsedArguments, is_known
 from llava.train.lora import add_adapters
 from llava.train.parameters import choose_parameters, is_deepspeed, is_fsdp, set_dtypes

@@ -14,9 +14,10 @@ import numpy as np
 
 from qlip.kernels.compiling import Kernel, compile_loop
 from qlip.kernels.hats import find_cell_hats
+from qlip.kernels.noise import find_medians
 from qlip.kernels.resizing import resize_image
 
-__all__ = ["find_cell_hats", "resample", "resize_image", "summarise_gradient"]
+__all__ = ["find_cell_hats", "find_medians", "resample", "resize_image", "summarise_gradient"]
 
 
 @compile_loop

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -253,25 +251,20 @@ def run(options: argparse.Namespace) -> None:
 
         serve(argparse.Namespace(**options.measure))
         return
-    import torch
-    import transformers
-
     from llava.utils import default_device
+    from scripts.bench.machine import describe_machine, machine_line
 
     options.device = options.device or default_device()
-    machine = {"device": options.device, "machine": platform.machine(), "cores": os.cpu_count()}
-    machine |= {"threads": torch.get_num_threads()}
-    machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     rows = []
     for case in CASES:
         if case.model in options.models:
             with tempfile.TemporaryDirectory() as scratch:
                 rows.append(report(case, measure(case, options, Path(scratch))))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    print(table(rows))
+    print(f"{table(rows)}\n\n{machine_line(options.device)}")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        content = {"machine": describe_machine(options.device), "rows": rows}
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

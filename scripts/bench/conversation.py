@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.joining import load_model
+from scripts.bench.machine import machine_line
+from scripts.markdown_table import table_head, table_row
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures both ways in turns and prints a table of medians over the pictures."""
+    """Measures both ways in turns and prints a Markdown table of medians over the pictures."""
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
     from scripts.bench.cost_models import photograph
@@ -99,12 +101,12 @@ def run(args: argparse.Namespace) -> None:
         picture = photograph(args.size, args.seed + number)
         measured = converse(engines, picture, args.turns if number else 2, args.tokens)
         rounds += [measured] if number else []
-    print(f"{weights:.0f} million weights, {args.rounds} pictures of {args.size} px; seconds to the first token")
-    print("turn  " + "  ".join(f"{way:>8s}" for way in WAYS) + "   without / with")
+    print(table_head(["turn", *(f"{way}, s" for way in WAYS), "ratio"]))
     for turn, times in enumerate(zip(*rounds, strict=True)):
         medians = [statistics.median(each[way] for each in times) for way in WAYS]
         ratio = statistics.median(each["without"] / each["with"] for each in times)
-        print(f"{turn + 1:4d}  " + "  ".join(f"{each:8.3f}" for each in medians) + f"  {ratio:8.2f}", flush=True)
+        print(table_row([str(turn + 1), *(f"{each:.3f}" for each in medians), f"{ratio:.1f}"]))
+    print(f"\n{machine_line()[:-1]} A language model of {weights:.0f} million weights.*")
     for engine in engines.values():
         engine.close()
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.command import OneLineParser, integer, run_command
+from scripts.bench.machine import describe_machine
 from scripts.bench.pictures import multiple_of_patch
 
 MODELS = ("demo", "vit-l", "llava-7b")
@@ -35,24 +34,6 @@ the rest of the vision tower. prefill: encoded image and prompt to the first tok
 partition and extraction of the recursive quadtree against QLIP's for the same leaves, save for ties where the budget
 ends. CLIP's tower runs all its layers, as in transformers; QLIP's stops at the last but one, which LLaVA reads."""
 TOTAL = {True: "tensor on the CPU to the first token, timed by itself", False: "sum from partition to projector"}
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Describes what the times depend on."""
-    import torch
-    import transformers
-
-    from qlip.kernels import load_loops
-
-    return {
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "loops": "compiled by numba" if load_loops() else "of numpy",
-    }
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     from scripts.bench.cost_table import build, measure_model, table, ways_of
 
     torch.manual_seed(0)
-    report: dict[str, Any] = {"machine": machine(options.device), "models": {}, "rows": [], "left_out": []}
+    report: dict[str, Any] = {"machine": describe_machine(options.device), "models": {}, "rows": [], "left_out": []}
     named = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     parts = ["# Cost by stage", f"`python -m scripts.bench.cost --out docs/results/cost.md`; {named}"]
     for name in options.models:

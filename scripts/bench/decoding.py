@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
+from scripts.bench.machine import machine_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +55,7 @@ def compare(data: bytes, pool: DecoderPool, processor: QLIPImageProcessor, round
     from llava.images import decode_image
 
     def prepare(decode: Callable[[bytes], Image.Image]) -> None:
-        processor.cut(processor.preprocess(decode(data), return_tensors="pt")["pixel_values"][0])
+        processor.cut_originals([decode(data)])
 
     times = [
         (seconds(lambda: prepare(decode_image)), seconds(lambda: prepare(partial(pool.decode, fit=processor.fit))))
@@ -71,7 +72,7 @@ def run(rounds: int) -> None:
 
     pool, processor = (
         DecoderPool(1),
-        QLIPImageProcessor(qlip=QLIPConfig(geometry="grid", noise_floor=False, image_size=336)),
+        QLIPImageProcessor(qlip=QLIPConfig()),
     )
     print("| file | this process | pool | ratio |\n|---|---|---|---|")
     try:
@@ -84,6 +85,7 @@ def run(rounds: int) -> None:
                 print(f"| {name} | {1000 * own:.1f} ms | {1000 * pooled:.1f} ms | {pooled / own:.2f} |", flush=True)
     finally:
         pool.close()
+    print(f"\n{machine_line()}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from llava.command import OneLineParser, integer, parse_and_run, real
 from playground.presets import PRESETS
 from playground.questions import WORDINGS
+from scripts.bench.machine import machine_line
 from scripts.fleet.measure import fit
 from scripts.fleet.replica import Batching, Limits
 from scripts.fleet.simulation import simulate
 from scripts.fleet.stages import Request, StageTimes
 from scripts.fleet.traffic import Mix, draw_requests
+from scripts.markdown_table import table_head, table_row
 from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
@@ -240,16 +242,17 @@ def run(args: argparse.Namespace) -> None:
     found = run_replicas(args, arrivals)
     jobs = sorted((job for each in found for job in each["jobs"]), key=lambda job: job["at"])
     times = fit_times(found)
-    print(", ".join(f"{name} {1000 * value:.4g} ms" for name, value in vars(times).items() if value))
-    print("                         first token p50    p95   whole answer p50    p95   per second")
+    fitted = ", ".join(f"{name} {1000 * value:.4g} ms" for name, value in vars(times).items() if value)
     real_row = describe([(job["at"], job["at"] + job["first"], job["at"] + job["whole"]) for job in jobs])
-    print_row(f"{args.replicas} real replicas", real_row)
+    print(table_head(["", "first token p50, s", "p95", "whole answer p50, s", "p95", "per second"]))
+    print(format_row(f"{args.replicas} real replicas", real_row))
     requests = [Request(job["at"], 0.0, 1, job["tokens"] - 1, job["answer"]) for job in jobs]
     for batching in get_args(Batching):
         fleet = simulate(requests, times, args.replicas, Limits(args.slots, 8, 10**9, batching), "round_robin")
         row = describe([(job.request.at, job.first_at, job.done_at) for replica in fleet for job in replica.done])
-        print_row(f"simulated, {batching}", row)
-        print_row("  to the real ones", [mine / theirs for mine, theirs in zip(row, real_row, strict=True)])
+        print(format_row(f"simulated, {batching}", row))
+        print(format_row("of the real ones", [mine / theirs for mine, theirs in zip(row, real_row, strict=True)]))
+    print(f"\n{machine_line()[:-1]} Stages as fitted: {fitted}.*")
 
 
 def describe(jobs: Sequence[tuple[float, float, float]]) -> list[float]:
@@ -259,10 +262,9 @@ def describe(jobs: Sequence[tuple[float, float, float]]) -> list[float]:
     return [*(percentile(times, share) for times in (first, whole) for share in (0.5, 0.95)), rate]
 
 
-def print_row(name: str, values: Sequence[float]) -> None:
-    """Prints one line of the table."""
-    a, b, c, d, e = values
-    print(f"{name:24s} {a:15.3f}  {b:5.3f}  {c:17.3f}  {d:5.3f}  {e:11.2f}", flush=True)
+def format_row(name: str, values: Sequence[float]) -> str:
+    """Formats a line of the table."""
+    return table_row([name, *(f"{value:.3f}" for value in values[:-1]), f"{values[-1]:.2f}"])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.command import OneLineParser, integer, parse_and_run
+from playground.presets import PRESETS
+from scripts.bench.machine import machine_line
 from scripts.bench.shapes import CLIP_SMALL
+from scripts.markdown_table import table_head, table_row
 from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
@@ -81,15 +84,14 @@ def load_model(path: str | None, text: dict[str, int], vision: dict[str, Any], s
         return load_pretrained_model(Path(folder), device="cpu", qlip=True)
 
 
-def requests(count: int, seed: int) -> list[tuple[Any, int]]:
+def requests(count: int, preset: str, seed: int) -> list[tuple[Any, int]]:
     """Draws pictures, and how long the answers about them are."""
     from PIL import Image
 
-    from playground.presets import PRESETS
     from playground.scenes import scene
 
     lengths = random.Random(seed).choices(LENGTHS, SHARES, k=count)
-    return [(Image.fromarray(scene(PRESETS["base"], 4000, i).image), each) for i, each in enumerate(lengths)]
+    return [(Image.fromarray(scene(PRESETS[preset], 4000, i).image), each) for i, each in enumerate(lengths)]
 
 
 async def ask(engine: ChatEngine, picture: Any, length: int) -> Sample:
@@ -132,27 +134,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=integer(), default=3, help="of a client in a round")
     parser.add_argument("--rounds", type=integer(), default=3, help="rounds of each way")
     parser.add_argument("--batch", type=integer(), default=16, help="most answers generated together")
+    parser.add_argument("--preset", choices=PRESETS, default="base", help="kind of scenes (%(default)s)")
     parser.add_argument("--seed", type=integer(0), default=0, help="of the lengths and the weights")
     parser.add_argument("--model-path", help="default: a random LLaVA of 3 million weights")
     return parse_and_run(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures both ways in turns and prints a table of medians over rounds."""
+    """Measures both ways in turns and prints a Markdown table of medians over rounds."""
     from llava.serve.engine import ChatEngine
     from llava.serve.engine.params import EngineLimits
 
     loaded = load_model(args.model_path, SMALL, CLIP_SMALL, args.seed)
     limits = EngineLimits(args.batch, max_waiting=2 * args.clients, max_prefix_mib=0)  # rounds ask the same
     engines = {way: ChatEngine(*loaded, limits=limits, joins=joins) for way, joins in WAYS.items()}
-    work = requests(args.clients * args.requests, args.seed)
+    work = requests(args.clients * args.requests, args.preset, args.seed)
     found: dict[str, list[Round]] = {way: [] for way in WAYS}
     for number in range(args.rounds + 1):
         for way, engine in engines.items():
             measured = asyncio.run(load(engine, args.clients, work if number else work[: args.batch]))
             found[way] += [measured] if number else []  # the first round is to warm up
-    print(f"{args.clients} clients, {len(work)} requests a round, {args.rounds} rounds, batches of {args.batch}")
-    print("way          tokens/s   ratio  first token p50  p95 s   ratio  pause p95 s")
+    head = ("", "tokens/s", "ratio", "first token p50 / p95, s", "ratio of p95", "longest pause in an answer, p95, s")
+    print(table_head(head))
     base = found["to the end"]
     for way, rounds in found.items():
         rate, p50, p95, pause = (statistics.median(each) for each in zip(*map(_numbers, rounds), strict=True))
@@ -162,7 +165,9 @@ def run(args: argparse.Namespace) -> None:
             )
             for i in (0, 2)
         )
-        print(f"{way:12s} {rate:8.0f}  {ratio:6.2f}  {p50:15.3f}  {p95:5.3f}  {wait:6.2f}  {pause:11.3f}", flush=True)
+        firsts = f"{p50:.2f} / {p95:.2f}"
+        print(table_row([way, f"{rate:.0f}", f"{ratio:.2f}", firsts, f"{wait:.2f}", f"{pause:.2f}"]))
+    print(f"\n{machine_line()}")
     for engine in engines.values():
         engine.close()
 

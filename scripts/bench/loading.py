@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
+from scripts.bench.machine import machine_line
 from scripts.bench.shapes import CLIP_SMALL
+from scripts.markdown_table import table_head, table_row
 
 
 def write_checkpoint(folder: Path, as_bin: bool) -> None:
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     if args.measure:
         measure(*args.measure)
         return
-    print("checkpoint            loaded as   weights MiB   peak private   peak with mapped files")
+    print(table_head(["checkpoint", "loaded as", "weights, MiB", "peak private / weights", "with mapped files"]))
     with tempfile.TemporaryDirectory() as scratch:
         folders = {args.checkpoint: args.checkpoint} if args.checkpoint else {}
         for kind in () if args.checkpoint else ("safetensors", "bin"):
@@ -110,9 +112,9 @@ def run(args: argparse.Namespace) -> None:
                 if done.returncode:
                     raise RuntimeError(f"{folder} could not be measured as {dtype}; see the error above")
                 weights, private, total, _ = json.loads(done.stdout)
-                print(
-                    f"{name:20s}  {dtype:9s}  {weights:12.0f}  {private / weights:11.2f} x  {total / weights:22.2f} x"
-                )
+                ratios = [f"{peak / weights:.2f}" for peak in (private, total)]
+                print(table_row([name, dtype, f"{weights:.0f}", *ratios]), flush=True)
+    print(f"\n{machine_line()}")
 
 
 if __name__ == "__main__":

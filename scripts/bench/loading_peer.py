@@ -24,6 +24,8 @@ from typing import Any
 
 from llava.command import OneLineParser, integer, parse_and_run
 from scripts.bench.loading import resident
+from scripts.bench.machine import machine_line
+from scripts.markdown_table import table_head, table_row
 
 TEXT = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -180,26 +182,24 @@ def run(args: argparse.Namespace) -> None:
         if not all((folder / "config.json").is_file() for folder in folders.values()):
             write_both(args.shape, *folders.values())
         size = sum(file.stat().st_size for file in folders["from_pretrained"].glob("*.safetensors"))
-        print(
-            f"{args.shape}: {size / 2**20:.0f} MiB of bfloat16 weights; one load of each before, {args.repeats} turns"
-        )
         for way, folder in folders.items():
             run_once(way, folder)  # the files are then in the system's cache
         turns = [{way: run_once(way, folder) for way, folder in folders.items()} for _ in range(args.repeats)]
-    print(report(turns))
+    about = f"{args.shape}: {size / 2**20:.0f} MiB of bfloat16 weights; {args.repeats} turns after one of each."
+    print(f"{report(turns)}\n\n{machine_line()[:-1]} {about}*")
 
 
 def report(turns: Sequence[dict[str, dict[str, Any]]]) -> str:
     """Formats medians of each way, and the medians of the ratios of turns."""
-    lines = ["                        seconds   CPU s   peak private MiB   with mapped files"]
+    lines = [table_head(["", "seconds", "CPU seconds", "peak private, MiB", "with mapped files, MiB"])]
     rows = {way: [(*turn[way]["seconds"], turn[way]["private"], turn[way]["total"]) for turn in turns] for way in WAYS}
     for way in WAYS:
         wall, cpu, private, total = (statistics.median(column) for column in zip(*rows[way], strict=True))
-        lines.append(f"{way:22s}  {wall:7.2f}  {cpu:6.2f}  {private:17.0f}  {total:18.0f}")
+        lines.append(table_row([f"`{way}`", f"{wall:.2f}", f"{cpu:.2f}", f"{private:.0f}", f"{total:.0f}"]))
     pairs = zip(*(rows[way] for way in WAYS), strict=True)
     ratios = [[ours / max(theirs, 1e-9) for ours, theirs in zip(*pair, strict=True)] for pair in pairs]
     wall, cpu, private, total = (statistics.median(column) for column in zip(*ratios, strict=True))
-    lines.append(f"{'ratio':22s}  {wall:7.2f}  {cpu:6.2f}  {private:17.2f}  {total:18.2f}")
+    lines.append(table_row(["ratio", *(f"{each:.2f}" for each in (wall, cpu, private, total))]))
     return "\n".join(lines)
 
 

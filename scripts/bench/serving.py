@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 from llava.command import OneLineParser, integer, parse_and_run
 from playground.presets import PRESETS
 from playground.questions import WORDINGS
+from scripts.bench.machine import machine_line
+from scripts.markdown_table import table_head, table_row
 from scripts.percentiles import percentile
 
 if TYPE_CHECKING:
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 300.0  # seconds; a large model takes minutes to load
 ANSWER_TIMEOUT = 600.0
+
+HEAD = (
+    "clients",
+    "one by one, tokens/s",
+    "together",
+    "ratio",
+    "first text p50 / p95, one by one, s",
+    "together, s",
+)
+"""Columns of the table."""
 
 
 @dataclass(frozen=True)
@@ -186,15 +198,12 @@ def measure(urls: dict[int, str], clients: int, work: Sequence[dict[str, Any]], 
     ]
 
 
-def print_rows(rows: Sequence[Row]) -> None:
-    """Prints the rows of one number of clients, each with its ratio to the first."""
-    for row in rows:
-        ratio = row.tokens_per_second / rows[0].tokens_per_second
-        print(
-            f"{row.clients:7d}  {row.batch:5d}  {row.tokens_per_second:8.0f}  {row.first_p50:16.3f}"
-            f"  {row.first_p95:16.3f}  {ratio:5.2f}",
-            flush=True,
-        )
+def print_rows(alone: Row, together: Row) -> None:
+    """Prints what one number of clients got one by one and together, as a line of a Markdown table."""
+    ratio = together.tokens_per_second / alone.tokens_per_second
+    rates = [f"{row.tokens_per_second:.0f}" for row in (alone, together)]
+    firsts = [f"{row.first_p50:.2f} / {row.first_p95:.2f}" for row in (alone, together)]
+    print(table_row([str(alone.clients), *rates, f"{ratio:.1f}", *firsts]), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,9 +228,10 @@ def run(args: argparse.Namespace) -> None:
         urls = {batch: stack.enter_context(worker(batch, 2 * most, model_flags)) for batch in (1, args.batch)}
         for url in urls.values():
             asyncio.run(load(url, min(most, 8), work[:16]))  # to warm up
-        print("clients  batch  tokens/s  first text p50 s  first text p95 s  ratio", flush=True)
+        print(table_head(HEAD), flush=True)
         for clients in args.clients:
-            print_rows(measure(urls, clients, work[: max(16, args.requests * clients)], args.rounds))
+            print_rows(*measure(urls, clients, work[: max(16, args.requests * clients)], args.rounds))
+    print(f"\n{machine_line()}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -81,26 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Measures every model and prints the tables."""
-    import torch
-    import transformers
-
     from llava.utils import default_device
+    from scripts.bench.machine import describe_machine, machine_line
     from scripts.bench.training_ways import measure
 
-    machine = {"device": default_device(), "machine": platform.machine(), "cores": os.cpu_count()}
-    machine |= {"threads": torch.get_num_threads()}
-    machine |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     measured: list[dict[str, Any]] = []
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
             measured.append(measure(model, options, Path(scratch)))
         print(json.dumps(measured[-1]), file=sys.stderr)
     for figures in measured:
-        print(f"\n{steps_table(figures['model'], figures['ways'])}")
-    print(f"\n{data_table([row for figures in measured for row in figures['data']])}")
+        print(f"{steps_table(figures['model'], figures['ways'])}\n")
+    print(data_table([row for figures in measured for row in figures["data"]]))
+    print(f"\n{machine_line(default_device())}")
     if options.json:
-        content = {"machine": machine, "models": measured}
+        content = {"machine": describe_machine(default_device()), "models": measured}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

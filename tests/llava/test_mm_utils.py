@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,8 +165,18 @@ def test_base64_text_opens_as_the_picture_it_encodes() -> None:
         ("/models/llava-v1.5-7b/", "llava-v1.5-7b"),
         ("/models/my-llava/checkpoint-500", "my-llava_checkpoint-500"),
         ("checkpoint-500", "checkpoint-500"),
+        ("/hub/models--liuhaotian--llava-v1.6-34b/snapshots/0a1b2c/", "llava-v1.6-34b"),
+        ("/hub/models--gpt2/snapshots/0a1b2c", "gpt2"),
+        ("/models/snapshots/0a1b2c", "0a1b2c"),
         (r"C:\models\llama-3\vicuna-7b", "vicuna-7b"),
     ],
 )
 def test_a_models_name_is_its_last_folder(path: str, name: str) -> None:
     assert mm_utils.get_model_name_from_path(path) == name
+
+
+def test_the_working_directory_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llava-v1.6-34b" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "llava-v1.6-34b")
+    for path in (".", "./", "sub/..", str(tmp_path / "llava-v1.6-34b" / ".")):
+        assert mm_utils.get_model_name_from_path(path) == "llava-v1.6-34b"

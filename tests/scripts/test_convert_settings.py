@@ -43,7 +43,7 @@ def test_the_template_that_a_name_chose_is_kept_under_any_name(tmp_path, name, t
     assert choose_template("back", load_pretrained_model(tmp_path / "back", device="cpu")[1].config) == template
     shutil.rmtree(tmp_path / "there" / "original")
     convert(str(tmp_path / "there"), tmp_path / "again")
-    assert config_of(tmp_path / "again").get("conv_mode") == (None if template == "vicuna_v1" else template)
+    assert config_of(tmp_path / "again").get("conv_mode") == template
 
 
 def test_a_checkpoint_of_transformers_may_name_its_template(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from qlip.config import check_count, check_number
+
 
 @dataclass(frozen=True)
 class BatchLimits:
@@ -21,8 +23,8 @@ class BatchLimits:
 
     def __post_init__(self) -> None:
         for name in ("rows", "tokens"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            check_count(name, getattr(self, name))
+        check_number("waste", self.waste)
         if not 0 < self.waste <= 1:
             raise ValueError(f"waste is {self.waste}; it must be above 0 and at most 1")
 

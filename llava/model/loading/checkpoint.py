@@ -23,10 +23,11 @@ from huggingface_hub.errors import (
 from transformers import PreTrainedConfig
 
 from llava.command import names_folder
-from llava.image_geometry import read_pinpoints
 from llava.model.config import CONFIGS, TEXT_CONFIGS, ImageLanguageConfig, LlavaMptConfig
 from llava.model.llava_arch import MPT_NAMES, TOWER_NAMES
+from llava.model.loading.chat_template import find_template
 from llava.model.loading.files import read_json, weight_files, weight_shapes
+from llava.model.loading.transformers_format import TRANSFORMERS_NAMES, config_from_transformers
 from llava.model.loading.unsupported import describe_unsupported
 from llava.model.multimodal_encoder.builder import check_scales
 from llava.model.multimodal_encoder.pretrained import (
@@ -48,25 +49,6 @@ PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 LORA_FILE = "adapter_config.json"
 FURTHER_CONFIGS = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
-TOWER_PREFIX = "model.vision_tower.vision_tower."
-
-TRANSFORMERS_NAMES = {
-    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
-    r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
-    r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
-    r"^(?:model\.)?image_newline$": "model.image_newline",
-    r"^language_model\.lm_head\.": "lm_head.",
-    r"^(?:language_model\.model|model\.language_model)\.": "model.",
-}
-"""Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
-
-ATTACH_HINT = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
-
-KEPT_FIELDS = ("qlip", "conv_mode", "mm_use_im_start_end", "mm_use_im_patch_token")
-"""LLaVA's fields that a converted checkpoint's config.json keeps beside transformers', as `image_aspect_ratio`."""
-
-NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-"""(height, width) of transformers' LlavaNext where its configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +93,12 @@ def local_folder(path: str, **hub: Any) -> Path:
         wanted = f"; wanted is its revision {hub['revision']!r}" if hub.get("revision") else ""
         raise FileNotFoundError(
             f"{path!r} is neither a folder nor a model id that the local cache holds, and the hub "
-            f"{_tell_why_unasked(hub)}{wanted}"
+            f"{_describe_offline(hub)}{wanted}"
         ) from error
     return folder
 
 
-def _tell_why_unasked(hub: Mapping[str, Any]) -> str:
+def _describe_offline(hub: Mapping[str, Any]) -> str:
     if constants.HF_HUB_OFFLINE:
         return "was not asked (HF_HUB_OFFLINE=1)"
     return "was not asked (local_files_only)" if hub.get("local_files_only") else "cannot be asked (no connection)"
@@ -145,10 +127,13 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
     if problem := describe_unsupported(values):
         raise ValueError(f"{file}: {problem}")
     try:
+        name_dtypes(values)
         config, names = read_config(values, folder)
-    except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:  # torch has no such dtype
+    except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
     if names is TRANSFORMERS_NAMES:
+        if config.conv_mode is None:
+            config.conv_mode = find_template(folder, config)
         return Checkpoint(folder, "full", config, names)
     if (kind := find_kind(folder)) != "full":
         return Checkpoint(folder, kind, config, names)
@@ -159,6 +144,23 @@ def inspect(folder: Path, **hub: Any) -> Checkpoint:
             if drops_last_layer(tower):
                 config.mm_vision_select_layer = -1  # of all layers it is the second last
     return Checkpoint(folder, "full", config, names)
+
+
+def name_dtypes(values: dict[str, Any]) -> None:
+    """Writes the dtypes that a config.json names as torch does, without the "torch." that some have.
+
+    Raises:
+        ValueError: torch has no such dtype.
+    """
+    import torch
+
+    for part in (values, values.get("text_config")):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(part, dict) and isinstance(part.get(key), str):
+                name = part[key].removeprefix("torch.")
+                if not isinstance(getattr(torch, name, None), torch.dtype):
+                    raise ValueError(f"{key} is {part[key]!r}; allowed are torch's dtypes, such as 'float16'")
+                part[key] = name
 
 
 def find_kind(folder: Path) -> Kind:
@@ -206,63 +208,6 @@ def config_from_llava(values: dict[str, Any], folder: Path) -> ImageLanguageConf
     if tower is not None and (folder / tower).is_dir() and (folder / tower / "config.json").is_file():
         config.mm_vision_tower = str(folder / tower)
     return config
-
-
-def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
-    """Builds the configuration for a checkpoint of transformers' LLaVA models (llava-hf/llava-1.5-*, llava-v1.6-*)."""
-    for part in ("text_config", "vision_config"):
-        if not isinstance(values[part], Mapping):
-            raise TypeError(f"{part} is {values[part]!r}; it must be an object")
-    if (activation := values.get("projector_hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACH_HINT}")
-    if (bias := values.get("multimodal_projector_bias", True)) is not True:
-        raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACH_HINT}")
-    if values.get("quantization_config"):
-        raise ValueError(f"its weights are quantised (quantization_config), under other names than here; {ATTACH_HINT}")
-    text = dict(values["text_config"])
-    config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
-    text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
-    vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
-    # Without a [CLS] to keep, SigLIP's "full" is the patches.
-    keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
-    return config_class(
-        **text,
-        mm_vision_config=vision.to_dict(),
-        mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2)),
-        mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
-        mm_projector_type="mlp2x_gelu",
-        mm_hidden_size=vision.hidden_size,
-        **tiling_from_transformers(values),
-        dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
-        **{name: values[name] for name in KEPT_FIELDS if name in values},
-    )
-
-
-def select_layer(layers: Any) -> Any:
-    """Reads transformers' `vision_feature_layer`, a number or a list; several layers are joined, and not supported.
-
-    Raises:
-        ValueError: there are several.
-    """
-    if not isinstance(layers, list):
-        return layers
-    if len(layers) != 1:
-        raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACH_HINT}")
-    return layers[0]
-
-
-def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
-    if values.get("model_type") != "llava_next":
-        ratio = values.get("image_aspect_ratio", "pad")  # a converted checkpoint's; its class knows no tiles
-        return {"image_aspect_ratio": ratio if ratio in ("pad", "square", None) else "pad"}
-    pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
-    return {
-        "image_aspect_ratio": "anyres",
-        "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[width, height] for height, width in read_pinpoints(pinpoints)],
-    }
 
 
 def tower_config_inside(folder: Path, tower: str, **hub: Any) -> PreTrainedConfig | None:

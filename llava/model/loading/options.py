@@ -13,7 +13,7 @@ from llava.utils import check_device
 
 logger = logging.getLogger(__name__)
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+DEVICE_MAP_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of transformers to spread a model over GPUs."""
 
 
@@ -58,7 +58,7 @@ def choose_placement(device: str, device_map: str | int | torch.device | Mapping
         if not device_map:
             raise ValueError("device_map is {}; it must give each part a device, or '' the device of all")
         return dict(device_map)
-    if device_map in SPREADING:
+    if device_map in DEVICE_MAP_STRATEGIES:
         if torch.cuda.is_available():
             return str(device_map)
         logger.warning("this machine has no CUDA device: loading the model on the CPU")

@@ -34,9 +34,9 @@ class Usage:
     first_pass_tokens: int = 0
     """Tokens of the images as the question was asked about them first; 0 where it decides nothing."""
     first_pass_seconds: float = 0.0
-    """Time to ask the batch's questions about the unsplit images."""
+    """Time until the batch's questions were asked about the unsplit images, steps of running answers included."""
     image_seconds: float = 0.0
-    """Time to encode all images of the batch."""
+    """Time until all images of the batch were encoded, steps of running answers included."""
     prefill_seconds: float = 0.0
     """Time from then to the first token."""
     decode_seconds: float = 0.0
@@ -73,6 +73,7 @@ class AnswerStream:
         row.emit, row.on_end = self._put, self._end
         self._on_cancel = on_cancel
         self._submitted = self._encoded = time.perf_counter()
+        self._started: float | None = None
         self._pieces: deque[str] = deque()
         self._changed = threading.Condition()
         self._wake: Callable[[], object] | None = None
@@ -150,14 +151,19 @@ class AnswerStream:
     def note_start(self, started: float, asked: float, encoded: float) -> None:
         """Records when the model started, had asked about the images, and had encoded them, by `time.perf_counter`.
 
-        An answer that continues after it was suspended keeps the times of its first start.
+        An answer that continues after it was suspended keeps the times of its first start. One that starts again, since
+        its batch failed before its first token, waited in the queue only until the first start; its work adds up.
         """
         if self.row.generated:
             return
         self._encoded = encoded
-        usage = self.usage
-        waited, first = started - self._submitted, asked - started
-        self.usage = replace(usage, queue_seconds=waited, first_pass_seconds=first, image_seconds=encoded - asked)
+        self._started = started if self._started is None else self._started
+        self.usage = replace(
+            self.usage,
+            queue_seconds=self._started - self._submitted,
+            first_pass_seconds=self.usage.first_pass_seconds + asked - started,
+            image_seconds=self.usage.image_seconds + encoded - asked,
+        )
 
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error, which is raised to its reader after the text so far."""

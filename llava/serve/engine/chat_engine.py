@@ -25,6 +25,7 @@ from llava.constants import (
 from llava.conversation import Conversation, conv_templates
 from llava.images import Fit, ImageOpener
 from llava.mm_utils import ImageList, process_images, tokenizer_image_token
+from llava.model.loading.chat_template import default_template
 from llava.model.vision.prepared_image import PreparedImage
 from llava.model.vision.question_budget import awaits_question
 from llava.serve.engine.answer_stream import AnswerStream, Usage, stream_text
@@ -40,7 +41,6 @@ from llava.serve.engine.prefixes import PrefixCache, prompt_key
 from llava.serve.engine.prompting import find_end_tokens, find_question_token, separators
 from llava.serve.engine.request import Request, cancel_prepared
 from llava.serve.engine.scheduler import Scheduler
-from llava.serve.engine.templates import default_template
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend, check_pictures
 from llava.text import check_question, place_images
 from qlip import QLIPConfig
@@ -215,7 +215,11 @@ class ChatEngine:
         request = Request(prompt, images, sampling, self.vision.settings(qlip), shorten)
         self.scheduler.reserve()
         preparers = self._preparers if images else self._text_preparers
-        preparing = preparers.submit(self._enqueue, request)
+        try:
+            preparing = preparers.submit(self._enqueue, request)
+        except BaseException:  # the system starts no more threads
+            self.scheduler.release()
+            raise
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -289,7 +293,7 @@ class ChatEngine:
     def _generate(self, batch: Sequence[AnswerStream]) -> None:
         """Answers a batch; runs in the model thread."""
         if self._batch is not None and batch[0].row.sampling.num_beams == 1:
-            self._batch.run(batch, lambda *bounds: self.scheduler.take(*bounds))
+            self._batch.run(batch, self.scheduler.take)
             return
         images = encode_answers(self.vision, batch, self.limits.max_join_tokens)
         if images is not None:

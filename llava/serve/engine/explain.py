@@ -24,6 +24,7 @@ from llava.serve.engine.scheduler import Scheduler
 from llava.serve.engine.vision import Picture, RequestSettings, VisionFrontend
 from llava.text import check_question
 from qlip import Leaves, draw_weights
+from qlip.images.rgb import to_rgb
 from qlip.patches import CutImage
 from qlip.tools.heat import FULL_FRAME, Frame
 
@@ -109,6 +110,7 @@ def explain_answer(
     if not asked.messages or asked.messages[-1][1] is not None:
         raise ValueError("the conversation does not wait for an answer; leave its last message None")
     settings = engine.vision.settings(qlip)
+    images = [to_rgb(image) for image in images]  # frames are measured on them
     if answer is None:
         stream = engine.submit(asked, images, sampling or Sampling(temperature=0.0), settings)
         answer, views = "".join(stream).strip(), list(stream.views)

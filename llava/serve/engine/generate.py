@@ -167,6 +167,17 @@ class _RowsFinished(StoppingCriteria):
         return torch.tensor([row.finished() for row in self.rows], device=input_ids.device)
 
 
+class _RowsCancelled(StoppingCriteria):
+    """Stops the beams of each row whose reader has cancelled it."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        cancelled = torch.tensor([row.cancelled.is_set() for row in self.rows], device=input_ids.device)
+        return cancelled.repeat_interleave(len(input_ids) // len(self.rows))  # of candidates there are more than beams
+
+
 def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens], padding_id: int) -> None:
     """Generates the answers of a batch and streams them through the rows' `emit` and `on_end`.
 
@@ -198,6 +209,7 @@ def generate_rows(model: Any, rows: Sequence[Row], images: Sequence[ImageTokens]
         options["stopping_criteria"] = StoppingCriteriaList([_RowsFinished(rows)])
     else:
         options["eos_token_id"] = sorted(rows[0].end_tokens)
+        options["stopping_criteria"] = StoppingCriteriaList([_RowsCancelled(rows)])
     if sampling.num_beams > 1 and not sampling.greedy:
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         options |= {"top_k": sampling.top_k} if sampling.top_k > 0 else {}

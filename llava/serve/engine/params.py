@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
+from qlip.config import check_count
+
 ALL_TOKENS = -1  # a `top_k` that keeps all tokens, as 0 does
 MAX_LOGPROBS = 20  # alternatives listed with each token
 GROWTH = 64  # tokens by which answers may grow, after a request has joined, before one of them has to wait
@@ -123,9 +125,10 @@ class EngineLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "max_prefix_mib" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if name != "max_prefix_mib":
+                check_count(name, value)
+            elif value is not None:
+                check_count(name, value, least=0)
 
     def hold(self, lengths: Sequence[int], growth: int = 0) -> bool:
         """Whether rows of these lengths, in tokens, may be in a batch until each has grown by `growth` tokens."""

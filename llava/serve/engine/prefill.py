@@ -17,7 +17,7 @@ from llava.model.splice import check_spans, splice_row, stack_embeds
 from llava.model.vision.image_tokens import ImageTokens
 from llava.serve.engine.slots import SlotCache
 from qlip.attention import in_window
-from qlip.decoder_masks import layer_windows, mask_with_bias, one_or_all
+from qlip.decoder_masks import layer_windows, mask_with_bias, unwrap_single
 from qlip.language_positions import BIASABLE, ImageSpan, key_bias, place_tokens
 
 
@@ -213,4 +213,4 @@ def attention_masks(model: Any, places: Tensor, keys: int, bias: Tensor | None) 
     masks = {}
     for kind, window in layer_windows(model.config.get_text_config()).items():
         masks[kind] = mask_with_bias(in_window(distance, window)[:, None], bias, model.dtype)
-    return one_or_all(masks)
+    return unwrap_single(masks)

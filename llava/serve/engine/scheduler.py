@@ -151,11 +151,21 @@ class Scheduler:
         while True:
             self._run_calls()
             if batch := self._next_batch():
-                self._run(batch)
+                try:
+                    self._run(batch)
+                except BaseException as error:  # the thread must live on for the requests that come
+                    logger.exception("requests that were being answered failed")
+                    self._fail_started(error)
                 with self._lock:
                     self._note_ended(())
             elif not self._draining:
                 return
+
+    def _fail_started(self, error: BaseException) -> None:
+        """Ends all requests that are being answered with an error."""
+        failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        for answer in [each for each in self._started if not each.row.ended]:
+            answer.fail(failure)
 
     def _run_calls(self) -> None:
         """Does the other work that waits. Runs in the model thread."""

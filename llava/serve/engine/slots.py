@@ -113,14 +113,14 @@ def resize_slots(slots: Tensor, rows: int, length: int) -> Tensor:
     return resized
 
 
-def roomy(needed: int, block: int) -> int:
+def padded_capacity(needed: int, block: int) -> int:
     """Adds an eighth to what is needed, in whole blocks, so that slots seldom grow."""
     return -(-(needed + needed // 8) // block) * block
 
 
-def roomy_rows(rows: int) -> int:
+def padded_rows(rows: int) -> int:
     """Rounds up to whole blocks from three rows on, so that rows which join one by one seldom move the slots."""
-    return rows if rows < 3 else roomy(rows, ROW_BLOCK)
+    return rows if rows < 3 else padded_capacity(rows, ROW_BLOCK)
 
 
 class SlotCache(Cache):
@@ -164,7 +164,7 @@ class SlotCache(Cache):
 
     def reserve(self, rows: int, length: int) -> None:
         """Grows the slots to at least this number of rows and tokens; shrinks them where they are much larger."""
-        have, wanted = self.capacity, (roomy_rows(rows) if self.joins else rows, roomy(length, BLOCK))
+        have, wanted = self.capacity, (padded_rows(rows) if self.joins else rows, padded_capacity(length, BLOCK))
         new = tuple(
             want if need > had or 2 * want < had else had
             for need, want, had in zip((rows, length), wanted, have, strict=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path
+from llava.model.loading.chat_template import default_template, read_chat_template, recognise
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +23,6 @@ GUESSES = {
 }
 """Part of a model's name -> LLaVA's template for it; the first part that occurs decides."""
 
-
-TYPES = {"llava_mistral": "mistral_instruct", "llava_mpt": "mpt", "llava_qwen": "qwen_1_5"}
-"""`model_type` -> the template that its checkpoints were trained with."""
-
 NAMES = {
     "llama-2": "llava_llama_2",
     "llama-3": "llava_llama_3",
@@ -33,25 +32,21 @@ NAMES = {
 """Part of the name of a model on Llama -> its template; the configuration does not tell these from Vicuna."""
 
 
-def default_template(config: Any) -> str:
-    """Finds the template of a language model's type; LLaVA v1.5's "vicuna_v1" for Llama."""
-    return TYPES.get(str(getattr(config, "model_type", None)), "vicuna_v1")
-
-
 def choose_template(model_path: str, config: Any) -> str:
     """Chooses the template of a checkpoint: what its config.json says, else by its type, else by its name.
 
     Args:
         model_path: Folder or hub id.
-        config: Config of the loaded model.
+        config: Config of the loaded model. That of a checkpoint in transformers' format names the template that its
+            chat template follows.
     """
     if config.conv_mode is not None:
         return config.conv_mode
     template = default_template(config)
     if template != "vicuna_v1" or not config.has_tower:
         return template
-    name = get_model_name_from_path(model_path).lower()
-    return next((own for part, own in NAMES.items() if part in name), template)
+    names = [get_model_name_from_path(path).lower() for path in (model_path, os.path.realpath(model_path))]
+    return next((own for name in names for part, own in NAMES.items() if part in name), template)
 
 
 def guess_template(model_name: str) -> str:
@@ -60,30 +55,42 @@ def guess_template(model_name: str) -> str:
 
 
 def warn_of_guess(model_path: str, config: Any, conv_mode: str) -> None:
-    """Warns once if a checkpoint names no template and LLaVA would use another one than `conv_mode`.
+    """Warns once if a checkpoint names no template and LLaVA, or its tokenizer, would use another one than `conv_mode`.
 
-    It does not warn where LLaVA guesses "llava_v1": LLaVA-1.5 was trained with "vicuna_v1", and LLaVA's evaluation
-    scripts pass that.
+    LLaVA's guess "llava_v1" is none: LLaVA-1.5 was trained with "vicuna_v1", and LLaVA's evaluation scripts pass that.
+    A tokenizer's chat template is its language model's, which LLaVA may have been trained with or not.
 
     Args:
         model_path: Folder or hub id.
         config: Config of the loaded model; one without `mm_vision_tower` is not in LLaVA's format.
         conv_mode: The template in use.
     """
-    guess = guess_template(get_model_name_from_path(model_path))
     is_known = config.conv_mode is not None or choose_template(model_path, config) != "vicuna_v1"
-    if not is_known and config.mm_vision_tower is not None and guess != "llava_v1":
-        _warn(model_path, conv_mode, guess)
+    if is_known or config.mm_vision_tower is None:
+        return
+    guess = guess_template(get_model_name_from_path(model_path))
+    others = {} if guess == "llava_v1" else {f"LLaVA would take {guess!r}, by the name": guess}
+    if (own := read_tokenizers_template(model_path, config)) is not None:
+        others[f"its tokenizer's chat template is that of {own!r}"] = own
+    differing = [said for said, other in others.items() if conv_templates[other] != conv_templates[conv_mode]]
+    if differing:
+        _warn(model_path, conv_mode, "; ".join(differing))
+
+
+def read_tokenizers_template(model_path: str, config: Any) -> str | None:
+    """Finds the template that the chat template of a local checkpoint's tokenizer follows; None for any other."""
+    try:
+        written = read_chat_template(Path(model_path)) if Path(model_path).is_dir() else None
+        return None if written is None else recognise(written, config)
+    except LookupError:
+        return None
 
 
 @lru_cache
-def _warn(model_path: str, conv_mode: str, guess: str) -> None:
-    if conv_templates[guess] == conv_templates[conv_mode]:
-        return
+def _warn(model_path: str, conv_mode: str, others: str) -> None:
     logger.warning(
-        "the prompt template is %r, since %s names none (conv_mode in config.json); LLaVA would take %r, by the name:"
-        " choose with --conv-mode",
+        "the prompt template is %r, since %s names none (conv_mode in config.json); %s: choose with --conv-mode",
         conv_mode,
         model_path,
-        guess,
+        others,
     )

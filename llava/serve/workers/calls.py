@@ -59,7 +59,10 @@ def list_models(client: httpx.Client, controller: str) -> list[str]:
         ConnectionError: no controller answers, or it refuses.
     """
     _post(client, controller, "refresh_all_workers")
-    return sorted(_post(client, controller, "list_models")["models"])
+    models = _post(client, controller, "list_models", {}, "models")
+    if not (isinstance(models, list) and all(isinstance(model, str) for model in models)):
+        raise _controller_error(ValueError("it lists no models"), controller)
+    return sorted(models)
 
 
 def find_worker(client: httpx.Client, controller: str, model: str) -> str:
@@ -69,7 +72,7 @@ def find_worker(client: httpx.Client, controller: str, model: str) -> str:
         ConnectionError: no controller answers, or it refuses.
         ValueError: it has no worker for the model.
     """
-    address = _post(client, controller, "get_worker_address", {"model": model})["address"]
+    address = _post(client, controller, "get_worker_address", {"model": model}, "address")
     if not address:
         raise ValueError(
             f"the controller at {controller} knows no worker for the model {model!r}; start one by"
@@ -129,14 +132,20 @@ def _read_text(frame: bytes, status: int) -> str:
     return text
 
 
-def _post(client: httpx.Client, controller: str, route: str, request: dict[str, Any] | None = None) -> Any:
+def _post(
+    client: httpx.Client, controller: str, route: str, request: dict[str, Any] | None = None, field: str | None = None
+) -> Any:
+    """Sends a request to a controller; returns a field of its reply, or None."""
     try:
-        return client.post(f"{controller}/{route}", json=request).raise_for_status().json()
+        reply = client.post(f"{controller}/{route}", json=request).raise_for_status()
+        return reply.json()[field] if field else None
     except httpx.HTTPError as error:
         raise _controller_error(error, controller) from None
+    except (ValueError, LookupError, TypeError):  # another server
+        raise _controller_error(ValueError(f"its reply to /{route} has no {field}"), controller) from None
 
 
-def _controller_error(error: httpx.HTTPError, controller: str) -> ConnectionError:
+def _controller_error(error: Exception, controller: str) -> ConnectionError:
     if isinstance(error, httpx.HTTPStatusError):
         return ConnectionError(f"the controller at {controller} refused: {describe_error(error)}")
     return ConnectionError(

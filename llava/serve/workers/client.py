@@ -36,15 +36,15 @@ class Timeouts:
     """Time for a worker to report its status."""
     silence: float = 90.0
     """Longest time between two frames of an answer; our workers repeat the last one more often than that."""
-    begin: float = 4.0
+    first_frame: float = 4.0
     """Time for an answer to begin, before the controller asks its worker whether it is alive."""
-    lull: float = 10.0
+    frame_gap: float = 10.0
     """Time between two frames, before the controller asks."""
-    alive: float = 4.0
+    liveness: float = 4.0
     """Time for any reply to that question."""
-    recognise: float = 1.0
+    self_check: float = 1.0
     """Time for an address that registers to show whether it is this controller's own."""
-    newcomers: float = WORKER_HEART_BEAT_INTERVAL + 1.0
+    registration_wait: float = WORKER_HEART_BEAT_INTERVAL + 1.0
     """Time after the controller's start for a worker of the requested model to register: a restarted controller
     hears from its workers with their next heartbeat."""
 
@@ -100,7 +100,7 @@ class WorkerClient:
 
         It gets no token: it is asked before it is known as a worker.
         """
-        asked = self._client.build_request("GET", f"{name}/health", timeout=self.timeouts.recognise)
+        asked = self._client.build_request("GET", f"{name}/health", timeout=self.timeouts.self_check)
         asked.headers.pop("Authorization", None)
 
         async def ask() -> bool:
@@ -111,7 +111,7 @@ class WorkerClient:
                 await reply.aclose()
 
         try:
-            return await asyncio.wait_for(ask(), self.timeouts.recognise)
+            return await asyncio.wait_for(ask(), self.timeouts.self_check)
         except (httpx.HTTPError, asyncio.TimeoutError):
             return False
 
@@ -119,11 +119,11 @@ class WorkerClient:
         """Whether a worker replies to a request for its status, whatever the reply is."""
 
         async def ask() -> None:
-            async with self._client.stream("POST", f"{name}/worker_get_status", timeout=self.timeouts.alive):
+            async with self._client.stream("POST", f"{name}/worker_get_status", timeout=self.timeouts.liveness):
                 pass
 
         try:
-            await asyncio.wait_for(ask(), self.timeouts.alive)
+            await asyncio.wait_for(ask(), self.timeouts.liveness)
         except (httpx.HTTPError, asyncio.TimeoutError):
             return False
         return True
@@ -154,7 +154,7 @@ class WorkerClient:
         )
         opening = asyncio.ensure_future(self._client.send(request, stream=True))
         try:
-            return await self._while_alive(name, opening, times.begin)
+            return await self._while_alive(name, opening, times.first_frame)
         except BaseException:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 with anyio.CancelScope(shield=True):
@@ -169,7 +169,7 @@ class WorkerClient:
             httpx.HTTPError: it has hung up.
         """
         chunks = reply.aiter_raw()
-        while (data := await self._while_alive(name, anext(chunks, None), self.timeouts.lull)) is not None:
+        while (data := await self._while_alive(name, anext(chunks, None), self.timeouts.frame_gap)) is not None:
             yield data
 
     async def _while_alive(self, name: str, work: Awaitable[T], interval: float) -> T:

@@ -101,7 +101,7 @@ class Dispatcher:
             finishes: Whether the request passes through this controller, which then sees its end.
         """
         name = self.registry.choose(model, excluded, finishes)
-        left = self._started + self.timeouts.newcomers - time.monotonic()
+        left = self._started + self.timeouts.registration_wait - time.monotonic()
         if name is not None or excluded or left <= 0 or self.expecting >= MAX_EXPECTING:
             return name
         self.expecting += 1

@@ -42,6 +42,7 @@ class Registration:
         self.controller, self.worker, self.status, self.interval = controller, worker, status, interval
         self.client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=bearer_header(token))
         self._registered = False
+        self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -49,8 +50,13 @@ class Registration:
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """Stops the heartbeats and unregisters the worker, so that the controller sends it no more requests."""
+        """Stops the heartbeats and unregisters the worker, so that the controller sends it no more requests.
+
+        A heartbeat that is on its way ends first: registering, it would otherwise come to the controller afterwards.
+        """
         if self._task is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._sending.acquire(), TIMEOUT)
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
@@ -82,7 +88,8 @@ class Registration:
         pause, reached = FIRST_RETRY, True
         while True:
             try:
-                await self.beat()
+                async with self._sending:
+                    await self.beat()
                 pause, reached = FIRST_RETRY, True
                 await asyncio.sleep(self.interval)
             except httpx.HTTPError as error:

@@ -218,7 +218,7 @@ class FrameSplitter:
             max_frame: Largest frame, in bytes.
         """
         self.max_frame = max_frame
-        self._rest = b""
+        self._rest = bytearray()
 
     def push(self, data: bytes) -> list[bytes]:
         """Adds bytes; returns the frames that are complete now, without their zero bytes.
@@ -226,14 +226,24 @@ class FrameSplitter:
         Raises:
             ValueError: a frame is too long.
         """
-        *frames, self._rest = (self._rest + data).split(END)
-        if len(self._rest) > self.max_frame:
-            raise ValueError(f"a frame is longer than {self.max_frame:,} bytes")
+        frames = []
+        *ended, rest = data.split(END)  # of new bytes alone: a long frame is not searched again with each chunk
+        for part in ended:
+            self._extend(part)
+            frames.append(bytes(self._rest))
+            self._rest.clear()
+        self._extend(rest)
         return [frame for frame in frames if frame]
 
     def finish(self) -> list[bytes]:
         """Finds the rest at the end of the stream: a last frame that lacks its zero byte, or nothing."""
-        return [self._rest] if self._rest.strip() else []
+        return [bytes(self._rest)] if self._rest.strip() else []
+
+    def _extend(self, part: bytes) -> None:
+        """Appends a part to the frame that has begun."""
+        if len(self._rest) + len(part) > self.max_frame:
+            raise ValueError(f"a frame is longer than {self.max_frame:,} bytes")
+        self._rest += part
 
 
 def split_frames(chunks: Iterable[bytes], max_frame: int = MAX_FRAME) -> Iterator[bytes]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, parse_and_run, real
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.markdown_table import join_values, table_head, table_row
 

@@ -15,9 +15,10 @@ from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.flags import known_split
 from scripts.bench.evidence.answering.scene_sets import MEASURES, MIXED
+from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import interval
 from scripts.markdown_table import join_values, table_head, table_row

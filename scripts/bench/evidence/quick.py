@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import AnswerLog, read_cells
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES, new_series
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED
 from scripts.bench.evidence.claims.published import CLAIMS_FILE, Claim, claimed_ways, read_claims
 from scripts.bench.evidence.claims.verdicts import Verdict, count_scenes, judge
 

@@ -16,9 +16,9 @@ from llava.command import OneLineParser, parse_and_run
 from llava.utils import demo_model_path
 from scripts.bench.evidence.answering.answer_log import ANSWERS_FILE
 from scripts.bench.evidence.answering.answers import Answers, Cell
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import MIXED, SPLITS
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.pages.fill import fill_page
 from scripts.bench.evidence.pages.tables import describe
 

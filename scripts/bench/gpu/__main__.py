@@ -71,12 +71,12 @@ def run_part(options: argparse.Namespace) -> int:
 
 def run_parts(options: argparse.Namespace, folder: Path | None) -> int:
     """Runs the parts one after the other and writes the report after each; 1 if any of them is not done."""
-    from scripts.bench.cost import machine
+    from scripts.bench.machine import describe_machine
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the parts are stopped, too
     parts = [part for part in PARTS if part.name in options.parts]
     commands = [part_command(part, options.model, options.device, options.turns) for part in parts]
-    facts = {"date": date.today().isoformat(), "model": options.model, "machine": machine(options.device)}
+    facts = {"date": date.today().isoformat(), "model": options.model, "machine": describe_machine(options.device)}
     print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()), flush=True)
     report = {} if folder is None else load_report(folder)
     deadline, statuses = time.monotonic() + options.limit, []

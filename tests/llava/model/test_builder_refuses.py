@@ -188,6 +188,11 @@ def test_config_fields_are_validated():
         LlavaLlamaForCausalLM(LlavaConfig(**TEXT, mm_projector_type="resampler", mm_vision_config=VISION))
 
 
+def test_a_dtype_may_be_written_as_torch_prints_it(tmp_path):
+    write(tmp_path, llava_config(torch_dtype="torch.float16"))
+    assert inspect(tmp_path).config.dtype == torch.float16
+
+
 def test_a_dtype_that_torch_does_not_have_is_named_with_its_file(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: .*float99"):
         load_pretrained_model(write(tmp_path, llava_config(torch_dtype="float99")), device="cpu")

@@ -134,7 +134,7 @@ def test_the_life_of_a_controller_and_two_workers(ports: list[int]) -> None:
 
 def test_a_worker_program_is_stopped_before_and_amid_its_answer(ports: list[int]) -> None:
     """By SIGSTOP: the system still takes connections for it, and nobody answers."""
-    timeouts = Timeouts(newcomers=0, begin=0.5, lull=1, alive=0.5)
+    timeouts = Timeouts(registration_wait=0, first_frame=0.5, frame_gap=1, liveness=0.5)
     registry = Registry()
     app = create_app(Dispatcher(registry, timeouts=timeouts), on_loopback=True)
     with served(app) as url, ExitStack() as stack:

@@ -29,7 +29,7 @@ MISTRAL, VICUNA = "[INST] What is it? [/INST]", "questions. USER: What is it? AS
 
 @pytest.fixture
 def controller() -> Iterator[str]:
-    dispatcher = Dispatcher(Registry(), timeouts=Timeouts(newcomers=0))
+    dispatcher = Dispatcher(Registry(), timeouts=Timeouts(registration_wait=0))
     with served(controller_app.create_app(dispatcher, on_loopback=True)) as url:
         yield url
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from llava.serve import test_message
 from llava.serve.engine import ChatEngine
@@ -34,11 +36,21 @@ def worker(engine: ChatEngine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def controller(worker: str) -> Iterator[str]:
-    dispatcher = Dispatcher(Registry(), "s3cret", Timeouts(newcomers=0))
+    dispatcher = Dispatcher(Registry(), "s3cret", Timeouts(registration_wait=0))
     status = WorkerStatus(model_names=["llava-demo"], speed=1, queue_length=0)
     dispatcher.registry.register(worker, status, check_heart_beat=False)
     with served(controller_app(dispatcher, "s3cret", keys=["k"])) as url:
         yield url
+
+
+@pytest.mark.parametrize("reply", [{}, [], None, {"models": None}, {"models": [1]}], ids=str)
+def test_another_server_is_no_controller(reply: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    app = FastAPI()
+    app.add_api_route("/{route}", lambda route: reply, methods=["POST"])
+    with served(app) as url:
+        assert test_message.main(["--controller-address", url]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"no controller answers at {url} (" in line and "or name another by --controller-address" in line
 
 
 @pytest.mark.parametrize("way", ["by the controller", "directly", "through the controller"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoProcessor,
     LlavaNextForConditionalGeneration,
@@ -72,6 +74,16 @@ def test_tiles_may_end_in_less_than_a_cell():
     expected = model(**inputs).logits
     model, processor = qlip.attach(model, plain, **EVERY_CELL)
     torch.testing.assert_close(model(**ask(processor, PROMPTS[1:2], PICTURES[:2])).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_images_come_as_one_array_or_tensor_or_as_a_list_of_them():
+    images = attached("llava_next", alpha=0.3)[1].image_processor
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    expected = images.pack([Image.fromarray(each) for each in pixels])
+    for given in (pixels, list(pixels), torch.from_numpy(pixels).permute(0, 3, 1, 2)):
+        packed = images.pack(given)
+        assert packed.keys() == expected.keys()
+        assert all(torch.equal(packed[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.3}, IN_TILES], ids=["image", "tiles"])

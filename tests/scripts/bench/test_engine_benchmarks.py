@@ -6,21 +6,22 @@ import pytest
 
 from llava.utils import demo_model_path
 from scripts.bench import conversation, joining
+from tests.scripts.bench.tables import read_table
 
 MODEL = ["--model-path", str(demo_model_path())]
 
 
 def test_joining_measures_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert joining.main([*MODEL, "--clients", "3", "--requests", "1", "--rounds", "1", "--batch", "2"]) == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert [row[:12].strip() for row in rows] == list(joining.WAYS)
-    assert all(float(value) > 0 for row in rows for value in row[12:].split()[:5])
+    rows = read_table(capsys.readouterr().out)
+    assert [row[0] for row in rows] == list(joining.WAYS)
+    assert all(float(value) > 0 for row in rows for cell in row[1:] for value in cell.split(" / "))
 
 
 def test_a_conversation_is_measured_turn_by_turn(capsys: pytest.CaptureFixture[str]) -> None:
     assert conversation.main([*MODEL, "--turns", "2", "--rounds", "1", "--tokens", "4", "--size", "112"]) == 0
     told = capsys.readouterr()
-    assert [row.split()[0] for row in told.out.splitlines()[2:]] == ["1", "2"]
+    assert [row[0] for row in read_table(told.out)] == ["1", "2"]
     assert told.err.count("turn 2") == 2  # of the picture to warm up, and of the measured one
 
 

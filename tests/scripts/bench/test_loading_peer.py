@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
 from llava.model.builder import load_pretrained_model
 from scripts.bench.loading_peer import WAYS, llava_name, report, write_both
+from tests.scripts.bench.tables import read_table
 
 
 def test_both_formats_hold_one_model(tmp_path: Path) -> None:
@@ -29,7 +29,5 @@ def test_ratios_are_medians_of_turns() -> None:
 
     ours, theirs = [load(2.0, 10.0), load(9.0, 30.0), load(3.0, 20.0)], [load(1.0, 10.0), load(9.0, 10.0), load(1.0, 5)]
     turns = [dict(zip(WAYS, pair, strict=True)) for pair in zip(ours, theirs, strict=True)]
-    *_, first, second, ratio = report(turns).splitlines()
-    assert [float(cell) for cell in first.split()[1:]] == [3.0, 1.0, 20.0, 40.0]
-    assert [float(cell) for cell in second.split()[1:]] == [1.0, 1.0, 10.0, 20.0]
-    assert [float(cell) for cell in ratio.split()[1:]] == pytest.approx([2.0, 1.0, 3.0, 3.0])
+    figures = [[float(cell) for cell in row[1:]] for row in read_table(report(turns))]
+    assert figures == [[3.0, 1.0, 20.0, 40.0], [1.0, 1.0, 10.0, 20.0], [2.0, 1.0, 3.0, 3.0]]

@@ -55,7 +55,7 @@ def read_rows(path: Path, kind: str, is_row: Callable[[Row], bool], is_row_start
     numbered: list[tuple[int, Row]] = []
     kept = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip(b" \t\r"):  # of JSON; a vertical tab or a page break is of another file
             continue
         try:
             row = json.loads(line)

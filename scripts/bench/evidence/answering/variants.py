@@ -40,3 +40,7 @@ class Variant:
             "prior": self.prior,
             "scrambled": self.scrambled,
         }
+
+
+CLIP = Variant("CLIP", None)
+SHIPPED = Variant("QLIP as shipped")

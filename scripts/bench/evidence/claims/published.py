@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qlip.tools.intervals import Estimate, mean_interval
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import MEASURES
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 
 CLAIMS_FILE = Path(__file__).with_name("claims.json")
 CONTROLS = ("random quadtree", "native grid, 1024 tokens")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import MEASURES
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED
 from scripts.bench.evidence.claims.published import Claim
 
 SCENES = {

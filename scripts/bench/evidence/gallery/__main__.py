@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, parse_and_run
 from llava.utils import demo_model_path, device_flag
 from playground.questions import listing
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 
 if TYPE_CHECKING:
     from PIL import Image

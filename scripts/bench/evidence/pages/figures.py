@@ -9,9 +9,9 @@ from playground.questions import V_STAR
 from qlip.tools.intervals import Estimate
 from qlip.tools.plots import Curve, Panel, plot_curves, plot_panels
 from scripts.bench.evidence.answering.answers import Answers
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET, SIZES
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, Variant
 
 Points = Mapping[str, Sequence[tuple[float, Estimate]]]
 """Curves by label, each of x and an accuracy in %."""

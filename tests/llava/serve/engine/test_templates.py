@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from llava.eval import model_vqa_loader, run_llava
 from llava.serve import cli
 from llava.serve.engine.templates import choose_template, guess_template
 from tests.llava.checkpoints import make_llava_checkpoint, transformers_model, write_tokenizer
+from tests.llava.model.loading.test_chat_template import LLAMA_3
 
 NAMES = {
     "llava-v1.5-7b": "llava_v1",
@@ -113,6 +115,29 @@ def test_nothing_is_said_where_the_template_is_chosen_or_equal(
         load(tmp_path / "named")
         load(tmp_path / "theirs")  # LLaVA can't load it
     assert warnings(caplog) == []
+
+
+def test_a_link_has_its_own_name_or_that_of_its_folder(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--liuhaotian--llava-v1.6-34b" / "snapshots" / "0a1b2c"
+    snapshot.mkdir(parents=True)
+    for name, template in {"mine": "chatml_direct", "my-llama3": "llava_llama_3"}.items():
+        (tmp_path / name).symlink_to(snapshot)
+        assert choose_template(str(tmp_path / name), config("llava_llama")) == template
+
+
+def test_a_tokenizers_chat_template_that_differs_is_told(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the language model's; LLaVA may have trained it with another."""
+    for name in ("llava-v1.5-mine", "mine"):
+        shutil.copytree(checkpoint, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(LLAMA_3)
+        with caplog.at_level(logging.WARNING):
+            load(tmp_path / name)
+    by_tokenizer = "its tokenizer's chat template is that of 'llava_llama_3'"
+    first, second = warnings(caplog)
+    assert f"(conv_mode in config.json); {by_tokenizer}: choose" in first
+    assert f"LLaVA would take 'llava_v0', by the name; {by_tokenizer}: choose" in second
 
 
 @pytest.mark.parametrize("name", ["llava-mpt-7b", "a-model-of-v0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +86,21 @@ def test_a_clip_tower_refuses_quadtree_options(options: QLIPOptions) -> None:
     assert clip.settings() is clip.settings(QLIPOptions(enabled=False)) is None
     with pytest.raises(ValueError, match="has CLIP's uniform grid only"):
         clip.settings(options)
+
+
+def test_both_views_are_of_the_upright_image_on_white(vision: VisionFrontend, picture: Image.Image) -> None:
+    """As a phone or a drawing program saves it; LLaVA's own `process_images` sees neither."""
+    upright = picture.convert("RGB").crop((0, 0, 200, 120))
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    clear = Image.new("RGBA", (60, 40), (255, 0, 0, 0))
+    for shown, expected in ((Image.open(file), upright), (clear, Image.new("RGB", (60, 40), "white"))):
+        clip, other = (vision.prepare(image, None).image for image in (shown, expected))
+        assert torch.equal(clip, other)
+        cut, same = (vision.prepare(image, vision.settings(QLIPOptions())).image for image in (shown, expected))
+        assert torch.equal(cut.patches, same.patches)
 
 
 def test_a_prepared_image_counts_the_towers_tokens(vision: VisionFrontend, picture: Image.Image) -> None:

@@ -237,7 +237,7 @@ class Discarding(httpx.AsyncBaseTransport):
 def controller_app() -> tuple[Any, Callable[[], None]]:
     registry = Registry()
     registry.register(A, WorkerStatus(model_names=["m"], speed=1, queue_length=0), False)
-    dispatcher = Dispatcher(registry, timeouts=Timeouts(newcomers=0), transport=Discarding())
+    dispatcher = Dispatcher(registry, timeouts=Timeouts(registration_wait=0), transport=Discarding())
     return create_app(dispatcher, on_loopback=True), lambda: None
 
 

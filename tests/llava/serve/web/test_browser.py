@@ -270,7 +270,7 @@ def test_the_page_follows_the_visitor_s_colours_and_can_be_switched(come: Callab
 
 
 def test_a_controller_s_models_are_offered_and_asked(come: Callable[..., Visitor], engine: ChatEngine) -> None:
-    dispatcher = Dispatcher(Registry(), timeouts=Timeouts(newcomers=0))
+    dispatcher = Dispatcher(Registry(), timeouts=Timeouts(registration_wait=0))
     model_worker = worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))
     with (
         served(controller_app.create_app(dispatcher, on_loopback=True)) as address,

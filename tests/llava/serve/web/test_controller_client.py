@@ -67,7 +67,7 @@ def toast(backend: ControllerBackend, asked: Query) -> str:
 def url(engine: ChatEngine) -> Iterator[str]:
     """A controller that wants a key, with one worker."""
     app = controller_app.create_app(
-        Dispatcher(Registry(), timeouts=Timeouts(newcomers=0)), on_loopback=True, keys=[KEY]
+        Dispatcher(Registry(), timeouts=Timeouts(registration_wait=0)), on_loopback=True, keys=[KEY]
     )
     with served(app) as url, served(worker_app.create_app(worker_app.ModelWorker(engine, [MODEL]))) as worker:
         httpx.post(url + "/register_worker", json={"worker_name": worker}).raise_for_status()

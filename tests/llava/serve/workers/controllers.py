@@ -16,7 +16,7 @@ from llava.serve.workers.registry import Registry
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
 HERE = ("127.0.0.1", 50000)
-AT_ONCE = Timeouts(newcomers=0)
+AT_ONCE = Timeouts(registration_wait=0)
 ASKED = {"model": "m", "prompt": "Hi"}
 
 Handler = Callable[[httpx.Request], httpx.Response]

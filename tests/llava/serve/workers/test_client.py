@@ -25,7 +25,7 @@ from tests.llava.serve.programs import eventually
 from tests.llava.serve.workers.controllers import ASKED, HERE, A, B, frames
 
 STATUS = WorkerStatus(model_names=["m"], speed=1, queue_length=0)
-QUICK = Timeouts(newcomers=0, begin=0.05, lull=0.05, alive=0.05)
+QUICK = Timeouts(registration_wait=0, first_frame=0.05, frame_gap=0.05, liveness=0.05)
 
 Reply = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
@@ -139,7 +139,7 @@ BEGUN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n" % l
 @pytest.mark.parametrize("begun", [b"", BEGUN], ids=["before the worker replies", "during the answer"])
 def test_a_client_that_goes_ends_the_workers_request(begun: bytes) -> None:
     registry = Registry()
-    controller = create_app(Dispatcher(registry, timeouts=Timeouts(newcomers=0)), on_loopback=True)
+    controller = create_app(Dispatcher(registry, timeouts=Timeouts(registration_wait=0)), on_loopback=True)
     with served(controller) as url, socket.create_server(("127.0.0.1", 0)) as worker:
         worker.settimeout(DEADLINE)
         name = "http://{}:{}".format(*worker.getsockname())

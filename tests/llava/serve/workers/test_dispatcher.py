@@ -173,7 +173,7 @@ def test_only_a_request_for_an_answer_may_be_long(route: str) -> None:
 
 
 def test_soon_after_the_start_a_request_waits_for_its_worker() -> None:
-    setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(newcomers=30))
+    setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(registration_wait=30))
 
     async def expected() -> None:
         while not setup.dispatcher.expecting:
@@ -191,13 +191,13 @@ def test_soon_after_the_start_a_request_waits_for_its_worker() -> None:
 
 
 def test_a_worker_that_never_turns_up_is_not_waited_for_longer() -> None:
-    setup = Setup(timeouts=Timeouts(newcomers=0.05))
+    setup = Setup(timeouts=Timeouts(registration_wait=0.05))
     assert frames(ask(setup))[0]["error_code"] == 2
 
 
 def test_a_crowd_is_not_kept_waiting_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "MAX_EXPECTING", 2)
-    setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(newcomers=30))
+    setup = Setup({A: generating(frame("Hi you"))}, timeouts=Timeouts(registration_wait=30))
 
     async def crowd() -> tuple[list[httpx.Response], list[httpx.Response]]:
         transport = httpx.ASGITransport(setup.app, client=HERE)

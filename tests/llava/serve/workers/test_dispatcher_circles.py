@@ -22,7 +22,7 @@ STATUS = WorkerStatus(model_names=["m"], speed=1, queue_length=0)
 
 def controller(keys: tuple[str, ...] = ()) -> tuple[Registry, object]:
     registry = Registry()
-    dispatcher = Dispatcher(registry, timeouts=Timeouts(newcomers=0))
+    dispatcher = Dispatcher(registry, timeouts=Timeouts(registration_wait=0))
     return registry, create_app(dispatcher, on_loopback=True, keys=keys)
 
 

@@ -56,7 +56,8 @@ class Watched(Registry):
 
 @contextmanager
 def controller(registry: Registry, port: int = 0, token: str | None = None) -> Iterator[str]:
-    with served(create_app(Dispatcher(registry, token, Timeouts(newcomers=0)), token, on_loopback=True), port) as url:
+    dispatcher = Dispatcher(registry, token, Timeouts(registration_wait=0))
+    with served(create_app(dispatcher, token, on_loopback=True), port) as url:
         yield url
 
 
@@ -94,6 +95,40 @@ def test_a_worker_registers_and_its_heart_beats_until_it_says_goodbye() -> None:
             assert registry.becomes(lambda: registry.beats > 3)
             assert registry.status() == STATUS
         assert registry.workers() == {}
+
+
+def test_a_worker_that_stops_while_it_registers_is_not_registered() -> None:
+    """The controller may be slow to take it in; goodbye comes after that."""
+    app, said = FastAPI(), list[str]()
+
+    @app.post("/receive_heart_beat")
+    async def beat() -> dict[str, bool]:
+        return {"exist": False}
+
+    @app.post("/register_worker")
+    async def register() -> None:
+        said.append("begins")
+        while "stops" not in said:
+            await asyncio.sleep(0.001)
+        said.append("registered")
+
+    @app.post("/unregister_worker")
+    async def unregister() -> None:
+        said.append("unregistered")
+
+    async def work(url: str) -> None:
+        registration = Registration(url, WORKER, lambda: STATUS, interval=0.01)
+        await registration.start()
+        while "begins" not in said:
+            await asyncio.sleep(0.001)
+        stopping = asyncio.create_task(registration.stop())
+        await asyncio.sleep(0)
+        said.append("stops")
+        await stopping
+
+    with served(app) as url:
+        asyncio.run(asyncio.wait_for(work(url), DEADLINE))
+    assert said == ["begins", "stops", "registered", "unregistered"]
 
 
 def test_a_worker_that_was_dropped_registers_again() -> None:

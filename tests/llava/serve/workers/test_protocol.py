@@ -178,6 +178,14 @@ def test_a_frame_without_end_is_given_up() -> None:
         splitter.push(b"1")
 
 
+def test_so_is_a_long_one_that_ends_with_its_bytes() -> None:
+    splitter = FrameSplitter(max_frame=10)
+    assert splitter.push(b"12345\00012") == [b"12345"]
+    assert splitter.push(b"345\0") == [b"12345"]
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        splitter.push(b"12345678901\0")
+
+
 def test_a_refusal_speaks_by_status_and_by_frame() -> None:
     reply = error_reply(Failure(429, "overloaded", "too many wait", 7), ErrorCode.WORKER)
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")

@@ -11,7 +11,8 @@ from llava.eval.sweep.grid import read_own_settings
 from llava.utils import demo_model_path
 from qlip import QLIPConfig
 from scripts.bench.evidence import choice
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.variants import CLIP
 from scripts.bench.evidence.choice import Candidate, best_shares, mean_losses, photograph_tokens, rank, table
 
 CLIP_SHARES = {("a", "count"): 80.0, ("a", "colour"): 50.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.evidence.answering.answer_log import AnswerLog
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED
 from scripts.bench.evidence.claims.published import write_claims
 from scripts.bench.evidence.claims.verdicts import judge
 from scripts.bench.evidence.quick import format_verdicts, main

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from scripts.bench.evidence.answering.answer_log import AnswerLog
-from scripts.bench.evidence.answering.experiments import CLIP
 from scripts.bench.evidence.answering.scene_sets import KINDS
+from scripts.bench.evidence.answering.variants import CLIP
 from tests.scripts.bench.evidence.rows import answer_row
 
 

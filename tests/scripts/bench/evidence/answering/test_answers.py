@@ -8,7 +8,7 @@ from pathlib import Path
 from qlip import QLIPConfig
 from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.answers import Answers
-from scripts.bench.evidence.answering.experiments import CLIP
+from scripts.bench.evidence.answering.variants import CLIP
 from tests.scripts.bench.evidence.rows import claimed_row
 
 

@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from llava.eval.run.generate import prompt_ids
 from llava.model.vision.image_tokens import ImageTokens
 from qlip import Leaves
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.sets import QuestionSet, draw_set
 from scripts.bench.evidence.answering.subject import EncodedPicture, Subject
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 from scripts.bench.evidence.rivals.reduction import Kept, average_leaves, merge_similar, prune_by_cls, prune_outliers
 
 

@@ -9,10 +9,10 @@ from llava.serve.engine import ChatEngine
 from playground.model import sincos_2d
 from playground.schedules import shipped_path
 from qlip import Leaves, interpolate_positions
-from scripts.bench.evidence.answering.experiments import CLIP, EXPERIMENTS, SHIPPED
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
 from scripts.bench.evidence.answering.sets import draw_set
 from scripts.bench.evidence.answering.subject import Subject, interpolate_scrambled
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 
 
 def test_the_scrambled_reshape_is_exact_at_the_native_grid_and_wrong_elsewhere():

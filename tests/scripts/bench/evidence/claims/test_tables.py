@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.evidence.answering.experiments import SHIPPED
+from scripts.bench.evidence.answering.variants import SHIPPED
 from scripts.bench.evidence.claims.published import read_claims
 from scripts.bench.evidence.claims.tables import claim_parts, headline_table
 from scripts.bench.evidence.pages.fill import fill

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.bench.evidence.answering.experiments import CLIP
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.gallery import views
 
 

@@ -12,9 +12,10 @@ from qlip import QLIPConfig
 from qlip.tools.plots import Panel
 from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.answers import Answers
-from scripts.bench.evidence.answering.experiments import BUDGET, BUDGETS, CLIP, EXPERIMENTS, SHIPPED
+from scripts.bench.evidence.answering.experiments import EXPERIMENTS
+from scripts.bench.evidence.answering.rival_ways import BUDGET, BUDGETS
 from scripts.bench.evidence.answering.scene_sets import DETAIL_SET
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 from scripts.bench.evidence.pages import figures
 from tests.scripts.bench.evidence.rows import answer_row
 

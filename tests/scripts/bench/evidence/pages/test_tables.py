@@ -7,9 +7,8 @@ import pytest
 from qlip import QLIPConfig
 from scripts.bench.evidence.answering.answer_log import AnswerLog
 from scripts.bench.evidence.answering.answers import Answers
-from scripts.bench.evidence.answering.experiments import CLIP, SHIPPED
 from scripts.bench.evidence.answering.scene_sets import KINDS
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 from scripts.bench.evidence.pages.tables import kind_table, size_table, table
 from tests.scripts.bench.evidence.rows import answer_row
 

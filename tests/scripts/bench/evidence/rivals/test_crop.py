@@ -11,9 +11,8 @@ from PIL import Image
 from llava.eval.run.generate import prompt_ids
 from llava.model.vision.image_tokens import ImageTokens
 from qlip.language_positions import ImageSpan
-from scripts.bench.evidence.answering.experiments import CLIP
 from scripts.bench.evidence.answering.subject import Subject
-from scripts.bench.evidence.answering.variants import Variant
+from scripts.bench.evidence.answering.variants import CLIP, Variant
 from scripts.bench.evidence.rivals.crop import Box, attend_to_image, choose_box, join_views, window_sides
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((448, 448))

@@ -1,0 +1,87 @@
+"""The format of transformers' LLaVA classes: names of its weights, and its config.json as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava.image_geometry import read_pinpoints
+from llava.model.config import TEXT_CONFIGS, ImageLanguageConfig
+from llava.model.multimodal_encoder.pretrained import vision_config
+
+TOWER_PREFIX = "model.vision_tower.vision_tower."
+
+TRANSFORMERS_NAMES = {
+    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": TOWER_PREFIX,
+    r"^(?:model\.)?multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
+    r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"^(?:model\.)?image_newline$": "model.image_newline",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:language_model\.model|model\.language_model)\.": "model.",
+}
+"""Parameter names of transformers' LlavaForConditionalGeneration and LlavaNext's, old and new, -> ours."""
+
+ATTACH_HINT = "load the model by transformers' own class and attach QLIP to it (qlip.attach, docs/TRANSFORMERS.md)"
+
+KEPT_FIELDS = ("qlip", "conv_mode", "mm_use_im_start_end", "mm_use_im_patch_token")
+"""LLaVA's fields that a converted checkpoint's config.json keeps beside transformers', as `image_aspect_ratio`."""
+
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""(height, width) of transformers' LlavaNext where its configuration names none."""
+
+
+def config_from_transformers(values: dict[str, Any]) -> ImageLanguageConfig:
+    """Builds the configuration for a checkpoint of transformers' LLaVA models (llava-hf/llava-1.5-*, llava-v1.6-*)."""
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values[part], Mapping):
+            raise TypeError(f"{part} is {values[part]!r}; it must be an object")
+    if (activation := values.get("projector_hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"projector_hidden_act is {activation!r}; allowed is 'gelu'; {ATTACH_HINT}")
+    if (bias := values.get("multimodal_projector_bias", True)) is not True:
+        raise ValueError(f"multimodal_projector_bias is {bias!r}; allowed is true; {ATTACH_HINT}")
+    if values.get("quantization_config"):
+        raise ValueError(f"its weights are quantised (quantization_config), under other names than here; {ATTACH_HINT}")
+    text = dict(values["text_config"])
+    config_class = TEXT_CONFIGS[text.pop("model_type", "llama")]
+    text["tie_word_embeddings"] = bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    dtype = text.pop("dtype", None) or text.pop("torch_dtype", None)
+    vision = vision_config({"model_type": "clip_vision_model", **values["vision_config"]})
+    # Without a [CLS] to keep, SigLIP's "full" is the patches.
+    keeps_cls = values.get("vision_feature_select_strategy") == "full" and vision.model_type == "clip_vision_model"
+    return config_class(
+        **text,
+        mm_vision_config=vision.to_dict(),
+        mm_vision_select_layer=select_layer(values.get("vision_feature_layer", -2)),
+        mm_vision_select_feature="cls_patch" if keeps_cls else "patch",
+        mm_projector_type="mlp2x_gelu",
+        mm_hidden_size=vision.hidden_size,
+        **tiling_from_transformers(values),
+        dtype=values.get("dtype") or values.get("torch_dtype") or dtype,
+        **{name: values[name] for name in KEPT_FIELDS if name in values},
+    )
+
+
+def select_layer(layers: Any) -> Any:
+    """Reads transformers' `vision_feature_layer`, a number or a list; several layers are joined, and not supported.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if not isinstance(layers, list):
+        return layers
+    if len(layers) != 1:
+        raise ValueError(f"vision_feature_layer is {layers}; allowed is one layer; {ATTACH_HINT}")
+    return layers[0]
+
+
+def tiling_from_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads how transformers' LLaVA models cut and join tiles; LlavaNext's resolutions are (height, width)."""
+    if values.get("model_type") != "llava_next":
+        ratio = values.get("image_aspect_ratio", "pad")  # a converted checkpoint's; its class knows no tiles
+        return {"image_aspect_ratio": ratio if ratio in ("pad", "square", None) else "pad"}
+    pinpoints = values.get("image_grid_pinpoints") or NEXT_PINPOINTS
+    return {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[width, height] for height, width in read_pinpoints(pinpoints)],
+    }
