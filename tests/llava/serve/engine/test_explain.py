@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_an_answer_is_generated_and_attributed_to_the_leaves_of_each_picture(
     both = engine.explain(QUESTION, pictures[:2], "a ring")
     check_shares(both)
     assert [drawing.size for drawing in both.draw(pictures[:2])] == [image.size for image in pictures[:2]]
+
+
+def test_a_photograph_is_explained_upright(new_engine: NewEngine, pictures: list[Image.Image]) -> None:
+    """As a phone saves it; the frame is that of what is drawn on."""
+    upright, exif, file = pictures[0].convert("RGB").resize((200, 120)), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    engine = new_engine()
+    for options in (CLIP, QLIPOptions()):
+        found, expected = (
+            engine.explain(QUESTION, [image], "a ring", qlip=options).images[0] for image in (Image.open(file), upright)
+        )
+        assert found.frame == expected.frame
+        assert torch.equal(found.weights, expected.weights)
 
 
 def test_what_is_kept_of_earlier_prompts_is_dropped_where_attribution_runs_out_of_memory(
