@@ -218,7 +218,7 @@ def get_model_name_from_path(model_path: str) -> str:
     For a `checkpoint-N` folder its parent's name comes first. A folder of the hub's local cache,
     `models--OWNER--NAME/snapshots/COMMIT`, has the NAME, and `.` that of the folder that it is.
     """
-    if Path(model_path).name in ("", ".."):  # "." has no name of its own
+    if Path(model_path).name in ("", ".."):  # "." and ".." name no folder
         model_path = str(Path(model_path).resolve())
     parts = str(model_path).replace("\\", "/").strip("/").split("/")  # Windows' paths, too
     cached = parts[-3] if len(parts) > 2 and parts[-2] == "snapshots" else ""

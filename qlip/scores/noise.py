@@ -81,7 +81,7 @@ def _in_regions(values: Array) -> Array:
 
 
 def _count_regions(rows: int, cols: int) -> tuple[int, int]:
-    """Counts the rows and columns of regions of so many squares."""
+    """Counts the rows and columns of regions that rows x cols squares are divided into."""
     side = min(REGIONS, max(1, int((rows * cols / LEAST_SAMPLES) ** 0.5)))
     return min(side, rows), min(side, cols)
 

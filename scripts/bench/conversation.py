@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         medians = [statistics.median(each[way] for each in times) for way in WAYS]
         ratio = statistics.median(each["without"] / each["with"] for each in times)
         print(table_row([str(turn + 1), *(f"{each:.3f}" for each in medians), f"{ratio:.1f}"]))
-    print(f"\n{machine_line()[:-1]} A language model of {weights:.0f} million weights.*")
+    print(f"\n{machine_line(more=f'A language model of {weights:.0f} million weights.')}")
     for engine in engines.values():
         engine.close()
 

@@ -252,7 +252,7 @@ def run(args: argparse.Namespace) -> None:
         row = describe([(job.request.at, job.first_at, job.done_at) for replica in fleet for job in replica.done])
         print(format_row(f"simulated, {batching}", row))
         print(format_row("of the real ones", [mine / theirs for mine, theirs in zip(row, real_row, strict=True)]))
-    print(f"\n{machine_line()[:-1]} Stages as fitted: {fitted}.*")
+    print(f"\n{machine_line(more=f'Stages as fitted: {fitted}.')}")
 
 
 def describe(jobs: Sequence[tuple[float, float, float]]) -> list[float]:

@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
             run_once(way, folder)  # the files are then in the system's cache
         turns = [{way: run_once(way, folder) for way, folder in folders.items()} for _ in range(args.repeats)]
     about = f"{args.shape}: {size / 2**20:.0f} MiB of bfloat16 weights; {args.repeats} turns after one of each."
-    print(f"{report(turns)}\n\n{machine_line()[:-1]} {about}*")
+    print(f"{report(turns)}\n\n{machine_line(more=about)}")
 
 
 def report(turns: Sequence[dict[str, dict[str, Any]]]) -> str:

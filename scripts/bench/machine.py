@@ -26,11 +26,12 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def machine_line(device: str = "cpu") -> str:
-    """Formats the machine and the day as a line below a table."""
+def machine_line(device: str = "cpu", more: str = "") -> str:
+    """Formats the machine and the day as a line below a table; `more` is a sentence to add."""
     facts, today = describe_machine(device), date.today()
     where = facts["device"] if device.startswith("cuda") else f"{facts['cores']} {facts['device']} cores"
+    ending = f" {more}" if more else ""
     return (
         f"*{where}; torch {facts['torch']}, threads: {facts['threads']}; transformers {facts['transformers']}; loops"
-        f" {facts['loops']}; {today.day} {today:%B %Y}.*"
+        f" {facts['loops']}; {today.day} {today:%B %Y}.{ending}*"
     )

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llava.command import OneLineParser, parse_and_run
-from scripts.bench.evidence.pages.fill import fill
+from scripts.bench.evidence.pages.fill import fill_page
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"<!-- (?P<line>(?:\w+=\w+ )*python -m scripts\.bench\.(?P<name>\w+)[^\n]*?) -->")
@@ -70,8 +70,7 @@ def update_pages(pages: Iterable[Path], only: Sequence[str] | None = None) -> No
         for line, name in commands.items():
             if only is None or name in only:
                 print(line, file=sys.stderr, flush=True)
-                part = {line: run_command_line(line)}
-                page.write_text(fill(page.read_text(encoding="utf-8"), part, partly=True), encoding="utf-8")
+                fill_page(page, {line: run_command_line(line)}, partly=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

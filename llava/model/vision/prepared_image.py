@@ -162,12 +162,13 @@ def prepare_pixels(
     """Prepares an image for the uniform grid, by a CLIP or SigLIP image processor.
 
     Args:
-        image: the image.
+        image: the image, of any mode.
         processor: the image processor.
         config: has `image_aspect_ratio`, see `process_images`; and for anyres `mm_patch_merge_type`.
         native_tokens: tokens of one image of the native size.
         settings: see `PreparedImage`.
     """
+    image = to_rgb(image)  # as a quadtree sees it
     pixels = process_images([image], processor, config)[0]
     size = (pixels.shape[-2], pixels.shape[-1])
     has_tiles = pixels.ndim == 4

@@ -19,7 +19,6 @@ from llava.model.vision.prepared_image import PreparedImage, prepare_leaves, pre
 from llava.model.vision.quadtree_tiles import has_tiles
 from llava.serve.engine.params import SERVER_DEFAULTS, QLIPOptions
 from qlip.config import QLIPConfig
-from qlip.images.rgb import to_rgb
 
 if TYPE_CHECKING:
     from llava.model.vision.image_tokens import ImageTokens
@@ -122,7 +121,6 @@ class VisionFrontend:
         if self.tower is None:
             raise ValueError("this model has no vision tower: ask it without images")
         tower, config = self.quadtree_tower, self.model.config
-        image = to_rgb(image)  # all towers see the same
         if tower is None:
             return prepare_pixels(image, self.image_processor, config, self.tower.native_tokens)
         if settings is None:

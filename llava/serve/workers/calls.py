@@ -59,7 +59,7 @@ def list_models(client: httpx.Client, controller: str) -> list[str]:
         ConnectionError: no controller answers, or it refuses.
     """
     _post(client, controller, "refresh_all_workers")
-    models = _post(client, controller, "list_models", {}, "models")
+    models = _post(client, controller, "list_models", field="models")
     if not (isinstance(models, list) and all(isinstance(model, str) for model in models)):
         raise _controller_error(ValueError("it lists no models"), controller)
     return sorted(models)
@@ -72,7 +72,7 @@ def find_worker(client: httpx.Client, controller: str, model: str) -> str:
         ConnectionError: no controller answers, or it refuses.
         ValueError: it has no worker for the model.
     """
-    address = _post(client, controller, "get_worker_address", {"model": model}, "address")
+    address = _post(client, controller, "get_worker_address", {"model": model}, field="address")
     if not address:
         raise ValueError(
             f"the controller at {controller} knows no worker for the model {model!r}; start one by"
