@@ -86,10 +86,16 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--waiting", type=integer(), default=LIMITS.waiting, help="most that wait (%(default)s)")
     parser.add_argument("--batching", choices=get_args(Batching), default=LIMITS.batching)
     parser.add_argument(
-        "--starts",
+        "--join-tokens",
         type=integer(),
-        default=LIMITS.starts,
-        help="answers that start between two steps of running ones, continuous batching (%(default)s)",
+        default=LIMITS.join_tokens,
+        help="most tokens of joining requests between two steps, continuous batching (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=integer(),
+        default=LIMITS.batch_tokens,
+        help="most answers times tokens of the longest, continuous batching (%(default)s)",
     )
     parser.add_argument("--routing", choices=get_args(Routing), default="two_choices")
     parser.add_argument("--seed", type=int, default=0, help="of requests and routing (%(default)s)")
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     times = replace(read_times(args.times) if args.times else StageTimes(), **dict(args.set))
     if times == StageTimes():
         raise ValueError("all stage times are 0; measure them by python -m scripts.fleet.measure")
-    limits = Limits(args.slots, args.preparers, args.waiting, args.batching, args.starts)
+    limits = Limits(args.slots, args.preparers, args.waiting, args.batching, args.join_tokens, args.batch_tokens)
     print(HEAD)
     for budget in args.budgets if args.trace is None else [None]:
         requests = make_requests(args, budget)

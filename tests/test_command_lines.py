@@ -81,6 +81,7 @@ NUMBERS = [
     ("llava.eval.vstar_likelihood", "num-chunks 0", "chunk-idx -1"),
     ("llava.eval.sweep.command", "limit 0", "max-new-tokens 0", "batch-tokens 0"),
     ("llava.serve.model_worker", "limit-model-concurrency 0", "max-waiting 0", "stream-interval 0", "max-images 0"),
+    ("llava.serve.model_worker", "max-batch-tokens 0", "max-join-tokens 0"),
     (
         "llava.serve.openai_api",
         "max-batch 0",

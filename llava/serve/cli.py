@@ -20,6 +20,7 @@ from llava.conversation import Conversation
 from llava.serve.drawings import ATTRIBUTION, QUADTREE, check_drawings, write_attributions, write_quadtrees
 from llava.serve.engine.params import Sampling
 from llava.serve.loading import DEMO_NOTICE, add_model_flags, check_model_flags, load_engine, qlip_option
+from llava.serve.terminal import is_terminal, print_label, read_line
 from llava.text import check_later_question, check_question
 from llava.utils import demo_picture_path
 from qlip import __version__
@@ -57,14 +58,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="ask everything about each picture alone, and print FILE: ANSWER (default: about all pictures together)",
     )
-    asked.add_argument("--json", action="store_true", help="print a line of JSON for each answer, with its tokens")
+    asked.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each answer, with its tokens and times"
+    )
     parser.add_argument("--temperature", type=real(), help="0 is greedy (default: 0.2 in a chat, 0 with --prompt)")
     add_length_flag(parser, "--max-new-tokens", default=Sampling.max_new_tokens)
     parser.add_argument(QUADTREE, metavar="PNG", type=Path, help="draw the picture's quadtree to this file")
     parser.add_argument(
         ATTRIBUTION, metavar="PNG", type=Path, help="draw what the last answer depended on in the picture to this file"
     )
-    parser.add_argument("--debug", action="store_true", help="show prompts, and errors in full")
+    parser.add_argument("--debug", action="store_true", help="show prompts, answers' tokens and times, errors in full")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(argv)
 
@@ -162,6 +165,7 @@ def answer_prompts(
             asked = conversation.copy()
             answer = engine.submit(conversation, shown, sampling, shorten=args.shorten)
             text = "".join(answer).strip()
+            show_cost(answer, args.debug)
             conversation.messages[-1][1] = break_image_token(text) or EMPTY
             print(format_answer([source for _, source in group], prompt, text, answer, args), flush=True)
         write_attributions(engine, asked, shown, text, args.show_attribution, number)
@@ -180,6 +184,8 @@ def format_answer(
             "visual_tokens": answer.usage.visual_tokens,
             "prompt_tokens": answer.usage.prompt_tokens,
             "generated_tokens": answer.usage.generated_tokens,
+            "first_pass_tokens": answer.usage.first_pass_tokens,
+            "seconds": {step: round(seconds, 4) for step, seconds in answer.usage.seconds.items()},
         }
         return json.dumps(record, ensure_ascii=False)
     line = " ".join(text.split())
@@ -217,7 +223,7 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
             conversation.append_message(user, text)
             conversation.append_message(assistant, None)
             show_prompt(conversation, args.debug)
-            text = stream_answer(engine, conversation, images, sampling, args.shorten)
+            text = stream_answer(engine, conversation, images, sampling, args)
         except (ValueError, GenerationError) as error:  # too long, for example: drop it
             if isinstance(error, GenerationError) and not error.out_of_memory:
                 raise
@@ -233,32 +239,12 @@ def chat(engine: ChatEngine, images: Sequence[Image.Image], sampling: Sampling, 
         conversation.messages[-1][1] = break_image_token(text) or EMPTY
 
 
-def read_line(prompt: str) -> str:
-    """Reads a line, stripped; the end of input reads as an empty one.
-
-    In a terminal a first Ctrl-C says how to end the chat, and a second one raises KeyboardInterrupt; elsewhere the
-    first one does.
-    """
-    interrupted = not is_terminal()
-    while True:
-        try:
-            if is_terminal():
-                return input(prompt).strip()
-            print_label(prompt)
-            return input("").strip()
-        except EOFError:
-            print_label("\n")
-            return ""
-        except KeyboardInterrupt:
-            print_label("\n")
-            if interrupted:
-                raise
-            interrupted = True
-            print("llava: press Ctrl-C again, or Ctrl-D, to end the chat", file=sys.stderr)
-
-
 def stream_answer(
-    engine: ChatEngine, conversation: Conversation, images: Sequence[Image.Image], sampling: Sampling, shorten: bool
+    engine: ChatEngine,
+    conversation: Conversation,
+    images: Sequence[Image.Image],
+    sampling: Sampling,
+    args: argparse.Namespace,
 ) -> str:
     """Prints the answer as it is generated, until Ctrl-C, and returns its text.
 
@@ -268,28 +254,30 @@ def stream_answer(
     pieces: list[str] = []
     print_label(f"{conversation.roles[1]}: ")
     stopped = (KeyboardInterrupt,) if is_terminal() else ()
-    with suppress(*stopped), closing(engine.reply(conversation, images, sampling, shorten)) as stream:
-        for piece in stream:
+    with suppress(*stopped), closing(engine.submit(conversation, images, sampling, shorten=args.shorten)) as answer:
+        for piece in answer:
             pieces.append(piece)
             print(piece, end="", flush=True)
     print()
+    if pieces:
+        show_cost(answer, args.debug)
     return "".join(pieces).strip()
-
-
-def is_terminal() -> bool:
-    """Whether questions are typed."""
-    return sys.stdin.isatty()
-
-
-def print_label(text: str) -> None:
-    """Prints what stands beside questions and answers: in a terminal on stdout, else on stderr."""
-    print(text, end="", file=sys.stdout if is_terminal() else sys.stderr, flush=True)
 
 
 def show_prompt(conversation: Conversation, debug: bool) -> None:
     """Prints the prompt exactly as the model receives it, with `--debug`."""
     if debug:
         print(f"prompt: {conversation.get_prompt()!r}", file=sys.stderr)
+
+
+def show_cost(answer: AnswerStream, debug: bool) -> None:
+    """Prints the tokens and times of an answer that has ended, with `--debug`."""
+    if debug:
+        usage = answer.usage
+        first = f", {usage.first_pass_tokens} in a first pass" if usage.first_pass_tokens else ""
+        tokens = f"{usage.text_tokens} text tokens, {usage.visual_tokens} visual{first}, {usage.cached_tokens} known"
+        times = ", ".join(f"{step} {seconds:.3f}" for step, seconds in usage.seconds.items())
+        print(f"cost: {tokens}; {usage.generated_tokens} generated; seconds: {times}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llava.command import OneLineParser, integer, run_command
-from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import bracketed, host_of, is_loopback, local_url, machine_address
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
+from llava.serve.http.flags import (
+    add_engine_flags,
+    add_server_flags,
+    api_keys,
+    engine_limits,
+    name_text,
+    request_limits,
+)
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import log_to_console, warn_of_open_port
 from llava.serve.loading import add_model_flags, load_engine
@@ -56,9 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="most answers generated together (default: 5); more requests wait",
     )
-    waiting = EngineLimits.max_waiting
-    parser.add_argument("--max-waiting", type=integer(), default=waiting, help=f"most that wait (default: {waiting})")
-    add_prefix_flag(parser)
+    add_engine_flags(parser)
     parser.add_argument("--stream-interval", type=integer(), default=1, help="fewest tokens a frame (default: 1)")
     parser.add_argument("--use-flash-attn", action="store_true", help="use FlashAttention 2")
     parser.add_argument("--multi-modal", action="store_true", help=argparse.SUPPRESS)  # for LLaVA's old scripts
@@ -119,9 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Loads the model and serves it until it gets a signal to stop."""
     log_to_console()
-    limits = EngineLimits(
-        args.limit_model_concurrency, max_waiting=args.max_waiting, max_prefix_mib=args.prefix_cache_mib
-    )
+    limits = engine_limits(args, args.limit_model_concurrency)
     with take_address(args.host, args.port) as listener:
         engine = load_engine(args, switchable=True, limits=limits, use_flash_attn=args.use_flash_attn)
         with closing(engine):

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from llava.command import OneLineParser, integer, run_command
 from llava.serve.engine.params import EngineLimits
 from llava.serve.http.addresses import url_of
-from llava.serve.http.flags import add_prefix_flag, add_server_flags, api_keys, name_text, request_limits
+from llava.serve.http.flags import (
+    add_engine_flags,
+    add_server_flags,
+    api_keys,
+    engine_limits,
+    name_text,
+    request_limits,
+)
 from llava.serve.http.limits import ConnectionLimits
 from llava.serve.http.listening import Listener, take_address
 from llava.serve.http.logs import log_to_console, warn_of_open_port
@@ -39,10 +46,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="the model's names for clients (default: the name of its folder)",
     )
-    limits = EngineLimits()
-    parser.add_argument("--max-batch", type=integer(), default=limits.max_batch, help="most answers at a time")
-    parser.add_argument("--max-waiting", type=integer(), default=limits.max_waiting, help="most requests that wait")
-    add_prefix_flag(parser)
+    most = EngineLimits.max_batch
+    parser.add_argument("--max-batch", type=integer(), default=most, help=f"most answers at a time ({most})")
+    add_engine_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -68,8 +74,7 @@ def load(args: argparse.Namespace) -> tuple[ChatEngine, APISettings]:
 
     names = args.served_model_name or [get_model_name_from_path(str(args.model_path or demo_model_path()))]
     settings = APISettings(tuple(names), request_limits(args), tuple(api_keys(args)))
-    limits = EngineLimits(args.max_batch, max_waiting=args.max_waiting, max_prefix_mib=args.prefix_cache_mib)
-    return load_engine(args, switchable=True, limits=limits), settings
+    return load_engine(args, switchable=True, limits=engine_limits(args, args.max_batch)), settings
 
 
 def serve_engine(

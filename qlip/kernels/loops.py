@@ -20,45 +20,73 @@ from qlip.kernels.resizing import resize_image
 __all__ = ["find_cell_hats", "find_medians", "resample", "resize_image", "summarise_gradient"]
 
 
-@compile_loop
+FINITE = np.uint32(0x7F800000)
+"""The bits of a finite float32, without its sign, are below those of infinity."""
+
+
 def summarise_gradient(image: np.ndarray, patch_size: int) -> tuple[np.ndarray, bool]:
     """Summarises |d/drow| + |d/dcol| of whole cells: float32 (C, H, W) -> (8, rows, cols), see `qlip.scores.edges`.
 
+    Args:
+        image: contiguous.
+        patch_size: side of a cell in pixels.
+
     Returns:
-        The summary, and whether all sums are finite, without which it has no meaning.
+        The summary, and whether all pixels are finite, without which it has no meaning.
     """
-    channels, height, width = image.shape
-    rows, cols, end = height // patch_size, width // patch_size, patch_size - 1
-    summary = np.zeros((8, rows, cols), np.float32)
-    down, across = np.empty(width, np.float32), np.empty(width, np.float32)
-    both, above = np.empty(width, np.float32), np.empty(width, np.float32)
-    beyond = 0
-    for row in range(rows):
-        above[:] = 0
-        for line in range(patch_size):
-            y = row * patch_size + line
-            down[:], across[:], both[:] = 0, 0, 0
-            for channel in range(channels):
-                pixels, below = image[channel, y], image[channel, min(y + 1, height - 1)]
-                for x in range(width - 1):
-                    vertical, horizontal = abs(below[x] - pixels[x]), abs(pixels[x + 1] - pixels[x])
-                    down[x], across[x] = max(down[x], vertical), max(across[x], horizontal)
-                    both[x] = max(both[x], vertical + horizontal)
-                    beyond += not vertical + horizontal < np.inf
-                vertical = abs(below[width - 1] - pixels[width - 1])
-                beyond += not vertical < np.inf
-                down[width - 1], both[width - 1] = max(down[width - 1], vertical), max(both[width - 1], vertical)
-            if line < end:
-                for x in range(width):
-                    above[x] = max(above[x], both[x])
-                for col in range(cols):
-                    summary[1, row, col] = max(summary[1, row, col], down[col * patch_size + end])
-        for col in range(cols):
-            left, last = col * patch_size, col * patch_size + end
-            summary[0, row, col], summary[2, row, col] = above[left:last].max(), above[last]
-            summary[3, row, col], summary[4, row, col] = across[left:last].max(), both[left:last].max()
-            summary[5, row, col], summary[6, row, col], summary[7, row, col] = across[last], down[last], both[last]
-    return summary, beyond == 0
+    return _make_summary(len(image))(image, patch_size)
+
+
+@cache
+def _make_summary(channels: int) -> Kernel:
+    """Compiles `summarise_gradient` for one number of channels."""
+
+    def summarise(image: np.ndarray, patch_size: int) -> tuple[np.ndarray, bool]:
+        height, width = image.shape[1:]
+        flat, pitch, plane, right = image.reshape(-1), np.uint64(width), np.uint64(height * width), np.uint64(width - 1)
+        rows, cols, end = height // patch_size, width // patch_size, patch_size - 1
+        summary = np.zeros((8, rows, cols), np.float32)
+        down, across, both = np.empty(width, np.float32), np.zeros(width, np.float32), np.empty(width, np.float32)
+        above, higher = np.empty(width, np.float32), np.empty(width, np.float32)
+        for row in range(rows):
+            above[:] = 0
+            for line in range(patch_size):
+                y = row * patch_size + line
+                start, step = np.uint64(y * width), pitch if y + 1 < height else np.uint64(0)
+                for x in range(right):
+                    most_down = most_across = most_both = np.float32(0)
+                    for channel in range(channels):
+                        place = np.uint64(channel) * plane + start + x
+                        vertical = abs(flat[place + step] - flat[place])
+                        horizontal = abs(flat[place + np.uint64(1)] - flat[place])
+                        sum_of_both = vertical + horizontal
+                        most_down = vertical if vertical > most_down else most_down
+                        most_across = horizontal if horizontal > most_across else most_across
+                        most_both = sum_of_both if sum_of_both > most_both else most_both
+                    down[x], across[x], both[x] = most_down, most_across, most_both
+                most_down = np.float32(0)
+                for channel in range(channels):
+                    place = np.uint64(channel) * plane + start + right
+                    most_down = max(most_down, abs(flat[place + step] - flat[place]))
+                down[right] = both[right] = most_down
+                if line < end:
+                    for x in range(width):
+                        higher[x] = both[x] if both[x] > above[x] else above[x]
+                    above, higher = higher, above
+                    for col in range(cols):
+                        summary[1, row, col] = max(summary[1, row, col], down[col * patch_size + end])
+            for col in range(cols):
+                left, last = col * patch_size, col * patch_size + end
+                summary[0, row, col], summary[2, row, col] = above[left:last].max(), above[last]
+                summary[3, row, col], summary[4, row, col] = across[left:last].max(), both[left:last].max()
+                summary[5, row, col], summary[6, row, col] = across[last], down[last]
+                summary[7, row, col] = both[last]
+        bits, largest = flat.view(np.uint32), np.uint32(0)
+        for place in range(bits.size):
+            largest = max(largest, bits[place] & np.uint32(0x7FFFFFFF))
+        return summary, largest < FINITE
+
+    return compile_loop(summarise, channels)
 
 
 def resample(

@@ -3,8 +3,9 @@
 Every replica is a process with one `ChatEngine`; requests come to them in turns, at the times of a Poisson process.
 While they run, each replica times its stages: preparing images, the vision tower, prompts, and steps of one token. What
 a lone request takes beside these is measured before, and counted as preparing. The simulation gets times fitted to all
-this, and the same requests with the answers' real lengths. The processes share this machine's cores; no HTTP. With
-`--paced` the model's thread also waits, as it would for a GPU that takes longer than this small model needs.
+this, and the same requests with the answers' real lengths. The processes share this machine's cores, each computing in
+its part of them; no HTTP. With `--paced` the model's thread also waits, as it would for a GPU that takes longer than
+this small model needs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -193,7 +195,11 @@ def run_replicas(args: argparse.Namespace, arrivals: Sequence[float]) -> list[di
         options = {"model": args.model_path, "slots": args.slots, "longest": args.max_new_tokens}
         options |= {"paced": args.paced, "arrivals": arrivals[index :: args.replicas], "first": 1000 * index}
         command = [sys.executable, "-m", "scripts.bench.fleet", "--serve", json.dumps(options)]
-        fleet.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        # Threads of two processes on one core wait for each other, hundreds of times longer than they compute.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(args.replicas))}
+        fleet.append(
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
     try:
         for word, line in (("loaded", "go"), ("ready", None)):
             for process in fleet:
@@ -205,6 +211,11 @@ def run_replicas(args: argparse.Namespace, arrivals: Sequence[float]) -> list[di
     finally:
         for process in fleet:
             process.communicate()
+
+
+def threads_of(replicas: int) -> int:
+    """Computes the threads in which each replica computes: its part of the cores, as Ray gives it."""
+    return max(1, (os.cpu_count() or 1) // replicas)
 
 
 def fit_times(found: Sequence[dict[str, Any]]) -> StageTimes:
@@ -248,11 +259,13 @@ def run(args: argparse.Namespace) -> None:
     print(format_row(f"{args.replicas} real replicas", real_row))
     requests = [Request(job["at"], 0.0, 1, job["tokens"] - 1, job["answer"]) for job in jobs]
     for batching in get_args(Batching):
-        fleet = simulate(requests, times, args.replicas, Limits(args.slots, 8, 10**9, batching), "round_robin")
+        limits = Limits(args.slots, preparers=8, waiting=10**9, batching=batching)
+        fleet = simulate(requests, times, args.replicas, limits, "round_robin")
         row = describe([(job.request.at, job.first_at, job.done_at) for replica in fleet for job in replica.done])
         print(format_row(f"simulated, {batching}", row))
         print(format_row("of the real ones", [mine / theirs for mine, theirs in zip(row, real_row, strict=True)]))
-    print(f"\n{machine_line(more=f'Stages as fitted: {fitted}.')}")
+    threads = f"Threads of each replica: {threads_of(args.replicas)}."
+    print(f"\n{machine_line(more=f'{threads} Stages as fitted: {fitted}.')}")
 
 
 def describe(jobs: Sequence[tuple[float, float, float]]) -> list[float]:

@@ -1,4 +1,10 @@
-"""One replica of the simulation: threads that prepare images, and a model that starts and continues answers."""
+"""One replica of the simulation: threads that prepare images, and a model that starts and continues answers.
+
+With continuous batches it works as the engine does (`llava/serve/engine/continuous.py`): what has come joins as one
+group, in pieces of bounded size, first its images and then its prompts, with one token for all that run between two
+pieces; what comes in the meantime is in the next group. It leaves out that answers which outgrow the batch are
+suspended, and that a prompt may begin as an earlier one did.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,10 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Literal
 
+from llava.serve.engine.params import GROWTH, EngineLimits
 from scripts.fleet.stages import Request, StageTimes
 
 Batching = Literal["continuous", "static"]
@@ -45,8 +52,10 @@ class Limits:
     """Most requests that wait, images being prepared included; more are refused."""
     batching: Batching = "continuous"
     """Whether answers join and leave at every token, or a batch runs until its last answer ends."""
-    starts: int = 1
-    """Most answers that start between two steps of those that run ("continuous")."""
+    join_tokens: int = EngineLimits.max_join_tokens
+    """Most tokens of images or prompts that are run between two steps, and of a group that joins ("continuous")."""
+    batch_tokens: int = EngineLimits.max_batch_tokens
+    """Most answers times tokens of the longest, as answers join ("continuous")."""
 
 
 @dataclass
@@ -64,6 +73,11 @@ class Job:
     left: int = 0
     """Tokens that its answer lacks."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of its prompt and its answer so far."""
+        return self.request.prompt + self.request.answer - self.left
+
 
 class Replica:
     """Preparing threads and a model thread, each with a queue, first in, first out."""
@@ -79,9 +93,10 @@ class Replica:
         """Threads that prepare an image now."""
         self.preparing_seconds = self.model_seconds = 0.0
         self._busy = False
-        self._context = 0
         self._rows = 0  # of a static batch, ended answers included
-        self._stepped = True  # whether running answers had their turn since the last start
+        self._joining: list[Job] = []
+        self._pieces: deque[float] = deque()  # seconds of the work that those need which join
+        self._stepped = True  # whether running answers had their turn since the last piece
 
     @property
     def waiting(self) -> int:
@@ -91,7 +106,7 @@ class Replica:
     @property
     def ongoing(self) -> int:
         """Requests that have come and are not done, as a router counts them."""
-        return self.waiting + len(self.running)
+        return self.waiting + len(self._joining) + len(self.running)
 
     def receive(self, request: Request) -> None:
         """Takes a request, or refuses it."""
@@ -120,25 +135,58 @@ class Replica:
 
     def _work(self) -> None:
         """Lets the model do the next thing; it is idle if there is none."""
-        continuous = self.limits.batching == "continuous"
-        free = self.limits.slots - len(self.running) if continuous else self.limits.slots * (not self.running)
-        allowed = min(free, self.limits.starts) if continuous and self.running else free
         self._busy = True
-        if self.prepared and allowed > 0 and self._stepped:
-            jobs = [self.prepared.popleft() for _ in range(min(allowed, len(self.prepared)))]
-            for job in jobs:
-                job.started_at = self.clock.now
-            self.running += jobs
-            self._rows = len(self.running)
-            self._context += sum(job.request.visual + job.request.text for job in jobs)
-            self._stepped = not continuous or len(self.running) == len(jobs)
-            self._spend(self.times.starting([job.request for job in jobs]), jobs)
+        if self.limits.batching == "static":
+            self._work_on_batch()
+            return
+        if not self._joining:
+            self._let_join()
+        if self._pieces and (self._stepped or not self.running):
+            self._stepped = False
+            seconds, joined = self._pieces.popleft(), []
+            if not self._pieces:  # its first tokens come with the last piece
+                joined, self._joining = self._joining, []
+            self.running += joined
+            self._spend(seconds, joined)
         elif self.running:
-            rows = len(self.running) if continuous else self._rows
             self._stepped = True
-            self._spend(self.times.stepping(rows, self._context), self.running)
+            self._spend(self.times.stepping(len(self.running), self._count_context()), self.running)
         else:
             self._busy = False
+
+    def _work_on_batch(self) -> None:
+        """Starts a batch, or goes on with the one that runs."""
+        if self.running:
+            self._spend(self.times.stepping(self._rows, self._count_context()), self.running)
+        elif self.prepared:
+            self.running = self._take(min(self.limits.slots, len(self.prepared)))
+            self._rows = len(self.running)
+            self._spend(self.times.starting([job.request for job in self.running]), self.running)
+        else:
+            self._busy = False
+
+    def _let_join(self) -> None:
+        """Takes the group that joins next and plans its pieces."""
+        lengths, joining, taken = [job.length for job in self.running], 0, 0
+        for job in islice(self.prepared, max(0, self.limits.slots - len(self.running))):
+            lengths.append(job.request.prompt)
+            joining += job.request.prompt
+            fits = len(lengths) == 1 or len(lengths) * (max(lengths) + GROWTH) <= self.limits.batch_tokens
+            if not fits or (taken and joining > self.limits.join_tokens):
+                break
+            taken += 1
+        self._joining = self._take(taken)
+        if taken:
+            self._pieces.extend(self.times.pieces([job.request for job in self._joining], self.limits.join_tokens))
+
+    def _take(self, number: int) -> list[Job]:
+        jobs = [self.prepared.popleft() for _ in range(number)]
+        for job in jobs:
+            job.started_at = self.clock.now
+        return jobs
+
+    def _count_context(self) -> int:
+        return sum(job.length for job in self.running)
 
     def _spend(self, seconds: float, jobs: list[Job]) -> None:
         """Gives each of the jobs a token after these seconds of the model."""
@@ -150,10 +198,8 @@ class Replica:
         for job in jobs:
             job.first_at = job.first_at or self.clock.now
             job.left -= 1
-            self._context += 1
             if job.left == 0:
                 job.done_at = self.clock.now
                 self.done.append(job)
-                self._context -= job.request.visual + job.request.text + job.request.answer
         self.running = [job for job in self.running if job.left]
         self._work()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ class Request:
     """Text tokens of the prompt."""
     answer: int
     """Tokens of the answer, at least 1."""
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self.visual + self.text
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,22 @@ class StageTimes:
         text = sum(request.text for request in requests)
         encoding = self.encode + self.encode_per_token * visual if visual else 0.0
         return encoding + self.prefill + self.prefill_per_token * (visual + text)
+
+    def pieces(self, requests: Sequence[Request], most_tokens: int) -> list[float]:
+        """Computes the model's seconds of each piece of the work until the first tokens of requests that join.
+
+        Images are run together up to `most_tokens`, then the prompts, padded to the longest, in pieces of that size.
+        """
+        parts: list[int] = [0]
+        for request in requests:
+            if parts[-1] and parts[-1] + request.visual > most_tokens:
+                parts.append(0)
+            parts[-1] += request.visual
+        encoding = [self.encode + self.encode_per_token * visual if visual else 0.0 for visual in parts]
+        longest = max(request.prompt for request in requests)
+        count = max(1, -(-longest // max(1, most_tokens // len(requests))))
+        padded = longest * len(requests)
+        return [*encoding, *[self.prefill + self.prefill_per_token * padded / count] * count]
 
     def stepping(self, rows: int, context: int) -> float:
         """Computes the model's seconds of one token for each of `rows` answers with `context` tokens in all."""

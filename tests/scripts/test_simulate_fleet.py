@@ -30,19 +30,25 @@ def test_a_trace_of_one_request_takes_what_a_hand_count_says(
     assert row[-1] == "100%"
 
 
-def test_answers_start_one_at_a_time_beside_running_ones_or_as_many_as_allowed(
+def test_answers_join_together_as_far_as_their_tokens_are_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One request runs from 0 to 0.25, where two more wait since 0.1; a start takes 0.1 and 0.15 for each prompt."""
+    """One request starts from 0 to 0.25, where two more wait since 0.1; prompts take 0.1 and 0.15 for each of them.
+
+    A step of 0.01 follows each start, and each group's images, which take no time here.
+    """
     sizes = {"megapixels": 0.5, "visual": 100, "text": 50, "answer": 11}
     trace = tmp_path / "trace.jsonl"
     trace.write_text("\n".join(json.dumps({"at": at, **sizes}) for at in (0.0, 0.1, 0.1)))
     flags = [*TIMES, "--trace", str(trace), "--replicas", "1"]
     last = []
-    for starts in ([], ["--starts", "2"]):
-        assert main([*flags, *starts]) == 0
+    for limit in ([], ["--join-tokens", "299"], ["--batch-tokens", "3"]):
+        assert main([*flags, *limit]) == 0
         last.append(float(table(capsys)[0][6]))
-    assert last == pytest.approx([0.25 + 0.25 + 0.01 + 0.25 - 0.1, 0.25 + 0.1 + 2 * 0.15 - 0.1])
+    together = 0.25 + 2 * 0.01 + 0.1 + 2 * 0.15
+    one_by_one = 0.25 + 2 * (2 * 0.01 + 0.25)
+    alone = 3 * 0.25 + 2 * 10 * 0.01
+    assert last == pytest.approx([together - 0.1, one_by_one - 0.1, alone - 0.1])
 
 
 def test_a_larger_budget_needs_no_fewer_replicas(capsys: pytest.CaptureFixture[str]) -> None:

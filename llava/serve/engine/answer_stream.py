@@ -52,6 +52,17 @@ class Usage:
         """Mean time per token after the first."""
         return self.decode_seconds / max(1, self.generated_tokens - 1)
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each step, in their order."""
+        return {
+            "queue": self.queue_seconds,
+            "first_pass": self.first_pass_seconds,
+            "image": self.image_seconds,
+            "prefill": self.prefill_seconds,
+            "decode": self.decode_seconds,
+        }
+
 
 class AnswerStream:
     """Stream of an answer's text; iterate over it once, with `for` or `async for`.

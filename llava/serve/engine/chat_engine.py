@@ -92,7 +92,7 @@ class ChatEngine:
         if joins and can_continue(model):
             self.prefixes = PrefixCache(choose_prefix_bytes(model, context_len, self.limits))
             self._batch = ContinuousBatch(model, self.vision, self.limits, self.prefixes)
-        joins, free = self._batch is not None, self.prefixes.clear
+        joins, free = self._batch is not None, self.prefixes.make_room
         self.scheduler = Scheduler(lambda batch: self._generate(batch), self.limits, joins, free)
         self._preparers = ThreadPoolExecutor(self.limits.max_preparing, thread_name_prefix="prepare")
         # Separate threads for text, so that it never waits for images.

@@ -131,8 +131,7 @@ class ContinuousBatch:
             yield from self._admit(part)
 
     def _parts_to_retry(self, streams: Sequence[RequestStream], failure: Exception) -> list[Sequence[RequestStream]]:
-        if ran_out_of_memory(failure) and self.prefixes.clear():
-            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+        if ran_out_of_memory(failure) and self.prefixes.make_room():
             return [streams]
         if len(streams) > 1:
             if ran_out_of_memory(failure):
@@ -260,9 +259,9 @@ class ContinuousBatch:
 
         What is suspended continues later, its keys and values computed once more.
         """
-        if self.prefixes.clear():
-            logger.warning("out of memory; dropped the keys and values of earlier prompts")
-        elif self._join is not None:
+        if self.prefixes.make_room():
+            return True
+        if self._join is not None:
             logger.warning("out of memory; %d requests that join wait", len(self._not_run()))
             self._stop_joining()
         elif len(self._running.streams) > 1:

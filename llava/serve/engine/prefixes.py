@@ -167,6 +167,13 @@ class PrefixCache:
         self.bytes = 0
         return had
 
+    def make_room(self) -> bool:
+        """Drops all prefixes, since memory has run out; false if there were none."""
+        dropped = self.clear()
+        if dropped:
+            logger.warning("out of memory; dropped the keys and values of earlier prompts")
+        return dropped
+
     def _drop(self, key: PromptKey) -> None:
         self.bytes -= self._kept.pop(key)[1]
 

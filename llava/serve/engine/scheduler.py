@@ -191,16 +191,9 @@ class Scheduler:
             failure = error
         if ran_out_of_memory(failure):
             failure = failure.with_traceback(None)  # which holds the tensors that did not fit
-            if self._free_prefixes():
+            if self.free():
                 return work()
         raise failure
-
-    def _free_prefixes(self) -> bool:
-        """Frees what no running answer needs; false if there is none."""
-        freed = self.free()
-        if freed:
-            logger.warning("out of memory; dropped the keys and values of earlier prompts")
-        return freed
 
     def _note_ended(self, active: Sequence[AnswerStream]) -> None:
         """Counts the requests that are being answered, and keeps the time that the last one took."""
@@ -267,7 +260,7 @@ class Scheduler:
 
     def _parts_to_retry(self, batch: Sequence[AnswerStream], failure: Exception) -> list[Sequence[AnswerStream]]:
         begun = [answer for answer in batch if answer.row.generated and not answer.row.ended]
-        if not begun and ran_out_of_memory(failure) and self._free_prefixes():
+        if not begun and ran_out_of_memory(failure) and self.free():
             return [batch]
         if begun or len(batch) == 1:
             for answer in begun or batch:

@@ -60,15 +60,49 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, reads: bool = T
     parser.add_argument("--max-prompt-chars", type=integer(), default=defaults.max_prompt, help="longest text")
 
 
-def add_prefix_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag of the memory for keys and values of earlier prompts."""
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the engine's limits that all servers share; see `engine_limits`."""
+    limits = EngineLimits()
+    parser.add_argument(
+        "--max-waiting", type=integer(), default=limits.max_waiting, help="most requests that wait (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-batch-tokens",
+        type=integer(),
+        default=limits.max_batch_tokens,
+        metavar="N",
+        help="most answers generated together times the tokens of the longest, prompt included (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-join-tokens",
+        type=integer(),
+        default=limits.max_join_tokens,
+        metavar="N",
+        help="most tokens of new requests that are run between two tokens of running answers (%(default)s)",
+    )
     parser.add_argument(
         "--prefix-cache-mib",
         type=integer(0),
-        default=EngineLimits.max_prefix_mib,
+        default=limits.max_prefix_mib,
         metavar="MIB",
         help="memory for keys and values of earlier prompts, reused by those that begin alike; 0 for none (default: for"
         " four full contexts, 1024 for a smaller model, but at most a quarter of the free memory)",
+    )
+
+
+def engine_limits(args: argparse.Namespace, max_batch: int) -> EngineLimits:
+    """Builds the limits given by the flags of `add_engine_flags`.
+
+    Args:
+        args: the parsed flags.
+        max_batch: most answers generated together.
+    """
+    return EngineLimits(
+        max_batch,
+        max_batch_tokens=args.max_batch_tokens,
+        max_join_tokens=args.max_join_tokens,
+        max_prefix_mib=args.prefix_cache_mib,
+        max_waiting=args.max_waiting,
     )
 
 

@@ -75,13 +75,7 @@ class CompletionUsage(BaseModel):
                 first_pass_tokens=usage.first_pass_tokens,
                 images=images,
             ),
-            seconds=Seconds(
-                queue=usage.queue_seconds,
-                first_pass=usage.first_pass_seconds,
-                image=usage.image_seconds,
-                prefill=usage.prefill_seconds,
-                decode=usage.decode_seconds,
-            ),
+            seconds=Seconds(**usage.seconds),
         )
 
 

@@ -37,12 +37,29 @@ TEXT_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class FirstPass:
+    """What it cost to ask the question about the unsplit pictures, with a question-aware budget."""
+
+    tokens: int
+    """Visual tokens of the unsplit pictures."""
+    seconds: float
+    """Until all questions of the batch were asked."""
+
+    @classmethod
+    def of(cls, tokens: int, seconds: float) -> FirstPass | None:
+        """Makes the cost; None of no tokens, where no question was asked first."""
+        return cls(tokens, seconds) if tokens > 0 else None
+
+
+@dataclass(frozen=True)
 class AnswerPiece:
     """A part of an answer."""
 
     text: str = ""
     visual_tokens: int | None = None
     """Visual tokens as reported by the model; None if not reported."""
+    first_pass: FirstPass | None = None
+    """As reported by the model; None if not reported, or if no question decides on the leaves."""
     finish_reason: str | None = None
     """Why the answer ended, in its last piece ("length" where it was cut off); None if not reported."""
 
@@ -143,8 +160,10 @@ class EngineBackend:
         answer = await self.engine.asubmit(conversation, images, query.sampling, query.qlip, shorten=True)
         try:
             yield AnswerPiece(visual_tokens=answer.usage.visual_tokens)
-            async for text in answer:
-                yield AnswerPiece(text, answer.usage.visual_tokens)  # a question has decided on them
+            async for text in answer:  # a question has decided on the tokens
+                usage = answer.usage
+                first_pass = FirstPass.of(usage.first_pass_tokens, usage.first_pass_seconds)
+                yield AnswerPiece(text, usage.visual_tokens, first_pass)
             yield AnswerPiece(finish_reason=answer.finish_reason)
         finally:
             answer.cancel()

@@ -27,7 +27,7 @@ from llava.serve.engine.prompting import Turn, build_conversation, separators
 from llava.serve.engine.vision import CLIP_VIEW
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import RequestError
-from llava.serve.web.backend import AnswerPiece, Query, pixels_of
+from llava.serve.web.backend import AnswerPiece, FirstPass, Query, pixels_of
 from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.web.encoded_pictures import encode_pictures
 from llava.serve.workers import protocol
@@ -190,8 +190,12 @@ class ControllerBackend:
             async for frame in frames(reply.aiter_bytes()):
                 message = read_frame(frame)
                 reason = message.get("finish_reason")  # our workers' last frame has it
-                text, tokens = message["text"][shown:], read_visual_tokens(message)
-                yield AnswerPiece(text, tokens, reason if isinstance(reason, str) else None)
+                yield AnswerPiece(
+                    message["text"][shown:],
+                    read_visual_tokens(message),
+                    read_first_pass(message),
+                    reason if isinstance(reason, str) else None,
+                )
                 shown = max(shown, len(message["text"]))
 
     @asynccontextmanager
@@ -244,7 +248,16 @@ def read_visual_tokens(message: Mapping[str, Any]) -> int | None:
     """Reads the number of visual tokens from a frame; our workers report it in the last one."""
     try:
         return int(message["usage"]["prompt_tokens_details"]["image_tokens"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def read_first_pass(message: Mapping[str, Any]) -> FirstPass | None:
+    """Reads the cost of the first pass from a frame, as `read_visual_tokens` does."""
+    try:
+        usage = message["usage"]
+        return FirstPass.of(int(usage["qlip"]["first_pass_tokens"]), float(usage["seconds"]["first_pass"]))
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
 
 

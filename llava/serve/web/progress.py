@@ -31,6 +31,8 @@ class AnswerProgress:
         """Adds a piece."""
         if piece.visual_tokens is not None:
             self.cost = replace(self.cost, tokens=piece.visual_tokens)
+        if piece.first_pass is not None:
+            self.cost = replace(self.cost, first_pass=piece.first_pass)
         if piece.text and self.cost.first is None:
             self.cost = replace(self.cost, first=time.perf_counter() - self._start)
         self.text += replace_surrogates(piece.text)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import qlip
 from llava.model.vision.prepared_image import PreparedImage
-from llava.serve.web.backend import Pixels
+from llava.serve.web.backend import FirstPass, Pixels
 from llava.serve.web.markdown import render_answer
 
 DRAWING_SIDE = 640
@@ -42,6 +42,8 @@ class Cost:
     """Seconds to the first text; None before it."""
     total: float | None = None
     """Seconds to the end; None before it."""
+    first_pass: FirstPass | None = None
+    """Part of the time to the first text; None if there was none or it is not known."""
 
 
 def render_patches(prepared: PreparedImage, pixels: Pixels) -> Image.Image:
@@ -158,7 +160,9 @@ def cost_line(cost: Cost) -> str:
 
 def seconds(cost: Cost) -> list[tuple[str, str]]:
     """Lists the names and values of the known times."""
-    known = (("to first token", cost.first), ("in total", cost.total))
+    known = [("to first token", cost.first), ("in total", cost.total)]
+    if cost.first_pass is not None:
+        known.insert(0, (f"for a first pass of {cost.first_pass.tokens:,}", cost.first_pass.seconds))
     return [(name, f"{value:.2f} s") for name, value in known if value is not None]
 
 

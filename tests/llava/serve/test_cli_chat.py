@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from llava.serve import cli
-from llava.serve.engine import ChatEngine
+from llava.serve.engine.answer_stream import AnswerStream
 from tests.llava.serve.test_cli import Loader, typed, vicuna
 
 
@@ -94,17 +93,17 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
 ) -> None:
     typed(monkeypatch, "What?", "Sure?")
     loader.model.script += ["a ring", "yes"]
-    reply, interrupted = ChatEngine.reply, []
+    iterate, interrupted = AnswerStream.__iter__, []
 
-    def interrupt_once(self: Any, *args: Any) -> Iterator[str]:
-        stream = reply(self, *args)
+    def interrupt_once(answer: AnswerStream) -> Iterator[str]:
+        stream = iterate(answer)
         yield next(stream)
         if not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
         yield from stream
 
-    monkeypatch.setattr(ChatEngine, "reply", interrupt_once)
+    monkeypatch.setattr(AnswerStream, "__iter__", interrupt_once)
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 0
     assert capsys.readouterr().out == "ASSISTANT: a\nASSISTANT: yes\n\n"
 
@@ -115,11 +114,11 @@ def test_ctrl_c_in_an_answer_ends_a_chat_whose_questions_are_piped(
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\nSure?\n"))
     loader.model.script += ["a ring", "yes"]
 
-    def interrupt(self: Any, *args: Any) -> Iterator[str]:
+    def interrupt(answer: AnswerStream) -> Iterator[str]:
         yield "a"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ChatEngine, "reply", interrupt)
+    monkeypatch.setattr(AnswerStream, "__iter__", interrupt)
     assert cli.main(["--model-path", "m", "--image-file", picture]) == 130
     assert capsys.readouterr().out == "a"
 

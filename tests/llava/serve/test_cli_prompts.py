@@ -123,6 +123,7 @@ def test_json_has_a_line_for_each_answer(
     assert (first["images"], first["prompt"], first["answer"]) == (pictures, "What?", "a\nröd ring")
     assert (second["prompt"], second["answer"], second["finish_reason"]) == ("Sure?", "yes", "stop")
     assert first["prompt_tokens"] > first["visual_tokens"] > 0 < first["generated_tokens"]
+    assert first["first_pass_tokens"] == 0 and all(seconds >= 0 for seconds in first["seconds"].values())
 
 
 @pytest.mark.parametrize("flag", ["--one-conversation", "--each-image", "--json"])

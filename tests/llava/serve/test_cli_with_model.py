@@ -91,6 +91,21 @@ def test_a_drawing_tells_what_the_question_is_asked_about_and_the_most_that_it_m
     assert int(first) == 64 < int(most) <= 128  # the embedded model's native grid, and its budget
 
 
+def test_the_first_pass_of_a_question_is_told_with_the_times(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--max-new-tokens", "3", "--prompt", "What is in the picture?", "--debug", "--json"]
+    assert cli.main([*flags, "--budget", "question"]) == 0
+    said = capsys.readouterr()
+    record = json.loads(said.out)
+    assert record["first_pass_tokens"] == 64 < record["visual_tokens"]
+    assert list(record["seconds"]) == ["queue", "first_pass", "image", "prefill", "decode"]
+    assert record["seconds"]["first_pass"] > 0
+    assert f"{record['visual_tokens']} visual, 64 in a first pass, " in said.err
+    assert re.search(r"; 3 generated; seconds: queue \d+\.\d{3}, first_pass \d", said.err)
+    assert cli.main(flags) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["first_pass_tokens"] == 0 and "first pass" not in said.err
+
+
 @pytest.mark.parametrize("flags", [[], ["--load-8bit"], ["--qlip"]], ids=["plain", "8 bits", "qlip"])
 def test_a_checkpoint_whose_tower_states_half_precision_answers(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]

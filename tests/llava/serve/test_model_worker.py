@@ -114,6 +114,6 @@ def test_the_concurrency_limit_is_the_size_of_a_batch(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(model_worker, "load_engine", load)
     flags = "--limit-model-concurrency 3 --max-waiting 9 --prefix-cache-mib 7 --use-flash-attn --port=0"
-    assert model_worker.main(flags.split()) == 2
-    limits = EngineLimits(3, max_waiting=9, max_prefix_mib=7)
+    assert model_worker.main([*flags.split(), "--max-batch-tokens", "5000", "--max-join-tokens", "400"]) == 2
+    limits = EngineLimits(3, max_batch_tokens=5000, max_join_tokens=400, max_waiting=9, max_prefix_mib=7)
     assert seen == {"switchable": True, "limits": limits, "use_flash_attn": True}

@@ -32,7 +32,7 @@ from tests.qlip.samples import CRITERIA, LAYOUTS, paper_partition, patchwork
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(2, 6))
+@given(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9), st.integers(2, 6))
 def test_a_summary_of_edges_is_numpys(channels, rows, cols, patch_size):
     image = noise(channels, rows * patch_size, cols * patch_size, seed=rows)
     expected = edges._summarise_gradient(image, 0, image.shape[1], patch_size)

@@ -88,14 +88,58 @@ def at(time: float, answer: int) -> Request:
 
 
 def test_continuous_batching_by_hand() -> None:
-    """A (3 tokens) comes at 0, B (2 tokens) at 1.1.
+    """A (4 tokens) comes at 0, B (2 tokens) at 1.1; neither has an image.
 
-    A's first token at 1; its second step is under way until 1.5. Then B starts, until 2.5, where its first token is.
-    The step of both ends at 3.25, and so do both answers.
+    A's first token at 1; its second step is under way until 1.5. Then B joins: between its images, of which there are
+    none, and its prompt A has its third token, at 2. B's prompt runs until 3, where its first token is. The step of
+    both ends at 3.75, and so do both answers.
     """
-    (replica,) = simulate([at(0, 3), at(1.1, 2)], TIMES, 1, Limits(slots=2))
-    assert [(job.first_at, job.done_at) for job in replica.done] == [(1.0, 3.25), (2.5, 3.25)]
-    assert replica.model_seconds == 3.25
+    (replica,) = simulate([at(0, 4), at(1.1, 2)], TIMES, 1, Limits(slots=2))
+    assert [(job.first_at, job.done_at) for job in replica.done] == [(1.0, 3.75), (3.0, 3.75)]
+    assert replica.model_seconds == 3.75
+
+
+def test_groups_that_join_by_hand() -> None:
+    """A runs alone from 0.5 on; B and C come meanwhile, D while they join.
+
+    Images of 100 tokens take 0.25 s each, prompts of 100 tokens 0.25 s each, a step 0.1 s. Two prompts are more than
+    150 tokens, so that B, C and D join one after the other, each by two pieces with a step before each. They are not
+    more than 200: then B and C join together, and D after them.
+    """
+    times = StageTimes(encode_per_token=0.0025, prefill_per_token=0.0025, decode=0.1)
+    requests = [Request(moment, 0.0, 100, 0, 50) for moment in (0.0, 0.45, 0.46, 0.8)]
+    (replica,) = simulate(requests, times, 1, Limits(join_tokens=150))
+    first = sorted((job.request.at, job.first_at) for job in replica.done)
+    piece, step = 0.25, 0.1
+    b = 0.6 + piece + step + piece
+    c = b + step + piece + step + piece
+    assert [moment for _, moment in first] == pytest.approx([0.5, b, c, c + step + piece + step + piece])
+    (replica,) = simulate(requests, times, 1, Limits(join_tokens=200))
+    first = sorted((job.request.at, job.first_at) for job in replica.done)
+    together = 0.6 + 2 * piece + step + 2 * piece
+    assert [moment for _, moment in first] == pytest.approx([0.5, together, together, together + 2 * (step + piece)])
+
+
+def test_a_prompt_longer_than_a_piece_is_run_in_several_between_which_others_have_a_token() -> None:
+    times = StageTimes(encode_per_token=0.001, prefill_per_token=0.001, decode=0.1)
+    long = Request(0.0, 0.0, 2000, 500, 9)
+    assert times.pieces([long], 1000) == pytest.approx([2.0, 2.5 / 3, 2.5 / 3, 2.5 / 3])  # one image is one piece
+    assert times.pieces([long, long], 5000) == pytest.approx([4.0, 5.0])
+    assert times.pieces([long, long], 2000) == pytest.approx([2.0, 2.0, *[5.0 / 3] * 3])
+
+
+def test_answers_join_only_while_the_batch_has_room_for_their_tokens() -> None:
+    """Prompts of 900 tokens, each of which may grow by 64: two are at most 2000, three are not.
+
+    A's first token is at 1, B's at 2.2, after two steps of A. A's 17 others take until 3.9; then C joins B, with one
+    step between its images, of which there are none, and its prompt.
+    """
+    requests = [Request(0.0, 0.0, 0, 900, 20)] * 3
+    times, limits = StageTimes(prefill=1.0, decode=0.1), Limits(batch_tokens=2000)
+    (replica,) = simulate(requests, times, 1, limits)
+    assert [job.first_at for job in replica.done] == pytest.approx([1.0, 2.2, 5.0])
+    (alone,) = simulate(requests[:1], times, 1, Limits(batch_tokens=10))[0].done
+    assert alone.first_at == 1.0
 
 
 def test_static_batches_by_hand() -> None:
@@ -105,15 +149,6 @@ def test_static_batches_by_hand() -> None:
     """
     (replica,) = simulate([at(0, 3), at(0.1, 1), at(0.2, 3)], TIMES, 1, Limits(slots=2, batching="static"))
     assert [(job.first_at, job.done_at) for job in replica.done] == [(1.0, 2.0), (3.0, 3.0), (3.0, 4.5)]
-
-
-def test_running_answers_have_a_token_between_two_starts() -> None:
-    requests = [at(0, 50)] + [at(0.5, 50)] * 3
-    (replica,) = simulate(requests, TIMES, 1, Limits(slots=4))
-    first = sorted(job.first_at for job in replica.done)
-    assert first[0] == 1.0
-    waits = [later - sooner for sooner, later in pairwise(first)]  # a start, and steps of two and of three in between
-    assert waits == pytest.approx([1.0, 1.0 + 0.75, 1.0 + 1.0])
 
 
 def test_a_full_queue_refuses_and_all_others_are_answered() -> None:

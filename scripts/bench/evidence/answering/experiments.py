@@ -14,10 +14,18 @@ from scripts.bench.evidence.answering.rival_ways import (
     list_budgets,
     list_dear_rivals,
     list_equal_flops,
-    list_reading,
     list_rivals,
+    list_selected,
 )
-from scripts.bench.evidence.answering.scene_sets import BETWEEN, DETAIL_SET, GROUND_SETS, MIXED, MIXED_SETS, SIZES
+from scripts.bench.evidence.answering.scene_sets import (
+    BETWEEN,
+    DETAIL_SET,
+    GROUND_SETS,
+    LISTING_SETS,
+    MIXED,
+    MIXED_SETS,
+    SIZES,
+)
 from scripts.bench.evidence.answering.trees import BY_SCORE, IN_GRID, NATIVE, PAPER, UNIFORM
 from scripts.bench.evidence.answering.variants import CLIP, SHIPPED, Variant
 
@@ -189,7 +197,8 @@ EXPERIMENTS = MappingProxyType(
         "budgets": Experiment(list_budgets(), (DETAIL_SET,)),
         "equal-flops": Experiment(list_equal_flops(), (*BY_SIZE, *GROUND_SETS)),
         "dear-rivals": Experiment(list_dear_rivals(), DETAIL_AND_LARGE),
-        "reading": Experiment(list_reading(), SIGN_SETS),
+        "reading": Experiment(list_selected(), SIGN_SETS),
+        "listing": Experiment(list_selected(), tuple(LISTING_SETS)),
         "options": Experiment(_options(), ("base", *DETAIL_AND_LARGE)),
         "losses": Experiment(_losses(), (*BY_SIZE, "noise 40")),
         "paper": Experiment(_paper(), (*BY_SIZE, "noise 40")),

@@ -27,7 +27,7 @@ SPENT: Mapping[str, object] = {"alpha": 0.0, "max_tokens": BUDGET, **BY_SCORE}
 """The whole budget, by score alone."""
 BUDGETS = MappingProxyType({32: 6, 64: 8, BUDGET: 10, 144: 12, 256: 16})
 """Tokens, and the side in cells of the uniform grid that has about as many."""
-READERS = (
+SELECTED = (
     "quadtree",
     "quadtree, any coarsest",
     "resize to 10 x 10",
@@ -42,7 +42,7 @@ READERS = (
     "leaves averaged after the tower, logit bias",
     "two-pass crop, raster",
 )
-"""Rivals that are asked what signs say."""
+"""Rivals that are asked what signs say, and for listings."""
 
 
 def list_quadtrees() -> list[Variant]:
@@ -126,7 +126,7 @@ def list_dear_rivals() -> list[Variant]:
     ]
 
 
-def list_reading() -> list[Variant]:
-    """Lists the shipped settings, and rivals at `BUDGET` and at its FLOPs, for scenes with signs."""
+def list_selected() -> list[Variant]:
+    """Lists the shipped settings, and rivals at `BUDGET` and at its FLOPs, for signs and listings."""
     known = {way.name: way for way in (*list_rivals(), *list_equal_flops())}
-    return [CLIP, SHIPPED, *(known[name] for name in READERS)]
+    return [CLIP, SHIPPED, *(known[name] for name in SELECTED)]

@@ -17,8 +17,8 @@ TRAINING_SEEDS = range(1, 100)
 """Seeds that the embedded models are trained with; no series that is measured may be one of them."""
 SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
-"""One question of each about every scene; listing, a long answer that repeats the others, is left out. Scenes with
-signs have one of "sign" more."""
+"""One question of each about every scene; listing, a long answer that repeats the others, is asked in sets of its own.
+Scenes with signs have one of "sign" more."""
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "V*": ("colour", "shape", "relation"),
     "count": ("count",),
@@ -36,6 +36,8 @@ class SceneSet:
     spec: SceneSpec
     noise: float = 0.0
     """Standard deviation of Gaussian noise laid over the whole picture, in levels of 255."""
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of questions, of which one each is asked about every scene."""
 
 
 DETAIL = PRESETS["detail"]
@@ -54,6 +56,9 @@ SCENE_SETS = {
     **BETWEEN,
 }
 DETAIL_SET = "12-24 px"
+LISTING_SETS = {f"{name}, listing": replace(SCENE_SETS[name], kinds=("listing",)) for name in (DETAIL_SET, "large")}
+"""The same scenes as without ", listing", all of whose objects are asked for."""
+SCENE_SETS |= LISTING_SETS
 MIXED = "mixed/"
 """Begins the names of sets of which half of the grounds are crops of photographs, `playground`'s evaluation presets."""
 MIXED_SETS = tuple(f"{MIXED}{name}" for name, spec in evaluation_presets("validation").items() if spec.objects[0] >= 2)

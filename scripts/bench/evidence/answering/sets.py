@@ -13,7 +13,7 @@ from llava.eval.run.inputs.questions import Question, read_lines
 from playground.dialogue import ask
 from playground.questions import scene_questions
 from playground.scenes import Scene, add_noise, scene
-from scripts.bench.evidence.answering.scene_sets import KINDS, SCENES, find_set, series_of
+from scripts.bench.evidence.answering.scene_sets import SCENES, find_set, series_of
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class QuestionSet:
 
 
 def draw_set(name: str, split: str, scenes: int = SCENES) -> QuestionSet:
-    """Draws the scenes of one of `SET_NAMES` and asks one question of each kind about each.
+    """Draws the scenes of one of `SET_NAMES` and asks one question of each of its kinds about each.
 
     Raises:
         ValueError: the set or the split is unknown.
     """
-    spec, seed = find_set(name, split).spec, series_of(split)
+    wanted, seed = find_set(name, split), series_of(split)
     pictures, questions = [], []
     for index in range(scenes):
         picture, made = draw_scene(name, split, index)
         rng = np.random.default_rng((seed, index, 2))
-        asked = scene_questions(made.objects, made.size, rng, KINDS)
-        if spec.sign_share > 0:
+        asked = scene_questions(made.objects, made.size, rng, wanted.kinds)
+        if wanted.spec.sign_share > 0:
             asked.append(ask("sign", made.objects, made.sign, made.size, rng))
         pictures.append(picture)
         questions.append(

@@ -39,6 +39,9 @@ from scripts.bench.evidence.rivals.reduction import (
 )
 from scripts.bench.flops import ModelCost
 
+LONGEST = 40
+"""Tokens of an answer at most; a listing has up to 37."""
+
 
 @dataclass(frozen=True)
 class EncodedPicture:
@@ -96,7 +99,7 @@ class Subject:
     def examine(self, way: Variant, questions: QuestionSet, chunk: int = 8) -> Examined:
         """Asks every question about its picture, encoded in one way."""
         engine = self.engine_of(way)
-        answerer = Answerer(engine, max_new_tokens=16, batch_tokens=self.batch_tokens)
+        answerer = Answerer(engine, max_new_tokens=LONGEST, batch_tokens=self.batch_tokens)
         examined = Examined([], [], [])
         for start in range(0, len(questions.pictures), chunk):
             rows = questions.questions[start : start + chunk]

@@ -80,7 +80,7 @@ def tables(answers: Answers) -> dict[str, str]:
     parts = {
         f"{name}: {chosen}": table(answers, experiment.ways, chosen)
         for name, experiment in EXPERIMENTS.items()
-        if name not in ("losses", "paper", "equal-flops", "between", "choice", "reading")
+        if name not in ("losses", "paper", "equal-flops", "between", "choice", "reading", "listing")
         for chosen in experiment.sets
     }
     equal, between = EXPERIMENTS["equal-flops"], EXPERIMENTS["between"]
@@ -93,9 +93,9 @@ def tables(answers: Answers) -> dict[str, str]:
     for size in dict.fromkeys(name.split(" of ")[0] for name in between.sets):
         sets = [name for name in between.sets if name.startswith(f"{size} of ")]
         parts[f"between: {size}"] = size_table(answers, between.ways, sets, V_STAR)
-    reading = EXPERIMENTS["reading"]
-    for chosen in reading.sets:
-        parts[f"reading by kind: {chosen}"] = kind_table(answers, reading.ways, chosen)
+    for name in ("reading", "listing"):
+        for chosen in EXPERIMENTS[name].sets:
+            parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)
     for chosen in EXPERIMENTS["rivals"].sets:
         for name in ("rivals", "equal-flops", "dear-rivals"):
             parts[f"{name} by kind: {chosen}"] = kind_table(answers, EXPERIMENTS[name].ways, chosen)

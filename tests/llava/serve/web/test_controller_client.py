@@ -25,7 +25,7 @@ from llava.serve.engine.params import QLIPOptions, Sampling
 from llava.serve.engine.prompting import Turn
 from llava.serve.http.failures import RequestError
 from llava.serve.web.backend import AnswerPiece, Query
-from llava.serve.web.controller_client import ControllerBackend
+from llava.serve.web.controller_client import ControllerBackend, read_first_pass, read_visual_tokens
 from llava.serve.web.moderation import Moderator
 from llava.serve.web.toasts import errors_as_toasts
 from llava.serve.workers import controller_app, worker_app
@@ -88,7 +88,19 @@ def test_an_answer_grows_to_what_the_worker_s_engine_says_seen_as_asked(
     own = engine.submit(engine.question(QUESTION, 1), [picture()], GREEDY, QLIPOptions(**options))
     assert text_of(pieces) == "".join(own).strip()
     assert len([piece for piece in pieces if piece.text]) > 1  # on a busy machine several tokens come at once
-    assert pieces[-1].visual_tokens == own.usage.visual_tokens
+    assert pieces[-1].visual_tokens == own.usage.visual_tokens and pieces[-1].first_pass is None
+
+
+def test_what_the_first_pass_of_a_question_cost_is_in_the_worker_s_last_frame(url: str, engine: ChatEngine) -> None:
+    last = answer(ControllerBackend(url, api_key=KEY), query(budget="question", alpha=0.8, max_tokens=96))[-1]
+    assert last.first_pass is not None
+    assert last.first_pass.tokens == engine.vision.tower.num_patches and last.first_pass.seconds > 0
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"qlip": 3}, {"qlip": {"first_pass_tokens": float("inf")}, "seconds": {}}])
+def test_an_unknown_cost_of_another_worker_is_none(usage: object) -> None:
+    assert read_first_pass({"text": "", "usage": usage}) is None
+    assert read_visual_tokens({"usage": {"prompt_tokens_details": {"image_tokens": float("inf")}}}) is None
 
 
 def test_a_conversation_is_sent_whole(url: str, engine: ChatEngine) -> None:

@@ -191,6 +191,7 @@ def test_the_question_decides_if_the_visitor_wants_that(new_visitor: NewVisitor,
     text = "".join(answer)
     (side,) = (part for part in steps(visitor, "/compare", QUESTION, *controls(BY_QUESTION))[-1][-1:])
     assert text in side and f"<dd>{answer.usage.visual_tokens}</dd><dt>visual tokens</dt>" in side
+    assert re.search(rf"<dd>\d\.\d\d s</dd><dt>for a first pass of {most.first_tokens}</dt>", side)
 
 
 def test_two_visitors_keep_their_own_picture_controls_and_conversation(
