@@ -60,9 +60,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --editable . >&2
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) what tests need, a few minutes the first time" >&2
 	@$(PIP) --editable ".[dev]" >&2
-	@touch $@
+	@touch $(VENV)/installed $@
 
 $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) mkdocs mkdocs-material >&2

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from functools import cache
 from threading import Thread
 from typing import Any
 
 import httpx
 
 from llava.addresses import is_global_unicast, is_host_name, is_loopback_ip, parse_ip
+from llava.tls import tls_context
 from qlip.images.limits import ImageError, ImageLimits
 
 _URL_FORM = "http(s)://HOST[:PORT]/PATH"
@@ -102,7 +101,7 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
     async def fetch() -> bytes:
         async with (
             httpx.AsyncClient(
-                verify=_authorities(), timeout=limits.timeout, follow_redirects=False, trust_env=False
+                verify=tls_context(), timeout=limits.timeout, follow_redirects=False, trust_env=False
             ) as client,
             client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host}) as reply,
         ):
@@ -119,12 +118,6 @@ async def _fetch(url: httpx.URL, pinned: httpx.URL, host: str, limits: ImageLimi
         return await asyncio.wait_for(fetch(), max(0.0, deadline - time.monotonic()))
     except asyncio.TimeoutError:
         raise ImageError(f"the download took longer than {limits.timeout:g} seconds") from None
-
-
-@cache
-def _authorities() -> ssl.SSLContext:
-    """Reads the public certificate authorities, once: each client would do so by itself, which takes 30 ms or more."""
-    return httpx.create_ssl_context(trust_env=False)
 
 
 def _find_address(host: str, port: int, timeout: float, allow_loopback: bool, allow_private: bool) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from llava.tls import tls_context
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -54,7 +56,7 @@ class ModerationService:
             ModerationFailed: it gave no verdict.
         """
         try:
-            with httpx.Client(timeout=TIMEOUT) as client:
+            with httpx.Client(timeout=TIMEOUT, verify=tls_context(trust_env=True)) as client:
                 return _verdict(client.post(self.url, **self._request(text)))
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error
@@ -62,7 +64,7 @@ class ModerationService:
     async def aflags(self, text: str) -> bool:
         """`flags`, for an event loop."""
         try:
-            async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+            async with httpx.AsyncClient(timeout=TIMEOUT, verify=tls_context(trust_env=True)) as client:
                 return _verdict(await client.post(self.url, **self._request(text)))
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise ModerationFailed(f"moderation gave no verdict: {type(error).__name__}") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from PIL import Image
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a fault
 settings.load_profile("untimed")
+
+# Each HTTP client reads the certificate authorities, which takes longer than most tests of a server.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 # Tests see what is installed without extras; those of the compiled loops (qlip/kernels) switch them on.
 os.environ["NUMBA_DISABLE_JIT"] = "1"

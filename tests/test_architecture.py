@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qlip.prior.command",),
     ("qlip.cli",),
     ("qlip.__main__",),
-    ("llava.addresses",),
+    ("llava.addresses", "llava.tls"),
     ("llava.downloads",),
     ("llava.images",),
     ("llava.constants", "llava.image_geometry", "llava.moderation", "llava.stopping", "llava.text"),

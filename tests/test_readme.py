@@ -98,3 +98,28 @@ def test_modules_that_moved_are_where_the_changelog_says():
     for before, now in rows:
         for name in re.findall(r"`((?:qlip|llava)(?:\.\w+)+)`", now.partition(";")[0]):
             assert is_file(name) or is_file(f"{name}.__init__"), (before, name)
+
+
+def test_each_figure_that_results_gives_a_command_for_stands_in_the_readme() -> None:
+    """Of README's figures beside its table of accuracy; where one is quoted, by the same words."""
+    results = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    rows = re.search(r"README's other figures:\n\n\|.*\n\|.*\n((?:\|.*\n)+)", results)[1].splitlines()
+    readme = " ".join(README.split())
+    quoted = [text for row in rows for text in re.findall('"([^"]+)"', row.split(" | ")[0])]
+    assert len(quoted) >= 12
+    assert [text for text in quoted if text not in readme] == []
+
+
+def test_the_readmes_times_of_the_quadtree_are_those_of_its_page() -> None:
+    page = (ROOT / "docs" / "results" / "quadtree.md").read_text(encoding="utf-8")
+    for criterion, name in (("structure", "default"), ("gradient", "the paper's gradient")):
+        section = page.split(f"## {criterion}")[1]
+        cells = [cell.strip() for cell in re.search(r"\| 896 px (.*)", section)[1].strip("| ").split("|")]
+        _, partition, patches, _, copies, _, times, _, compiled, compiled_copies, compiled_times = cells
+        together = float(partition) + float(patches)
+        rows = (("", together, times, copies), (", compiled", float(compiled), compiled_times, compiled_copies))
+        for kind, milliseconds, faster, longer in rows:
+            row = (
+                f"| {name}{kind} | {milliseconds:.1f} ms | {float(faster):.0f} times faster | {longer} times as long |"
+            )
+            assert row in README

@@ -32,6 +32,7 @@ from llava.serve.web.clip_sizes import NATIVE_SIZE, PATCH_SIZE
 from llava.serve.web.encoded_pictures import encode_pictures
 from llava.serve.workers import protocol
 from llava.serve.workers.protocol import ErrorCode
+from llava.tls import tls_context
 from qlip.config import QLIPConfig
 from qlip.cutting import ImageCutter
 
@@ -204,7 +205,7 @@ class ControllerBackend:
         timeout = httpx.Timeout(SILENCE, connect=CONNECT)
         try:
             async with httpx.AsyncClient(
-                base_url=self.url, timeout=timeout, headers=self.headers, trust_env=False
+                base_url=self.url, verify=tls_context(), timeout=timeout, headers=self.headers, trust_env=False
             ) as client:
                 yield client
         except httpx.TimeoutException:

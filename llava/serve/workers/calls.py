@@ -11,6 +11,7 @@ import httpx
 from llava.serve.http.auth import bearer_header
 from llava.serve.http.failures import escaped
 from llava.serve.workers.protocol import ErrorCode, WorkerStatus, parsed, split_frames
+from llava.tls import tls_context
 
 TIMEOUT = 5.0  # seconds for a controller's reply
 ANSWER_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # a worker repeats its last frame more often than that
@@ -36,6 +37,7 @@ def register_worker(controller: str, worker: str, check_heart_beat: bool, token:
             json=request,
             headers=bearer_header(token),
             timeout=timeout,
+            verify=tls_context(),
             trust_env=False,
         ).raise_for_status()
     except httpx.HTTPError as error:
@@ -49,7 +51,7 @@ def open_client(key: str | None) -> httpx.Client:
         key: API key to send with each request.
     """
     headers = {"User-Agent": "LLaVA Client"} | bearer_header(key)
-    return httpx.Client(timeout=ANSWER_TIMEOUT, headers=headers, trust_env=False)
+    return httpx.Client(timeout=ANSWER_TIMEOUT, headers=headers, verify=tls_context(), trust_env=False)
 
 
 def list_models(client: httpx.Client, controller: str) -> list[str]:

@@ -15,6 +15,7 @@ import httpx
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.serve.http.auth import bearer_header
 from llava.serve.workers.protocol import WorkerStatus, parsed
+from llava.tls import tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class WorkerClient:
         """Identifies this controller to itself and to others."""
         self._client = httpx.AsyncClient(
             transport=transport,
+            verify=tls_context(),
             trust_env=False,
             follow_redirects=False,
             headers={"Accept-Encoding": "identity"} | bearer_header(token),

@@ -14,6 +14,7 @@ from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.serve.http.auth import bearer_header
 from llava.serve.workers.calls import TIMEOUT, describe_error
 from llava.serve.workers.protocol import WorkerStatus
+from llava.tls import tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Registration:
             interval: Seconds between heartbeats.
         """
         self.controller, self.worker, self.status, self.interval = controller, worker, status, interval
-        self.client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=bearer_header(token))
+        self.client = httpx.AsyncClient(
+            timeout=TIMEOUT, verify=tls_context(), trust_env=False, headers=bearer_header(token)
+        )
         self._registered = False
         self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
