@@ -82,9 +82,9 @@ def _make_summary(channels: int) -> Kernel:
                 summary[5, row, col], summary[6, row, col] = across[last], down[last]
                 summary[7, row, col] = both[last]
         bits, largest = flat.view(np.uint32), np.uint32(0)
-        for place in range(bits.size):
-            largest = max(largest, bits[place] & np.uint32(0x7FFFFFFF))
-        return summary, largest < FINITE
+        for index in range(bits.size):
+            largest = max(largest, bits[index] & np.uint32(0x7FFFFFFF))
+        return summary, bool(largest < FINITE)
 
     return compile_loop(summarise, channels)
 

@@ -155,7 +155,7 @@ class Replica:
             self._busy = False
 
     def _work_on_batch(self) -> None:
-        """Starts a batch, or goes on with the one that runs."""
+        """Starts a batch, or continues the one that runs."""
         if self.running:
             self._spend(self.times.stepping(self._rows, self._count_context()), self.running)
         elif self.prepared:
@@ -167,12 +167,12 @@ class Replica:
 
     def _let_join(self) -> None:
         """Takes the group that joins next and plans its pieces."""
+        bounds = EngineLimits(max_batch_tokens=self.limits.batch_tokens)
         lengths, joining, taken = [job.length for job in self.running], 0, 0
         for job in islice(self.prepared, max(0, self.limits.slots - len(self.running))):
             lengths.append(job.request.prompt)
             joining += job.request.prompt
-            fits = len(lengths) == 1 or len(lengths) * (max(lengths) + GROWTH) <= self.limits.batch_tokens
-            if not fits or (taken and joining > self.limits.join_tokens):
+            if not bounds.hold(lengths, GROWTH) or (taken and joining > self.limits.join_tokens):
                 break
             taken += 1
         self._joining = self._take(taken)

@@ -66,8 +66,15 @@ class StageTimes:
         """Computes the model's seconds until the first tokens of requests that start together."""
         visual = sum(request.visual for request in requests)
         text = sum(request.text for request in requests)
-        encoding = self.encode + self.encode_per_token * visual if visual else 0.0
-        return encoding + self.prefill + self.prefill_per_token * (visual + text)
+        return self.encoding(visual) + self.prefilling(visual + text)
+
+    def encoding(self, visual: int) -> float:
+        """Computes the seconds of the tower for `visual` tokens together; without images it does not run."""
+        return self.encode + self.encode_per_token * visual if visual else 0.0
+
+    def prefilling(self, tokens: float) -> float:
+        """Computes the language model's seconds for `tokens` of prompts together."""
+        return self.prefill + self.prefill_per_token * tokens
 
     def pieces(self, requests: Sequence[Request], most_tokens: int) -> list[float]:
         """Computes the model's seconds of each piece of the work until the first tokens of requests that join.
@@ -79,11 +86,10 @@ class StageTimes:
             if parts[-1] and parts[-1] + request.visual > most_tokens:
                 parts.append(0)
             parts[-1] += request.visual
-        encoding = [self.encode + self.encode_per_token * visual if visual else 0.0 for visual in parts]
         longest = max(request.prompt for request in requests)
         count = max(1, -(-longest // max(1, most_tokens // len(requests))))
         padded = longest * len(requests)
-        return [*encoding, *[self.prefill + self.prefill_per_token * padded / count] * count]
+        return [*map(self.encoding, parts), *[self.prefilling(padded / count)] * count]
 
     def stepping(self, rows: int, context: int) -> float:
         """Computes the model's seconds of one token for each of `rows` answers with `context` tokens in all."""

@@ -17,7 +17,7 @@ TRAINING_SEEDS = range(1, 100)
 """Seeds that the embedded models are trained with; no series that is measured may be one of them."""
 SCENES = 100
 KINDS = ("colour", "shape", "relation", "count", "existence")
-"""One question of each about every scene; listing, a long answer that repeats the others, is asked in sets of its own.
+"""One question of each about every scene; listing, a long answer that repeats the others, is asked in separate sets.
 Scenes with signs have one of "sign" more."""
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "V*": ("colour", "shape", "relation"),
